@@ -1,0 +1,69 @@
+# make run    set up .venv, then train the default federation (synthetic street, four minutes on two cores)
+# make test   set up .venv, then check style and types and run all tests but the benchmarks
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint unit integration bench lock clean
+
+help:
+	@echo "make setup        create .venv and install fedbench and its pinned requirements"
+	@echo "make run          set up, then run the default federation (ARGS='--help' lists the options)"
+	@echo "make test         set up, then lint, unit and integration: all that CI checks"
+	@echo "make lint         ruff and mypy"
+	@echo "make unit         unit tests (under 90 seconds)"
+	@echo "make integration  tests that start real services and runs (minutes)"
+	@echo "make bench        benchmarks"
+	@echo "make lock         compile requirements.txt from pyproject.toml again"
+	@echo "make clean        remove .venv and the tools' caches"
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13) that .venv is made with"
+
+setup: .venv/.installed
+
+$(BIN)/uv:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: $(PYTHON) not found: install Python 3.11 to 3.13, or name one: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13) and \
+	  f"error: $(PYTHON) is Python {v[0]}.{v[1]}; expected 3.11 to 3.13: name another one, make setup PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot create virtual environments: on Debian and Ubuntu, apt install python3-venv" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# The requirements with all that they need are pinned; fedbench itself is installed over them, adding none.
+.venv/.installed: requirements.txt pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+run: setup
+	$(BIN)/fedbench run $(ARGS)
+
+test: setup
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory integration
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest -m "not integration and not benchmark"
+
+integration: setup
+	$(BIN)/python -m pytest -m "integration and not benchmark"
+
+bench: setup
+	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s
+
+lock: $(BIN)/uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade --quiet \
+	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

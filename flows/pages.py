@@ -1,0 +1,69 @@
+"""The Prefect and MLflow pages of one federation, served from this machine's state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import typer
+from rich.console import Console
+
+from infra.services.embedded import EmbeddedServices
+from infra.services.mlflow_server import MlflowService
+from infra.settings import Settings
+from infra.store.objects import ObjectStore
+
+
+def serve_pages(settings: Settings, name: str, console: Console, *, open_browser: bool) -> None:
+    """Start what is not running, print the two addresses, and serve until Ctrl-C.
+
+    Raises:
+        SpecError: there is no federation of this name.
+        ServiceFailed: a server did not come up.
+    """
+    from flows.stored import read_run
+
+    with EmbeddedServices(settings) as services:
+        objects = ObjectStore(services.s3_endpoint())
+        objects.ensure_bucket()
+        read_run(objects, settings, name)
+        console.print("starting MLflow's server …")
+        mlflow = None
+        tracking = services.mlflow_tracking_uri
+        if tracking.startswith("http"):
+            base = tracking
+        else:
+            mlflow = MlflowService(settings.home, services.s3_endpoint(), tracking)
+            mlflow.ensure()
+            base = mlflow.address
+        try:
+            for page in (prefect_page(services, name), mlflow_page(settings, tracking, name, base)):
+                console.print(page, soft_wrap=True)
+                if open_browser:
+                    typer.launch(page)
+            console.print("Ctrl-C ends it.")
+            while True:
+                time.sleep(1)
+        except KeyboardInterrupt:
+            console.print("stopped")
+        finally:
+            if mlflow is not None:
+                mlflow.stop()
+
+
+def prefect_page(services: EmbeddedServices, name: str) -> str:
+    """Page of the federation's newest flow run; the list of its runs when there is none."""
+    os.environ["PREFECT_API_URL"] = services.prefect_api_url
+    from flows.prefect_runs import newest_run
+
+    base = services.prefect_api_url.removesuffix("/api")
+    run = asyncio.run(newest_run(name))
+    return f"{base}/runs/flow-run/{run.id}" if run is not None else f"{base}/runs"
+
+
+def mlflow_page(settings: Settings, tracking: str, name: str, base: str) -> str:
+    """Page of the federation's MLflow run; the front page when there is none."""
+    from infra.tracking import find_page
+
+    return find_page(tracking, settings.mlflow_experiment, name, base) or base

@@ -1,0 +1,330 @@
+"""Progress of a run: a live display on a terminal, plain lines without one, nothing with ``-q``.
+
+The federation's flow reports events to a :class:`Progress`; each subclass shows them in its way, and
+:func:`make_progress` picks it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from threading import RLock
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Column, Table
+from rich.text import Text
+
+from tasks.spec.records import RoundRecord
+
+_NAMED_CLIENTS = 8  # up to this many clients of a phase are shown by name
+_BAR_WIDTH = 30
+_OTHER_LINES = 11  # of the live display, beside the table's rows
+
+
+class Progress:
+    """Takes the events of a run, in order, and keeps where it stands; shows nothing itself.
+
+    ``round_started`` comes before a round's phases, ``round_committed`` after its marker is in the store.
+    Events may come from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._began = time.monotonic()
+        self.name = ""
+        self.summary = ""
+        self.max_rounds = 0
+        self.round = 0
+        self.phase: str | None = None
+        self.phase_began = self._began
+        self.total = 0
+        self.done: list[str] = []
+        self.failed: list[str] = []
+        self.finished_phases: list[tuple[str, float]] = []
+        self.records: list[RoundRecord] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the federation was started in this process."""
+        return time.monotonic() - self._began
+
+    def federation_started(self, name: str, spec_summary: str, max_rounds: int) -> None:
+        """``spec_summary`` is one line: data, detector, clients, local epochs."""
+        with self._lock:
+            self._began = time.monotonic()
+            self.name, self.summary, self.max_rounds = name, spec_summary, max_rounds
+            self._show_federation()
+
+    def resumed(self, number: int, records: Sequence[RoundRecord] = ()) -> None:
+        """The run goes on after the committed round ``number``; ``records`` are those so far."""
+        with self._lock:
+            self.records.extend(records)
+            self._say(f"resumed: round {number} is committed, going on from there", "cyan")
+
+    def round_started(self, number: int) -> None:
+        with self._lock:
+            self.round, self.phase = number, None
+            self.finished_phases = []
+            self._show_round()
+
+    def phase_started(self, phase: str, total: int) -> None:
+        """``total`` is the number of clients (or evaluations) that the phase waits for; 0: no clients."""
+        with self._lock:
+            self.phase, self.total, self.phase_began = phase, total, time.monotonic()
+            self.done, self.failed = [], []
+            self._show_phase()
+
+    def client_done(self, phase: str, client: str, text: str) -> None:
+        """``text`` says what came of it: ``loss 3.21, 344 images, 12.3 s``."""
+        with self._lock:
+            self.done.append(client)
+            self._show_client(phase, client, text)
+
+    def client_failed(self, phase: str, client: str, kind: str, reason: str) -> None:
+        """The phase dropped the client; ``kind`` is that of ``ClientFailure``."""
+        with self._lock:
+            self.failed.append(client)
+            self._say(f"{self._at(phase)}: client {client} dropped ({kind}): {_one_line(reason)}", "red")
+
+    def client_retried(self, phase: str, client: str, attempt: int, reason: str) -> None:
+        """A lost turn runs again; ``attempt`` counts the repetitions from 1."""
+        with self._lock:
+            self._say(f"{self._at(phase)}: client {client} lost, retry {attempt}: {_one_line(reason)}", "yellow")
+
+    def phase_finished(self, phase: str, seconds: float) -> None:
+        with self._lock:
+            self.finished_phases.append((phase, seconds))
+            self.phase = None
+            self._show_phase_end(phase, seconds)
+
+    def round_committed(self, record: RoundRecord) -> None:
+        with self._lock:
+            self.records.append(record)
+            self._show_commit(record)
+
+    def message(self, text: str) -> None:
+        """A line that stays on the screen."""
+        with self._lock:
+            self._say(text, "")
+
+    def close(self) -> None:
+        """Give the terminal back; may be called twice."""
+
+    def _at(self, phase: str) -> str:
+        return f"round {self.round} {phase}"
+
+    def _say(self, text: str, style: str) -> None:
+        pass
+
+    def _show_federation(self) -> None:
+        pass
+
+    def _show_round(self) -> None:
+        pass
+
+    def _show_phase(self) -> None:
+        pass
+
+    def _show_client(self, phase: str, client: str, text: str) -> None:
+        pass
+
+    def _show_phase_end(self, phase: str, seconds: float) -> None:
+        pass
+
+    def _show_commit(self, record: RoundRecord) -> None:
+        pass
+
+
+class QuietProgress(Progress):
+    """``-q``: no progress; the command line prints the result alone."""
+
+
+class LineProgress(Progress):
+    """One plain, flushed line an event, with the elapsed time: for logs, pipes and CI."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def _say(self, text: str, style: str) -> None:
+        for line in text.splitlines():
+            self._console.print(Text(f"[{clock(self.elapsed)}] {line}", style), soft_wrap=True)
+        self._console.file.flush()
+
+    def _show_federation(self) -> None:
+        self._say(f"federation {self.name}: {self.summary}; up to {self.max_rounds} rounds", "bold")
+
+    def _show_round(self) -> None:
+        self._say(f"round {self.round} of {self.max_rounds}", "bold")
+
+    def _show_phase(self) -> None:
+        clients = f": {_count(self.total, 'client')}" if self.total else ""
+        self._say(f"{self._at(self.phase or '')} starts{clients}", "")
+
+    def _show_client(self, phase: str, client: str, text: str) -> None:
+        tail = f": {text}" if text else ""
+        self._say(f"{self._at(phase)}: client {client} done ({len(self.done)} of {self.total}){tail}", "")
+
+    def _show_phase_end(self, phase: str, seconds: float) -> None:
+        self._say(f"{self._at(phase)} finished in {seconds:.1f} s", "")
+
+    def _show_commit(self, record: RoundRecord) -> None:
+        metrics = record.metrics
+        self._say(
+            f"round {record.round} of {self.max_rounds} committed: train loss {_number(metrics.train_loss)}, "
+            f"test loss {_number(metrics.loss)}, map50_voc10 {_number(metrics.map50_voc10)}, "
+            f"recall {_number(metrics.recall)}, {_megabytes(record.bytes_up)} MB up, "
+            f"{_megabytes(record.bytes_down)} MB down, {sum(record.seconds.values()):.1f} s",
+            "bold",
+        )
+
+
+class LiveProgress(Progress):
+    """A display that is drawn again in place; what is worth keeping is printed above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._spinner = Spinner("dots", style="cyan")
+        # Transient: the command line prints the whole table once the run has ended.
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _say(self, text: str, style: str) -> None:
+        self._console.print(Text(text, style))
+
+    def _show_federation(self) -> None:
+        self._live.start()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Called by the thread that refreshes, which holds rich's lock, while an event that prints waits for
+        # that lock: taking self._lock here could block both for ever. What is read is appended or replaced.
+        parts: list[RenderableType] = [Text(self.summary, "dim", overflow="ellipsis", no_wrap=True)]
+        parts += [self._round_line(), self._phases_line(), self._current_phase()]
+        if self.records:
+            # At least the last round; never more than the screen holds, or rich cuts the bottom off.
+            rows = max(1, console.size.height - _OTHER_LINES)
+            parts += [Text(), round_table(self.records[-rows:])]
+        yield Panel(
+            Group(*parts),
+            title=Text.assemble(("fedbench ", "bold"), (self.name, "bold cyan")),
+            title_align="left",
+            subtitle=Text(f"{clock(self.elapsed)} elapsed", "dim"),
+            subtitle_align="right",
+            border_style="dim",
+            width=min(options.max_width, 100),
+        )
+
+    def _round_line(self) -> RenderableType:
+        committed = self.records[-1].round if self.records else 0
+        best = self.records[-1].decision if self.records else None
+        score = ""
+        if best is not None and best.best_map50_voc10 is not None:
+            score = f"best map50_voc10 {best.best_map50_voc10:.3f} in round {best.best_round}"
+        line = Table.grid(Column(no_wrap=True), Column(width=_BAR_WIDTH), Column(no_wrap=True), padding=(0, 1))
+        line.add_row(
+            Text(f"round {self.round}/{self.max_rounds}", "bold"),
+            ProgressBar(total=max(1, self.max_rounds), completed=committed, width=_BAR_WIDTH),
+            Text(score, overflow="ellipsis"),
+        )
+        return line
+
+    def _phases_line(self) -> RenderableType:
+        line = Text()
+        for phase, seconds in self.finished_phases:
+            line.append("✓ ", "green").append(f"{phase} ").append(f"{seconds:.1f}s  ", "dim")
+        return line
+
+    def _current_phase(self) -> RenderableType:
+        phase, total, done, failed = self.phase, self.total, self.done, self.failed
+        if phase is None:
+            return Text("  …", "dim")
+        text = Text.assemble((phase, "bold"), "  ", (clock(time.monotonic() - self.phase_began), "dim"))
+        if total:
+            text.append(f"  {len(done)}/{total}")
+        if total <= _NAMED_CLIENTS:
+            for mark, style, clients in (("✓", "green", done), ("✗", "red", failed)):
+                for client in clients:
+                    text.append(f"  {mark} ", style).append(client)
+        elif failed:
+            text.append(f"  {len(failed)} dropped", "red")
+        line = Table.grid(Column(width=1), Column(no_wrap=True, overflow="ellipsis"), padding=(0, 1))
+        line.add_row(self._spinner, text)
+        return line
+
+
+def make_progress(console: Console, quiet: bool) -> Progress:
+    """Quiet with ``-q``, live on a terminal, else plain lines."""
+    if quiet:
+        return QuietProgress()
+    # FORCE_COLOR makes rich call a pipe a terminal; redrawing needs a real one.
+    if console.is_interactive and console.file.isatty():
+        return LiveProgress(console)
+    return LineProgress(console)
+
+
+def round_table(records: Sequence[RoundRecord]) -> Table:
+    """One row a round: clients (updates / cohort), losses, VOC 2010 mAP at IoU 0.5, recall, MB, seconds.
+
+    The best mAP of ``records`` stands out; a dash is a value that the record has as null.
+    """
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    for header in (
+        "round",
+        "clients",
+        "train loss",
+        "test loss",
+        "map50_voc10",
+        "recall",
+        "MB up",
+        "MB down",
+        "s",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    scores = [record.metrics.map50_voc10 for record in records if record.metrics.map50_voc10 is not None]
+    best = max(scores, default=None)
+    for record in records:
+        metrics = record.metrics
+        cohort = len(record.plan.cohort) if record.plan else 0
+        short = len(record.updates) < cohort
+        is_best = best is not None and metrics.map50_voc10 == best
+        table.add_row(
+            str(record.round),
+            Text(f"{len(record.updates)}/{cohort}" if cohort else "-", "yellow" if short else ""),
+            _number(metrics.train_loss),
+            _number(metrics.loss),
+            Text(_number(metrics.map50_voc10), "bold green" if is_best else ""),
+            _number(metrics.recall),
+            _megabytes(record.bytes_up),
+            _megabytes(record.bytes_down),
+            f"{sum(record.seconds.values()):.1f}",
+        )
+    return table
+
+
+def clock(seconds: float) -> str:
+    """``3723.4`` as ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

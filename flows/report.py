@@ -1,0 +1,157 @@
+"""What a run leaves behind for its readers: MLflow's run, plots, a sheet of detections.
+
+MLflow is a view of the store. When it is unreachable the run goes on, and the missing rounds are filled in later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from infra.errors import InfraError, TrackingUnavailable
+from infra.place import Place
+from infra.services.embedded import EmbeddedServices
+from infra.settings import Settings
+from infra.tracking import EndStatus, Tracker
+from tasks.errors import FedbenchError
+from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
+from tasks.spec.federation import FederationSpec, flatten
+from tasks.spec.records import RoundRecord
+from tasks.spec.turns import SheetRequest
+from tasks.turns import hand_out
+
+log = logging.getLogger(__name__)
+
+SHEET_IMAGES = 9
+
+
+class RunReport:
+    """The MLflow run and the plots of one federation, over all of its attempts."""
+
+    def __init__(
+        self, name: str, spec: FederationSpec, settings: Settings, services: EmbeddedServices, folder: Path
+    ) -> None:
+        self.name, self.spec, self.settings, self.services, self.folder = (
+            name,
+            spec,
+            settings,
+            services,
+            folder,
+        )
+        self._tracker: Tracker | None = None
+        self._flow_run: str | None = None
+
+    def open(self, history: Sequence[RoundRecord]) -> None:
+        """Find or make the MLflow run, and give it the committed rounds that it lacks."""
+        tags = {"fedbench.prefect_flow_run": self._flow_run} if self._flow_run else {}
+        s3 = self.settings.s3
+        try:
+            self._tracker = Tracker.open(
+                uri=self.services.mlflow_tracking_uri,
+                experiment=self.settings.mlflow_experiment,
+                artifact_location=None if self.settings.mlflow_tracking_uri else f"s3://{s3.bucket}/mlflow",
+                federation=self.name,
+                spec_digest=self.spec.digest,
+                params=flatten(self.spec.model_dump(mode="json")),
+                spec_yaml=self.spec.to_yaml(),
+                tags=tags,
+            )
+            self._tracker.backfill([record.model_dump(mode="json") for record in history])
+        except TrackingUnavailable as error:
+            log.warning("MLflow: %s", error)
+
+    def flow_started(self, flow_run_id: str) -> None:
+        """Link the MLflow run to Prefect's."""
+        self._flow_run = flow_run_id
+        if self._tracker is not None:
+            try:
+                self._tracker.set_tag("fedbench.prefect_flow_run", flow_run_id)
+            except TrackingUnavailable as error:
+                log.warning("MLflow: %s", error)
+
+    def round_committed(self, record: RoundRecord) -> None:
+        try:
+            if self._tracker is not None:
+                self._tracker.log_record(record.model_dump(mode="json"))
+        except TrackingUnavailable as error:
+            log.warning("MLflow: round %d will be filled in later: %s", record.round, error)
+
+    async def finish(self, place: Place) -> None:
+        """Plots, sheet, the best weights' reference; the MLflow run is ended FINISHED."""
+        history: list[RoundRecord] = place.history
+        files = self._draw(history)
+        try:
+            files["sheet.png"] = await self._sheet(place, history)
+        except (FedbenchError, InfraError) as error:
+            log.warning("no sheet of detections: %s", error)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            (self.folder / file).write_bytes(data)
+        best = history[history[-1].decision.best_round]
+        try:
+            if self._tracker is None:
+                self.open(history)
+            if self._tracker is not None:
+                self._tracker.backfill([record.model_dump(mode="json") for record in history])
+                for file, data in files.items():
+                    self._tracker.log_artifact_bytes(f"plots/{file}", data)
+                uri = f"s3://{place.objects.bucket}/{best.model.key}"
+                self._tracker.log_reference("best", uri, best.model.sha256)
+                self._tracker.close("FINISHED")
+        except TrackingUnavailable as error:
+            log.warning("MLflow: %s", error)
+
+    def finish_if_open(self, place: Place, history: Sequence[RoundRecord]) -> None:
+        """A run that was killed between its last commit and its report gets the report when it is asked for again."""
+        if not (self.folder / "rounds.png").exists():
+            import asyncio
+
+            place.history = list(history)
+            self.open(history)
+            try:
+                asyncio.run(self.finish(place))
+            finally:
+                place.slots.close()
+
+    def close(self, status: EndStatus) -> None:
+        """End the MLflow run as FAILED or KILLED."""
+        try:
+            if self._tracker is not None:
+                self._tracker.close(status)
+        except TrackingUnavailable as error:
+            log.warning("MLflow: %s", error)
+
+    def _draw(self, history: Sequence[RoundRecord]) -> dict[str, bytes]:
+        counts = {info.client: info.class_counts for info in history[-1].clients}
+        files = {
+            "rounds.png": _png(rounds_plot(history)),
+            "class-by-device.png": _png(class_by_device_plot(counts)),
+        }
+        if len(history) > 1:
+            files["client-losses.png"] = _png(client_losses_plot(history))
+        return files
+
+    async def _sheet(self, place: Place, history: Sequence[RoundRecord]) -> bytes:
+        best = history[history[-1].decision.best_round]
+        tested = [info.client for info in best.clients if info.test_size]
+        if not tested:
+            raise FedbenchError("no client has test images")
+        request = SheetRequest(
+            federation=self.name, spec=self.spec, clients=(tested[0],), model=best.model, images=SHEET_IMAGES
+        )
+        for reply in await hand_out(place, request):
+            if reply.detections is not None:
+                ref = reply.detections
+                return place.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
+        raise FedbenchError("the sheet's turn was lost")
+
+
+def _png(figure: Figure) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

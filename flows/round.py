@@ -1,0 +1,263 @@
+"""One round: its phases in the order of the protocol's table, then its commit.
+
+A round has happened when ``round.json`` is in the store. It is written last, after the weights that it names; a round
+that was interrupted is done again with the same plan, and takes over the updates that are already there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+
+from infra.place import Place, current_place
+from tasks.aggregate import aggregate, initial_weights, require_quorum
+from tasks.check_client_resource import check_client_resource
+from tasks.decide import decide
+from tasks.environment import this_environment
+from tasks.metrics.over_clients import aggregate_metrics
+from tasks.request_update import request_update, stored_updates
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import (
+    ClientFailure,
+    ClientInfo,
+    EvaluationRecord,
+    RoundPlan,
+    RoundRecord,
+    UpdateRecord,
+    WeightRef,
+)
+from tasks.spec.turns import TurnReply
+from tasks.stop_and_eval import clients_by_test_set, stop_and_eval
+
+
+@flow(
+    name="round",
+    flow_run_name="{federation} · round {round_number}",
+    persist_result=False,
+    validate_parameters=False,
+)
+async def federated_round(
+    federation: str,
+    spec: FederationSpec,
+    round_number: int,
+    clients: Sequence[ClientInfo],
+    not_ready: Sequence[ClientFailure],
+) -> RoundRecord:
+    """Rounds 1 to ``max_rounds``: plan, train, aggregate, evaluate, decide, commit.
+
+    Raises:
+        FedbenchError: the round cannot be done; the message says which clients are missing and why.
+    """
+    place = current_place()
+    history: Sequence[RoundRecord] = place.history
+    clock = Clock()
+    plan = await check_client_resource(federation, spec, round_number, clients, history[-1].model)
+    clock.lap("check_client_resource")
+    updates, dropped, down, up = await gather_updates(place, spec, plan)
+    dropped = [*not_ready, *dropped]
+    require_quorum(spec, plan, updates, dropped)
+    clock.lap("request_update")
+    model, counted, refused = await aggregate(spec, plan, round_number, updates)
+    clock.lap("aggregate")
+    evaluations, unscored, eval_down, eval_up = await evaluate_global(federation, spec, round_number, clients, model)
+    clock.lap("stop_and_eval")
+    metrics = aggregate_metrics(counted, evaluations)
+    decision = await decide(spec, round_number, [*(record.metrics for record in history), metrics])
+    clock.lap("decide")
+    record = RoundRecord(
+        federation=federation,
+        round=round_number,
+        spec_digest=spec.digest,
+        plan=plan,
+        clients=tuple(clients),
+        updates=tuple(counted),
+        dropped=(*dropped, *refused, *unscored),
+        model=model,
+        evaluations=tuple(evaluations),
+        metrics=metrics,
+        decision=decision,
+        seconds=clock.laps,
+        bytes_up=up + eval_up,
+        bytes_down=down + eval_down,
+        environment=this_environment(spec),
+        committed=datetime.now(UTC),
+    )
+    await asyncio.to_thread(commit, place, record)
+    await acreate_table_artifact(
+        key=f"round-{federation}".lower().replace(".", "-").replace("_", "-"),
+        table=client_table(record),
+        description=f"Round {round_number} of {federation}: its clients.",
+    )
+    return record
+
+
+@flow(
+    name="round-0",
+    flow_run_name="{federation} · initial model",
+    persist_result=False,
+    validate_parameters=False,
+)
+async def initial_round(
+    federation: str, spec: FederationSpec, clients: Sequence[ClientInfo], not_ready: Sequence[ClientFailure]
+) -> RoundRecord:
+    """Round 0: the initial model, drawn from the seed and evaluated."""
+    place = current_place()
+    clock = Clock()
+    model = await asyncio.to_thread(initial_weights, place, spec, len(clients[0].class_counts))
+    clock.lap("initial_weights")
+    evaluations, unscored, down, up = await evaluate_global(federation, spec, 0, clients, model)
+    clock.lap("stop_and_eval")
+    metrics = aggregate_metrics([], evaluations)
+    record = RoundRecord(
+        federation=federation,
+        round=0,
+        spec_digest=spec.digest,
+        clients=tuple(clients),
+        dropped=(*not_ready, *unscored),
+        model=model,
+        evaluations=tuple(evaluations),
+        metrics=metrics,
+        decision=await decide(spec, 0, [metrics]),
+        seconds=clock.laps,
+        bytes_up=up,
+        bytes_down=down,
+        environment=this_environment(spec),
+        committed=datetime.now(UTC),
+    )
+    await asyncio.to_thread(commit, place, record)
+    return record
+
+
+class Clock:
+    """Wall time of one phase after the other, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self.laps[phase] = round(now - self._last, 4)
+        self._last = now
+
+
+async def gather_updates(
+    place: Place, spec: FederationSpec, plan: RoundPlan
+) -> tuple[list[UpdateRecord], list[ClientFailure], int, int]:
+    """One task a shard, all at once; updates of an interrupted round that answer the plan are taken over.
+
+    Returns updates in client order, the clients dropped, and the bytes down and up.
+    """
+    started = time.monotonic()
+    place.reporter.phase_started("request_update", len(plan.cohort))
+    stored = await asyncio.to_thread(stored_updates, place, plan)
+    for client in stored:
+        place.reporter.client_done("request_update", client, "taken over from before the interruption")
+    shards = [tuple(client for client in shard if client not in stored) for shard in plan.shards]
+    replies: list[TurnReply] = await asyncio.gather(
+        *(request_update(spec, plan, plan.round, shard, shard_label(shard)) for shard in shards if shard)
+    )
+    place.reporter.phase_finished("request_update", time.monotonic() - started)
+    updates = stored | {update.client: update for reply in replies for update in reply.updates}
+    failures = {failure.client: failure for reply in replies for failure in reply.failures}
+    return (
+        [updates[client] for client in plan.cohort if client in updates],
+        [failures[client] for client in plan.cohort if client in failures],
+        sum(reply.downloaded for reply in replies),
+        sum(reply.uploaded for reply in replies),
+    )
+
+
+def shard_label(clients: Sequence[str]) -> str:
+    """``client 3`` or ``clients 1, 2, 5 (+4)``: what a task run of a shard is called."""
+    if len(clients) == 1:
+        return f"client {clients[0]}"
+    more = f" (+{len(clients) - 3})" if len(clients) > 3 else ""
+    return f"clients {', '.join(clients[:3])}{more}"
+
+
+async def evaluate_global(
+    federation: str, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
+) -> tuple[list[EvaluationRecord], list[ClientFailure], int, int]:
+    """One task a test set, all at once."""
+    place = current_place()
+    started = time.monotonic()
+    groups = list(clients_by_test_set(clients).values())
+    place.reporter.phase_started("stop_and_eval", len(groups))
+    answers = await asyncio.gather(
+        *(
+            stop_and_eval(
+                federation,
+                spec,
+                round_number,
+                group,
+                model,
+                "all clients" if len(groups) == 1 else shard_label([info.client for info in group]),
+            )
+            for group in groups
+        )
+    )
+    place.reporter.phase_finished("stop_and_eval", time.monotonic() - started)
+    return (
+        [evaluation for evaluation, _, _, _ in answers if evaluation is not None],
+        [failure for _, failures, _, _ in answers for failure in failures],
+        sum(down for _, _, down, _ in answers),
+        sum(up for _, _, _, up in answers),
+    )
+
+
+def commit(place: Place, record: RoundRecord) -> None:
+    """Write the commit marker, then what follows from it: the best round, and what retention removes."""
+    layout = place.layout
+    place.objects.put_json(layout.marker(record.round), record.model_dump(mode="json"))
+    best = record.decision.best_round
+    if best == record.round:
+        place.objects.put_json(
+            layout.best,
+            {
+                "version": 1,
+                "round": best,
+                "map50_voc10": record.decision.best_map50_voc10,
+                "weights": record.model.model_dump(mode="json"),
+            },
+        )
+    apply_retention(place, record.round, best)
+
+
+def apply_retention(place: Place, newest: int, best: int) -> None:
+    """Remove the round's updates and evaluation parts, and the globals that are neither best nor among the last."""
+    layout, settings = place.layout, place.settings
+    keys = list(place.objects.list(layout.evaluations(newest)))
+    if not settings.keep_updates:
+        keys += place.objects.list(layout.updates(newest))
+    keep = {best, *range(newest - settings.keep_globals + 1, newest + 1)}
+    globals_ = {layout.global_weights(number) for number in range(newest + 1) if number not in keep}
+    keys += [key for key in place.objects.list(layout.rounds) if key in globals_]
+    if keys:
+        place.objects.delete(keys)
+
+
+def client_table(record: RoundRecord) -> list[dict[str, object]]:
+    """Rows of the round's table artifact: one a client."""
+    updates = {update.client: update for update in record.updates}
+    reasons = {failure.client: f"{failure.kind}: {failure.reason}" for failure in record.dropped}
+    rows: list[dict[str, object]] = []
+    for client in sorted({info.client for info in record.clients} | reasons.keys(), key=lambda c: (len(c), c)):
+        update = updates.get(client)
+        rows.append(
+            {
+                "client": client,
+                "images": update.train_size if update else None,
+                "train loss": round(update.train_loss, 4) if update else None,
+                "steps": update.steps if update else None,
+                "seconds": round(update.seconds, 1) if update else None,
+                "MB up": round(update.weights.bytes / 1e6, 2) if update else None,
+                "dropped": reasons.get(client, ""),
+            }
+        )
+    return rows

@@ -1,0 +1,329 @@
+"""One federation from the command line: services, lock, resume, tracking, and what happens when something dies.
+
+The store is the truth: whatever is killed, the same command goes on from the last ``round.json``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from flows.progress import Progress
+from infra.errors import InfraError, SettingsError, TrackingUnavailable
+from infra.lock import require_free_disk, run_lock
+from infra.services.embedded import EmbeddedServices
+from infra.settings import Settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from tasks.data.catalog import load_data
+from tasks.errors import FedbenchError, SpecError
+from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
+from tasks.spec.records import RoundRecord
+
+if TYPE_CHECKING:
+    from flows.report import RunReport
+
+log = logging.getLogger(__name__)
+
+# Times that a run goes on by itself after its store or Prefect's API was gone; each needs a service that is back.
+MAX_RESTARTS = 20
+SUPERVISE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves: its records, its folder of plots, and whether there was anything left to do."""
+
+    records: list[RoundRecord]
+    folder: Path
+    already_finished: bool
+
+
+def run_folder(settings: Settings, name: str) -> Path:
+    """Plots, sheet and log of a run on this machine."""
+    return settings.home / "runs" / name
+
+
+def slot_count(settings: Settings, spec: FederationSpec) -> int:
+    """Slots of this machine: the setting, else cores // threads of a turn.
+
+    Raises:
+        SettingsError: a turn wants more than there is.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = spec.training.threads
+    if threads > cores:
+        raise SettingsError(f"training.threads: expected at most {cores}, this machine's cores, found {threads}")
+    if spec.training.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SettingsError("training.device: expected cpu, this machine has no usable CUDA device, found cuda")
+    return settings.slots or max(cores // threads, 1)
+
+
+def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
+    """Read (or draw) the data set on this machine and fix its digest in the specification.
+
+    Raises:
+        DataError: the data set is missing or wrong.
+    """
+    data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
+    if getattr(spec.data, "digest", data.digest) is None:
+        return spec.model_copy(update={"data": spec.data.model_copy(update={"digest": data.digest})})
+    return spec
+
+
+def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> None:
+    """Write ``spec.json``, or hold the specification against the one that is there.
+
+    Raises:
+        SpecError: the name belongs to another experiment; names the fields. Only a larger ``max_rounds`` extends.
+    """
+    document = objects.get_json(layout.spec)
+    if document is not None:
+        stored = parse_spec(document, source=layout.spec)
+        changes = changed_fields(stored, spec)
+        if not changes:
+            return
+        if set(changes) != {"max_rounds"} or spec.max_rounds < stored.max_rounds:
+            shown = ", ".join(f"{field} (was {old!r}, now {new!r})" for field, (old, new) in changes.items())
+            raise SpecError(
+                f"{layout.federation}: this name belongs to another experiment, which differs in: {shown}; "
+                "choose another --name (only a larger max_rounds extends a federation)"
+            )
+    objects.put_json(layout.spec, spec.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def supervised(services: EmbeddedServices) -> Iterator[None]:
+    """Bring embedded services back while a run goes on."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SUPERVISE_SECONDS):
+            try:
+                for service in services.ensure():
+                    log.warning("%s was gone and has been started again", service)
+            except InfraError as error:
+                log.error("%s", error)
+
+    thread = threading.Thread(target=watch, name="supervise-services", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=30)
+
+
+def run_federation(name: str, spec: FederationSpec, settings: Settings, progress: Progress) -> Outcome:
+    """Run ``spec`` under ``name`` to its end, from wherever it stands.
+
+    Raises:
+        FedbenchError, InfraError: it cannot start or go on; the message says why.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the runs are marked and our services stopped.
+    """
+    slots = slot_count(settings, spec)
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
+    with run_lock(settings.home, name), EmbeddedRun(settings) as services, _terminate_as_interrupt():
+        with ThreadPoolExecutor(1) as starting:
+            started = starting.submit(services.start)
+            progress.message("starting services; reading data")
+            spec = pin_data(spec, settings)
+            started.result()
+        resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
+        objects = ObjectStore(resolved.s3)
+        objects.ensure_bucket()
+        layout = FederationLayout(resolved.s3.prefix, name)
+        claim_name(objects, layout, spec)
+        _prefect_environment(settings, services)
+        with supervised(services):
+            return _run_until_done(name, spec, settings, services, progress, slots)
+
+
+class EmbeddedRun(EmbeddedServices):
+    """Services that are stopped on the way out, and started only when asked."""
+
+    def __enter__(self) -> EmbeddedRun:
+        return self
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as cleanly as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _prefect_environment(settings: Settings, services: EmbeddedServices) -> None:
+    """Prefect reads its settings when it is imported: from here on it may be."""
+    os.environ["PREFECT_API_URL"] = services.prefect_api_url
+    if services.prefect is not None:
+        os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
+        for variable in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
+            os.environ.pop(variable, None)
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def slot_environment(settings: Settings, services: EmbeddedServices) -> dict[str, str]:
+    """What a slot must know of this place beyond its settings file: the home and the store, credentials included."""
+    s3 = services.s3_endpoint()
+    environment = {"FEDBENCH_HOME": str(settings.home), "FEDBENCH_S3__BUCKET": s3.bucket}
+    if s3.endpoint is not None:
+        environment["FEDBENCH_S3__ENDPOINT"] = s3.endpoint
+    if s3.access_key is not None and s3.secret_key is not None:
+        environment["FEDBENCH_S3__ACCESS_KEY"] = s3.access_key.get_secret_value()
+        environment["FEDBENCH_S3__SECRET_KEY"] = s3.secret_key.get_secret_value()
+    return environment
+
+
+def _run_until_done(
+    name: str,
+    spec: FederationSpec,
+    settings: Settings,
+    services: EmbeddedServices,
+    progress: Progress,
+    slots: int,
+) -> Outcome:
+    # Late: these import prefect, torch and mlflow, which must see the environment set above, and take seconds.
+    from flows.report import RunReport
+    from infra.tracking import mlflow_environment
+
+    s3 = services.s3_endpoint()
+    if s3.access_key is not None and s3.secret_key is not None:
+        os.environ.update(
+            mlflow_environment(
+                s3.endpoint, s3.region, s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
+            )
+        )
+    report = RunReport(name, spec, settings, services, run_folder(settings, name))
+    restarts = 0
+    while True:
+        try:
+            return _attempt(name, spec, settings, services, progress, slots, report)
+        except KeyboardInterrupt:
+            report.close("KILLED")
+            raise
+        except Exception as error:
+            if not _place_failed(error) or restarts >= MAX_RESTARTS:
+                report.close("FAILED")
+                raise
+            restarts += 1
+            log.warning("the place failed, going on from the last commit: %s", error, exc_info=True)
+            progress.message(f"{_first_line(error)}: going on from the last commit (restart {restarts})")
+            time.sleep(min(restarts, 10))
+            services.ensure()
+
+
+def _attempt(
+    name: str,
+    spec: FederationSpec,
+    settings: Settings,
+    services: EmbeddedServices,
+    progress: Progress,
+    slots: int,
+    report: RunReport,
+) -> Outcome:
+    from flows.federation import federation, read_history, stopped
+    from flows.prefect_runs import close_dead_runs, federation_tags
+    from flows.turn import take_turn
+    from infra.place import Place, set_place
+    from infra.slots import LocalSlots
+
+    resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
+    objects = ObjectStore(resolved.s3)
+
+    def committed(record: RoundRecord) -> None:
+        progress.round_committed(record)
+        report.round_committed(record)
+
+    place = Place(
+        settings=resolved,
+        objects=objects,
+        weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
+        layout=FederationLayout(resolved.s3.prefix, name),
+        slots=LocalSlots(slots, ["flows.turn"], slot_environment(settings, services)),
+        take_turn=take_turn,
+        reporter=progress,
+        committed=committed,
+        started=report.flow_started,
+    )
+    history = read_history(place)
+    if history and stopped(spec, history):
+        report.finish_if_open(place, history)
+        return Outcome(history, report.folder, already_finished=True)
+    if history:
+        progress.resumed(history[-1].round)
+    report.open(history)
+    set_place(place)
+
+    async def run() -> None:
+        await close_dead_runs(name)
+        with federation_tags(name):
+            await federation(name=name, spec=spec)
+        await report.finish(place)
+
+    try:
+        asyncio.run(run())
+    finally:
+        place.slots.close()
+    return Outcome(place.history, report.folder, already_finished=False)
+
+
+def _place_failed(error: BaseException) -> bool:
+    """Whether the store or an API was unreachable, rather than the federation wrong."""
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, httpx.TransportError | ConnectionError):
+            return True
+        if isinstance(current, InfraError) and not isinstance(current, SettingsError | TrackingUnavailable):
+            return True
+        if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
+            return True
+        if isinstance(current, FedbenchError):
+            return False
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def describe(spec: FederationSpec) -> str:
+    """One line: data, detector, clients, local epochs."""
+    data: Any = spec.data
+    clients = len(spec.participation.clients or range(spec.data.split))
+    epochs = spec.training.local_epochs
+    return (
+        f"{data.kind} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · {clients} clients · "
+        f"{epochs} local epoch{'s' if epochs > 1 else ''} · {spec.strategy.kind}"
+    )

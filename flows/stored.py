@@ -1,0 +1,84 @@
+"""Reading federations back from the store, without running them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from infra.lock import FileLock
+from infra.services.embedded import EmbeddedServices
+from infra.settings import Settings
+from infra.store.layout import FederationLayout, federations
+from infra.store.objects import ObjectStore
+from tasks.errors import SpecError
+from tasks.spec.base import RECORD_VERSION, parse
+from tasks.spec.federation import FederationSpec, parse_spec
+from tasks.spec.records import RoundRecord
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A federation as the store has it; ``status`` is running, finished or stopped."""
+
+    name: str
+    spec: FederationSpec
+    records: list[RoundRecord]
+    status: str
+
+
+@contextlib.contextmanager
+def opened_store(settings: Settings) -> Iterator[ObjectStore]:
+    """The store; the embedded one is started when no run serves it at the moment."""
+    with EmbeddedServices(settings, prefect=False) as services:
+        objects = ObjectStore(services.s3_endpoint())
+        objects.ensure_bucket()
+        yield objects
+
+
+def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
+    """
+    Raises:
+        SpecError: there is no federation of this name; lists those that there are. Or a record is damaged.
+    """
+    layout = FederationLayout(settings.s3.prefix, name)
+    document = objects.get_json(layout.spec)
+    if document is None:
+        names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
+        raise SpecError(f"{name}: no such federation in the store; expected one of: {', '.join(names) or '(none yet)'}")
+    spec = parse_spec(document, source=layout.spec)
+    records = [
+        parse(
+            RoundRecord,
+            objects.get_json(layout.marker(number)),
+            source=layout.marker(number),
+            newest=RECORD_VERSION,
+        )
+        for number in layout.committed_rounds(objects.list(layout.rounds))
+    ]
+    return StoredRun(name, spec, records, _status(settings, name, spec, records))
+
+
+def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun]:
+    """All federations of the store, by name."""
+    names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
+    return [read_run(objects, settings, name) for name in names]
+
+
+def stored_spec(settings: Settings, name: str) -> FederationSpec:
+    """
+    Raises:
+        SpecError: there is no federation of this name.
+    """
+    with opened_store(settings) as objects:
+        return read_run(objects, settings, name).spec
+
+
+def _status(settings: Settings, name: str, spec: FederationSpec, records: list[RoundRecord]) -> str:
+    if records and (records[-1].round >= spec.max_rounds or records[-1].decision.reason in {"patience", "target_map"}):
+        return "finished"
+    lock = FileLock(settings.home / "locks" / f"{name}.lock")
+    if lock.acquire():
+        lock.release()
+        return "stopped"
+    return "running"

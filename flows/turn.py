@@ -1,0 +1,31 @@
+"""A client's turn: what a slot does when it is handed a request. Slots have this module imported before they fork."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tasks.check_client_resource import client_resources
+from tasks.draw_sheet import draw_sheet
+from tasks.request_update import client_update
+from tasks.site import Site, this_site
+from tasks.spec.turns import AnyRequest, TurnReply
+from tasks.stop_and_eval import client_eval
+from tasks.wake_up import client_wake_up
+
+PHASES: dict[str, Callable[[Site, Any], TurnReply]] = {
+    "wake_up": client_wake_up,
+    "check_client_resource": client_resources,
+    "request_update": client_update,
+    "stop_and_eval": client_eval,
+    "sheet": draw_sheet,
+}
+
+
+def take_turn(request: AnyRequest) -> TurnReply:
+    """Do what ``request`` asks, for each of its clients, at this machine's site.
+
+    Raises:
+        InfraError: the place failed (store unreachable, …); the turn is to be run again elsewhere.
+    """
+    return PHASES[request.phase](this_site(), request)

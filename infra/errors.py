@@ -1,0 +1,37 @@
+"""Errors of the place where a run happens. They say what was not reached, and what to check."""
+
+
+class InfraError(Exception):
+    """Base: the message is meant for the user, shown without a traceback."""
+
+
+class SettingsError(InfraError):
+    """A setting is wrong; the message names it and the accepted values."""
+
+
+class StoreUnavailable(InfraError):
+    """The object store does not answer, after retries: *infrastructure lost*, never a client's fault."""
+
+
+class StoreCorrupt(InfraError):
+    """An object is missing or does not hash to what its record says."""
+
+
+class TrackingUnavailable(InfraError):
+    """MLflow does not answer or refuses: the run goes on, and the missing rounds are logged later."""
+
+
+class ServiceFailed(InfraError):
+    """An embedded service (S3, Prefect, MLflow) did not come up."""
+
+
+class SlotLost(InfraError):
+    """The process of a slot died in the middle of a turn."""
+
+
+class DeadlineExceeded(InfraError):
+    """A turn ran over its deadline and its process was ended."""
+
+
+class RunLocked(InfraError):
+    """Another process is running the federation of this name."""

@@ -1,0 +1,139 @@
+"""Locks that the operating system releases when their process dies, and the check for free disk space.
+
+POSIX only (``flock``): Linux and macOS. A lock is a file that is never removed: removing one while another
+process waits for it would let two processes hold "the" lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.errors import InfraError, RunLocked
+
+
+class FileLock:
+    """An exclusive ``flock`` on ``path``. It is bound to this process: killed in any way, the lock is free.
+
+    Not re-entrant. Two objects on one path exclude each other, also between threads of one process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor is not None
+
+    def acquire(self, timeout: float | None = 0.0) -> bool:
+        """Take the lock, waiting at most ``timeout`` seconds (None: no limit). False: another holds it."""
+        if self._descriptor is not None:
+            raise RuntimeError(f"{self.path}: this object holds the lock already")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not _flock(descriptor, timeout):
+                os.close(descriptor)
+                return False
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        _HELD.add(self)
+        return True
+
+    def release(self) -> None:
+        """Free the lock; nothing happens when it is not held."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            _HELD.discard(self)
+            os.close(descriptor)
+
+    def holder(self) -> int | None:
+        """Process id that the last holder wrote; None when unreadable. Of meaning only while the lock is
+        taken.
+        """
+        try:
+            return int(self.path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def _forget(self) -> None:
+        # flock belongs to the open file, which a fork shares: closed here, it stays with the parent and dies
+        # with it.
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+_HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lock in list(_HELD):
+        lock._forget()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _flock(descriptor: int, timeout: float | None) -> bool:
+    if timeout is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+
+
+@contextmanager
+def run_lock(home: Path, name: str) -> Iterator[None]:
+    """Held while this process runs the federation ``name``; dies with the process.
+
+    Raises:
+        RunLocked: another process holds it; the message names the federation and the process.
+    """
+    lock = FileLock(home / "locks" / f"{name}.lock")
+    if not lock.acquire():
+        pid = lock.holder()
+        raise RunLocked(
+            f"{name}: already running in process {pid if pid is not None else 'unknown'} (lock {lock.path}); "
+            "wait for it to end, end it, or choose another name"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_free_disk(path: Path, megabytes: int, what: str) -> None:
+    """Check that the file system of ``path`` (which need not exist yet) has ``megabytes`` (10^6 bytes) free.
+
+    Raises:
+        InfraError: naming ``what`` needs the space, the folder, and megabytes free and needed.
+    """
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free // 1_000_000
+    if free < megabytes:
+        raise InfraError(
+            f"{what}: {free} MB free under {path}, expected at least {megabytes} MB; "
+            "free some space, or set FEDBENCH_HOME to a larger disk"
+        )

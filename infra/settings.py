@@ -1,0 +1,115 @@
+"""``Settings``: the place where runs happen. Never part of a specification, its digest, MLflow or parameters.
+
+Read from the environment (``FEDBENCH_HOME``, ``FEDBENCH_S3__ENDPOINT``, …) over the YAML file that
+``FEDBENCH_SETTINGS`` names (default ``<home>/settings.yaml`` when it exists).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from infra.errors import SettingsError
+
+
+class S3Settings(BaseModel):
+    """Any S3-compatible store. Without an endpoint or keys, the embedded server on loopback is used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: str | None = Field(None, description="URL of the S3 API; none: the embedded server.")
+    bucket: str = Field("fedbench", pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$")
+    prefix: str = Field("federations", description="Keys start with this.")
+    region: str = "us-east-1"
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> S3Settings:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint: expected a URL that starts with http:// or https://, found {self.endpoint!r}")
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("access_key and secret_key: expected both or neither")
+        return self
+
+
+class Settings(BaseSettings):
+    """Where things are on this machine: services, credentials, slots, data folders, caches."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEDBENCH_", env_nested_delimiter="__", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    home: Path = Field(Path.home() / ".fedbench", description="Everything that the embedded services keep.")
+    s3: S3Settings = S3Settings()
+    prefect_api_url: str | None = Field(None, description="API of a Prefect server; none: an embedded one.")
+    mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
+    mlflow_experiment: str = "fedbench"
+    slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
+    data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
+    street_dir: Path | None = Field(None, description="Folder of the data set named street.")
+    image_cache_megabytes: int = Field(4096, ge=0, description="Decoded images that a slot keeps in memory.")
+    weight_cache_megabytes: int = Field(8192, ge=1, description="Weights kept on this machine's disk.")
+    keep_updates: bool = Field(False, description="Keep the clients' updates after a round's commit.")
+    keep_globals: int = Field(2, ge=2, description="Global models kept, the last ones; the best is always kept.")
+    min_free_megabytes: int = Field(2048, ge=0, description="Free disk under home without which no run starts.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the values that :func:`load_settings` read from the file."""
+        return env_settings, init_settings
+
+    def data_root(self, name: str) -> Path | None:
+        """Folder of the data set ``name`` on this machine; None when it is not mapped."""
+        if name in self.data_roots:
+            return self.data_roots[name]
+        return self.street_dir if name == "street" else None
+
+
+def load_settings() -> Settings:
+    """Settings from file and environment.
+
+    Raises:
+        SettingsError: naming the setting, where it came from and what was expected.
+    """
+    home = Path(os.environ.get("FEDBENCH_HOME") or Path.home() / ".fedbench")
+    named = os.environ.get("FEDBENCH_SETTINGS")
+    path = Path(named) if named else home / "settings.yaml"
+    document: Any = {}
+    if named or path.exists():
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(document, dict):
+            raise SettingsError(f"{path}: expected a mapping of settings, found {type(document).__name__}")
+        unknown = sorted(document.keys() - Settings.model_fields.keys())
+        if unknown:
+            raise SettingsError(
+                f"{path}: {', '.join(unknown)}: no such setting; expected: {', '.join(sorted(Settings.model_fields))}"
+            )
+    try:
+        return Settings(**{"home": home, **document})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_url=False)
+        ]
+        raise SettingsError("settings: " + "; ".join(lines)) from None
+    except Exception as error:  # pydantic-settings wraps JSON that does not parse in an error of its own
+        raise SettingsError(f"settings: {error}") from None

@@ -1,0 +1,102 @@
+"""Where the objects of a federation are in the bucket.
+
+<prefix>/<federation>/spec.json
+<prefix>/<federation>/rounds/0007/plan.json                      written before training
+<prefix>/<federation>/rounds/0007/global.safetensors             result of round 7; 0000: initial model
+<prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
+<prefix>/<federation>/rounds/0007/evaluations/<part>.safetensors and .json
+<prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
+<prefix>/<federation>/best.json
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FederationLayout:
+    """Keys of one federation. ``prefix`` may be empty; rounds have four digits, or more."""
+
+    prefix: str
+    federation: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of every key of the federation; ends with a slash."""
+        prefix = self.prefix.strip("/")
+        return f"{prefix}/{self.federation}/" if prefix else f"{self.federation}/"
+
+    @property
+    def spec(self) -> str:
+        return f"{self.root}spec.json"
+
+    @property
+    def best(self) -> str:
+        return f"{self.root}best.json"
+
+    @property
+    def rounds(self) -> str:
+        return f"{self.root}rounds/"
+
+    def round(self, number: int) -> str:
+        """Prefix of a round's keys; ends with a slash.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if number < 0:
+            raise ValueError(f"round: expected 0 or more, found {number}")
+        return f"{self.rounds}{number:04d}/"
+
+    def plan(self, number: int) -> str:
+        return f"{self.round(number)}plan.json"
+
+    def global_weights(self, number: int) -> str:
+        return f"{self.round(number)}global.safetensors"
+
+    def marker(self, number: int) -> str:
+        """``round.json``: the round has happened when it exists."""
+        return f"{self.round(number)}round.json"
+
+    def updates(self, number: int) -> str:
+        return f"{self.round(number)}updates/"
+
+    def update_weights(self, number: int, client: str) -> str:
+        return f"{self.updates(number)}{client}.safetensors"
+
+    def update_record(self, number: int, client: str) -> str:
+        return f"{self.updates(number)}{client}.json"
+
+    def evaluations(self, number: int) -> str:
+        return f"{self.round(number)}evaluations/"
+
+    def evaluation_tensors(self, number: int, part: str) -> str:
+        return f"{self.evaluations(number)}{part}.safetensors"
+
+    def evaluation_record(self, number: int, part: str) -> str:
+        return f"{self.evaluations(number)}{part}.json"
+
+    def committed_rounds(self, keys: Iterable[str]) -> list[int]:
+        """Numbers of the rounds whose marker is among ``keys``, ascending."""
+        pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/round\.json")
+        found = (pattern.fullmatch(key) for key in keys)
+        return sorted(int(match[1]) for match in found if match)
+
+    def update_clients(self, number: int, keys: Iterable[str]) -> list[str]:
+        """Clients of which round ``number`` has an update's record among ``keys``, in the order of their
+        names.
+        """
+        folder = self.updates(number)
+        names = (key.removeprefix(folder) for key in keys if key.startswith(folder) and key.endswith(".json"))
+        return sorted(name.removesuffix(".json") for name in names if "/" not in name)
+
+
+def federations(prefix: str, keys: Iterable[str]) -> list[str]:
+    """Names of the federations that have a ``spec.json`` among ``keys``, sorted."""
+    folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    pattern = re.compile(re.escape(folder) + r"([^/]+)/spec\.json")
+    found = (pattern.fullmatch(key) for key in keys)
+    return sorted(match[1] for match in found if match)

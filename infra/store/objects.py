@@ -1,0 +1,273 @@
+"""Objects in an S3-compatible store, over boto3: bytes, files and JSON, with one error for each cause.
+
+Every operation can be repeated without harm, and is, with backoff and jitter, for ``outage_seconds``: longer
+than an embedded server takes to come back. Integrity is the caller's: weights carry a sha256 in the record
+that names them (:mod:`infra.store.weights`), so the store's own checksums, which halve the reading speed, are
+off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
+from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import S3ValidationError
+
+from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreUnavailable
+from infra.settings import S3Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import DeleteObjectsOutputTypeDef
+
+PART_BYTES = 16 * 1024 * 1024  # objects above this travel in parts
+_TRANSFER = TransferConfig(
+    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=3
+)
+_DELETE_BATCH = 1000  # the most that S3 takes in one request
+_REFUSED = frozenset(
+    {
+        "403",
+        "AccessDenied",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "InvalidToken",
+        "ExpiredToken",
+    }
+)
+_TRANSIENT = (HTTPClientError, ConnectionError, IncompleteReadError)
+_BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "RequestTimeTooSkewed"})
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+
+Result = TypeVar("Result")
+
+
+class ObjectStore:
+    """One bucket. Holds only settings until used: it pickles, and makes a client of its own in each process.
+
+    ``store``: resolved settings, with an endpoint; without keys the AWS default chain gives the credentials.
+    ``outage_seconds``: how long an unreachable store is tried before :class:`StoreUnavailable`.
+
+    Every method raises:
+        StoreUnavailable: the store does not answer or fails (5xx); names the endpoint.
+        SettingsError: wrong credentials, or no such bucket; names the setting.
+    """
+
+    def __init__(self, store: S3Settings, outage_seconds: float = 30.0) -> None:
+        if store.endpoint is None:
+            raise SettingsError("s3.endpoint: expected the URL of an S3 API, found none")
+        self.settings = store
+        self.outage_seconds = outage_seconds
+        self._client: S3Client | None = None
+        self._client_process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None, "_client_process": 0}
+
+    @property
+    def bucket(self) -> str:
+        return self.settings.bucket
+
+    def put_bytes(self, key: str, body: bytes) -> None:
+        """Write an object; it appears whole or not at all."""
+        self._call(key, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=body))
+
+    def get_bytes(self, key: str) -> bytes:
+        """Content of an object.
+
+        Raises:
+            StoreCorrupt: there is none.
+        """
+        return self._call(key, lambda s3: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a file as an object, in parts where large; it appears whole or not at all."""
+        self._call(key, lambda s3: s3.upload_file(str(path), self.bucket, key, Config=_TRANSFER))
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Write an object's content to ``path``, in parallel parts where large. Not checked: that is the
+        caller's.
+
+        Raises:
+            StoreCorrupt: there is no such object.
+        """
+        self._call(key, lambda s3: s3.download_file(self.bucket, key, str(path), Config=_TRANSFER))
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None when there is none (or no bucket: the answer to HEAD does not tell)."""
+        try:
+            return self._call(key, lambda s3: s3.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
+        except _MissingObjectError:
+            return None
+
+    def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Keys that start with ``prefix``, in order, with their sizes in bytes."""
+
+        def pages(s3: S3Client) -> dict[str, int]:
+            found = s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return {item["Key"]: item["Size"] for page in found for item in page.get("Contents", [])}
+
+        return dict(sorted(self._call(prefix, pages).items()))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+        names = list(keys)
+        for start in range(0, len(names), _DELETE_BATCH):
+            batch = names[start : start + _DELETE_BATCH]
+            answer = self._call(batch[0], partial(self._delete_batch, batch))
+            failed = [item for item in answer.get("Errors", []) if item.get("Code") not in _MISSING]
+            if failed:
+                first = failed[0]
+                raise StoreUnavailable(
+                    f"{self._where}: {len(failed)} of {len(batch)} objects not removed; "
+                    f"{first.get('Key')}: {first.get('Code')} {first.get('Message')}"
+                )
+
+    def _delete_batch(self, keys: Sequence[str], s3: S3Client) -> DeleteObjectsOutputTypeDef:
+        return s3.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
+
+    def put_json(self, key: str, document: Any) -> None:
+        """Write a document; the same document gives the same bytes."""
+        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        self.put_bytes(key, text.encode())
+
+    def get_json(self, key: str) -> Any:
+        """The document at ``key``; None when there is none.
+
+        Raises:
+            StoreCorrupt: it is not JSON.
+        """
+        try:
+            body = self.get_bytes(key)
+        except _MissingObjectError:
+            return None
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise StoreCorrupt(f"{key}: expected JSON in {self._where}: {error}") from None
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it is there."""
+        try:
+            self._call("", lambda s3: s3.head_bucket(Bucket=self.bucket))
+        except (_MissingObjectError, _MissingBucketError):
+            self._call("", self._create_bucket)
+
+    def _create_bucket(self, s3: S3Client) -> None:
+        options: dict[str, Any] = {}
+        if self.settings.region != "us-east-1":
+            options["CreateBucketConfiguration"] = {"LocationConstraint": self.settings.region}
+        try:
+            s3.create_bucket(Bucket=self.bucket, **options)
+        except ClientError as error:
+            if _code(error) not in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
+                raise
+
+    @property
+    def _where(self) -> str:
+        return f"bucket {self.bucket} at {self.settings.endpoint}"
+
+    def _s3(self) -> S3Client:
+        # Connections must not be shared with a forked child, so the client belongs to a process.
+        if self._client is None or self._client_process != os.getpid():
+            self._client, self._client_process = self._new_client(), os.getpid()
+        return self._client
+
+    def _new_client(self) -> S3Client:
+        keys = self.settings
+        loopback = urlsplit(keys.endpoint or "").hostname in ("127.0.0.1", "localhost", "::1")
+        config = Config(
+            region_name=keys.region,
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=16,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            proxies={} if loopback else None,  # {}: those of the environment do not apply
+        )
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=keys.endpoint,
+            config=config,
+            aws_access_key_id=keys.access_key.get_secret_value() if keys.access_key else None,
+            aws_secret_access_key=keys.secret_key.get_secret_value() if keys.secret_key else None,
+        )
+
+    def _call(self, key: str, operation: Callable[[S3Client], Result]) -> Result:
+        """Run ``operation``, again while the store is unreachable, and raise this module's errors."""
+        deadline = time.monotonic() + self.outage_seconds
+        attempt = 0
+        while True:
+            try:
+                return operation(self._s3())
+            except (BotoCoreError, ClientError, Boto3Error, ResponseParserError, S3ValidationError) as error:
+                mapped = self._mapped(error, key)
+                # Full jitter around a doubling delay, so that many slots do not return at one moment.
+                delay = min(0.2 * 2**attempt, 4.0) * random.uniform(0.5, 1.5)
+                if not isinstance(mapped, StoreUnavailable) or time.monotonic() + delay > deadline:
+                    raise mapped from error
+            time.sleep(delay)
+            attempt += 1
+
+    def _mapped(self, error: Exception, key: str) -> InfraError:
+        cause: BaseException | None = error
+        if isinstance(error, S3UploadFailedError | RetriesExceededError):
+            # boto3's transfers wrap the error of the request; only a ClientError's code tells what happened.
+            cause = error.__cause__ or error.__context__ or getattr(error, "last_exception", None)
+        if isinstance(cause, ClientError):
+            code = _code(cause)
+            status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code == "NoSuchBucket":
+                return _MissingBucketError(f"s3.bucket: no {self._where}; create it, or name one that exists")
+            if code in _REFUSED or status in (401, 403):
+                return SettingsError(
+                    f"s3.access_key, s3.secret_key: refused ({code}) for {self._where}; "
+                    "expected credentials that may read and write there"
+                )
+            if code in _MISSING:
+                return _MissingObjectError(f"{key}: missing in {self._where}")
+            if status < 500 and code not in _BUSY:
+                return SettingsError(f"s3: {self._where} refused the request for {key!r}: {cause}")
+        if isinstance(error, NoCredentialsError):
+            return SettingsError(f"s3.access_key, s3.secret_key: no credentials for {self._where}")
+        if isinstance(error, BotoCoreError) and not isinstance(error, _TRANSIENT):
+            return SettingsError(f"s3: {self._where}: {error}")
+        return StoreUnavailable(f"{self._where} does not answer: {error}; is s3.endpoint right, and the server up?")
+
+
+class _MissingObjectError(StoreCorrupt):
+    """An object that is required is not there."""
+
+
+class _MissingBucketError(SettingsError):
+    """The bucket is not there."""
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

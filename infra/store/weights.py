@@ -1,0 +1,192 @@
+"""Weights in the store, and the content-addressed cache of them on this machine.
+
+A weight object is safetensors (never a pickle), named by a record that holds its sha256. It is checked on the
+way in and comes down once per machine, whatever the number of slots. What this machine puts is in its cache
+at once.
+
+    <cache>/<first two digits>/<sha256>.safetensors     read-only, whole or absent
+    <cache>/locks/<first two digits>.lock               one download of a digest at a time
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkstemp
+
+import psutil
+
+from infra.errors import StoreCorrupt
+from infra.lock import FileLock
+from infra.store.objects import ObjectStore
+
+IN_USE_SECONDS = 600.0  # a file asked for in this time is not evicted: a slot may be about to open it
+LEFTOVER_SECONDS = 3600.0  # a temporary file this old belongs to a process that died
+LOCK_SECONDS = 600.0  # for another slot's download
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object in the store, as a record names it; ``bytes`` is its size."""
+
+    key: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A local, verified file, to be read only; ``downloaded``: bytes that came from the store now."""
+
+    path: Path
+    downloaded: int
+
+
+class WeightStore:
+    """Puts and gets weight objects through the cache in ``cache_dir``, kept under ``cache_megabytes``
+    (10^6 bytes).
+    """
+
+    def __init__(self, objects: ObjectStore, cache_dir: Path, cache_megabytes: int) -> None:
+        self.objects = objects
+        self.cache_dir = cache_dir
+        self.cache_bytes = cache_megabytes * 1_000_000
+
+    def put(self, key: str, content: Path | bytes) -> StoredObject:
+        """Upload safetensors (a file's, or bytes) as ``key``, and keep them in the cache.
+
+        Raises:
+            StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+        """
+        with self._temporary() as temporary:
+            # Copied first: what is hashed, sent and cached are the same bytes, even if the source changes
+            # meanwhile.
+            digest, size = _copy(content, temporary)
+            self.objects.put_file(key, temporary)
+            self._keep(temporary, digest)
+        self.evict()
+        return StoredObject(key, digest, size)
+
+    def get(self, key: str, sha256: str, size: int) -> Fetched:
+        """A local file with the content that a record names: from the cache, else from the store.
+
+        Raises:
+            StoreCorrupt: the object is missing, or twice in a row not of this sha256 and size; names the key,
+                what was expected and what was found.
+            StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+        """
+        path = self.path(sha256)
+        if self._usable(path, sha256, size):
+            return Fetched(path, 0)
+        lock = FileLock(self.cache_dir / "locks" / f"{sha256[:2]}.lock")
+        # A process that hangs with the lock must not stop the others for ever: then each downloads for
+        # itself.
+        locked = lock.acquire(timeout=LOCK_SECONDS)
+        try:
+            if self._usable(path, sha256, size):
+                return Fetched(path, 0)
+            self._download(key, sha256, size)
+        finally:
+            if locked:
+                lock.release()
+        self.evict()
+        return Fetched(path, size)
+
+    def path(self, sha256: str) -> Path:
+        """Where the cache keeps this content, whether or not it is there."""
+        return self.cache_dir / sha256[:2] / f"{sha256}.safetensors"
+
+    def evict(self) -> None:
+        """Remove the files longest unused until the cache is under its limit; none that may be in use."""
+        now = time.time()
+        files: list[tuple[float, int, Path]] = []
+        for path in self.cache_dir.glob("??/*"):
+            with suppress(FileNotFoundError):  # another process evicts too
+                status = path.stat()
+                if path.suffix == ".tmp":
+                    if now - status.st_mtime > LEFTOVER_SECONDS:
+                        path.unlink()
+                    continue
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for used, size, path in sorted(files):
+            if total <= self.cache_bytes or now - used < IN_USE_SECONDS:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def _usable(self, path: Path, sha256: str, size: int) -> bool:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        if status.st_size != size:
+            return False
+        # Files appear whole, so size tells; only a power failure can leave blocks that were never written.
+        if status.st_mtime < psutil.boot_time() and _digest(path) != sha256:
+            return False
+        with suppress(OSError):
+            os.utime(path)  # the time of last use, by which files are evicted
+        return True
+
+    def _download(self, key: str, sha256: str, size: int) -> None:
+        found = ""
+        for _ in range(2):
+            with self._temporary() as temporary:
+                self.objects.get_file(key, temporary)
+                digest, length = _digest(temporary), temporary.stat().st_size
+                if (digest, length) == (sha256, size):
+                    self._keep(temporary, sha256)
+                    return
+                found = f"sha256 {digest}, {length} bytes"
+        raise StoreCorrupt(f"{key}: expected sha256 {sha256}, {size} bytes, as its record says; found {found}")
+
+    def _keep(self, temporary: Path, sha256: str) -> None:
+        path = self.path(sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.chmod(0o444)
+        temporary.replace(path)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        folder = self.cache_dir / "00"  # on the cache's file system, and where eviction looks
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = mkstemp(suffix=".tmp", dir=folder)
+        os.close(descriptor)
+        path = Path(name)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)  # gone already when it was kept
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy(content: Path | bytes, target: Path) -> tuple[str, int]:
+    """Write ``content`` to ``target``; its sha256 and size."""
+    digest = hashlib.sha256()
+    size = 0
+    with target.open("wb") as out:
+        if isinstance(content, bytes):
+            chunks: Iterator[bytes] = iter((content,))
+        else:
+            chunks = _chunks(content)
+        for chunk in chunks:
+            digest.update(chunk)
+            out.write(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(4 * 1024 * 1024):
+            yield chunk

@@ -1,0 +1,112 @@
+"""Phase 5, ``aggregate``: the cohort's updates become the next global model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from infra.errors import StoreCorrupt
+from infra.place import Place, current_place
+from tasks.detectors.registry import build_detector
+from tasks.detectors.state import serialise, state_of
+from tasks.errors import ClientError, FedbenchError
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
+from tasks.strategies.base import read_reference
+from tasks.strategies.registry import build_strategy
+from tasks.turns import report_failures
+
+
+def initial_weights(place: Place, spec: FederationSpec, classes: int) -> WeightRef:
+    """Draw the initial model from the specification's seed and store it as the result of round 0."""
+    state = state_of(build_detector(spec.detector, classes, seed=spec.seed))
+    return store_global(place, 0, serialise(state))
+
+
+def store_global(place: Place, round_number: int, data: bytes) -> WeightRef:
+    stored = place.weights.put(place.layout.global_weights(round_number), data)
+    return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
+
+
+def quorum(spec: FederationSpec, cohort: int) -> int:
+    """Updates without which a round fails: ``min_updates``, by default more than half of the cohort."""
+    return spec.participation.min_updates or cohort // 2 + 1
+
+
+def require_quorum(
+    spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord], dropped: Sequence[ClientFailure]
+) -> None:
+    """
+    Raises:
+        FedbenchError: too few updates; names the missing clients and why each is missing.
+    """
+    needed = quorum(spec, len(plan.cohort))
+    if len(updates) < needed:
+        reasons = "; ".join(f"client {failure.client} ({failure.kind}): {failure.reason}" for failure in dropped)
+        raise FedbenchError(
+            f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, "
+            f"participation.min_updates is {needed}; missing: {reasons}"
+        )
+
+
+def aggregate_updates(
+    place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
+) -> tuple[bytes, list[UpdateRecord], list[ClientFailure]]:
+    """Stream the updates, in client order, through the strategy; an update that does not fit drops its client.
+
+    Returns the new global state as safetensors bytes, the updates that count, and the clients dropped.
+
+    Raises:
+        ClientError: no update counts.
+    """
+    start = place.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
+    reference = read_reference(start.path, client="(global model)")
+    strategy = build_strategy(spec.strategy, reference)
+    counted: list[UpdateRecord] = []
+    dropped: list[ClientFailure] = []
+    order = {client: number for number, client in enumerate(plan.cohort)}
+    for update in sorted(updates, key=lambda item: order[item.client]):
+        try:
+            try:
+                fetched = place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes)
+            except StoreCorrupt as error:
+                raise ClientError(f"client {update.client}: {error}") from None
+            strategy.accumulate(fetched.path, update.train_size, client=update.client)
+        except ClientError as error:
+            dropped.append(
+                ClientFailure(client=update.client, phase="aggregate", kind="client-error", reason=str(error))
+            )
+            continue
+        counted.append(update)
+    if not counted:
+        raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
+    return serialise(strategy.result()), counted, dropped
+
+
+@task(
+    name="aggregate",
+    task_run_name="aggregate · round {round_number}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+async def aggregate(
+    spec: FederationSpec, plan: RoundPlan, round_number: int, updates: Sequence[UpdateRecord]
+) -> tuple[WeightRef, list[UpdateRecord], list[ClientFailure]]:
+    """The round's global weights, stored; the updates that count; the clients dropped for an update that does not fit.
+
+    Raises:
+        FedbenchError: fewer updates than the quorum count.
+    """
+    place = current_place()
+    started = time.monotonic()
+    place.reporter.phase_started("aggregate", 0)
+    data, counted, dropped = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates)
+    report_failures(place, dropped)
+    require_quorum(spec, plan, counted, dropped)
+    model = await asyncio.to_thread(store_global, place, round_number, data)
+    place.reporter.phase_finished("aggregate", time.monotonic() - started)
+    return model, counted, dropped

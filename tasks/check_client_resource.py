@@ -1,0 +1,190 @@
+"""Phase 2, ``check_client_resource``: draw clients, ask their load, and write the round's plan."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import psutil
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from infra.place import Place, current_place
+from tasks.errors import FedbenchError
+from tasks.site import Site
+from tasks.spec.base import RECORD_VERSION, parse
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientInfo, Draw, ResourceAnswer, RoundPlan, WeightRef
+from tasks.spec.turns import ResourceRequest, TurnReply
+from tasks.training.optimizers import learning_rate
+from tasks.training.seeds import derive_seed
+from tasks.turns import hand_out, report_failures
+
+# The original waits a second more each time, at most ten.
+MAX_WAIT_SECONDS = 10
+
+
+def client_resources(site: Site, request: ResourceRequest) -> TurnReply:
+    """In a slot: this machine's load, without what this benchmark's own slots use."""
+    load, memory = _machine_load()
+    gpu_memory = gpu_utilisation = None
+    if request.spec.training.device == "cuda":
+        gpu_memory, gpu_utilisation = _gpu_load()
+    return TurnReply(
+        answers=tuple(
+            ResourceAnswer(
+                client=client,
+                load=load,
+                free_memory=memory,
+                gpu_free_memory=gpu_memory,
+                gpu_utilisation=gpu_utilisation,
+            )
+            for client in request.clients
+        )
+    )
+
+
+def _machine_load() -> tuple[float, int]:
+    """1-minute load per core and free bytes; our slots (this process and its siblings) are taken out of both."""
+    own = [psutil.Process()]
+    parent = own[0].parent()
+    if parent is not None:
+        own += [child for child in parent.children() if child.pid != own[0].pid]
+    busy, memory = 0.0, psutil.virtual_memory().available
+    for process in own:
+        try:
+            # Processor time over lifetime: what this process adds to a load average, in cores, on the mean.
+            spent = process.cpu_times()
+            busy += (spent.user + spent.system) / max(time.time() - process.create_time(), 1.0)
+            memory += process.memory_info().rss
+        except psutil.Error:
+            continue
+    cores = os.cpu_count() or 1
+    return max(os.getloadavg()[0] - busy, 0.0) / cores, memory
+
+
+def _gpu_load() -> tuple[int, float | None]:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    try:
+        return free, torch.cuda.utilization() / 100
+    except (ModuleNotFoundError, RuntimeError):  # NVML's Python binding is not part of the stack
+        return free, None
+
+
+def draw_clients(spec: FederationSpec, ready: Sequence[str], round_number: int, attempt: int) -> tuple[str, ...]:
+    """``clients_per_round`` of the ready clients, in client order; all of them when no number is set."""
+    wanted = spec.participation.clients_per_round
+    if wanted is None or wanted >= len(ready):
+        return tuple(ready)
+    chosen = random.Random(derive_seed(spec.seed, "draw", round_number, attempt)).sample(range(len(ready)), wanted)
+    return tuple(ready[index] for index in sorted(chosen))
+
+
+def qualified_clients(spec: FederationSpec, answers: Sequence[ResourceAnswer]) -> tuple[str, ...]:
+    """Clients under ``max_load``; with ``check_load`` off, every client that answered."""
+    rule = spec.participation
+    return tuple(answer.client for answer in answers if not rule.check_load or answer.load < rule.max_load)
+
+
+def pack_shards(sizes: dict[str, int], shards: int | None) -> tuple[tuple[str, ...], ...]:
+    """Clients of each turn: greatest first, each to the turn with the fewest images so far; greatest turn first."""
+    order = sorted(sizes, key=lambda client: (-sizes[client], list(sizes).index(client)))
+    if shards is None or shards >= len(order):
+        return tuple((client,) for client in order)
+    turns: list[list[str]] = [[] for _ in range(shards)]
+    for client in order:
+        min(turns, key=lambda turn: sum(sizes[member] for member in turn)).append(client)
+    turns.sort(key=lambda turn: -sum(sizes[member] for member in turn))
+    return tuple(tuple(turn) for turn in turns)
+
+
+@task(
+    name="check_client_resource",
+    task_run_name="check_client_resource · round {round_number}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+async def check_client_resource(
+    federation: str, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
+) -> RoundPlan:
+    """The round's plan: the one in the store when this round was begun before, else a new one, written there.
+
+    Raises:
+        FedbenchError: ``max_draws`` draws did not bring enough clients under the load limit.
+    """
+    place = current_place()
+    started = time.monotonic()
+    place.reporter.phase_started("check_client_resource", 0)
+    plan = read_plan(place, spec, round_number, clients, model)
+    if plan is None:
+        plan = await _new_plan(place, federation, spec, round_number, clients, model)
+        await asyncio.to_thread(place.objects.put_json, place.layout.plan(round_number), plan.model_dump(mode="json"))
+    place.reporter.phase_finished("check_client_resource", time.monotonic() - started)
+    return plan
+
+
+def read_plan(
+    place: Place, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
+) -> RoundPlan | None:
+    """The plan of an open round, if it still holds: same experiment, same global weights, its cohort ready."""
+    key = place.layout.plan(round_number)
+    document = place.objects.get_json(key)
+    if document is None:
+        return None
+    plan = parse(RoundPlan, document, source=key, newest=RECORD_VERSION)
+    ready = {info.client for info in clients}
+    # A raised max_rounds changes the digest but none of the plan's rounds.
+    same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= ready
+    return plan.model_copy(update={"spec_digest": spec.digest}) if same else None
+
+
+async def _new_plan(
+    place: Place,
+    federation: str,
+    spec: FederationSpec,
+    round_number: int,
+    clients: Sequence[ClientInfo],
+    model: WeightRef,
+) -> RoundPlan:
+    rule = spec.participation
+    ready = [info.client for info in clients]
+    draws: list[Draw] = []
+    for attempt in range(1, rule.max_draws + 1):
+        contacted = draw_clients(spec, ready, round_number, attempt)
+        request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
+        replies = await hand_out(place, request)
+        report_failures(place, [failure for reply in replies for failure in reply.failures])
+        answers = tuple(answer for reply in replies for answer in reply.answers)
+        qualified = qualified_clients(spec, answers)
+        draws.append(Draw(attempt=attempt, contacted=contacted, answers=answers, qualified=qualified))
+        if len(qualified) > rule.min_qualified * len(contacted):
+            break
+        place.reporter.message(
+            f"round {round_number}: {len(qualified)} of {len(contacted)} drawn clients are under load {rule.max_load}"
+        )
+        if attempt < rule.max_draws:
+            await asyncio.sleep(min(attempt, MAX_WAIT_SECONDS))
+    else:
+        raise FedbenchError(
+            f"round {round_number}: check_client_resource: in {rule.max_draws} draws never more than "
+            f"{rule.min_qualified:.0%} of the clients were under participation.max_load ({rule.max_load})"
+        )
+    sizes = {info.client: info.train_size for info in clients if info.client in qualified}
+    return RoundPlan(
+        federation=federation,
+        round=round_number,
+        spec_digest=spec.digest,
+        model=model,
+        draws=tuple(draws),
+        cohort=tuple(sizes),
+        shards=pack_shards(sizes, rule.shards),
+        seeds={client: derive_seed(spec.seed, "turn", round_number, client) for client in sizes},
+        learning_rate=learning_rate(spec.training.optimizer.lr, spec.training.schedule, round_number),
+        created=datetime.now(UTC),
+    )

@@ -1,0 +1,102 @@
+"""Random changes to a training image: flip, zoom, shift, colour; drawn from the sample's generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from tasks.spec.training import Augmentation
+
+FILL = 114  # grey shown where the zoomed-out or shifted image ends, as in the YOLO family's code
+MIN_AREA_LEFT = 0.25  # part of an object's area that must stay in view for it to stay an object
+MIN_SIDE = 2.0  # pixels
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One sample's random numbers.
+
+    ``zoom``, ``brightness``, ``contrast`` and ``saturation`` are factors (1: no change); ``shift_x`` and
+    ``shift_y`` are parts of the image's width and height.
+    """
+
+    flip: bool
+    zoom: float
+    shift_x: float
+    shift_y: float
+    brightness: float
+    contrast: float
+    saturation: float
+
+
+def draw(settings: Augmentation, generator: np.random.Generator) -> Draws:
+    """Takes the same count of numbers always: switching one change off leaves the others as they were."""
+    chance = generator.random()
+    zoom, shift_x, shift_y, brightness, contrast, saturation = generator.uniform(-1, 1, size=6)
+    return Draws(
+        flip=bool(chance < settings.flip),
+        zoom=float(1 + settings.scale * zoom),
+        shift_x=float(settings.translate * shift_x),
+        shift_y=float(settings.translate * shift_y),
+        brightness=float(1 + settings.color * brightness),
+        contrast=float(1 + settings.color * contrast),
+        saturation=float(1 + settings.color * saturation),
+    )
+
+
+def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Change ``image`` (uint8 [3, H, W]) and its objects (float32 [n, 4] xyxy in pixels, int64 [n]) alike.
+
+    Boxes are clipped to the image. An object is dropped when less than a quarter of its area, or less than 2
+    pixels of its width or height, stay in view. The input is not modified; the image's size stays.
+    """
+    width = image.shape[-1]
+    if draws.flip:
+        image = functional.horizontal_flip(image)
+        boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
+    if (draws.zoom, draws.shift_x, draws.shift_y) != (1.0, 0.0, 0.0):
+        image, boxes, labels = _zoom_and_shift(image, boxes, labels, draws)
+    # Colour comes last, as in the light of one lamp over the whole picture.
+    for factor, adjust in (
+        (draws.brightness, functional.adjust_brightness),
+        (draws.contrast, functional.adjust_contrast),
+        (draws.saturation, functional.adjust_saturation),
+    ):
+        if factor != 1.0:
+            image = adjust(image, factor)
+    return image, boxes, labels
+
+
+def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Resize a window of whole pixels to the whole image: cheaper than a warp, and exact for the boxes."""
+    height, width = image.shape[-2:]
+    window_width = max(2, round(width / draws.zoom))
+    window_height = max(2, round(height / draws.zoom))
+    left = round((width - window_width) / 2 - draws.shift_x * window_width)
+    top = round((height - window_height) / 2 - draws.shift_y * window_height)
+    right, bottom = left + window_width, top + window_height
+
+    view = image[:, max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
+    margins = [max(0, -left), max(0, -top), max(0, right - width), max(0, bottom - height)]
+    if any(margins):
+        view = functional.pad(view, margins, fill=[FILL])
+    image = functional.resize(view, [height, width], antialias=True)
+
+    scale = boxes.new_tensor([width / window_width, height / window_height] * 2)
+    moved = (boxes - boxes.new_tensor([left, top] * 2)) * scale
+    boxes, kept = clip_boxes(moved, width=width, height=height)
+    return image, boxes[kept], labels[kept]
+
+
+def clip_boxes(boxes: Tensor, *, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """The boxes (float [n, 4] xyxy) cut at the image's edges, and which (bool [n]) still count."""
+    limit = boxes.new_tensor([width, height] * 2)
+    cut = torch.minimum(boxes.clamp(min=0), limit)
+    before = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    sides = cut[:, 2:] - cut[:, :2]
+    left = sides[:, 0] * sides[:, 1]
+    return cut, (left >= MIN_AREA_LEFT * before) & (sides >= MIN_SIDE).all(dim=1)

@@ -1,0 +1,298 @@
+"""From samples to batches: decoded once, cached at the input's size, augmented by seeds alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tasks.data import augment
+from tasks.data.samples import ImageSample
+from tasks.errors import ClientError
+from tasks.spec.training import Augmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """``images`` is uint8 [B, 3, H, W].
+
+    For each image there are its ``boxes``, float32 [n, 4] xyxy in pixels of the input, its ``labels``, int64
+    [n], and its index in the list of samples.
+    """
+
+    images: Tensor
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    indices: list[int]
+
+
+def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
+    """The image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
+
+    Raises:
+        ClientError: the file cannot be read or decoded, or has changed since the data set was loaded.
+    """
+    try:
+        data = sample.path.read_bytes()
+    except OSError as error:
+        raise ClientError(f"{sample.path}: the image cannot be read: {error.strerror}") from None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ClientError(f"{sample.path}: expected an image that can be decoded: {error}") from None
+    if hashlib.sha256(data).hexdigest() != sample.content:
+        raise ClientError(f"{sample.path}: the image has changed since the data set was loaded")
+    return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
+
+
+class ImageCache:
+    """Decoded images of one process, bounded in bytes; the least recently used go first. 0 keeps nothing.
+
+    Images are known by content, so it serves several clients and both splits at once. Sent to another
+    process, it arrives there empty.
+    """
+
+    def __init__(self, megabytes: float) -> None:
+        self.limit = int(megabytes * 1_000_000)
+        self.bytes = 0
+        self._images: OrderedDict[tuple[str, int, int], NDArray[np.uint8]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "bytes": 0, "_images": OrderedDict()}
+
+    def get(self, sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
+        """The image as :func:`decode` gives it, not to be written to.
+
+        Raises:
+            ClientError: as :func:`decode`.
+        """
+        key = (sample.content, width, height)
+        image = self._images.get(key)
+        if image is not None:
+            self._images.move_to_end(key)
+            return image
+        image = decode(sample, width=width, height=height)
+        if image.nbytes <= self.limit:
+            self._images[key] = image
+            self.bytes += image.nbytes
+            while self.bytes > self.limit:
+                self.bytes -= self._images.popitem(last=False)[1].nbytes
+        return image
+
+
+Item = tuple[Tensor, Tensor, Tensor, int]
+
+
+def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
+    """The image as a tensor of its own, and its boxes in pixels of the input."""
+    image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
+    scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
+    return image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index
+
+
+def _stack(items: Sequence[Item]) -> Batch:
+    images, boxes, labels, indices = zip(*items, strict=True)
+    return Batch(torch.stack(images), list(boxes), list(labels), list(indices))
+
+
+def _generator(seed: int, round: int, client: str, *rest: int) -> np.random.Generator:
+    """One stream for each (seed, round, client, ...); the client enters by a stable hash."""
+    number = int.from_bytes(hashlib.sha256(client.encode()).digest()[:8], "big")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, round, number, *rest))))
+
+
+class TrainingSet(Dataset[Item | ClientError]):
+    """Items (epoch, index), augmented by the stream of (seed, round, client, epoch, index) in any process."""
+
+    def __init__(
+        self,
+        samples: Sequence[ImageSample],
+        *,
+        width: int,
+        height: int,
+        seed: int,
+        round: int,
+        client: str,
+        augmentation: Augmentation,
+        cache: ImageCache,
+    ) -> None:
+        self.samples, self.width, self.height = samples, width, height
+        self.seed, self.round, self.client = seed, round, client
+        self.augmentation, self.cache = augmentation, cache
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: tuple[int, int]) -> Item | ClientError:
+        """The item, or the error of an image that cannot be used.
+
+        The error is handed over, not raised: a loader's worker would wrap its message in a traceback.
+        """
+        epoch, index = item
+        try:
+            image, boxes, labels, _ = _load(
+                self.samples[index], index, width=self.width, height=self.height, cache=self.cache
+            )
+        except ClientError as error:
+            return error
+        draws = augment.draw(self.augmentation, _generator(self.seed, self.round, self.client, epoch, index))
+        image, boxes, labels = augment.apply(image, boxes, labels, draws)
+        return image, boxes, labels, index
+
+
+def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:
+    good: list[Item] = []
+    for item in items:
+        if isinstance(item, ClientError):
+            return item
+        good.append(item)
+    return _stack(good)
+
+
+def cut_batches(count: int, batch_size: int, *, drop_last: bool = False) -> list[slice]:
+    """Where an epoch of ``count`` images is cut.
+
+    A last batch of a single image joins the one before (``batch_size`` + 1 images): one image gives BatchNorm
+    poor statistics. With ``drop_last`` an incomplete last batch is left out, unless it is the only one.
+    """
+    cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    if len(cuts) > 1 and cuts[-1].stop - cuts[-1].start < batch_size:
+        last = cuts[-1]
+        if drop_last:
+            cuts.pop()
+        elif last.stop - last.start == 1:
+            cuts[-2:] = [slice(cuts[-2].start, last.stop)]
+    return cuts
+
+
+class _EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) over all epochs, shuffled by the stream of (seed, round, client, epoch)."""
+
+    def __init__(
+        self, count: int, batch_size: int, epochs: int, *, seed: int, round: int, client: str, drop_last: bool
+    ) -> None:
+        self.count, self.epochs = count, epochs
+        self.seed, self.round, self.client = seed, round, client
+        self.cuts = cut_batches(count, batch_size, drop_last=drop_last)
+
+    def __len__(self) -> int:
+        return self.epochs * len(self.cuts)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.epochs):
+            order = _generator(self.seed, self.round, self.client, epoch).permutation(self.count)
+            for cut in self.cuts:
+                yield [(epoch, int(index)) for index in order[cut]]
+
+
+class TrainingLoader:
+    """A client's batches of one turn, all epochs in a row; ``per_epoch`` of them make an epoch."""
+
+    def __init__(self, loader: DataLoader[Any], *, epochs: int) -> None:
+        self._loader = loader
+        self.per_epoch = len(loader) // epochs
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Raises ClientError when it comes to an image that cannot be decoded; the message names the file."""
+        for batch in self._loader:
+            if isinstance(batch, ClientError):
+                raise batch
+            yield batch
+
+
+def training_loader(
+    samples: Sequence[ImageSample],
+    *,
+    width: int,
+    height: int,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    round: int,
+    client: str,
+    augmentation: Augmentation,
+    workers: int,
+    cache: ImageCache,
+    drop_last: bool = False,
+) -> TrainingLoader:
+    """Augmented batches at the detector's input size, shuffled anew every epoch.
+
+    What comes out depends on the arguments alone, neither on ``workers`` nor on torch's global generator:
+    none of its numbers is drawn. Batches are cut as :func:`cut_batches` says.
+
+    Raises:
+        ClientError: the client has no images.
+    """
+    if not samples:
+        raise ClientError(f"client {client}: no training images; expected at least one")
+    dataset = TrainingSet(
+        samples,
+        width=width,
+        height=height,
+        seed=seed,
+        round=round,
+        client=client,
+        augmentation=augmentation,
+        cache=cache,
+    )
+    sampler = _EpochSampler(
+        len(samples), batch_size, epochs, seed=seed, round=round, client=client, drop_last=drop_last
+    )
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # else DataLoader draws its workers' seed from torch's global generator
+    )
+    return TrainingLoader(loader, epochs=epochs)
+
+
+class EvaluationLoader:
+    """Batches in the samples' order, without augmentation; it can be gone through more than once."""
+
+    def __init__(
+        self, samples: Sequence[ImageSample], *, width: int, height: int, batch_size: int, cache: ImageCache
+    ) -> None:
+        self.samples, self.width, self.height = samples, width, height
+        self.batch_size, self.cache = batch_size, cache
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Batch ``number``: the same images whichever batches are asked for, so that parts can be spread.
+
+        Raises:
+            ClientError: an image cannot be decoded; the message names the file.
+        """
+        start = range(0, len(self.samples), self.batch_size)[number]
+        chosen = enumerate(self.samples[start : start + self.batch_size], start)
+        return _stack([_load(s, index, width=self.width, height=self.height, cache=self.cache) for index, s in chosen])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[number] for number in range(len(self)))
+
+
+def evaluation_loader(
+    samples: Sequence[ImageSample], *, width: int, height: int, batch_size: int, cache: ImageCache
+) -> EvaluationLoader:
+    """All samples at the detector's input size, in order; the last batch may be smaller."""
+    return EvaluationLoader(samples, width=width, height=height, batch_size=batch_size, cache=cache)

@@ -1,0 +1,55 @@
+"""Phase 8, ``decide``: whether the federation stops after this round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import Decision, Metrics
+
+
+def best_round(history: Sequence[Metrics]) -> tuple[int, float | None]:
+    """Number (from 0) and ``map50_voc10`` of the best round so far; the first of equals."""
+    best, value = 0, history[0].map50_voc10
+    for number, metrics in enumerate(history):
+        if metrics.map50_voc10 is not None and (value is None or metrics.map50_voc10 > value):
+            best, value = number, metrics.map50_voc10
+    return best, value
+
+
+def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
+    """Rounds since the best value of ``metric``; a round without a value is one without progress."""
+    sign = -1 if metric == "loss" else 1
+    best, since = None, 0
+    for metrics in history:
+        value = getattr(metrics, metric)
+        if value is not None and (best is None or sign * value > best):
+            best, since = sign * value, 0
+        else:
+            since += 1
+    return since
+
+
+def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
+    """``history`` holds the metrics of rounds 0 to ``round_number``."""
+    best, value = best_round(history)
+    reached = history[-1].map50_voc10
+    reason = None
+    if spec.target_map is not None and reached is not None and reached >= spec.target_map:
+        reason = "target_map"
+    elif spec.patience is not None and rounds_without_progress(history, spec.patience_metric) >= spec.patience:
+        reason = "patience"
+    elif round_number >= spec.max_rounds:
+        reason = "max_rounds"
+    return Decision.model_validate(
+        {"stop": reason is not None, "reason": reason, "best_round": best, "best_map50_voc10": value}
+    )
+
+
+@task(name="decide", task_run_name="decide · round {round_number}", cache_policy=NO_CACHE, persist_result=False)
+async def decide(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
+    """:func:`decide_stop`, as the round's last phase before its commit."""
+    return decide_stop(spec, round_number, history)

@@ -1,0 +1,20 @@
+"""From a detector's specification to the detector."""
+
+from __future__ import annotations
+
+import torch
+
+from tasks.detectors.base import Detector
+from tasks.detectors.yolov3_tiny import YoloV3Tiny
+from tasks.spec.detector import DetectorSpec
+
+DETECTORS: dict[str, type[YoloV3Tiny]] = {"yolov3-tiny": YoloV3Tiny}
+
+
+def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:
+    """A detector with fresh weights, drawn from ``seed`` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector = DETECTORS[spec.kind](spec, num_classes)
+    # Convolutions on CPU and on tensor cores run faster with channels innermost.
+    return detector.to(memory_format=torch.channels_last)

@@ -1,0 +1,54 @@
+"""A detector's state as it travels: every tensor of ``state_dict``, BatchNorm statistics and counters included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from tasks.errors import ClientError
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state on the CPU, contiguous (safetensors wants it; channels-last tensors are not)."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def serialise(state: Mapping[str, Tensor]) -> bytes:
+    """The state as safetensors bytes; equal states give equal bytes."""
+    return save({name: state[name] for name in sorted(state)})
+
+
+def load_state(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into ``model``, which must have exactly its tensors.
+
+    Raises:
+        ClientError: naming the file and the first tensor that is missing, unexpected or of another shape.
+    """
+    try:
+        state = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ClientError(f"{path.name}: expected a safetensors file: {error}") from None
+    own = model.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state or name not in own:
+            raise ClientError(f"{path.name}: tensor {name} is {'missing' if name not in state else 'unexpected'}")
+        if state[name].shape != own[name].shape:
+            raise ClientError(
+                f"{path.name}: tensor {name}: expected shape {list(own[name].shape)}, found {list(state[name].shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def check_finite(state: Mapping[str, Tensor], *, client: str) -> None:
+    """
+    Raises:
+        ClientError: a floating tensor holds NaN or infinity.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ClientError(f"client {client}: tensor {name} holds NaN or infinity after training")

@@ -1,0 +1,85 @@
+"""From YOLOv3's raw maps to boxes: decoding (arXiv 1804.02767, section 2.1) and non-maximum suppression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from tasks.detectors.base import Detections
+
+# exp() of a raw width or height is cut here: e^4 = 55 times the anchor is more than any box needs.
+MAX_LOG_SIZE = 4.0
+# Candidates of an image that enter suppression, best first; beyond it nothing reaches max_detections.
+MAX_CANDIDATES = 3000
+
+
+@dataclass(frozen=True)
+class YoloScale:
+    """One output map: its stride in pixels, its anchors (width, height) in pixels, and how far a cell reaches.
+
+    ``reach`` 1 keeps a centre in its own cell, as published; 2 lets it go half a cell beyond each border.
+    """
+
+    stride: int
+    anchors: tuple[tuple[float, float], ...]
+    reach: float = 1.0
+
+    def anchor_tensor(self, like: Tensor) -> Tensor:
+        """Anchors [A, 2] in pixels."""
+        return torch.tensor(self.anchors, device=like.device, dtype=torch.float32)
+
+
+def centre_offset(raw: Tensor, reach: float) -> Tensor:
+    """Offset of a centre from its cell's upper left corner, in cells: σ(t) for ``reach`` 1."""
+    return torch.sigmoid(raw) * reach - (reach - 1) / 2
+
+
+def decode_boxes(raw: Tensor, cells: Tensor, anchors: Tensor, scale: YoloScale) -> Tensor:
+    """Boxes [..., 4] (xmin, ymin, xmax, ymax) in pixels.
+
+    raw: [..., 4] (tx, ty, tw, th). cells: [..., 2] column and row. anchors: [..., 2] in pixels.
+    b_xy = (σ(t_xy) + cell) · stride, b_wh = anchor · exp(t_wh).
+    """
+    centre = (centre_offset(raw[..., :2], scale.reach) + cells) * scale.stride
+    size = anchors * torch.exp(raw[..., 2:4].clamp(max=MAX_LOG_SIZE))
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def cell_grid(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Column and row of every cell, float32 [rows, columns, 2]."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=like.device), torch.arange(columns, device=like.device), indexing="ij"
+    )
+    return torch.stack([column, row], dim=-1).float()
+
+
+def decode(output: Tensor, scale: YoloScale) -> tuple[Tensor, Tensor]:
+    """Boxes [B, N, 4] in pixels and scores [B, N, classes] (objectness times class) of a map [B, A, H, W, 5 + C]."""
+    batch, _, rows, columns, _ = output.shape
+    anchors = scale.anchor_tensor(output)[None, :, None, None, :]
+    boxes = decode_boxes(output[..., :4], cell_grid(rows, columns, output), anchors, scale)
+    scores = torch.sigmoid(output[..., 4:5]) * torch.sigmoid(output[..., 5:])
+    return boxes.reshape(batch, -1, 4), scores.reshape(batch, boxes[0].numel() // 4, -1)
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
+) -> Detections:
+    """Class-wise non-maximum suppression (torchvision) of one image: boxes [N, 4], scores [N, classes]."""
+    index, label = (scores > score_threshold).nonzero(as_tuple=True)
+    candidate = scores[index, label]
+    if len(candidate) > MAX_CANDIDATES:
+        # A stable sort: equal scores keep the order of cells, whatever the library's version.
+        order = candidate.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
+        index, label, candidate = index[order], label[order], candidate[order]
+    kept = batched_nms(boxes[index], candidate, label, nms_iou)
+    boxes, candidate, label = boxes[index[kept]], candidate[kept], label[kept]
+    rank = torch.zeros_like(label)
+    for value in label.unique():
+        of_class = label == value
+        rank[of_class] = torch.arange(int(of_class.sum()), device=label.device)
+    keep = rank < max_detections
+    return Detections(boxes[keep], candidate[keep], label[keep])

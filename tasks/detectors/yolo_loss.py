@@ -1,0 +1,177 @@
+"""YOLOv3's target assignment and loss.
+
+As published (arXiv 1804.02767, section 2.1, and Darknet's ``yolo_layer.c``): one anchor an object, squared error on
+the box parameters weighted by 2 − area, binary cross-entropy for objectness and classes, and no objectness loss where
+a prediction already overlaps an object. The two other choices of the specification change one part each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import box_iou, complete_box_iou_loss
+
+from tasks.detectors.base import Targets
+from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
+from tasks.spec.detector import YoloV3Tiny
+
+# An anchor answers for an object whose sides are within this factor of its own.
+MAX_SIDE_RATIO = 4.0
+# Of the objectness loss, by scale: the fine map has four times the cells, nearly all of them background.
+BOX_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which predictions of one scale answer for which objects: P positives.
+
+    image, anchor, row, column: int64 [P]. boxes: float32 [P, 4] (cx, cy, w, h) in pixels. labels: int64 [P].
+    """
+
+    image: Tensor
+    anchor: Tensor
+    row: Tensor
+    column: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+def flatten_targets(targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """Image index [N], boxes (cx, cy, w, h) [N, 4] and labels [N] of all objects of a batch."""
+    counts = torch.tensor([len(box) for box in targets.boxes], device=targets.boxes[0].device)
+    image = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    corners = torch.cat(targets.boxes)
+    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
+    return image, boxes, torch.cat(targets.labels)
+
+
+def assign_best_prior(
+    targets: Targets, scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]]
+) -> list[Assignment]:
+    """Each object to the one anchor, over all scales, whose shape overlaps it most, in the cell of its centre."""
+    image, boxes, labels = flatten_targets(targets)
+    anchors = torch.cat([scale.anchor_tensor(boxes) for scale in scales])
+    owner = torch.cat([torch.full((len(s.anchors),), i, device=boxes.device) for i, s in enumerate(scales)])
+    local = torch.cat([torch.arange(len(s.anchors), device=boxes.device) for s in scales])
+    inter = torch.minimum(boxes[:, None, 2:], anchors[None]).prod(-1)
+    union = boxes[:, None, 2:].prod(-1) + anchors.prod(-1)[None] - inter
+    best = (inter / union).argmax(dim=1)
+    assignments = []
+    for number, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):
+        chosen = owner[best] == number
+        cell = (boxes[chosen, :2] / scale.stride).long()
+        assignments.append(
+            Assignment(
+                image[chosen],
+                local[best[chosen]],
+                cell[:, 1].clamp(0, rows - 1),
+                cell[:, 0].clamp(0, columns - 1),
+                boxes[chosen],
+                labels[chosen],
+            )
+        )
+    return assignments
+
+
+def assign_side_ratio(
+    targets: Targets, scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]]
+) -> list[Assignment]:
+    """Each object to every anchor of similar sides, in the cell of its centre and the two nearest neighbours."""
+    image, boxes, labels = flatten_targets(targets)
+    assignments = []
+    for scale, (rows, columns) in zip(scales, shapes, strict=True):
+        anchors = scale.anchor_tensor(boxes)
+        ratio = boxes[:, None, 2:] / anchors[None]
+        similar = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < MAX_SIDE_RATIO
+        number, anchor = similar.nonzero(as_tuple=True)
+        centre = boxes[number, :2] / scale.stride
+        cell = centre.floor()
+        # The nearest neighbour lies left or right, and above or below, by which half of the cell holds the centre.
+        side = torch.where(centre - cell < 0.5, -1.0, 1.0)
+        zero = torch.zeros_like(side[:, 0])
+        steps = torch.stack(
+            [
+                torch.stack([zero, zero], 1),
+                torch.stack([side[:, 0], zero], 1),
+                torch.stack([zero, side[:, 1]], 1),
+            ]
+        )
+        cells = (cell[None] + steps).long()
+        inside = (cells[..., 0] >= 0) & (cells[..., 0] < columns) & (cells[..., 1] >= 0) & (cells[..., 1] < rows)
+        inside_cells = cells[inside]
+        repeated = number.repeat(3)[inside.flatten()]
+        assignments.append(
+            Assignment(
+                image[repeated],
+                anchor.repeat(3)[inside.flatten()],
+                inside_cells[:, 1],
+                inside_cells[:, 0],
+                boxes[repeated],
+                labels[repeated],
+            )
+        )
+    return assignments
+
+
+ASSIGNMENTS = {"best-prior": assign_best_prior, "side-ratio": assign_side_ratio}
+
+
+def yolo_loss(
+    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloV3Tiny
+) -> dict[str, Tensor]:
+    """Terms ``box``, ``objectness`` and ``class``, each summed over objects and cells and divided by the batch size."""
+    shapes = [(output.shape[2], output.shape[3]) for output in outputs]
+    assignments = ASSIGNMENTS[spec.assignment](targets, scales, shapes)
+    terms = {name: outputs[0].new_zeros(()) for name in ("box", "objectness", "class")}
+    for output, scale, positives in zip(outputs, scales, assignments, strict=True):
+        box, objectness, classes = _scale_loss(output, scale, positives, targets, spec)
+        terms["box"] = terms["box"] + box
+        terms["objectness"] = terms["objectness"] + objectness
+        terms["class"] = terms["class"] + classes
+    batch = outputs[0].shape[0]
+    return {name: term / batch for name, term in terms.items()}
+
+
+def _scale_loss(
+    output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloV3Tiny
+) -> tuple[Tensor, Tensor, Tensor]:
+    where = (positives.image, positives.anchor, positives.row, positives.column)
+    predicted = output[where]
+    cells = torch.stack([positives.column, positives.row], dim=1).float()
+    anchors = scale.anchor_tensor(output)[positives.anchor]
+    # Several cells may answer for one object: each then counts for its part, so that every object weighs the same.
+    if spec.box_loss == "ciou":
+        boxes = decode_boxes(predicted[:, :4], cells, anchors, scale)
+        centre, half = positives.boxes[:, :2], positives.boxes[:, 2:] / 2
+        truth = torch.cat([centre - half, centre + half], dim=1)
+        box = BOX_WEIGHT * complete_box_iou_loss(boxes, truth, reduction="sum")
+    else:
+        area = positives.boxes[:, 2:].prod(-1) / (output.shape[2] * output.shape[3] * scale.stride**2)
+        offset = centre_offset(predicted[:, :2], scale.reach) - (positives.boxes[:, :2] / scale.stride - cells)
+        size = predicted[:, 2:4] - torch.log(positives.boxes[:, 2:] / anchors)
+        box = ((2 - area) * (offset.square().sum(-1) + size.square().sum(-1))).sum()
+    wanted = torch.zeros_like(output[..., 4])
+    wanted[where] = 1.0
+    with torch.no_grad():
+        counted = _background(output, scale, targets, spec.ignore_iou) | wanted.bool()
+    raw = functional.binary_cross_entropy_with_logits(output[..., 4], wanted, reduction="none")
+    objectness = (raw * counted).sum()
+    one_hot = functional.one_hot(positives.labels, output.shape[-1] - 5).float()
+    classes = functional.binary_cross_entropy_with_logits(predicted[:, 5:], one_hot, reduction="sum")
+    return box, objectness, classes
+
+
+def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: float) -> Tensor:
+    """Cells [B, A, H, W] whose prediction overlaps no object by more than ``ignore_iou``."""
+    anchors = scale.anchor_tensor(output)[None, :, None, None, :]
+    boxes = decode_boxes(output[..., :4], cell_grid(output.shape[2], output.shape[3], output), anchors, scale)
+    background = torch.ones_like(output[..., 4], dtype=torch.bool)
+    for number, truth in enumerate(targets.boxes):
+        if len(truth):
+            overlap = box_iou(boxes[number].reshape(-1, 4), truth).amax(dim=1)
+            background[number] = (overlap <= ignore_iou).view_as(background[number])
+    return background

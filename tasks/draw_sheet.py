@@ -1,0 +1,43 @@
+"""A sheet of test images with true and detected boxes: what the figures look like."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from tasks.figures.sheet import detection_sheet
+from tasks.site import Site
+from tasks.spec.records import WeightRef
+from tasks.spec.turns import SheetRequest, TurnReply
+from tasks.stop_and_eval import evaluation_batches, load_detector
+from tasks.training.evaluation import evaluate
+
+
+def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
+    """In a slot: a sheet of test images with true and detected boxes, left in the store as a PNG."""
+    data = site.data(request.spec.data)
+    samples = data.test[request.clients[0]]
+    detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
+    step = max(len(samples) // request.images, 1)
+    chosen = samples[::step][: request.images]
+    result = evaluate(
+        detector,
+        evaluation_batches(site, request.spec, chosen),
+        chosen,
+        request.spec.evaluation,
+        device=request.spec.training.device,
+    )
+    drawn = [
+        (Image.open(sample.path).convert("RGB"), (sample.boxes, sample.labels), result.detections[index])
+        for index, sample in enumerate(chosen)
+    ]
+    buffer = io.BytesIO()
+    detection_sheet(drawn, data.classes).save(buffer, format="PNG", optimize=True)
+    stored = site.weights.put(f"{site.layout(request.federation).root}sheet.png", buffer.getvalue())
+    return TurnReply(
+        images=len(chosen),
+        detections=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+        downloaded=downloaded,
+        uploaded=stored.bytes,
+    )

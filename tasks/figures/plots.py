@@ -1,0 +1,216 @@
+"""Plots of a federation: learning by round, who has which classes, and every client's loss.
+
+Each function returns a ``matplotlib.figure.Figure`` drawn by Agg, outside pyplot's global state, so that
+flows may draw from any thread; save it with ``figure.savefig``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from tasks.spec.records import RoundRecord
+
+# Okabe and Ito's colours, distinct for colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B7280"
+_GRID = "#E5E7EB"
+_INK = "#1F2937"
+
+
+def rounds_plot(records: Sequence[RoundRecord]) -> Figure:
+    """Train and test loss, and mAP and recall on test, by round; the best round is marked."""
+    records = sorted(records, key=lambda record: record.round)
+    figure = _figure(11, 4.2)
+    losses, scores = figure.subplots(1, 2)
+    rounds = [record.round for record in records]
+    test_loss = [record.metrics.loss for record in records]
+    train_loss = [record.metrics.train_loss for record in records]
+    map50 = [record.metrics.map50_voc10 for record in records]
+    recall = [record.metrics.recall for record in records]
+
+    _line(losses, rounds, train_loss, BLUE, "train (mean over local epochs)", marker="o")
+    _line(losses, rounds, test_loss, ORANGE, "test", marker="s")
+    _style(losses, "Loss", "loss per image")
+    if any(value is not None for value in [*train_loss, *test_loss]):
+        losses.set_ylim(bottom=0)
+        losses.legend(frameon=False, loc="best")
+
+    _line(scores, rounds, map50, GREEN, "mAP (VOC 2010, IoU 0.5)", marker="o")
+    _line(scores, rounds, recall, GREY, "recall (IoU 0.5)", marker="s", linestyle="--")
+    _style(scores, "Test mAP and recall", "fraction")
+    present = [(value, -number) for number, value in zip(rounds, map50, strict=True) if value is not None]
+    if present:
+        _mark_best(scores, -max(present)[1], max(present)[0])
+        highest = max(value for value in [*map50, *recall] if value is not None)
+        # Room above the lines for the legend, whatever their height.
+        scores.set_ylim(0, max(0.05, 1.28 * highest))
+        scores.legend(frameon=False, loc="upper left", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Training boxes of each class (rows) on each device (columns), with the counts and their sums."""
+    devices = list(class_counts)
+    classes = sorted({name for counts in class_counts.values() for name in counts})
+    table = np.array(
+        [[class_counts[device].get(name, 0) for device in devices] for name in classes], dtype=np.int64
+    ).reshape(len(classes), len(devices))
+    figure = _figure(max(5.5, 2.6 + 0.52 * len(devices)), max(2.6, 1.6 + 0.42 * len(classes)))
+    axes = figure.subplots()
+    axes.set_title("Training boxes by class and device", loc="left", fontweight="bold", color=_INK)
+    if not table.size:
+        axes.set_axis_off()
+        return figure
+    largest = max(2, int(table.max()))
+    shade = LogNorm(1, largest)  # counts span three orders of magnitude; a linear scale would show one cell
+    axes.imshow(np.ma.masked_equal(table, 0), cmap="Blues", norm=shade, aspect="auto")
+    for row, counts in enumerate(table):
+        for column, count in enumerate(counts):
+            dark = count > 0 and shade(count) > 0.5
+            axes.text(
+                column,
+                row,
+                f"{count:d}" if count else "·",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if dark else _INK if count else "#9CA3AF",
+            )
+    axes.set_xticks(range(len(devices)), [f"{name}\n{sum_}" for name, sum_ in zip(devices, table.sum(0), strict=True)])
+    axes.set_yticks(range(len(classes)), [f"{name}  {sum_}" for name, sum_ in zip(classes, table.sum(1), strict=True)])
+    axes.set_xlabel("device, and its boxes in all")
+    axes.set_ylabel("class, and its boxes in all")
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(len(devices) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    return figure
+
+
+def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
+    """Every client's train loss by round: their mean and range above, one row a client below.
+
+    A cross is a client that was asked and dropped; an empty cell one that was not asked.
+    """
+    records = sorted((record for record in records if record.plan is not None), key=lambda record: record.round)
+    clients = sorted(
+        {client for record in records if record.plan for client in record.plan.cohort}
+        | {update.client for record in records for update in record.updates},
+        key=_natural,
+    )
+    rounds = [record.round for record in records]
+    table = np.full((len(clients), len(rounds)), np.nan)
+    row = {client: number for number, client in enumerate(clients)}
+    for column, record in enumerate(records):
+        for update in record.updates:
+            table[row[update.client], column] = update.train_loss
+
+    figure = _figure(max(6.5, min(14.0, 3.0 + 0.45 * len(rounds))), 3.4 + 0.24 * max(4, len(clients)))
+    top, cells = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 0.24 * max(4, len(clients))])
+    _style(top, "Train loss of the clients", "loss per image")
+    top.set_xlabel("")
+    cells.set_xlabel("round")
+    cells.set_ylabel("client")
+    if not np.isfinite(table).any():
+        cells.set_yticks([])
+        return figure
+    trained = np.isfinite(table).any(axis=0)
+    x = np.array(rounds)[trained]
+    low, high = np.nanmin(table[:, trained], axis=0), np.nanmax(table[:, trained], axis=0)
+    top.fill_between(x, low, high, color=BLUE, alpha=0.15, linewidth=0, label="least to greatest client")
+    mean = [record.metrics.train_loss for record in records]
+    _line(top, rounds, mean, BLUE, "mean, weighted by images", marker="o")
+    top.set_ylim(bottom=0)
+
+    edges = (rounds[0] - 0.5, rounds[-1] + 0.5)
+    image = cells.imshow(
+        table,
+        cmap="viridis_r",
+        norm=_shade(table[np.isfinite(table)]),
+        aspect="auto",
+        interpolation="nearest",
+        extent=(*edges, len(clients) - 0.5, -0.5),
+    )
+    lost = [
+        (record.round, row[failure.client]) for record in records for failure in record.dropped if failure.client in row
+    ]
+    handles, _ = top.get_legend_handles_labels()
+    if lost:
+        handles.append(
+            cells.scatter(*zip(*lost, strict=True), marker="x", color=ORANGE, s=28, linewidths=1.6, label="dropped")
+        )
+    top.legend(handles=handles, frameon=False, loc="best")
+    cells.set_yticks(range(len(clients)), clients, fontsize=8)
+    cells.set_xlim(*edges)
+    cells.xaxis.set_major_locator(MaxNLocator(integer=True))
+    cells.tick_params(length=0)
+    cells.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=cells, label="loss per image", pad=0.01, fraction=0.05)
+    bar.outline.set_visible(False)
+    shade = image.norm
+    bar.set_ticks([float(shade.inverse(part)) for part in (0, 0.25, 0.5, 0.75, 1)])
+    bar.ax.yaxis.set_major_formatter("{x:.3g}")
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Inches at 130 dots; constrained layout keeps labels from overlapping."""
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _line(
+    axes: Axes,
+    rounds: Sequence[int],
+    values: Sequence[float | None],
+    color: str,
+    label: str,
+    *,
+    marker: str = "o",
+    linestyle: str = "-",
+) -> None:
+    """A line with gaps where a round has no figure. Many rounds carry no markers."""
+    shown = marker if len(rounds) <= 40 else ""
+    heights = [np.nan if value is None else value for value in values]
+    axes.plot(rounds, heights, linestyle, color=color, label=label, marker=shown, markersize=4, linewidth=1.8)
+
+
+def _style(axes: Axes, title: str, label: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold", color=_INK)
+    axes.set_xlabel("round")
+    axes.set_ylabel(label)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9CA3AF")
+    axes.tick_params(color="#9CA3AF", labelcolor=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _mark_best(axes: Axes, number: int, value: float) -> None:
+    """A star on the line; its figure stands beside the title, where no line can cross it."""
+    axes.plot([number], [value], marker="*", markersize=15, color=GREEN, markeredgecolor="white", zorder=5)
+    axes.set_title(f"best mAP {value:.3f}, round {number}", loc="right", color=GREEN, fontsize=11)
+
+
+def _shade(losses: np.ndarray) -> Normalize:
+    """A logarithmic scale where it can be, so that round 1 does not take all the colours."""
+    least, greatest = float(losses.min()), float(losses.max())
+    if least > 0:
+        return LogNorm(least, max(greatest, least * 1.01))
+    return Normalize(least, max(greatest, least + 0.01))
+
+
+def _natural(client: str) -> tuple[int, int | str]:
+    """Device 10 after device 9; names that are no number come last."""
+    return (0, int(client)) if client.isdecimal() else (1, client)

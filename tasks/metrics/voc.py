@@ -1,0 +1,173 @@
+"""Average precision as PASCAL VOC measures it since 2010.
+
+After the development kit of VOC 2010 and later (``VOCevaldet.m``, ``VOCap.m``; Everingham et al., *The
+PASCAL Visual Object Classes Challenge: A Retrospective*, IJCV 2015, section 2.2): boxes span whole pixels,
+so a side is ``max - min + 1``; a detection is compared with the one object of its class that it overlaps
+most, and it is right if that overlap is at least 0.5 and no better-scored detection has claimed the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.errors import DataError
+from tasks.metrics.detections import ImageDetections
+
+# The objects of one image: boxes [m, 4] as in ImageDetections, labels [m], difficult [m] or None (none is).
+Truth = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], npt.NDArray[np.bool_] | None]
+
+
+@dataclass(frozen=True)
+class VocResult:
+    """Figures of one evaluation, all from 0 to 1; None where there is no object that counts.
+
+    ``map50_voc10`` is the mean of ``per_class`` over the classes with objects (it is named for the default
+    ``iou``). ``recall`` is the mean of ``recall_per_class`` over the same classes: the part of a class's
+    objects that a detection at or above the score threshold found.
+    """
+
+    map50_voc10: float | None
+    per_class: dict[str, float | None]
+    recall: float | None
+    recall_per_class: dict[str, float | None]
+
+
+def average_precision_voc10(recall: npt.NDArray[np.floating], precision: npt.NDArray[np.floating]) -> float:
+    """Area under precision over recall, each precision raised to the highest at this or a greater recall.
+
+    Both [n], one value for each detection in falling order of score; n = 0 gives 0. (``VOCap.m``, VOC 2010.)
+    """
+    recall = np.concatenate([[0.0], recall, [1.0]])
+    precision = np.concatenate([[0.0], precision, [0.0]])
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall) * envelope[1:]))
+
+
+def evaluate_voc(
+    truth: Sequence[Truth],
+    detections: Sequence[ImageDetections],
+    classes: Sequence[str],
+    *,
+    iou: float = 0.5,
+    score_threshold: float,
+    max_per_class: int,
+) -> VocResult:
+    """Score the detections of a whole test set; ``truth`` and ``detections`` run over the same images.
+
+    Detections under ``score_threshold`` do not count, nor those of an image beyond the ``max_per_class``
+    best of a class. Equal scores are taken in the order of (image, detection), so that detections merged
+    from parts give exactly the figures of one evaluation. Difficult objects are neither asked for nor
+    punished. A class without objects has no AP (None); no object in the whole test set: no mAP. No
+    detections: 0.
+
+    Raises:
+        DataError: the sequences differ in length, a shape does not fit, or a label is none of ``classes``.
+    """
+    if len(truth) != len(detections):
+        raise DataError(f"evaluation: expected detections for {len(truth)} images, found {len(detections)}")
+    scores: list[np.ndarray] = [np.zeros(0)]
+    labels: list[np.ndarray] = [np.zeros(0, np.int64)]
+    matches: list[np.ndarray] = [np.zeros(0, np.int64)]  # index over all objects of the test set; -1: none
+    object_labels: list[np.ndarray] = [np.zeros(0, np.int64)]
+    object_difficult: list[np.ndarray] = [np.zeros(0, np.bool_)]
+    objects = 0
+    for image, (wanted, found) in enumerate(zip(truth, detections, strict=True)):
+        boxes, wanted_labels, difficult = _checked_truth(wanted, len(classes), image)
+        _check_labels(found.labels, len(classes), f"image {image}: detections")
+        kept = _best_of_each_class(found, score_threshold, max_per_class)
+        best, overlap = _most_overlapped(found.boxes[kept], found.labels[kept], boxes, wanted_labels)
+        scores.append(found.scores[kept])
+        labels.append(found.labels[kept])
+        matches.append(np.where(overlap >= iou, best + objects, -1))
+        object_labels.append(wanted_labels)
+        object_difficult.append(difficult)
+        objects += len(boxes)
+    counted = ~np.concatenate(object_difficult)
+    wanted_of = np.bincount(np.concatenate(object_labels)[counted], minlength=len(classes))
+    # Images were walked in order and their detections kept in order, so a stable sort settles ties as
+    # promised.
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    label, match = np.concatenate(labels)[order], np.concatenate(matches)[order]
+
+    per_class: dict[str, float | None] = {}
+    recall_per_class: dict[str, float | None] = {}
+    for index, name in enumerate(classes):
+        if wanted_of[index] == 0:
+            per_class[name] = recall_per_class[name] = None
+            continue
+        right = _first_claims(match[label == index], counted)
+        hits = np.cumsum(right)
+        recall = hits / wanted_of[index]
+        per_class[name] = average_precision_voc10(recall, hits / np.arange(1, len(hits) + 1))
+        recall_per_class[name] = float(recall[-1]) if len(recall) else 0.0
+    return VocResult(_mean(per_class), per_class, _mean(recall_per_class), recall_per_class)
+
+
+def _checked_truth(truth: Truth, classes: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    boxes = np.asarray(truth[0], np.float64)
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    labels = np.asarray(truth[1], np.int64)
+    difficult = np.zeros(len(boxes), np.bool_) if truth[2] is None else np.asarray(truth[2], np.bool_)
+    if boxes.shape != (len(boxes), 4) or labels.shape != (len(boxes),) or difficult.shape != (len(boxes),):
+        raise DataError(
+            f"image {image}: truth: expected boxes [m, 4], labels [m], difficult [m], "
+            f"found {list(boxes.shape)}, {list(labels.shape)}, {list(difficult.shape)}"
+        )
+    _check_labels(labels, classes, f"image {image}: truth")
+    return boxes, labels, difficult
+
+
+def _check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DataError(f"{where}: labels: expected class indices from 0 to {classes - 1}, found {wrong[0]}")
+
+
+def _best_of_each_class(found: ImageDetections, score_threshold: float, most: int) -> np.ndarray:
+    """Indices, ascending, of the detections that count. A score that is NaN is under every threshold."""
+    above = np.flatnonzero(found.scores >= score_threshold)
+    if len(above) <= most:
+        return above
+    ranked = above[np.lexsort((-found.scores[above], found.labels[above]))]  # lexsort is stable
+    ranked_labels = found.labels[ranked]
+    rank = np.arange(len(ranked)) - np.searchsorted(ranked_labels, ranked_labels, side="left")
+    return np.sort(ranked[rank < most])
+
+
+def _most_overlapped(
+    boxes: np.ndarray, labels: np.ndarray, wanted: np.ndarray, wanted_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each box the object of its class that it overlaps most (the first of equals), and their IoU."""
+    if not len(boxes) or not len(wanted):
+        return np.zeros(len(boxes), np.int64), np.full(len(boxes), -1.0)
+    left, right = boxes[:, None, :].astype(np.float64), wanted[None, :, :]
+    with np.errstate(invalid="ignore", over="ignore"):  # a box that is not finite overlaps nothing
+        width = np.minimum(left[..., 2], right[..., 2]) - np.maximum(left[..., 0], right[..., 0]) + 1
+        height = np.minimum(left[..., 3], right[..., 3]) - np.maximum(left[..., 1], right[..., 1]) + 1
+        shared = np.where((width > 0) & (height > 0), width * height, 0.0)
+        overlap = shared / (_area(left) + _area(right) - shared)
+    overlap = np.where((labels[:, None] == wanted_labels[None, :]) & np.isfinite(overlap), overlap, -1.0)
+    best = np.argmax(overlap, axis=1)
+    return best, overlap[np.arange(len(boxes)), best]
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
+
+
+def _first_claims(match: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Whether each detection of a class, best first, is right; claims on difficult objects are left out."""
+    match = match[(match < 0) | counted[match]]
+    right = np.zeros(len(match), np.bool_)
+    _, first = np.unique(match, return_index=True)
+    right[first] = True
+    return right & (match >= 0)
+
+
+def _mean(per_class: dict[str, float | None]) -> float | None:
+    values = [value for value in per_class.values() if value is not None]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,76 @@
+"""A slot's machine, as a client's turn sees it: its settings, store, data, caches and warm detector."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import socket
+from pathlib import Path
+
+import torch
+
+from infra.settings import Settings, load_settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from tasks.data.catalog import load_data
+from tasks.data.loading import ImageCache
+from tasks.data.samples import FederatedData
+from tasks.detectors.base import Detector
+from tasks.detectors.registry import build_detector
+from tasks.spec.data import DataSpec
+from tasks.spec.federation import FederationSpec
+
+
+class Site:
+    """Made once a process and kept warm between turns; nothing in it belongs to a client or a round."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.objects = ObjectStore(settings.s3)
+        self.weights = WeightStore(self.objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
+        self.images = ImageCache(settings.image_cache_megabytes)
+        self.host = socket.gethostname()
+        self._data: dict[DataSpec, FederatedData] = {}
+
+    def layout(self, federation: str) -> FederationLayout:
+        return FederationLayout(self.settings.s3.prefix, federation)
+
+    def data(self, spec: DataSpec) -> FederatedData:
+        """The data set, read and checked once a process.
+
+        Raises:
+            DataError: it is missing or wrong.
+        """
+        if spec not in self._data:
+            self._data[spec] = load_data(
+                spec, root_of=self.settings.data_root, cache=self.settings.home / "cache" / "data"
+            )
+        return self._data[spec]
+
+    def detector(self, spec: FederationSpec, classes: int) -> Detector:
+        """A detector whose weights are to be loaded; threads of this process are set to the specification's."""
+        torch.set_num_threads(spec.training.threads)
+        return build_detector(spec.detector, classes, seed=spec.seed)
+
+    def device_name(self, spec: FederationSpec) -> str:
+        """What computes: the GPU's name or the machine's processor."""
+        return torch.cuda.get_device_name() if spec.training.device == "cuda" else processor_name()
+
+
+@functools.cache
+def processor_name() -> str:
+    """Model name of this machine's processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def this_site() -> Site:
+    """The site of this process, from its environment."""
+    return Site(load_settings())

@@ -1,0 +1,63 @@
+"""What every specification and record has in common: frozen, closed to unknown fields, and versioned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from tasks.errors import SpecError
+
+SPEC_VERSION: Literal[1] = 1
+RECORD_VERSION: Literal[1] = 1
+
+# Client ids and federation names are parts of object keys, so they are held to what every store and shell takes.
+ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+FederationName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Immutable, refuses unknown fields and non-finite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), validate_default=True
+    )
+
+
+def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Model:
+    """Validate ``document`` as ``model``; an unknown newer ``version`` is refused before its fields are read.
+
+    ``source`` is the file or object that the message names.
+
+    Raises:
+        SpecError: naming ``source``, each wrong field and what was expected there.
+    """
+    if not isinstance(document, dict):
+        raise SpecError(f"{source}: expected a mapping of fields, found {type(document).__name__}")
+    version = document.get("version", newest)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SpecError(f"{source}: version: expected a whole number from 1 to {newest}, found {version!r}")
+    if version > newest:
+        raise SpecError(
+            f"{source}: version: {version} is newer than this fedbench understands (up to {newest}); "
+            "use the fedbench that wrote it"
+        )
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(explain(error, source)) from None
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """One line a mistake: the field's dotted path, what was expected, what was found."""
+    lines = []
+    for item in error.errors(include_url=False, include_context=True):
+        field = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        message = item["msg"].removeprefix("Value error, ")
+        found = item.get("input")
+        shown = "" if isinstance(found, dict | list) or item["type"] == "missing" else f" (found {found!r})"
+        lines.append(f"{source}: {field}: {message}{shown}")
+    return "\n".join(lines)

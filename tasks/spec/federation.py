@@ -1,0 +1,178 @@
+"""``FederationSpec``: one experiment, whole. It is the flow's parameter, a YAML file, MLflow's parameters, a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from tasks.errors import SpecError
+from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse
+from tasks.spec.data import DataSpec, SyntheticStreet
+from tasks.spec.detector import DetectorSpec, YoloV3Tiny
+from tasks.spec.training import EvaluationSpec, TrainingSpec
+
+
+class FedAvg(Frozen):
+    """Federated averaging (McMahan et al., arXiv 1602.05629): the mean of the updates, weighted by training images."""
+
+    kind: Literal["fedavg"] = "fedavg"
+
+
+class Participation(Frozen):
+    """Who takes part in a round, and what becomes of those who fail."""
+
+    clients: tuple[ClientId, ...] | None = Field(
+        None, description="Devices that take part; left out, every device of the data set."
+    )
+    min_clients: int | None = Field(
+        None, ge=1, description="Clients that must be ready before round 1; left out, more than half."
+    )
+    wake_up_deadline: float = Field(120, gt=0, description="Seconds to wait for min_clients.")
+    clients_per_round: int | None = Field(None, ge=1, description="Clients drawn each round; left out, all ready ones.")
+    check_load: bool = Field(False, description="Enforce max_load; for clients that have machines of their own.")
+    max_load: float = Field(0.4, gt=0, description="A client qualifies under this load per core.")
+    min_qualified: float = Field(0.5, ge=0, lt=1, description="Strictly more than this part of the drawn must qualify.")
+    max_draws: int = Field(10, ge=1, le=100, description="Draws before the round fails; a second longer between each.")
+    min_updates: int | None = Field(
+        None,
+        ge=1,
+        description="Quorum: updates without which a round fails; left out, more than half of the cohort.",
+    )
+    turn_retries: int = Field(2, ge=0, le=20, description="Times that a turn lost with its machine is run again.")
+    turn_deadline: float | None = Field(None, gt=0, description="Seconds after which a client's turn is ended.")
+    shards: int | None = Field(
+        None,
+        ge=1,
+        description="Turns a round's clients are packed into, by images; left out, one turn a client.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Participation:
+        if self.clients is not None:
+            if not self.clients or len(set(self.clients)) != len(self.clients):
+                raise ValueError("clients: expected at least one client, each named once")
+            most = len(self.clients)
+            for field in ("min_clients", "clients_per_round", "min_updates"):
+                value = getattr(self, field)
+                if value is not None and value > most:
+                    raise ValueError(f"{field}: expected at most {most}, the number of clients, found {value}")
+        if self.min_updates and self.clients_per_round and self.min_updates > self.clients_per_round:
+            raise ValueError(
+                f"min_updates: expected at most clients_per_round ({self.clients_per_round}), found {self.min_updates}"
+            )
+        return self
+
+
+class FederationSpec(Frozen):
+    """A federated experiment. Two equal specifications end, on one CPU model and torch build, in the same weights."""
+
+    version: Literal[1] = SPEC_VERSION
+    seed: int = Field(1234, ge=0, lt=2**32, description="Every random draw comes from this seed.")
+    max_rounds: int = Field(10, ge=1, le=100_000, description="The last round's number; the only field one may raise.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many rounds without a better patience_metric; none: never."
+    )
+    patience_metric: Literal["map50_voc10", "loss"] = "map50_voc10"
+    target_map: float | None = Field(None, gt=0, le=1, description="Stop when map50_voc10 reaches this.")
+    data: DataSpec = Field(SyntheticStreet(), discriminator="kind")
+    detector: DetectorSpec = YoloV3Tiny()
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    strategy: FedAvg = FedAvg()
+    participation: Participation = Participation()
+
+    @model_validator(mode="after")
+    def _check(self) -> FederationSpec:
+        clients = self.participation.clients
+        devices = {str(number) for number in range(1, self.data.split + 1)}
+        if clients is not None and not set(clients) <= devices:
+            unknown = ", ".join(sorted(set(clients) - devices))
+            raise ValueError(
+                f"participation.clients: {unknown}: expected devices of the {self.data.split}-device split, "
+                f"1 to {self.data.split}"
+            )
+        for field in ("min_clients", "clients_per_round", "min_updates"):
+            value = getattr(self.participation, field)
+            if value is not None and value > self.data.split:
+                raise ValueError(
+                    f"participation.{field}: expected at most {self.data.split}, the split's devices, found {value}"
+                )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON of every field: the experiment's identity."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The specification as the YAML that :func:`load_spec` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_spec(document: Any, *, source: str) -> FederationSpec:
+    """Validate a mapping as a specification.
+
+    Raises:
+        SpecError: one line a mistake, each naming ``source``, the field and what was expected.
+    """
+    return parse(FederationSpec, document, source=source, newest=SPEC_VERSION)
+
+
+def load_spec(path: Path) -> FederationSpec:
+    """Read a YAML (or JSON) file.
+
+    Raises:
+        SpecError: the file is missing, is no YAML, or has wrong fields.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+    return parse_spec({} if document is None else document, source=str(path))
+
+
+def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``: the dotted field names that messages and MLflow use."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def changed_fields(old: FederationSpec, new: FederationSpec) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields in which two specifications differ, each with its (old, new) value."""
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    names = sorted(before.keys() | after.keys())
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+
+
+def with_fields(spec: FederationSpec, fields: dict[str, Any], *, source: str) -> FederationSpec:
+    """``spec`` with dotted ``fields`` set, validated anew. Setting ``X.kind`` drops X's other fields.
+
+    Raises:
+        SpecError: an unknown field or a value that does not fit, named.
+    """
+    document = spec.model_dump(mode="json")
+    for name, value in sorted(fields.items(), key=lambda item: not item[0].endswith(".kind")):
+        *parents, last = name.split(".")
+        node = document
+        for parent in parents:
+            child = node.get(parent)
+            if not isinstance(child, dict):
+                raise SpecError(f"{source}: {name}: no such field; expected one of: {', '.join(sorted(node))}")
+            node = child
+        if last == "kind" and node.get("kind") != value:
+            node.clear()
+        node[last] = value
+    return parse_spec(document, source=source)

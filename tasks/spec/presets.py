@@ -1,0 +1,66 @@
+"""Presets: functions that return a specification. ``fedbench run NAME`` starts from one; ``--set`` changes fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tasks.errors import SpecError
+from tasks.spec.data import FederatedStreet, SyntheticStreet
+from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.federation import FederationSpec
+from tasks.spec.training import AdamW, EvaluationSpec, Schedule, TrainingSpec
+
+# Content digest of Federated Street as published: all 956 images and both label files.
+STREET_DIGEST = "d7f19422545e1c93bd0c8cd6270fdb93acdbf2d50e990b7bbe1e4bea02cd8374"
+
+
+def synthetic5() -> FederationSpec:
+    """The main job: five synthetic street cameras, YOLOv3-tiny at 256 x 208; minutes on two cores."""
+    return FederationSpec(
+        max_rounds=6,
+        data=SyntheticStreet(train_images=600, test_images=120),
+        detector=YoloV3Tiny(width=256, height=192, assignment="side-ratio", box_loss="ciou"),
+        training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=4, decay=2, floor=0.2)),
+    )
+
+
+def street5() -> FederationSpec:
+    """Real Federated Street, 5 devices, YOLOv3-tiny from scratch at 320 px, one local epoch a round."""
+    return FederationSpec(
+        max_rounds=20,
+        data=FederatedStreet(split=5, digest=STREET_DIGEST),
+        detector=YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou"),
+        training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=12, decay=8, floor=0.05)),
+    )
+
+
+def street20() -> FederationSpec:
+    """Real Federated Street, 20 devices; otherwise as street5."""
+    spec = street5()
+    return spec.model_copy(update={"data": FederatedStreet(split=20, digest=STREET_DIGEST)})
+
+
+def smoke() -> FederationSpec:
+    """Seconds, not minutes: shows that everything runs, not that it learns."""
+    return FederationSpec(
+        max_rounds=2,
+        data=SyntheticStreet(train_images=60, test_images=16, width=176, height=144),
+        detector=YoloV3Tiny(width=96, height=96, assignment="side-ratio", box_loss="ciou"),
+        training=TrainingSpec(batch_size=4),
+        evaluation=EvaluationSpec(batch_size=4),
+    )
+
+
+PRESETS: dict[str, Callable[[], FederationSpec]] = {
+    preset.__name__: preset for preset in (synthetic5, street5, street20, smoke)
+}
+
+
+def preset(name: str) -> FederationSpec:
+    """
+    Raises:
+        SpecError: no preset of this name; lists them.
+    """
+    if name not in PRESETS:
+        raise SpecError(f"{name}: no such preset or file; expected a YAML file or one of: {', '.join(PRESETS)}")
+    return PRESETS[name]()

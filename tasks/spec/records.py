@@ -1,0 +1,166 @@
+"""The small records that pass between the phases and stay in the store. Tensors never do: they are objects.
+
+Every record that is written on its own carries a ``version``; :func:`tasks.spec.base.parse` refuses a newer one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.spec.base import RECORD_VERSION, ClientId, FederationName, Frozen, Sha256
+
+
+class WeightRef(Frozen):
+    """An object of weights: where it is, what it must hash to, and its size in bytes."""
+
+    key: str
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class ClientInfo(Frozen):
+    """Phase 1, ``wake_up``: what a ready client says of itself."""
+
+    client: ClientId
+    train_size: int = Field(ge=0, description="Training images.")
+    test_size: int = Field(ge=0, description="Test images.")
+    test_digest: Sha256 = Field(description="Content digest of its test set; equal ones share an evaluation.")
+    class_counts: dict[str, int] = Field(description="Training boxes by class.")
+    host: str
+    device: str
+
+
+class ClientFailure(Frozen):
+    """A client that a phase dropped, and why."""
+
+    client: ClientId
+    phase: Literal["wake_up", "check_client_resource", "request_update", "aggregate", "stop_and_eval"]
+    kind: Literal["client-error", "deadline", "infrastructure-lost"]
+    reason: str
+
+
+class ResourceAnswer(Frozen):
+    """Phase 2, ``check_client_resource``: a client's load, without what this benchmark's own slots use."""
+
+    client: ClientId
+    load: float = Field(ge=0, description="1-minute load average per core.")
+    free_memory: int = Field(ge=0, description="Bytes.")
+    gpu_free_memory: int | None = Field(None, ge=0, description="Bytes; null without a GPU.")
+    gpu_utilisation: float | None = Field(None, ge=0, le=1)
+
+
+class Draw(Frozen):
+    """One draw of clients for a round, their answers, and those under the load limit."""
+
+    attempt: int = Field(ge=1)
+    contacted: tuple[ClientId, ...]
+    answers: tuple[ResourceAnswer, ...]
+    qualified: tuple[ClientId, ...]
+
+
+class RoundPlan(Frozen):
+    """``plan.json``, written before training: all that decides the round's result. A resumed round reuses it."""
+
+    version: Literal[1] = RECORD_VERSION
+    federation: FederationName
+    round: int = Field(ge=1)
+    spec_digest: Sha256
+    model: WeightRef = Field(description="The global weights that every client of the cohort starts from.")
+    draws: tuple[Draw, ...]
+    cohort: tuple[ClientId, ...] = Field(description="Clients that are asked for an update, in client order.")
+    shards: tuple[tuple[ClientId, ...], ...] = Field(description="Clients of each turn, greatest turn first.")
+    seeds: dict[ClientId, int]
+    learning_rate: float = Field(gt=0)
+    created: datetime
+
+
+class UpdateRecord(Frozen):
+    """Phases 3 and 4: a client's update. ``weights`` names the object; the record is written after it."""
+
+    version: Literal[1] = RECORD_VERSION
+    federation: FederationName
+    round: int = Field(ge=1)
+    client: ClientId
+    spec_digest: Sha256
+    model: Sha256 = Field(description="sha256 of the global weights that the client started from.")
+    seed: int
+    weights: WeightRef
+    train_size: int = Field(ge=1)
+    train_loss: float = Field(description="Mean loss over the images of all local epochs.")
+    loss_terms: dict[str, float] = Field(default_factory=dict)
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    seconds: float = Field(ge=0, description="Wall time of the client's turn.")
+    train_seconds: float = Field(ge=0, description="Wall time of the training loop alone.")
+    bytes_down: int = Field(ge=0, description="Bytes that the client needed from the store (raw size of the weights).")
+    host: str
+    device: str
+
+
+class EvaluationRecord(Frozen):
+    """Phase 6: the global model scored on one test set, for every client that has this test set."""
+
+    clients: tuple[ClientId, ...]
+    test_digest: Sha256
+    test_size: int = Field(ge=0)
+    loss: float | None = Field(description="Mean loss per test image, BatchNorm in evaluation mode.")
+    map50_voc10: float | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any truth.")
+    recall: float | None
+    per_class: dict[str, float | None] = Field(description="AP by class; null for a class without truth.")
+    score_threshold: float
+    seconds: float = Field(ge=0)
+
+
+class Metrics(Frozen):
+    """Phase 7: over clients, weighted by test size, beside the plain mean that the original reported."""
+
+    train_loss: float | None = None
+    loss: float | None = None
+    map50_voc10: float | None = None
+    recall: float | None = None
+    per_class: dict[str, float | None] = Field(default_factory=dict)
+    unweighted: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Decision(Frozen):
+    """Phase 8: whether the federation stops after this round, and why; the best round so far."""
+
+    stop: bool
+    reason: Literal["max_rounds", "patience", "target_map"] | None = None
+    best_round: int = Field(ge=0)
+    best_map50_voc10: float | None = None
+
+
+class Environment(Frozen):
+    """What the claim of equal bits depends on."""
+
+    fedbench: str
+    python: str
+    torch: str
+    torchvision: str
+    cpu: str
+    threads: int = Field(ge=1)
+
+
+class RoundRecord(Frozen):
+    """``round.json``, written last: the commit marker. A round has happened when this record is in the store."""
+
+    version: Literal[1] = RECORD_VERSION
+    federation: FederationName
+    round: int = Field(ge=0)
+    spec_digest: Sha256
+    plan: RoundPlan | None = Field(None, description="Null in round 0, the initial model.")
+    clients: tuple[ClientInfo, ...]
+    updates: tuple[UpdateRecord, ...] = ()
+    dropped: tuple[ClientFailure, ...] = ()
+    model: WeightRef = Field(description="The result of this round.")
+    evaluations: tuple[EvaluationRecord, ...]
+    metrics: Metrics
+    decision: Decision
+    seconds: dict[str, float] = Field(description="Wall time of each phase.")
+    bytes_up: int = Field(0, ge=0)
+    bytes_down: int = Field(0, ge=0)
+    environment: Environment
+    committed: datetime

@@ -1,0 +1,92 @@
+"""How a client trains in its turn, and how the global model is evaluated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.spec.base import Frozen
+
+
+class Sgd(Frozen):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+
+
+class Adam(Frozen):
+    """Adam (arXiv 1412.6980), weight decay as an L2 term."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+
+
+class AdamW(Frozen):
+    """Adam with decoupled weight decay (arXiv 1711.05101), none on norms and biases."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.02, ge=0, le=1)
+
+
+OptimizerSpec = Sgd | Adam | AdamW
+
+
+class Schedule(Frozen):
+    """Learning rate as a function of the round: constant for ``hold`` rounds, then a cosine down to ``floor``.
+
+    It never looks at ``max_rounds``, so that a run that is extended goes on as if it had been longer from the start.
+    """
+
+    hold: int = Field(1_000_000, ge=0, description="Rounds at the full learning rate.")
+    decay: int = Field(0, ge=0, description="Rounds over which it falls to the floor.")
+    floor: float = Field(0.05, ge=0, le=1, description="Last learning rate, as a part of the first.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up in round 1; later rounds have none.")
+
+
+class Augmentation(Frozen):
+    """Random changes to a training image. Each is drawn from the sample's own seed."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    scale: float = Field(0.25, ge=0, lt=1, description="Zoom in or out by up to this part.")
+    translate: float = Field(0.1, ge=0, le=0.5, description="Shift by up to this part of the image.")
+    color: float = Field(0.3, ge=0, le=1, description="Strength of brightness, contrast and saturation jitter.")
+
+
+class TrainingSpec(Frozen):
+    """A client's turn: epochs over its own images from the global weights, with a fresh optimiser."""
+
+    local_epochs: int = Field(1, ge=1, le=1000, description="E: passes over the client's images in one round.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")
+    accumulate: int = Field(1, ge=1, le=1024, description="Forward passes per optimiser step.")
+    optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind")
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(10.0, gt=0, description="Largest norm of the gradient; none: not clipped.")
+    augmentation: Augmentation = Augmentation()
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of a turn. It changes the bits of the result.")
+    loader_workers: int = Field(0, ge=0, le=64, description="Processes that prepare images; never changes the result.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where turns compute.")
+    amp: bool = Field(False, description="Automatic mixed precision; needs device: cuda.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSpec:
+        if self.amp and self.device != "cuda":
+            raise ValueError("amp: expected false unless device is cuda")
+        return self
+
+
+class EvaluationSpec(Frozen):
+    """How the global model is scored. mAP here is VOC 2010's (all-point area) at IoU 0.5."""
+
+    score_threshold: float = Field(0.001, ge=0, lt=1, description="Detections under this score do not count.")
+    nms_iou: float = Field(0.5, gt=0, le=1, description="Overlap over which non-maximum suppression drops a box.")
+    max_detections: int = Field(100, ge=1, le=10_000, description="Detections kept per image and class, best first.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")

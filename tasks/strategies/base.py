@@ -1,0 +1,94 @@
+"""What an aggregation strategy is, and the check that every update passes first, whatever the strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tasks.errors import ClientError
+
+# The names that safetensors' header gives to types (https://github.com/huggingface/safetensors, "Format").
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorSpec(NamedTuple):
+    """Shape and type of one tensor of a model's state."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+Reference = Mapping[str, TensorSpec]
+
+
+class Strategy(Protocol):
+    """How the updates of a round become the next global model. Updates are given in client order."""
+
+    def accumulate(self, file: Path, weight: int, *, client: str) -> None:
+        """Take in one update; on ClientError nothing has changed."""
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The new global state."""
+
+
+def reference_of(state: Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
+    """What an update must look like to fit a model with this state."""
+    return {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+def read_reference(file: Path, *, client: str) -> dict[str, TensorSpec]:
+    """Name, shape and type of each tensor of a safetensors file, from its header alone.
+
+    Raises:
+        ClientError: the file cannot be read, is no safetensors, or holds a type that no model state has.
+    """
+    found = {}
+    try:
+        with safe_open(file, framework="pt") as update:
+            for name in update.keys():  # noqa: SIM118 (no mapping)
+                entry = update.get_slice(name)
+                kind = entry.get_dtype()
+                if kind not in _DTYPES:
+                    raise ClientError(
+                        f"client {client}: tensor {name}: expected one of {', '.join(_DTYPES)}, found {kind}"
+                    )
+                found[name] = TensorSpec(tuple(entry.get_shape()), _DTYPES[kind])
+    except (OSError, SafetensorError) as error:
+        raise ClientError(f"client {client}: expected an update in safetensors format, found {error}") from None
+    return found
+
+
+def check_update(reference: Reference, file: Path, *, client: str) -> None:
+    """Refuse an update whose tensors are not those of ``reference``. Reads the header, not the tensors.
+
+    Raises:
+        ClientError: naming the client, the tensor, what was expected and what was found.
+    """
+    found = read_reference(file, client=client)
+    for name, expected in reference.items():
+        expected = TensorSpec(tuple(expected[0]), expected[1])
+        if name not in found:
+            raise ClientError(f"client {client}: tensor {name}: expected {expected}, found no such tensor")
+        if found[name] != expected:
+            raise ClientError(f"client {client}: tensor {name}: expected {expected}, found {found[name]}")
+    extra = sorted(found.keys() - reference.keys())
+    if extra:
+        raise ClientError(f"client {client}: tensor {extra[0]}: expected no such tensor, found {found[extra[0]]}")

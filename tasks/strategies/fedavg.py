@@ -1,0 +1,109 @@
+"""Federated averaging.
+
+McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, arXiv
+1602.05629, Algorithm 1, the last line of the server's loop: ``w = Σ n_k w_k / Σ n_k``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from tasks.errors import ClientError, FedbenchError
+from tasks.strategies.base import Reference, check_update, read_reference
+
+# Values per step of the sum: a temporary of 256 KiB stays in the cache, a whole tensor's would not.
+_STEP = 1 << 16
+# Half the range of float32: the difference of two values within it is finite, so no sum can overflow.
+_LARGEST = torch.finfo(torch.float32).max / 2
+
+
+class FedAvg:
+    """Streaming weighted mean: one accumulator, one update at a time, tensor by tensor from its mapped file.
+
+    The mean is kept as a running one, ``w += n_k / N (w_k - w)`` with N the images so far (Welford's
+    recurrence): one client gives its weights bit for bit, clients that agree give theirs. Each of its three
+    operations is rounded by itself, so the bits depend on the order of the updates but not on threads or
+    vector width. Give updates in client order.
+
+    Floating tensors, BatchNorm's statistics included, are averaged and come out as float32. Integers and
+    booleans (``num_batches_tracked``) are never averaged: the maximum over clients. Memory: the
+    accumulator, and the pages of the one mapped update, whatever the number of clients.
+
+    ``reference`` is what each update must look like; left out, the first update sets it for the others.
+    """
+
+    def __init__(self, reference: Reference | None = None) -> None:
+        self._reference = reference
+        self._state: dict[str, torch.Tensor] = {}
+        self._weight = 0
+        self._clients: set[str] = set()
+
+    def accumulate(self, file: Path, weight: int, *, client: str) -> None:
+        """Add the update in ``file``, a safetensors file, with ``weight`` training images.
+
+        Raises:
+            ClientError: naming the client and the tensor: another shape or type, NaN, infinite or beyond half
+                of float32's range; or a second update of one client. The accumulator has not changed.
+        """
+        if client in self._clients:
+            raise ClientError(f"client {client}: expected one update in a round, found a second")
+        if weight < 1:
+            raise ClientError(f"client {client}: expected a weight of at least 1 training image, found {weight}")
+        reference = self._reference
+        if reference is None:
+            reference = read_reference(file, client=client)
+        check_update(reference, file, client=client)
+        with safe_open(file, framework="pt") as update:
+            for name, (_, dtype) in reference.items():
+                if dtype.is_floating_point:
+                    _check_finite(update.get_tensor(name), name, client)
+            # From here on nothing is refused: an update counts whole or not at all.
+            part = weight / (self._weight + weight)
+            for name in reference:
+                tensor = update.get_tensor(name)
+                if name not in self._state:
+                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    self._state[name] = tensor.to(dtype, copy=True)
+                elif tensor.is_floating_point():
+                    _move_towards(self._state[name], tensor, part)
+                else:
+                    torch.maximum(self._state[name], tensor, out=self._state[name])
+        self._reference = reference
+        self._weight += weight
+        self._clients.add(client)
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The mean, tensor by name. It is handed over, not copied: the accumulator is empty afterwards.
+
+        Raises:
+            FedbenchError: no update was accumulated.
+        """
+        if not self._clients:
+            raise FedbenchError("FedAvg: expected at least one update, found none")
+        state, self._state, self._weight, self._clients = self._state, {}, 0, set()
+        return state
+
+
+def _check_finite(tensor: torch.Tensor, name: str, client: str) -> None:
+    if not tensor.numel():
+        return
+    low, high = (bound.item() for bound in torch.aminmax(tensor))  # one pass; NaN comes through as NaN
+    if not (low >= -_LARGEST and high <= _LARGEST):
+        worst = low if low != low or low < -_LARGEST else high
+        raise ClientError(
+            f"client {client}: tensor {name}: expected finite values up to {_LARGEST:.3g} in size, found {worst:.3g}"
+        )
+
+
+def _move_towards(mean: torch.Tensor, tensor: torch.Tensor, part: float) -> None:
+    """``mean += part * (tensor - mean)`` in place.
+
+    Not ``lerp_`` or ``add_(alpha=)``: a fused multiply-add rounds otherwise than its two operations, and
+    whether an element gets one may depend on where the threads' shares end.
+    """
+    for left, right in zip(mean.view(-1).split(_STEP), tensor.reshape(-1).split(_STEP), strict=True):
+        difference = right.to(torch.float32, copy=True).sub_(left)
+        left.add_(difference.mul_(part))

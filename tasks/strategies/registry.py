@@ -1,0 +1,24 @@
+"""From a strategy's specification to the strategy: one line a kind."""
+
+from __future__ import annotations
+
+from tasks.errors import SpecError
+from tasks.spec import federation as spec
+from tasks.strategies.base import Reference, Strategy
+from tasks.strategies.fedavg import FedAvg
+
+_STRATEGIES = {spec.FedAvg: FedAvg}
+
+
+def build_strategy(strategy: spec.FedAvg, reference: Reference | None = None) -> Strategy:
+    """A fresh accumulator for one round; ``reference`` is what each update must look like.
+
+    Raises:
+        SpecError: no strategy of this kind is known.
+    """
+    try:
+        return _STRATEGIES[type(strategy)](reference)
+    except KeyError:
+        known = ", ".join(str(kind.model_fields["kind"].default) for kind in _STRATEGIES)
+        found = getattr(strategy, "kind", type(strategy).__name__)
+        raise SpecError(f"strategy.kind: expected one of {known}, found {found}") from None

@@ -1,0 +1,72 @@
+"""Scoring a model on test images, in evaluation mode: BatchNorm uses its running statistics and learns nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tasks.data.loading import Batch
+from tasks.data.samples import ImageSample
+from tasks.detectors.base import Detector, Targets
+from tasks.metrics.detections import ImageDetections
+from tasks.spec.training import EvaluationSpec
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """One part of a test set: what was detected, by image index, and the losses.
+
+    ``batch_losses`` holds, for each batch, the loss times its images: their exact sum (``math.fsum``) is the same
+    however the batches were spread.
+    """
+
+    batch_losses: list[float]
+    images: int
+    detections: dict[int, ImageDetections]
+    seconds: float
+
+
+@torch.inference_mode()
+def evaluate(
+    detector: Detector,
+    batches: Iterable[Batch],
+    samples: Sequence[ImageSample],
+    spec: EvaluationSpec,
+    *,
+    device: str,
+) -> PartResult:
+    """Losses and detections of the images in ``batches``; boxes come back in pixels of the original images.
+
+    ``samples`` is the whole test set: a batch's indices point into it.
+    """
+    place = torch.device(device)
+    detector.to(place).eval()
+    batch_losses: list[float] = []
+    images = 0
+    detections: dict[int, ImageDetections] = {}
+    started = time.perf_counter()
+    for batch in batches:
+        outputs = detector(batch.images.to(place, non_blocking=True))
+        terms = detector.loss(outputs, Targets(batch.boxes, batch.labels).to(place))
+        count = batch.images.shape[0]
+        batch_losses.append(float(torch.stack(list(terms.values())).sum().double()) * count)
+        images += count
+        found = detector.predict(
+            outputs,
+            score_threshold=spec.score_threshold,
+            nms_iou=spec.nms_iou,
+            max_detections=spec.max_detections,
+        )
+        for index, item in zip(batch.indices, found, strict=True):
+            sample = samples[index]
+            ratio = np.array([sample.width / detector.width, sample.height / detector.height] * 2, dtype=np.float32)
+            detections[index] = ImageDetections(
+                boxes=item.boxes.cpu().numpy() * ratio,
+                scores=item.scores.cpu().numpy(),
+                labels=item.labels.cpu().numpy(),
+            )
+    return PartResult(batch_losses, images, detections, time.perf_counter() - started)

@@ -1,0 +1,95 @@
+"""A client's local training: plain PyTorch over one model and one loader."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.data.loading import Batch
+from tasks.detectors.base import Detector, Targets
+from tasks.errors import ClientError
+from tasks.spec.training import TrainingSpec
+from tasks.training.optimizers import build_optimizer
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Means over all images of all local epochs; ``seconds`` is the wall time of the loop, loading included."""
+
+    loss: float
+    terms: dict[str, float]
+    images: int
+    steps: int
+    seconds: float
+
+
+def train(
+    detector: Detector,
+    batches: Iterable[Batch],
+    spec: TrainingSpec,
+    *,
+    lr: float,
+    warmup_steps: int,
+    seed: int,
+    client: str,
+) -> TrainingResult:
+    """Train ``detector`` in place with a fresh optimiser.
+
+    Steps are taken every ``spec.accumulate`` batches, and after the last. Whatever draws from torch's global
+    generator does so from ``seed``, in a forked state.
+
+    Raises:
+        ClientError: the loss is NaN or infinite, naming the client and the batch.
+    """
+    device = torch.device(spec.device)
+    detector.to(device).train()
+    optimizer = build_optimizer(detector, spec.optimizer, lr)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    scaler = torch.amp.GradScaler(device.type, enabled=spec.amp)
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
+    images = steps = waiting = 0
+    started = time.perf_counter()
+
+    def step() -> None:
+        nonlocal steps, waiting
+        if steps < warmup_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * (steps + 1) / warmup_steps
+        scaler.unscale_(optimizer)
+        if spec.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        steps, waiting = steps + 1, 0
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for number, batch in enumerate(batches):
+            targets = Targets(batch.boxes, batch.labels).to(device)
+            with torch.autocast(device.type, enabled=spec.amp):
+                outputs = detector(batch.images.to(device, non_blocking=True))
+            terms = detector.loss(outputs, targets)
+            loss = torch.stack(list(terms.values())).sum()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ClientError(f"client {client}: training loss is {value} at batch {number + 1}")
+            scaler.scale(loss / spec.accumulate).backward()
+            count = batch.images.shape[0]
+            images, waiting = images + count, waiting + 1
+            for name, term in terms.items():
+                sums[name] += term.detach().double() * count
+            if waiting == spec.accumulate:
+                step()
+        if waiting:
+            step()
+    means = {name: float(total) / images for name, total in sums.items()}
+    return TrainingResult(sum(means.values()), means, images, steps, time.perf_counter() - started)

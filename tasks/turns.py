@@ -1,0 +1,89 @@
+"""Handing a turn to a slot, and what becomes of turns that do not come back.
+
+A turn whose process dies, or whose store is unreachable, is *infrastructure lost*: it says nothing about its clients
+and runs again, with the same seeds, on another slot. A client's own error drops the client, with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from infra.errors import DeadlineExceeded, SlotLost, StoreCorrupt, StoreUnavailable
+from infra.place import Place
+from tasks.spec.records import ClientFailure
+from tasks.spec.turns import AnyRequest, TurnReply
+
+log = logging.getLogger(__name__)
+
+LOST = (SlotLost, StoreUnavailable, StoreCorrupt)
+
+Finished = Callable[[], Awaitable[set[str]]]
+
+
+async def _nothing_finished() -> set[str]:
+    return set()
+
+
+async def hand_out(
+    place: Place,
+    request: AnyRequest,
+    *,
+    deadline: float | None = None,
+    finished: Finished = _nothing_finished,
+) -> list[TurnReply]:
+    """Run a turn to its end, over lost slots; the replies are those of its attempts, failures included.
+
+    deadline: seconds for each client of the turn; the client at work when they are over is dropped, the others run on.
+    finished: asks which clients of the turn have left their result in the store, so that a repeated turn does not do
+    their work again.
+    """
+    replies: list[TurnReply] = []
+    attempt = 0
+    waiting = request.clients
+    while waiting:
+        limit = None if deadline is None else deadline * len(waiting)
+        try:
+            reply = await place.slots.run(
+                place.take_turn, request.model_copy(update={"clients": waiting}), deadline=limit
+            )
+            replies.append(reply)
+            break
+        except DeadlineExceeded:
+            waiting = _without(waiting, await finished())
+            if waiting:
+                late, waiting = waiting[0], waiting[1:]
+                reason = f"no answer within turn_deadline ({deadline:g} s)"
+                replies.append(_failed(place, request, (late,), "deadline", reason))
+        except LOST as error:
+            attempt += 1
+            waiting = _without(waiting, await finished())
+            log.warning("%s of %s lost (attempt %d): %s", request.phase, ", ".join(waiting), attempt, error)
+            if attempt > request.spec.participation.turn_retries:
+                reason = f"lost {attempt} times with its slot or store: {error}"
+                replies.append(_failed(place, request, waiting, "infrastructure-lost", reason))
+                break
+            for client in waiting:
+                place.reporter.client_retried(request.phase, client, attempt, str(error))
+    return replies
+
+
+def _without(clients: Sequence[str], done: set[str]) -> tuple[str, ...]:
+    return tuple(client for client in clients if client not in done)
+
+
+def _failed(place: Place, request: AnyRequest, clients: Sequence[str], kind: str, reason: str) -> TurnReply:
+    phase = "stop_and_eval" if request.phase == "sheet" else request.phase
+    return TurnReply(
+        failures=tuple(
+            ClientFailure.model_validate({"client": client, "phase": phase, "kind": kind, "reason": reason})
+            for client in clients
+        )
+    )
+
+
+def report_failures(place: Place, failures: Sequence[ClientFailure]) -> None:
+    """Tell the display who was dropped, and why."""
+    for failure in failures:
+        log.warning("client %s dropped in %s (%s): %s", failure.client, failure.phase, failure.kind, failure.reason)
+        place.reporter.client_failed(failure.phase, failure.client, failure.kind, failure.reason)

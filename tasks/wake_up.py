@@ -1,0 +1,100 @@
+"""Phase 1, ``wake_up``: every client loads and validates its data and says what it has."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from infra.place import current_place
+from tasks.data.samples import class_counts, samples_digest
+from tasks.errors import FedbenchError
+from tasks.site import Site
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientFailure, ClientInfo
+from tasks.spec.turns import TurnReply, WakeUpRequest
+from tasks.turns import hand_out, report_failures
+
+# Between two askings of clients that are not ready.
+ASK_AGAIN_SECONDS = 5.0
+
+
+def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
+    """In a slot: what each client of the turn has, or why it is not ready."""
+    ready, failures = [], []
+    for client in request.clients:
+        try:
+            data = site.data(request.spec.data)
+            if client not in data.train:
+                raise FedbenchError(f"data set {data.name} has no device {client}; it has {', '.join(data.train)}")
+            if not data.train[client]:
+                raise FedbenchError(f"device {client} of data set {data.name} has no training image")
+            test = data.test[client]
+            ready.append(
+                ClientInfo(
+                    client=client,
+                    train_size=len(data.train[client]),
+                    test_size=len(test),
+                    test_digest=samples_digest(test),
+                    class_counts=class_counts(data.train[client], data.classes),
+                    host=site.host,
+                    device=site.device_name(request.spec),
+                )
+            )
+        except FedbenchError as error:
+            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=str(error)))
+    return TurnReply(ready=tuple(ready), failures=tuple(failures))
+
+
+@task(name="wake_up", task_run_name="wake_up", cache_policy=NO_CACHE, persist_result=False)
+async def wake_up(
+    federation: str, spec: FederationSpec, clients: Sequence[str], min_clients: int
+) -> tuple[list[ClientInfo], list[ClientFailure]]:
+    """Ask ``clients`` until ``min_clients`` are ready or the deadline is over.
+
+    Returns the ready clients, in client order, and those that are not, with reasons.
+
+    Raises:
+        FedbenchError: too few are ready in time; the message says which are missing and why.
+    """
+    place = current_place()
+    started = time.monotonic()
+    place.reporter.phase_started("wake_up", len(clients))
+    ready: dict[str, ClientInfo] = {}
+    while True:
+        missing = tuple(client for client in clients if client not in ready)
+        request = WakeUpRequest(federation=federation, spec=spec, clients=missing)
+        left = spec.participation.wake_up_deadline - (time.monotonic() - started)
+        replies = await hand_out(place, request, deadline=max(left, 1.0))
+        failures = [failure for reply in replies for failure in reply.failures]
+        for info in (info for reply in replies for info in reply.ready):
+            ready[info.client] = info
+            place.reporter.client_done(
+                "wake_up", info.client, f"{info.train_size} training images, {info.test_size} test images"
+            )
+        left = spec.participation.wake_up_deadline - (time.monotonic() - started)
+        if len(ready) >= min_clients or left <= ASK_AGAIN_SECONDS:
+            break
+        await asyncio.sleep(ASK_AGAIN_SECONDS)
+    report_failures(place, failures)
+    if len(ready) < min_clients:
+        reasons = "; ".join(f"client {failure.client}: {failure.reason}" for failure in failures)
+        raise FedbenchError(
+            f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
+            f"participation.min_clients is {min_clients}: {reasons}"
+        )
+    _check_classes(ready.values())
+    place.reporter.phase_finished("wake_up", time.monotonic() - started)
+    return [ready[client] for client in clients if client in ready], failures
+
+
+def _check_classes(ready: Iterable[ClientInfo]) -> None:
+    classes: dict[tuple[str, ...], list[str]] = {}
+    for info in ready:
+        classes.setdefault(tuple(info.class_counts), []).append(info.client)
+    if len(classes) > 1:
+        shown = "; ".join(f"{', '.join(clients)}: {', '.join(names)}" for names, clients in classes.items())
+        raise FedbenchError(f"wake_up: expected the same classes at every client, found {shown}")

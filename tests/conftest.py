@@ -1,0 +1,40 @@
+"""Fixtures for all tests: a real object store, started once for the session, and only when a test asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from infra.settings import S3Settings
+    from infra.store.objects import ObjectStore
+
+
+@pytest.fixture(scope="session")
+def s3_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home of the session's object store; its buckets are the folders of ``<home>/s3``."""
+    return tmp_path_factory.mktemp("s3-home")
+
+
+@pytest.fixture(scope="session")
+def s3_settings(s3_home: Path) -> Iterator[S3Settings]:
+    """Resolved settings of an embedded rclone, its bucket made."""
+    from infra.services.embedded import EmbeddedServices
+    from infra.settings import Settings
+    from infra.store.objects import ObjectStore
+
+    with EmbeddedServices(Settings(home=s3_home), prefect=False) as services:
+        resolved = services.s3_endpoint()
+        ObjectStore(resolved).ensure_bucket()
+        yield resolved
+
+
+@pytest.fixture(scope="session")
+def object_store(s3_settings: S3Settings) -> ObjectStore:
+    """A store in that bucket. Shared by the session: use keys of your own test."""
+    from infra.store.objects import ObjectStore
+
+    return ObjectStore(s3_settings, outage_seconds=10.0)

@@ -1,0 +1,249 @@
+"""Embedded services: started, shared, brought back on their port, and ended with their starter."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.errors import ServiceFailed, SettingsError, StoreUnavailable
+from infra.services.embedded import EmbeddedServices
+from infra.services.mlflow_server import MlflowService
+from infra.services.prefect_server import PrefectService
+from infra.services.process import Publication
+from infra.services.s3 import S3Service
+from infra.settings import S3Settings, Settings
+from infra.store.objects import ObjectStore
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[EmbeddedServices]:
+    with EmbeddedServices(Settings(home=tmp_path / "home"), prefect=False) as started:
+        yield started
+
+
+def _published(home: Path) -> Publication:
+    return Publication.model_validate_json((home / "services" / "s3.json").read_bytes())
+
+
+def _eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_secrets_are_private_and_not_on_the_command_line(services: EmbeddedServices) -> None:
+    home = services.settings.home
+    secret = services.s3_endpoint().secret_key
+    assert secret is not None
+    process = psutil.Process(_published(home).pid)
+    assert secret.get_secret_value() not in " ".join(process.cmdline())
+    assert secret.get_secret_value() not in (home / "logs" / "s3.log").read_text(encoding="utf-8")
+    assert os.getsid(process.pid) == process.pid  # a terminal's Ctrl-C does not reach it
+    for folder in ("services", "s3"):
+        assert (home / folder).stat().st_mode & 0o777 == 0o700
+    for file in ("s3.json", "s3-keys.json", "s3.lock"):
+        assert (home / "services" / file).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_killed_server_comes_back_on_its_port_and_the_store_rides_it_out(
+    services: EmbeddedServices,
+) -> None:
+    assert services.s3 is not None
+    before = services.s3_endpoint()
+    store = ObjectStore(before, outage_seconds=20.0)
+    store.ensure_bucket()
+    store.put_bytes("a", b"kept")
+    assert services.ensure() == []
+    pid = _published(services.settings.home).pid
+    half = services.settings.home / "s3" / "fedbench" / ".rclone_temp_put_half"
+    half.write_bytes(b"half")
+    os.kill(pid, signal.SIGKILL)
+    assert _eventually(lambda: _gone(pid))
+    with pytest.raises(StoreUnavailable):
+        ObjectStore(before, outage_seconds=0.0).get_bytes("a")
+    child = os.fork()  # another process asks while the server is down
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if store.get_bytes("a") == b"kept" else 2
+        finally:
+            os._exit(status)
+    time.sleep(0.3)
+    assert services.ensure() == ["s3"]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert services.s3_endpoint() == before
+    assert not half.exists()
+    assert store.get_bytes("a") == b"kept"
+
+
+def test_a_taken_port_is_not_waited_for(services: EmbeddedServices) -> None:
+    assert services.s3 is not None
+    home = services.settings.home
+    published = _published(home)
+    services.s3.stop()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", published.port))
+        taken.listen()
+        assert services.ensure() == ["s3"]
+    assert _published(home).port != published.port
+    ObjectStore(services.s3_endpoint()).ensure_bucket()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from infra.services.s3 import S3Service
+service = S3Service(Path(sys.argv[1]))
+service.ensure()
+print(service.address, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_another_run_shares_it_and_takes_over_when_the_holder_is_killed(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    second = S3Service(tmp_path)
+    try:
+        assert holder.stdout is not None
+        address = holder.stdout.readline().strip()
+        second.ensure()
+        assert (second.address, second.is_holder, second.is_alive()) == (address, False, False)
+        server = _published(tmp_path).pid
+        assert psutil.Process(server).ppid() == holder.pid
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert _eventually(lambda: _gone(server))
+        assert second.ensure()
+        assert (second.address, second.is_holder, second.is_alive()) == (address, True, True)
+    finally:
+        holder.kill()
+        holder.wait()
+        second.stop()
+
+
+def test_a_service_left_behind_is_ended_only_when_it_is_ours(tmp_path: Path) -> None:
+    # As after a SIGKILL where the kernel does not end the children of the dead.
+    stray = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", "--addr=127.0.0.1:45999"],
+        start_new_session=True,
+    )
+    service = S3Service(tmp_path)
+    (tmp_path / "services").mkdir()
+    created = psutil.Process(stray.pid).create_time()
+    try:
+        for port, when in ((45999, created - 100.0), (45998, created)):
+            note = {"port": port, "pid": stray.pid, "created": when}
+            (tmp_path / "services" / "s3.json").write_text(json.dumps(note), encoding="utf-8")
+            service.ensure()
+            service.stop()
+            assert stray.poll() is None
+        note = {"port": 45999, "pid": stray.pid, "created": created}
+        (tmp_path / "services" / "s3.json").write_text(json.dumps(note), encoding="utf-8")
+        service.ensure()
+        assert stray.poll() is not None
+    finally:
+        service.stop()
+        stray.kill()
+        stray.wait()
+
+
+class _Broken(S3Service):
+    def command(self, port: int) -> list[str]:
+        return [sys.executable, "-c", "import sys; sys.exit('no such bucket of bolts')"]
+
+
+def test_a_service_that_does_not_come_up_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    service = _Broken(tmp_path)
+    with pytest.raises(ServiceFailed, match=r"s3: ended with status 1, 3 times; log .*s3.log ends:\nno such bucket"):
+        service.ensure()
+    assert not service.is_holder
+    with pytest.raises(ServiceFailed, match="s3: not started"):
+        _ = service.address
+
+
+class _Silent(S3Service):
+    def command(self, port: int) -> list[str]:
+        return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def test_stop_does_not_wait_for_a_start_in_another_thread(tmp_path: Path) -> None:
+    service = _Silent(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(service.ensure)
+        assert _eventually(service.is_alive)
+        service.stop()
+        with pytest.raises(ServiceFailed, match="s3: stopped while it was coming up"):
+            starting.result(timeout=service.start_seconds)
+    assert not service.is_alive()
+    assert not service.is_holder
+
+
+class _WithChildren(S3Service):
+    """A command whose own child answers, like MLflow's server."""
+
+    has_children = True
+
+    def command(self, port: int) -> list[str]:
+        script = "import subprocess, sys; subprocess.call(sys.argv[1:])"
+        return [sys.executable, "-c", script, *super().command(port)]
+
+
+def _group(leader: int) -> list[int]:
+    members = []
+    for pid in psutil.pids():
+        try:
+            if os.getpgid(pid) == leader and not _gone(pid):
+                members.append(pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return members
+
+
+def test_the_children_of_a_service_end_with_it(tmp_path: Path) -> None:
+    service = _WithChildren(tmp_path)
+    service.ensure()
+    leader = _published(tmp_path).pid
+    assert len(_group(leader)) == 3  # launcher, command, its child
+    service.stop()
+    assert _eventually(lambda: _group(leader) == [])
+
+
+def test_settings_that_name_services_start_none(tmp_path: Path) -> None:
+    store = S3Settings(endpoint="http://s3.example:9000", access_key="a", secret_key="b")
+    settings = Settings(home=tmp_path, s3=store, prefect_api_url="http://prefect.example/api")
+    with EmbeddedServices(settings) as services:
+        assert services.services == []
+        assert services.ensure() == []
+        assert services.s3_endpoint() == store
+        assert services.prefect_api_url == "http://prefect.example/api"
+        assert services.mlflow_tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_commands_and_variables_of_the_servers(tmp_path: Path) -> None:
+    store = S3Settings(endpoint="http://127.0.0.1:9000", access_key="key", secret_key="hidden")
+    mlflow = MlflowService(tmp_path, store, "postgresql://user:hidden@db/mlflow")
+    assert "hidden" not in " ".join(mlflow.command(5000))
+    assert mlflow.environment(5000)["MLFLOW_BACKEND_STORE_URI"] == "postgresql://user:hidden@db/mlflow"
+    assert mlflow.environment(5000)["AWS_SECRET_ACCESS_KEY"] == "hidden"
+    with pytest.raises(SettingsError, match=r"mlflow_tracking_uri: expected a database URI .* http://mlflow:5000"):
+        MlflowService(tmp_path, store, "http://mlflow:5000")
+    prefect = PrefectService(tmp_path)
+    assert prefect.address_at(4200) == "http://127.0.0.1:4200/api"
+    assert prefect.environment(5000)["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"

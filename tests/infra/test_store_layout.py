@@ -1,0 +1,53 @@
+"""Keys of a federation's objects."""
+
+import pytest
+
+from infra.store.layout import FederationLayout, federations
+
+LAYOUT = FederationLayout("federations", "street5")
+
+
+def test_keys() -> None:
+    assert LAYOUT.spec == "federations/street5/spec.json"
+    assert LAYOUT.best == "federations/street5/best.json"
+    assert LAYOUT.plan(7) == "federations/street5/rounds/0007/plan.json"
+    assert LAYOUT.global_weights(0) == "federations/street5/rounds/0000/global.safetensors"
+    assert LAYOUT.update_weights(12, "c1") == "federations/street5/rounds/0012/updates/c1.safetensors"
+    assert LAYOUT.update_record(12, "c1") == "federations/street5/rounds/0012/updates/c1.json"
+    assert LAYOUT.evaluation_tensors(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.safetensors"
+    assert LAYOUT.evaluation_record(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.json"
+    assert LAYOUT.marker(12345) == "federations/street5/rounds/12345/round.json"
+
+
+def test_prefix_may_be_empty_or_have_slashes() -> None:
+    assert FederationLayout("", "a").spec == "a/spec.json"
+    assert FederationLayout("/x/y/", "a").spec == "x/y/a/spec.json"
+
+
+def test_a_negative_round_is_refused() -> None:
+    with pytest.raises(ValueError, match="round: expected 0 or more, found -1"):
+        LAYOUT.plan(-1)
+
+
+def test_only_markers_commit_a_round() -> None:
+    keys = [LAYOUT.marker(number) for number in (10000, 2, 0)]
+    keys += [
+        LAYOUT.plan(3),
+        LAYOUT.global_weights(3),
+        LAYOUT.marker(4) + ".tmp",
+        FederationLayout("federations", "street55").marker(5),
+        f"{LAYOUT.rounds}7/round.json",
+        f"{LAYOUT.round(8)}updates/round.json",
+    ]
+    assert LAYOUT.committed_rounds(keys) == [0, 2, 10000]
+
+
+def test_updates_are_those_with_a_record() -> None:
+    keys = [LAYOUT.update_record(1, "b"), LAYOUT.update_record(1, "a"), LAYOUT.update_weights(1, "c")]
+    keys += [LAYOUT.update_record(2, "d"), LAYOUT.marker(1)]
+    assert LAYOUT.update_clients(1, keys) == ["a", "b"]
+
+
+def test_federations_are_those_with_a_spec() -> None:
+    keys = ["f/b/spec.json", "f/a/spec.json", "f/c/best.json", "g/d/spec.json", "f/a/x/spec.json"]
+    assert federations("f", keys) == ["a", "b"]

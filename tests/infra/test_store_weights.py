@@ -1,0 +1,165 @@
+"""Weights: checked on the way in, cached by content, down once per machine."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from infra.errors import StoreCorrupt
+from infra.settings import S3Settings
+from infra.store.objects import ObjectStore
+from infra.store.weights import IN_USE_SECONDS, WeightStore
+
+
+def _weights(seed: int, count: int = 1000) -> bytes:
+    return save({"w": np.random.default_rng(seed).standard_normal(count, dtype=np.float32)})
+
+
+def _cache(objects: ObjectStore, folder: Path, megabytes: int = 100) -> WeightStore:
+    return WeightStore(objects, folder, megabytes)
+
+
+def test_what_is_put_is_in_the_cache(object_store: ObjectStore, tmp_path: Path) -> None:
+    content = _weights(1)
+    store = _cache(object_store, tmp_path)
+    ref = store.put("weights/1.safetensors", content)
+    assert (ref.sha256, ref.bytes) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert object_store.get_bytes(ref.key) == content
+    object_store.delete([ref.key])
+    fetched = store.get(ref.key, ref.sha256, ref.bytes)
+    assert fetched.downloaded == 0
+    assert fetched.path.read_bytes() == content
+    assert fetched.path.stat().st_mode & 0o222 == 0
+
+
+def test_another_machine_downloads_once(object_store: ObjectStore, tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    source.write_bytes(_weights(2))
+    ref = _cache(object_store, tmp_path / "a").put("weights/2.safetensors", source)
+    other = _cache(object_store, tmp_path / "b")
+    first = other.get(ref.key, ref.sha256, ref.bytes)
+    again = other.get(ref.key, ref.sha256, ref.bytes)
+    assert (first.downloaded, again.downloaded) == (ref.bytes, 0)
+    assert first.path == again.path
+    np.testing.assert_array_equal(load_file(first.path)["w"], load_file(source)["w"])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "longer"])
+def test_a_damaged_object_is_refused_and_not_cached(damage: str, object_store: ObjectStore, tmp_path: Path) -> None:
+    content = _weights(3)
+    ref = _cache(object_store, tmp_path / "a").put(f"weights/{damage}.safetensors", content)
+    bad = {
+        "flipped": bytes([content[0] ^ 1]) + content[1:],
+        "truncated": content[:-5],
+        "longer": content + b"x",
+    }
+    object_store.put_bytes(ref.key, bad[damage])
+    store = _cache(object_store, tmp_path / "b")
+    found = hashlib.sha256(bad[damage]).hexdigest()
+    expected = rf"{ref.key}: expected sha256 {ref.sha256}, {ref.bytes} bytes.*found sha256 {found}"
+    with pytest.raises(StoreCorrupt, match=expected):
+        store.get(ref.key, ref.sha256, ref.bytes)
+    assert [path for path in (tmp_path / "b").rglob("*") if path.suffix != ".lock" and path.is_file()] == []
+
+
+def test_a_missing_object_is_named(object_store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreCorrupt, match=r"weights/none.safetensors: missing in bucket"):
+        _cache(object_store, tmp_path).get("weights/none.safetensors", "0" * 64, 10)
+
+
+def test_a_cached_file_of_the_wrong_size_is_replaced(object_store: ObjectStore, tmp_path: Path) -> None:
+    content = _weights(4)
+    store = _cache(object_store, tmp_path)
+    ref = store.put("weights/4.safetensors", content)
+    path = store.path(ref.sha256)
+    path.chmod(0o600)
+    path.write_bytes(content[:-1])
+    fetched = store.get(ref.key, ref.sha256, ref.bytes)
+    assert fetched.downloaded == ref.bytes
+    assert fetched.path.read_bytes() == content
+
+
+def test_files_from_before_the_boot_are_hashed_again(object_store: ObjectStore, tmp_path: Path) -> None:
+    content = _weights(5)
+    store = _cache(object_store, tmp_path)
+    ref = store.put("weights/5.safetensors", content)
+    path = store.path(ref.sha256)
+    path.chmod(0o600)
+    path.write_bytes(bytes(len(content)))  # what a power failure leaves: the size, without the blocks
+    os.utime(path, (1.0, 1.0))
+    fetched = store.get(ref.key, ref.sha256, ref.bytes)
+    assert fetched.downloaded == ref.bytes
+    assert fetched.path.read_bytes() == content
+
+
+GETTER = """
+import sys
+from pathlib import Path
+from infra.settings import S3Settings
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+endpoint, access, secret, cache, key, digest, size = sys.argv[1:]
+settings = S3Settings(endpoint=endpoint, access_key=access, secret_key=secret)
+store = WeightStore(ObjectStore(settings), Path(cache), 100)
+print("ready", flush=True)
+sys.stdin.readline()
+print(store.get(key, digest, int(size)).downloaded, flush=True)
+"""
+
+
+def test_processes_of_one_machine_download_once(
+    s3_settings: S3Settings, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    ref = _cache(object_store, tmp_path / "a").put("weights/6.safetensors", _weights(6, 1_000_000))
+    assert s3_settings.access_key is not None
+    assert s3_settings.secret_key is not None
+    arguments = [
+        s3_settings.endpoint or "",
+        s3_settings.access_key.get_secret_value(),
+        s3_settings.secret_key.get_secret_value(),
+        str(tmp_path / "b"),
+        ref.key,
+        ref.sha256,
+        str(ref.bytes),
+    ]
+    slots = [
+        subprocess.Popen(
+            [sys.executable, "-c", GETTER, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for slot in slots:
+        assert slot.stdout is not None
+        assert slot.stdout.readline() == "ready\n"
+    for slot in slots:
+        assert slot.stdin is not None
+        slot.stdin.write("\n")
+        slot.stdin.flush()
+    downloaded = sorted(int(slot.communicate(timeout=60)[0]) for slot in slots)
+    assert downloaded == [0, 0, ref.bytes]
+
+
+def test_the_longest_unused_go_first_and_none_in_use(object_store: ObjectStore, tmp_path: Path) -> None:
+    store = _cache(object_store, tmp_path, megabytes=1)
+    refs = [store.put(f"weights/e{seed}.safetensors", _weights(seed, 100_000)) for seed in range(10, 14)]
+    paths = [store.path(ref.sha256) for ref in refs]
+    assert all(path.exists() for path in paths)  # 1.6 MB, over the limit, but all just used
+    old = time.time() - 10 * IN_USE_SECONDS
+    for age, path in zip((30, 20, 10), paths, strict=False):
+        os.utime(path, (old - age, old - age))
+    store.get(refs[0].key, refs[0].sha256, refs[0].bytes)  # used again: now among the youngest
+    leftover = tmp_path / "00" / "dead.tmp"
+    leftover.write_bytes(b"x")
+    os.utime(leftover, (1.0, 1.0))
+    store.evict()
+    assert [path.exists() for path in paths] == [True, False, False, True]
+    assert not leftover.exists()

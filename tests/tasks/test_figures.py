@@ -1,0 +1,178 @@
+"""The plots show what the records say; the sheet draws what was found."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from io import BytesIO
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tasks.errors import DataError
+from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
+from tasks.figures.sheet import TILE_WIDTH, detection_sheet
+from tasks.metrics.detections import ImageDetections
+from tasks.spec.records import (
+    ClientFailure,
+    Decision,
+    Environment,
+    Metrics,
+    RoundPlan,
+    RoundRecord,
+    UpdateRecord,
+    WeightRef,
+)
+
+SHA = "0" * 64
+REF = WeightRef(key="k", sha256=SHA, bytes=1)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def record(
+    number: int, map50: float | None, losses: dict[str, float] | None = None, dropped: tuple[str, ...] = ()
+) -> RoundRecord:
+    """A round with these clients' train losses; round 0 has no plan."""
+    losses = losses or {}
+    updates = tuple(
+        UpdateRecord(
+            federation="f", round=number, client=client, spec_digest=SHA, model=SHA, seed=1, weights=REF,
+            train_size=10, train_loss=loss, steps=1, seconds=1, train_seconds=1, bytes_down=1, host="h",
+            device="cpu",
+        )
+        for client, loss in losses.items()
+    )  # fmt: skip
+    plan = RoundPlan(
+        federation="f", round=number, spec_digest=SHA, model=REF, draws=(), cohort=(*losses, *dropped),
+        shards=(), seeds={}, learning_rate=0.001, created=NOW,
+    ) if number else None  # fmt: skip
+    failures = tuple(
+        ClientFailure(client=client, phase="request_update", kind="client-error", reason="NaN") for client in dropped
+    )
+    mean = sum(losses.values()) / len(losses) if losses else None
+    return RoundRecord(
+        federation="f", round=number, spec_digest=SHA, plan=plan, clients=(), updates=updates, 
+        dropped=failures, model=REF, evaluations=(),
+        metrics=Metrics(train_loss=mean, loss=5.0 / (number + 1), map50_voc10=map50, recall=map50),
+        decision=Decision(stop=False, best_round=0), seconds={}, committed=NOW,
+        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
+    )  # fmt: skip
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    stream = BytesIO()
+    figure.savefig(stream, format="png")
+    return Image.open(stream)
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_rounds_plot_draws_every_figure_and_marks_the_best_round() -> None:
+    figure = rounds_plot([record(2, 0.3, {"1": 1.0}), record(0, 0.0), record(1, 0.4, {"1": 2.0}), record(3, 0.4)])
+    losses, scores = figure.axes
+    train, test = losses.lines
+    assert list(train.get_xdata()) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(train.get_ydata(), [np.nan, 2.0, 1.0, np.nan])
+    np.testing.assert_allclose(test.get_ydata(), [5.0, 2.5, 5 / 3, 1.25])
+    np.testing.assert_array_equal(scores.lines[0].get_ydata(), [0.0, 0.4, 0.3, 0.4])
+    assert scores.get_title(loc="right") == "best mAP 0.400, round 1"  # the first of equals
+    assert _drawn(figure).width > 1000
+
+
+def test_rounds_plot_without_any_figure_is_an_empty_plot() -> None:
+    assert rounds_plot([]).axes[1].get_title(loc="right") == ""
+    figure = rounds_plot([record(0, None)])
+    assert figure.axes[1].get_title(loc="right") == ""
+    assert _drawn(figure).width > 1000
+
+
+def test_class_by_device_shows_every_count_and_the_sums() -> None:
+    figure = class_by_device_plot({"1": {"chair": 12, "table": 0}, "2": {"chair": 3, "basket": 700}})
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n12", "2\n703"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["basket  700", "chair  15", "table  0"]
+    assert _texts(figure) == ["·", "700", "12", "3", "·", "·"]
+    assert _drawn(figure).height > 200
+
+
+def test_class_by_device_without_boxes() -> None:
+    assert _drawn(class_by_device_plot({"1": {"chair": 0}})).height > 200
+    assert _texts(class_by_device_plot({})) == []
+
+
+def test_client_losses_has_a_row_a_client_and_a_cross_where_one_was_dropped() -> None:
+    records = [record(0, 0.0)]
+    for number in (1, 2):
+        losses = {str(client): client / number for client in range(1, 21) if (client, number) != (3, 2)}
+        records.append(record(number, 0.1, losses, dropped=("3",) if number == 2 else ()))
+    figure = client_losses_plot(records)
+    top, cells = figure.axes[:2]
+    assert [label.get_text() for label in cells.get_yticklabels()] == [str(client) for client in range(1, 21)]
+    shown = np.ma.filled(cells.images[0].get_array().astype(float), np.nan)
+    assert shown.shape == (20, 2)
+    assert shown[9].tolist() == [10.0, 5.0]
+    assert np.isnan(shown[2, 1])
+    crosses = [tuple(point) for drawn in cells.collections for point in drawn.get_offsets().tolist()]
+    assert crosses == [(2.0, 2.0)]
+    assert list(top.lines[0].get_xdata()) == [1, 2]
+    assert _drawn(figure).height > 800
+
+
+def test_client_losses_before_the_first_round() -> None:
+    assert _drawn(client_losses_plot([record(0, 0.0)])).width > 500
+
+
+def _gray(width: int = 704, height: int = 576) -> Image.Image:
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+def test_the_sheet_draws_truth_and_what_is_above_the_score() -> None:
+    truth = (np.array([[100, 100, 300, 300]]), np.array([0]))
+    certain = ImageDetections(np.array([[400, 300, 600, 500]]), np.array([0.9]), np.array([1]))
+    unsure = ImageDetections(np.array([[400, 300, 600, 500]]), np.array([0.2]), np.array([1]))
+    nothing = (np.zeros((0, 4)), np.zeros(0, np.int64))
+    blank = np.asarray(detection_sheet([(_gray(), nothing, ImageDetections.empty())], ["a", "b"]))
+    with_truth = np.asarray(detection_sheet([(_gray(), truth, unsure)], ["a", "b"]))
+    with_both = np.asarray(detection_sheet([(_gray(), truth, certain)], ["a", "b"]))
+    assert blank.shape == with_truth.shape == with_both.shape
+    scale, (top, left) = TILE_WIDTH / 704, np.argwhere((blank == 128).all(axis=2)).min(axis=0)
+
+    def changed(one: np.ndarray, other: np.ndarray) -> tuple[int, int, int, int]:
+        rows, columns = np.nonzero((one != other).any(axis=2))
+        return columns.min() - left, rows.min() - top, columns.max() - left, rows.max() - top
+
+    assert changed(blank, with_truth) == pytest.approx([100 * scale, 100 * scale, 300 * scale, 300 * scale], abs=2)
+    predicted = changed(with_truth, with_both)
+    assert (predicted[0], predicted[2], predicted[3]) == pytest.approx([400 * scale, 600 * scale, 500 * scale], abs=2)
+    assert predicted[1] < 300 * scale - 10  # the tag stands on the box
+
+
+def test_the_sheet_lays_images_out_in_columns() -> None:
+    entry = (_gray(352, 288), (np.zeros((0, 4)), np.zeros(0, np.int64)), ImageDetections.empty())
+    narrow, wide = (
+        detection_sheet([entry] * 4, ["a"], columns=2),
+        detection_sheet([entry] * 4, ["a"], columns=4),
+    )
+    assert narrow.width < wide.width
+    assert narrow.height > wide.height
+    assert detection_sheet([entry], ["a"]).width < 2 * TILE_WIDTH  # no empty columns
+
+
+def test_boxes_outside_the_image_and_out_of_order_are_drawn_inside_it() -> None:
+    found = ImageDetections(
+        np.array([[-50, -50, 2000, 2000], [300, 300, 200, 200], [np.nan] * 4]),
+        np.array([0.9, 0.8, 0.7]),
+        np.zeros(3),
+    )
+    sheet = detection_sheet([(_gray(), (np.zeros((0, 4)), np.zeros(0, np.int64)), found)], ["a"])
+    assert sheet.width == TILE_WIDTH + 24
+
+
+def test_a_sheet_of_nothing_and_an_unknown_class_are_refused() -> None:
+    with pytest.raises(DataError, match="sheet: expected at least one image, found none"):
+        detection_sheet([], ["a"])
+    with pytest.raises(DataError, match="sheet: labels: expected class indices from 0 to 0, found 4"):
+        detection_sheet([(_gray(), (np.zeros((1, 4)), np.array([4])), ImageDetections.empty())], ["a"])

@@ -1,0 +1,88 @@
+"""Figures of a round over its clients, by literal numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.errors import FedbenchError
+from tasks.metrics.over_clients import aggregate_metrics
+from tasks.spec.records import EvaluationRecord, UpdateRecord, WeightRef
+
+SHA = "0" * 64
+
+
+def _update(client: str, size: int, loss: float) -> UpdateRecord:
+    return UpdateRecord(
+        federation="f", round=1, client=client, spec_digest=SHA, model=SHA, seed=1,
+        weights=WeightRef(key="k", sha256=SHA, bytes=1), train_size=size, train_loss=loss, steps=1, seconds=1,
+        train_seconds=1, bytes_down=1, host="h", device="cpu",
+    )  # fmt: skip
+
+
+def _evaluation(
+    clients: tuple[str, ...], size: int, map50: float | None, *, loss: float | None = 1.0, **ap: float | None
+) -> EvaluationRecord:
+    return EvaluationRecord(
+        clients=clients, test_digest=SHA, test_size=size, loss=loss, map50_voc10=map50, recall=map50,
+        per_class=ap, score_threshold=0.001, seconds=1,
+    )  # fmt: skip
+
+
+def test_train_loss_is_weighted_by_images_and_test_figures_by_test_images() -> None:
+    metrics = aggregate_metrics(
+        [_update("1", 30, 2.0), _update("2", 10, 6.0)],
+        [_evaluation(("1",), 10, 0.5, chair=0.5), _evaluation(("2",), 30, 0.1, chair=0.1)],
+    )
+    assert metrics.train_loss == 3.0
+    assert metrics.map50_voc10 == pytest.approx(0.2)
+    assert metrics.per_class == {"chair": pytest.approx(0.2)}
+    assert metrics.unweighted["train_loss"] == 4.0
+    assert metrics.unweighted["map50_voc10"] == pytest.approx(0.3)
+    assert metrics.unweighted["per_class/chair"] == pytest.approx(0.3)
+
+
+def test_clients_that_share_an_evaluation_count_each() -> None:
+    metrics = aggregate_metrics([], [_evaluation(("1", "2", "3"), 10, 0.4), _evaluation(("4",), 10, 0.8)])
+    assert metrics.map50_voc10 == pytest.approx(0.5)
+    assert metrics.unweighted["recall"] == pytest.approx(0.5)
+
+
+def test_one_shared_evaluation_comes_out_bit_for_bit() -> None:
+    metrics = aggregate_metrics([], [_evaluation(tuple("12345"), 191, 0.1 + 0.2, loss=1 / 3, chair=0.7)])
+    assert metrics.map50_voc10 == metrics.unweighted["map50_voc10"] == 0.1 + 0.2
+    assert metrics.loss == 1 / 3
+    assert metrics.per_class == {"chair": 0.7}
+
+
+def test_what_a_client_lacks_is_left_out_and_not_taken_for_zero() -> None:
+    metrics = aggregate_metrics(
+        [],
+        [
+            _evaluation(("1",), 10, 0.6, chair=0.6, table=None),
+            _evaluation(("2",), 30, None, loss=None, table=None),
+        ],
+    )
+    assert metrics.map50_voc10 == 0.6
+    assert metrics.loss == 1.0
+    assert metrics.per_class == {"chair": 0.6, "table": None}
+    assert metrics.unweighted["per_class/table"] is None
+    assert metrics.train_loss is None
+
+
+def test_a_client_without_test_images_has_no_weight() -> None:
+    metrics = aggregate_metrics([], [_evaluation(("1",), 0, None, loss=None), _evaluation(("2",), 5, 0.5)])
+    assert metrics.map50_voc10 == 0.5
+    assert aggregate_metrics([], []).map50_voc10 is None
+
+
+def test_the_order_of_records_changes_no_bit() -> None:
+    updates = [_update(str(number), number, 0.1 * number) for number in range(1, 12)]
+    evaluations = [_evaluation((str(number),), number, 0.07 * number, chair=0.03 * number) for number in range(1, 12)]
+    assert aggregate_metrics(updates, evaluations) == aggregate_metrics(updates[::-1], evaluations[::-1])
+
+
+def test_a_client_counted_twice_is_refused() -> None:
+    with pytest.raises(FedbenchError, match="updates: expected each client once, found 1 more than once"):
+        aggregate_metrics([_update("1", 1, 1.0), _update("1", 1, 1.0)], [])
+    with pytest.raises(FedbenchError, match="evaluations: expected each client once, found 2 more than once"):
+        aggregate_metrics([], [_evaluation(("1", "2"), 1, 0.1), _evaluation(("2",), 1, 0.1)])
