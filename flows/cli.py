@@ -133,10 +133,9 @@ def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
         from rich.logging import RichHandler
 
         root.addHandler(RichHandler(console=err, show_path=False, level="DEBUG" if verbose > 1 else "INFO"))
-    # Prefect's own console handler would write through the live display; its lines go to the file instead.
-    for logger in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        os.environ.setdefault("PREFECT_LOGGING_ROOT_HANDLERS", "")
-        logging.getLogger(logger).propagate = True
+    # Prefect sets up logging when it is imported; its console handler would write through the live display.
+    os.environ["PREFECT_LOGGING_ROOT_HANDLERS"] = ""
+    logging.getLogger("httpx").setLevel("WARNING")
     logging.captureWarnings(True)
     return path
 

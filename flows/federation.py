@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.artifacts import acreate_markdown_artifact
 
+from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
 from infra.place import Place, current_place
 from tasks.errors import FedbenchError
@@ -48,7 +50,9 @@ async def federation(name: FederationName, spec: FederationSpec) -> int:
         FedbenchError: it cannot go on; the message says why.
     """
     place = current_place()
-    await asyncio.to_thread(place.started, str(runtime.flow_run.get_id()))
+    flow_run_id = UUID(runtime.flow_run.get_id())
+    await tag_run(flow_run_id, name)
+    await asyncio.to_thread(place.started, str(flow_run_id))
     history = await asyncio.to_thread(read_history, place)
     place.history = history
     clients = spec.participation.clients or tuple(str(number) for number in range(1, spec.data.split + 1))

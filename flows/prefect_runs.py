@@ -1,18 +1,17 @@
-"""A federation's runs in Prefect: how they are tagged, found again, and closed when their process is gone."""
+"""A federation's runs in Prefect: how they are found again, and closed when their process is gone."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
 from typing import Any
+from uuid import UUID
 
-import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateType,
-    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
@@ -23,13 +22,25 @@ log = logging.getLogger(__name__)
 OPEN_STATES = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING]
 
 
-def federation_tag(name: str) -> str:
-    return f"federation:{name}"
+async def tag_run(flow_run_id: UUID, name: str) -> None:
+    """Tag the federation's flow run, for the UI's filter.
+
+    Not by ``prefect.tags``: that tags every task run too, and each would then ask for a concurrency slot by its tag.
+    """
+    async with get_client() as client:
+        await client.update_flow_run(flow_run_id, tags=[f"federation:{name}"])
 
 
-def federation_tags(name: str) -> AbstractContextManager[Any]:
-    """Every run that is made inside carries the federation's tag."""
-    return prefect.tags(federation_tag(name))
+async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:
+    """Flow runs of the federation and of its rounds, the newest first."""
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES)) if only_open else None
+    async with get_client() as client:
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=name), state=state),
+            sort=FlowRunSort.START_TIME_DESC,
+            limit=200,
+        )
+    return [run for run in runs if run.name == name or run.name.startswith(f"{name} · ")]
 
 
 async def close_dead_runs(name: str, *, interrupted: bool = False) -> int:
@@ -42,13 +53,8 @@ async def close_dead_runs(name: str, *, interrupted: bool = False) -> int:
         if interrupted
         else Crashed(message="The process of this run is gone; the federation goes on in a new one.")
     )
+    runs = await runs_of(name, only_open=True)
     async with get_client() as client:
-        runs = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                tags=FlowRunFilterTags(all_=[federation_tag(name)]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES)),
-            )
-        )
         for run in runs:
             await client.set_flow_run_state(run.id, state, force=True)
             log.info("closed Prefect run %s as %s", run.name, state.name)
@@ -57,10 +63,4 @@ async def close_dead_runs(name: str, *, interrupted: bool = False) -> int:
 
 async def newest_run(name: str) -> FlowRun | None:
     """The newest run of the federation's flow itself, for its page."""
-    async with get_client() as client:
-        runs = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[federation_tag(name)])),
-            sort=FlowRunSort.START_TIME_DESC,
-            limit=200,
-        )
-    return next((run for run in runs if run.name == name), None)
+    return next((run for run in await runs_of(name, only_open=False) if run.name == name), None)

@@ -15,7 +15,7 @@ from infra.errors import InfraError, TrackingUnavailable
 from infra.place import Place
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
-from infra.tracking import EndStatus, Tracker
+from infra.tracking import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker
 from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.spec.federation import FederationSpec, flatten
@@ -42,11 +42,10 @@ class RunReport:
             folder,
         )
         self._tracker: Tracker | None = None
-        self._flow_run: str | None = None
+        self._tags: dict[str, str] = {}
 
     def open(self, history: Sequence[RoundRecord]) -> None:
         """Find or make the MLflow run, and give it the committed rounds that it lacks."""
-        tags = {"fedbench.prefect_flow_run": self._flow_run} if self._flow_run else {}
         s3 = self.settings.s3
         try:
             self._tracker = Tracker.open(
@@ -57,7 +56,7 @@ class RunReport:
                 spec_digest=self.spec.digest,
                 params=flatten(self.spec.model_dump(mode="json")),
                 spec_yaml=self.spec.to_yaml(),
-                tags=tags,
+                tags=self._tags,
             )
             self._tracker.backfill([record.model_dump(mode="json") for record in history])
         except TrackingUnavailable as error:
@@ -65,12 +64,13 @@ class RunReport:
 
     def flow_started(self, flow_run_id: str) -> None:
         """Link the MLflow run to Prefect's."""
-        self._flow_run = flow_run_id
-        if self._tracker is not None:
-            try:
-                self._tracker.set_tag("fedbench.prefect_flow_run", flow_run_id)
-            except TrackingUnavailable as error:
-                log.warning("MLflow: %s", error)
+        base = self.services.prefect_api_url.removesuffix("/api")
+        self._tags = {TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: f"{base}/runs/flow-run/{flow_run_id}"}
+        try:
+            if self._tracker is not None:
+                self._tracker.set_tags(self._tags)
+        except TrackingUnavailable as error:
+            log.warning("MLflow: %s", error)
 
     def round_committed(self, record: RoundRecord) -> None:
         try:

@@ -197,7 +197,7 @@ async def evaluate_global(
                 round_number,
                 group,
                 model,
-                "all clients" if len(groups) == 1 else shard_label([info.client for info in group]),
+                shard_label([info.client for info in group]),
             )
             for group in groups
         )

@@ -247,7 +247,7 @@ def _attempt(
     report: RunReport,
 ) -> Outcome:
     from flows.federation import federation, read_history, stopped
-    from flows.prefect_runs import close_dead_runs, federation_tags
+    from flows.prefect_runs import close_dead_runs
     from flows.turn import take_turn
     from infra.place import Place, set_place
     from infra.slots import LocalSlots
@@ -275,14 +275,13 @@ def _attempt(
         report.finish_if_open(place, history)
         return Outcome(history, report.folder, already_finished=True)
     if history:
-        progress.resumed(history[-1].round)
+        progress.resumed(history[-1].round, history)
     report.open(history)
     set_place(place)
 
     async def run() -> None:
         await close_dead_runs(name)
-        with federation_tags(name):
-            await federation(name=name, spec=spec)
+        await federation(name=name, spec=spec)
         await report.finish(place)
 
     try:

@@ -216,9 +216,10 @@ class Tracker:
         with _answers(self._uri):
             self._set_tags({f"fedbench.{name}.uri": uri, f"fedbench.{name}.sha256": sha256})
 
-    def set_tag(self, name: str, value: str) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run; one of the same name is replaced."""
         with _answers(self._uri):
-            self._set_tags({name: value})
+            self._set_tags(tags)
 
     def close(self, status: EndStatus) -> None:
         """End the MLflow run; :meth:`open` reopens it."""

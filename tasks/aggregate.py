@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from safetensors.torch import save_file
 
 from infra.errors import StoreCorrupt
 from infra.place import Place, current_place
@@ -27,8 +30,9 @@ def initial_weights(place: Place, spec: FederationSpec, classes: int) -> WeightR
     return store_global(place, 0, serialise(state))
 
 
-def store_global(place: Place, round_number: int, data: bytes) -> WeightRef:
-    stored = place.weights.put(place.layout.global_weights(round_number), data)
+def store_global(place: Place, round_number: int, content: bytes | Path) -> WeightRef:
+    """Store the result of a round: safetensors, as bytes or a file."""
+    stored = place.weights.put(place.layout.global_weights(round_number), content)
     return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
 
 
@@ -54,11 +58,11 @@ def require_quorum(
 
 
 def aggregate_updates(
-    place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
-) -> tuple[bytes, list[UpdateRecord], list[ClientFailure]]:
+    place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord], target: Path
+) -> tuple[list[UpdateRecord], list[ClientFailure]]:
     """Stream the updates, in client order, through the strategy; an update that does not fit drops its client.
 
-    Returns the new global state as safetensors bytes, the updates that count, and the clients dropped.
+    Writes the new global state to ``target``. Returns the updates that count, and the clients dropped.
 
     Raises:
         ClientError: no update counts.
@@ -84,7 +88,8 @@ def aggregate_updates(
         counted.append(update)
     if not counted:
         raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
-    return serialise(strategy.result()), counted, dropped
+    save_file(strategy.result(), target)
+    return counted, dropped
 
 
 @task(
@@ -104,9 +109,11 @@ async def aggregate(
     place = current_place()
     started = time.monotonic()
     place.reporter.phase_started("aggregate", 0)
-    data, counted, dropped = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates)
-    report_failures(place, dropped)
-    require_quorum(spec, plan, counted, dropped)
-    model = await asyncio.to_thread(store_global, place, round_number, data)
+    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
+        target = Path(folder) / "global.safetensors"
+        counted, dropped = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates, target)
+        report_failures(place, dropped)
+        require_quorum(spec, plan, counted, dropped)
+        model = await asyncio.to_thread(store_global, place, round_number, target)
     place.reporter.phase_finished("aggregate", time.monotonic() - started)
     return model, counted, dropped

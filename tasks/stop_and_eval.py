@@ -154,7 +154,7 @@ async def stop_and_eval(
     evaluation = await asyncio.to_thread(score, place, spec, clients, replies, started)
     place.reporter.client_done(
         "stop_and_eval",
-        label,
+        label.removeprefix("clients ").removeprefix("client "),
         f"map50_voc10 {_shown(evaluation.map50_voc10)}, loss {_shown(evaluation.loss)} on {size} images",
     )
     return evaluation, [], down, up
