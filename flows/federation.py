@@ -11,35 +11,12 @@ from prefect.artifacts import acreate_markdown_artifact
 
 from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
-from infra.place import Place, current_place
-from tasks.errors import FedbenchError
-from tasks.spec.base import RECORD_VERSION, FederationName, parse
+from flows.stored import read_history, stopped
+from infra.place import current_place
+from tasks.spec.base import FederationName
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 from tasks.wake_up import wake_up
-
-
-def read_history(place: Place) -> list[RoundRecord]:
-    """Records of the committed rounds, from 0.
-
-    Raises:
-        SpecError: a record is of a newer version, or is damaged.
-        FedbenchError: a round's marker is missing before the last.
-    """
-    layout = place.layout
-    numbers = layout.committed_rounds(place.objects.list(layout.rounds))
-    if numbers != list(range(len(numbers))):
-        missing = sorted(set(range(numbers[-1])) - set(numbers))
-        raise FedbenchError(f"{layout.federation}: round.json of round {missing[0]} is missing in the store")
-    return [
-        parse(
-            RoundRecord,
-            place.objects.get_json(layout.marker(number)),
-            source=layout.marker(number),
-            newest=RECORD_VERSION,
-        )
-        for number in numbers
-    ]
 
 
 @flow(name="federation", flow_run_name="{name}", persist_result=False)
@@ -53,13 +30,13 @@ async def federation(name: FederationName, spec: FederationSpec) -> int:
     flow_run_id = UUID(runtime.flow_run.get_id())
     await tag_run(flow_run_id, name)
     await asyncio.to_thread(place.started, str(flow_run_id))
-    history = await asyncio.to_thread(read_history, place)
+    history = await asyncio.to_thread(read_history, place.objects, place.layout)
     place.history = history
     clients = spec.participation.clients or tuple(str(number) for number in range(1, spec.data.split + 1))
     needed = spec.participation.min_clients or len(clients) // 2 + 1
-    if not (history and stopped(spec, history)):
+    if not stopped(spec, history):
         ready, not_ready = await wake_up(name, spec, clients, needed)
-    while not (history and stopped(spec, history)):
+    while not stopped(spec, history):
         number = len(history)
         place.reporter.round_started(number)
         if number == 0:
@@ -74,14 +51,6 @@ async def federation(name: FederationName, spec: FederationSpec) -> int:
         description=f"Federation {name}",
     )
     return history[-1].round
-
-
-def stopped(spec: FederationSpec, history: Sequence[RoundRecord]) -> bool:
-    """Whether the last committed round was the last: its decision, unless only ``max_rounds`` stopped it and grew."""
-    decision = history[-1].decision
-    if decision.stop and decision.reason != "max_rounds":
-        return True
-    return history[-1].round >= spec.max_rounds
 
 
 def summary(name: str, history: Sequence[RoundRecord]) -> str:

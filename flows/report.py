@@ -88,8 +88,6 @@ class RunReport:
         except (FedbenchError, InfraError) as error:
             log.warning("no sheet of detections: %s", error)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
-            (self.folder / file).write_bytes(data)
         best = history[history[-1].decision.best_round]
         try:
             if self._tracker is None:
@@ -103,18 +101,8 @@ class RunReport:
                 self._tracker.close("FINISHED")
         except TrackingUnavailable as error:
             log.warning("MLflow: %s", error)
-
-    def finish_if_open(self, place: Place, history: Sequence[RoundRecord]) -> None:
-        """A run that was killed between its last commit and its report gets the report when it is asked for again."""
-        if not (self.folder / "rounds.png").exists():
-            import asyncio
-
-            place.history = list(history)
-            self.open(history)
-            try:
-                asyncio.run(self.finish(place))
-            finally:
-                place.slots.close()
+        for file, data in reversed(files.items()):
+            (self.folder / file).write_bytes(data)
 
     def close(self, status: EndStatus) -> None:
         """End the MLflow run as FAILED or KILLED."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -20,6 +21,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from flows.progress import Progress
+from flows.start import claim_name, pin_data, run_folder, slot_count
+from flows.stored import read_history, stopped
 from infra.errors import InfraError, SettingsError, TrackingUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices
@@ -27,9 +30,8 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
-from tasks.data.catalog import load_data
-from tasks.errors import FedbenchError, SpecError
-from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
+from tasks.errors import FedbenchError
+from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # Times that a run goes on by itself after its store or Prefect's API was gone; each needs a service that is back.
 MAX_RESTARTS = 20
+# The file of a run's folder that its report writes last.
+REPORTED = "rounds.png"
 SUPERVISE_SECONDS = 2.0
 
 
@@ -49,62 +53,6 @@ class Outcome:
     records: list[RoundRecord]
     folder: Path
     already_finished: bool
-
-
-def run_folder(settings: Settings, name: str) -> Path:
-    """Plots, sheet and log of a run on this machine."""
-    return settings.home / "runs" / name
-
-
-def slot_count(settings: Settings, spec: FederationSpec) -> int:
-    """Slots of this machine: the setting, else cores // threads of a turn.
-
-    Raises:
-        SettingsError: a turn wants more than there is.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = spec.training.threads
-    if threads > cores:
-        raise SettingsError(f"training.threads: expected at most {cores}, this machine's cores, found {threads}")
-    if spec.training.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise SettingsError("training.device: expected cpu, this machine has no usable CUDA device, found cuda")
-    return settings.slots or max(cores // threads, 1)
-
-
-def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
-    """Read (or draw) the data set on this machine and fix its digest in the specification.
-
-    Raises:
-        DataError: the data set is missing or wrong.
-    """
-    data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
-    if getattr(spec.data, "digest", data.digest) is None:
-        return spec.model_copy(update={"data": spec.data.model_copy(update={"digest": data.digest})})
-    return spec
-
-
-def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> None:
-    """Write ``spec.json``, or hold the specification against the one that is there.
-
-    Raises:
-        SpecError: the name belongs to another experiment; names the fields. Only a larger ``max_rounds`` extends.
-    """
-    document = objects.get_json(layout.spec)
-    if document is not None:
-        stored = parse_spec(document, source=layout.spec)
-        changes = changed_fields(stored, spec)
-        if not changes:
-            return
-        if set(changes) != {"max_rounds"} or spec.max_rounds < stored.max_rounds:
-            shown = ", ".join(f"{field} (was {old!r}, now {new!r})" for field, (old, new) in changes.items())
-            raise SpecError(
-                f"{layout.federation}: this name belongs to another experiment, which differs in: {shown}; "
-                "choose another --name (only a larger max_rounds extends a federation)"
-            )
-    objects.put_json(layout.spec, spec.model_dump(mode="json"))
 
 
 @contextlib.contextmanager
@@ -139,20 +87,32 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     slots = slot_count(settings, spec)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
+    folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, _terminate_as_interrupt():
+        progress.message("reading data, opening the store")
+        spec = pin_data(spec, settings)
+        services.start_store()
+        objects = ObjectStore(services.s3_endpoint())
+        objects.ensure_bucket()
+        layout = FederationLayout(settings.s3.prefix, name)
+        claim_name(objects, layout, spec)
+        history = read_history(objects, layout)
+        if stopped(spec, history) and (folder / REPORTED).exists():
+            return Outcome(history, folder, already_finished=True)
+        progress.message("starting services")
         with ThreadPoolExecutor(1) as starting:
             started = starting.submit(services.start)
-            progress.message("starting services; reading data")
-            spec = pin_data(spec, settings)
+            _import_learning()
             started.result()
-        resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
-        objects = ObjectStore(resolved.s3)
-        objects.ensure_bucket()
-        layout = FederationLayout(resolved.s3.prefix, name)
-        claim_name(objects, layout, spec)
         _prefect_environment(settings, services)
         with supervised(services):
             return _run_until_done(name, spec, settings, services, progress, slots)
+
+
+def _import_learning() -> None:
+    """The seconds that the Prefect server takes to start are those that these imports take."""
+    for module in ("torch", "torchvision.ops", "mlflow.tracking", "matplotlib.figure"):
+        importlib.import_module(module)
 
 
 class EmbeddedRun(EmbeddedServices):
@@ -246,7 +206,7 @@ def _attempt(
     slots: int,
     report: RunReport,
 ) -> Outcome:
-    from flows.federation import federation, read_history, stopped
+    from flows.federation import federation
     from flows.prefect_runs import close_dead_runs
     from flows.turn import take_turn
     from infra.place import Place, set_place
@@ -270,10 +230,7 @@ def _attempt(
         committed=committed,
         started=report.flow_started,
     )
-    history = read_history(place)
-    if history and stopped(spec, history):
-        report.finish_if_open(place, history)
-        return Outcome(history, report.folder, already_finished=True)
+    history = read_history(objects, place.layout)
     if history:
         progress.resumed(history[-1].round, history)
     report.open(history)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from infra.lock import FileLock
@@ -11,7 +11,7 @@ from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
 from infra.store.layout import FederationLayout, federations
 from infra.store.objects import ObjectStore
-from tasks.errors import SpecError
+from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import RoundRecord
@@ -47,16 +47,40 @@ def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
         names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
         raise SpecError(f"{name}: no such federation in the store; expected one of: {', '.join(names) or '(none yet)'}")
     spec = parse_spec(document, source=layout.spec)
-    records = [
+    records = read_history(objects, layout)
+    return StoredRun(name, spec, records, _status(settings, name, spec, records))
+
+
+def read_history(objects: ObjectStore, layout: FederationLayout) -> list[RoundRecord]:
+    """Records of the committed rounds, from 0.
+
+    Raises:
+        SpecError: a record is of a newer version, or is damaged.
+        FedbenchError: a round's marker is missing before the last.
+    """
+    numbers = layout.committed_rounds(objects.list(layout.rounds))
+    if numbers != list(range(len(numbers))):
+        missing = min(set(range(numbers[-1])) - set(numbers))
+        raise FedbenchError(f"{layout.federation}: {layout.marker(missing)} is missing in the store")
+    return [
         parse(
             RoundRecord,
             objects.get_json(layout.marker(number)),
             source=layout.marker(number),
             newest=RECORD_VERSION,
         )
-        for number in layout.committed_rounds(objects.list(layout.rounds))
+        for number in numbers
     ]
-    return StoredRun(name, spec, records, _status(settings, name, spec, records))
+
+
+def stopped(spec: FederationSpec, history: Sequence[RoundRecord]) -> bool:
+    """Whether the last committed round was the last: its decision, unless only ``max_rounds`` stopped it and grew."""
+    if not history:
+        return False
+    decision = history[-1].decision
+    if decision.stop and decision.reason != "max_rounds":
+        return True
+    return history[-1].round >= spec.max_rounds
 
 
 def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun]:
@@ -75,7 +99,7 @@ def stored_spec(settings: Settings, name: str) -> FederationSpec:
 
 
 def _status(settings: Settings, name: str, spec: FederationSpec, records: list[RoundRecord]) -> str:
-    if records and (records[-1].round >= spec.max_rounds or records[-1].decision.reason in {"patience", "target_map"}):
+    if stopped(spec, records):
         return "finished"
     lock = FileLock(settings.home / "locks" / f"{name}.lock")
     if lock.acquire():

@@ -46,6 +46,16 @@ class EmbeddedServices:
             self.stop()
             raise
 
+    def start_store(self) -> None:
+        """Start the store alone, which answers at once; :meth:`start` brings the rest.
+
+        Raises:
+            ServiceFailed: it did not come up.
+        """
+        self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.s3 is not None:
+            self.s3.ensure()
+
     def ensure(self) -> list[str]:
         """Bring back what no longer answers; called in the middle of a run, after a failure or between
         rounds.
