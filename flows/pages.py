@@ -38,8 +38,9 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
             mlflow.ensure()
             base = mlflow.address
         try:
-            for page in (prefect_page(services, name), mlflow_page(settings, tracking, name, base)):
-                console.print(page, soft_wrap=True)
+            pages = {"Prefect": prefect_page(services, name), "MLflow": mlflow_page(settings, tracking, name, base)}
+            for title, page in pages.items():
+                console.print(f"{title:8}{page}", soft_wrap=True)
                 if open_browser:
                     typer.launch(page)
             console.print("Ctrl-C ends it.")

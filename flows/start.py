@@ -11,7 +11,9 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
 from tasks.errors import SpecError
+from tasks.spec.base import STORE_VERSION, parse
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
+from tasks.spec.records import StoreVersion
 
 
 def run_folder(settings: Settings, name: str) -> Path:
@@ -54,7 +56,13 @@ def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationS
 
     Raises:
         SpecError: the name belongs to another experiment; names the fields. Only a larger ``max_rounds`` extends.
+            Or the store was laid out by a newer fedbench.
     """
+    version = objects.get_json(layout.store)
+    if version is None:
+        objects.put_json(layout.store, StoreVersion().model_dump(mode="json"))
+    else:
+        parse(StoreVersion, version, source=layout.store, newest=STORE_VERSION)
     document = objects.get_json(layout.spec)
     if document is not None:
         stored = parse_spec(document, source=layout.spec)

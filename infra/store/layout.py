@@ -30,6 +30,12 @@ class FederationLayout:
         return f"{prefix}/{self.federation}/" if prefix else f"{self.federation}/"
 
     @property
+    def store(self) -> str:
+        """``store.json``: the version of this layout, for all federations under the prefix."""
+        prefix = self.prefix.strip("/")
+        return f"{prefix}/store.json" if prefix else "store.json"
+
+    @property
     def spec(self) -> str:
         return f"{self.root}spec.json"
 

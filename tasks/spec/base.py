@@ -10,6 +10,7 @@ from tasks.errors import SpecError
 
 SPEC_VERSION: Literal[1] = 1
 RECORD_VERSION: Literal[1] = 1
+STORE_VERSION: Literal[1] = 1
 
 # Client ids and federation names are parts of object keys, so they are held to what every store and shell takes.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -10,7 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.spec.base import RECORD_VERSION, ClientId, FederationName, Frozen, Sha256
+from tasks.spec.base import RECORD_VERSION, STORE_VERSION, ClientId, FederationName, Frozen, Sha256
+
+
+class StoreVersion(Frozen):
+    """``store.json``: the version of the store's layout."""
+
+    version: Literal[1] = STORE_VERSION
 
 
 class WeightRef(Frozen):
