@@ -51,9 +51,8 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="The federation's na
 def main() -> None:
     """Entry point: errors that are meant for the user are printed without a traceback."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
+        # Not standalone, an exit code is handed back instead of being raised.
+        sys.exit(app(standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
