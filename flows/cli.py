@@ -104,7 +104,7 @@ def field_values(assignments: list[str]) -> dict[str, Any]:
             raise SpecError(f"--set {item}: expected FIELD=VALUE, as in training.optimizer.lr=0.01")
         try:
             fields[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise SpecError(f"--set {item}: expected a YAML value after =") from None
     return fields
 
@@ -134,6 +134,7 @@ def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
         root.addHandler(RichHandler(console=err, show_path=False, level="DEBUG" if verbose > 1 else "INFO"))
     # Prefect sets up logging when it is imported; its console handler would write through the live display.
     os.environ["PREFECT_LOGGING_ROOT_HANDLERS"] = ""
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"  # it tells of its tables on the terminal
     logging.getLogger("httpx").setLevel("WARNING")
     logging.captureWarnings(True)
     return path
@@ -189,16 +190,11 @@ def resume(
 
 
 def _run(name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool) -> None:
-    from pydantic import TypeAdapter, ValidationError
-
     from flows.progress import make_progress
     from flows.run import describe, run_federation
-    from tasks.spec.base import FederationName
+    from tasks.spec.base import check_name
 
-    try:
-        TypeAdapter(FederationName).validate_python(name)
-    except ValidationError:
-        raise SpecError(f"--name: expected letters, digits, '.', '_' and '-', at most 100, found {name!r}") from None
+    check_name(name, source="--name")
     log_path = set_up_logging(settings, name, verbose)
     progress = make_progress(out, quiet)
     progress.federation_started(name, describe(spec), spec.max_rounds)

@@ -28,6 +28,7 @@ from infra.errors import InfraError, SettingsError, TrackingUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
+from infra.slots import LocalSlots, start_fork_server
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
@@ -45,6 +46,10 @@ MAX_RESTARTS = 20
 # The file of a run's folder that its report writes last.
 REPORTED = "rounds.png"
 SUPERVISE_SECONDS = 2.0
+CLOSE_SECONDS = 10.0
+DRAIN_SECONDS = 20.0
+# What a slot has imported before its first turn.
+PRELOAD = ("flows.turn",)
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,19 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         if stopped(spec, history) and (folder / REPORTED).exists():
             return Outcome(history, folder, already_finished=True)
         progress.message("starting services")
+        _own_prefect(settings, services)
         with ThreadPoolExecutor(1) as starting:
             started = starting.submit(services.start)
-            _import_learning()
-            started.result()
-        _prefect_environment(settings, services)
-        with supervised(services):
+            try:
+                start_fork_server(PRELOAD)
+                _import_learning()
+                started.result()
+            except BaseException:
+                services.stop()  # ends the wait for a server to come up, Ctrl-C's too
+                raise
+        # Read when this process imports Prefect: from here on it may.
+        os.environ["PREFECT_API_URL"] = services.prefect_api_url
+        with supervised(services), _prefect_drained():
             return _run_until_done(name, spec, settings, services, progress, slots)
 
 
@@ -140,12 +152,11 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def _prefect_environment(settings: Settings, services: EmbeddedServices) -> None:
-    """Prefect reads its settings when it is imported: from here on it may be."""
-    os.environ["PREFECT_API_URL"] = services.prefect_api_url
+def _own_prefect(settings: Settings, services: EmbeddedServices) -> None:
+    """The embedded server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
     if services.prefect is not None:
         os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
-        for variable in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
+        for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
             os.environ.pop(variable, None)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -173,32 +184,56 @@ def _run_until_done(
 ) -> Outcome:
     # Late: these import prefect, torch and mlflow, which must see the environment set above, and take seconds.
     from flows.report import RunReport
-    from infra.tracking import mlflow_environment
 
-    s3 = services.s3_endpoint()
-    if s3.access_key is not None and s3.secret_key is not None:
-        os.environ.update(
-            mlflow_environment(
-                s3.endpoint, s3.region, s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
-            )
-        )
     report = RunReport(name, spec, settings, services, run_folder(settings, name))
     restarts = 0
     while True:
         try:
+            if restarts:
+                time.sleep(min(restarts, 10))
+                services.ensure()
             return _attempt(name, spec, settings, services, progress, slots, report)
         except KeyboardInterrupt:
             report.close("KILLED")
+            _close_open_runs(name, interrupted=True)
             raise
         except Exception as error:
             if not _place_failed(error) or restarts >= MAX_RESTARTS:
                 report.close("FAILED")
+                _close_open_runs(name, interrupted=False)
                 raise
             restarts += 1
             log.warning("the place failed, going on from the last commit: %s", error, exc_info=True)
             progress.message(f"{_first_line(error)}: going on from the last commit (restart {restarts})")
-            time.sleep(min(restarts, 10))
-            services.ensure()
+
+
+@contextlib.contextmanager
+def _prefect_drained() -> Iterator[None]:
+    """Prefect sends task runs' states and logs in the background, and waits for that when the interpreter exits:
+    without end, if its server has been stopped. So they go out here, while the server is up.
+    """
+    try:
+        yield
+    finally:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _close_open_runs(name: str, *, interrupted: bool) -> None:
+    """Leave no Prefect run open, as far as its API answers: whoever ends a run must not wait long for that."""
+    from flows.prefect_runs import close_dead_runs
+
+    async def close() -> None:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await close_dead_runs(name, interrupted=interrupted)
+
+    try:
+        asyncio.run(close())
+    except Exception as error:
+        log.warning("Prefect's runs of %s stay open until it goes on: %s", name, error or type(error).__name__)
 
 
 def _attempt(
@@ -210,13 +245,22 @@ def _attempt(
     slots: int,
     report: RunReport,
 ) -> Outcome:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows.federation import federation
     from flows.prefect_runs import close_dead_runs
     from flows.turn import take_turn
     from infra.place import Place, set_place
-    from infra.slots import LocalSlots
+    from infra.tracking import mlflow_environment
 
+    # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
+    internal = logging.getLogger("prefect._internal")
+    internal.handlers, internal.propagate = [], True
     resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
+    s3 = resolved.s3
+    if s3.access_key is not None and s3.secret_key is not None:
+        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
+        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
     objects = ObjectStore(resolved.s3)
 
     def committed(record: RoundRecord) -> None:
@@ -228,7 +272,7 @@ def _attempt(
         objects=objects,
         weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
         layout=FederationLayout(resolved.s3.prefix, name),
-        slots=LocalSlots(slots, ["flows.turn"], slot_environment(settings, services)),
+        slots=LocalSlots(slots, PRELOAD, slot_environment(settings, services)),
         take_turn=take_turn,
         reporter=progress,
         committed=committed,
@@ -246,7 +290,9 @@ def _attempt(
         await report.finish(place)
 
     try:
-        asyncio.run(run())
+        # Prefect keeps the address that it read first; a server that lost its port comes back at another.
+        with temporary_settings({PREFECT_API_URL: services.prefect_api_url}):
+            asyncio.run(run())
     finally:
         place.slots.close()
     return Outcome(place.history, report.folder, already_finished=False)

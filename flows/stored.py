@@ -12,7 +12,7 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout, federations
 from infra.store.objects import ObjectStore
 from tasks.errors import FedbenchError, SpecError
-from tasks.spec.base import RECORD_VERSION, parse
+from tasks.spec.base import RECORD_VERSION, check_name, parse
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import RoundRecord
 
@@ -41,6 +41,7 @@ def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
     Raises:
         SpecError: there is no federation of this name; lists those that there are. Or a record is damaged.
     """
+    check_name(name, source="federation")
     layout = FederationLayout(settings.s3.prefix, name)
     document = objects.get_json(layout.spec)
     if document is None:

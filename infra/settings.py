@@ -94,11 +94,11 @@ def load_settings() -> Settings:
             document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
             raise SettingsError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
         if not isinstance(document, dict):
             raise SettingsError(f"{path}: expected a mapping of settings, found {type(document).__name__}")
-        unknown = sorted(document.keys() - Settings.model_fields.keys())
+        unknown = sorted(str(name) for name in document.keys() - Settings.model_fields.keys())
         if unknown:
             raise SettingsError(
                 f"{path}: {', '.join(unknown)}: no such setting; expected: {', '.join(sorted(Settings.model_fields))}"
@@ -106,10 +106,18 @@ def load_settings() -> Settings:
     try:
         return Settings(**{"home": home, **document})
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_url=False)
-        ]
-        raise SettingsError("settings: " + "; ".join(lines)) from None
+        raise SettingsError("settings: " + "; ".join(map(_explained, error.errors(include_url=False)))) from None
     except Exception as error:  # pydantic-settings wraps JSON that does not parse in an error of its own
-        raise SettingsError(f"settings: {error}") from None
+        raise SettingsError(f"settings: {error}; expected JSON in its variable") from None
+
+
+def _explained(item: Any) -> str:
+    """The dotted setting and what was expected; what was found too, but never of a credential."""
+    setting, message = ".".join(str(part) for part in item["loc"]), item["msg"]
+    if item["type"] == "value_error":
+        return f"{setting}.{message.removeprefix('Value error, ')}"
+    if item["type"] == "extra_forbidden":
+        return f"{setting}: no such setting; expected one of: {', '.join(S3Settings.model_fields)}"
+    found = item["input"]
+    secret = setting.endswith("_key") or not isinstance(found, str | int | float)
+    return f"{setting}: {message}" + ("" if secret else f" (found {found!r})")

@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Protocol, TypeVar
 
 from infra.errors import DeadlineExceeded, SlotLost
@@ -60,6 +61,26 @@ def _start_slot(environment: dict[str, str]) -> None:
     _end_with_parent()
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started in here never get Ctrl-C, which would end the fork server amid its imports, with a traceback.
+
+    The signal mask is the thread's, and inherited.
+    """
+    resource_tracker.ensure_running()  # started in here, it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _submit_first(executor: ProcessPoolExecutor) -> Future[int]:
+    """The first task of an executor starts its process, and the fork server if that is gone."""
+    with _interrupts_blocked():
+        return executor.submit(os.getpid)
+
+
 class _Slot:
     """One process: an executor of one worker, rebuilt when it breaks."""
 
@@ -76,8 +97,12 @@ class _Slot:
                 self._executor = ProcessPoolExecutor(
                     1, mp_context=self._context, initializer=_start_slot, initargs=(self._environment,)
                 )
-                self._pid = await asyncio.wrap_future(self._executor.submit(os.getpid))
+                # In a thread: the first one waits for the fork server's imports.
+                started = await asyncio.to_thread(_submit_first, self._executor)
+                self._pid = await asyncio.wrap_future(started)
             future = asyncio.wrap_future(self._executor.submit(turn, argument))
+            # Whoever stops waiting for it does not want to hear how it ended.
+            future.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
             done, _ = await asyncio.wait({future}, timeout=deadline)
         except (BrokenProcessPool, EOFError, ConnectionError) as error:
             self.end()
@@ -86,7 +111,6 @@ class _Slot:
             self.end()
             raise
         if not done:
-            future.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
             self.end()
             raise DeadlineExceeded(f"over its deadline of {deadline:g} s; its process was ended")
         try:
@@ -106,6 +130,15 @@ class _Slot:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
+def start_fork_server(preload: Sequence[str]) -> Any:
+    """Have slots' common parent importing ``preload``, unless it runs; does not wait. Returns its context."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    with _interrupts_blocked():
+        forkserver.ensure_running()
+    return context
+
+
 class LocalSlots:
     """``count`` warm processes on this machine, forked from a server that has ``preload`` imported.
 
@@ -113,8 +146,7 @@ class LocalSlots:
     """
 
     def __init__(self, count: int, preload: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(preload))
+        context = start_fork_server(preload)
         self.count = count
         self._slots = [_Slot(number, context, dict(environment or {})) for number in range(1, count + 1)]
         self._free: asyncio.Queue[_Slot] | None = None

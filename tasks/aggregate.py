@@ -17,6 +17,7 @@ from infra.place import Place, current_place
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.errors import ClientError, FedbenchError
+from tasks.request_update import answers_plan
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.strategies.base import read_reference
@@ -60,7 +61,9 @@ def require_quorum(
 def aggregate_updates(
     place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord], target: Path
 ) -> tuple[list[UpdateRecord], list[ClientFailure]]:
-    """Stream the updates, in client order, through the strategy; an update that does not fit drops its client.
+    """Stream the updates, in client order, through the strategy.
+
+    An update that was not asked for, or does not fit, never counts; its client is dropped, with the reason.
 
     Writes the new global state to ``target``. Returns the updates that count, and the clients dropped.
 
@@ -73,8 +76,11 @@ def aggregate_updates(
     counted: list[UpdateRecord] = []
     dropped: list[ClientFailure] = []
     order = {client: number for number, client in enumerate(plan.cohort)}
-    for update in sorted(updates, key=lambda item: order[item.client]):
+    for update in sorted(updates, key=lambda item: order.get(item.client, len(order))):
         try:
+            foreign = answers_plan(update, plan, place.layout.update_weights(plan.round, update.client))
+            if foreign is not None:
+                raise ClientError(f"an update that was not asked for: {foreign}")
             try:
                 fetched = place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes)
             except StoreCorrupt as error:

@@ -33,7 +33,7 @@ def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
         for index, sample in enumerate(chosen)
     ]
     buffer = io.BytesIO()
-    detection_sheet(drawn, data.classes).save(buffer, format="PNG", optimize=True)
+    detection_sheet(drawn, data.classes).save(buffer, format="PNG")
     stored = site.weights.put(f"{site.layout(request.federation).root}sheet.png", buffer.getvalue())
     return TurnReply(
         images=len(chosen),

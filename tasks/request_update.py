@@ -176,7 +176,9 @@ async def request_update(
     replies = await hand_out(place, request, deadline=spec.participation.turn_deadline, finished=finished)
     failures = [failure for reply in replies for failure in reply.failures]
     dropped = {failure.client for failure in failures}
-    updates = {update.client: update for reply in replies for update in reply.updates}
+    updates: dict[str, UpdateRecord] = {}
+    for update in (update for reply in replies for update in reply.updates):
+        updates.setdefault(update.client, update)  # a second one never counts
     lost_replies = [client for client in clients if client not in updates and client not in dropped]
     if lost_replies:
         # Their turn was lost after the update was in the store.
@@ -187,7 +189,7 @@ async def request_update(
         if reason is not None:
             failures.append(
                 ClientFailure(
-                    client=update.client if update.client in clients else clients[0],
+                    client=update.client,
                     phase="request_update",
                     kind="client-error",
                     reason=f"an update that was not asked for: {reason}",

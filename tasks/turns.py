@@ -21,20 +21,17 @@ LOST = (SlotLost, StoreUnavailable, StoreCorrupt)
 Finished = Callable[[], Awaitable[set[str]]]
 
 
-async def _nothing_finished() -> set[str]:
-    return set()
-
-
 async def hand_out(
     place: Place,
     request: AnyRequest,
     *,
     deadline: float | None = None,
-    finished: Finished = _nothing_finished,
+    finished: Finished | None = None,
 ) -> list[TurnReply]:
     """Run a turn to its end, over lost slots; the replies are those of its attempts, failures included.
 
-    deadline: seconds for each client of the turn; the client at work when they are over is dropped, the others run on.
+    deadline: with ``finished``, seconds for each client of the turn: the client at work when they are over is dropped,
+    the others run on. Without it, seconds for the whole turn: all its clients are dropped.
     finished: asks which clients of the turn have left their result in the store, so that a repeated turn does not do
     their work again.
     """
@@ -42,7 +39,7 @@ async def hand_out(
     attempt = 0
     waiting = request.clients
     while waiting:
-        limit = None if deadline is None else deadline * len(waiting)
+        limit = deadline if deadline is None or finished is None else deadline * len(waiting)
         try:
             reply = await place.slots.run(
                 place.take_turn, request.model_copy(update={"clients": waiting}), deadline=limit
@@ -50,18 +47,19 @@ async def hand_out(
             replies.append(reply)
             break
         except DeadlineExceeded:
-            waiting = _without(waiting, await finished())
-            if waiting:
-                late, waiting = waiting[0], waiting[1:]
-                reason = f"no answer within turn_deadline ({deadline:g} s)"
-                replies.append(_failed(place, request, (late,), "deadline", reason))
+            waiting = _without(waiting, await finished()) if finished else waiting
+            late, waiting = (waiting[:1], waiting[1:]) if finished else (waiting, ())
+            if late:
+                setting = "wake_up_deadline" if request.phase == "wake_up" else "turn_deadline"
+                reason = f"no answer within participation.{setting} ({deadline:g} s)"
+                replies.append(_failed(request, late, "deadline", reason))
         except LOST as error:
             attempt += 1
-            waiting = _without(waiting, await finished())
+            waiting = _without(waiting, await finished()) if finished else waiting
             log.warning("%s of %s lost (attempt %d): %s", request.phase, ", ".join(waiting), attempt, error)
             if attempt > request.spec.participation.turn_retries:
                 reason = f"lost {attempt} times with its slot or store: {error}"
-                replies.append(_failed(place, request, waiting, "infrastructure-lost", reason))
+                replies.append(_failed(request, waiting, "infrastructure-lost", reason))
                 break
             for client in waiting:
                 place.reporter.client_retried(request.phase, client, attempt, str(error))
@@ -72,7 +70,7 @@ def _without(clients: Sequence[str], done: set[str]) -> tuple[str, ...]:
     return tuple(client for client in clients if client not in done)
 
 
-def _failed(place: Place, request: AnyRequest, clients: Sequence[str], kind: str, reason: str) -> TurnReply:
+def _failed(request: AnyRequest, clients: Sequence[str], kind: str, reason: str) -> TurnReply:
     phase = "stop_and_eval" if request.phase == "sheet" else request.phase
     return TurnReply(
         failures=tuple(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 
 from pydantic import SecretStr
 
+from infra.errors import ServiceFailed
 from infra.services.mlflow_server import default_tracking_uri
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
@@ -23,6 +25,7 @@ class EmbeddedServices:
     def __init__(self, settings: Settings, *, prefect: bool = True) -> None:
         """``prefect=False``: for commands that only read the store."""
         self.settings = settings
+        self._stopped = threading.Event()
         self.s3 = S3Service(settings.home) if settings.s3.endpoint is None else None
         self.prefect = PrefectService(settings.home) if prefect and settings.prefect_api_url is None else None
 
@@ -38,10 +41,11 @@ class EmbeddedServices:
         """
         self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            for service in self.services:
-                service.begin()
-            for service in self.services:
-                service.complete()
+            for step in (Service.begin, Service.complete):
+                for service in self.services:
+                    if self._stopped.is_set():  # by another thread: nobody waits for them any more
+                        raise ServiceFailed(f"{service.name}: stopped while it was coming up")
+                    step(service)
         except BaseException:
             self.stop()
             raise
@@ -68,7 +72,8 @@ class EmbeddedServices:
         return [service.name for service in self.services if service.ensure()]
 
     def stop(self) -> None:
-        """Stop what this process runs. Safe to call twice."""
+        """Stop what this process runs, for good. Safe to call twice, and while another thread is in :meth:`start`."""
+        self._stopped.set()
         for service in reversed(self.services):
             service.stop()
 

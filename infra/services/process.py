@@ -216,6 +216,8 @@ class Service:
     def _came_up(self) -> bool:
         if not self.is_alive():
             status = self._process.returncode if self._process is not None else None
+            if status == -signal.SIGKILL:
+                self._attempts -= 1  # somebody's doing, which says nothing against another attempt
             if self._attempts >= START_ATTEMPTS:
                 self._fail(f"ended with status {status}, {self._attempts} times")
             self._port = None  # most likely somebody took it between our look and its bind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -259,6 +260,8 @@ def training_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        # A slot would hand down its own start method, with which each worker imports torch anew: seconds a turn.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_collate,
         generator=torch.Generator(),  # else DataLoader draws its workers' seed from torch's global generator
     )

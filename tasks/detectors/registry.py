@@ -14,7 +14,7 @@ DETECTORS: dict[str, type[YoloV3Tiny]] = {"yolov3-tiny": YoloV3Tiny}
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:
     """A detector with fresh weights, drawn from ``seed`` alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator too
         detector = DETECTORS[spec.kind](spec, num_classes)
     # Convolutions on CPU and on tensor cores run faster with channels innermost.
     return detector.to(memory_format=torch.channels_last)

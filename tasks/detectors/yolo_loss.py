@@ -21,7 +21,7 @@ from tasks.spec.detector import YoloV3Tiny
 
 # An anchor answers for an object whose sides are within this factor of its own.
 MAX_SIDE_RATIO = 4.0
-# Of the objectness loss, by scale: the fine map has four times the cells, nearly all of them background.
+# Weight of the complete-IoU loss against the sums of cross-entropies; squared error has weights of its own.
 BOX_WEIGHT = 2.0
 
 
@@ -143,7 +143,6 @@ def _scale_loss(
     predicted = output[where]
     cells = torch.stack([positives.column, positives.row], dim=1).float()
     anchors = scale.anchor_tensor(output)[positives.anchor]
-    # Several cells may answer for one object: each then counts for its part, so that every object weighs the same.
     if spec.box_loss == "ciou":
         boxes = decode_boxes(predicted[:, :4], cells, anchors, scale)
         centre, half = positives.boxes[:, :2], positives.boxes[:, 2:] / 2

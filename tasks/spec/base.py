@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from tasks.errors import SpecError
+from tasks.spec.messages import explain
 
 SPEC_VERSION: Literal[1] = 1
 RECORD_VERSION: Literal[1] = 1
@@ -26,6 +27,17 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), validate_default=True
     )
+
+
+def check_name(name: str, *, source: str) -> None:
+    """
+    Raises:
+        SpecError: ``name`` cannot name a federation; names ``source``.
+    """
+    try:
+        TypeAdapter(FederationName).validate_python(name)
+    except ValidationError:
+        raise SpecError(f"{source}: expected letters, digits, '.', '_' and '-', at most 100, found {name!r}") from None
 
 
 def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Model:
@@ -49,16 +61,4 @@ def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Mod
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise SpecError(explain(error, source)) from None
-
-
-def explain(error: ValidationError, source: str) -> str:
-    """One line a mistake: the field's dotted path, what was expected, what was found."""
-    lines = []
-    for item in error.errors(include_url=False, include_context=True):
-        field = ".".join(str(part) for part in item["loc"]) or "(whole)"
-        message = item["msg"].removeprefix("Value error, ")
-        found = item.get("input")
-        shown = "" if isinstance(found, dict | list) or item["type"] == "missing" else f" (found {found!r})"
-        lines.append(f"{source}: {field}: {message}{shown}")
-    return "\n".join(lines)
+        raise SpecError(explain(error, model, source)) from None

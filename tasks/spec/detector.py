@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from tasks.spec.base import Frozen
 
-Anchor = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+# At most the whole input: anchors in pixels, as Darknet's files have them, are refused.
+Side = Annotated[float, Field(gt=0, le=1)]
+Anchor = tuple[Side, Side]
 
 # k-means over Street's training boxes, as fractions of the image; the published COCO anchors are 416-pixel ones.
 STREET_ANCHORS: tuple[Anchor, ...] = (

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
@@ -112,6 +111,8 @@ class FederationSpec(Frozen):
 
     def to_yaml(self) -> str:
         """The specification as the YAML that :func:`load_spec` reads."""
+        import yaml  # here, so that the core loads without it
+
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
@@ -130,11 +131,13 @@ def load_spec(path: Path) -> FederationSpec:
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
     """
+    import yaml
+
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
         raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
     return parse_spec({} if document is None else document, source=str(path))
 
@@ -170,7 +173,8 @@ def with_fields(spec: FederationSpec, fields: dict[str, Any], *, source: str) ->
         for parent in parents:
             child = node.get(parent)
             if not isinstance(child, dict):
-                raise SpecError(f"{source}: {name}: no such field; expected one of: {', '.join(sorted(node))}")
+                why = f"{parent} has no fields" if parent in node else "no such field"
+                raise SpecError(f"{source}: {name}: {why}; expected one of: {', '.join(node)}")
             node = child
         if last == "kind" and node.get("kind") != value:
             node.clear()

@@ -15,7 +15,7 @@ STREET_DIGEST = "d7f19422545e1c93bd0c8cd6270fdb93acdbf2d50e990b7bbe1e4bea02cd837
 
 
 def synthetic5() -> FederationSpec:
-    """The main job: five synthetic street cameras, YOLOv3-tiny at 256 x 208; minutes on two cores."""
+    """The main job: five synthetic street cameras, YOLOv3-tiny at 256 x 192; minutes on two cores."""
     return FederationSpec(
         max_rounds=6,
         data=SyntheticStreet(train_images=600, test_images=120),
@@ -29,7 +29,7 @@ def street5() -> FederationSpec:
     return FederationSpec(
         max_rounds=20,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
-        detector=YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou"),
+        detector=YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3),
         training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=12, decay=8, floor=0.05)),
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from tasks.spec.base import Frozen
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Sgd(Frozen):
@@ -18,13 +20,19 @@ class Sgd(Frozen):
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Sgd:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: expected false without momentum, found true")
+        return self
+
 
 class Adam(Frozen):
     """Adam (arXiv 1412.6980), weight decay as an L2 term."""
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0, le=1)
 
 
@@ -33,7 +41,7 @@ class AdamW(Frozen):
 
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.02, ge=0, le=1)
 
 
@@ -43,6 +51,7 @@ OptimizerSpec = Sgd | Adam | AdamW
 class Schedule(Frozen):
     """Learning rate as a function of the round: constant for ``hold`` rounds, then a cosine down to ``floor``.
 
+    It is taken at the round's start: round ``hold`` + 1 still has all of it, round ``hold`` + ``decay`` + 1 the floor.
     It never looks at ``max_rounds``, so that a run that is extended goes on as if it had been longer from the start.
     """
 
@@ -79,7 +88,7 @@ class TrainingSpec(Frozen):
     @model_validator(mode="after")
     def _check(self) -> TrainingSpec:
         if self.amp and self.device != "cuda":
-            raise ValueError("amp: expected false unless device is cuda")
+            raise ValueError(f"amp: expected false unless device is cuda, found true with device {self.device}")
         return self
 
 

@@ -41,8 +41,8 @@ def train(
 ) -> TrainingResult:
     """Train ``detector`` in place with a fresh optimiser.
 
-    Steps are taken every ``spec.accumulate`` batches, and after the last. Whatever draws from torch's global
-    generator does so from ``seed``, in a forked state.
+    Steps are taken every ``spec.accumulate`` batches, and after the last; a step's gradient is the mean over its
+    batches. Whatever draws from torch's global generator does so from ``seed``, in a forked state.
 
     Raises:
         ClientError: the loss is NaN or infinite, naming the client and the batch.
@@ -62,6 +62,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr * (steps + 1) / warmup_steps
         scaler.unscale_(optimizer)
+        if waiting < spec.accumulate:
+            # Fewer batches than each was divided by: the end of the turn.
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(spec.accumulate / waiting)
         if spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         scaler.step(optimizer)

@@ -1,0 +1,133 @@
+"""What a validation error says to the user: the dotted field, what was expected there, what was found."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ValidationError
+
+# pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/); the others keep its wording.
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping of fields",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_attributes_type": "a mapping of fields",
+    "model_type": "a mapping of fields",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_type": "text (a number in quotes)",
+    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
+}
+_LONGEST = 80  # characters of a value that is shown
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """One line a mistake: ``source``, the field's dotted path, what was expected, what was found."""
+    return "\n".join(
+        f"{source}: {_line(item, model)}" for item in error.errors(include_url=False, include_context=True)
+    )
+
+
+def _line(item: Any, model: type[BaseModel]) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    names, holder, value = _walk(model, item["loc"])
+    field = ".".join(names)
+    if kind == "value_error":
+        # A check over several fields: its message begins with the field, from where the check stands.
+        return f"{field}.{context['error']}" if field else str(context["error"])
+    if kind == "extra_forbidden":
+        known = f"; expected one of: {', '.join(holder.model_fields)}" if holder else ""
+        return f"{field}: no such field{known}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = context["discriminator"].strip("'")
+        known = ", ".join(repr(name) for name in _by_tag(value, tag))
+        found = repr(context["tag"]) if kind == "union_tag_invalid" else "none"
+        return f"{field}.{tag}: expected one of: {known}, found {found}"
+    if kind == "missing":
+        return f"{field}: missing"
+    expected = _EXPECTED.get(kind)
+    limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+    text = item["msg"] if expected is None else "expected " + expected.format(**limits)
+    return f"{field or '(whole)'}: {text}, found {_shown(item['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def _walk(model: type[BaseModel], path: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None, Any]:
+    """The field names of ``path``, the model that holds its last part, and that part's type.
+
+    pydantic puts the tag of a union's member into the path; no file has it there.
+    """
+    names: list[str] = []
+    holder: type[BaseModel] | None = None
+    kind: Any = model
+    for part in path:
+        members = _members(kind)
+        if len(members) > 1:
+            tagged = [member for member in members if part in _tags(member).values()]
+            if tagged:
+                kind = tagged[0]
+                continue
+        holder = members[0] if len(members) == 1 and _is_model(members[0]) else None
+        names.append(str(part))
+        if holder is not None:
+            known = holder.model_fields.get(str(part))
+            kind = known.annotation if known is not None else None
+        else:
+            kind = _item(members[0] if len(members) == 1 else None, part)
+    return names, holder, kind
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, None left out; any other type alone."""
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return tuple(member for member in typing.get_args(kind) if member is not type(None))
+    return (kind,)
+
+
+def _item(kind: Any, part: int | str) -> Any:
+    """The type of what a tuple, list or mapping holds at ``part``."""
+    inner = [argument for argument in typing.get_args(kind) if argument is not Ellipsis]
+    if not inner:
+        return None
+    return inner[part] if isinstance(part, int) and part < len(inner) else inner[-1]
+
+
+def _tags(kind: Any) -> dict[str, Any]:
+    """Fields of a model that have one value only, such as ``kind``."""
+    if not _is_model(kind):
+        return {}
+    return {name: field.default for name, field in kind.model_fields.items() if _literal(field.annotation)}
+
+
+def _literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Literal and len(typing.get_args(annotation)) == 1
+
+
+def _by_tag(kind: Any, tag: str) -> list[str]:
+    return [str(_tags(member)[tag]) for member in _members(kind) if tag in _tags(member)]

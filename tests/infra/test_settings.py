@@ -1,0 +1,76 @@
+"""Where settings come from: the environment over a file, and nothing of them in what is shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infra.errors import SettingsError
+from infra.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
+
+
+def test_defaults_need_nothing(tmp_path: Path) -> None:
+    settings = load_settings()
+    assert settings.home == tmp_path
+    assert settings.s3.endpoint is None
+    assert settings.slots is None
+    assert settings.keep_globals == 2
+    assert not settings.keep_updates
+
+
+def test_environment_wins_over_the_file_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "settings.yaml").write_text(
+        "slots: 3\nkeep_updates: true\ns3: {bucket: from-file, region: eu-west-3}\n"
+    )
+    monkeypatch.setenv("FEDBENCH_SLOTS", "4")
+    monkeypatch.setenv("FEDBENCH_S3__BUCKET", "from-environment")
+    monkeypatch.setenv("FEDBENCH_LOG_LEVEL", "")  # empty: not set
+    settings = load_settings()
+    assert settings.slots == 4
+    assert settings.keep_updates
+    assert (settings.s3.bucket, settings.s3.region) == ("from-environment", "eu-west-3")
+    assert settings.log_level == "INFO"
+
+
+def test_a_named_file_replaces_the_one_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "settings.yaml").write_text("slots: 3\n")
+    (tmp_path / "other.yaml").write_text("keep_globals: 5\n")
+    monkeypatch.setenv("FEDBENCH_SETTINGS", str(tmp_path / "other.yaml"))
+    settings = load_settings()
+    assert (settings.slots, settings.keep_globals) == (None, 5)
+    (tmp_path / "other.yaml").write_text("")
+    assert load_settings().keep_globals == 2
+
+
+def test_data_sets_are_mapped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBENCH_STREET_DIR", "/data/street")
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", '{"yard": "/data/yard"}')
+    settings = load_settings()
+    assert settings.data_root("street") == Path("/data/street")
+    assert settings.data_root("yard") == Path("/data/yard")
+    assert settings.data_root("attic") is None
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", '{"street": "/elsewhere"}')
+    assert load_settings().data_root("street") == Path("/elsewhere")
+
+
+def test_credentials_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBENCH_S3__ACCESS_KEY", "open-sesame")
+    with pytest.raises(SettingsError, match=r"s3\.access_key and secret_key: expected both or neither") as caught:
+        load_settings()
+    assert "open-sesame" not in str(caught.value)
+    monkeypatch.setenv("FEDBENCH_S3__SECRET_KEY", "hush")
+    settings = load_settings()
+    assert settings.s3.secret_key is not None
+    assert settings.s3.secret_key.get_secret_value() == "hush"
+    for text in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hush" not in text
+        assert "open-sesame" not in text

@@ -1,0 +1,106 @@
+"""Clients that fail by their own fault are dropped with the reason on record; a round needs its quorum."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from homes import TINY, Home, assert_tracked_once, tiny
+
+from tasks.data.catalog import load_data
+from tasks.spec.federation import FederationSpec, parse_spec
+
+pytestmark = pytest.mark.integration
+
+BAD = "3"
+CLIENTS = ["1", "2", "3", "4", "5"]
+# Images of its own: those of the shared home's other runs stay whole.
+FAILING = tiny(max_rounds=2, data={"seed": 8}, participation={"clients": CLIENTS})
+
+
+def training_images(home: Home, spec: FederationSpec, client: str) -> list[Path]:
+    data = load_data(spec.data, root_of=lambda name: None, cache=home.path / "cache" / "data")
+    return [sample.path for sample in data.train[client]]
+
+
+@pytest.fixture(scope="module")
+def bad_home(shared_home: Home) -> Home:
+    """Client 3's images have a good header, so that it is ready, and a Huffman table that no decoder takes."""
+    for path in training_images(shared_home, parse_spec(FAILING, source="test"), BAD):
+        data = bytearray(path.read_bytes())
+        table = data.index(b"\xff\xc4") + 5
+        data[table : table + 16] = b"\xff" * 16
+        path.write_bytes(data)
+    return shared_home
+
+
+@pytest.fixture(scope="module")
+def both_failing(bad_home: Home) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The run that needs all five clients, beside the test of the one that does not."""
+    spec = bad_home.spec_file({**FAILING, "participation": {"clients": CLIENTS, "min_updates": 5}}, "strict")
+    output = bad_home.path / "strict.txt"
+    process = bad_home.start("run", spec, "--name", "strict", "--slots", 1, output=output)
+    yield process, output
+    process.kill()
+    process.wait()
+
+
+def test_one_of_five_always_fails_and_the_run_ends(
+    bad_home: Home, both_failing: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    result = bad_home.run("run", bad_home.spec_file(FAILING, "failing"), "--name", "failing", "--slots", 2)
+    assert result.returncode == 0, result.stdout
+    records = bad_home.records("failing")
+    assert [record.round for record in records] == [0, 1, 2]
+    names = {path.name for path in training_images(bad_home, bad_home.stored_spec("failing"), BAD)}
+    for record in records[1:]:
+        assert [update.client for update in record.updates] == ["1", "2", "4", "5"]
+        (failure,) = record.dropped
+        assert (failure.client, failure.phase, failure.kind) == (BAD, "request_update", "client-error")
+        assert "expected an image that can be decoded" in failure.reason
+        assert any(name in failure.reason for name in names)
+        assert f"client 3 dropped (client-error): {failure.reason}" in result.stdout
+    assert "4/5" in result.stdout
+    run = assert_tracked_once(bad_home, "failing", "FINISHED", records)
+    assert run.data.metrics["clients/dropped"] == 1
+    shown = bad_home.run("show", "failing")
+    assert shown.returncode == 0, shown.stdout
+    for record in records[1:]:
+        reason = f"client 3 dropped (client-error): {record.dropped[0].reason}"
+        assert f"round {record.round}: {reason}" in shown.stdout.splitlines()
+
+
+def test_without_the_quorum_the_run_fails_and_names_who_is_missing(
+    bad_home: Home, both_failing: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    process, output = both_failing
+    assert process.wait(timeout=120) == 1
+    lines = output.read_text().splitlines()
+    failed = next(line for line in lines if line.startswith("failed: "))
+    assert "4 of 5" in failed
+    assert "client 3" in failed
+    assert "expected an image that can be decoded" in failed
+    assert any(line.endswith(f"go on with: fedbench resume strict --home {bad_home.path}") for line in lines)
+    assert not any("Traceback" in line for line in lines)
+    records = bad_home.records("strict")
+    assert [record.round for record in records] == [0]
+    assert_tracked_once(bad_home, "strict", "FAILED", records)
+    assert bad_home.flow_runs("strict") == [
+        ("strict", "FAILED"),
+        ("strict · initial model", "COMPLETED"),
+        ("strict · round 1", "FAILED"),
+    ]
+
+
+def test_a_deadline_that_nobody_keeps_is_named(shared_home: Home) -> None:
+    late = {**TINY, "participation": {"clients": ["4", "5"], "turn_deadline": 0.02}}
+    result = shared_home.run("run", shared_home.spec_file(late, "late"), "--name", "late", "--slots", 2)
+    assert result.returncode == 1, result.stdout
+    failed = next(line for line in result.stdout.splitlines() if line.startswith("failed: "))
+    assert "0 of 2" in failed
+    for client in ("4", "5"):
+        assert f"client {client}" in failed
+    assert "no answer within participation.turn_deadline (0.02 s)" in failed
+    assert "fedbench resume late" in result.stdout

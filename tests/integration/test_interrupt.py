@@ -1,0 +1,63 @@
+"""Ctrl-C: nothing committed is lost, nothing is left behind, and the run goes on to the same weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import FinishedRun
+from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests, eventually
+
+pytestmark = pytest.mark.integration
+
+
+def test_ctrl_c_and_resume(undisturbed: FinishedRun, tmp_path: Path) -> None:
+    home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
+    process = home.start("run", home.spec_file(TINY), "--name", "tiny", "--slots", 2, output=output)
+    try:
+        assert eventually(
+            lambda: process.poll() is not None or "round 2 request_update starts" in output.read_text(), 120
+        )
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole process group
+        assert process.wait(timeout=60) == 130, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    text = output.read_text()
+    assert f"go on with: fedbench resume tiny --home {home.path}" in " ".join(text.split()).replace("Go", "go")
+    assert "Traceback" not in text
+    assert_no_process_left(home)
+    records = home.records("tiny")
+    assert [record.round for record in records] == [0, 1]
+    assert_tracked_once(home, "tiny", "KILLED", records)
+    states = dict(home.flow_runs("tiny"))
+    assert states.keys() == {"tiny", "tiny · initial model", "tiny · round 1", "tiny · round 2"}
+    assert {states["tiny"], states["tiny · round 2"]} <= {"CANCELLED", "CRASHED"}
+
+    resumed = home.run("resume", "tiny", "--slots", 2)
+    assert resumed.returncode == 0, resumed.stdout
+    assert "resumed: round 1 is committed, going on from there" in resumed.stdout
+    finished = assert_consistent(home, "tiny", rounds=3)
+    assert finished[:2] == records
+    assert digests(finished) == digests(undisturbed.records)
+    assert_tracked_once(home, "tiny", "FINISHED", finished)
+    assert_no_process_left(home)
+    home.remove_weights()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_at_once_while_services_start(tmp_path: Path, number: signal.Signals) -> None:
+    home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
+    process = home.start("run", home.spec_file(TINY), "--name", "tiny", output=output)
+    try:
+        assert eventually(lambda: process.poll() is not None or "starting services" in output.read_text(), 60)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == 130, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "fedbench resume tiny" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert_no_process_left(home)

@@ -1,0 +1,114 @@
+"""The kill test: twenty SIGKILLs of random processes at random moments, and not one bit of the result changes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MANY_ROUNDS, FinishedRun
+from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+
+pytestmark = pytest.mark.integration
+
+KILLS = 20
+SEED = 20
+STUCK_SECONDS = 120.0
+
+
+def what(process: psutil.Process) -> str:
+    """Which part of a run it is, for the test's own report."""
+    line = " ".join(process.cmdline())
+    marks = {
+        "serve s3": "store",
+        "prefect server": "prefect",
+        "bound.py": "launcher",
+        "resource_tracker": "resource tracker",
+        "forkserver": "slot or fork server",
+        "fedbench": "coordinator",
+    }
+    return next((name for mark, name in marks.items() if mark in line), line[:40])
+
+
+def kill_one(home: Home, rng: random.Random) -> str | None:
+    """SIGKILL one of the run's processes; None when there is none, or it has just ended."""
+    processes = sorted(home.processes(), key=lambda process: process.pid)
+    if not processes:
+        return None
+    victim = rng.choice(processes)
+    try:
+        name = what(victim)
+        victim.kill()
+    except psutil.NoSuchProcess:
+        return None
+    return name
+
+
+def wait_for_moment(process: subprocess.Popen[bytes], output: Path, rng: random.Random) -> None:
+    """Wait for the next moment to kill, or for the run's end.
+
+    A quarter of the moments are a random time from now, so that starts and recoveries get their part; the others come
+    a random number of printed events later and a little after, so that all phases do, on machines of any speed.
+    """
+    if rng.random() < 0.25:
+        lines, pause = 0, rng.uniform(0.0, 8.0)
+    else:
+        lines, pause = rng.randint(1, 10), rng.uniform(0.0, 0.5)
+    target = printed_events(output) + lines
+    deadline = time.monotonic() + STUCK_SECONDS
+    while process.poll() is None and printed_events(output) < target:
+        assert time.monotonic() < deadline, "the run shows no progress:\n" + output.read_text()[-4000:]
+        time.sleep(0.02)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=pause)
+
+
+def printed_events(output: Path) -> int:
+    return output.read_text(encoding="utf-8").count("\n[")
+
+
+def test_twenty_kills_change_nothing(extended: FinishedRun, tmp_path: Path) -> None:
+    home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
+    spec = home.spec_file(TINY)
+    command = ("run", spec, "--name", "tiny", "--slots", 2, "--max-rounds", MANY_ROUNDS)
+    rng = random.Random(SEED)
+    kills: list[str] = []
+    starts = 0
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        while process is None or process.returncode != 0:
+            process = home.start(*command, output=output)
+            starts += 1
+            while len(kills) < KILLS and process.poll() is None:
+                wait_for_moment(process, output, rng)
+                killed = None if process.poll() is not None else kill_one(home, rng)
+                if killed is not None:
+                    kills.append(killed)
+                    with output.open("a", encoding="utf-8") as file:
+                        file.write(f"--- kill {len(kills)} at {time.strftime('%X')}: {killed}\n")
+                if killed == "coordinator":
+                    process.wait()
+            process.wait(timeout=STUCK_SECONDS)
+            assert process.returncode in (0, -signal.SIGKILL), (kills, output.read_text()[-4000:])
+    finally:
+        if process is not None and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    print(f"{starts} starts; {dict(Counter(kills))}")
+    assert len(kills) == KILLS, "the run ended before all kills had landed: it needs more rounds"
+    assert "failed:" not in output.read_text()
+    assert_no_process_left(home)
+    records = assert_consistent(home, "tiny", rounds=MANY_ROUNDS)
+    assert digests(records) == digests(extended.records)
+    assert_tracked_once(home, "tiny", "FINISHED", records)
+    runs = home.flow_runs("tiny")
+    assert {state for _, state in runs} <= {"COMPLETED", "CRASHED", "FAILED", "CANCELLED"}
+    assert ("tiny", "COMPLETED") in runs
+    home.remove_weights()

@@ -1,0 +1,175 @@
+"""A run that nothing disturbs, from the command line to what it leaves in the store, MLflow and Prefect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import MANY_ROUNDS, FinishedRun
+from homes import (
+    TINY,
+    Home,
+    assert_consistent,
+    assert_no_process_left,
+    assert_tracked_once,
+    digests,
+    eventually,
+    tiny,
+)
+
+from tasks.spec.federation import flatten
+
+pytestmark = pytest.mark.integration
+
+
+# These three see the home as the first run left it: they come before the tests that go on with it.
+
+
+def test_it_prints_its_rounds_and_where_all_is(undisturbed: FinishedRun) -> None:
+    lines = undisturbed.result.stdout.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.split()[:2] == ["round", "clients"])
+    table = [line.split() for line in lines[header + 1 : header + 5]]
+    assert [row[:2] for row in table] == [["0", "-"], ["1", "3/3"], ["2", "3/3"], ["3", "3/3"]]
+    assert any("request_update: client 4 done" in line for line in lines)
+    folder = undisturbed.home.path / "runs" / "tiny"
+    assert f"plots: {folder}" in lines
+    assert f"pages: fedbench ui tiny --home {undisturbed.home.path}" in lines
+    for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"):
+        assert (folder / file).read_bytes().startswith(b"\x89PNG")
+    assert (folder / "run.log").stat().st_size > 0
+    assert_no_process_left(undisturbed.home)
+
+
+def test_the_store_holds_every_round_and_the_best_and_last_weights(undisturbed: FinishedRun) -> None:
+    records = assert_consistent(undisturbed.home, "tiny", rounds=3)
+    assert len(set(digests(records))) == 4
+    sizes = {info.client: info.train_size for info in records[0].clients}
+    for record in records[1:]:
+        assert {update.client: update.train_size for update in record.updates} == sizes
+        assert all(update.weights.bytes == record.model.bytes for update in record.updates)
+        assert record.decision.stop == (record.round == 3)
+    assert records[-1].decision.reason == "max_rounds"
+
+
+def test_mlflow_has_one_finished_run_with_all_of_it(undisturbed: FinishedRun) -> None:
+    run = assert_tracked_once(undisturbed.home, "tiny", "FINISHED", undisturbed.records)
+    spec = undisturbed.home.stored_spec("tiny")
+    assert run.data.params == {name: str(value) for name, value in flatten(spec.model_dump(mode="json")).items()}
+    last = undisturbed.records[-1]
+    assert run.data.metrics["global/loss"] == pytest.approx(last.metrics.loss)
+    assert run.data.metrics["client/4/loss"] == pytest.approx(last.updates[1].train_loss)
+    assert run.data.metrics["bytes/up"] == last.bytes_up
+    bucket, _, key = run.info.artifact_uri.removeprefix("s3://").partition("/")
+    assert bucket == "fedbench"
+    artifacts = undisturbed.home.object_path(key)
+    found = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
+    plots = {f"plots/{file}.png" for file in ("rounds", "class-by-device", "client-losses", "sheet")}
+    assert found == {"spec.yaml", "best.json"} | plots
+    assert yaml.safe_load((artifacts / "spec.yaml").read_bytes()) == spec.model_dump(mode="json")
+    best = undisturbed.records[last.decision.best_round].model
+    assert json.loads((artifacts / "best.json").read_bytes()) == {
+        "uri": f"s3://fedbench/{best.key}",
+        "sha256": best.sha256,
+    }
+
+
+def test_prefect_has_a_completed_flow_run_a_round_and_its_table_of_clients(undisturbed: FinishedRun) -> None:
+    rounds = [f"tiny · round {number}" for number in (1, 2, 3)]
+    names = ["tiny", "tiny · initial model", *rounds]
+    assert undisturbed.home.flow_runs("tiny") == [(name, "COMPLETED") for name in names]
+    kind, rows = undisturbed.home.artifact("round-tiny")
+    assert kind == "table"
+    assert [(row["client"], row["images"], row["dropped"]) for row in rows] == [
+        (update.client, update.train_size, "") for update in undisturbed.records[-1].updates
+    ]
+    kind, text = undisturbed.home.artifact("federation-tiny")
+    assert kind == "markdown"
+    assert "| 3 | 3 |" in text
+
+
+def test_one_slot_and_loader_workers_do_not_change_a_bit(undisturbed: FinishedRun, shared_home: Home) -> None:
+    spec = shared_home.spec_file(tiny(training={"loader_workers": 1}), "workers")
+    result = shared_home.run("run", spec, "--name", "workers", "--slots", 1, "-q")
+    assert result.returncode == 0, result.stdout
+    assert digests(shared_home.records("workers")) == digests(undisturbed.records)
+    assert "done" not in result.stdout  # -q
+
+
+def test_the_same_command_prints_the_result_and_trains_nothing(undisturbed: FinishedRun, shared_home: Home) -> None:
+    before = {key: shared_home.object_path(key).stat().st_mtime_ns for key in shared_home.keys("tiny")}
+    result = shared_home.run("run", undisturbed.spec, "--name", "tiny", "--slots", 2)
+    assert result.returncode == 0, result.stdout
+    assert "tiny is finished; nothing was left to do." in result.stdout
+    assert "3/3" in result.stdout
+    assert "request_update" not in result.stdout
+    assert {key: shared_home.object_path(key).stat().st_mtime_ns for key in shared_home.keys("tiny")} == before
+    assert len(shared_home.flow_runs("tiny")) == 5
+
+
+def test_another_experiment_under_the_same_name_is_refused(undisturbed: FinishedRun, shared_home: Home) -> None:
+    arguments = ("-s", "training.optimizer.lr=0.5", "--seed", "9")
+    result = shared_home.run("run", undisturbed.spec, "--name", "tiny", *arguments)
+    assert result.returncode == 2, result.stdout
+    assert "tiny: this name belongs to another experiment" in result.stdout
+    assert "seed (was 1234, now 9)" in result.stdout
+    assert "training.optimizer.lr (was 0.001, now 0.5)" in result.stdout
+    assert "max_rounds (" not in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_fewer_rounds_are_refused(undisturbed: FinishedRun, shared_home: Home) -> None:
+    result = shared_home.run("resume", "tiny", "--max-rounds", 2)
+    assert result.returncode == 2, result.stdout
+    assert "max_rounds (was 3, now 2)" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_more_rounds_extend_it_and_two_at_once_are_refused(extended: FinishedRun, undisturbed: FinishedRun) -> None:
+    home = extended.home
+    assert "resumed: round 3 is committed, going on from there" in extended.result.stdout
+    assert "round 3 request_update" not in extended.result.stdout
+    records = assert_consistent(home, "tiny", rounds=MANY_ROUNDS)
+    assert records[:4] == undisturbed.records
+    run = assert_tracked_once(home, "tiny", "FINISHED", records)
+    assert run.data.params["max_rounds"] == "3"  # MLflow keeps the first value
+    assert run.data.tags["fedbench.max_rounds"] == str(MANY_ROUNDS)
+    assert {state for _, state in home.flow_runs("tiny")} == {"COMPLETED"}
+
+
+def test_two_at_once_with_one_name_are_refused(shared_home: Home, tmp_path: Path) -> None:
+    spec = shared_home.spec_file(TINY)
+    output = tmp_path / "first.txt"
+    first = shared_home.start("run", spec, "--name", "twice", "--slots", 2, output=output)
+    try:
+        assert eventually(lambda: first.poll() is not None or "starting services" in output.read_text(), 60)
+        second = shared_home.run("run", spec, "--name", "twice")
+        assert second.returncode == 2, second.stdout
+        assert f"twice: already running in process {first.pid}" in second.stdout
+        assert "Traceback" not in second.stdout
+        listed = shared_home.run("list")
+        assert any(line.split()[:2] == ["twice", "running"] for line in listed.stdout.splitlines())
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_resume_show_and_list(extended: FinishedRun) -> None:
+    home = extended.home
+    resumed = home.run("resume", "tiny")
+    assert resumed.returncode == 0, resumed.stdout
+    assert "tiny is finished; nothing was left to do." in resumed.stdout
+    shown = home.run("show", "tiny")
+    assert shown.returncode == 0, shown.stdout
+    assert "finished" in shown.stdout
+    assert home.stored_spec("tiny").digest[:12] in shown.stdout
+    assert shown.stdout.count("3/3") == MANY_ROUNDS
+    listed = home.run("list")
+    assert listed.returncode == 0, listed.stdout
+    row = next(line for line in listed.stdout.splitlines() if line.split()[:1] == ["tiny"])
+    assert row.split()[1:3] == ["finished", f"{MANY_ROUNDS}/{MANY_ROUNDS}"]
+    unknown = home.run("show", "nobody")
+    assert unknown.returncode == 2
+    assert "nobody: no such federation in the store; expected one of:" in unknown.stdout
+    assert "Traceback" not in unknown.stdout

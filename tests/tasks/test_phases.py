@@ -1,0 +1,303 @@
+"""The rules of the phases: draws, shards, what counts as an update, the quorum, when to stop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from phase_place import make_place, make_plan, make_update, put_state
+from safetensors.torch import load_file
+
+from infra.place import Place
+from infra.store.objects import ObjectStore
+from tasks.aggregate import aggregate_updates, quorum, require_quorum
+from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
+from tasks.decide import best_round, decide_stop, rounds_without_progress
+from tasks.errors import ClientError, FedbenchError, SpecError
+from tasks.request_update import answers_plan, stored_updates
+from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
+
+READY = tuple(str(number) for number in range(1, 21))
+
+
+def spec_of(**participation: Any) -> FederationSpec:
+    return FederationSpec(participation=Participation(**participation))
+
+
+# --- draws and shards --------------------------------------------------------------------------------------
+
+
+def test_a_draw_is_seeded_by_round_and_attempt_and_in_client_order() -> None:
+    spec = spec_of(clients_per_round=4)
+    draws = {(r, a): draw_clients(spec, READY, r, a) for r in range(1, 6) for a in (1, 2)}
+    assert draws == {(r, a): draw_clients(spec, READY, r, a) for r, a in draws}
+    for drawn in draws.values():
+        assert len(set(drawn)) == 4
+        assert sorted(drawn, key=READY.index) == list(drawn)
+    assert len(set(draws.values())) >= 9
+    other = FederationSpec(seed=7, participation=spec.participation)
+    assert [draw_clients(other, READY, r, a) for r, a in draws] != list(draws.values())
+
+
+def test_every_client_is_drawn_as_often_as_the_others() -> None:
+    spec = spec_of(clients_per_round=5)
+    drawn = [client for number in range(1, 401) for client in draw_clients(spec, READY, number, 1)]
+    counts = [drawn.count(client) for client in READY]
+    assert sum(counts) == 2000
+    assert max(counts) < 140  # 100 expected, standard deviation 8.7
+    assert min(counts) > 60
+
+
+@pytest.mark.parametrize("wanted", [None, 3, 5])
+def test_all_ready_clients_are_drawn_when_no_fewer_are_wanted(wanted: int | None) -> None:
+    assert draw_clients(spec_of(clients_per_round=wanted), ("5", "2", "9"), 1, 1) == ("5", "2", "9")
+
+
+def test_clients_qualify_under_the_load_when_it_is_enforced() -> None:
+    answers = [ResourceAnswer(client=str(n), load=load, free_memory=1) for n, load in enumerate((0.1, 0.4, 0.39, 2), 1)]
+    assert qualified_clients(spec_of(check_load=True), answers) == ("1", "3")
+    assert qualified_clients(spec_of(check_load=True, max_load=0.41), answers) == ("1", "2", "3")
+    assert qualified_clients(spec_of(check_load=False), answers) == ("1", "2", "3", "4")
+
+
+@pytest.mark.parametrize(
+    ("shards", "expected"),
+    [
+        (None, [["2"], ["1"], ["5"], ["4"], ["3"]]),
+        (9, [["2"], ["1"], ["5"], ["4"], ["3"]]),
+        (1, [["2", "1", "5", "4", "3"]]),
+        # 344 | 212, then 122 to the second (334), 50 there too (384), 37 to the first (381).
+        (2, [["1", "5", "4"], ["2", "3"]]),
+    ],
+)
+def test_shards_are_packed_by_images(shards: int | None, expected: list[list[str]]) -> None:
+    sizes = {"1": 212, "2": 344, "3": 37, "4": 50, "5": 122}
+    assert [list(shard) for shard in pack_shards(sizes, shards)] == expected
+
+
+def test_clients_of_one_size_keep_their_order() -> None:
+    assert pack_shards({"b": 5, "a": 5, "c": 5}, 2) == (("b", "c"), ("a",))
+
+
+# --- what answers a plan -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return make_place(object_store, tmp_path, name)[0]
+
+
+GLOBAL = {"w": torch.zeros(3), "n": torch.tensor(0)}
+SPEC = FederationSpec()
+
+
+@pytest.fixture
+def plan(place: Place) -> RoundPlan:
+    return make_plan(place, SPEC, put_state(place, place.layout.global_weights(2), GLOBAL), ("1", "2", "3", "4"))
+
+
+def update_of(
+    place: Place, plan: RoundPlan, client: str, state: dict[str, torch.Tensor] | None = None, **fields: Any
+) -> Any:
+    state = state or {"w": torch.full((3,), float(client)), "n": torch.tensor(int(client))}
+    weights = put_state(place, place.layout.update_weights(plan.round, client), state)
+    return make_update(place, plan, client, weights, **fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"federation": "another"}, "client 2: federation: expected .*, found another"),
+        ({"round": 2}, "client 2: round: expected 3, found 2"),
+        ({"spec_digest": "a" * 64}, "client 2: spec_digest: expected .*, found aaaa"),
+        ({"model": "b" * 64}, "client 2: model: expected .*, found bbbb"),
+        ({"seed": 101}, "client 2: seed: expected 102, found 101"),
+        ({"client": "9"}, "client 9 is not in the cohort"),
+        (
+            {"weights": {"key": "elsewhere", "sha256": "a" * 64, "bytes": 1}},
+            "client 2: weights: expected .*, found else",
+        ),
+    ],
+)
+def test_only_what_was_asked_for_counts(place: Place, plan: RoundPlan, changes: dict[str, Any], reason: str) -> None:
+    key = place.layout.update_weights(3, "2")
+    asked = update_of(place, plan, "2")
+    assert answers_plan(asked, plan, key) is None
+    found = answers_plan(UpdateRecord.model_validate(asked.model_dump() | changes), plan, key)
+    assert found is not None
+    assert re.match(reason, found)
+
+
+def test_an_open_round_takes_over_what_answers_its_plan(place: Place, plan: RoundPlan) -> None:
+    good, other_round, lost, newer = (update_of(place, plan, client) for client in "1234")
+    records = {
+        "1": good.model_dump(mode="json"),
+        "2": {**other_round.model_dump(mode="json"), "round": 2},
+        "3": {**lost.model_dump(mode="json"), "weights": {**lost.weights.model_dump(), "sha256": "d" * 64}},
+        "4": {**newer.model_dump(mode="json"), "version": 2},
+    }
+    assert stored_updates(place, plan) == {}
+    for client, record in records.items():
+        place.objects.put_json(place.layout.update_record(3, client), record)
+    assert stored_updates(place, plan) == {"1": good}
+
+
+def ready(*clients: str) -> list[ClientInfo]:
+    return [
+        ClientInfo(
+            client=client, train_size=5, test_size=5, test_digest="a" * 64, class_counts={}, host="here", device="cpu"
+        )
+        for client in clients
+    ]  # fmt: skip
+
+
+def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(place: Place, plan: RoundPlan) -> None:
+    assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), plan.model) is None
+    key = place.layout.plan(3)
+    place.objects.put_json(key, plan.model_dump(mode="json"))
+    assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4", "5"), plan.model) == plan
+    assert read_plan(place, SPEC, 3, ready("1", "2", "3"), plan.model) is None
+    other = plan.model.model_copy(update={"sha256": "e" * 64})
+    assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), other) is None
+    longer = FederationSpec(max_rounds=99)
+    extended = read_plan(place, longer, 3, ready("1", "2", "3", "4"), plan.model)
+    assert extended == plan.model_copy(update={"spec_digest": longer.digest})
+    place.objects.put_json(key, {**plan.model_dump(mode="json"), "version": 9})
+    with pytest.raises(SpecError, match=rf"{key}: version: 9 is newer"):
+        read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), plan.model)
+
+
+# --- aggregate ---------------------------------------------------------------------------------------------
+
+
+def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan: RoundPlan, tmp_path: Path) -> None:
+    whole = {"w": torch.ones(3), "n": torch.tensor(1)}
+    updates = [
+        update_of(place, plan, "4", {**whole, "w": torch.tensor([1.0, float("nan"), 1.0])}),
+        update_of(place, plan, "3", {**whole, "w": torch.ones(4)}),
+        update_of(place, plan, "9"),
+        update_of(place, plan, "2", train_size=30),
+        update_of(place, plan, "1", train_size=10),
+    ]
+    counted, dropped = aggregate_updates(place, SPEC, plan, updates, tmp_path / "global")
+    assert [update.client for update in counted] == ["1", "2"]
+    found = load_file(tmp_path / "global")
+    assert found["w"].tolist() == [1.75] * 3
+    assert int(found["n"]) == 2
+    reasons = {failure.client: failure.reason for failure in dropped}
+    assert list(reasons) == ["3", "4", "9"]
+    assert "tensor w: expected float32 [3], found float32 [4]" in reasons["3"]
+    assert "tensor w: expected finite values" in reasons["4"]
+    assert reasons["9"] == "an update that was not asked for: client 9 is not in the cohort"
+    assert {(failure.phase, failure.kind) for failure in dropped} == {("aggregate", "client-error")}
+
+
+def test_a_second_a_stale_and_a_lost_update_never_count(place: Place, plan: RoundPlan, tmp_path: Path) -> None:
+    first = update_of(place, plan, "1")
+    second = make_update(place, plan, "1", first.weights, train_loss=9.0)
+    stale = update_of(place, plan, "2", round=2)
+    lost = make_update(
+        place, plan, "3", WeightRef(key=place.layout.update_weights(3, "3"), sha256="f" * 64, bytes=9)
+    )  # fmt: skip
+    counted, dropped = aggregate_updates(place, SPEC, plan, [first, second, stale, lost], tmp_path / "global")
+    assert counted == [first]
+    reasons = [failure.reason for failure in dropped]
+    assert "client 1: expected one update in a round, found a second" in reasons[0]
+    assert "round: expected 3, found 2" in reasons[1]
+    assert reasons[2].startswith("client 3: ")
+    assert "missing" in reasons[2]
+    with pytest.raises(ClientError, match=r"round 3: no update counts: .*round: expected 3, found 2"):
+        aggregate_updates(place, SPEC, plan, [stale], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_order_in_which_updates_came_changes_no_bit(place: Place, plan: RoundPlan, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    updates = [
+        update_of(
+            place, plan, client, {"w": torch.randn(3, generator=generator), "n": torch.tensor(1)}, train_size=7 * n
+        )
+        for n, client in enumerate("1234", 3)
+    ]
+    files = []
+    for number, order in enumerate((updates, updates[::-1], updates[2:] + updates[:2])):
+        files.append(tmp_path / str(number))
+        aggregate_updates(place, SPEC, plan, order, files[-1])
+    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+
+
+@pytest.mark.parametrize(("cohort", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (20, 11)])
+def test_the_default_quorum_is_more_than_half(cohort: int, needed: int) -> None:
+    assert quorum(SPEC, cohort) == needed
+    assert quorum(spec_of(min_updates=1), cohort) == 1
+
+
+def test_a_missed_quorum_names_every_missing_client_and_why(place: Place, plan: RoundPlan) -> None:
+    updates = [update_of(place, plan, client) for client in "12"]
+    dropped = [
+        ClientFailure(client="3", phase="request_update", kind="deadline", reason="no answer within 9 s"),
+        ClientFailure(client="4", phase="request_update", kind="infrastructure-lost", reason="lost 3 times"),
+    ]
+    require_quorum(spec_of(min_updates=2), plan, updates, dropped)
+    with pytest.raises(FedbenchError) as caught:
+        require_quorum(SPEC, plan, updates, dropped)
+    assert str(caught.value) == (
+        "round 3: 2 of 4 updates came, participation.min_updates is 3; missing: client 3 (deadline): no answer within "
+        "9 s; client 4 (infrastructure-lost): lost 3 times"
+    )
+
+
+# --- decide ------------------------------------------------------------------------------------------------
+
+
+def history(maps: Sequence[float | None], losses: Sequence[float | None] | None = None) -> list[Metrics]:
+    losses = losses or [None] * len(maps)
+    return [Metrics(map50_voc10=value, loss=loss) for value, loss in zip(maps, losses, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "maps", "losses", "reason"),
+    [
+        ({"max_rounds": 3}, [0.1, 0.2, 0.3], None, None),
+        ({"max_rounds": 3}, [0.1, 0.2, 0.3, 0.1], None, "max_rounds"),
+        ({"max_rounds": 3}, [None, None, None, None], None, "max_rounds"),
+        ({"target_map": 0.3}, [0.1, 0.3], None, "target_map"),
+        ({"target_map": 0.3}, [0.1, 0.29], None, None),
+        ({"target_map": 0.3}, [0.4, None], None, None),  # this round's model was not scored
+        ({"patience": 2}, [0.1, 0.3, 0.2, 0.3], None, "patience"),  # equal is not better
+        ({"patience": 2}, [0.1, 0.3, 0.2, 0.31], None, None),
+        ({"patience": 3}, [0.1, 0.3, 0.2, 0.3], None, None),
+        ({"patience": 2}, [0.1, None, None], None, "patience"),
+        ({"patience": 2}, [None, None, 0.1, None], None, None),
+        ({"patience": 2, "patience_metric": "loss"}, [0.1, 0.2, 0.3], [5.0, 5.5, 6.0], "patience"),
+        ({"patience": 2, "patience_metric": "loss"}, [0.3, 0.2, 0.1], [5.0, 4.5, 4.0], None),
+        ({"patience": 2, "patience_metric": "loss"}, [0.1] * 3, [5.0, None, 4.9], None),
+        ({"patience": 1, "target_map": 0.2, "max_rounds": 1}, [0.3, 0.2], None, "target_map"),
+        ({"patience": 1, "max_rounds": 1}, [0.3, 0.2], None, "patience"),
+    ],
+)  # fmt: skip
+def test_when_a_federation_stops(
+    fields: dict[str, Any], maps: list[float | None], losses: list[float | None] | None, reason: str | None
+) -> None:
+    decision = decide_stop(FederationSpec(**fields), len(maps) - 1, history(maps, losses))
+    assert (decision.stop, decision.reason) == (reason is not None, reason)
+
+
+def test_the_best_round_is_the_first_of_equals() -> None:
+    assert best_round(history([0.1, 0.4, 0.4, 0.2])) == (1, 0.4)
+    assert best_round(history([None, None])) == (0, None)
+    assert best_round(history([None, 0.0, None])) == (1, 0.0)
+    assert rounds_without_progress(history([None, 0.0, None]), "map50_voc10") == 1
+
+
+def test_a_plan_is_a_record_that_comes_back_whole(place: Place, plan: RoundPlan) -> None:
+    place.objects.put_json(place.layout.plan(3), plan.model_dump(mode="json"))
+    assert RoundPlan.model_validate(place.objects.get_json(place.layout.plan(3))) == plan
+    assert plan.created == datetime(2026, 1, 1, tzinfo=UTC)

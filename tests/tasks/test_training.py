@@ -1,0 +1,350 @@
+"""A client's local training and the evaluation: steps, seeds, bits, and what a diverging client is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tasks.data.loading import Batch, ImageCache, evaluation_loader, training_loader
+from tasks.data.samples import ImageSample
+from tasks.data.street import load_street
+from tasks.detectors.base import Detections, Detector, Targets
+from tasks.detectors.registry import build_detector
+from tasks.detectors.state import check_finite, load_state, serialise, state_of
+from tasks.errors import ClientError
+from tasks.metrics.detections import in_order, merge
+from tasks.metrics.voc import evaluate_voc
+from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.training import Adam, AdamW, Augmentation, EvaluationSpec, Schedule, Sgd, TrainingSpec
+from tasks.training.evaluation import evaluate
+from tasks.training.local import TrainingResult, train
+from tasks.training.optimizers import build_optimizer, learning_rate
+from tasks.training.seeds import derive_seed
+
+SGD = Sgd(lr=0.1, momentum=0, weight_decay=0)
+
+
+class Counter(Detector):
+    """Guesses the number of objects in an image from its mean colour. No BatchNorm: images do not see each other."""
+
+    width = height = 4
+    num_classes = 1
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        self.dropout = dropout
+        nn.init.constant_(self.layer.weight, 0.5)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        colour = nn.functional.dropout(images.float().mean(dim=(2, 3)) / 255, self.dropout, self.training)
+        return self.layer(colour)[:, 0]
+
+    def loss(self, outputs: Tensor, targets: Targets) -> dict[str, Tensor]:
+        wanted = torch.tensor([float(len(box)) for box in targets.boxes])
+        return {"count": (outputs - wanted).square().mean(), "size": 0.01 * outputs.abs().mean()}
+
+    def predict(self, outputs: Tensor, **options: Any) -> list[Detections]:
+        raise NotImplementedError
+
+
+def batches_of(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for size in sizes:
+        images = torch.randint(256, (size, 3, 4, 4), dtype=torch.uint8, generator=generator)
+        counts = torch.randint(3, (size,), generator=generator).tolist()
+        boxes = [torch.zeros(count, 4) for count in counts]
+        batches.append(Batch(images, boxes, [torch.zeros(count).long() for count in counts], list(range(size))))
+    return batches
+
+
+def joined(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Each ``count`` batches as one."""
+    return [
+        Batch(
+            torch.cat([batch.images for batch in group]),
+            [box for batch in group for box in batch.boxes],
+            [label for batch in group for label in batch.labels],
+            [index for batch in group for index in batch.indices],
+        )
+        for group in (batches[start : start + count] for start in range(0, len(batches), count))
+    ]
+
+
+def trained(
+    batches: Sequence[Batch], detector: Detector | None = None, **options: Any
+) -> tuple[Tensor, TrainingResult]:
+    """The weights of a Counter after training, bias last."""
+    detector = detector or Counter()
+    lr, warmup = options.pop("lr", 0.1), options.pop("warmup_steps", 0)
+    seed = options.pop("seed", 1)
+    spec = TrainingSpec(**{"optimizer": SGD, "clip_norm": None, **options})
+    result = train(detector, batches, spec, lr=lr, warmup_steps=warmup, seed=seed, client="7")
+    assert isinstance(detector, Counter)
+    return torch.cat([detector.layer.weight[0], detector.layer.bias]).detach().clone(), result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- seeds, learning rate, optimisers ----------------------------------------------------------------------
+
+
+def test_seeds_differ_by_every_part_and_are_the_same_everywhere() -> None:
+    seeds = [
+        derive_seed(*parts)
+        for parts in (
+            (1, "turn", 2, "3"),
+            (2, "turn", 2, "3"),
+            (1, "draw", 2, "3"),
+            (1, "turn", 3, "3"),
+            (1, "turn", 2, "4"),
+        )
+    ]
+    assert len(set(seeds)) == 5
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1234, "turn", 1, "1") == 8012345895157258730  # the first 63 bits of sha256(b'1234/turn/1/1')
+
+
+def test_learning_rate_is_held_then_falls_by_a_cosine_to_its_floor() -> None:
+    schedule = Schedule(hold=2, decay=4, floor=0.2)
+    rates = [learning_rate(0.1, schedule, number) for number in range(1, 10)]
+    middle = 0.1 * (0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[:4] == pytest.approx([0.1, 0.1, 0.1, middle])
+    assert rates[4] == pytest.approx(0.1 * 0.6)
+    assert rates[6:] == pytest.approx([0.02, 0.02, 0.02])
+    assert rates == sorted(rates, reverse=True)
+    assert learning_rate(0.1, Schedule(), 99_999) == 0.1
+    assert learning_rate(0.1, Schedule(hold=3, decay=0), 50) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        (Sgd(momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),
+        (Adam(betas=(0.8, 0.9), weight_decay=0.1), torch.optim.Adam),
+        (AdamW(weight_decay=0.1), torch.optim.AdamW),
+    ],
+)
+def test_optimizers_decay_kernels_but_neither_norms_nor_biases(spec: Any, kind: type) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False))
+    model[2].weight.requires_grad_(False)
+    optimizer = build_optimizer(model, spec, 0.05)
+    assert type(optimizer) is kind
+    decayed, plain = optimizer.param_groups
+    assert [id(p) for p in decayed["params"]] == [id(model[0].weight)]
+    assert {id(p) for p in plain["params"]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.05}
+    for field in ("momentum", "nesterov", "betas"):
+        assert not hasattr(spec, field) or decayed[field] == getattr(spec, field)
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [4, 5, 7])  # 5 and 7: the last step has fewer batches
+@pytest.mark.parametrize("clip_norm", [None, 0.3])
+def test_accumulating_equals_larger_batches(count: int, clip_norm: float | None) -> None:
+    batches = batches_of([2] * count)
+    small, result = trained(batches, accumulate=3, clip_norm=clip_norm)
+    large, expected = trained(joined(batches, 3), clip_norm=clip_norm)
+    torch.testing.assert_close(small, large)
+    assert (result.steps, expected.steps) == (math.ceil(count / 3),) * 2
+    # The reported loss too is over images, whatever the batches.
+    assert result.loss == pytest.approx(expected.loss)
+    assert result.images == expected.images == 2 * count
+
+
+def test_one_plain_step_by_hand() -> None:
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    images[0, 0] = 255  # the mean colour is (1, 0, 0): the first guess is 0.5, the truth is 2 objects
+    batch = Batch(images, [torch.zeros(2, 4)], [torch.zeros(2).long()], [0])
+    weights, result = trained([batch], lr=0.1)
+    slope = 2 * (0.5 - 2) + 0.01
+    torch.testing.assert_close(weights, torch.tensor([0.5 - 0.1 * slope, 0.5, 0.5, -0.1 * slope]))
+    assert result.terms == pytest.approx({"count": 2.25, "size": 0.005})
+    assert result.loss == pytest.approx(2.255)
+
+
+def test_loss_is_the_mean_over_images_not_over_batches() -> None:
+    """Nothing is learned at this rate, so every image keeps its loss."""
+    batches = batches_of([4, 4, 1]) * 3  # three epochs
+    _, result = trained(batches, lr=1e-30)
+    detector = Counter()
+    total = images = 0.0
+    for batch in batches:
+        terms = detector.loss(detector(batch.images), Targets(batch.boxes, batch.labels))
+        total += sum(term.item() for term in terms.values()) * len(batch.images)
+        images += len(batch.images)
+    assert result.loss == pytest.approx(total / images, rel=1e-6)
+    assert result.loss == pytest.approx(sum(result.terms.values()))
+    assert (result.images, result.steps) == (27, 9)
+
+
+def test_warm_up_raises_the_rate_step_by_step() -> None:
+    batches = batches_of([3, 3, 3])
+    warmed, _ = trained(batches, lr=0.1, warmup_steps=4)
+    detector = Counter()
+    for number, batch in enumerate(batches, 1):
+        detector.zero_grad()
+        sum(detector.loss(detector(batch.images), Targets(batch.boxes, batch.labels)).values()).backward()  # type: ignore[union-attr]
+        with torch.no_grad():
+            for parameter in detector.parameters():
+                parameter -= 0.1 * number / 4 * parameter.grad
+    torch.testing.assert_close(warmed[:3], detector.layer.weight[0].detach())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_diverging_client_is_named_with_its_batch(bad: float) -> None:
+    batches = batches_of([2, 2, 2])
+    detector = Counter()
+    original = detector.loss
+    calls = []
+
+    def loss(outputs: Tensor, targets: Targets) -> dict[str, Tensor]:
+        calls.append(1)
+        return {"count": original(outputs, targets)["count"] * (bad if len(calls) == 2 else 1.0)}
+
+    detector.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(ClientError, match=rf"client 7: training loss is {bad} at batch 2"):
+        trained(batches, detector)
+
+
+def test_a_rate_too_large_is_the_clients_error() -> None:
+    with pytest.raises(ClientError, match=r"client 7: training loss is (nan|inf) at batch"):
+        trained(batches_of([2] * 400), lr=9.0)
+
+
+# --- randomness --------------------------------------------------------------------------------------------
+
+
+def test_torchs_global_generator_is_forked_and_seeded_by_the_turn() -> None:
+    batches, detector = batches_of([4] * 5), Counter(dropout=0.5)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, _ = trained(batches, detector, seed=11)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    again, _ = trained(batches, Counter(dropout=0.5), seed=11)
+    other, _ = trained(batches, Counter(dropout=0.5), seed=12)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSample, ...]:
+    """Eleven images of noise, each with a box or two; read as the published data set is."""
+    root = tmp_path_factory.mktemp("street")
+    (root / "Images").mkdir()
+    generator, entries = np.random.default_rng(3), []
+    for number in range(1, 12):
+        Image.fromarray(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(root / "Images" / f"{number}.jpg")
+        items = [{"class": "chair", "bbox": ["5", "6", str(20 + 2 * number), "40"]}] * (1 + number % 2)
+        entries.append({"image_id": str(number), "device_2_id": str(min(number, 5)), "items": items})
+    (root / "Images" / "test.jpg").write_bytes((root / "Images" / "1.jpg").read_bytes())
+    (root / "train_label.json").write_text(json.dumps(entries))
+    (root / "test_label.json").write_text(json.dumps([{"image_id": "test", "items": entries[0]["items"]}]))
+    data = load_street(root, 5, name="street", expected_digest=None)
+    return tuple(sample for client in data.train.values() for sample in client)
+
+
+def turn(samples: Sequence[ImageSample], *, seed: int = 5, workers: int = 0) -> bytes:
+    """The update of a turn with YOLOv3-tiny."""
+    detector = build_detector(YoloV3Tiny(width=64, height=64), 1, seed=1)
+    spec = TrainingSpec(batch_size=4, local_epochs=1, loader_workers=workers)
+    batches = training_loader(
+        samples, width=64, height=64, batch_size=4, epochs=1, seed=seed, round=1, client="7",
+        augmentation=Augmentation(), workers=workers, cache=ImageCache(10),
+    )  # fmt: skip
+    train(detector, batches, spec, lr=1e-3, warmup_steps=2, seed=seed, client="7")
+    return serialise(state_of(detector))
+
+
+def test_same_seeds_same_bits_whatever_loads_the_images(samples: Sequence[ImageSample]) -> None:
+    torch.manual_seed(1)
+    first = turn(samples)
+    torch.manual_seed(2)
+    assert turn(samples, workers=1) == first
+    assert turn(samples, seed=6) != first
+
+
+# --- state -------------------------------------------------------------------------------------------------
+
+
+def test_state_travels_whole_and_bit_for_bit(tmp_path: Path, samples: Sequence[ImageSample]) -> None:
+    path = tmp_path / "update.safetensors"
+    path.write_bytes(turn(samples))
+    detector = build_detector(YoloV3Tiny(width=64, height=64), 1, seed=2)
+    load_state(detector, path)
+    state = state_of(detector)
+    assert serialise(state) == path.read_bytes()
+    assert int(state["layers.0.norm.num_batches_tracked"]) == 3
+    assert float(state["layers.0.norm.running_mean"].abs().sum()) > 0
+    raw = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert path.stat().st_size <= 1.01 * raw
+
+
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "global.safetensors"
+    detector = Counter()
+    path.write_bytes(b"no")
+    with pytest.raises(ClientError, match=r"global\.safetensors: expected a safetensors file"):
+        load_state(detector, path)
+    path.write_bytes(serialise({"layer.weight": torch.zeros(1, 3)}))
+    with pytest.raises(ClientError, match=r"tensor layer\.bias is missing"):
+        load_state(detector, path)
+    path.write_bytes(serialise({**state_of(detector), "more": torch.zeros(1)}))
+    with pytest.raises(ClientError, match="tensor more is unexpected"):
+        load_state(detector, path)
+    check_finite({"steps": torch.tensor(3), "w": torch.ones(2)}, client="7")
+    with pytest.raises(ClientError, match="client 7: tensor w holds NaN or infinity after training"):
+        check_finite({"w": torch.tensor([1.0, float("nan")])}, client="7")
+
+
+# --- evaluation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_an_evaluation_are_exactly_the_whole(samples: Sequence[ImageSample], parts: int) -> None:
+    detector = build_detector(YoloV3Tiny(width=64, height=96), 1, seed=1)
+    loader = evaluation_loader(samples, width=64, height=96, batch_size=2, cache=ImageCache(10))
+    spec = EvaluationSpec(score_threshold=0.0, max_detections=20)
+    whole = evaluate(detector, loader, samples, spec, device="cpu")
+    found = [
+        evaluate(detector, [loader[n] for n in range(part, len(loader), parts)], samples, spec, device="cpu")
+        for part in range(parts)
+    ]
+    assert sum(part.images for part in found) == whole.images == len(samples)
+    losses = [value for part in found for value in part.batch_losses]
+    assert math.fsum(losses) == math.fsum(whole.batch_losses)
+    merged = in_order(merge([part.detections for part in found]), len(samples))
+    for index, item in enumerate(merged):
+        for field in ("boxes", "scores", "labels"):
+            assert np.array_equal(getattr(item, field), getattr(whole.detections[index], field)), (index, field)
+        # Boxes are in pixels of the original image, 64 x 48, not of the input.
+        assert item.boxes[:, 2].max() <= 64
+        assert item.boxes[:, 3].max() <= 48
+    truth = [(sample.boxes, sample.labels, None) for sample in samples]
+    figures = [
+        evaluate_voc(truth, objects, ("chair",), score_threshold=0.0, max_per_class=20)
+        for objects in (merged, in_order(whole.detections, len(samples)))
+    ]
+    assert figures[0] == figures[1]
+    assert figures[0].map50_voc10 is not None
