@@ -17,10 +17,10 @@ STREET_DIGEST = "d7f19422545e1c93bd0c8cd6270fdb93acdbf2d50e990b7bbe1e4bea02cd837
 def synthetic5() -> FederationSpec:
     """The main job: five synthetic street cameras, YOLOv3-tiny at 256 x 192; minutes on two cores."""
     return FederationSpec(
-        max_rounds=6,
-        data=SyntheticStreet(train_images=600, test_images=120),
+        max_rounds=5,
+        data=SyntheticStreet(train_images=500, test_images=100),
         detector=YoloV3Tiny(width=256, height=192, assignment="side-ratio", box_loss="ciou"),
-        training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=4, decay=2, floor=0.2)),
+        training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=2, decay=3, floor=0.1)),
     )
 
 

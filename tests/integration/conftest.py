@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from homes import TINY, Home
+from homes import TINY, Home, tiny
 
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
 from tasks.spec.records import RoundRecord
 
-# Rounds of the kill test; the undisturbed run is extended to them.
+# Rounds of the kill test, and of the undisturbed run that it is compared with.
 MANY_ROUNDS = 6
 
 
@@ -48,9 +48,18 @@ def shared_home(undisturbed: FinishedRun) -> Iterator[Home]:
 
 
 @pytest.fixture(scope="session")
-def extended(undisturbed: FinishedRun, shared_home: Home) -> FinishedRun:
-    """The undisturbed run, extended; while it goes on, the same command is refused."""
-    command = ("run", undisturbed.spec, "--name", "tiny", "--slots", 2, "--max-rounds", MANY_ROUNDS)
-    result = shared_home.run(*command)
+def one_slot(shared_home: Home) -> FinishedRun:
+    """The same experiment on one slot, its images prepared by a process of their own."""
+    spec = shared_home.spec_file(tiny(training={"loader_workers": 1}), "workers")
+    result = shared_home.run("run", spec, "--name", "workers", "--slots", 1, "-q")
     assert result.returncode == 0, result.stdout
-    return FinishedRun(shared_home, "tiny", undisturbed.spec, result, shared_home.records("tiny"))
+    return FinishedRun(shared_home, "workers", spec, result, shared_home.records("workers"))
+
+
+@pytest.fixture(scope="session")
+def extended(one_slot: FinishedRun) -> FinishedRun:
+    """The run on one slot, extended on two."""
+    home, spec = one_slot.home, one_slot.spec
+    result = home.run("run", spec, "--name", one_slot.name, "--slots", 2, "--max-rounds", MANY_ROUNDS)
+    assert result.returncode == 0, result.stdout
+    return FinishedRun(home, one_slot.name, spec, result, home.records(one_slot.name))

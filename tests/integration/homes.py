@@ -8,12 +8,13 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Home:
 
     def start(self, *arguments: object, output: Path) -> subprocess.Popen[bytes]:
         """The command in the background, in a process group of its own, as a shell would start it."""
-        with output.open("ab") as file:
+        with output.open("ab") as file, _interruptible():
             return subprocess.Popen(
                 [FEDBENCH, *map(str, arguments)],
                 env=self.environment(),
@@ -153,6 +154,16 @@ class Home:
         """Hundreds of megabytes that pytest would keep for the next runs; the logs stay."""
         for folder in ("cache", "s3"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C has its effect on what is started in here, even when these tests were started to ignore it (``&``)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:
