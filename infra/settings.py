@@ -7,14 +7,17 @@ Read from the environment (``FEDBENCH_HOME``, ``FEDBENCH_S3__ENDPOINT``, …) ov
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.errors import SettingsError
+
+_FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", default={})  # noqa: B039 (never changed)
 
 
 class S3Settings(BaseModel):
@@ -69,8 +72,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the values that :func:`load_settings` read from the file."""
-        return env_settings, init_settings
+        """What the caller says wins over the environment, and that over the file of :func:`load_settings`."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=_FROM_FILE.get())
 
     def data_root(self, name: str) -> Path | None:
         """Folder of the data set ``name`` on this machine; None when it is not mapped."""
@@ -104,7 +107,11 @@ def load_settings() -> Settings:
                 f"{path}: {', '.join(unknown)}: no such setting; expected: {', '.join(sorted(Settings.model_fields))}"
             )
     try:
-        return Settings(**{"home": home, **document})
+        token = _FROM_FILE.set({"home": home, **document})
+        try:
+            return Settings()
+        finally:
+            _FROM_FILE.reset(token)
     except ValidationError as error:
         raise SettingsError("settings: " + "; ".join(map(_explained, error.errors(include_url=False)))) from None
     except Exception as error:  # pydantic-settings wraps JSON that does not parse in an error of its own

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+# Tests must not see the settings of whoever runs them; those that need the real data set ask for `street_dir`.
+STREET_DIR = os.environ.get("FEDBENCH_STREET_DIR")
+for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
+    del os.environ[_name]
+
 if TYPE_CHECKING:
     from infra.settings import S3Settings
     from infra.store.objects import ObjectStore
+
+
+@pytest.fixture(scope="session")
+def street_dir() -> Path:
+    """Folder of the real Federated Street."""
+    if not STREET_DIR:
+        pytest.skip("FEDBENCH_STREET_DIR is not set: the real Federated Street is not at hand")
+    return Path(STREET_DIR)
 
 
 @pytest.fixture(scope="session")

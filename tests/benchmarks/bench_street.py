@@ -29,21 +29,22 @@ ORIGINAL_ROUND_SECONDS = 284.0
 ORIGINAL_EVALUATION_SECONDS = 0.34 * ORIGINAL_ROUND_SECONDS
 
 
-def run_seed(seed: int, home: Path) -> list[RoundRecord]:
+def run_seed(seed: int, home: Path, street: Path) -> list[RoundRecord]:
     """One federation in a process of its own, as a user runs it; its records."""
     name = f"four-rounds-{seed}"
     command = [str(Path(sys.executable).with_name("fedbench")), "run", str(SPEC), "--seed", str(seed), "--name", name]
-    subprocess.run([*command, "--home", str(home), "--quiet"], check=True)
+    environment = {**os.environ, "FEDBENCH_STREET_DIR": str(street)}
+    subprocess.run([*command, "--home", str(home), "--quiet"], check=True, env=environment)
     settings = Settings(home=home)
     with opened_store(settings) as objects:
         return read_run(objects, settings, name).records
 
 
-def measure(home: Path) -> dict[str, float]:
+def measure(home: Path, street: Path) -> dict[str, float]:
     """Figures over the seeds, printed as they come."""
     final, rounds, evaluations, bytes_up = [], [], [], []
     for seed in SEEDS:
-        records = run_seed(seed, home)
+        records = run_seed(seed, home, street)
         curve = [record.metrics.map50_voc10 or 0.0 for record in records]
         print(f"seed {seed}: map50_voc10 by round {', '.join(f'{value:.3f}' for value in curve)}", flush=True)
         final.append(curve[-1])
@@ -67,10 +68,8 @@ def measure(home: Path) -> dict[str, float]:
 
 
 @pytest.mark.benchmark
-def test_four_rounds_of_street_beat_the_original(tmp_path: Path) -> None:
-    if "FEDBENCH_STREET_DIR" not in os.environ:
-        pytest.skip("FEDBENCH_STREET_DIR is not set: Federated Street is needed")
-    figures = measure(tmp_path)
+def test_four_rounds_of_street_beat_the_original(tmp_path: Path, street_dir: Path) -> None:
+    figures = measure(tmp_path, street_dir)
     assert figures["map50_voc10, mean of seeds"] >= 0.10
     assert figures["round / the original's"] <= 0.6
     assert figures["evaluation / the original's"] <= 0.25
@@ -79,4 +78,4 @@ def test_four_rounds_of_street_beat_the_original(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
-        measure(Path(folder))
+        measure(Path(folder), Path(os.environ["FEDBENCH_STREET_DIR"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -233,14 +232,6 @@ def test_unreadable_and_truncated_images(street: Path) -> None:
     assert "0x" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def real_street() -> Path:
-    folder = os.environ.get("FEDBENCH_STREET_DIR")
-    if not folder:
-        pytest.skip("FEDBENCH_STREET_DIR is not set: the real Federated Street is not at hand")
-    return Path(folder)
-
-
 @pytest.mark.parametrize(
     ("split", "sizes"),
     [
@@ -248,8 +239,8 @@ def real_street() -> Path:
         (20, [163, 76, 50, 39, 52, 14, 38, 8, 34, 13, 18, 39, 32, 14, 37, 30, 27, 32, 15, 34]),
     ],
 )
-def test_real_street_has_the_published_counts(real_street: Path, split: Any, sizes: list[int]) -> None:
-    data = load_street(real_street, split, name="street", expected_digest=None)
+def test_real_street_has_the_published_counts(street_dir: Path, split: Any, sizes: list[int]) -> None:
+    data = load_street(street_dir, split, name="street", expected_digest=None)
     assert [len(samples) for samples in data.train.values()] == sizes
     assert data.classes == ("basket", "carton", "chair", "electrombile", "gastank", "sunshade", "table")
     everything = [sample for samples in data.train.values() for sample in samples]
