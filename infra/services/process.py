@@ -35,6 +35,7 @@ from infra.lock import FileLock
 LOOPBACK = "127.0.0.1"
 LOG_LIMIT = 16_000_000  # bytes; a longer log is set aside at the next start
 START_ATTEMPTS = 3
+DYING_SECONDS = 1.0  # that a killed server may keep its port; runs that shared it expect the next one there
 # Settings of the user's own rclone, Prefect and MLflow, and our credentials, are none of the embedded
 # services'.
 FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "FEDBENCH_")
@@ -186,6 +187,7 @@ class Service:
         if found is not None:
             self._port = found.port
             _end_left_behind(found)
+            _await_free_port(found.port, DYING_SECONDS)
         self._spawn()
 
     def _spawn(self) -> None:
@@ -298,15 +300,26 @@ def write_private(path: Path, text: str) -> None:
 
 def _free_port(preferred: int | None) -> int:
     for port in (preferred, 0):
-        if port is not None:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((LOOPBACK, port))
-                except OSError:
-                    continue
-                return int(probe.getsockname()[1])
+        if port is not None and (bound := _bindable(port)) is not None:
+            return bound
     raise ServiceFailed(f"no free port on {LOOPBACK}")
+
+
+def _bindable(port: int) -> int | None:
+    """``port`` (0: any) when it can be bound at the moment."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
+def _await_free_port(port: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while _bindable(port) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -103,7 +103,7 @@ def test_twenty_kills_change_nothing(extended: FinishedRun, tmp_path: Path) -> N
             process.wait()
     print(f"{starts} starts; {dict(Counter(kills))}")
     assert len(kills) == KILLS, "the run ended before all kills had landed: it needs more rounds"
-    assert "failed:" not in output.read_text()
+    assert "\nfailed:" not in output.read_text()
     assert_no_process_left(home)
     records = assert_consistent(home, "tiny", rounds=MANY_ROUNDS)
     assert digests(records) == digests(extended.records)
