@@ -18,6 +18,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from flows.data_cli import data_app
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
@@ -41,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(data_app)
 
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: all of it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]

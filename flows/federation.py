@@ -13,6 +13,7 @@ from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
 from flows.stored import read_history, stopped
 from infra.place import current_place
+from tasks.errors import SpecError
 from tasks.spec.base import FederationName
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
@@ -32,7 +33,9 @@ async def federation(name: FederationName, spec: FederationSpec) -> int:
     await asyncio.to_thread(place.started, str(flow_run_id))
     history = await asyncio.to_thread(read_history, place.objects, place.layout)
     place.history = history
-    clients = spec.participation.clients or tuple(str(number) for number in range(1, spec.data.split + 1))
+    clients = spec.clients
+    if clients is None:
+        raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")
     needed = spec.participation.min_clients or len(clients) // 2 + 1
     if not stopped(spec, history):
         ready, not_ready = await wake_up(name, spec, clients, needed)

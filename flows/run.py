@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from flows.progress import Progress
-from flows.start import claim_name, pin_data, run_folder, slot_count
+from flows.start import claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.errors import InfraError, SettingsError, TrackingUnavailable
 from infra.lock import require_free_disk, run_lock
@@ -96,11 +96,13 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, _terminate_as_interrupt():
         progress.message("reading data, opening the store")
-        spec = pin_data(spec, settings)
+        spec = pin_weights(pin_data(spec, settings), settings)
         services.start_store()
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         layout = FederationLayout(settings.s3.prefix, name)
+        if objects.get_json(layout.spec) is None:
+            require_weights(spec, settings)
         claim_name(objects, layout, spec)
         history = read_history(objects, layout)
         if stopped(spec, history) and (folder / REPORTED).exists():
@@ -327,7 +329,7 @@ def _first_line(error: BaseException) -> str:
 def describe(spec: FederationSpec) -> str:
     """One line: data, detector, clients, local epochs."""
     data: Any = spec.data
-    clients = len(spec.participation.clients or range(spec.data.split))
+    clients = "all" if spec.clients is None else len(spec.clients)
     epochs = spec.training.local_epochs
     return (
         f"{data.kind} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · {clients} clients · "

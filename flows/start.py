@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from infra.errors import SettingsError
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
+from tasks.detectors.weight_file import check_weights
 from tasks.errors import SpecError
 from tasks.spec.base import STORE_VERSION, parse
+from tasks.spec.detector import DarknetWeights
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
 from tasks.spec.records import StoreVersion
 
@@ -42,13 +46,50 @@ def slot_count(settings: Settings, spec: FederationSpec) -> int:
 def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
     """Read (or draw) the data set on this machine and fix its digest in the specification.
 
+    Devices that only the data tell are checked, and fixed as ``participation.clients`` if none are named.
+
     Raises:
         DataError: the data set is missing or wrong.
+        SpecError: the participation asks for devices that the data set does not have.
     """
     data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
+    changes: dict[str, BaseModel] = {}
     if getattr(spec.data, "digest", data.digest) is None:
-        return spec.model_copy(update={"data": spec.data.model_copy(update={"digest": data.digest})})
-    return spec
+        changes["data"] = spec.data.model_copy(update={"digest": data.digest})
+    if spec.data.devices is None:
+        devices = tuple(data.train)
+        try:
+            spec.check_devices(devices)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
+        if spec.participation.clients is None:
+            changes["participation"] = spec.participation.model_copy(update={"clients": devices})
+    return spec.model_copy(update=changes) if changes else spec
+
+
+def pin_weights(spec: FederationSpec, settings: Settings) -> FederationSpec:
+    """Fix the digest of the initial weight file in the specification, if it names one without.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    weights = getattr(spec.detector, "weights", None)
+    if not isinstance(weights, DarknetWeights) or weights.sha256 is not None:
+        return spec
+    digest = check_weights(weights, settings.weight_file(weights.name))
+    pinned = weights.model_copy(update={"sha256": digest})
+    return spec.model_copy(update={"detector": spec.detector.model_copy(update={"weights": pinned})})
+
+
+def require_weights(spec: FederationSpec, settings: Settings) -> None:
+    """Hold the initial weight file, if the specification names one, against its digest: before services start.
+
+    Raises:
+        DataError: it is missing or another one.
+    """
+    weights = getattr(spec.detector, "weights", None)
+    if isinstance(weights, DarknetWeights):
+        check_weights(weights, settings.weight_file(weights.name))
 
 
 def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> None:

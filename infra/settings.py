@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
     data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
     street_dir: Path | None = Field(None, description="Folder of the data set named street.")
+    weights_dir: Path | None = Field(None, description="Folder of initial weight files; none: weights under home.")
     image_cache_megabytes: int = Field(4096, ge=0, description="Decoded images that a slot keeps in memory.")
     weight_cache_megabytes: int = Field(8192, ge=1, description="Weights kept on this machine's disk.")
     keep_updates: bool = Field(False, description="Keep the clients' updates after a round's commit.")
@@ -80,6 +81,10 @@ class Settings(BaseSettings):
         if name in self.data_roots:
             return self.data_roots[name]
         return self.street_dir if name == "street" else None
+
+    def weight_file(self, name: str) -> Path:
+        """Where the initial weights ``name`` are expected on this machine; only the coordinator reads them."""
+        return (self.weights_dir or self.home / "weights") / name
 
 
 def load_settings() -> Settings:

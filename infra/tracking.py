@@ -38,6 +38,7 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 # Logged with every round, in the last batch: a round that has it is logged whole.
 _ROUND_KEY = "round"
+_MAPS = ("map50_voc10", "map50_voc07", "map50_coco", "map_coco")
 _METRICS_PER_BATCH = 1000  # MLflow's limits, from mlflow.utils.validation
 _PARAMS_PER_BATCH = 100
 _PARAM_VALUE_LENGTH = 6000
@@ -70,16 +71,19 @@ def mlflow_environment(endpoint: str | None, region: str, access_key: str, secre
 def round_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """The flat metrics of a dumped ``RoundRecord``; the UI makes a section of each prefix before a slash.
 
-    Losses are means per image, ``seconds/*`` wall time, ``bytes/*`` totals over the cohort, ``class/*`` AP at
-    IoU 0.5. A value that the record has as null is left out.
+    Losses are means per image, ``seconds/*`` wall time, ``bytes/*`` totals over the cohort, ``class/*`` VOC 2010
+    AP at IoU 0.5, ``class_coco/*`` COCO AP at IoU 0.50 to 0.95, ``class_recall/*`` recall. A value that the record
+    has as null is left out.
     """
     metrics, plan, decision = record["metrics"], record["plan"], record["decision"]
     seconds: dict[str, float] = record["seconds"]
     values: dict[str, float | None] = {
         "train/loss": metrics["train_loss"],
-        **{f"global/{name}": metrics[name] for name in ("loss", "map50_voc10", "recall")},
+        **{f"global/{name}": metrics[name] for name in ("loss", *_MAPS, "recall")},
         **{f"unweighted/{_part(name)}": value for name, value in metrics["unweighted"].items()},
         **{f"class/{_part(name)}": value for name, value in metrics["per_class"].items()},
+        **{f"class_coco/{_part(name)}": value for name, value in metrics["per_class_coco"].items()},
+        **{f"class_recall/{_part(name)}": value for name, value in metrics["per_class_recall"].items()},
         "best/round": decision["best_round"],
         "best/map50_voc10": decision["best_map50_voc10"],
         "bytes/up": record["bytes_up"],
@@ -102,7 +106,7 @@ def round_metrics(record: Mapping[str, Any]) -> dict[str, float]:
         for evaluation in record["evaluations"]:
             for client in evaluation["clients"]:
                 values[f"client/{client}/test_loss"] = evaluation["loss"]
-                values[f"client/{client}/map50_voc10"] = evaluation["map50_voc10"]
+                values |= {f"client/{client}/{name}": evaluation[name] for name in (*_MAPS, "recall")}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

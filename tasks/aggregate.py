@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from infra.errors import StoreCorrupt
 from infra.place import Place, current_place
-from tasks.detectors.registry import build_detector
+from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.errors import ClientError, FedbenchError
 from tasks.request_update import answers_plan
@@ -26,9 +26,15 @@ from tasks.turns import report_failures
 
 
 def initial_weights(place: Place, spec: FederationSpec, classes: int) -> WeightRef:
-    """Draw the initial model from the specification's seed and store it as the result of round 0."""
-    state = state_of(build_detector(spec.detector, classes, seed=spec.seed))
-    return store_global(place, 0, serialise(state))
+    """Draw the initial model from the specification's seed, over it the weight file that it names, and store it.
+
+    Raises:
+        DataError: the weight file is missing, is another one or does not fit.
+    """
+    detector, report = initial_detector(spec.detector, classes, seed=spec.seed, file_of=place.settings.weight_file)
+    if report is not None:
+        place.reporter.message(str(report))
+    return store_global(place, 0, serialise(state_of(detector)))
 
 
 def store_global(place: Place, round_number: int, content: bytes | Path) -> WeightRef:

@@ -36,7 +36,7 @@ def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
 def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
     """``history`` holds the metrics of rounds 0 to ``round_number``."""
     best, value = best_round(history)
-    reached = history[-1].map50_voc10
+    reached = getattr(history[-1], spec.target_metric)
     reason = None
     if spec.target_map is not None and reached is not None and reached >= spec.target_map:
         reason = "target_map"

@@ -22,7 +22,9 @@ from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state
 from tasks.errors import ClientError, DataError
+from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections, in_order, merge, pack, unpack
+from tasks.metrics.truth import Truth, pack_truth, unpack_truth
 from tasks.metrics.voc import evaluate_voc
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
@@ -53,7 +55,7 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
             )
         )
     tensors = {f"detections/{name}": array for name, array in pack(result.detections).items()}
-    tensors |= {f"truth/{name}": array for name, array in pack(truth).items()}
+    tensors |= {f"truth/{name}": array for name, array in pack_truth(truth).items()}
     part = f"{request.test_digest[:16]}-{request.part:03d}-of-{request.parts:03d}"
     stored = site.weights.put(site.layout(request.federation).evaluation_tensors(request.round, part), save(tensors))
     return TurnReply(
@@ -84,19 +86,12 @@ def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[Image
 
 def _evaluate_part(
     site: Site, request: EvaluationRequest, detector: Detector, samples: Sequence[ImageSample]
-) -> tuple[PartResult, dict[int, ImageDetections]]:
+) -> tuple[PartResult, dict[int, Truth]]:
     loader = evaluation_batches(site, request.spec, samples)
     batches = (loader[number] for number in range(request.part, len(loader), request.parts))
     result = evaluate(detector, batches, samples, request.spec.evaluation, device=request.spec.training.device)
-    truth = {
-        index: ImageDetections(
-            boxes=samples[index].boxes,
-            scores=np.ones(len(samples[index].labels), np.float32),
-            labels=samples[index].labels,
-        )
-        for index in result.detections
-    }
-    return result, truth
+    chosen = {index: samples[index] for index in result.detections}
+    return result, {index: (sample.boxes, sample.labels, sample.difficult) for index, sample in chosen.items()}
 
 
 def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[str, list[ClientInfo]]:
@@ -169,37 +164,41 @@ def score(
 ) -> EvaluationRecord:
     """The figures of one test set from its parts; the same however it was parted."""
     found: list[dict[int, ImageDetections]] = []
-    truth: list[dict[int, ImageDetections]] = []
+    truth: list[dict[int, Truth]] = []
     for reply in replies:
         if reply.detections is None:
             continue
         ref = reply.detections
         arrays = load_file(place.weights.get(ref.key, ref.sha256, ref.bytes).path)
-        for prefix, target in (("detections/", found), ("truth/", truth)):
-            chosen = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            target.append(unpack(chosen, source=ref.key))
+        found.append(unpack(_under("detections/", arrays), source=ref.key))
+        truth.append(unpack_truth(_under("truth/", arrays), source=ref.key))
     images = sum(reply.images for reply in replies)
-    objects = in_order(merge(truth), images)
+    objects, detections = in_order(merge(truth), images), in_order(merge(found), images)
     classes = tuple(clients[0].class_counts)
-    result = evaluate_voc(
-        [(item.boxes, item.labels, None) for item in objects],
-        in_order(merge(found), images),
-        classes,
-        score_threshold=spec.evaluation.score_threshold,
-        max_per_class=spec.evaluation.max_detections,
-    )
+    threshold, most = spec.evaluation.score_threshold, spec.evaluation.max_detections
+    voc = evaluate_voc(objects, detections, classes, score_threshold=threshold, max_per_class=most)
+    coco = evaluate_coco(objects, detections, classes, score_threshold=threshold, max_per_class=most)
     loss = math.fsum(value for reply in replies for value in reply.batch_losses) / images
     return EvaluationRecord(
         clients=tuple(info.client for info in clients),
         test_digest=clients[0].test_digest,
         test_size=images,
         loss=loss if math.isfinite(loss) else None,
-        map50_voc10=result.map50_voc10,
-        recall=result.recall,
-        per_class=result.per_class,
-        score_threshold=spec.evaluation.score_threshold,
+        map50_voc10=voc.map50_voc10,
+        map50_voc07=voc.map50_voc07,
+        map50_coco=coco.map50_coco,
+        map_coco=coco.map_coco,
+        recall=voc.recall,
+        per_class=voc.per_class,
+        per_class_coco=coco.per_class,
+        per_class_recall=voc.recall_per_class,
+        score_threshold=threshold,
         seconds=time.monotonic() - started,
     )
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _shown(value: float | None) -> str:

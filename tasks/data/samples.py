@@ -17,7 +17,9 @@ class ImageSample:
 
     ``boxes`` is float32 [n, 4], xmin, ymin, xmax, ymax in pixels of the original image; ``labels`` is int64
     [n], indices into the data set's classes; ``key`` is the image's id and ``content`` the sha256 (hex) of
-    the file.
+    the file. ``difficult`` is bool [n], PASCAL VOC's flag; None: no object has it. An evaluation ignores
+    difficult objects. Training and the test loss take them as any other: the devkit leaves it open, torchvision's
+    ``VOCDetection`` hands them all over and Detectron2 trains on them (Darknet's ``voc_label.py`` drops them).
     """
 
     path: Path
@@ -27,6 +29,7 @@ class ImageSample:
     labels: NDArray[np.int64]
     key: str
     content: str
+    difficult: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +48,19 @@ class FederatedData:
 
 
 def samples_digest(samples: Iterable[ImageSample]) -> str:
-    """sha256 (hex) over image contents, boxes and labels, in order: equal test sets have one digest.
+    """sha256 (hex) over image contents, boxes, labels and difficult ones, in order: equal test sets have one digest.
 
     Paths and image ids do not count, so two machines that keep the set in different folders agree.
     """
     digest = hashlib.sha256()
     for sample in samples:
         # Counts come first, so that no two different lists of samples give the same bytes.
-        digest.update(f"{sample.content} {len(sample.labels)}\n".encode())
+        marked = sample.difficult is not None and bool(sample.difficult.any())
+        digest.update(f"{sample.content} {len(sample.labels)}{' difficult' * marked}\n".encode())
         digest.update(sample.boxes.astype("<f4").tobytes())
         digest.update(sample.labels.astype("<i8").tobytes())
+        if sample.difficult is not None and marked:
+            digest.update(sample.difficult.astype(np.uint8).tobytes())
     return digest.hexdigest()
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.data import drawing
+from tasks.data.partition import divide
 from tasks.data.street import DEVICE_KEYS, IMAGES, TEST_LABELS, TRAIN_LABELS
 from tasks.errors import DataError
 from tasks.spec.data import SyntheticStreet
@@ -123,20 +124,6 @@ def _write(spec: SyntheticStreet, folder: Path) -> None:
             devices = {DEVICE_KEYS[20]: str(plan.camera + 1), DEVICE_KEYS[5]: str(GROUP_OF[plan.camera])}
             entries.append({"image_id": plan.key, **(devices if with_device else {}), "items": items[plan.key]})
         (folder / file).write_text(json.dumps(entries), encoding="utf-8")
-
-
-def divide(total: int, shares: Sequence[float], *, least: int) -> list[int]:
-    """``total`` in whole parts proportional to ``shares`` (largest remainder), each at least ``least``.
-
-    ``total`` must be at least ``least`` times the number of shares.
-    """
-    quota = np.asarray(shares, dtype=np.float64) / np.sum(shares) * total
-    parts = np.maximum(np.floor(quota).astype(int), least)
-    while parts.sum() < total:
-        parts[np.argmax(quota - parts)] += 1
-    while parts.sum() > total:
-        parts[np.argmax(np.where(parts > least, parts - quota, -np.inf))] -= 1
-    return [int(part) for part in parts]
 
 
 def plan_images(spec: SyntheticStreet) -> tuple[list[_Plan], list[_Plan]]:

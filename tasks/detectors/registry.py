@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from tasks.detectors.base import Detector
-from tasks.detectors.yolov3_tiny import YoloV3Tiny
+from tasks.detectors.yolo_network import YoloV3, YoloV3Tiny
 from tasks.spec.detector import DetectorSpec
 
-DETECTORS: dict[str, type[YoloV3Tiny]] = {"yolov3-tiny": YoloV3Tiny}
+DETECTORS: dict[str, Callable[[Any, int], Detector]] = {"yolov3": YoloV3, "yolov3-tiny": YoloV3Tiny}
 
 
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,18 +19,27 @@ MAX_CANDIDATES = 3000
 
 @dataclass(frozen=True)
 class YoloScale:
-    """One output map: its stride in pixels, its anchors (width, height) in pixels, and how far a cell reaches.
+    """One output map: its stride in pixels, its anchors (width, height) as fractions of the input, and how far a
+    cell reaches.
 
     ``reach`` 1 keeps a centre in its own cell, as published; 2 lets it go half a cell beyond each border.
+    The size of the input follows from the map's own: it may change from batch to batch.
     """
 
     stride: int
     anchors: tuple[tuple[float, float], ...]
     reach: float = 1.0
 
-    def anchor_tensor(self, like: Tensor) -> Tensor:
-        """Anchors [A, 2] in pixels."""
-        return torch.tensor(self.anchors, device=like.device, dtype=torch.float32)
+    def input_size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Width and height in pixels of the input that gives a map of ``shape`` (rows, columns)."""
+        rows, columns = shape
+        return columns * self.stride, rows * self.stride
+
+    def anchor_tensor(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Anchors [A, 2] in pixels for a map of ``shape`` (rows, columns), float32 on the device of ``like``."""
+        width, height = self.input_size(shape)
+        pixels = [(part_x * width, part_y * height) for part_x, part_y in self.anchors]
+        return torch.tensor(pixels, device=like.device, dtype=torch.float32)
 
 
 def centre_offset(raw: Tensor, reach: float) -> Tensor:
@@ -59,7 +69,7 @@ def cell_grid(rows: int, columns: int, like: Tensor) -> Tensor:
 def decode(output: Tensor, scale: YoloScale) -> tuple[Tensor, Tensor]:
     """Boxes [B, N, 4] in pixels and scores [B, N, classes] (objectness times class) of a map [B, A, H, W, 5 + C]."""
     batch, _, rows, columns, _ = output.shape
-    anchors = scale.anchor_tensor(output)[None, :, None, None, :]
+    anchors = scale.anchor_tensor((rows, columns), output)[None, :, None, None, :]
     boxes = decode_boxes(output[..., :4], cell_grid(rows, columns, output), anchors, scale)
     scores = torch.sigmoid(output[..., 4:5]) * torch.sigmoid(output[..., 5:])
     return boxes.reshape(batch, -1, 4), scores.reshape(batch, boxes[0].numel() // 4, -1)

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 
 from tasks.detectors.base import Targets
 from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import Yolo
 
 # An anchor answers for an object whose sides are within this factor of its own.
 MAX_SIDE_RATIO = 4.0
@@ -52,26 +52,28 @@ def flatten_targets(targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
 def assign_best_prior(
     targets: Targets, scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]]
 ) -> list[Assignment]:
-    """Each object to the one anchor, over all scales, whose shape overlaps it most, in the cell of its centre."""
+    """Each object to the one anchor, over all scales, whose shape overlaps it most, in the cell of its centre.
+
+    As in Darknet, an anchor that is in the masks of two scales answers in both.
+    """
     image, boxes, labels = flatten_targets(targets)
-    anchors = torch.cat([scale.anchor_tensor(boxes) for scale in scales])
-    owner = torch.cat([torch.full((len(s.anchors),), i, device=boxes.device) for i, s in enumerate(scales)])
-    local = torch.cat([torch.arange(len(s.anchors), device=boxes.device) for s in scales])
+    of_scale = [scale.anchor_tensor(shape, boxes) for scale, shape in zip(scales, shapes, strict=True)]
+    anchors = torch.cat(of_scale)
     inter = torch.minimum(boxes[:, None, 2:], anchors[None]).prod(-1)
     union = boxes[:, None, 2:].prod(-1) + anchors.prod(-1)[None] - inter
-    best = (inter / union).argmax(dim=1)
+    best = anchors[(inter / union).argmax(dim=1)]
     assignments = []
-    for number, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):
-        chosen = owner[best] == number
-        cell = (boxes[chosen, :2] / scale.stride).long()
+    for scale, own, (rows, columns) in zip(scales, of_scale, shapes, strict=True):
+        number, anchor = (own[None] == best[:, None]).all(dim=-1).nonzero(as_tuple=True)
+        cell = (boxes[number, :2] / scale.stride).long()
         assignments.append(
             Assignment(
-                image[chosen],
-                local[best[chosen]],
+                image[number],
+                anchor,
                 cell[:, 1].clamp(0, rows - 1),
                 cell[:, 0].clamp(0, columns - 1),
-                boxes[chosen],
-                labels[chosen],
+                boxes[number],
+                labels[number],
             )
         )
     return assignments
@@ -84,7 +86,7 @@ def assign_side_ratio(
     image, boxes, labels = flatten_targets(targets)
     assignments = []
     for scale, (rows, columns) in zip(scales, shapes, strict=True):
-        anchors = scale.anchor_tensor(boxes)
+        anchors = scale.anchor_tensor((rows, columns), boxes)
         ratio = boxes[:, None, 2:] / anchors[None]
         similar = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < MAX_SIDE_RATIO
         number, anchor = similar.nonzero(as_tuple=True)
@@ -121,7 +123,7 @@ ASSIGNMENTS = {"best-prior": assign_best_prior, "side-ratio": assign_side_ratio}
 
 
 def yolo_loss(
-    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloV3Tiny
+    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: Yolo
 ) -> dict[str, Tensor]:
     """Terms ``box``, ``objectness`` and ``class``, each summed over objects and cells and divided by the batch size."""
     shapes = [(output.shape[2], output.shape[3]) for output in outputs]
@@ -137,12 +139,12 @@ def yolo_loss(
 
 
 def _scale_loss(
-    output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloV3Tiny
+    output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: Yolo
 ) -> tuple[Tensor, Tensor, Tensor]:
     where = (positives.image, positives.anchor, positives.row, positives.column)
     predicted = output[where]
     cells = torch.stack([positives.column, positives.row], dim=1).float()
-    anchors = scale.anchor_tensor(output)[positives.anchor]
+    anchors = scale.anchor_tensor(output.shape[2:4], output)[positives.anchor]
     if spec.box_loss == "ciou":
         boxes = decode_boxes(predicted[:, :4], cells, anchors, scale)
         centre, half = positives.boxes[:, :2], positives.boxes[:, 2:] / 2
@@ -166,7 +168,7 @@ def _scale_loss(
 
 def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: float) -> Tensor:
     """Cells [B, A, H, W] whose prediction overlaps no object by more than ``ignore_iou``."""
-    anchors = scale.anchor_tensor(output)[None, :, None, None, :]
+    anchors = scale.anchor_tensor(output.shape[2:4], output)[None, :, None, None, :]
     boxes = decode_boxes(output[..., :4], cell_grid(output.shape[2], output.shape[3], output), anchors, scale)
     background = torch.ones_like(output[..., 4], dtype=torch.bool)
     for number, truth in enumerate(targets.boxes):

@@ -6,21 +6,19 @@ the image's index in the test set, so that merging the parts gives what one eval
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import DataError
 
-_DTYPES = {
-    "images": np.dtype(np.int64),
-    "counts": np.dtype(np.int64),
-    "boxes": np.dtype(np.float32),
-    "scores": np.dtype(np.float32),
-    "labels": np.dtype(np.int64),
-}
+Columns = Mapping[str, np.dtype[Any]]
+_COLUMNS: Columns = {"boxes": np.dtype(np.float32), "scores": np.dtype(np.float32), "labels": np.dtype(np.int64)}
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +68,8 @@ def pack(detections: Mapping[int, ImageDetections]) -> dict[str, np.ndarray]:
     ``images`` and ``counts`` int64 [m]: index and number of detections of each image; ``boxes`` float32 [n,
     4], ``scores`` float32 [n] and ``labels`` int64 [n]: those of all images, one after the other.
     """
-    images = sorted(detections)
-    parts = [detections[image] for image in images]
-    return {
-        "images": np.array(images, np.int64),
-        "counts": np.array([len(part) for part in parts], np.int64),
-        "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(part.boxes for part in parts)]),
-        "scores": np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)]),
-        "labels": np.concatenate([np.zeros(0, np.int64), *(part.labels for part in parts)]),
-    }
+    rows = {image: (found.boxes, found.scores, found.labels) for image, found in detections.items()}
+    return pack_columns(rows, _COLUMNS)
 
 
 def unpack(arrays: Mapping[str, np.ndarray], *, source: str = "detections") -> dict[int, ImageDetections]:
@@ -87,23 +78,46 @@ def unpack(arrays: Mapping[str, np.ndarray], *, source: str = "detections") -> d
     Raises:
         DataError: an array is missing, or its type, shape or content is not what :func:`pack` writes.
     """
-    if set(arrays) != set(_DTYPES):
+    return unpack_columns(arrays, _COLUMNS, ImageDetections, source=source)
+
+
+def pack_columns(items: Mapping[int, Sequence[np.ndarray]], columns: Columns) -> dict[str, np.ndarray]:
+    """``items`` holds, for each image, one array for each of ``columns``; of these, ``boxes`` has four numbers a row.
+
+    Returns the columns of all images, one after the other in ascending order, beside ``images`` and ``counts``.
+    """
+    images = sorted(items)
+    packed = {
+        "images": np.array(images, np.int64),
+        "counts": np.array([len(items[image][0]) for image in images], np.int64),
+    }
+    for number, (name, dtype) in enumerate(columns.items()):
+        empty = np.zeros((0, 4) if name == "boxes" else 0, dtype)
+        packed[name] = np.concatenate([empty, *(items[image][number].astype(dtype, copy=False) for image in images)])
+    return packed
+
+
+def unpack_columns(
+    arrays: Mapping[str, np.ndarray], columns: Columns, make: Callable[..., Item], *, source: str
+) -> dict[int, Item]:
+    """The inverse of :func:`pack_columns`: ``make`` gets an image's arrays in the order of ``columns``.
+
+    Raises:
+        DataError: an array is missing, or its type, shape or content is not what :func:`pack_columns` writes.
+    """
+    expected = ("images", "counts", *columns)
+    if set(arrays) != set(expected):
         raise DataError(
-            f"{source}: expected the arrays {', '.join(_DTYPES)}, found {', '.join(sorted(arrays)) or 'none'}"
+            f"{source}: expected the arrays {', '.join(expected)}, found {', '.join(sorted(arrays)) or 'none'}"
         )
     total = len(arrays["boxes"])
-    shapes = {
-        "images": (len(arrays["images"]),),
-        "counts": (len(arrays["images"]),),
-        "boxes": (total, 4),
-        "scores": (total,),
-        "labels": (total,),
-    }
-    for name, dtype in _DTYPES.items():
+    index = np.dtype(np.int64)
+    for name, dtype in {"images": index, "counts": index, **columns}.items():
         array = arrays[name]
-        if array.dtype != dtype or array.shape != shapes[name]:
+        shape = (total, 4) if name == "boxes" else (total,) if name in columns else (len(arrays["images"]),)
+        if array.dtype != dtype or array.shape != shape:
             raise DataError(
-                f"{source}: {name}: expected {dtype} {list(shapes[name])}, found {array.dtype} {list(array.shape)}"
+                f"{source}: {name}: expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}"
             )
     images, counts = arrays["images"], arrays["counts"]
     if (images < 0).any() or (np.diff(images) <= 0).any():
@@ -112,22 +126,20 @@ def unpack(arrays: Mapping[str, np.ndarray], *, source: str = "detections") -> d
         raise DataError(f"{source}: counts: expected {total} in all, the number of boxes, found {counts.sum()}")
     ends = np.cumsum(counts)
     return {
-        int(image): ImageDetections(
-            arrays["boxes"][end - count : end],
-            arrays["scores"][end - count : end],
-            arrays["labels"][end - count : end],
-        )
+        int(image): make(*(arrays[name][end - count : end] for name in columns))
         for image, count, end in zip(images, counts, ends, strict=True)
     }
 
 
-def merge(parts: Iterable[Mapping[int, ImageDetections]]) -> dict[int, ImageDetections]:
-    """The parts of one evaluation as a whole, images in ascending order, whatever the order of the parts.
+def merge(parts: Iterable[Mapping[int, Item]]) -> dict[int, Item]:
+    """The parts of one evaluation (of detections or truth) as a whole, images in ascending order.
+
+    The order of the parts does not matter.
 
     Raises:
         DataError: two parts hold the same image.
     """
-    merged: dict[int, ImageDetections] = {}
+    merged: dict[int, Item] = {}
     for part in parts:
         twice = sorted(merged.keys() & part.keys())
         if twice:
@@ -136,8 +148,8 @@ def merge(parts: Iterable[Mapping[int, ImageDetections]]) -> dict[int, ImageDete
     return dict(sorted(merged.items()))
 
 
-def in_order(detections: Mapping[int, ImageDetections], images: int) -> list[ImageDetections]:
-    """The detections of images 0 to ``images`` - 1 as the list that ``tasks.metrics.voc.evaluate_voc`` takes.
+def in_order(detections: Mapping[int, Item], images: int) -> list[Item]:
+    """What there is of images 0 to ``images`` - 1 as the list that an evaluation takes.
 
     Raises:
         DataError: an image is missing, or is none of the test set's.

@@ -14,44 +14,53 @@ from fractions import Fraction
 from tasks.errors import FedbenchError
 from tasks.spec.records import EvaluationRecord, Metrics, UpdateRecord
 
+_FIGURES = ("loss", "map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall")
+_BY_CLASS = ("per_class", "per_class_coco", "per_class_recall")
+
+# For each client that has the figure: its weight, its weight in the plain mean, and the figure.
+Rows = list[tuple[int, int, float | None]]
+
 
 def aggregate_metrics(updates: Sequence[UpdateRecord], evaluations: Sequence[EvaluationRecord]) -> Metrics:
     """Aggregate a round's updates (none in round 0) and evaluations.
 
     Clients that share an evaluation count each. A figure that a client does not have (None) is left out of
     the mean; one that no client has is None. ``unweighted`` holds the plain means under ``train_loss``,
-    ``loss``, ``map50_voc10``, ``recall`` and ``per_class/<class>``.
+    ``loss``, the mAPs' names, ``recall`` and ``per_class/<class>``.
 
     Raises:
         FedbenchError: a client has two updates or is in two evaluations; the message names it.
     """
     _each_once((update.client for update in updates), "updates")
     _each_once((client for evaluation in evaluations for client in evaluation.clients), "evaluations")
+    figures: dict[str, Rows] = {"train_loss": [(update.train_size, 1, update.train_loss) for update in updates]}
+    for name in _FIGURES:
+        figures[name] = [(*_weights(evaluation), getattr(evaluation, name)) for evaluation in evaluations]
+    by_class = {field: _rows_by_class(evaluations, field) for field in _BY_CLASS}
+    unweighted = {name: _plain(rows) for name, rows in figures.items()}
+    unweighted |= {f"per_class/{name}": _plain(rows) for name, rows in by_class["per_class"].items()}
+    return Metrics.model_validate(
+        {name: _weighted(rows) for name, rows in figures.items()}
+        | {field: {name: _weighted(rows) for name, rows in classes.items()} for field, classes in by_class.items()}
+        | {"unweighted": unweighted}
+    )
+
+
+def _rows_by_class(evaluations: Sequence[EvaluationRecord], field: str) -> dict[str, Rows]:
     # Sorted names: Metrics must not depend on which evaluation came first.
-    classes = sorted({name for evaluation in evaluations for name in evaluation.per_class})
-    train = [(update.train_size, 1, update.train_loss) for update in updates]
-    figures = {
-        "loss": [(*_weights(evaluation), evaluation.loss) for evaluation in evaluations],
-        "map50_voc10": [(*_weights(evaluation), evaluation.map50_voc10) for evaluation in evaluations],
-        "recall": [(*_weights(evaluation), evaluation.recall) for evaluation in evaluations],
-    }
-    per_class = {
-        name: [(*_weights(evaluation), evaluation.per_class.get(name)) for evaluation in evaluations]
+    classes = sorted({name for evaluation in evaluations for name in getattr(evaluation, field)})
+    return {
+        name: [(*_weights(evaluation), getattr(evaluation, field).get(name)) for evaluation in evaluations]
         for name in classes
     }
-    unweighted = {"train_loss": _mean((plain, value) for _, plain, value in train)}
-    unweighted |= {name: _mean((plain, value) for _, plain, value in rows) for name, rows in figures.items()}
-    unweighted |= {
-        f"per_class/{name}": _mean((plain, value) for _, plain, value in rows) for name, rows in per_class.items()
-    }
-    return Metrics(
-        train_loss=_mean((weight, value) for weight, _, value in train),
-        loss=_mean((weight, value) for weight, _, value in figures["loss"]),
-        map50_voc10=_mean((weight, value) for weight, _, value in figures["map50_voc10"]),
-        recall=_mean((weight, value) for weight, _, value in figures["recall"]),
-        per_class={name: _mean((weight, value) for weight, _, value in rows) for name, rows in per_class.items()},
-        unweighted=unweighted,
-    )
+
+
+def _weighted(rows: Rows) -> float | None:
+    return _mean((weight, value) for weight, _, value in rows)
+
+
+def _plain(rows: Rows) -> float | None:
+    return _mean((plain, value) for _, plain, value in rows)
 
 
 def _weights(evaluation: EvaluationRecord) -> tuple[int, int]:

@@ -1,9 +1,10 @@
-"""Average precision as PASCAL VOC measures it since 2010.
+"""Average precision as PASCAL VOC measures it: since 2010 over all points, before over eleven.
 
-After the development kit of VOC 2010 and later (``VOCevaldet.m``, ``VOCap.m``; Everingham et al., *The
-PASCAL Visual Object Classes Challenge: A Retrospective*, IJCV 2015, section 2.2): boxes span whole pixels,
-so a side is ``max - min + 1``; a detection is compared with the one object of its class that it overlaps
-most, and it is right if that overlap is at least 0.5 and no better-scored detection has claimed the object.
+After the challenge's development kits (``VOCevaldet.m``, ``VOCap.m``; Everingham et al., *The PASCAL Visual
+Object Classes (VOC) Challenge*, IJCV 2010, section 4.2, and *A Retrospective*, IJCV 2015, section 2.2): boxes
+span whole pixels, so a side is ``max - min + 1``; a detection is compared with the one object of its class that
+it overlaps most, and it is right if that overlap is at least 0.5 and no better-scored detection has claimed the
+object. The two years differ only in what they make of the precision-recall curve.
 """
 
 from __future__ import annotations
@@ -14,11 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tasks.errors import DataError
 from tasks.metrics.detections import ImageDetections
-
-# The objects of one image: boxes [m, 4] as in ImageDetections, labels [m], difficult [m] or None (none is).
-Truth = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], npt.NDArray[np.bool_] | None]
+from tasks.metrics.truth import Truth, check_labels, check_lengths, checked_truth, mean_over_classes
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,14 @@ class VocResult:
     """Figures of one evaluation, all from 0 to 1; None where there is no object that counts.
 
     ``map50_voc10`` is the mean of ``per_class`` over the classes with objects (it is named for the default
-    ``iou``). ``recall`` is the mean of ``recall_per_class`` over the same classes: the part of a class's
-    objects that a detection at or above the score threshold found.
+    ``iou``), ``map50_voc07`` that of ``per_class_voc07``. ``recall`` is the mean of ``recall_per_class`` over the
+    same classes: the part of a class's objects that a detection at or above the score threshold found.
     """
 
     map50_voc10: float | None
+    map50_voc07: float | None
     per_class: dict[str, float | None]
+    per_class_voc07: dict[str, float | None]
     recall: float | None
     recall_per_class: dict[str, float | None]
 
@@ -45,6 +45,17 @@ def average_precision_voc10(recall: npt.NDArray[np.floating], precision: npt.NDA
     precision = np.concatenate([[0.0], precision, [0.0]])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall) * envelope[1:]))
+
+
+def average_precision_voc07(recall: npt.NDArray[np.floating], precision: npt.NDArray[np.floating]) -> float:
+    """Mean of the highest precision at or beyond the recalls 0, 0.1, … 1; 0 where no recall is that high.
+
+    Arguments as of :func:`average_precision_voc10`. (``VOCevaldet.m``, VOC 2007.) The eleven recalls are the
+    nearest numbers to tenths, so that 3 objects of 10 reach 0.3. Counted up in steps of 0.1, as in some
+    implementations, the point is 0.30000000000000004, and they do not.
+    """
+    highest = [precision[recall >= tenth / 10].max(initial=0.0) for tenth in range(11)]
+    return float(np.mean(highest))
 
 
 def evaluate_voc(
@@ -67,8 +78,7 @@ def evaluate_voc(
     Raises:
         DataError: the sequences differ in length, a shape does not fit, or a label is none of ``classes``.
     """
-    if len(truth) != len(detections):
-        raise DataError(f"evaluation: expected detections for {len(truth)} images, found {len(detections)}")
+    check_lengths(len(truth), len(detections))
     scores: list[np.ndarray] = [np.zeros(0)]
     labels: list[np.ndarray] = [np.zeros(0, np.int64)]
     matches: list[np.ndarray] = [np.zeros(0, np.int64)]  # index over all objects of the test set; -1: none
@@ -76,8 +86,8 @@ def evaluate_voc(
     object_difficult: list[np.ndarray] = [np.zeros(0, np.bool_)]
     objects = 0
     for image, (wanted, found) in enumerate(zip(truth, detections, strict=True)):
-        boxes, wanted_labels, difficult = _checked_truth(wanted, len(classes), image)
-        _check_labels(found.labels, len(classes), f"image {image}: detections")
+        boxes, wanted_labels, difficult = checked_truth(wanted, len(classes), image)
+        check_labels(found.labels, len(classes), f"image {image}: detections")
         kept = _best_of_each_class(found, score_threshold, max_per_class)
         best, overlap = _most_overlapped(found.boxes[kept], found.labels[kept], boxes, wanted_labels)
         scores.append(found.scores[kept])
@@ -94,37 +104,27 @@ def evaluate_voc(
     label, match = np.concatenate(labels)[order], np.concatenate(matches)[order]
 
     per_class: dict[str, float | None] = {}
+    per_class_voc07: dict[str, float | None] = {}
     recall_per_class: dict[str, float | None] = {}
     for index, name in enumerate(classes):
         if wanted_of[index] == 0:
-            per_class[name] = recall_per_class[name] = None
+            per_class[name] = per_class_voc07[name] = recall_per_class[name] = None
             continue
         right = _first_claims(match[label == index], counted)
         hits = np.cumsum(right)
         recall = hits / wanted_of[index]
-        per_class[name] = average_precision_voc10(recall, hits / np.arange(1, len(hits) + 1))
+        precision = hits / np.arange(1, len(hits) + 1)
+        per_class[name] = average_precision_voc10(recall, precision)
+        per_class_voc07[name] = average_precision_voc07(recall, precision)
         recall_per_class[name] = float(recall[-1]) if len(recall) else 0.0
-    return VocResult(_mean(per_class), per_class, _mean(recall_per_class), recall_per_class)
-
-
-def _checked_truth(truth: Truth, classes: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    boxes = np.asarray(truth[0], np.float64)
-    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
-    labels = np.asarray(truth[1], np.int64)
-    difficult = np.zeros(len(boxes), np.bool_) if truth[2] is None else np.asarray(truth[2], np.bool_)
-    if boxes.shape != (len(boxes), 4) or labels.shape != (len(boxes),) or difficult.shape != (len(boxes),):
-        raise DataError(
-            f"image {image}: truth: expected boxes [m, 4], labels [m], difficult [m], "
-            f"found {list(boxes.shape)}, {list(labels.shape)}, {list(difficult.shape)}"
-        )
-    _check_labels(labels, classes, f"image {image}: truth")
-    return boxes, labels, difficult
-
-
-def _check_labels(labels: np.ndarray, classes: int, where: str) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise DataError(f"{where}: labels: expected class indices from 0 to {classes - 1}, found {wrong[0]}")
+    return VocResult(
+        map50_voc10=mean_over_classes(per_class),
+        map50_voc07=mean_over_classes(per_class_voc07),
+        per_class=per_class,
+        per_class_voc07=per_class_voc07,
+        recall=mean_over_classes(recall_per_class),
+        recall_per_class=recall_per_class,
+    )
 
 
 def _best_of_each_class(found: ImageDetections, score_threshold: float, most: int) -> np.ndarray:
@@ -166,8 +166,3 @@ def _first_claims(match: np.ndarray, counted: np.ndarray) -> np.ndarray:
     _, first = np.unique(match, return_index=True)
     right[first] = True
     return right & (match >= 0)
-
-
-def _mean(per_class: dict[str, float | None]) -> float | None:
-    values = [value for value in per_class.values() if value is not None]
-    return float(np.mean(values)) if values else None

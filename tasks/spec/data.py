@@ -2,11 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, model_validator
 
 from tasks.spec.base import Frozen, Sha256
+
+DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+# A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
+InsidePath = Annotated[str, StringConstraints(pattern=r"^[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*$")]
+Share = Annotated[float, Field(gt=0)]
+
+MAX_CLIENTS = 10_000
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(1, count + 1))
+
+
+class ByFolder(Frozen):
+    """Each device has a folder of its own; the folder's name is the device's."""
+
+    kind: Literal["folders"] = "folders"
+
+
+class ByField(Frozen):
+    """Each image says which device it came from.
+
+    In COCO it is an attribute of the image, in VOC the text of an element directly below ``<annotation>``.
+    """
+
+    kind: Literal["field"] = "field"
+    field: str = Field("device", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$", description="The attribute's name.")
+
+
+class ByList(Frozen):
+    """A YAML or JSON file in the data set's folder maps each device to the names of its images."""
+
+    kind: Literal["list"] = "list"
+    file: InsidePath = Field("clients.yaml", description="The file, from the data set's folder.")
+
+
+class _Partition(Frozen):
+    """Training images divided here among clients 1 to ``clients``; all are scored on the whole test set."""
+
+    clients: int = Field(5, ge=1, le=MAX_CLIENTS, description="Number of clients; each gets at least one image.")
+    seed: int = Field(1, ge=0, lt=2**32, description="Seed of the division.")
+
+
+class Iid(_Partition):
+    """Shuffled and dealt out: client sizes differ by one image at most."""
+
+    kind: Literal["iid"] = "iid"
+
+
+class Dirichlet(_Partition):
+    """Class mixes drawn from a Dirichlet distribution around the data set's own (Hsu et al., arXiv 1909.06335)."""
+
+    kind: Literal["dirichlet"] = "dirichlet"
+    alpha: float = Field(0.5, gt=0, le=1e6, description="Small: few classes a client; large: near the common mix.")
+
+
+class BySize(_Partition):
+    """Shuffled and cut into unequal sizes: by explicit shares, or a power law, client k's share being k^-exponent."""
+
+    kind: Literal["size"] = "size"
+    exponent: float = Field(1.0, ge=0, le=10, description="Of the power law; 0 gives equal sizes.")
+    shares: tuple[Share, ...] | None = Field(
+        None, description="Relative size of each client, in place of the power law."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> BySize:
+        if self.shares is not None and len(self.shares) != self.clients:
+            raise ValueError(f"shares: expected {self.clients}, one a client, found {len(self.shares)}")
+        return self
+
+
+Partition = Iid | Dirichlet | BySize
+VocClients = Annotated[ByFolder | ByField | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
+CocoClients = Annotated[ByField | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
+
+
+def _devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, ...] | None:
+    return _numbered(clients.clients) if isinstance(clients, _Partition) else None
 
 
 class SyntheticStreet(Frozen):
@@ -23,20 +102,80 @@ class SyntheticStreet(Frozen):
     height: int = Field(576, ge=64, le=4096, description="Image height in pixels.")
     seed: int = Field(7, ge=0, lt=2**32, description="Seed of the drawing; the same seed gives the same images.")
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The clients' ids, in order."""
+        return _numbered(self.split)
+
 
 class FederatedStreet(Frozen):
-    """Federated Street (arXiv 1910.11089) in its published JSON form: 956 images, 7 classes."""
+    """Federated Street (arXiv 1910.11089) as published: 956 images, 7 classes."""
 
     kind: Literal["federated-street"] = "federated-street"
-    name: str = Field(
-        "street",
-        pattern=r"^[a-z0-9][a-z0-9-]{0,63}$",
-        description="Name that each machine maps to its own folder.",
-    )
+    name: DataName = Field("street", description="Name that each machine maps to its own folder.")
     split: Literal[5, 20] = Field(5, description="5 reads device_2_id, 20 reads device_1_id.")
+    form: Literal["json", "voc"] = Field(
+        "json",
+        description="json: train_label.json, test_label.json and Images/; voc: street_5/ or street_20/, with a "
+        "PASCAL VOC folder for each device. The two have different content digests.",
+    )
     digest: Sha256 | None = Field(
         None, description="Content digest of the data set; left out, it is filled in when the run starts."
     )
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The clients' ids, in order."""
+        return _numbered(self.split)
 
-DataSpec = SyntheticStreet | FederatedStreet
+
+class _OwnData(Frozen):
+    name: DataName = Field(description="Name that each machine maps to its own folder, in the setting data_roots.")
+    digest: Sha256 | None = Field(
+        None, description="Content digest of the data set; left out, it is filled in when the run starts."
+    )
+    classes: tuple[Annotated[str, StringConstraints(min_length=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="The classes, in order; another one in the files is an error. Left out: those that the training "
+        "annotations have (COCO: its categories), in alphabetical order.",
+    )
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> _OwnData:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: expected each class once")
+        return self
+
+
+class VocFolders(_OwnData):
+    """PASCAL VOC form: JPEGImages/, Annotations/ and ImageSets/Main/, in one folder or in one for each device."""
+
+    kind: Literal["voc-folders"] = "voc-folders"
+    train: InsidePath = Field("train", description="Training images are listed in ImageSets/Main/<train>.txt.")
+    test: InsidePath = Field("test", description="Test images are listed in ImageSets/Main/<test>.txt.")
+    clients: VocClients = Field(ByFolder(), description="How devices get their images.")
+
+    @property
+    def devices(self) -> tuple[str, ...] | None:
+        """The clients' ids, in order; None where only the data tell."""
+        return _devices_of(self.clients)
+
+
+class Coco(_OwnData):
+    """COCO form: an annotation file and a folder of images for each of training and test."""
+
+    kind: Literal["coco"] = "coco"
+    train: InsidePath = Field("train.json", description="Annotations of the training images.")
+    test: InsidePath = Field("test.json", description="Annotations of the test images.")
+    train_images: InsidePath = Field("images", description="Folder of the training images.")
+    test_images: InsidePath = Field("images", description="Folder of the test images.")
+    clients: CocoClients = Field(ByField(), description="How devices get their images.")
+
+    @property
+    def devices(self) -> tuple[str, ...] | None:
+        """The clients' ids, in order; None where only the data tell."""
+        return _devices_of(self.clients)
+
+
+DataSpec = SyntheticStreet | FederatedStreet | VocFolders | Coco

@@ -1,37 +1,74 @@
-"""Which detector is trained: its architecture, its input and its loss."""
+"""Which detector is trained: its architecture, its input, its loss, and the weights that it starts from."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.base import Frozen
+from tasks.spec.base import Frozen, Sha256
 
 # At most the whole input: anchors in pixels, as Darknet's files have them, are refused.
 Side = Annotated[float, Field(gt=0, le=1)]
 Anchor = tuple[Side, Side]
 
-# k-means over Street's training boxes, as fractions of the image; the published COCO anchors are 416-pixel ones.
+
+def _published(*pixels: tuple[int, int]) -> tuple[Anchor, ...]:
+    """Anchors of a cfg file, whose input is 416 x 416 pixels, as fractions of the input."""
+    return tuple((width / 416, height / 416) for width, height in pixels)
+
+
+# k-means over COCO's boxes, as in Darknet's yolov3.cfg and yolov3-tiny.cfg.
+YOLOV3_ANCHORS = _published(
+    (10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326)
+)  # fmt: skip
+YOLOV3_TINY_ANCHORS = _published((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+# k-means over Street's training boxes, as fractions of the image.
 STREET_ANCHORS: tuple[Anchor, ...] = (
     (0.040, 0.063), (0.068, 0.097), (0.099, 0.097), (0.097, 0.170), (0.193, 0.160), (0.352, 0.313),
 )  # fmt: skip
 
 
-class YoloV3Tiny(Frozen):
-    """YOLOv3-tiny (arXiv 1804.02767): two scales, at strides 16 and 32, three anchors each."""
+class RandomWeights(Frozen):
+    """Fresh weights, drawn from the experiment's seed."""
 
-    kind: Literal["yolov3-tiny"] = "yolov3-tiny"
+    kind: Literal["random"] = "random"
+
+
+class DarknetWeights(Frozen):
+    """A Darknet weight file: ``yolov3.weights``, or ``darknet53.conv.74`` with the first 74 layers alone.
+
+    What the file does not hold for this detector (later layers; outputs for another number of classes) is drawn from
+    the seed.
+    """
+
+    kind: Literal["darknet"] = "darknet"
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Name of the file in the folder of weight files that the coordinator's settings name.",
+    )
+    sha256: Sha256 | None = Field(
+        None, description="Digest of the file; left out, it is filled in when the run starts."
+    )
+
+
+InitialWeights = RandomWeights | DarknetWeights
+
+
+_ANCHORS = "Width and height of each anchor, as fractions of the input, smallest first."
+_MASKS = "Which anchors each scale uses, by index; the finest scale first."
+
+
+class Yolo(Frozen):
+    """What YOLOv3 and YOLOv3-tiny (arXiv 1804.02767) have in common; they differ in layers and scales."""
+
+    strides: ClassVar[tuple[int, ...]]
+
+    kind: str
     width: int = Field(416, ge=64, le=2048, description="Width of the network's input in pixels; a multiple of 32.")
     height: int = Field(416, ge=64, le=2048, description="Height of the network's input in pixels; a multiple of 32.")
-    anchors: tuple[Anchor, ...] = Field(
-        STREET_ANCHORS,
-        description="Width and height of each anchor, as fractions of the input, smallest first.",
-    )
-    masks: tuple[tuple[int, ...], tuple[int, ...]] = Field(
-        ((0, 1, 2), (3, 4, 5)),
-        description="Which anchors the stride-16 scale uses, and which the stride-32 one.",
-    )
+    anchors: tuple[Anchor, ...] = Field(description=_ANCHORS)
+    masks: tuple[tuple[int, ...], ...] = Field(description=_MASKS)
     assignment: Literal["best-prior", "side-ratio"] = Field(
         "best-prior",
         description="best-prior: one anchor per object, as published; side-ratio: every anchor whose sides are "
@@ -49,16 +86,52 @@ class YoloV3Tiny(Frozen):
     batch_norm_momentum: float = Field(
         0.1, gt=0, le=1, description="Weight of a batch in BatchNorm's running statistics."
     )
+    weights: InitialWeights = Field(
+        RandomWeights(), discriminator="kind", description="Where the weights of round 0 come from."
+    )
 
     @model_validator(mode="after")
-    def _check(self) -> YoloV3Tiny:
+    def _check(self) -> Yolo:
         for field in ("width", "height"):
             if getattr(self, field) % 32:
                 raise ValueError(f"{field}: expected a multiple of 32, found {getattr(self, field)}")
+        if not self.anchors:
+            raise ValueError("anchors: expected at least one anchor, found []")
+        if len(self.masks) != len(self.strides):
+            raise ValueError(
+                f"masks: expected {len(self.strides)}, one a scale (strides {', '.join(map(str, self.strides))}), "
+                f"found {len(self.masks)}"
+            )
         for mask in self.masks:
-            if not mask or any(not 0 <= index < len(self.anchors) for index in mask):
-                raise ValueError(f"masks: expected indices from 0 to {len(self.anchors) - 1}, found {mask}")
+            if not mask or len(set(mask)) < len(mask) or not set(mask) <= set(range(len(self.anchors))):
+                raise ValueError(
+                    f"masks: expected different indices of the {len(self.anchors)} anchors, "
+                    f"0 to {len(self.anchors) - 1}, found {list(mask)}"
+                )
         return self
 
 
-DetectorSpec = YoloV3Tiny
+class YoloV3(Yolo):
+    """YOLOv3: Darknet-53 and three scales, three anchors each; 61.5 M parameters with 7 classes."""
+
+    strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+
+    kind: Literal["yolov3"] = "yolov3"
+    anchors: tuple[Anchor, ...] = Field(YOLOV3_ANCHORS, description=_ANCHORS)
+    masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5), (6, 7, 8)), description=_MASKS)
+
+
+class YoloV3Tiny(Yolo):
+    """YOLOv3-tiny: two scales, three anchors each; 8.7 M parameters with 7 classes.
+
+    Copies of its cfg differ in the fine scale's mask: (0, 1, 2) or (1, 2, 3).
+    """
+
+    strides: ClassVar[tuple[int, ...]] = (16, 32)
+
+    kind: Literal["yolov3-tiny"] = "yolov3-tiny"
+    anchors: tuple[Anchor, ...] = Field(STREET_ANCHORS, description=_ANCHORS)
+    masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5)), description=_MASKS)
+
+
+DetectorSpec = Annotated[YoloV3Tiny | YoloV3, Field(discriminator="kind")]

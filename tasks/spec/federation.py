@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,9 @@ from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
 from tasks.spec.training import EvaluationSpec, TrainingSpec
+
+# What a round's Metrics have of mean average precision; measured as tasks.metrics says.
+MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
 
 
 class FedAvg(Frozen):
@@ -76,8 +80,9 @@ class FederationSpec(Frozen):
     patience: int | None = Field(
         None, ge=1, description="Stop after this many rounds without a better patience_metric; none: never."
     )
-    patience_metric: Literal["map50_voc10", "loss"] = "map50_voc10"
-    target_map: float | None = Field(None, gt=0, le=1, description="Stop when map50_voc10 reaches this.")
+    patience_metric: Literal[MapName, "loss"] = "map50_voc10"
+    target_map: float | None = Field(None, gt=0, le=1, description="Stop when target_metric reaches this.")
+    target_metric: MapName = "map50_voc10"
     data: DataSpec = Field(SyntheticStreet(), discriminator="kind")
     detector: DetectorSpec = YoloV3Tiny()
     training: TrainingSpec = TrainingSpec()
@@ -87,21 +92,33 @@ class FederationSpec(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> FederationSpec:
-        clients = self.participation.clients
-        devices = {str(number) for number in range(1, self.data.split + 1)}
-        if clients is not None and not set(clients) <= devices:
-            unknown = ", ".join(sorted(set(clients) - devices))
+        if self.data.devices is not None:
+            self.check_devices(self.data.devices)
+        return self
+
+    def check_devices(self, devices: Sequence[str]) -> None:
+        """Hold the participation against the data's ``devices``; where only the data tell them, once they are read.
+
+        Raises:
+            ValueError: a client that is no device, or a number larger than theirs; names the field.
+        """
+        count = len(devices)
+        unknown = sorted(set(self.participation.clients or ()) - set(devices))
+        if unknown:
+            numbered = list(devices) == [str(number) for number in range(1, count + 1)]
             raise ValueError(
-                f"participation.clients: {unknown}: expected devices of the {self.data.split}-device split, "
-                f"1 to {self.data.split}"
+                f"participation.clients: {', '.join(unknown)}: expected devices of the {count}-device split, "
+                + (f"1 to {count}" if numbered else ", ".join(devices))
             )
         for field in ("min_clients", "clients_per_round", "min_updates"):
             value = getattr(self.participation, field)
-            if value is not None and value > self.data.split:
-                raise ValueError(
-                    f"participation.{field}: expected at most {self.data.split}, the split's devices, found {value}"
-                )
-        return self
+            if value is not None and value > count:
+                raise ValueError(f"participation.{field}: expected at most {count}, the split's devices, found {value}")
+
+    @property
+    def clients(self) -> tuple[str, ...] | None:
+        """Who takes part: those named, or all devices; None where only the data tell, before they are read."""
+        return self.participation.clients or self.data.devices
 
     @property
     def digest(self) -> str:

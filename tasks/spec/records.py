@@ -106,15 +106,25 @@ class UpdateRecord(Frozen):
 
 
 class EvaluationRecord(Frozen):
-    """Phase 6: the global model scored on one test set, for every client that has this test set."""
+    """Phase 6: the global model scored on one test set, for every client that has this test set.
+
+    Records that were written before there were other measures than VOC 2010's have null there.
+    """
 
     clients: tuple[ClientId, ...]
     test_digest: Sha256
     test_size: int = Field(ge=0)
     loss: float | None = Field(description="Mean loss per test image, BatchNorm in evaluation mode.")
     map50_voc10: float | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any truth.")
-    recall: float | None
-    per_class: dict[str, float | None] = Field(description="AP by class; null for a class without truth.")
+    map50_voc07: float | None = Field(None, description="VOC 2007 mAP (11 points) at IoU 0.5.")
+    map50_coco: float | None = Field(None, description="COCO mAP at IoU 0.5.")
+    map_coco: float | None = Field(None, description="COCO mAP, mean of IoU 0.50 to 0.95.")
+    recall: float | None = Field(description="Part of the objects found at IoU 0.5 by VOC's rule, mean over classes.")
+    per_class: dict[str, float | None] = Field(
+        description="VOC 2010 AP at IoU 0.5 by class; null for a class without truth, here and below."
+    )
+    per_class_coco: dict[str, float | None] = Field(default_factory=dict, description="COCO AP by class, as map_coco.")
+    per_class_recall: dict[str, float | None] = Field(default_factory=dict, description="Recall by class.")
     score_threshold: float
     seconds: float = Field(ge=0)
 
@@ -125,8 +135,13 @@ class Metrics(Frozen):
     train_loss: float | None = None
     loss: float | None = None
     map50_voc10: float | None = None
+    map50_voc07: float | None = None
+    map50_coco: float | None = None
+    map_coco: float | None = None
     recall: float | None = None
     per_class: dict[str, float | None] = Field(default_factory=dict)
+    per_class_coco: dict[str, float | None] = Field(default_factory=dict)
+    per_class_recall: dict[str, float | None] = Field(default_factory=dict)
     unweighted: dict[str, float | None] = Field(default_factory=dict)
 
 

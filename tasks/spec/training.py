@@ -80,6 +80,11 @@ class TrainingSpec(Frozen):
     schedule: Schedule = Schedule()
     clip_norm: float | None = Field(10.0, gt=0, description="Largest norm of the gradient; none: not clipped.")
     augmentation: Augmentation = Augmentation()
+    multi_scale: tuple[int, int] | None = Field(
+        None,
+        description="Smallest and largest width of the input, multiples of 32: every ten steps another one is drawn; "
+        "left out, the detector's. The proportions stay, and evaluation keeps to the detector's size.",
+    )
     threads: int = Field(1, ge=1, le=64, description="CPU threads of a turn. It changes the bits of the result.")
     loader_workers: int = Field(0, ge=0, le=64, description="Processes that prepare images; never changes the result.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where turns compute.")
@@ -89,11 +94,18 @@ class TrainingSpec(Frozen):
     def _check(self) -> TrainingSpec:
         if self.amp and self.device != "cuda":
             raise ValueError(f"amp: expected false unless device is cuda, found true with device {self.device}")
+        if self.multi_scale is not None:
+            smallest, largest = self.multi_scale
+            if smallest % 32 or largest % 32 or not 64 <= smallest <= largest <= 2048:
+                raise ValueError(
+                    "multi_scale: expected two multiples of 32 from 64 to 2048, the smaller one first, "
+                    f"found {smallest}, {largest}"
+                )
         return self
 
 
 class EvaluationSpec(Frozen):
-    """How the global model is scored. mAP here is VOC 2010's (all-point area) at IoU 0.5."""
+    """How the global model is scored: by PASCAL VOC 2010 and 2007 and by COCO, always by all of them."""
 
     score_threshold: float = Field(0.001, ge=0, lt=1, description="Detections under this score do not count.")
     nms_iou: float = Field(0.5, gt=0, le=1, description="Overlap over which non-maximum suppression drops a box.")

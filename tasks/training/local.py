@@ -15,6 +15,7 @@ from tasks.data.loading import Batch
 from tasks.detectors.base import Detector, Targets
 from tasks.errors import ClientError
 from tasks.spec.training import TrainingSpec
+from tasks.training.multi_scale import input_size, resize
 from tasks.training.optimizers import build_optimizer
 
 
@@ -79,9 +80,13 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for number, batch in enumerate(batches):
+            inputs = batch.images.to(device, non_blocking=True)
             targets = Targets(batch.boxes, batch.labels).to(device)
+            if spec.multi_scale is not None:
+                size = input_size(detector.width, detector.height, spec.multi_scale, seed=seed, step=steps)
+                inputs, targets = resize(inputs, targets, size)
             with torch.autocast(device.type, enabled=spec.amp):
-                outputs = detector(batch.images.to(device, non_blocking=True))
+                outputs = detector(inputs)
             terms = detector.loss(outputs, targets)
             loss = torch.stack(list(terms.values())).sum()
             value = loss.item()

@@ -98,6 +98,9 @@ def record(number: int = 3, *, evaluations: int = 1) -> RoundRecord:
                 test_size=5,
                 loss=3.0 + index,
                 map50_voc10=0.25,
+                map50_voc07=0.375,
+                map50_coco=None,
+                map_coco=0.125,
                 recall=0.5,
                 per_class={"chair": 0.25, "gas/tank": None},
                 score_threshold=0.05,
@@ -109,8 +112,11 @@ def record(number: int = 3, *, evaluations: int = 1) -> RoundRecord:
             train_loss=2.5,
             loss=3.0,
             map50_voc10=0.25,
+            map_coco=0.125,
             recall=None,
             per_class={"street/chair": 0.25, "gastank": None},
+            per_class_coco={"street/chair": 0.125, "gastank": None},
+            per_class_recall={"street/chair": 0.5, "gastank": None},
             unweighted={"loss": 3.5},
         ),
         decision=Decision(stop=False, best_round=2, best_map50_voc10=0.3),
@@ -267,8 +273,11 @@ def test_round_metrics() -> None:
         "train/learning_rate": 0.001,
         "global/loss": 3.0,
         "global/map50_voc10": 0.25,
+        "global/map_coco": 0.125,
         "unweighted/loss": 3.5,
         "class/street_chair": 0.25,
+        "class_coco/street_chair": 0.125,
+        "class_recall/street_chair": 0.5,
         "best/round": 2.0,
         "best/map50_voc10": 0.3,
         "bytes/up": 200.0,
@@ -295,6 +304,14 @@ def test_round_metrics_of_the_initial_model_and_of_two_test_sets() -> None:
     assert not [name for name in initial if name.startswith("client/")]
     split = round_metrics(record(evaluations=2).model_dump())
     assert [split[f"client/{client}/test_loss"] for client in "123"] == [3.0, 4.0, 4.0]
+    of_one = {name: value for name, value in split.items() if name.startswith("client/3/")}
+    assert of_one == {
+        "client/3/test_loss": 4.0,
+        "client/3/map50_voc10": 0.25,
+        "client/3/map50_voc07": 0.375,
+        "client/3/map_coco": 0.125,
+        "client/3/recall": 0.5,
+    }
 
 
 def test_artifacts_and_references(uri: str) -> None:

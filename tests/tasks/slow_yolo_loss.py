@@ -36,8 +36,13 @@ def complete_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return iou - distance / diagonal - shape * shape / (1 - iou + shape)
 
 
+def in_pixels(scale: YoloScale, spec: YoloV3Tiny) -> list[tuple[float, float]]:
+    """Width and height of a scale's anchors."""
+    return [(w * spec.width, h * spec.height) for w, h in scale.anchors]
+
+
 def answers(
-    box: Sequence[float], scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]], mode: str
+    box: Sequence[float], scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]], spec: YoloV3Tiny
 ) -> list[tuple[int, int, int, int]]:
     """(scale, anchor, row, column) of the predictions that answer for an object."""
     wide, high = box[2] - box[0], box[3] - box[1]
@@ -45,8 +50,8 @@ def answers(
     for s, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):
         x, y = (box[0] + box[2]) / 2 / scale.stride, (box[1] + box[3]) / 2 / scale.stride
         row, column = int(y), int(x)
-        for a, (w, h) in enumerate(scale.anchors):
-            if mode == "best-prior":
+        for a, (w, h) in enumerate(in_pixels(scale, spec)):
+            if spec.assignment == "best-prior":
                 shape = overlap((0, 0, wide, high), (0, 0, w, h))
                 if shape > best:
                     best, found = shape, [(s, a, min(row, rows - 1), min(column, columns - 1))]
@@ -67,14 +72,12 @@ def slow_loss(
     for image in range(batch):
         truth = targets.boxes[image].tolist()
         labels = targets.labels[image].tolist()
-        positives = [
-            (answer, n) for n, box in enumerate(truth) for answer in answers(box, scales, shapes, spec.assignment)
-        ]
+        positives = [(answer, n) for n, box in enumerate(truth) for answer in answers(box, scales, shapes, spec)]
         asked = {answer for answer, _ in positives}
         boxes = {}
         for s, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):
             values = outputs[s][image].tolist()
-            for a, (w, h) in enumerate(scale.anchors):
+            for a, (w, h) in enumerate(in_pixels(scale, spec)):
                 for row in range(rows):
                     for column in range(columns):
                         raw = values[a][row][column]

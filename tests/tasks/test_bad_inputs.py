@@ -43,20 +43,21 @@ from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.records import RoundPlan, UpdateRecord
 
+TINY = {"kind": "yolov3-tiny"}
 ADAMW = {"kind": "adamw"}
 FLIPPED = {"class": "table", "bbox": ["30", "2", "10", "9"]}
 NEWER = "is newer than this fedbench understands (up to 1)"
 TABLE: dict[str, Row] = {
     # Specifications: one field.
     "unknown field": spec({"max_round": 3}, "max_round: no such field; expected one of: version, seed, max_rounds"),
-    "unknown nested field": spec({"detector": {"widht": 64}}, "detector.widht: no such field", "width, height"),
+    "unknown nested field": spec({"detector": {**TINY, "widht": 64}}, "detector.widht: no such field", "width, height"),
     "word for a number": spec({"max_rounds": "many"}, "max_rounds: expected a whole number, found 'many'"),
     "half a round": spec({"max_rounds": 1.5}, "max_rounds: expected a whole number, found 1.5"),
     "too small": spec({"seed": -1}, "seed: expected at least 0, found -1"),
     "too large": spec({"seed": 2**32}, "seed: expected less than 4294967296"),
     "not finite": spec({"target_map": float("nan")}, "target_map: expected a finite number, found nan"),
     "null": spec({"max_rounds": None}, "max_rounds: expected a whole number, found None"),
-    "unknown kind": spec({"data": {"kind": "coco"}}, "data.kind: expected one of: 'synthetic-street', 'federated-s"),
+    "unknown kind": spec({"data": {"kind": "kitti"}}, "data.kind: expected one of: 'synthetic-street', 'federated-s"),
     "no kind": spec({"data": {"split": 5}}, "data.kind: expected one of: 'synthetic-street'", "found none"),
     "not a mapping": spec({"training": 3}, "training: expected a mapping of fields, found 3"),
     "list as specification": spec([1], "expected a mapping of fields, found list"),
@@ -73,16 +74,26 @@ TABLE: dict[str, Row] = {
         "training.optimizer.betas.1: expected less than 1, found 1",
     ),
     "one beta": spec({"training": {"optimizer": {**ADAMW, "betas": [0.9]}}}, "training.optimizer.betas.1: missing"),
-    "anchors in pixels": spec({"detector": {"anchors": [[10, 14]]}}, "detector.anchors.0.0: expected at most 1, found"),
-    "three scales": spec({"detector": {"masks": [[0], [1], [2]]}}, "detector.masks: expected a list of at most 2"),
+    "anchors in pixels": spec(
+        {"detector": {**TINY, "anchors": [[10, 14]]}}, "detector.anchors.0.0: expected at most 1, found"
+    ),
+    "three scales": spec(
+        {"detector": {**TINY, "masks": [[0], [1], [2]]}},
+        "detector.masks: expected 2, one a scale (strides 16, 32), found 3",
+    ),
     "digest": spec({"data": {"kind": "federated-street", "digest": "12"}}, "data.digest: expected text that matches"),
     "client number": spec({"participation": {"clients": [1]}}, "participation.clients.0: expected text", "in quotes"),
     "client with a slash": spec({"participation": {"clients": ["../1"]}}, "participation.clients.0", "matches ^[A-Za"),
-    "two mistakes": spec({"seed": -1, "detector": {"width": "x"}}, "seed: expected", "\nmy.yaml: detector.width: exp"),
+    "two mistakes": spec(
+        {"seed": -1, "detector": {**TINY, "width": "x"}}, "seed: expected", "\nmy.yaml: detector.width: exp"
+    ),
     # Specifications: fields against each other.
-    "width": spec({"detector": {"width": 300}}, "detector.width: expected a multiple of 32, found 300"),
-    "mask of no anchor": spec({"detector": {"masks": [[0], [9]]}}, "detector.masks: expected indices from 0 to 5"),
-    "no anchors": spec({"detector": {"anchors": []}}, "detector.masks: expected indices"),
+    "width": spec({"detector": {**TINY, "width": 300}}, "detector.width: expected a multiple of 32, found 300"),
+    "mask of no anchor": spec(
+        {"detector": {**TINY, "masks": [[0], [9]]}},
+        "detector.masks: expected different indices of the 6 anchors, 0 to 5, found [9]",
+    ),
+    "no anchors": spec({"detector": {**TINY, "anchors": []}}, "detector.anchors: expected at least one anchor, found"),
     "amp on cpu": spec({"training": {"amp": True}}, "training.amp: expected false unless device is cuda"),
     "nesterov": spec(
         {"training": {"optimizer": {"kind": "sgd", "momentum": 0, "nesterov": True}}},

@@ -12,9 +12,10 @@ from PIL import Image
 
 from tasks.data import drawing
 from tasks.data.catalog import load_data, restrict
+from tasks.data.partition import divide
 from tasks.data.samples import FederatedData, class_counts, samples_digest
 from tasks.data.street import load_street
-from tasks.data.synthetic import CLASSES, GROUP_OF, STREET_IMAGES, divide, make_synthetic_street, plan_images
+from tasks.data.synthetic import CLASSES, GROUP_OF, STREET_IMAGES, make_synthetic_street, plan_images
 from tasks.errors import DataError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 

@@ -20,14 +20,19 @@ from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.detectors.yolo_boxes import YoloScale, decode, suppress
 from tasks.detectors.yolo_loss import assign_best_prior, assign_side_ratio, yolo_loss
-from tasks.detectors.yolov3_tiny import YoloV3Tiny as Detector
+from tasks.detectors.yolo_network import YoloV3Tiny as Detector
 from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.training import AdamW, EvaluationSpec
 from tasks.training.evaluation import evaluate
 from tasks.training.optimizers import build_optimizer
 
-SCALES = (YoloScale(16, ((10, 10), (40, 20))), YoloScale(32, ((60, 60),)))
-SHAPES = ((4, 4), (2, 2))  # rows and columns at 64 x 64 pixels
+SIDE = 64  # pixels
+PIXELS = (((10, 10), (40, 20)), ((60, 60),))  # anchors of each scale at SIDE x SIDE; a scale has them as fractions
+SCALES = tuple(
+    YoloScale(stride, tuple((wide / SIDE, high / SIDE) for wide, high in anchors))
+    for stride, anchors in zip((16, 32), PIXELS, strict=True)
+)
+SHAPES = ((4, 4), (2, 2))  # rows and columns at SIDE x SIDE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +81,15 @@ def test_maps_are_at_strides_16_and_32() -> None:
     assert fine.shape == (2, 2, 6, 4, 5 + 3)  # 96 x 64 pixels: rows first
     assert coarse.shape == (2, 3, 3, 2, 5 + 3)
     assert fine.dtype == coarse.dtype == torch.float32
-    assert detector.scales[0].anchors[1] == pytest.approx((0.068 * 64, 0.097 * 96))
+    assert detector.scales[0].anchors[1] == (0.068, 0.097)
+    pixels = detector.scales[0].anchor_tensor(fine.shape[2:4], fine)
+    assert pixels.tolist()[1] == pytest.approx((0.068 * 64, 0.097 * 96))
+
+
+def test_anchors_go_with_the_size_of_the_input() -> None:
+    """A map of 6 x 8 cells of 16 pixels is that of an input of 128 x 96: widths go with 128, heights with 96."""
+    anchors = SCALES[0].anchor_tensor((6, 8), torch.zeros(1))
+    assert anchors.tolist() == [[10 * 2, 10 * 1.5], [40 * 2, 20 * 1.5]]
 
 
 def test_the_last_pool_keeps_its_size_and_pads_right_and_below() -> None:
@@ -208,12 +221,12 @@ def test_best_prior_by_hand() -> None:
 def test_side_ratio_by_hand(
     box: tuple[float, float, float, float], fine_cells: set[tuple[int, int]], coarse_cells: set[tuple[int, int]]
 ) -> None:
-    fine, coarse = assign_side_ratio(targets_of([], [(*box, 4)]), SCALES, SHAPES)
+    assigned = assign_side_ratio(targets_of([], [(*box, 4)]), SCALES, SHAPES)
     width, height = box[2] - box[0], box[3] - box[1]
-    for found, expected, scale in ((fine, fine_cells, SCALES[0]), (coarse, coarse_cells, SCALES[1])):
+    for found, expected, anchors in zip(assigned, (fine_cells, coarse_cells), PIXELS, strict=True):
         similar = [
             number
-            for number, (wide, high) in enumerate(scale.anchors)
+            for number, (wide, high) in enumerate(anchors)
             if max(width / wide, wide / width, height / high, high / height) < 4
         ]
         assert cells(found) == {(1, anchor, row, column, 4) for anchor in similar for row, column in expected}

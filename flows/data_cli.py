@@ -1,0 +1,214 @@
+"""``fedbench data``: look at a data set before a run takes it, and write the synthetic one in any form."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tasks.errors import DataError, SpecError
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.federation import FederationSpec, with_fields
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+    from tasks.data.check import DataReport
+
+EXIT_ERRORS = 1
+
+Form = Literal["street", "coco", "voc"]
+CHECKED = "checked"  # the name of a data set that is given by its folder
+
+data_app = typer.Typer(name="data", help="Check a data set; write the synthetic one.", no_args_is_help=True)
+
+Fields = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below `data` of the specification; again: more."),
+]
+Home = Annotated[Path | None, typer.Option("--home", help="Where fedbench keeps everything.")]
+
+
+@data_app.command()
+def check(
+    what: Annotated[str, typer.Argument(metavar="DATA", help="A folder, or a preset or YAML file that names data.")],
+    form: Annotated[Form | None, typer.Option(help="Form of the folder. [what is in there tells]")] = None,
+    assignments: Fields = None,
+    near_bits: Annotated[
+        int, typer.Option(min=0, max=256, help="Bits of 256 in which hashes of near-duplicates may differ.")
+    ] = 16,
+    picture: Annotated[Path | None, typer.Option(help="File of the class-by-device picture. [below home]")] = None,
+    home: Home = None,
+) -> None:
+    """Count images, boxes, classes and devices, and list what is wrong: all of it, each with its file.
+
+    Exit code 1 for errors (a run would refuse or drop), 0 for none or only warnings.
+
+    `fedbench data check street20` · `fedbench data check DIR -s clients.kind=dirichlet -s clients.alpha=0.3`
+    """
+    from flows.cli import out, place_settings, plain_errors
+    from tasks.data.check import check_data
+
+    with plain_errors():
+        settings = place_settings(home)
+        spec = _data_of(what, form, assignments or [])
+        folder = Path(what)
+        roots = settings.data_root if not folder.is_dir() else lambda name: folder
+        report = check_data(spec, root_of=roots, cache=_cache(settings), near_bits=near_bits)
+        default = settings.home / "checks" / f"{Path(what).resolve().stem}.png"
+        path = _draw(report, picture or default)
+    _print(report, out)
+    out.print(f"classes by device: {path}", soft_wrap=True, highlight=False, markup=False)
+    if report.errors:
+        raise typer.Exit(EXIT_ERRORS)
+
+
+@data_app.command()
+def make(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
+    form: Annotated[
+        Form, typer.Option(help="street: as Federated Street is published; coco; voc: a folder for each device.")
+    ] = "street",
+    assignments: Fields = None,
+    home: Home = None,
+) -> None:
+    """Write the synthetic street: the same fields give the same images and boxes in every form.
+
+    `fedbench data make DIR` · `fedbench data make DIR --form coco -s train_images=200 -s split=20`
+    """
+    from flows.cli import field_values, out, place_settings, plain_errors
+
+    with plain_errors():
+        settings = place_settings(home)
+        fields = {f"data.{name}": value for name, value in field_values(assignments or []).items()}
+        spec = with_fields(FederationSpec(), fields, source="--set").data
+        if not isinstance(spec, SyntheticStreet):
+            raise SpecError(f"--set kind: expected {SyntheticStreet().kind}, the set that can be drawn")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
+        _write(spec, form, folder, _cache(settings))
+    kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
+    out.print(f"written: {folder}", soft_wrap=True, highlight=False, markup=False)
+    out.print(
+        f"to train on it: data: {{kind: {kind}, name: mine}} in a specification, and in the settings "
+        f"data_roots: {{mine: {folder.absolute()}}}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _cache(settings: Settings) -> Path:
+    return settings.home / "cache" / "data"
+
+
+def _data_of(what: str, form: Form | None, assignments: list[str]) -> DataSpec:
+    """The data of a specification, or of a folder in ``form``, with fields set."""
+    from flows.cli import choose_spec, field_values
+
+    fields: dict[str, Any] = {f"data.{name}": value for name, value in field_values(assignments).items()}
+    root = Path(what)
+    if not root.is_dir():
+        if form is not None:
+            raise SpecError(f"--form {form}: expected a folder, found {what}")
+        return choose_spec(what, fields)[1].data
+    kinds: dict[Form, DataSpec] = {
+        "street": FederatedStreet(name=CHECKED),
+        "coco": Coco(name=CHECKED),
+        "voc": VocFolders(name=CHECKED),
+    }
+    data = kinds[form or _form_of(root)]
+    return with_fields(FederationSpec(data=data), fields, source=what).data
+
+
+def _form_of(root: Path) -> Form:
+    """
+    Raises:
+        SpecError: the folder has none of the forms.
+    """
+    if (root / "train_label.json").exists():
+        return "street"
+    if (root / "train.json").exists() or (root / "annotations").is_dir():
+        return "coco"
+    if any((folder / "Annotations").is_dir() for folder in (root, *root.iterdir())):
+        return "voc"
+    raise SpecError(
+        f"{root}: expected train_label.json (street), train.json or annotations/ (coco) or Annotations/ in it or in "
+        "a folder for each device (voc); or say --form"
+    )
+
+
+def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:
+    """Beside the folder first, so that a set that is there is whole.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    from tasks.data.catalog import load_data
+    from tasks.data.export import write_coco, write_voc
+    from tasks.data.synthetic import make_synthetic_street
+
+    drawn = make_synthetic_street(spec, cache / spec.kind)
+    target = folder.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            draft = Path(temporary) / "set"
+            if form == "street":
+                shutil.copytree(drawn, draft)
+            else:
+                data = load_data(spec, root_of=lambda name: None, cache=cache)
+                (write_coco if form == "coco" else write_voc)(data, draft)
+            os.replace(draft, target)
+    except OSError as error:
+        raise DataError(f"{folder}: the data set cannot be written: {error.strerror or error}") from None
+
+
+def _draw(report: DataReport, path: Path) -> Path:
+    from tasks.figures.plots import class_by_device_plot
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        class_by_device_plot(report.boxes_by_device).savefig(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the picture cannot be written: {error}") from None
+    return path
+
+
+def _print(report: DataReport, out: Console) -> None:
+    data = report.data
+    boxes = sum(sum(device.boxes.values()) for device in report.devices)
+    out.print(
+        f"{len(report.devices)} devices · {len(data.classes)} classes · {report.train_images} training images, "
+        f"{boxes} boxes · {report.test_images} test images, {sum(report.test_boxes.values())} boxes",
+        soft_wrap=True,
+        highlight=False,
+    )
+    devices = Table("device", box=None)
+    for title in ("training images", "training boxes", "test images"):
+        devices.add_column(title, justify="right")
+    for device in report.devices:
+        numbers = (device.train_images, sum(device.boxes.values()), device.test_images)
+        devices.add_row(device.device, *map(str, numbers))
+    classes = Table("class", box=None)
+    for title in ("training boxes", "on devices", "test boxes"):
+        classes.add_column(title, justify="right")
+    for name in data.classes:
+        counts = [device.boxes[name] for device in report.devices]
+        classes.add_row(name, str(sum(counts)), str(sum(count > 0 for count in counts)), str(report.test_boxes[name]))
+    for table in (devices, classes):
+        if table.row_count:
+            out.print(table)
+    for title, messages in (("error", report.errors), ("warning", report.warnings)):
+        for message in messages:
+            out.print(f"{title}: {message}", soft_wrap=True, highlight=False, markup=False)
+    out.print(
+        f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
+        soft_wrap=True,
+        highlight=False,
+    )

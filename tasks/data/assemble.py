@@ -1,0 +1,194 @@
+"""From what a reader found to a federation's data: images opened, devices checked, clients given their images."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tasks.data.entries import Entry, Faults, Parsed, natural, read_bytes, read_image, shown
+from tasks.data.partition import partition_samples
+from tasks.data.samples import FederatedData, ImageSample, samples_digest
+from tasks.errors import DataError
+from tasks.spec.data import Partition
+
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # tasks.spec.base.ClientId
+
+Samples = tuple[ImageSample, ...]
+
+
+def check_devices(
+    train: Sequence[Entry], test: Sequence[Entry], where: str, faults: Faults, devices: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The devices in order: those expected, or those found; each needs a training image and a name that may be an id.
+
+    ``where`` is the file or folder, and field, that messages name.
+    """
+    known = tuple(devices or sorted({entry.device for entry in train if entry.device is not None}, key=natural))
+    listed = f"from {known[0]} to {known[-1]}" if len(known) > 1 else ", ".join(known) or "(none)"
+    for device in known:
+        if not _DEVICE.fullmatch(device):
+            faults.add(
+                f"{where}: expected a device named by letters, digits, '.', '_' and '-', at most 64, found {device!r}"
+            )
+    for entry in (*train, *test):
+        if entry.device is not None and entry.device not in known:
+            faults.add(f"{entry.where}: {where}: expected a device {listed}, found {entry.device!r}")
+    present = {entry.device for entry in train}
+    missing = [device for device in known if device not in present]
+    if missing:
+        faults.add(f"{where}: no images of device {', '.join(missing)}; expected some of each device {listed}")
+    if not train:
+        faults.add(f"{where}: expected at least one training image")
+    return known
+
+
+def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faults) -> None:
+    """Report training images without a device; if none has one, only that."""
+    if train and all(entry.device is None for entry in train):
+        faults.add(
+            f"{where}: no training image has {field!r}: expected the device that each came from; name the field in "
+            "data.clients.field, or set data.clients.kind to list, iid, dirichlet or size"
+        )
+        return
+    for entry in train:
+        if entry.device is None:
+            faults.add(f"{entry.where}: {field}: missing; expected the device that the image came from")
+
+
+def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple[str, ...]:
+    """Give ``parsed``'s images the devices of a YAML or JSON file of names by device. Returns the devices.
+
+    An image is named by its key, its file's name or its path inside the data set. Every training image needs a
+    device; test images are listed all (a test set per device) or not at all.
+    """
+    path = root / file
+    owner: dict[str, str] = {}
+    names: dict[str, set[str]] = {}
+    for entry in (*parsed.train, *parsed.test):
+        for alias in (entry.key, PurePosixPath(entry.inside).name, entry.inside):
+            names.setdefault(alias, set()).add(entry.inside)
+    document = _read_list(path, parsed, file, faults)
+    for device, listed in document.items():
+        for name in listed:
+            found = names.get(str(name), set())
+            if not found:
+                faults.add(f"{path}: device {device}: no image {shown(name)} in the data set")
+            elif len(found) > 1:
+                faults.add(f"{path}: device {device}: {shown(name)} may be {' or '.join(sorted(found))}: name its path")
+            else:
+                image = next(iter(found))
+                if image in owner:
+                    faults.add(f"{path}: device {device}: image {shown(name)} is device {owner[image]}'s already")
+                owner.setdefault(image, device)
+    parsed.train = [replace(entry, device=owner.get(entry.inside)) for entry in parsed.train]
+    parsed.test = [replace(entry, device=owner.get(entry.inside)) for entry in parsed.test]
+    if document:
+        for entry in parsed.train:
+            if entry.device is None:
+                faults.add(f"{entry.where}: expected the image in {path}, under the device that it came from")
+    return tuple(sorted(document, key=natural))
+
+
+def _read_list(path: Path, parsed: Parsed, file: str, faults: Faults) -> Mapping[str, list[Any]]:
+    import yaml  # here, so that the core loads without it
+
+    data = read_bytes(path, faults)
+    if data is None:
+        return {}
+    parsed.files.append((file, hashlib.sha256(data).hexdigest()))
+    try:
+        document = yaml.safe_load(data.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        faults.add(f"{path}: expected YAML or JSON: {' '.join(str(error).split())}")
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(names, list) for names in document.values()):
+        faults.add(f"{path}: expected a mapping of devices to lists of image names, found {shown(document)}")
+        return {}
+    return {str(device): names for device, names in document.items()}
+
+
+def assemble(
+    root: Path,
+    parsed: Parsed,
+    faults: Faults,
+    *,
+    name: str,
+    expected_digest: str | None,
+    devices: Sequence[str] | None,
+    partition: Partition | None = None,
+    slack: float = 0.0,
+) -> FederatedData:
+    """Open every image once and divide: by the entries' ``device``, or by ``partition``.
+
+    Without a device in the test entries, all clients share one test set; so they do if their own are equal.
+    ``slack`` is in pixels, as in :func:`tasks.data.entries.read_image`.
+
+    Raises:
+        DataError: through ``faults``; and the content is not the expected one.
+    """
+    train, test = _each_once(parsed, faults)
+    samples: dict[str, ImageSample] = {}
+    for entry in (*train, *test):
+        sample = read_image(root, entry, parsed.classes, faults, slack=slack)
+        if sample is not None:
+            samples[entry.inside] = sample
+    lines = [f"{file} {digest}" for file, digest in parsed.files]
+    lines += [f"{inside} {samples[inside].content}" for inside in sorted(samples)]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    if expected_digest is not None and digest != expected_digest:
+        faults.add(
+            f"{root}: data set {name!r} is not the one that was asked for: expected content digest "
+            f"{expected_digest}, found {digest}"
+        )
+
+    def select(entries: Sequence[Entry], device: str | None) -> Samples:
+        chosen = (samples.get(entry.inside) for entry in entries if device is None or entry.device == device)
+        return tuple(sample for sample in chosen if sample is not None)
+
+    if partition is not None:
+        try:
+            by_client = partition_samples(select(train, None), partition, classes=len(parsed.classes))
+        except DataError as error:
+            faults.add(f"{root}: {error}")
+            by_client = {}
+    else:
+        by_client = {device: select(train, device) for device in devices or ()}
+    if partition is None and any(entry.device is not None for entry in test):
+        tests = {device: select(test, device) for device in by_client}
+        if len({samples_digest(own) for own in tests.values()}) == 1:
+            tests = dict.fromkeys(by_client, next(iter(tests.values())))
+    else:
+        tests = dict.fromkeys(by_client, select(test, None))
+    return FederatedData(name=name, digest=digest, classes=parsed.classes, train=by_client, test=tests)
+
+
+def _each_once(parsed: Parsed, faults: Faults) -> tuple[list[Entry], list[Entry]]:
+    """An image listed twice has two truths; one in both parts would be tested on what was trained on."""
+    seen: dict[str, str] = {}
+    kept: list[list[Entry]] = []
+    for source, entries in zip(parsed.lists, (parsed.train, parsed.test), strict=True):
+        once = []
+        for entry in entries:
+            if entry.inside in seen:
+                faults.add(f"{entry.where}: expected every image once, found it in {seen[entry.inside]} already")
+            else:
+                seen[entry.inside] = source
+                once.append(entry)
+        kept.append(once)
+    return kept[0], kept[1]
+
+
+def devices_in_all_or_none(test: list[Entry], field: str, faults: Faults) -> list[Entry]:
+    """The test entries, after some with and some without a device have been reported; then none keeps its own."""
+    without = next((entry for entry in test if entry.device is None), None)
+    if without is None or all(entry.device is None for entry in test):
+        return test
+    faults.add(
+        f"{without.where}: {field}: missing; expected it in every test image (a test set per device) "
+        "or in none (one global test set)"
+    )
+    return [replace(entry, device=None) for entry in test]

@@ -1,0 +1,173 @@
+"""What is in a data set, and what is wrong with it: all mistakes at once, and what only deserves a look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data.catalog import load_data
+from tasks.data.entries import Faults
+from tasks.data.samples import FederatedData, ImageSample, class_counts
+from tasks.data.similar import HASH_SIDE, NEAR_BITS, difference_hash, nearest
+from tasks.errors import DataError
+from tasks.spec.data import DataSpec
+
+
+@dataclass(frozen=True)
+class DeviceCounts:
+    """Of one device; ``boxes`` are its training boxes by class. With a global test set ``test_images`` is its size."""
+
+    device: str
+    train_images: int
+    test_images: int
+    boxes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """A data set that has been checked. ``data`` is what could be used of it; errors make it unusable as it is."""
+
+    data: FederatedData
+    devices: tuple[DeviceCounts, ...]
+    test_boxes: dict[str, int]
+    train_images: int
+    test_images: int
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def boxes_by_device(self) -> dict[str, dict[str, int]]:
+        """Training boxes by class, by device: what ``tasks.figures.plots.class_by_device_plot`` draws."""
+        return {device.device: device.boxes for device in self.devices}
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """An image and where it is used: the training images of a device, or a test set."""
+
+    sample: ImageSample
+    part: str
+    device: str | None
+
+    def __str__(self) -> str:
+        return f"{self.sample.path} ({self.part}{'' if self.device is None else f', device {self.device}'})"
+
+
+def check_data(
+    spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, near_bits: int = NEAR_BITS
+) -> DataReport:
+    """Read all that ``spec`` names, decode every image once, and collect what is wrong.
+
+    Errors: what :func:`tasks.data.catalog.load_data` refuses, and images that cannot be decoded. Warnings: images of
+    the same bytes; test images whose 256-bit difference hash is within ``near_bits`` of a training image's; a class
+    on one device only, or on none; difficult objects.
+
+    Raises:
+        DataError: this machine has no folder for the data set.
+    """
+    faults = Faults(collect=True)
+    data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
+    placed = list(_placed(data))
+    hashes = _decode(placed, faults)
+    warnings = [
+        *_duplicates(placed),
+        *_near_duplicates(placed, hashes, near_bits),
+        *_lonely_classes(data),
+        *_difficult(placed),
+    ]
+    tests = {sample.path: sample for samples in data.test.values() for sample in samples}
+    return DataReport(
+        data=data,
+        devices=tuple(
+            DeviceCounts(device, len(samples), len(data.test[device]), class_counts(samples, data.classes))
+            for device, samples in data.train.items()
+        ),
+        test_boxes=class_counts(tests.values(), data.classes),
+        train_images=sum(len(samples) for samples in data.train.values()),
+        test_images=len(tests),
+        errors=tuple(faults.errors),
+        warnings=tuple(warnings),
+    )
+
+
+def has_global_test_set(data: FederatedData) -> bool:
+    """Whether all clients share one test set."""
+    return len({id(samples) for samples in data.test.values()}) == 1
+
+
+def _placed(data: FederatedData) -> Iterator[_Placed]:
+    for device, samples in data.train.items():
+        yield from (_Placed(sample, "train", device) for sample in samples)
+    for device, samples in list(data.test.items())[: 1 if has_global_test_set(data) else None]:
+        owner = None if has_global_test_set(data) else device
+        yield from (_Placed(sample, "test", owner) for sample in samples)
+
+
+def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint64]]:
+    """The difference hash of every image that can be decoded."""
+    hashes: dict[Path, NDArray[np.uint64]] = {}
+    for item in placed:
+        try:
+            hashes[item.sample.path] = difference_hash(item.sample.path)
+        except DataError as error:
+            faults.add(str(error))
+    return hashes
+
+
+def _duplicates(placed: list[_Placed]) -> Iterator[str]:
+    by_content: dict[str, list[_Placed]] = {}
+    for item in placed:
+        by_content.setdefault(item.sample.content, []).append(item)
+    for same in by_content.values():
+        if len(same) > 1:
+            leak = ", in training and in test" if {item.part for item in same} == {"train", "test"} else ""
+            first = same[0].sample
+            labels = any(
+                other.sample.boxes.tobytes() != first.boxes.tobytes()
+                or other.sample.labels.tobytes() != first.labels.tobytes()
+                for other in same[1:]
+            )
+            differ = "; their boxes differ" if labels else ""
+            yield f"{len(same)} images are the same bytes{leak}{differ}: {', '.join(map(str, same))}"
+
+
+def _near_duplicates(placed: list[_Placed], hashes: dict[Path, NDArray[np.uint64]], near_bits: int) -> Iterator[str]:
+    train = [item for item in placed if item.part == "train" and item.sample.path in hashes]
+    test = [item for item in placed if item.part == "test" and item.sample.path in hashes]
+    if not train or not test:
+        return
+    indices, distances = nearest(
+        np.stack([hashes[item.sample.path] for item in test]), np.stack([hashes[item.sample.path] for item in train])
+    )
+    for item, index, distance in zip(test, indices, distances, strict=True):
+        twin = train[int(index)]
+        if distance <= near_bits and twin.sample.content != item.sample.content:
+            yield (
+                f"{item} is a near-duplicate of {twin}: "
+                f"{distance} of {HASH_SIDE * HASH_SIDE} bits of their difference hashes differ"
+            )
+
+
+def _lonely_classes(data: FederatedData) -> Iterator[str]:
+    counts = {device: class_counts(samples, data.classes) for device, samples in data.train.items()}
+    for label, name in enumerate(data.classes):
+        having = [device for device, own in counts.items() if own[name]]
+        if not having:
+            yield f"class {name!r} has no training box"
+        elif len(having) == 1 and len(counts) > 1:
+            images = [sample for sample in data.train[having[0]] if label in sample.labels]
+            yield (
+                f"class {name!r} is on device {having[0]} only: {counts[having[0]][name]} boxes in "
+                f"{len(images)} images, the first in {images[0].path}"
+            )
+
+
+def _difficult(placed: list[_Placed]) -> Iterator[str]:
+    for item in placed:
+        marked = item.sample.difficult
+        if marked is not None and marked.any():
+            yield f"{item}: {int(marked.sum())} of {len(marked)} objects are difficult: evaluation ignores them"

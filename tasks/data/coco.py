@@ -1,0 +1,170 @@
+"""Reader of COCO's JSON (Lin et al., arXiv 1405.0312): an annotation file and a folder of images for each part.
+
+``bbox`` is x, y, width, height in pixels; ``iscrowd`` makes an object difficult. An image may carry the device that it
+came from as an attribute of its own. Segmentations and keypoints are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+from tasks.data.assemble import assemble, check_devices, devices_in_all_or_none, list_devices, require_devices
+from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, read_json, shown
+from tasks.data.samples import FederatedData
+from tasks.spec.data import ByField, ByList, Coco
+
+# COCO's own boxes reach out of their images by parts of a pixel.
+SLACK = 1.0
+
+
+def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> FederatedData:
+    """Read annotations and image headers; every image's bytes are read and hashed, none is decoded.
+
+    Left out of the specification, the classes are the training file's categories in alphabetical order. A box up to
+    one pixel outside of its image is cut. With ``faults`` that collect, what is usable is returned.
+
+    Raises:
+        DataError: a file, key, category, box, device or image is missing or wrong, or the content is not the
+            expected one; the message names the file, and the image or annotation.
+    """
+    faults = faults or Faults()
+    parsed = Parsed([], [], (), [], (spec.train, spec.test))
+    field = spec.clients.field if isinstance(spec.clients, ByField) else None
+    parsed.train, categories = _read_part(root, spec.train, spec.train_images, field, parsed, faults)
+    parsed.test, _ = _read_part(root, spec.test, spec.test_images, field, parsed, faults)
+    parsed.classes = spec.classes or tuple(sorted(set(categories.values())))
+    devices: tuple[str, ...] | None = None
+    if isinstance(spec.clients, ByField):
+        require_devices(parsed.train, spec.clients.field, str(root / spec.train), faults)
+        parsed.test = devices_in_all_or_none(parsed.test, spec.clients.field, faults)
+        devices = check_devices(parsed.train, parsed.test, f"{root / spec.train}: {field}", faults)
+    elif isinstance(spec.clients, ByList):
+        listed = list_devices(root, spec.clients.file, parsed, faults)
+        parsed.test = devices_in_all_or_none(parsed.test, spec.clients.file, faults)
+        devices = check_devices(parsed.train, parsed.test, str(root / spec.clients.file), faults, listed or None)
+    return assemble(
+        root,
+        parsed,
+        faults,
+        name=spec.name,
+        expected_digest=spec.digest,
+        devices=devices,
+        partition=None if isinstance(spec.clients, ByField | ByList) else spec.clients,
+        slack=SLACK,
+    )
+
+
+def _read_part(
+    root: Path, file: str, images: str, field: str | None, parsed: Parsed, faults: Faults
+) -> tuple[list[Entry], dict[int, str]]:
+    """The entries of one annotation file in its order, and its categories by id."""
+    path = root / file
+    document, digest = read_json(path, faults)
+    if not digest:
+        return [], {}
+    parsed.files.append((file, digest))
+    if not isinstance(document, dict):
+        faults.add(f"{path}: expected a mapping with images, annotations and categories, found {shown(document)}")
+        return [], {}
+    lists = {key: _mappings(path, document, key, faults) for key in ("images", "annotations", "categories")}
+    categories = _categories(path, lists["categories"], faults)
+    known = {item["id"] for item in lists["images"]}
+    things: dict[int, list[Thing]] = {}
+    for item in lists["annotations"]:
+        at = f"{path}: annotation {item['id']}"
+        image = item.get("image_id")
+        if not _is_id(image) or image not in known:
+            faults.add(f"{at}: image_id: expected the id of one of the images, found {shown(image)}")
+            continue
+        thing = _read_thing(at, item, categories, faults)
+        if thing is not None:
+            things.setdefault(image, []).append(thing)
+    found = (
+        _read_image_entry(path, item, images, field, things.get(item["id"], []), faults) for item in lists["images"]
+    )
+    return [entry for entry in found if entry is not None], categories
+
+
+def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:
+    """The list under ``key``: mappings that each have an ``id`` of their own."""
+    if not isinstance(document.get(key), list):
+        faults.add(f"{path}: {key}: expected a list, found {shown(document.get(key))}")
+        return []
+    good: dict[int, dict[str, Any]] = {}
+    for number, item in enumerate(document[key], 1):
+        found = item.get("id") if isinstance(item, dict) else None
+        if not isinstance(item, dict) or not _is_id(found):
+            faults.add(
+                f"{path}: {key}: item {number}: expected a mapping with a whole number as id, found {shown(item)}"
+            )
+        elif found in good:
+            faults.add(f"{path}: {key}: item {number}: id: expected every id once, found {found} again")
+        else:
+            good[item["id"]] = item
+    return list(good.values())
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _categories(path: Path, items: list[dict[str, Any]], faults: Faults) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for item in items:
+        name = item.get("name")
+        if not isinstance(name, str) or not name:
+            faults.add(f"{path}: category {item['id']}: name: expected a name, found {shown(name)}")
+        elif name in categories.values():
+            faults.add(f"{path}: category {item['id']}: name: expected every category once, found {name!r} again")
+        else:
+            categories[item["id"]] = name
+    return categories
+
+
+def _read_image_entry(
+    path: Path, item: dict[str, Any], images: str, field: str | None, things: list[Thing], faults: Faults
+) -> Entry | None:
+    where = f"{path}: image {item['id']}"
+    name = item.get("file_name")
+    if not isinstance(name, str) or not inside(name):
+        faults.add(f"{where}: file_name: expected a path inside the folder of images, found {shown(name)}")
+        return None
+    where = f"{where} ({name})"
+    device = item.get(field) if field is not None else None
+    if device is not None and (isinstance(device, bool) or not isinstance(device, str | int)):
+        faults.add(f"{where}: {field}: expected a device's name or number, found {shown(device)}")
+        device = None
+    width, height = item.get("width"), item.get("height")
+    stated = isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0
+    return Entry(
+        where=where,
+        key=str(PurePosixPath(name).with_suffix("")),
+        inside=f"{images}/{name}",
+        device=None if device is None else str(device),
+        things=tuple(things),
+        size=(int(item["width"]), int(item["height"])) if stated else None,
+    )
+
+
+def _read_thing(at: str, item: dict[str, Any], categories: Mapping[int, str], faults: Faults) -> Thing | None:
+    category = item.get("category_id")
+    if not _is_id(category) or category not in categories:
+        faults.add(f"{at}: category_id: expected the id of one of the categories, found {shown(category)}")
+        return None
+    value = item.get("bbox")
+    numbers = isinstance(value, list) and all(isinstance(n, int | float) and not isinstance(n, bool) for n in value)
+    if not isinstance(value, list) or not numbers or len(value) != 4:
+        faults.add(f"{at}: bbox: expected four numbers x, y, width, height, found {shown(value)}")
+        return None
+    crowd = item.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        faults.add(f"{at}: iscrowd: expected 0 or 1, found {shown(crowd)}")
+    try:
+        left, top, width, height = (float(number) for number in value)
+    except OverflowError:
+        faults.add(f"{at}: bbox: expected four numbers x, y, width, height, found {shown(value)}")
+        return None
+    box = check_box(f"{at}: bbox", (left, top, left + width, top + height), faults)
+    return None if box is None else Thing(at, categories[category], box, crowd == 1)

@@ -1,0 +1,111 @@
+"""A data set written in the forms that other tools read: COCO's JSON, and PASCAL VOC folders by device."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+from tasks.data.check import has_global_test_set
+from tasks.data.samples import FederatedData, ImageSample
+from tasks.data.voc import ANNOTATIONS, IMAGE_SETS, JPEG_IMAGES
+from tasks.errors import DataError
+
+
+def write_coco(data: FederatedData, folder: Path) -> None:
+    """``train.json``, ``test.json`` and ``images/`` as ``data: {kind: coco}`` reads them by default.
+
+    Each training image says its ``device``; a test image does so unless there is one global test set. Ids start at 1:
+    pycocotools takes annotation 0 for no match.
+
+    Raises:
+        DataError: two images share a file name.
+    """
+    (folder / "images").mkdir(parents=True)
+    train = [(device, sample) for device, samples in data.train.items() for sample in samples]
+    test: list[tuple[str | None, ImageSample]] = [(d, sample) for d, samples in data.test.items() for sample in samples]
+    if has_global_test_set(data):
+        test = [(None, sample) for sample in next(iter(data.test.values()))]
+    contents: dict[str, str] = {}
+    for _, sample in (*train, *test):
+        if contents.setdefault(sample.path.name, sample.content) != sample.content:
+            raise DataError(f"{sample.path}: another image has this file name; COCO's folder takes it once")
+    for file, items in (("train.json", train), ("test.json", test)):
+        document = _coco_document(items, data.classes)
+        (folder / file).write_text(json.dumps(document), encoding="utf-8")
+        for _, sample in items:
+            shutil.copyfile(sample.path, folder / "images" / sample.path.name)
+
+
+def _coco_document(items: Iterable[tuple[str | None, ImageSample]], classes: Sequence[str]) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (device, sample) in enumerate(items, 1):
+        image = {"id": number, "file_name": sample.path.name, "width": sample.width, "height": sample.height}
+        images.append(image if device is None else image | {"device": device})
+        crowd = [False] * len(sample.labels) if sample.difficult is None else sample.difficult.tolist()
+        for label, box, is_crowd in zip(sample.labels.tolist(), sample.boxes.tolist(), crowd, strict=True):
+            left, top, right, bottom = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": [_plain(edge) for edge in (left, top, right - left, bottom - top)],
+                    "area": _plain((right - left) * (bottom - top)),
+                    "iscrowd": int(is_crowd),
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_voc(data: FederatedData, folder: Path) -> None:
+    """``<device>/{JPEGImages,Annotations,ImageSets/Main/{train,test}.txt}``, as Federated Street is also published.
+
+    A global test set is written into each device's folder again.
+    """
+    for device, samples in data.train.items():
+        for part, items in (("train", samples), ("test", data.test[device])):
+            _write_voc_part(folder / device, part, items, data.classes)
+
+
+def _write_voc_part(folder: Path, part: str, samples: Sequence[ImageSample], classes: Sequence[str]) -> None:
+    for name in (JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for sample in samples:
+        shutil.copyfile(sample.path, folder / JPEG_IMAGES / sample.path.name)
+        document = ElementTree.ElementTree(_annotation(sample, classes))
+        ElementTree.indent(document)
+        document.write(folder / ANNOTATIONS / f"{sample.path.stem}.xml", encoding="utf-8")
+    lines = "".join(f"{PurePosixPath(sample.path.name).stem}\n" for sample in samples)
+    (folder / IMAGE_SETS / f"{part}.txt").write_text(lines, encoding="utf-8")
+
+
+def _annotation(sample: ImageSample, classes: Sequence[str]) -> ElementTree.Element:
+    def add(parent: ElementTree.Element, tag: str, value: object) -> None:
+        ElementTree.SubElement(parent, tag).text = str(value)
+
+    root = ElementTree.Element("annotation")
+    add(root, "folder", JPEG_IMAGES)
+    add(root, "filename", sample.path.name)
+    size = ElementTree.SubElement(root, "size")
+    for side, value in (("width", sample.width), ("height", sample.height), ("depth", 3)):
+        add(size, side, value)
+    difficult = [False] * len(sample.labels) if sample.difficult is None else sample.difficult.tolist()
+    for label, box, hard in zip(sample.labels.tolist(), sample.boxes.tolist(), difficult, strict=True):
+        thing = ElementTree.SubElement(root, "object")
+        add(thing, "name", classes[label])
+        add(thing, "difficult", int(hard))
+        bounds = ElementTree.SubElement(thing, "bndbox")
+        for edge, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            add(bounds, edge, _plain(value))
+    return root
+
+
+def _plain(value: float) -> int | float:
+    """Whole numbers without a point, as both forms are usually written."""
+    return int(value) if value.is_integer() else value

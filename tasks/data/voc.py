@@ -1,0 +1,195 @@
+"""Reader of PASCAL VOC folders (Everingham et al., IJCV 2010): JPEGImages, Annotations, ImageSets/Main.
+
+One such folder for the whole set, or one for each device (``<device>/JPEGImages/…``), as Federated Street is
+also published; there each device's ``test.txt`` is the global test set again. Boxes stay as annotated: VOC's count
+pixels from 1, and nothing is subtracted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tasks.data.assemble import assemble, check_devices, devices_in_all_or_none, list_devices, require_devices
+from tasks.data.entries import (
+    Entry,
+    Faults,
+    Parsed,
+    Thing,
+    check_box,
+    inside,
+    natural,
+    read_bytes,
+    shown,
+)
+from tasks.data.samples import FederatedData
+from tasks.spec.data import ByField, ByFolder, ByList, VocFolders
+
+JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS = "JPEGImages", "Annotations", "ImageSets/Main"
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def load_voc(
+    root: Path, spec: VocFolders, *, devices: Sequence[str] | None = None, faults: Faults | None = None
+) -> FederatedData:
+    """Read lists, annotations and image headers; every image's bytes are read and hashed, none is decoded.
+
+    ``devices`` are those expected of a set with a folder for each; left out, all folders in VOC form count, in
+    numeric order. With ``faults`` that collect, what is usable is returned.
+
+    Raises:
+        DataError: a folder, list, annotation, class, box, device or image is missing or wrong, or the content is
+            not the expected one; the message names the file.
+    """
+    faults = faults or Faults()
+    parsed = Parsed([], [], (), [], (f"{IMAGE_SETS}/{spec.train}.txt", f"{IMAGE_SETS}/{spec.test}.txt"))
+    field = spec.clients.field if isinstance(spec.clients, ByField) else None
+    found: Sequence[str] | None = devices
+    if isinstance(spec.clients, ByFolder):
+        found = _device_folders(root, spec, faults, devices)
+        for device in found:
+            _read_folder(root, f"{device}/", spec, parsed, faults, device=device, field=None)
+        # Not check_devices alone: a folder whose list is empty is a device without images.
+        check_devices(parsed.train, parsed.test, f"{root}: folders", faults, found or None)
+    else:
+        _read_folder(root, "", spec, parsed, faults, device=None, field=field)
+        if field is not None:
+            require_devices(parsed.train, field, str(root / ANNOTATIONS), faults)
+            parsed.test = devices_in_all_or_none(parsed.test, field, faults)
+            found = check_devices(parsed.train, parsed.test, f"{root / ANNOTATIONS}: {field}", faults)
+        elif isinstance(spec.clients, ByList):
+            listed = list_devices(root, spec.clients.file, parsed, faults)
+            parsed.test = devices_in_all_or_none(parsed.test, spec.clients.file, faults)
+            found = check_devices(parsed.train, parsed.test, str(root / spec.clients.file), faults, listed or None)
+    parsed.classes = spec.classes or tuple(sorted({thing.name for entry in parsed.train for thing in entry.things}))
+    return assemble(
+        root,
+        parsed,
+        faults,
+        name=spec.name,
+        expected_digest=spec.digest,
+        devices=found,
+        partition=None if isinstance(spec.clients, ByFolder | ByField | ByList) else spec.clients,
+    )
+
+
+def _device_folders(root: Path, spec: VocFolders, faults: Faults, devices: Sequence[str] | None) -> list[str]:
+    try:
+        names = [path.name for path in root.iterdir() if (path / ANNOTATIONS).is_dir()]
+    except OSError as error:
+        faults.add(f"{root}: the folder of data set {spec.name!r} cannot be read: {error.strerror}")
+        return []
+    if not names:
+        hint = ""
+        if (root / ANNOTATIONS).is_dir():
+            hint = "; this folder itself has them: set data.clients.kind to field, list, iid, dirichlet or size"
+        faults.add(
+            f"{root}: expected a folder for each device, with {JPEG_IMAGES}/, {ANNOTATIONS}/, {IMAGE_SETS}/{hint}"
+        )
+        return []
+    for device in devices or ():
+        if device not in names:
+            faults.add(
+                f"{root / device / ANNOTATIONS}: no such folder; expected one for each device of {len(devices or ())}"
+            )
+    if devices is not None:
+        for name in sorted(set(names) - set(devices), key=natural):
+            faults.add(f"{root / name}: expected the devices {devices[0]} to {devices[-1]} alone, found another")
+    return sorted(set(names) & set(devices) if devices is not None else names, key=natural)
+
+
+def _read_folder(
+    root: Path,
+    prefix: str,
+    spec: VocFolders,
+    parsed: Parsed,
+    faults: Faults,
+    *,
+    device: str | None,
+    field: str | None,
+) -> None:
+    """Add the images of the VOC folder ``root/prefix`` to ``parsed``."""
+    folder = root / prefix
+    images: dict[str, str] = {}
+    try:
+        for path in sorted((folder / JPEG_IMAGES).iterdir(), reverse=True):  # of a.jpg and a.png the first is taken
+            images[path.stem] = path.name
+    except OSError as error:
+        faults.add(f"{folder / JPEG_IMAGES}: the folder of images cannot be read: {error.strerror}")
+        return
+    for part, entries in ((spec.train, parsed.train), (spec.test, parsed.test)):
+        file = f"{prefix}{IMAGE_SETS}/{part}.txt"
+        data = read_bytes(root / file, faults)
+        if data is None:
+            continue
+        parsed.files.append((file, hashlib.sha256(data).hexdigest()))
+        for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
+            key = line.strip()
+            if not key:
+                continue
+            if not inside(key) or "/" in key:
+                faults.add(f"{root / file}: line {number}: expected an image's name, found {shown(key)}")
+                continue
+            entry = _read_annotation(root, prefix, key, images.get(key, f"{key}.jpg"), parsed, faults, device, field)
+            if entry is not None:
+                entries.append(entry)
+
+
+def _read_annotation(
+    root: Path,
+    prefix: str,
+    key: str,
+    image: str,
+    parsed: Parsed,
+    faults: Faults,
+    device: str | None,
+    field: str | None,
+) -> Entry | None:
+    file = f"{prefix}{ANNOTATIONS}/{key}.xml"
+    path = root / file
+    data = read_bytes(path, faults)
+    if data is None:
+        return None
+    parsed.files.append((file, hashlib.sha256(data).hexdigest()))
+    try:
+        document = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        faults.add(f"{path}: expected XML: {error}")
+        return None
+    if document.tag != "annotation":
+        faults.add(f"{path}: expected the element annotation, found {document.tag}")
+        return None
+    if field is not None:
+        device = (document.findtext(field) or "").strip() or None
+    found = (
+        _read_object(f"{path}: object {number}", item, faults)
+        for number, item in enumerate(document.findall("object"), 1)
+    )
+    things = tuple(thing for thing in found if thing is not None)
+    return Entry(str(path), key, f"{prefix}{JPEG_IMAGES}/{image}", device, things, _size(document))
+
+
+def _size(document: ElementTree.Element) -> tuple[int, int] | None:
+    """The stated size; tools that do not know it leave it out or write 0."""
+    width, height = (document.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    return (int(width), int(height)) if width.isdecimal() and height.isdecimal() and int(width) * int(height) else None
+
+
+def _read_object(at: str, item: ElementTree.Element, faults: Faults) -> Thing | None:
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        faults.add(f"{at}: name: missing; expected the object's class")
+        return None
+    texts = [item.findtext(f"bndbox/{edge}") for edge in _EDGES]
+    try:
+        edges = [float(text or "") for text in texts]
+    except ValueError:
+        faults.add(f"{at}: bndbox: expected four numbers {', '.join(_EDGES)}, found {shown(texts)}")
+        return None
+    box = check_box(f"{at}: bndbox", edges, faults)
+    difficult = (item.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        faults.add(f"{at}: difficult: expected 0 or 1, found {shown(difficult)}")
+    return None if box is None else Thing(at, name, box, difficult == "1")

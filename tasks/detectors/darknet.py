@@ -1,0 +1,222 @@
+"""Darknet's weight files, read and written.
+
+A file is a header (three int32: major, minor, revision; then ``seen``, the images trained on, as int32, or as int64
+when 10 · major + minor is 2 or more) and little-endian float32 values: for each convolution, in the cfg's order, its
+biases, or BatchNorm's β, γ, running mean and running variance; then its kernel [out, in, height, width]
+(``save_convolutional_weights`` in Darknet's ``parser.c``). ``X.conv.N`` holds the cfg's layers 0 … N − 1.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.detectors.yolo_network import ConvBlock, YoloNetwork
+from tasks.errors import DataError
+
+FLOAT_BYTES = 4
+# A version part beyond this is no version: the file is something else.
+MAX_VERSION = 1000
+
+
+@dataclass(frozen=True)
+class DarknetHeader:
+    """Version of Darknet that wrote the file, and the images that the network had been trained on."""
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 0
+    seen: int = 0
+
+    @property
+    def format(self) -> str:
+        """``struct`` format: 20 bytes, or 16 in the files of Darknet 0.1."""
+        return "<3iq" if 10 * self.major + self.minor >= 2 else "<3ii"
+
+    def pack(self) -> bytes:
+        return struct.pack(self.format, self.major, self.minor, self.revision, self.seen)
+
+
+@dataclass(frozen=True)
+class DarknetReport:
+    """What a file gave a detector: cfg numbers of the convolutions loaded, and of those left as they were.
+
+    other_classes: the number of classes that the file's own outputs are for, when it is not the detector's.
+    """
+
+    file: str
+    header: DarknetHeader
+    loaded: tuple[int, ...]
+    skipped: tuple[int, ...]
+    other_classes: int | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.file}: layers {_runs(self.loaded, self.skipped)} loaded"
+        if self.skipped:
+            text += f", {_runs(self.skipped, self.loaded)} left as they were"
+        if self.other_classes is not None:
+            text += f" (its outputs are for {self.other_classes} classes)"
+        return text
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution of the cfg: its layer number, its tensors in the file's order, its anchors if it is an output."""
+
+    number: int
+    tensors: tuple[Tensor, ...]
+    anchors: int = 0
+
+    def floats(self, classes: int) -> int:
+        """float32 values in a file of a network for ``classes`` classes."""
+        if self.anchors:
+            weight = self.tensors[-1]
+            return self.anchors * (5 + classes) * (weight.shape[1] * weight.shape[2] * weight.shape[3] + 1)
+        return sum(tensor.numel() for tensor in self.tensors)
+
+
+def _convolutions(detector: YoloNetwork) -> list[_Convolution]:
+    found = []
+    for name, module in detector.layers.items():
+        if isinstance(module, ConvBlock):
+            norm = module.norm
+            statistics = (norm.bias, norm.weight, norm.running_mean, norm.running_var)
+            tensors = tuple(tensor.detach() for tensor in statistics if tensor is not None)
+            found.append(_Convolution(int(name), (*tensors, module.conv.weight.detach())))
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            anchors = module.out_channels // (5 + detector.num_classes)
+            found.append(_Convolution(int(name), (module.bias.detach(), module.weight.detach()), anchors))
+    return found
+
+
+def _floats(convolutions: Sequence[_Convolution], classes: int) -> int:
+    return sum(item.floats(classes) for item in convolutions)
+
+
+def darknet_bytes(detector: YoloNetwork, *, layers: int | None = None, header: DarknetHeader | None = None) -> int:
+    """Size in bytes of the file that :func:`save_darknet` writes; a detector on the meta device will do."""
+    chosen = [item for item in _convolutions(detector) if layers is None or item.number < layers]
+    return len((header or DarknetHeader()).pack()) + FLOAT_BYTES * _floats(chosen, detector.num_classes)
+
+
+def save_darknet(
+    detector: YoloNetwork, path: Path, *, layers: int | None = None, header: DarknetHeader | None = None
+) -> None:
+    """Write ``detector`` as a Darknet file: all of it, or the cfg's first ``layers`` layers (``X.conv.N``)."""
+    with path.open("wb") as file:
+        file.write((header or DarknetHeader()).pack())
+        for item in _convolutions(detector):
+            if layers is None or item.number < layers:
+                for tensor in item.tensors:
+                    file.write(tensor.cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+
+
+def read_header(path: Path) -> DarknetHeader:
+    """
+    Raises:
+        DataError: the file cannot be read, is too short for a header, or does not start with one.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(20)
+    except OSError as error:
+        raise DataError(f"{path}: the weight file cannot be read: {error.strerror}") from None
+    if len(start) < 12:
+        raise DataError(f"{path}: {len(start)} bytes; expected a Darknet weight file, whose header alone has 16 or 20")
+    header = DarknetHeader(*struct.unpack("<3i", start[:12]))
+    if not all(0 <= part < MAX_VERSION for part in (header.major, header.minor, header.revision)):
+        raise DataError(
+            f"{path}: expected a Darknet weight file, which starts with its version; "
+            f"found {header.major}.{header.minor}.{header.revision}"
+        )
+    size = struct.calcsize(header.format)
+    if len(start) < size:
+        raise DataError(
+            f"{path}: {len(start)} bytes; expected a Darknet weight file, whose header alone has {size} "
+            f"in version {header.major}.{header.minor}"
+        )
+    return DarknetHeader(*struct.unpack(header.format, start[:size]))
+
+
+def load_darknet(detector: YoloNetwork, path: Path) -> DarknetReport:
+    """Load a Darknet file into ``detector``, in place; nothing is changed unless all of the file fits.
+
+    A file for another number of classes gives all but the output convolutions. A file that ends with a layer gives
+    the layers up to there; one named ``X.conv.N`` must end with layer N − 1.
+
+    Raises:
+        DataError: the file is no Darknet file, is shorter or longer than the network (both lengths are named), or
+            holds values that are no weights.
+    """
+    header = read_header(path)
+    offset = len(header.pack())
+    size = path.stat().st_size
+    convolutions, other = _match(detector, path, size, offset)
+    values = np.memmap(path, dtype="<f4", mode="r", offset=offset) if size > offset else np.zeros(0, "<f4")
+    classes = detector.num_classes if other is None else other
+    read: list[tuple[Tensor, Tensor]] = []
+    loaded = []
+    at = 0
+    for item in convolutions:
+        if item.anchors and other is not None:
+            at += item.floats(classes)
+            continue
+        loaded.append(item.number)
+        for tensor in item.tensors:
+            part = torch.from_numpy(np.array(values[at : at + tensor.numel()], dtype=np.float32))
+            if not bool(torch.isfinite(part).all()):
+                raise DataError(f"{path}: layer {item.number} holds NaN or infinity; expected weights")
+            read.append((tensor, part.view(tensor.shape)))
+            at += tensor.numel()
+        if len(item.tensors) == 5 and bool((read[-2][1] < 0).any()):
+            raise DataError(f"{path}: layer {item.number} has a negative running variance; expected weights")
+    for tensor, value in read:
+        tensor.copy_(value)
+    skipped = tuple(item.number for item in _convolutions(detector) if item.number not in loaded)
+    return DarknetReport(path.name, header, tuple(loaded), skipped, other)
+
+
+def _match(detector: YoloNetwork, path: Path, size: int, offset: int) -> tuple[list[_Convolution], int | None]:
+    """The convolutions that a file of ``size`` bytes holds, and its number of classes if not the detector's."""
+    every = _convolutions(detector)
+    classes = detector.num_classes
+    named = re.search(r"\.conv\.(\d+)$", path.name)
+    wanted = [item for item in every if item.number < int(named[1])] if named else every
+    found, rest = divmod(size - offset, FLOAT_BYTES)
+    if not rest:
+        if found == _floats(wanted, classes):
+            return wanted, None
+        # Outputs have 5 + classes filters an anchor; the length tells how many. With -5 classes they have none.
+        fixed = _floats(wanted, -5)
+        a_filter = _floats(wanted, -4) - fixed
+        if a_filter and (found - fixed) % a_filter == 0 and (found - fixed) // a_filter > 5:
+            return wanted, (found - fixed) // a_filter - 5
+        for end in range(1, 0 if named else len(every)):
+            if found == _floats(every[:end], classes):
+                return every[:end], None
+    expected = offset + FLOAT_BYTES * _floats(wanted, classes)
+    what = f"layers 0 to {int(named[1]) - 1}" if named else f"all {len(detector.table)} layers"
+    raise DataError(
+        f"{path}: {size} bytes; expected {expected} for {what} of {detector.spec.kind} with {classes} classes "
+        f"({'too short' if size < expected else 'too long'})"
+    )
+
+
+def _runs(chosen: Sequence[int], others: Sequence[int]) -> str:
+    """``0–80, 84–92``: layer numbers as first and last of each run that none of ``others`` interrupts."""
+    runs: list[list[int]] = []
+    following = False
+    for number in sorted((*chosen, *others)):
+        if number in chosen:
+            if not following:
+                runs.append([])
+            runs[-1].append(number)
+        following = number in chosen
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

@@ -1,0 +1,83 @@
+"""The objects of one image as an evaluation sees them, and their passage through a safetensors object.
+
+An object that is ``difficult`` (a flag of PASCAL VOC's annotations: one that is hard to recognise without its
+surroundings) is neither asked for nor is a detection of it wrong, by all measures of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.errors import DataError
+from tasks.metrics.detections import Columns, pack_columns, unpack_columns
+
+# The objects of one image: boxes [m, 4] as in ImageDetections, labels [m], difficult [m] or None (none is).
+Truth = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], npt.NDArray[np.bool_] | None]
+CheckedTruth = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+
+_COLUMNS: Columns = {"boxes": np.dtype(np.float32), "labels": np.dtype(np.int64), "difficult": np.dtype(np.bool_)}
+
+
+def pack_truth(truth: Mapping[int, Truth]) -> dict[str, np.ndarray]:
+    """Flat arrays as of :func:`tasks.metrics.detections.pack`, with ``difficult`` bool [n] in place of the scores."""
+    rows = {
+        image: (boxes, labels, np.zeros(len(labels), np.bool_) if difficult is None else difficult)
+        for image, (boxes, labels, difficult) in truth.items()
+    }
+    return pack_columns(rows, _COLUMNS)
+
+
+def unpack_truth(arrays: Mapping[str, np.ndarray], *, source: str = "truth") -> dict[int, Truth]:
+    """The inverse of :func:`pack_truth`. ``source`` is the object that a message names.
+
+    Raises:
+        DataError: an array is missing, or its type, shape or content is not what :func:`pack_truth` writes.
+    """
+    return unpack_columns(arrays, _COLUMNS, lambda *columns: columns, source=source)
+
+
+def checked_truth(truth: Truth, classes: int, image: int) -> CheckedTruth:
+    """``truth`` of image number ``image`` in the types that the measures compute with.
+
+    Raises:
+        DataError: a shape does not fit, or a label is not from 0 to ``classes`` - 1.
+    """
+    boxes = np.asarray(truth[0], np.float64)
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    labels = np.asarray(truth[1], np.int64)
+    difficult = np.zeros(len(boxes), np.bool_) if truth[2] is None else np.asarray(truth[2], np.bool_)
+    if boxes.shape != (len(boxes), 4) or labels.shape != (len(boxes),) or difficult.shape != (len(boxes),):
+        raise DataError(
+            f"image {image}: truth: expected boxes [m, 4], labels [m], difficult [m], "
+            f"found {list(boxes.shape)}, {list(labels.shape)}, {list(difficult.shape)}"
+        )
+    check_labels(labels, classes, f"image {image}: truth")
+    return boxes, labels, difficult
+
+
+def check_labels(labels: npt.NDArray[np.int64], classes: int, where: str) -> None:
+    """
+    Raises:
+        DataError: a label is not from 0 to ``classes`` - 1.
+    """
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DataError(f"{where}: labels: expected class indices from 0 to {classes - 1}, found {wrong[0]}")
+
+
+def check_lengths(truth: int, detections: int) -> None:
+    """
+    Raises:
+        DataError: an evaluation has truth for another number of images than detections.
+    """
+    if truth != detections:
+        raise DataError(f"evaluation: expected detections for {truth} images, found {detections}")
+
+
+def mean_over_classes(per_class: Mapping[str, float | None]) -> float | None:
+    """Mean over the classes with objects; None when there is none."""
+    values = [value for value in per_class.values() if value is not None]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,166 @@
+"""What the check of a data set counts, and what it calls an error or worth a look."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.data.check import DataReport, check_data
+from tasks.data.similar import difference_hash, nearest
+from tasks.errors import DataError
+from tasks.spec.data import Coco, FederatedStreet
+
+WIDTH, HEIGHT = 96, 64
+
+
+def picture(seed: int) -> Image.Image:
+    """Coarse noise: far from any other seed's, and little changed by JPEG."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Images 1 to 4 on devices a and b, 5 and 6 for test; class cup on device b alone."""
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    for number in range(1, 7):
+        picture(number).save(root / "images" / f"{number}.jpg", quality=95)
+    categories = [{"id": 1, "name": "bin"}, {"id": 2, "name": "cup"}]
+    for file, numbers in (("train.json", range(1, 5)), ("test.json", range(5, 7))):
+        images = [
+            {"id": n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT}
+            | ({"device": "ab"[n % 2]} if n < 5 else {})
+            for n in numbers
+        ]
+        annotations = [
+            {"id": 2 * n + label, "image_id": n, "category_id": label, "bbox": [label, 1, 20, 20]}
+            for n in numbers
+            for label in ((1, 2) if n in (3, 6) else (1,))
+        ]
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (root / file).write_text(json.dumps(document))
+    return root
+
+
+def check(root: Path, **options: int) -> DataReport:
+    return check_data(Coco(name="mine"), root_of=lambda name: root, cache=root / "cache", **options)
+
+
+def edit(root: Path, file: str, old: str, new: str) -> None:
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new, 1))
+
+
+def test_counts(root: Path) -> None:
+    report = check(root)
+    assert (report.train_images, report.test_images) == (4, 2)
+    assert report.boxes_by_device == {"a": {"bin": 2, "cup": 0}, "b": {"bin": 2, "cup": 1}}
+    assert [(d.device, d.train_images, d.test_images) for d in report.devices] == [("a", 2, 2), ("b", 2, 2)]
+    assert report.test_boxes == {"bin": 2, "cup": 1}
+    assert report.errors == ()
+    (warning,) = report.warnings
+    assert warning == f"class 'cup' is on device b only: 1 boxes in 1 images, the first in {root}/images/3.jpg"
+
+
+def test_all_errors_are_collected_each_with_its_file(root: Path) -> None:
+    (root / "images" / "1.jpg").unlink()
+    cut = root / "images" / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    inner = root / "images" / "4.jpg"
+    picture(4).save(inner, format="PNG")  # a good header over damaged pixels
+    data = inner.read_bytes()
+    inner.write_bytes(data[: len(data) // 2] + bytes(20) + data[len(data) // 2 + 20 :])
+    edit(root, "test.json", "[1, 1, 20, 20]", "[1, 1, 20, 0]")
+    edit(root, "test.json", '"bbox": [1, 1, 20, 20]', '"bbox": [90, 1, 20, 20]')
+    edit(root, "train.json", '"name": "cup"', '"name": "mug"')
+    report = check(root)
+    text = "\n".join(report.errors)
+    for expected in (
+        "images/1.jpg: the image cannot be read",
+        "images/2.jpg: the image is truncated",
+        "images/4.jpg: expected an image that can be decoded",
+        "test.json: annotation 11: bbox: expected xmin < xmax",
+        "test.json: annotation 13: bbox: expected a box inside the image",
+        "test.json: image 6 (6.jpg): class 'cup' is in no training image; expected one of bin, mug",
+    ):
+        assert expected in text
+    assert len(report.errors) == 6
+
+
+def test_device_without_images_and_broken_label_file(root: Path) -> None:
+    (root / "train_label.json").write_text("[]")
+    shutil.copyfile(root / "train_label.json", root / "test_label.json")
+    (root / "Images").mkdir()
+    report = check_data(FederatedStreet(), root_of=lambda name: root, cache=root)
+    assert "test_label.json: expected a list of at least one image" in "\n".join(report.errors)
+    assert "device_2_id: no images of device 1, 2, 3, 4, 5; expected some of each" in "\n".join(report.errors)
+    assert report.boxes_by_device.keys() == {"1", "2", "3", "4", "5"}
+
+
+def test_same_bytes_and_whether_their_boxes_agree(root: Path) -> None:
+    shutil.copyfile(root / "images" / "1.jpg", root / "images" / "2.jpg")
+    shutil.copyfile(root / "images" / "1.jpg", root / "images" / "6.jpg")
+    warnings = [message for message in check(root).warnings if "same bytes" in message]
+    assert warnings == [
+        "3 images are the same bytes, in training and in test; their boxes differ: "
+        f"{root}/images/2.jpg (train, device a), {root}/images/1.jpg (train, device b), {root}/images/6.jpg (test)"
+    ]
+
+
+def test_near_duplicates_across_train_and_test(root: Path) -> None:
+    picture(3).resize((WIDTH // 2, HEIGHT // 2)).resize((WIDTH, HEIGHT)).save(root / "images" / "5.jpg", quality=60)
+    (message,) = (message for message in check(root).warnings if "near-duplicate" in message)
+    assert message.startswith(
+        f"{root}/images/5.jpg (test) is a near-duplicate of {root}/images/3.jpg (train, device b)"
+    )
+    assert not any("near-duplicate" in message for message in check(root, near_bits=0).warnings)
+    assert sum("near-duplicate" in message for message in check(root, near_bits=256).warnings) == 2
+
+
+def test_difficult_and_absent_classes(root: Path) -> None:
+    edit(root, "test.json", '"bbox"', '"iscrowd": 1, "bbox"')
+    edit(root, "train.json", '{"id": 2, "name": "cup"}', '{"id": 2, "name": "cup"}, {"id": 5, "name": "ufo"}')
+    warnings = check(root).warnings
+    assert f"{root}/images/5.jpg (test): 1 of 1 objects are difficult: evaluation ignores them" in warnings
+    assert "class 'ufo' has no training box" in warnings
+
+
+def test_another_content_is_an_error_and_no_folder_a_refusal(root: Path) -> None:
+    report = check_data(Coco(name="mine", digest="0" * 64), root_of=lambda name: root, cache=root)
+    assert any(f"expected content digest {'0' * 64}" in message for message in report.errors)
+    with pytest.raises(DataError, match="no folder is known for data set 'mine'"):
+        check_data(Coco(name="mine"), root_of=lambda name: None, cache=root)
+
+
+def test_hash_of_a_gradient_by_hand(tmp_path: Path) -> None:
+    """Brighter to the right: no left neighbour is brighter. Mirrored: all are."""
+    gradient = np.tile(np.arange(0, 255, 15, dtype=np.uint8), (16, 1))
+    for name, pixels, bits in (("up", gradient, 0), ("down", gradient[:, ::-1], 256)):
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.png")
+        assert np.bitwise_count(difference_hash(tmp_path / f"{name}.png")).sum() == bits
+
+
+def test_nearest_agrees_with_counting_bits_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    queries, hashes = (rng.integers(0, 2**64, (count, 4), dtype=np.uint64) for count in (600, 37))
+    indices, distances = nearest(queries, hashes)
+    for query, index, distance in list(zip(queries, indices, distances, strict=True))[::40]:
+        slow = [sum((int(a) ^ int(b)).bit_count() for a, b in zip(query, other, strict=True)) for other in hashes]
+        assert (slow.index(min(slow)), min(slow)) == (index, distance)
+
+
+def test_real_street_has_five_equal_images_and_frames_seen_in_training(street_dir: Path) -> None:
+    report = check_data(FederatedStreet(), root_of=lambda name: street_dir, cache=Path("unused"))
+    assert report.errors == ()
+    (same,) = (message for message in report.warnings if "same bytes" in message)
+    assert same.startswith("5 images are the same bytes; their boxes differ: ")
+    assert all(f"{number}.jpg" in same for number in ("000500", "000594", "000658", "000735", "000751"))
+    assert any(message.startswith("class 'table' is on device 2 only: 102 boxes") for message in report.warnings)
+    assert sum("near-duplicate" in message for message in report.warnings) > 20
