@@ -19,6 +19,7 @@ from tasks.data.samples import FederatedData
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.spec.data import DataSpec
+from tasks.spec.detector import DetectorSpec
 from tasks.spec.federation import FederationSpec
 
 
@@ -32,6 +33,7 @@ class Site:
         self.images = ImageCache(settings.image_cache_megabytes)
         self.host = socket.gethostname()
         self._data: dict[DataSpec, FederatedData] = {}
+        self._detector: tuple[DetectorSpec, int, Detector] | None = None
 
     def layout(self, federation: str) -> FederationLayout:
         return FederationLayout(self.settings.s3.prefix, federation)
@@ -49,9 +51,11 @@ class Site:
         return self._data[spec]
 
     def detector(self, spec: FederationSpec, classes: int) -> Detector:
-        """A detector whose weights are to be loaded; threads of this process are set to the specification's."""
+        """A detector that holds the last turn's weights: load all of them anew. Threads are set as specified."""
         torch.set_num_threads(spec.training.threads)
-        return build_detector(spec.detector, classes, seed=spec.seed)
+        if self._detector is None or self._detector[:2] != (spec.detector, classes):
+            self._detector = (spec.detector, classes, build_detector(spec.detector, classes, seed=spec.seed))
+        return self._detector[2]
 
     def device_name(self, spec: FederationSpec) -> str:
         """What computes: the GPU's name or the machine's processor."""

@@ -72,7 +72,6 @@ def train(
             torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = lr
         steps, waiting = steps + 1, 0
@@ -92,6 +91,9 @@ def train(
             value = loss.item()
             if not math.isfinite(value):
                 raise ClientError(f"client {client}: training loss is {value} at batch {number + 1}")
+            if waiting == 0:
+                # Not right after the step: gradients freed here leave their memory to the new ones.
+                optimizer.zero_grad()
             scaler.scale(loss / spec.accumulate).backward()
             count = batch.images.shape[0]
             images, waiting = images + count, waiting + 1
