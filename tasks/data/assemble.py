@@ -13,7 +13,7 @@ from tasks.data.entries import Entry, Faults, Parsed, natural, read_bytes, read_
 from tasks.data.partition import partition_samples
 from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.errors import DataError
-from tasks.spec.data import Partition
+from tasks.spec.data import ByField, ByList, Partition
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # tasks.spec.base.ClientId
 
@@ -57,6 +57,17 @@ def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faul
     for entry in train:
         if entry.device is None:
             faults.add(f"{entry.where}: {field}: missing; expected the device that the image came from")
+
+
+def named_devices(root: Path, clients: ByField | ByList, parsed: Parsed, where: str, faults: Faults) -> tuple[str, ...]:
+    """The devices that the images' own field names, in the labels at ``where``, or that a file of ``root`` lists."""
+    if isinstance(clients, ByField):
+        require_devices(parsed.train, clients.field, where, faults)
+        parsed.test = devices_in_all_or_none(parsed.test, clients.field, faults)
+        return check_devices(parsed.train, parsed.test, f"{where}: {clients.field}", faults)
+    listed = list_devices(root, clients.file, parsed, faults)
+    parsed.test = devices_in_all_or_none(parsed.test, clients.file, faults)
+    return check_devices(parsed.train, parsed.test, str(root / clients.file), faults, listed or None)
 
 
 def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple[str, ...]:

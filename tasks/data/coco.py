@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
-from tasks.data.assemble import assemble, check_devices, devices_in_all_or_none, list_devices, require_devices
+from tasks.data.assemble import assemble, named_devices
 from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, read_json, shown
 from tasks.data.samples import FederatedData
 from tasks.spec.data import ByField, ByList, Coco
@@ -36,14 +36,8 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
     parsed.test, _ = _read_part(root, spec.test, spec.test_images, field, parsed, faults)
     parsed.classes = spec.classes or tuple(sorted(set(categories.values())))
     devices: tuple[str, ...] | None = None
-    if isinstance(spec.clients, ByField):
-        require_devices(parsed.train, spec.clients.field, str(root / spec.train), faults)
-        parsed.test = devices_in_all_or_none(parsed.test, spec.clients.field, faults)
-        devices = check_devices(parsed.train, parsed.test, f"{root / spec.train}: {field}", faults)
-    elif isinstance(spec.clients, ByList):
-        listed = list_devices(root, spec.clients.file, parsed, faults)
-        parsed.test = devices_in_all_or_none(parsed.test, spec.clients.file, faults)
-        devices = check_devices(parsed.train, parsed.test, str(root / spec.clients.file), faults, listed or None)
+    if isinstance(spec.clients, ByField | ByList):
+        devices = named_devices(root, spec.clients, parsed, str(root / spec.train), faults)
     return assemble(
         root,
         parsed,

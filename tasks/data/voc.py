@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tasks.data.assemble import assemble, check_devices, devices_in_all_or_none, list_devices, require_devices
+from tasks.data.assemble import assemble, check_devices, named_devices
 from tasks.data.entries import (
     Entry,
     Faults,
@@ -55,14 +55,8 @@ def load_voc(
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, found or None)
     else:
         _read_folder(root, "", spec, parsed, faults, device=None, field=field)
-        if field is not None:
-            require_devices(parsed.train, field, str(root / ANNOTATIONS), faults)
-            parsed.test = devices_in_all_or_none(parsed.test, field, faults)
-            found = check_devices(parsed.train, parsed.test, f"{root / ANNOTATIONS}: {field}", faults)
-        elif isinstance(spec.clients, ByList):
-            listed = list_devices(root, spec.clients.file, parsed, faults)
-            parsed.test = devices_in_all_or_none(parsed.test, spec.clients.file, faults)
-            found = check_devices(parsed.train, parsed.test, str(root / spec.clients.file), faults, listed or None)
+        if isinstance(spec.clients, ByField | ByList):
+            found = named_devices(root, spec.clients, parsed, str(root / ANNOTATIONS), faults)
     parsed.classes = spec.classes or tuple(sorted({thing.name for entry in parsed.train for thing in entry.things}))
     return assemble(
         root,
