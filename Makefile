@@ -62,7 +62,7 @@ bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s
 
 lock: $(BIN)/uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade --quiet \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra laptop --upgrade --quiet \
 	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
 
 clean:

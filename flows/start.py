@@ -12,10 +12,10 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
-from tasks.detectors.weight_file import check_weights
+from tasks.detectors.weight_file import check_weights, lite0_file
 from tasks.errors import SpecError
 from tasks.spec.base import STORE_VERSION, parse
-from tasks.spec.detector import DarknetWeights
+from tasks.spec.detector import DarknetWeights, EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
 from tasks.spec.records import StoreVersion
 
@@ -73,7 +73,7 @@ def pin_weights(spec: FederationSpec, settings: Settings) -> FederationSpec:
     Raises:
         DataError: the file is missing.
     """
-    weights = getattr(spec.detector, "weights", None)
+    weights = spec.detector.weights
     if not isinstance(weights, DarknetWeights) or weights.sha256 is not None:
         return spec
     digest = check_weights(weights, settings.weight_file(weights.name))
@@ -85,11 +85,13 @@ def require_weights(spec: FederationSpec, settings: Settings) -> None:
     """Hold the initial weight file, if the specification names one, against its digest: before services start.
 
     Raises:
-        DataError: it is missing or another one.
+        DataError: it, or the package that holds it, is missing or another one.
     """
-    weights = getattr(spec.detector, "weights", None)
-    if isinstance(weights, DarknetWeights):
-        check_weights(weights, settings.weight_file(weights.name))
+    match spec.detector.weights:
+        case DarknetWeights() as weights:
+            check_weights(weights, settings.weight_file(weights.name))
+        case EfficientNetLite0Weights():
+            lite0_file()
 
 
 def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> None:

@@ -53,6 +53,10 @@ class Detector(nn.Module, ABC):
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
         """Named scalar terms, each a mean over the batch's images; their sum is what training minimises."""
 
+    def learning_rate_factors(self) -> dict[float, list[nn.Parameter]]:
+        """Parameters by the part of the learning rate that they are trained at; every parameter once."""
+        return {1.0: list(self.parameters())}
+
     @abstractmethod
     def predict(self, outputs: Any, *, score_threshold: float, nms_iou: float, max_detections: int) -> list[Detections]:
         """Detections of each image after non-maximum suppression, at most ``max_detections`` a class."""

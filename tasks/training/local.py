@@ -16,7 +16,7 @@ from tasks.detectors.base import Detector, Targets
 from tasks.errors import ClientError
 from tasks.spec.training import TrainingSpec
 from tasks.training.multi_scale import input_size, resize
-from tasks.training.optimizers import build_optimizer
+from tasks.training.optimizers import build_optimizer, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def train(
     def step() -> None:
         nonlocal steps, waiting
         if steps < warmup_steps:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * (steps + 1) / warmup_steps
+            set_learning_rate(optimizer, lr * (steps + 1) / warmup_steps)
         scaler.unscale_(optimizer)
         if waiting < spec.accumulate:
             # Fewer batches than each was divided by: the end of the turn.
@@ -72,8 +71,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         scaler.step(optimizer)
         scaler.update()
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimizer, lr)
         steps, waiting = steps + 1, 0
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

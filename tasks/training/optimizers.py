@@ -5,23 +5,34 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
+from tasks.detectors.base import Detector
 from tasks.spec.training import Adam, OptimizerSpec, Schedule, Sgd
 
 
-def build_optimizer(model: nn.Module, spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
-    """A fresh optimiser at ``lr``; weight decay touches matrices and kernels, never norms and biases."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(detector: Detector, spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
+    """A fresh optimiser at ``lr``; weight decay touches matrices and kernels, never norms and biases.
+
+    The detector may ask for a part of the learning rate for some of its parameters; :func:`set_learning_rate` keeps
+    the proportion.
+    """
+    groups = []
+    for factor, parameters in detector.learning_rate_factors().items():
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        for matrices, decay in ((True, spec.weight_decay), (False, 0.0)):
+            chosen = [parameter for parameter in trained if (parameter.ndim > 1) is matrices]
+            groups.append({"params": chosen, "weight_decay": decay, "lr": lr * factor, "factor": factor})
     if isinstance(spec, Sgd):
         return torch.optim.SGD(groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov)
     kind = torch.optim.Adam if isinstance(spec, Adam) else torch.optim.AdamW
     # foreach groups the update of many small tensors into few calls; the arithmetic is the same.
     return kind(groups, lr=lr, betas=spec.betas, foreach=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Every group at its factor of ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
 
 
 def learning_rate(lr: float, schedule: Schedule, round_number: int) -> float:

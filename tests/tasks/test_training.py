@@ -145,7 +145,9 @@ def test_learning_rate_is_held_then_falls_by_a_cosine_to_its_floor() -> None:
 def test_optimizers_decay_kernels_but_neither_norms_nor_biases(spec: Any, kind: type) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False))
     model[2].weight.requires_grad_(False)
-    optimizer = build_optimizer(model, spec, 0.05)
+    detector = Counter()
+    detector.layer = model  # type: ignore[assignment]
+    optimizer = build_optimizer(detector, spec, 0.05)
     assert type(optimizer) is kind
     decayed, plain = optimizer.param_groups
     assert [id(p) for p in decayed["params"]] == [id(model[0].weight)]
