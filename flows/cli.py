@@ -1,4 +1,4 @@
-"""The command ``fedbench``: run, resume, show, list, ui.
+"""The command ``fedbench``: run, resume, show, list, compare, ui.
 
 Heavy packages are imported by the commands that need them, so that ``--help`` answers at once.
 """
@@ -22,12 +22,14 @@ from flows.data_cli import data_app
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
-from tasks.spec.federation import FederationSpec, load_spec, with_fields
+from tasks.spec.centralised import twin
+from tasks.spec.federation import FederationSpec, MapName, load_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from flows.run import Outcome
 
+WIDE = 100  # columns that the table with all four mAPs may take
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 out = Console()
@@ -121,6 +123,11 @@ def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]
     return base, with_fields(spec, fields, source=what) if fields else spec
 
 
+def default_name(base: str, spec: FederationSpec) -> str:
+    """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
+    return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
+
+
 def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
     """A log file for the run, and the terminal with ``-v``."""
     folder = settings.home / "runs" / name
@@ -156,20 +163,26 @@ def run(
     max_rounds: Annotated[int | None, typer.Option(help="The last round; raise it to extend a finished run.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
+    centralised: Annotated[
+        bool, typer.Option("--centralised", help="All training images at one client: the reference for the federation.")
+    ] = False,
     home: Home = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
     """Run a federation; the same command again goes on where it was killed.
 
-    `fedbench run` · `fedbench run street5 --seed 1` · `fedbench run my.yaml -s training.optimizer.lr=0.0005`
+    `fedbench run` · `fedbench run street5 --seed 1` · `fedbench run my.yaml -s training.optimizer.lr=0.0005` ·
+    `fedbench run street5 --centralised`
     """
     with plain_errors():
         fields = field_values(assignments or [])
         fields |= {key: value for key, value in (("max_rounds", max_rounds), ("seed", seed)) if value is not None}
         base, spec = choose_spec(what, fields)
+        if centralised:
+            spec = twin(spec)
         settings = place_settings(home, slots)
-        _run(name or f"{base}-{spec.digest[:8]}", spec, settings, verbose, quiet)
+        _run(name or default_name(base, spec), spec, settings, verbose, quiet)
 
 
 @app.command()
@@ -230,23 +243,27 @@ def _home_option(settings: Settings) -> str:
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     """The per-round table, the plots, and how to see the run in a browser."""
-    from flows.progress import round_table
+    from flows.progress import best_line, round_table
 
     out.print()
     if outcome.already_finished:
         out.print(f"{name} is finished; nothing was left to do.")
     out.print(round_table(outcome.records))
-    last = outcome.records[-1].decision
-    if last.best_map50_voc10 is not None:
-        out.print(f"best: round {last.best_round}, map50_voc10 {last.best_map50_voc10:.3f}")
+    best = best_line(outcome.records[-1].decision)
+    if best is not None:
+        out.print(f"best: {best}", highlight=False)
     out.print(f"plots: {outcome.folder}", soft_wrap=True, highlight=False)
     out.print(f"pages: [bold]fedbench ui {name}{_home_option(settings)}[/]", soft_wrap=True, highlight=False)
 
 
 @app.command()
-def show(name: RunName, home: Home = None) -> None:
-    """The rounds of a federation, as the store has them."""
-    from flows.progress import round_table
+def show(
+    name: RunName,
+    classes: Annotated[bool, typer.Option("--classes", "-c", help="The best round's figures by class too.")] = False,
+    home: Home = None,
+) -> None:
+    """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
+    from flows.progress import best_line, class_table, round_table
     from flows.run import describe
     from flows.stored import opened_store, read_run
 
@@ -256,8 +273,14 @@ def show(name: RunName, home: Home = None) -> None:
             stored = read_run(objects, settings, name)
         out.print(f"[bold]{name}[/] · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}")
         if stored.records:
-            out.print(round_table(stored.records))
-            environment = stored.records[-1].environment
+            # A file or pipe has no width of its own.
+            width = out.width if out.is_terminal else max(out.width, WIDE)
+            out.print(round_table(stored.records, wide=width >= WIDE), width=width, crop=False)
+            decision, environment = stored.records[-1].decision, stored.records[-1].environment
+            if (best := best_line(decision)) is not None:
+                out.print(f"best: {best}", highlight=False)
+            if classes:
+                out.print(class_table(stored.records[decision.best_round]))
             out.print(
                 f"torch {environment.torch} · {environment.cpu} · {environment.threads} thread(s) a turn",
                 highlight=False,
@@ -281,18 +304,43 @@ def list_runs(home: Home = None) -> None:
 
     with plain_errors():
         settings = place_settings(home)
-        table = Table("federation", "state", "rounds", "best map50_voc10", "specification", box=None)
+        table = Table("federation", "state", "rounds", "best", "specification", box=None)
         with opened_store(settings) as objects:
             for stored in read_runs(objects, settings):
-                best = stored.records[-1].decision.best_map50_voc10 if stored.records else None
+                last = stored.records[-1].decision if stored.records else None
                 table.add_row(
                     stored.name,
                     stored.status,
                     f"{max(len(stored.records) - 1, 0)}/{stored.spec.max_rounds}",
-                    "–" if best is None else f"{best:.3f}",
+                    "–" if last is None or last.best is None else f"{last.best_metric} {last.best:.3f}",
                     f"{stored.spec.data.kind} · {stored.spec.detector.kind} · {stored.spec.digest[:8]}",
                 )
         out.print(table if table.row_count else "no federation yet; start with: fedbench run")
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Federations; the first is the yardstick.")],
+    metric: Annotated[MapName, typer.Option(help="What is drawn, and makes a round the best.")] = "map50_voc10",
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the figure and the CSV. [below home]")] = None,
+    home: Home = None,
+) -> None:
+    """Federations side by side: figures by measure and class, costs, what they differ in; and one figure.
+
+    `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
+    """
+    from flows import compare as comparison
+
+    with plain_errors():
+        settings = place_settings(home)
+        compared = comparison.read_compared(settings, names, metric)
+        paths = comparison.write_comparison(compared, metric, folder or comparison.default_folder(settings, names))
+    width = out.width if out.is_terminal else max(out.width, WIDE)
+    out.print(comparison.comparison_table(compared, metric), width=width, crop=False)
+    lines = [f"warning: {line}" for line in comparison.warnings(compared)]
+    lines += [*comparison.gaps(compared, metric), *comparison.differences(compared)]
+    for line in (*lines, *(f"written: {path}" for path in paths)):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -7,6 +7,7 @@ The federation's flow reports events to a :class:`Progress`; each subclass shows
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from threading import RLock
 
@@ -18,7 +19,8 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from tasks.spec.records import RoundRecord
+from tasks.spec.federation import MAP_NAMES
+from tasks.spec.records import Decision, RoundRecord
 
 _NAMED_CLIENTS = 8  # up to this many clients of a phase are shown by name
 _BAR_WIDTH = 30
@@ -225,8 +227,8 @@ class LiveProgress(Progress):
         committed = self.records[-1].round if self.records else 0
         best = self.records[-1].decision if self.records else None
         score = ""
-        if best is not None and best.best_map50_voc10 is not None:
-            score = f"best map50_voc10 {best.best_map50_voc10:.3f} in round {best.best_round}"
+        if best is not None and best.best is not None:
+            score = f"best {best.best_metric} {best.best:.3f} in round {best.best_round}"
         line = Table.grid(Column(no_wrap=True), Column(width=_BAR_WIDTH), Column(no_wrap=True), padding=(0, 1))
         line.add_row(
             Text(f"round {self.round}/{self.max_rounds}", "bold"),
@@ -269,43 +271,70 @@ def make_progress(console: Console, quiet: bool) -> Progress:
     return LineProgress(console)
 
 
-def round_table(records: Sequence[RoundRecord]) -> Table:
+def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
     """One row a round: clients (updates / cohort), losses, VOC 2010 mAP at IoU 0.5, recall, MB, seconds.
 
-    The best mAP of ``records`` stands out; a dash is a value that the record has as null.
+    ``wide`` has all four mAPs, in at most 100 columns. The best round's figure stands out, by the measure that the
+    federation goes by; a dash is a value that the record has as null.
     """
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
-    for header in (
-        "round",
-        "clients",
-        "train loss",
-        "test loss",
-        "map50_voc10",
-        "recall",
-        "MB up",
-        "MB down",
-        "s",
-    ):
-        table.add_column(header, justify="right", no_wrap=True)
-    scores = [record.metrics.map50_voc10 for record in records if record.metrics.map50_voc10 is not None]
-    best = max(scores, default=None)
-    for record in records:
+    maps = MAP_NAMES if wide else MAP_NAMES[:1]
+    before, after = ("round", "clients", "train loss", "test loss"), ("recall", "MB up", "MB down", "s")
+    for header in (*before, *maps, *after):
+        table.add_column(_two_lines(header) if wide else header, justify="right", no_wrap=True)
+    metric = records[-1].decision.best_metric if records else MAP_NAMES[0]
+    scores = [getattr(record.metrics, metric) for record in records]
+    best = max((score for score in scores if score is not None), default=None)
+    for record, score in zip(records, scores, strict=True):
         metrics = record.metrics
         cohort = len(record.plan.cohort) if record.plan else 0
         short = len(record.updates) < cohort
-        is_best = best is not None and metrics.map50_voc10 == best
+        is_best = best is not None and score == best
         table.add_row(
             str(record.round),
             Text(f"{len(record.updates)}/{cohort}" if cohort else "-", "yellow" if short else ""),
             _number(metrics.train_loss),
             _number(metrics.loss),
-            Text(_number(metrics.map50_voc10), "bold green" if is_best else ""),
+            *(
+                Text(_number(getattr(metrics, name)), "bold green" if is_best and name == metric else "")
+                for name in maps
+            ),
             _number(metrics.recall),
             _megabytes(record.bytes_up),
             _megabytes(record.bytes_down),
             f"{sum(record.seconds.values()):.1f}",
         )
     return table
+
+
+def class_table(record: RoundRecord) -> Table:
+    """One row a class of a round: its test objects, and the global model's AP and recall on them."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("class")
+    for header in ("test objects", "AP50 voc10", "AP coco", "recall"):
+        table.add_column(header, justify="right", no_wrap=True)
+    metrics, objects = record.metrics, Counter[str]()
+    for evaluation in record.evaluations:
+        objects.update(evaluation.objects)
+    for name, score in metrics.per_class.items():
+        table.add_row(
+            Text(name),
+            str(objects[name]) if objects else "-",
+            _number(score),
+            _number(metrics.per_class_coco.get(name)),
+            _number(metrics.per_class_recall.get(name)),
+        )
+    return table
+
+
+def best_line(decision: Decision) -> str | None:
+    """``round 5, map50_voc10 0.554``; None before any round has a figure."""
+    return None if decision.best is None else f"round {decision.best_round}, {decision.best_metric} {decision.best:.3f}"
+
+
+def _two_lines(header: str) -> str:
+    """``map50_voc10`` and ``train loss`` in two lines."""
+    return header.replace("_", "\n").replace(" ", "\n")
 
 
 def clock(seconds: float) -> str:

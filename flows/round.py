@@ -223,6 +223,8 @@ def commit(place: Place, record: RoundRecord) -> None:
                 "version": 1,
                 "round": best,
                 "map50_voc10": record.decision.best_map50_voc10,
+                "metric": record.decision.best_metric,
+                "value": record.decision.best,
                 "weights": record.model.model_dump(mode="json"),
             },
         )

@@ -329,9 +329,11 @@ def _first_line(error: BaseException) -> str:
 def describe(spec: FederationSpec) -> str:
     """One line: data, detector, clients, local epochs."""
     data: Any = spec.data
-    clients = "all" if spec.clients is None else len(spec.clients)
+    clients = "all clients" if spec.clients is None else f"{len(spec.clients)} clients"
+    if spec.data.pooled:
+        clients = "centralised"
     epochs = spec.training.local_epochs
     return (
-        f"{data.kind} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · {clients} clients · "
+        f"{data.kind} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · {clients} · "
         f"{epochs} local epoch{'s' if epochs > 1 else ''} · {spec.strategy.kind}"
     )

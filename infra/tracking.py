@@ -94,6 +94,8 @@ def round_metrics(record: Mapping[str, Any]) -> dict[str, float]:
         "clients/updates": len(record["updates"]),
         "clients/dropped": len(record["dropped"]),
     }
+    if decision["best_metric"] != "map50_voc10":
+        values[f"best/{decision['best_metric']}"] = decision["best_value"]
     if plan is not None:
         values["clients/cohort"] = len(plan["cohort"])
         values["train/learning_rate"] = plan["learning_rate"]

@@ -7,17 +7,9 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.metrics.over_rounds import best_round
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Metrics
-
-
-def best_round(history: Sequence[Metrics]) -> tuple[int, float | None]:
-    """Number (from 0) and ``map50_voc10`` of the best round so far; the first of equals."""
-    best, value = 0, history[0].map50_voc10
-    for number, metrics in enumerate(history):
-        if metrics.map50_voc10 is not None and (value is None or metrics.map50_voc10 > value):
-            best, value = number, metrics.map50_voc10
-    return best, value
 
 
 def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
@@ -35,7 +27,7 @@ def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
 
 def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
     """``history`` holds the metrics of rounds 0 to ``round_number``."""
-    best, value = best_round(history)
+    best, value = best_round(history, spec.best_metric)
     reached = getattr(history[-1], spec.target_metric)
     reason = None
     if spec.target_map is not None and reached is not None and reached >= spec.target_map:
@@ -45,7 +37,14 @@ def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metri
     elif round_number >= spec.max_rounds:
         reason = "max_rounds"
     return Decision.model_validate(
-        {"stop": reason is not None, "reason": reason, "best_round": best, "best_map50_voc10": value}
+        {
+            "stop": reason is not None,
+            "reason": reason,
+            "best_round": best,
+            "best_map50_voc10": history[best].map50_voc10,
+            "best_metric": spec.best_metric,
+            "best_value": value,
+        }
     )
 
 

@@ -24,7 +24,7 @@ from tasks.detectors.state import load_state
 from tasks.errors import ClientError, DataError
 from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections, in_order, merge, pack, unpack
-from tasks.metrics.truth import Truth, pack_truth, unpack_truth
+from tasks.metrics.truth import Truth, count_objects, pack_truth, unpack_truth
 from tasks.metrics.voc import evaluate_voc
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
@@ -192,6 +192,7 @@ def score(
         per_class=voc.per_class,
         per_class_coco=coco.per_class,
         per_class_recall=voc.recall_per_class,
+        objects=count_objects(objects, classes),
         score_threshold=threshold,
         seconds=time.monotonic() - started,
     )

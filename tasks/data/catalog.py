@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tasks.data.coco import load_coco
@@ -12,7 +12,7 @@ from tasks.data.street import load_street
 from tasks.data.synthetic import make_synthetic_street
 from tasks.data.voc import load_voc
 from tasks.errors import DataError
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.data import POOLED_CLIENT, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
 
 
 def load_data(
@@ -22,11 +22,19 @@ def load_data(
 
     ``root_of`` gives this machine's folder of a named data set, or None; ``cache`` is the folder under which
     synthetic sets are drawn once and kept. With ``faults`` that collect, mistakes in the data are in there, and what
-    is usable is returned.
+    is usable is returned. Every kind is pooled here, after it was read as a federation's (:func:`pool`).
 
     Raises:
         DataError: this machine has no folder of that name, or the data set is not as it must be.
     """
+    data = _load_devices(spec, root_of=root_of, cache=cache, faults=faults)
+    return pool(data, spec.pooled_devices) if spec.pooled else data
+
+
+def _load_devices(
+    spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, faults: Faults | None
+) -> FederatedData:
+    """The data by device, whether they are to be pooled or not."""
     if isinstance(spec, SyntheticStreet):
         root = make_synthetic_street(spec, cache / spec.kind)
         return load_street(root, spec.split, name=spec.kind, expected_digest=None, faults=faults)
@@ -39,7 +47,7 @@ def load_data(
         return load_voc(folder, spec, faults=faults)
     if spec.form == "voc":
         devices = VocFolders(name=spec.name, digest=spec.digest)
-        return load_voc(folder / f"street_{spec.split}", devices, devices=spec.devices, faults=faults)
+        return load_voc(folder / f"street_{spec.split}", devices, devices=spec.own_devices, faults=faults)
     return load_street(folder, spec.split, name=spec.name, expected_digest=spec.digest, faults=faults)
 
 
@@ -49,6 +57,28 @@ def _unknown_name(spec: FederatedStreet | VocFolders | Coco) -> str:
         holds = "its train_label.json" if spec.form == "json" else f"its street_{spec.split}/"
         return f"{start}FEDBENCH_STREET_DIR, or {spec.name!r} in data_roots, to the folder of {holds}"
     return f"{start}{spec.name!r} in data_roots (settings.yaml, or FEDBENCH_DATA_ROOTS as JSON) to its folder"
+
+
+def pool(data: FederatedData, devices: Sequence[str] | None = None) -> FederatedData:
+    """One client, ``all``, with the training images of ``devices`` (None: of every one); name, digest, classes stay.
+
+    Images are in the data set's order of devices, and in each device's own. A test set that the devices share stays
+    as it is, so that figures are comparable to the bit; test sets of their own become their union in the same order.
+
+    Raises:
+        DataError: a device that the data set does not have.
+    """
+    chosen = data if devices is None else restrict(data, devices)
+    train = tuple(sample for samples in chosen.train.values() for sample in samples)
+    tests = list({id(samples): samples for samples in chosen.test.values()}.values())
+    test = tests[0] if len(tests) == 1 else tuple(dict.fromkeys(sample for samples in tests for sample in samples))
+    return FederatedData(
+        name=data.name,
+        digest=data.digest,
+        classes=data.classes,
+        train={POOLED_CLIENT: train},
+        test={POOLED_CLIENT: test},
+    )
 
 
 def restrict(data: FederatedData, clients: Iterable[str]) -> FederatedData:

@@ -60,7 +60,7 @@ class _Placed:
 def check_data(
     spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, near_bits: int = NEAR_BITS
 ) -> DataReport:
-    """Read all that ``spec`` names, decode every image once, and collect what is wrong.
+    """Read all that ``spec`` names by device, decode every image once, and collect what is wrong.
 
     Errors: what :func:`tasks.data.catalog.load_data` refuses, and images that cannot be decoded. Warnings: images of
     the same bytes; test images whose 256-bit difference hash is within ``near_bits`` of a training image's; a class
@@ -70,6 +70,7 @@ def check_data(
         DataError: this machine has no folder for the data set.
     """
     faults = Faults(collect=True)
+    spec = spec.model_copy(update={"pooled": False, "pooled_devices": None})
     data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
     placed = list(_placed(data))
     hashes = _decode(placed, faults)

@@ -62,12 +62,12 @@ def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     """The folder of the set under ``root``, in Federated Street's published form; drawn if not there yet.
 
     Two processes may do this at once: each draws in a folder of its own, the first to finish puts its in
-    place. Test entries carry their device only for ``test: per-device``. Both splits share one folder.
+    place. Test entries carry their device only for ``test: per-device``. Both splits share one folder, pooled or not.
 
     Raises:
         DataError: ``root`` cannot be written to.
     """
-    fields = spec.model_dump(mode="json", exclude={"split"}) | {"drawing": DRAWING}
+    fields = spec.model_dump(mode="json", exclude={"split", "pooled", "pooled_devices"}) | {"drawing": DRAWING}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     final = root / digest
     if final.is_dir():

@@ -15,42 +15,64 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from tasks.spec.federation import MapName
 from tasks.spec.records import RoundRecord
 
 # Okabe and Ito's colours, distinct for colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B7280"
+PURPLE = "#CC79A7"
+# Label, colour, line and marker of each mAP.
+_MAPS: dict[MapName, tuple[str, str, str, str]] = {
+    "map50_voc10": ("VOC 2010, IoU 0.5", GREEN, "-", "o"),
+    "map50_voc07": ("VOC 2007, IoU 0.5", ORANGE, "--", "s"),
+    "map50_coco": ("COCO, IoU 0.5", BLUE, ":", "^"),
+    "map_coco": ("COCO, IoU .50:.95", PURPLE, "-", "D"),
+}
 _GRID = "#E5E7EB"
 _INK = "#1F2937"
 
 
 def rounds_plot(records: Sequence[RoundRecord]) -> Figure:
-    """Train and test loss, and mAP and recall on test, by round; the best round is marked."""
+    """Train and test loss, mAP and recall on test, and all four mAPs, by round; the best round is marked.
+
+    The star is on the measure that the federation goes by.
+    """
     records = sorted(records, key=lambda record: record.round)
-    figure = _figure(11, 4.2)
-    losses, scores = figure.subplots(1, 2)
+    figure = new_figure(16, 4.2)
+    losses, scores, maps = figure.subplots(1, 3)
     rounds = [record.round for record in records]
     test_loss = [record.metrics.loss for record in records]
     train_loss = [record.metrics.train_loss for record in records]
-    map50 = [record.metrics.map50_voc10 for record in records]
     recall = [record.metrics.recall for record in records]
+    by_name = {name: [getattr(record.metrics, name) for record in records] for name in _MAPS}
 
-    _line(losses, rounds, train_loss, BLUE, "train (mean over local epochs)", marker="o")
-    _line(losses, rounds, test_loss, ORANGE, "test", marker="s")
-    _style(losses, "Loss", "loss per image")
+    draw_line(losses, rounds, train_loss, BLUE, "train (mean over local epochs)", marker="o")
+    draw_line(losses, rounds, test_loss, ORANGE, "test", marker="s")
+    style_axes(losses, "Loss", "loss per image")
     if any(value is not None for value in [*train_loss, *test_loss]):
         losses.set_ylim(bottom=0)
         losses.legend(frameon=False, loc="best")
 
-    _line(scores, rounds, map50, GREEN, "mAP (VOC 2010, IoU 0.5)", marker="o")
-    _line(scores, rounds, recall, GREY, "recall (IoU 0.5)", marker="s", linestyle="--")
-    _style(scores, "Test mAP and recall", "fraction")
-    present = [(value, -number) for number, value in zip(rounds, map50, strict=True) if value is not None]
+    draw_line(scores, rounds, by_name["map50_voc10"], GREEN, "mAP (VOC 2010, IoU 0.5)", marker="o")
+    draw_line(scores, rounds, recall, GREY, "recall (IoU 0.5)", marker="s", linestyle="--")
+    style_axes(scores, "Test mAP and recall", "fraction")
+    _room_for_legend(scores, [*by_name["map50_voc10"], *recall])
+
+    for name, (label, color, linestyle, marker) in _MAPS.items():
+        draw_line(maps, rounds, by_name[name], color, label, marker=marker, linestyle=linestyle)
+    style_axes(maps, "Test mAP by its rules", "fraction")
+    _room_for_legend(maps, [value for values in by_name.values() for value in values])
+
+    metric = records[-1].decision.best_metric if records else "map50_voc10"
+    present = [(value, -number) for number, value in zip(rounds, by_name[metric], strict=True) if value is not None]
     if present:
-        _mark_best(scores, -max(present)[1], max(present)[0])
-        highest = max(value for value in [*map50, *recall] if value is not None)
-        # Room above the lines for the legend, whatever their height.
-        scores.set_ylim(0, max(0.05, 1.28 * highest))
-        scores.legend(frameon=False, loc="upper left", ncols=2, columnspacing=1.2)
+        value, number = max(present)[0], -max(present)[1]
+        color = _MAPS[metric][1]
+        for axes in (scores, maps) if metric == "map50_voc10" else (maps,):
+            _mark(axes, number, value, color)
+        # Beside the title, where no line can cross it.
+        panel = scores if metric == "map50_voc10" else maps
+        panel.set_title(f"best {metric} {value:.3f}, round {number}", loc="right", color=color, fontsize=10)
     return figure
 
 
@@ -61,7 +83,7 @@ def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figur
     table = np.array(
         [[class_counts[device].get(name, 0) for device in devices] for name in classes], dtype=np.int64
     ).reshape(len(classes), len(devices))
-    figure = _figure(max(5.5, 2.6 + 0.52 * len(devices)), max(2.6, 1.6 + 0.42 * len(classes)))
+    figure = new_figure(max(5.5, 2.6 + 0.52 * len(devices)), max(2.6, 1.6 + 0.42 * len(classes)))
     axes = figure.subplots()
     axes.set_title("Training boxes by class and device", loc="left", fontweight="bold", color=_INK)
     if not table.size:
@@ -113,9 +135,9 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
         for update in record.updates:
             table[row[update.client], column] = update.train_loss
 
-    figure = _figure(max(6.5, min(14.0, 3.0 + 0.45 * len(rounds))), 3.4 + 0.24 * max(4, len(clients)))
+    figure = new_figure(max(6.5, min(14.0, 3.0 + 0.45 * len(rounds))), 3.4 + 0.24 * max(4, len(clients)))
     top, cells = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 0.24 * max(4, len(clients))])
-    _style(top, "Train loss of the clients", "loss per image")
+    style_axes(top, "Train loss of the clients", "loss per image")
     top.set_xlabel("")
     cells.set_xlabel("round")
     cells.set_ylabel("client")
@@ -127,7 +149,7 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
     low, high = np.nanmin(table[:, trained], axis=0), np.nanmax(table[:, trained], axis=0)
     top.fill_between(x, low, high, color=BLUE, alpha=0.15, linewidth=0, label="least to greatest client")
     mean = [record.metrics.train_loss for record in records]
-    _line(top, rounds, mean, BLUE, "mean, weighted by images", marker="o")
+    draw_line(top, rounds, mean, BLUE, "mean, weighted by images", marker="o")
     top.set_ylim(bottom=0)
 
     edges = (rounds[0] - 0.5, rounds[-1] + 0.5)
@@ -162,16 +184,16 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Inches at 130 dots; constrained layout keeps labels from overlapping."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _line(
+def draw_line(
     axes: Axes,
-    rounds: Sequence[int],
+    x: Sequence[float],
     values: Sequence[float | None],
     color: str,
     label: str,
@@ -180,14 +202,15 @@ def _line(
     linestyle: str = "-",
 ) -> None:
     """A line with gaps where a round has no figure. Many rounds carry no markers."""
-    shown = marker if len(rounds) <= 40 else ""
+    shown = marker if len(x) <= 40 else ""
     heights = [np.nan if value is None else value for value in values]
-    axes.plot(rounds, heights, linestyle, color=color, label=label, marker=shown, markersize=4, linewidth=1.8)
+    axes.plot(x, heights, linestyle, color=color, label=label, marker=shown, markersize=4, linewidth=1.8)
 
 
-def _style(axes: Axes, title: str, label: str) -> None:
+def style_axes(axes: Axes, title: str, label: str, *, x: str = "round") -> None:
+    """Titles, a light grid, and no box."""
     axes.set_title(title, loc="left", fontweight="bold", color=_INK)
-    axes.set_xlabel("round")
+    axes.set_xlabel(x)
     axes.set_ylabel(label)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -197,10 +220,17 @@ def _style(axes: Axes, title: str, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _mark_best(axes: Axes, number: int, value: float) -> None:
-    """A star on the line; its figure stands beside the title, where no line can cross it."""
-    axes.plot([number], [value], marker="*", markersize=15, color=GREEN, markeredgecolor="white", zorder=5)
-    axes.set_title(f"best mAP {value:.3f}, round {number}", loc="right", color=GREEN, fontsize=11)
+def _mark(axes: Axes, number: int, value: float, color: str) -> None:
+    """A star on the line."""
+    axes.plot([number], [value], marker="*", markersize=15, color=color, markeredgecolor="white", zorder=5)
+
+
+def _room_for_legend(axes: Axes, values: Sequence[float | None]) -> None:
+    """Room above the lines for the legend, whatever their height."""
+    present = [value for value in values if value is not None]
+    if present:
+        axes.set_ylim(0, max(0.05, 1.28 * max(present)))
+        axes.legend(frameon=False, loc="upper left", ncols=2, columnspacing=1.2)
 
 
 def _shade(losses: np.ndarray) -> Normalize:

@@ -6,7 +6,7 @@ surroundings) is neither asked for nor is a detection of it wrong, by all measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,19 @@ def checked_truth(truth: Truth, classes: int, image: int) -> CheckedTruth:
         )
     check_labels(labels, classes, f"image {image}: truth")
     return boxes, labels, difficult
+
+
+def count_objects(truth: Sequence[Truth], classes: Sequence[str]) -> dict[str, int]:
+    """The objects that an evaluation asks for, by class: difficult ones are none.
+
+    Raises:
+        DataError: as :func:`checked_truth`.
+    """
+    counts = np.zeros(len(classes), np.int64)
+    for image, objects in enumerate(truth):
+        _, labels, difficult = checked_truth(objects, len(classes), image)
+        counts += np.bincount(labels[~difficult], minlength=len(classes))
+    return {name: int(count) for name, count in zip(classes, counts, strict=True)}
 
 
 def check_labels(labels: npt.NDArray[np.int64], classes: int, where: str) -> None:

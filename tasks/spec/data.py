@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from tasks.spec.base import Frozen, Sha256
+from tasks.spec.base import ClientId, Frozen, Sha256
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
@@ -14,6 +14,8 @@ InsidePath = Annotated[str, StringConstraints(pattern=r"^[^\x00/\\.][^\x00/\\]*(
 Share = Annotated[float, Field(gt=0)]
 
 MAX_CLIENTS = 10_000
+# The one client of pooled data.
+POOLED_CLIENT = "all"
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -88,7 +90,45 @@ def _devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, 
     return _numbered(clients.clients) if isinstance(clients, _Partition) else None
 
 
-class SyntheticStreet(Frozen):
+class _Data(Frozen):
+    """What all kinds of data have in common."""
+
+    pooled: bool = Field(
+        False, description="All devices' training images as one client, named all: the centralised reference."
+    )
+    pooled_devices: tuple[ClientId, ...] | None = Field(
+        None, min_length=1, description="Devices whose images are pooled; left out, every device of the data set."
+    )
+
+    @property
+    def own_devices(self) -> tuple[str, ...] | None:
+        """The data set's devices, in order, whether they are pooled or not; None where only the data tell."""
+        raise NotImplementedError
+
+    @property
+    def devices(self) -> tuple[str, ...] | None:
+        """The clients' ids, in order; None where only the data tell."""
+        return (POOLED_CLIENT,) if self.pooled else self.own_devices
+
+    @model_validator(mode="after")
+    def _check_pooled(self) -> _Data:
+        chosen = self.pooled_devices
+        if chosen is None:
+            return self
+        if not self.pooled:
+            raise ValueError("pooled_devices: expected none unless pooled is true")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError("pooled_devices: expected each device once")
+        own = self.own_devices
+        unknown = [device for device in chosen if own is not None and device not in own]
+        if own is not None and unknown:
+            raise ValueError(
+                f"pooled_devices: expected devices of the data set, {own[0]} to {own[-1]}, found {', '.join(unknown)}"
+            )
+        return self
+
+
+class SyntheticStreet(_Data):
     """Street cameras drawn by the computer: fixed backgrounds, seven classes, non-IID devices, nested splits."""
 
     kind: Literal["synthetic-street"] = "synthetic-street"
@@ -103,12 +143,12 @@ class SyntheticStreet(Frozen):
     seed: int = Field(7, ge=0, lt=2**32, description="Seed of the drawing; the same seed gives the same images.")
 
     @property
-    def devices(self) -> tuple[str, ...]:
-        """The clients' ids, in order."""
+    def own_devices(self) -> tuple[str, ...]:
+        """The cameras' numbers."""
         return _numbered(self.split)
 
 
-class FederatedStreet(Frozen):
+class FederatedStreet(_Data):
     """Federated Street (arXiv 1910.11089) as published: 956 images, 7 classes."""
 
     kind: Literal["federated-street"] = "federated-street"
@@ -124,12 +164,12 @@ class FederatedStreet(Frozen):
     )
 
     @property
-    def devices(self) -> tuple[str, ...]:
-        """The clients' ids, in order."""
+    def own_devices(self) -> tuple[str, ...]:
+        """The cameras' numbers."""
         return _numbered(self.split)
 
 
-class _OwnData(Frozen):
+class _OwnData(_Data):
     name: DataName = Field(description="Name that each machine maps to its own folder, in the setting data_roots.")
     digest: Sha256 | None = Field(
         None, description="Content digest of the data set; left out, it is filled in when the run starts."
@@ -157,8 +197,8 @@ class VocFolders(_OwnData):
     clients: VocClients = Field(ByFolder(), description="How devices get their images.")
 
     @property
-    def devices(self) -> tuple[str, ...] | None:
-        """The clients' ids, in order; None where only the data tell."""
+    def own_devices(self) -> tuple[str, ...] | None:
+        """The numbers of a division's clients; None where only the data tell."""
         return _devices_of(self.clients)
 
 
@@ -173,8 +213,8 @@ class Coco(_OwnData):
     clients: CocoClients = Field(ByField(), description="How devices get their images.")
 
     @property
-    def devices(self) -> tuple[str, ...] | None:
-        """The clients' ids, in order; None where only the data tell."""
+    def own_devices(self) -> tuple[str, ...] | None:
+        """The numbers of a division's clients; None where only the data tell."""
         return _devices_of(self.clients)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from tasks.spec.training import EvaluationSpec, TrainingSpec
 
 # What a round's Metrics have of mean average precision; measured as tasks.metrics says.
 MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
+MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 
 
 class FedAvg(Frozen):
@@ -83,6 +84,9 @@ class FederationSpec(Frozen):
     patience_metric: Literal[MapName, "loss"] = "map50_voc10"
     target_map: float | None = Field(None, gt=0, le=1, description="Stop when target_metric reaches this.")
     target_metric: MapName = "map50_voc10"
+    best_metric: MapName = Field(
+        "map50_voc10", description="What the best round is the best by: its weights are kept, best.json names them."
+    )
     data: DataSpec = Field(SyntheticStreet(), discriminator="kind")
     detector: DetectorSpec = YoloV3Tiny()
     training: TrainingSpec = TrainingSpec()
@@ -122,8 +126,16 @@ class FederationSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON of every field: the experiment's identity."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """sha256 (hex) of the canonical JSON of the fields: the experiment's identity.
+
+        Fields that came later are in it where they are set, so that older digests still name their experiments.
+        """
+        later: dict[str, Any] = {}
+        if not self.data.pooled:
+            later["data"] = {"pooled", "pooled_devices"}
+        if self.best_metric == "map50_voc10":
+            later["best_metric"] = True
+        canonical = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.spec.base import RECORD_VERSION, STORE_VERSION, ClientId, FederationName, Frozen, Sha256
+from tasks.spec.federation import MapName
 
 
 class StoreVersion(Frozen):
@@ -125,6 +126,9 @@ class EvaluationRecord(Frozen):
     )
     per_class_coco: dict[str, float | None] = Field(default_factory=dict, description="COCO AP by class, as map_coco.")
     per_class_recall: dict[str, float | None] = Field(default_factory=dict, description="Recall by class.")
+    objects: dict[str, int] = Field(
+        default_factory=dict, description="Test objects by class, difficult ones left out; empty in older records."
+    )
     score_threshold: float
     seconds: float = Field(ge=0)
 
@@ -151,7 +155,14 @@ class Decision(Frozen):
     stop: bool
     reason: Literal["max_rounds", "patience", "target_map"] | None = None
     best_round: int = Field(ge=0)
-    best_map50_voc10: float | None = None
+    best_map50_voc10: float | None = Field(None, description="Of the best round.")
+    best_metric: MapName = Field("map50_voc10", description="What the best round is the best by.")
+    best_value: float | None = Field(None, description="That figure; null in records from before there was a choice.")
+
+    @property
+    def best(self) -> float | None:
+        """The best round's figure, whichever it is."""
+        return self.best_map50_voc10 if self.best_metric == "map50_voc10" else self.best_value
 
 
 class Environment(Frozen):

@@ -15,6 +15,8 @@ from flows.progress import (
     LiveProgress,
     Progress,
     QuietProgress,
+    best_line,
+    class_table,
     clock,
     make_progress,
     round_table,
@@ -22,6 +24,7 @@ from flows.progress import (
 from tasks.spec.records import (
     Decision,
     Environment,
+    EvaluationRecord,
     Metrics,
     RoundPlan,
     RoundRecord,
@@ -261,3 +264,60 @@ def test_table() -> None:
 
 def test_clock() -> None:
     assert [clock(seconds) for seconds in (0, 59.9, 3723.4)] == ["0:00:00", "0:00:59", "1:02:03"]
+
+
+def test_the_wide_table_has_all_four_maps_within_its_columns() -> None:
+    maps = {"map50_voc10": 0.5, "map50_voc07": 0.375, "map50_coco": 0.25, "map_coco": 0.125}
+    decision = Decision(stop=False, best_round=1, best_metric="map_coco", best_value=0.125)
+    rows = []
+    for number in range(2):
+        metrics = Metrics(train_loss=12345.678, loss=12345.678, recall=0.5, **(maps if number else {}))
+        rows.append(record(number, None).model_copy(update={"metrics": metrics, "decision": decision}))
+    console = Console(file=io.StringIO(), width=100, record=True, force_terminal=True)
+    console.print(round_table(rows, wide=True))
+    styled = console.export_text(styles=True, clear=False)
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    assert "…" not in "".join(lines)
+    assert lines[1].split() == [
+        "round",
+        "clients",
+        "loss",
+        "loss",
+        "voc10",
+        "voc07",
+        "coco",
+        "coco",
+        "recall",
+        "up",
+        "down",
+        "s",
+    ]
+    assert lines[3].split()[4:9] == ["0.500", "0.375", "0.250", "0.125", "0.500"]
+    assert lines[2].split()[4:9] == ["-", "-", "-", "-", "0.500"]
+    assert re.findall(r"\x1b\[1;32m([0-9.]+)", styled) == ["0.125"]  # the best, by the measure that counts
+    assert best_line(decision) == "round 1, map_coco 0.125"
+    assert best_line(Decision(stop=False, best_round=0)) is None
+    assert best_line(Decision(stop=False, best_round=4, best_map50_voc10=0.5)) == "round 4, map50_voc10 0.500"
+
+
+def test_the_table_of_classes() -> None:
+    metrics = Metrics(
+        per_class={"chair": 0.25, "table": None},
+        per_class_coco={"chair": 0.125, "table": None},
+        per_class_recall={"chair": 0.75, "table": None},
+    )
+    tests = [
+        EvaluationRecord(
+            clients=(client,), test_digest=SHA, test_size=3, loss=1.0, map50_voc10=0.2, recall=0.5, per_class={},
+            objects={"chair": count, "table": 0}, score_threshold=0.001, seconds=1.0,
+        )
+        for client, count in (("1", 4), ("2", 7))
+    ]  # fmt: skip
+    console = Console(file=io.StringIO(), width=80, record=True)
+    for evaluations in (tests, ()):  # older records do not count objects
+        changes = {"metrics": metrics, "evaluations": tuple(evaluations)}
+        console.print(class_table(record(1, 0.2).model_copy(update=changes)))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines[1:3] == [["chair", "11", "0.250", "0.125", "0.750"], ["table", "0", "-", "-", "-"]]
+    assert lines[4:6] == [["chair", "-", "0.250", "0.125", "0.750"], ["table", "-", "-", "-", "-"]]

@@ -82,6 +82,7 @@ def test_a_commit_keeps_the_best_and_the_last_two_globals(object_store: ObjectSt
     assert layout.committed_rounds(keys) == [0, 1, 2, 3, 4]
     best = object_store.get_json(layout.best)
     assert (best["round"], best["weights"]["key"]) == (1, layout.global_weights(1))
+    assert (best["metric"], best["value"], best["map50_voc10"]) == ("map50_voc10", 0.1, 0.1)
     history = read_history(object_store, layout)
     assert [record.round for record in history] == [0, 1, 2, 3, 4]
     assert history[3].dropped[0].reason == "bad label"

@@ -266,6 +266,13 @@ def test_a_dumped_record_has_one_time_in_either_mode(uri: str) -> None:
     assert len(points(tracker, "global/loss")) == 1
 
 
+def test_the_best_is_logged_by_the_measure_of_choice_too() -> None:
+    other = Decision(stop=False, best_round=1, best_map50_voc10=0.3, best_metric="map_coco", best_value=0.0)
+    metrics = round_metrics(record().model_copy(update={"decision": other}).model_dump(mode="json"))
+    best = {name: value for name, value in metrics.items() if name.startswith("best/")}
+    assert best == {"best/round": 1.0, "best/map50_voc10": 0.3, "best/map_coco": 0.0}
+
+
 def test_round_metrics() -> None:
     metrics = round_metrics(record().model_dump(mode="json"))
     assert metrics == {

@@ -149,6 +149,19 @@ def test_two_at_once_with_one_name_are_refused(shared_home: Home, tmp_path: Path
         first.wait()
 
 
+def test_runs_are_compared(undisturbed: FinishedRun, one_slot: FinishedRun, shared_home: Home, tmp_path: Path) -> None:
+    result = shared_home.run("compare", "tiny", "workers", "--out", tmp_path / "figures")
+    assert result.returncode == 0, result.stdout
+    assert "workers differs from tiny in: training.loader_workers 0 → 1" in result.stdout
+    score = undisturbed.records[-1].metrics.map50_voc10
+    last = next(line for line in result.stdout.splitlines() if line.startswith("map50_voc10 last"))
+    assert last.split()[2:] == [f"{score:.3f}", f"{score:.3f}", "(0.000)"]
+    assert "gap to centralised" not in result.stdout
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        f"comparison.{ending}" for ending in ("csv", "png", "svg")
+    ]
+
+
 def test_resume_show_and_list(undisturbed: FinishedRun, shared_home: Home) -> None:
     home = shared_home
     resumed = home.run("resume", "tiny")
@@ -159,6 +172,9 @@ def test_resume_show_and_list(undisturbed: FinishedRun, shared_home: Home) -> No
     assert "finished" in shown.stdout
     assert home.stored_spec("tiny").digest[:12] in shown.stdout
     assert shown.stdout.count("3/3") == 3
+    by_class = home.run("show", "tiny", "--classes").stdout
+    assert "test objects" in by_class
+    assert "sunshade" in by_class
     listed = home.run("list")
     assert listed.returncode == 0, listed.stdout
     row = next(line for line in listed.stdout.splitlines() if line.split()[:1] == ["tiny"])

@@ -14,6 +14,7 @@ from infra.place import Place
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import initial_weights
+from tasks.data.samples import class_counts
 from tasks.draw_sheet import draw_sheet
 from tasks.environment import this_environment
 from tasks.request_update import answers_plan, client_update, stored_updates
@@ -152,6 +153,7 @@ def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, plac
         replies = [client_eval(site, request) for request in requests]
         assert sum(reply.images for reply in replies) == 5
         found.append(score(place, SPEC, ready, replies, 0.0).model_copy(update={"seconds": 0}))
+        assert found[-1].objects == class_counts(site.data(SPEC.data).test["1"], tuple(ready[0].class_counts))
     assert found[0] == found[1]
     assert found[0].clients == ("1", "2")
     assert found[0].loss is not None

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.errors import DataError
-from tasks.metrics.truth import Truth, pack_truth, unpack_truth
+from tasks.metrics.truth import Truth, count_objects, pack_truth, unpack_truth
 
 TRUTH: dict[int, Truth] = {
     4: (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None),
@@ -30,6 +30,12 @@ def test_pack_and_unpack_through_a_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(read[image][2]), expected)
         assert [array.dtype for array in read[image] if array is not None] == [np.float32, np.int64, np.bool_]
     assert unpack_truth(pack_truth({})) == {}
+
+
+def test_objects_are_counted_by_class_without_difficult_ones() -> None:
+    assert count_objects(list(TRUTH.values()), ["ant", "bee", "cow", "dog"]) == {"ant": 1, "bee": 1, "cow": 0, "dog": 0}
+    with pytest.raises(DataError, match="image 1: truth: labels: expected class indices from 0 to 1, found 2"):
+        count_objects(list(TRUTH.values()), ["ant", "bee"])
 
 
 def test_spoiled_arrays_are_refused() -> None:

@@ -297,6 +297,17 @@ def test_the_best_round_is_the_first_of_equals() -> None:
     assert rounds_without_progress(history([None, 0.0, None]), "map50_voc10") == 1
 
 
+def test_the_best_round_is_the_best_by_the_metric_of_choice() -> None:
+    rounds = [Metrics(map50_voc10=voc, map_coco=coco) for voc, coco in ((0.1, 0.2), (0.4, 0.1), (0.2, 0.3))]
+    assert best_round(rounds, "map_coco") == (2, 0.3)
+    decision = decide_stop(FederationSpec(best_metric="map_coco"), 2, rounds)
+    assert (decision.best_round, decision.best_metric, decision.best, decision.best_map50_voc10) == (
+        2, "map_coco", 0.3, 0.2,
+    )  # fmt: skip
+    assert decide_stop(FederationSpec(), 2, rounds).best == 0.4
+    assert FederationSpec(best_metric="map_coco").digest != FederationSpec().digest
+
+
 def test_a_plan_is_a_record_that_comes_back_whole(place: Place, plan: RoundPlan) -> None:
     place.objects.put_json(place.layout.plan(3), plan.model_dump(mode="json"))
     assert RoundPlan.model_validate(place.objects.get_json(place.layout.plan(3))) == plan
