@@ -1,4 +1,4 @@
-"""The command ``fedbench``: run, resume, show, list, compare, ui.
+"""The command ``fedbench``: run, resume, show, list, compare, ui; the other commands are in files of their own.
 
 Heavy packages are imported by the commands that need them, so that ``--help`` answers at once.
 """
@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from flows.data_cli import data_app
+from flows.original_cli import export, original_app
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
@@ -36,7 +37,7 @@ out = Console()
 err = Console(stderr=True)
 app = typer.Typer(
     name="fedbench",
-    help="Federated object-detection benchmark: YOLOv3-tiny trained by FedAvg over street cameras.\n\n"
+    help="Federated object-detection benchmark: detectors trained by FedAvg over street cameras.\n\n"
     "Start with `fedbench run` (synthetic cameras, minutes on two cores). A run that was killed goes on with the "
     "same command.",
     no_args_is_help=True,
@@ -46,6 +47,8 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app)
+app.add_typer(original_app)
+app.command()(export)
 
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: all of it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]

@@ -1,0 +1,158 @@
+"""The original benchmark's task files: found, read and put together.
+
+What this reader knows is from the files that the original's ``data/generate_task_json.py`` writes and that its
+``fl_server.py``, ``fl_client.py`` and ``model/model_wrapper.py`` read, in the copies that its author and others keep:
+
+* the server's ``yolo_task.json``: ``model_name``, ``model_config`` (``model_config_file`` in older copies),
+  ``log_dir`` or ``log_filename``, ``model_path``, ``MIN_NUM_WORKERS``, ``MAX_NUM_ROUNDS``, ``NUM_TOLERATE``,
+  ``NUM_CLIENTS_CONTACTED_PER_ROUND``, ``ROUNDS_BETWEEN_VALIDATIONS``;
+* beside it a ``yolo_task<k>.json`` for client k: ``model_name``, ``model_config``, ``log_filename``, ``train``,
+  ``test``, ``names``, ``n_cpu``, ``local_epoch``, ``batch_size``;
+* ``yolo_model.json``: ``model_def``, ``pretrained_weights``, ``multiscale_training``, ``gradient_accumulations``,
+  ``img_size``.
+
+Paths in them are relative to the original's root folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import SpecError
+
+MAX_BYTES = 1_000_000
+SERVER_KEY, CLIENT_KEY = "MAX_NUM_ROUNDS", "local_epoch"
+_MODEL_KEYS = ("model_config", "model_config_file")
+_SHOWN = 60  # characters of a value that a message or table has
+
+
+@dataclass(frozen=True)
+class OriginalFile:
+    """A JSON file of the original, and its fields in its order."""
+
+    path: Path
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OriginalTask:
+    """A task: the file that was named, the server's and the clients' beside it, and the model file."""
+
+    path: Path
+    server: OriginalFile | None
+    clients: tuple[OriginalFile, ...]
+    model: OriginalFile | None
+
+    @property
+    def files(self) -> tuple[OriginalFile, ...]:
+        """Server's, first client's and model's file, those that there are."""
+        return tuple(file for file in (self.server, *self.clients[:1], self.model) if file is not None)
+
+
+def read_task(path: Path, model: Path | None = None) -> OriginalTask:
+    """Read a server's or client's task file, those that belong to it in its folder, and its model file.
+
+    Raises:
+        SpecError: a file is missing or no JSON object, the task is not of YOLOv3, or the model file that it names is
+            not found.
+    """
+    named = _read(path)
+    _check_model_name(named)
+    if SERVER_KEY in named.fields:
+        server: OriginalFile | None = named
+        clients = _clients_of(path)
+        if CLIENT_KEY in named.fields:  # one file for both, in some copies
+            clients = (named, *clients)
+    else:
+        server, clients = _server_of(path), (named,)
+    others = (server, *clients[:1])
+    return OriginalTask(path, server, clients, _model_of([named, *filter(None, others)], model))
+
+
+def find(named: str, task: Path) -> Path | None:
+    """The file or folder that a task calls ``named``: from its folder, a folder above it or the working folder."""
+    folder = task.absolute().parent
+    places = [start / named for start in (folder, *folder.parents, Path.cwd())]
+    for candidate in (*places, folder / Path(named).name):
+        try:
+            if candidate.exists():
+                return candidate
+        except (OSError, ValueError):  # a name that no file can have
+            continue
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value or name from a file as one printable line, cut."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def _check_model_name(file: OriginalFile) -> None:
+    name = file.fields.get("model_name", "Yolo")
+    plain = re.sub(r"[^a-z0-9]", "", str(name).lower())
+    if "faster" in plain or "rcnn" in plain:
+        raise SpecError(
+            f"{file.path}: model_name: {shown(name)}: not yet: Faster R-CNN is not among this version's detectors; "
+            "expected yolo"
+        )
+    if not isinstance(name, str) or not plain.startswith("yolo"):
+        raise SpecError(f"{file.path}: model_name: expected yolo, found {shown(name)}")
+
+
+def _read(path: Path) -> OriginalFile:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise SpecError(f"{path}: more than {MAX_BYTES} bytes; expected a task or model file of the original benchmark")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: expected JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise SpecError(f"{path}: expected a mapping of fields, found {type(document).__name__}")
+    return OriginalFile(path, document)
+
+
+def _clients_of(server: Path) -> tuple[OriginalFile, ...]:
+    """Task files of the clients: ``yolo_task.json`` has ``yolo_task1.json`` or ``yolo_task_1.json`` beside it."""
+    pattern = re.compile(re.escape(server.stem) + r"_?(\d{1,4})" + re.escape(server.suffix))
+    numbered = [
+        (int(match[1]), path) for path in server.absolute().parent.iterdir() if (match := pattern.fullmatch(path.name))
+    ]
+    return tuple(_read(path) for _, path in sorted(numbered))
+
+
+def _server_of(client: Path) -> OriginalFile | None:
+    match = re.fullmatch(r"(.+?)_?\d{1,4}", client.stem)
+    path = client.with_name(match[1] + client.suffix) if match else None
+    return _read(path) if path is not None and path.is_file() else None
+
+
+def _model_of(tasks: Sequence[OriginalFile], given: Path | None) -> OriginalFile | None:
+    if given is not None:
+        return _read(given)
+    for task, key in itertools.product(tasks, _MODEL_KEYS):
+        named = task.fields.get(key)
+        if named is None:
+            continue
+        if not isinstance(named, str) or not named:
+            raise SpecError(f"{task.path}: {key}: expected the model file's path, found {shown(named)}")
+        found = find(named, task.path)
+        if found is None or not found.is_file():
+            raise SpecError(
+                f"{task.path}: {key}: no file {shown(named)} in the task's folder, those above it or the working "
+                "folder; give the model file after the task file"
+            )
+        return _read(found)
+    return None
