@@ -255,6 +255,8 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     best = best_line(outcome.records[-1].decision)
     if best is not None:
         out.print(f"best: {best}", highlight=False)
+    if outcome.model is not None:
+        out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
     out.print(f"plots: {outcome.folder}", soft_wrap=True, highlight=False)
     out.print(f"pages: [bold]fedbench ui {name}{_home_option(settings)}[/]", soft_wrap=True, highlight=False)
 
@@ -357,6 +359,20 @@ def ui(
 
     with plain_errors():
         serve_pages(place_settings(home), name, out, open_browser=browser)
+
+
+@app.command()
+def serve(
+    name: RunName,
+    home: Home = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+) -> None:
+    """Serve a federation's best model over HTTP until Ctrl-C."""
+    from flows.serving import serve_model
+
+    with plain_errors():
+        raise typer.Exit(serve_model(place_settings(home), name, out, host=host, port=port))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from flows.registration import best_record, register
 from infra.errors import InfraError, TrackingUnavailable
 from infra.place import Place
 from infra.services.embedded import EmbeddedServices
@@ -43,6 +44,7 @@ class RunReport:
         )
         self._tracker: Tracker | None = None
         self._tags: dict[str, str] = {}
+        self.model: str | None = None  # URI of the registered model, once there is one
 
     def open(self, history: Sequence[RoundRecord]) -> None:
         """Find or make the MLflow run, and give it the committed rounds that it lacks."""
@@ -80,7 +82,7 @@ class RunReport:
             log.warning("MLflow: round %d will be filled in later: %s", record.round, error)
 
     async def finish(self, place: Place) -> None:
-        """Plots, sheet, the best weights' reference; the MLflow run is ended FINISHED."""
+        """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED."""
         history: list[RoundRecord] = place.history
         files = self._draw(history)
         try:
@@ -88,7 +90,7 @@ class RunReport:
         except (FedbenchError, InfraError) as error:
             log.warning("no sheet of detections: %s", error)
         self.folder.mkdir(parents=True, exist_ok=True)
-        best = history[history[-1].decision.best_round]
+        best = best_record(history)
         try:
             if self._tracker is None:
                 self.open(history)
@@ -98,11 +100,19 @@ class RunReport:
                     self._tracker.log_artifact_bytes(f"plots/{file}", data)
                 uri = f"s3://{place.objects.bucket}/{best.model.key}"
                 self._tracker.log_reference("best", uri, best.model.sha256)
+                self._register(place, self._tracker)
                 self._tracker.close("FINISHED")
         except TrackingUnavailable as error:
             log.warning("MLflow: %s", error)
         for file, data in reversed(files.items()):
             (self.folder / file).write_bytes(data)
+
+    def _register(self, place: Place, tracker: Tracker) -> None:
+        place.reporter.message("registering the best model")
+        try:
+            self.model = register(place, tracker, self.name, self.spec, self.folder).uri
+        except (FedbenchError, InfraError) as error:
+            log.warning("the best model is not registered; the same command tries it again: %s", error)
 
     def close(self, status: EndStatus) -> None:
         """End the MLflow run as FAILED or KILLED."""
@@ -123,7 +133,7 @@ class RunReport:
         return files
 
     async def _sheet(self, place: Place, history: Sequence[RoundRecord]) -> bytes:
-        best = history[history[-1].decision.best_round]
+        best = best_record(history)
         tested = [info.client for info in best.clients if info.test_size]
         if not tested:
             raise FedbenchError("no client has test images")

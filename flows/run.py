@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from flows.progress import Progress
+from flows.registration import noted
 from flows.start import claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.errors import InfraError, SettingsError, TrackingUnavailable
@@ -54,11 +55,15 @@ PRELOAD = ("flows.turn",)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves: its records, its folder of plots, and whether there was anything left to do."""
+    """What a finished run leaves: its records, its folder of plots, and whether there was anything left to do.
+
+    model: URI of the best model in MLflow's registry; None when MLflow failed.
+    """
 
     records: list[RoundRecord]
     folder: Path
     already_finished: bool
+    model: str | None
 
 
 @contextlib.contextmanager
@@ -106,7 +111,9 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         claim_name(objects, layout, spec)
         history = read_history(objects, layout)
         if stopped(spec, history) and (folder / REPORTED).exists():
-            return Outcome(history, folder, already_finished=True)
+            model = noted(folder, history)
+            if model is not None:
+                return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
         _own_prefect(settings, services)
         with ThreadPoolExecutor(1) as starting:
@@ -126,7 +133,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
 
 def _import_learning() -> None:
     """The seconds that the Prefect server takes to start are those that these imports take."""
-    for module in ("torch", "torchvision.ops", "mlflow.tracking", "matplotlib.figure"):
+    for module in ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure"):
         importlib.import_module(module)
     # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
     # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
@@ -297,7 +304,7 @@ def _attempt(
             asyncio.run(run())
     finally:
         place.slots.close()
-    return Outcome(place.history, report.folder, already_finished=False)
+    return Outcome(place.history, report.folder, already_finished=False, model=report.model)
 
 
 def _place_failed(error: BaseException) -> bool:

@@ -232,6 +232,12 @@ class Tracker:
         with _answers(self._uri):
             self._client.set_terminated(self.run_id, status)
 
+    @contextmanager
+    def answering(self) -> Iterator[MlflowClient]:
+        """MLflow's client, for what has no method here; whatever fails inside is raised as TrackingUnavailable."""
+        with _answers(self._uri):
+            yield self._client
+
     def _log_params(self, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
@@ -268,6 +274,13 @@ def find_page(uri: str, experiment: str, federation: str, base: str) -> str | No
 def page_url(base: str, experiment_id: str, run_id: str) -> str:
     """Page of a run in the MLflow UI that is served at ``base`` (``http://127.0.0.1:5000``)."""
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[MlflowClient]:
+    """A client of the server at ``uri``; whatever fails inside is raised as TrackingUnavailable."""
+    with _answers(uri):
+        yield _client(uri)
 
 
 def _client(uri: str) -> MlflowClient:

@@ -1,0 +1,213 @@
+"""The model file: a detector as one self-describing safetensors file, to be used without run, store or MLflow.
+
+Its header has, under the key ``fedbench``, the :class:`ModelCard` as JSON: how to build the detector, what its classes
+are called, what it was trained on and how well it did. The tensors are those of ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Annotated, Any, Literal
+
+import safetensors
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tasks.detectors.base import Detector
+from tasks.detectors.registry import build_detector
+from tasks.errors import DataError, SpecError
+from tasks.spec.base import Frozen, Sha256, parse
+from tasks.spec.detector import DetectorSpec
+
+HEADER_KEY = "fedbench"
+CARD_VERSION: Literal[1] = 1
+_NAMED = 5  # wrong tensors that a message names
+
+
+class ModelCard(Frozen):
+    """What a model file says of its detector. Figures are of the test data, on a scale of 0 to 1, losses per image."""
+
+    version: Literal[1] = CARD_VERSION
+    detector: DetectorSpec
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Names, by class index.")
+    data: dict[str, Any] | None = Field(None, description="The data specification, as JSON.")
+    spec_digest: Sha256 | None = Field(None, description="Digest of the federation's specification.")
+    federation: str | None = None
+    round: int | None = Field(None, ge=0)
+    code_version: str | None = Field(None, description="Version of fedbench that trained it.")
+    metrics: dict[str, float | None] = Field(
+        default_factory=dict, description="map50_voc10, map50_voc07, map50_coco, map_coco, recall, loss."
+    )
+    per_class: dict[str, float | None] = Field(
+        default_factory=dict, description="VOC 2010 AP at IoU 0.5 by class; null for a class without truth."
+    )
+    notes: tuple[str, ...] = Field((), description="Licences, and how the weights came about.")
+
+
+def write_model(path: Path, card: ModelCard, state: Mapping[str, Tensor]) -> None:
+    """Write ``state`` (CPU tensors) with ``card`` in the header; the file appears whole or not at all.
+
+    Equal cards and states give equal bytes.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    header = {HEADER_KEY: json.dumps(card.model_dump(mode="json"), allow_nan=False)}
+    tensors = {name: state[name].contiguous() for name in sorted(state)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = mkstemp(suffix=".tmp", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            save_file(tensors, temporary, metadata=header)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: the model file cannot be written: {error}") from None
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of a model file; no tensor is read.
+
+    Raises:
+        DataError: the file is missing, is no safetensors file, has no card, or one that does not fit.
+    """
+    return _read_header(path)[0]
+
+
+def load_model(path: Path) -> tuple[Detector, ModelCard]:
+    """The detector of a model file in evaluation mode, on the CPU, and its card.
+
+    Raises:
+        DataError: as :func:`read_card`, or the tensors are not the detector's; names them.
+    """
+    card, found = _read_header(path)
+    detector = build_detector(card.detector, len(card.classes), seed=0)
+    expected = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
+    _check_tensors(path, expected, found)
+    try:
+        state = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _not_safetensors(path, error) from None
+    detector.load_state_dict(state)
+    return detector.eval(), card
+
+
+def card_text(card: ModelCard, *, uri: str | None = None) -> str:
+    """The card for people, as Markdown; with ``uri``, how to serve that model of MLflow's registry."""
+    size = f"{card.detector.width} × {card.detector.height}"
+    lines = [
+        f"# {card.federation or card.detector.kind}",
+        "",
+        f"`{card.detector.kind}` of {len(card.classes)} classes: {', '.join(card.classes)}. "
+        f"Images are stretched to {size} pixels.",
+    ]
+    origin = {
+        "federation": card.federation,
+        "round": card.round,
+        "specification (sha256)": card.spec_digest,
+        "fedbench": card.code_version,
+    }
+    lines += _table("Origin", ("", ""), {name: value for name, value in origin.items() if value is not None})
+    lines += _table("Data", ("field", "value"), card.data or {})
+    lines += _table("Figures on the test data", ("measure", "value"), card.metrics)
+    lines += _table("Classes on the test data", ("class", "AP at IoU 0.5 (VOC 2010)"), card.per_class)
+    if card.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in card.notes)]
+    return "\n".join([*lines, "", *_usage(uri)]) + "\n"
+
+
+def _table(title: str, head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
+    if not rows:
+        return []
+    shown = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
+    return ["", f"## {title}", "", f"| {head[0]} | {head[1]} |", "| --- | --- |", *shown]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _usage(uri: str | None) -> list[str]:
+    lines = [
+        "## Use",
+        "",
+        "The weights are a safetensors file whose header holds this card as JSON:",
+        "",
+        "```python",
+        "from pathlib import Path",
+        "from tasks.model_file import load_model",
+        "",
+        'detector, card = load_model(Path("model.safetensors"))',
+        "```",
+    ]
+    if uri is not None:
+        lines += [
+            "",
+            "To serve it over HTTP: `fedbench serve` where it was trained; elsewhere, with the tracking server's "
+            "address in `MLFLOW_TRACKING_URI` (and, for an S3 store, its endpoint and keys):",
+            "",
+            "```",
+            f"mlflow models serve -m {uri} --env-manager local --port 5001",
+            "curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\",
+            """  -d '{"dataframe_records": [{"image": "'$(base64 < street.jpg | tr -d '\\n')'"}]}'""",
+            "```",
+            "",
+            "The answer has, for each image, its `detections`: class, score and box (xmin, ymin, xmax, ymax in pixels "
+            'of that image). Optional: `"params": {"score_threshold": 0.25, "max_detections": 100}`.',
+        ]
+    return lines
+
+
+def _read_header(path: Path) -> tuple[ModelCard, dict[str, tuple[int, ...]]]:
+    """The card, and the shape of each tensor."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a model file (safetensors)")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _not_safetensors(path, error) from None
+    text = header.get(HEADER_KEY)
+    if text is None:
+        keys = ", ".join(sorted(header)) or "none"
+        raise DataError(f"{path}: expected a model file, with the key {HEADER_KEY!r} in its header, found keys: {keys}")
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: header {HEADER_KEY!r}: expected JSON: {error}") from None
+    try:
+        return parse(ModelCard, document, source=f"{path}: header {HEADER_KEY!r}", newest=CARD_VERSION), shapes
+    except SpecError as error:
+        raise DataError(str(error)) from None
+
+
+def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
+    wrong += [
+        f"{name}: expected shape {list(expected[name])}, found {list(found[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if wrong:
+        rest = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise DataError(f"{path}: the tensors are not this detector's: {'; '.join(wrong[:_NAMED])}{rest}")
+
+
+def _not_safetensors(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: expected a safetensors file: {error}")
