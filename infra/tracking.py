@@ -268,6 +268,13 @@ def page_url(base: str, experiment_id: str, run_id: str) -> str:
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
+@contextmanager
+def answering(uri: str) -> Iterator[MlflowClient]:
+    """A client of the server at ``uri``; whatever fails inside is raised as TrackingUnavailable."""
+    with _answers(uri):
+        yield _client(uri)
+
+
 def _client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
