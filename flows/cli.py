@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from flows.data_cli import data_app
+from flows.model_cli import evaluate, predict, save_model
 from flows.original_cli import export, original_app
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.settings import Settings, load_settings
@@ -381,6 +382,10 @@ def version() -> None:
     out.print(
         " · ".join(f"{package} {metadata.version(package)}" for package in ("fedbench", "torch", "prefect", "mlflow"))
     )
+
+
+for _command in (evaluate, predict, save_model):
+    app.command()(_command)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def check(
 
     with plain_errors():
         settings = place_settings(home)
-        spec = _data_of(what, form, assignments or [])
+        spec = data_of(what, form, assignments or [])
         folder = Path(what)
         roots = settings.data_root if not folder.is_dir() else lambda name: folder
         report = check_data(spec, root_of=roots, cache=_cache(settings), near_bits=near_bits)
@@ -107,7 +107,7 @@ def _cache(settings: Settings) -> Path:
     return settings.home / "cache" / "data"
 
 
-def _data_of(what: str, form: Form | None, assignments: list[str]) -> DataSpec:
+def data_of(what: str, form: Form | None, assignments: list[str]) -> DataSpec:
     """The data of a specification, or of a folder in ``form``, with fields set."""
     from flows.cli import choose_spec, field_values
 

@@ -22,10 +22,9 @@ from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state
 from tasks.errors import ClientError, DataError
-from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections, in_order, merge, pack, unpack
-from tasks.metrics.truth import Truth, count_objects, pack_truth, unpack_truth
-from tasks.metrics.voc import evaluate_voc
+from tasks.metrics.scoring import evaluation_record
+from tasks.metrics.truth import Truth, pack_truth, unpack_truth
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
@@ -173,28 +172,15 @@ def score(
         found.append(unpack(_under("detections/", arrays), source=ref.key))
         truth.append(unpack_truth(_under("truth/", arrays), source=ref.key))
     images = sum(reply.images for reply in replies)
-    objects, detections = in_order(merge(truth), images), in_order(merge(found), images)
-    classes = tuple(clients[0].class_counts)
-    threshold, most = spec.evaluation.score_threshold, spec.evaluation.max_detections
-    voc = evaluate_voc(objects, detections, classes, score_threshold=threshold, max_per_class=most)
-    coco = evaluate_coco(objects, detections, classes, score_threshold=threshold, max_per_class=most)
-    loss = math.fsum(value for reply in replies for value in reply.batch_losses) / images
-    return EvaluationRecord(
+    return evaluation_record(
+        in_order(merge(truth), images),
+        in_order(merge(found), images),
+        [value for reply in replies for value in reply.batch_losses],
         clients=tuple(info.client for info in clients),
+        classes=tuple(clients[0].class_counts),
         test_digest=clients[0].test_digest,
-        test_size=images,
-        loss=loss if math.isfinite(loss) else None,
-        map50_voc10=voc.map50_voc10,
-        map50_voc07=voc.map50_voc07,
-        map50_coco=coco.map50_coco,
-        map_coco=coco.map_coco,
-        recall=voc.recall,
-        per_class=voc.per_class,
-        per_class_coco=coco.per_class,
-        per_class_recall=voc.recall_per_class,
-        objects=count_objects(objects, classes),
-        score_threshold=threshold,
-        seconds=time.monotonic() - started,
+        spec=spec.evaluation,
+        started=started,
     )
 
 

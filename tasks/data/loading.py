@@ -49,11 +49,24 @@ def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]
         raise ClientError(f"{sample.path}: the image cannot be read: {error.strerror}") from None
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            pixels = to_input(image, width=width, height=height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ClientError(f"{sample.path}: expected an image that can be decoded: {error}") from None
     if hashlib.sha256(data).hexdigest() != sample.content:
         raise ClientError(f"{sample.path}: the image has changed since the data set was loaded")
+    return pixels
+
+
+def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8]:
+    """What a detector sees of an image: uint8 [3, height, width], RGB, stretched without padding (bilinear).
+
+    Pixels are taken as they are stored: an orientation in EXIF is not applied, for the annotations of data sets are
+    in stored pixels too.
+
+    Raises:
+        OSError, SyntaxError, ValueError: Pillow cannot decode it.
+    """
+    pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 

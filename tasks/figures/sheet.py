@@ -8,6 +8,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tasks.errors import DataError
+from tasks.figures.boxes import (
+    DRAWN_SCORE,
+    FONT_SIZE,
+    INK,
+    LINE_WIDTH,
+    Box,
+    Color,
+    class_color,
+    draw_outlines,
+    draw_tags,
+    marks_of,
+    pixel_box,
+)
 from tasks.metrics.detections import ImageDetections
 
 # An image, its objects (boxes [m, 4] in pixels of the image, labels [m]) and what was found in it.
@@ -15,22 +28,12 @@ SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
 
 TILE_WIDTH = 520
 _GAP = 12
-_FONT_SIZE = 15
 _LEGEND_SIZE = 17
-_INK, _PAPER = (31, 41, 55), (255, 255, 255)
-# Okabe and Ito's colours (distinct for colour-blind readers too), black and its neighbours left out: after
-# these seven they come again.
-_COLORS = (
-    (230, 159, 0), (86, 180, 233), (0, 190, 130), (240, 228, 66),
-    (110, 140, 255), (235, 95, 20), (225, 130, 190),
-)  # fmt: skip
-
-_Box = tuple[int, int, int, int]
-_Color = tuple[int, int, int]
+_PAPER = (255, 255, 255)
 
 
 def detection_sheet(
-    images: Sequence[SheetImage], classes: Sequence[str], *, score: float = 0.3, columns: int = 3
+    images: Sequence[SheetImage], classes: Sequence[str], *, score: float = DRAWN_SCORE, columns: int = 3
 ) -> Image.Image:
     """Draw each image on a tile of its own, ``columns`` beside each other: an RGB image.
 
@@ -68,33 +71,15 @@ def _tile(entry: SheetImage, classes: Sequence[str], score: float) -> Image.Imag
     size = (TILE_WIDTH, max(1, round(image.height * scale)))
     tile = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(tile)
-    best_first = [index for index in np.argsort(-found.scores, kind="stable") if found.scores[index] >= score]
-    for index in reversed(best_first):
-        draw.rectangle(_scaled(found.boxes[index], scale, size), outline=_color(found.labels[index]), width=3)
+    marks = marks_of(found, classes, score=score, scale=scale, size=size)
+    draw_outlines(draw, marks, LINE_WIDTH)
     for box, label in zip(true_boxes, truth[1], strict=True):
-        _dashed(draw, _scaled(box, scale, size), _color(label))
-    font = ImageFont.load_default(_FONT_SIZE)
-    taken: list[_Box] = []
-    for index in best_first:
-        label = int(found.labels[index])
-        text = f"{classes[label]} {found.scores[index]:.2f}"
-        width = int(draw.textlength(text, font=font)) + 8
-        tag = _free_place(_scaled(found.boxes[index], scale, size), width, size, taken)
-        taken.append(tag)
-        draw.rectangle(tag, fill=_color(label))
-        draw.text((tag[0] + 4, (tag[1] + tag[3]) // 2), text, fill=_INK, font=font, anchor="lm")
+        _dashed(draw, pixel_box(box, scale, size), class_color(label))
+    draw_tags(draw, marks, size, FONT_SIZE)
     return tile
 
 
-def _scaled(box: np.ndarray, scale: float, size: tuple[int, int]) -> _Box:
-    """The box in pixels of the tile, cut at its edges; corners in order, whatever a detector says."""
-    limits = np.array([size[0] - 1, size[1] - 1] * 2)
-    pixels = np.clip(np.nan_to_num(np.asarray(box, np.float64) * scale), 0, limits).round().astype(int)
-    left, top, right, bottom = (int(side) for side in pixels)
-    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
-
-
-def _dashed(draw: ImageDraw.ImageDraw, box: _Box, color: _Color, dash: int = 6) -> None:
+def _dashed(draw: ImageDraw.ImageDraw, box: Box, color: Color, dash: int = 6) -> None:
     """Black with dashes of the colour: seen on any background, and over a solid box of the same colour."""
     left, top, right, bottom = box
     draw.rectangle(box, outline=(0, 0, 0), width=2)
@@ -104,32 +89,6 @@ def _dashed(draw: ImageDraw.ImageDraw, box: _Box, color: _Color, dash: int = 6) 
     for start in range(top, bottom, 2 * dash):
         for x in (left, right - 1):
             draw.rectangle((x, start, x + 1, min(start + dash - 1, bottom)), fill=color)
-
-
-def _free_place(box: _Box, width: int, size: tuple[int, int], taken: Sequence[_Box]) -> _Box:
-    """Where a tag goes: on the box, under it, or inside it, the first place that no other tag covers."""
-    left, top, right, bottom = box
-    height = _FONT_SIZE + 5
-    corners = [
-        (left, top - height),
-        (right - width, top - height),
-        (left, bottom + 1),
-        (left, top),
-        (left, bottom - height),
-    ]
-    places = []
-    for x, y in corners:
-        x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-        places.append((x, y, x + width - 1, y + height - 1))
-    free = (
-        place
-        for place in places
-        if not any(
-            place[0] <= other[2] and other[0] <= place[2] and place[1] <= other[3] and other[1] <= place[3]
-            for other in taken
-        )
-    )
-    return next(free, places[0])
 
 
 def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
@@ -152,12 +111,8 @@ def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
         if number == 0:
             _dashed(draw, box, _PAPER)
         elif number == 1:
-            draw.rectangle(box, outline=_INK, width=3)
+            draw.rectangle(box, outline=INK, width=LINE_WIDTH)
         else:
-            draw.rectangle(box, fill=_color(number - 2))
-        draw.text((left + 30, top + 2 + _LEGEND_SIZE // 2), text, fill=_INK, font=font, anchor="lm")
+            draw.rectangle(box, fill=class_color(number - 2))
+        draw.text((left + 30, top + 2 + _LEGEND_SIZE // 2), text, fill=INK, font=font, anchor="lm")
     return legend
-
-
-def _color(label: int) -> _Color:
-    return _COLORS[int(label) % len(_COLORS)]

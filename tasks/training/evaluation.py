@@ -11,7 +11,7 @@ import torch
 
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
-from tasks.detectors.base import Detector, Targets
+from tasks.detectors.base import Detections, Detector, Targets
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.training import EvaluationSpec
 
@@ -63,10 +63,15 @@ def evaluate(
         )
         for index, item in zip(batch.indices, found, strict=True):
             sample = samples[index]
-            ratio = np.array([sample.width / detector.width, sample.height / detector.height] * 2, dtype=np.float32)
-            detections[index] = ImageDetections(
-                boxes=item.boxes.cpu().numpy() * ratio,
-                scores=item.scores.cpu().numpy(),
-                labels=item.labels.cpu().numpy(),
-            )
+            detections[index] = in_original_pixels(item, detector, width=sample.width, height=sample.height)
     return PartResult(batch_losses, images, detections, time.perf_counter() - started)
+
+
+def in_original_pixels(found: Detections, detector: Detector, *, width: int, height: int) -> ImageDetections:
+    """What was found in the detector's input, in pixels of the image, ``width`` x ``height``, stretched to it."""
+    ratio = np.array([width / detector.width, height / detector.height] * 2, dtype=np.float32)
+    return ImageDetections(
+        boxes=found.boxes.cpu().numpy() * ratio,
+        scores=found.scores.cpu().numpy(),
+        labels=found.labels.cpu().numpy(),
+    )

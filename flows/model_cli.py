@@ -1,0 +1,212 @@
+"""``fedbench evaluate``, ``predict`` and ``save-model``: what to do with a model once it is trained."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from infra.errors import SettingsError
+from tasks.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from flows.models import OpenedModel
+    from tasks.metrics.detections import ImageDetections
+
+EXIT_ERRORS = 1
+SCORE = 0.3  # that of the sheets' boxes, tasks.figures.boxes.DRAWN_SCORE
+
+Device = Literal["cpu", "cuda"]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run's name, a model file (*.safetensors), or models:/NAME/VERSION, models:/NAME@ALIAS of the registry.",
+    ),
+]
+Round = Annotated[int | None, typer.Option("--round", min=0, help="Of a run: the round. [its best one]")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON, too.")]
+Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="A folder, or a preset or YAML file that names data. [the model's own]"),
+    ] = None,
+    number: Round = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below evaluation or data; again for more."),
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="Where it computes. [as the run; a file: cpu]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [as the run; a file: all cores]")] = None,
+    json_file: Json = None,
+    home: Home = None,
+) -> None:
+    """Score a model on the test split of its own data set, or of another one.
+
+    The evaluation of a run's round gives, to the bit, what the run recorded for it.
+
+    `fedbench evaluate synthetic5-e6b255e8` · `fedbench evaluate m.safetensors --data street5 -s evaluation.nms_iou=0.4`
+    """
+    from flows.cli import err, field_values, out, place_settings, plain_errors
+    from flows.model_evaluation import classes_table, evaluate_opened, figures_table, title_of
+    from flows.models import open_model
+
+    with plain_errors():
+        settings = place_settings(home)
+        fields = field_values(assignments or [])
+        opened = open_model(model, settings, number)
+        evaluated = evaluate_opened(
+            opened,
+            settings,
+            data=data,
+            fields=fields,
+            device=_device(device or (opened.spec.training.device if opened.spec else "cpu")),
+            threads=threads or (opened.spec.training.threads if opened.spec else None),
+            console=err,
+        )
+        out.print(title_of(evaluated), soft_wrap=True, highlight=False, markup=False)
+        out.print(figures_table(evaluated))
+        out.print(classes_table(evaluated))
+        if json_file is not None:
+            _write_json(json_file, {"model": model, **evaluated.as_json()})
+
+
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, or folders of them.")],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the drawn copies.")] = Path("predictions"),
+    score: Annotated[float, typer.Option(min=0, max=1, help="Detections under this score are left out.")] = SCORE,
+    nms_iou: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Overlap over which the weaker box is dropped. [as evaluated]")
+    ] = None,
+    number: Round = None,
+    device: Annotated[Device, typer.Option(help="Where it computes.")] = "cpu",
+    json_file: Json = None,
+    home: Home = None,
+) -> None:
+    """Draw what a model detects in images: copies with boxes, class names and scores. Boxes in JSON are in pixels.
+
+    Images are read as training reads them: stretched to the input, an orientation in EXIF is not applied. Exit code 1
+    when an image cannot be read; the others are done.
+
+    `fedbench predict street5-1a2b3c4d photo.jpg camera/ --out drawn --json boxes.json`
+    """
+    from flows.cli import err, out, place_settings, plain_errors
+    from flows.models import open_model
+    from tasks.predict import drawn_files, image_files
+
+    with plain_errors():
+        settings = place_settings(home)
+        targets = drawn_files(image_files(images), folder)
+        _device(device)
+        opened = open_model(model, settings, number)
+        overlap = opened.evaluation.nms_iou if nms_iou is None else nms_iou
+        options = {"score": score, "nms_iou": overlap, "device": device}
+        found: list[dict[str, Any]] = []
+        errors: list[str] = []
+        for file, target in targets.items():
+            try:
+                line, entry = _predict_one(opened, file, target, options)
+            except DataError as error:
+                errors.append(str(error))
+                err.print(f"error: {error}", soft_wrap=True, highlight=False, markup=False)
+                continue
+            found.append(entry)
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+        if json_file is not None:
+            card = opened.card
+            origin = {"model": model, "federation": card.federation, "round": card.round, "classes": card.classes}
+            _write_json(json_file, {**origin, **options, "images": found, "errors": errors})
+        if len(targets) > 1:
+            boxes = sum(len(entry["detections"]) for entry in found)
+            out.print(
+                f"{len(found)} images, {boxes} boxes with score ≥ {score:g} · {len(errors)} errors", highlight=False
+            )
+    if errors:
+        raise typer.Exit(EXIT_ERRORS)
+
+
+def save_model(
+    model: Model,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The model file, *.safetensors; replaced if there.")],
+    number: Round = None,
+    home: Home = None,
+) -> None:
+    """Write a model as one file, to be used without the run: weights, classes, data and figures are in it.
+
+    `fedbench save-model synthetic5-e6b255e8 best.safetensors`
+    """
+    from flows.cli import out, place_settings, plain_errors
+    from flows.models import MODEL_SUFFIX, open_model
+    from tasks.detectors.state import state_of
+    from tasks.model_file import write_model
+
+    with plain_errors():
+        settings = place_settings(home)
+        if file.suffix != MODEL_SUFFIX:
+            raise SpecError(f"{file}: expected a name that ends in {MODEL_SUFFIX}")
+        opened = open_model(model, settings, number)
+        write_model(file, opened.card, state_of(opened.detector))
+        size = file.stat().st_size
+    out.print(f"{opened.title}: {file}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False, markup=False)
+
+
+def _device(device: str) -> str:
+    """
+    Raises:
+        SettingsError: this machine has no such device.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device: expected cpu, this machine has no usable CUDA device, found cuda")
+    return device
+
+
+def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The line and the JSON of one image, whose drawn copy is written to ``target``.
+
+    Raises:
+        DataError: it cannot be read, or the copy cannot be written.
+    """
+    from tasks.figures.boxes import draw_detections
+    from tasks.predict import detect, read_picture, save_picture
+
+    classes = opened.card.classes
+    picture = read_picture(file)
+    found = detect(opened.detector, picture.image, max_detections=opened.evaluation.max_detections, **options)
+    save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
+    counts = Counter(classes[label] for label in found.labels)
+    what = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    note = " (its orientation in EXIF is not applied)" if picture.turned else ""
+    entry = {
+        "file": str(file),
+        "width": picture.image.width,
+        "height": picture.image.height,
+        "drawn": str(target),
+        "exif_orientation_ignored": picture.turned,
+        "detections": _as_json(found, classes),
+    }
+    return f"{file}: {what} → {target}{note}", entry
+
+
+def _as_json(found: ImageDetections, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Best first; boxes are xmin, ymin, xmax, ymax in pixels of the image as it is stored."""
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    ordered = sorted(rows, key=lambda row: -row[1])
+    return [{"class": classes[label], "score": score, "box": box} for box, score, label in ordered]
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: the JSON cannot be written: {error.strerror or error}") from None

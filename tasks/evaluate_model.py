@@ -1,0 +1,132 @@
+"""A model scored on a data set's test split outside of a run: by the batches, losses and figures of a run's rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from tasks.data.loading import Batch, EvaluationLoader, ImageCache, evaluation_loader
+from tasks.data.samples import FederatedData, ImageSample, samples_digest
+from tasks.detectors.base import Detector
+from tasks.errors import DataError
+from tasks.metrics.detections import in_order
+from tasks.metrics.over_clients import aggregate_metrics
+from tasks.metrics.scoring import evaluation_record
+from tasks.spec.records import EvaluationRecord, Metrics
+from tasks.spec.training import EvaluationSpec
+from tasks.training.evaluation import evaluate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """A test set that ``clients`` share: ``samples`` with the model's class indices, ``digest`` with the data set's."""
+
+    clients: tuple[str, ...]
+    digest: str
+    samples: tuple[ImageSample, ...]
+
+
+def evaluation_sets(
+    data: FederatedData, classes: Sequence[str], clients: Iterable[str] | None = None
+) -> list[EvaluationSet]:
+    """The test sets of ``clients`` (all, if left out) with labels among ``classes``, a model's; equal ones are one.
+
+    Classes are matched by name. The data may lack some of the model's, which then have no truth.
+
+    Raises:
+        DataError: a client or class that is unknown, or no test image at all.
+    """
+    index = _class_indices(data, classes)
+    chosen = list(data.test) if clients is None else list(clients)
+    unknown = sorted(set(chosen) - data.test.keys())
+    if unknown:
+        raise DataError(f"data set {data.name}: no client {', '.join(unknown)}; its clients are {', '.join(data.test)}")
+    digests: dict[int, str] = {}  # with one global test set, all clients have the same tuple
+    shared: dict[str, list[str]] = {}
+    for client in chosen:
+        samples = data.test[client]
+        if not samples:
+            continue
+        if id(samples) not in digests:
+            digests[id(samples)] = samples_digest(samples)
+        shared.setdefault(digests[id(samples)], []).append(client)
+    if not shared:
+        raise DataError(f"data set {data.name}: expected test images, found none")
+    return [
+        EvaluationSet(tuple(names), digest, _relabelled(data.test[names[0]], index)) for digest, names in shared.items()
+    ]
+
+
+def evaluate_model(
+    detector: Detector,
+    sets: Sequence[EvaluationSet],
+    classes: Sequence[str],
+    spec: EvaluationSpec,
+    *,
+    device: str,
+    threads: int | None = None,
+    watched: Callable[[EvaluationLoader], Iterable[Batch]] = iter,
+) -> tuple[list[EvaluationRecord], Metrics]:
+    """Each test set's figures, and those over all clients.
+
+    They are to the bit what a run records for these weights, with its ``spec``, ``device`` and ``threads`` (None:
+    torch's own choice) on the same kind of processor. ``watched`` hands a test set's batches on and may count them.
+
+    Raises:
+        ClientError: an image cannot be decoded; names the file.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    records = []
+    for item in sets:
+        started = time.monotonic()
+        loader = evaluation_loader(
+            item.samples,
+            width=detector.width,
+            height=detector.height,
+            batch_size=spec.batch_size,
+            cache=ImageCache(0),
+        )
+        result = evaluate(detector, watched(loader), item.samples, spec, device=device)
+        records.append(
+            evaluation_record(
+                [(sample.boxes, sample.labels, sample.difficult) for sample in item.samples],
+                in_order(result.detections, len(item.samples)),
+                result.batch_losses,
+                clients=item.clients,
+                classes=classes,
+                test_digest=item.digest,
+                spec=spec,
+                started=started,
+            )
+        )
+    return records, aggregate_metrics([], records)
+
+
+def _class_indices(data: FederatedData, classes: Sequence[str]) -> np.ndarray | None:
+    """The model's index of each of the data set's classes; None where they are the same.
+
+    Raises:
+        DataError: the model does not have a class; names it.
+    """
+    if tuple(classes) == data.classes:
+        return None
+    unknown = [name for name in data.classes if name not in classes]
+    if unknown:
+        missing = [name for name in classes if name not in data.classes]
+        also = f"; classes of the model that the data set does not have: {', '.join(missing)}" if missing else ""
+        raise DataError(
+            f"data set {data.name}: expected only classes of the model ({', '.join(classes)}), "
+            f"found {', '.join(unknown)}{also}"
+        )
+    return np.array([list(classes).index(name) for name in data.classes], dtype=np.int64)
+
+
+def _relabelled(samples: tuple[ImageSample, ...], index: np.ndarray | None) -> tuple[ImageSample, ...]:
+    if index is None:
+        return samples
+    return tuple(dataclasses.replace(sample, labels=index[sample.labels]) for sample in samples)

@@ -1,0 +1,126 @@
+"""Detections drawn on an image: boxes in their class's colour, each with a tag of class and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.metrics.detections import ImageDetections
+
+# Under this score a detection is not drawn, unless another one is asked for.
+DRAWN_SCORE = 0.3
+# Pixels, on an image whose longer side has STANDARD_SIDE of them.
+FONT_SIZE, LINE_WIDTH = 15, 3
+STANDARD_SIDE = 520
+_SMALLEST_FONT = 9
+INK = (31, 41, 55)
+# Okabe and Ito's colours (distinct for colour-blind readers too), black and its neighbours left out: after
+# these seven they come again.
+_COLORS = (
+    (230, 159, 0), (86, 180, 233), (0, 190, 130), (240, 228, 66),
+    (110, 140, 255), (235, 95, 20), (225, 130, 190),
+)  # fmt: skip
+
+Box = tuple[int, int, int, int]
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A detection as it is drawn: ``box`` in pixels of the drawing."""
+
+    box: Box
+    color: Color
+    text: str
+
+
+def draw_detections(
+    image: Image.Image, found: ImageDetections, classes: Sequence[str], *, score: float = DRAWN_SCORE
+) -> Image.Image:
+    """A copy of ``image`` (RGB, of its size) with the detections of at least ``score``.
+
+    ``found.boxes`` are in pixels of ``image``. Lines and letters grow with it.
+    """
+    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    unit = max(drawn.size) / STANDARD_SIDE
+    marks = marks_of(found, classes, score=score, scale=1.0, size=drawn.size)
+    draw = ImageDraw.Draw(drawn)
+    draw_outlines(draw, marks, max(1, round(LINE_WIDTH * unit)))
+    draw_tags(draw, marks, drawn.size, max(_SMALLEST_FONT, round(FONT_SIZE * unit)))
+    return drawn
+
+
+def marks_of(
+    found: ImageDetections, classes: Sequence[str], *, score: float, scale: float, size: tuple[int, int]
+) -> list[Mark]:
+    """The detections of at least ``score``, best first, on a drawing of ``size`` = ``scale`` times the image."""
+    best_first = [index for index in np.argsort(-found.scores, kind="stable") if found.scores[index] >= score]
+    return [
+        Mark(
+            box=pixel_box(found.boxes[index], scale, size),
+            color=class_color(found.labels[index]),
+            text=f"{classes[found.labels[index]]} {found.scores[index]:.2f}",
+        )
+        for index in best_first
+    ]
+
+
+def draw_outlines(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], width: int) -> None:
+    """The boxes, the best one last, over the others."""
+    for mark in reversed(marks):
+        draw.rectangle(mark.box, outline=mark.color, width=width)
+
+
+def draw_tags(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], size: tuple[int, int], font_size: int) -> None:
+    """The tags; the best ones choose their places first."""
+    font = ImageFont.load_default(font_size)
+    margin = max(1, round(font_size * 4 / FONT_SIZE))
+    height = font_size + max(1, round(font_size * 5 / FONT_SIZE))
+    taken: list[Box] = []
+    for mark in marks:
+        width = int(draw.textlength(mark.text, font=font)) + 2 * margin
+        tag = _free_place(mark.box, (width, height), size, taken)
+        taken.append(tag)
+        draw.rectangle(tag, fill=mark.color)
+        draw.text((tag[0] + margin, (tag[1] + tag[3]) // 2), mark.text, fill=INK, font=font, anchor="lm")
+
+
+def pixel_box(box: np.ndarray, scale: float, size: tuple[int, int]) -> Box:
+    """The box in pixels of a drawing, cut at its edges; corners in order, whatever a detector says."""
+    limits = np.array([size[0] - 1, size[1] - 1] * 2)
+    pixels = np.clip(np.nan_to_num(np.asarray(box, np.float64) * scale), 0, limits).round().astype(int)
+    left, top, right, bottom = (int(side) for side in pixels)
+    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+
+
+def class_color(label: int) -> Color:
+    return _COLORS[int(label) % len(_COLORS)]
+
+
+def _free_place(box: Box, tag: tuple[int, int], size: tuple[int, int], taken: Sequence[Box]) -> Box:
+    """Where a tag of width and height goes: on the box, under it, or inside it, the first place no other tag covers."""
+    left, top, right, bottom = box
+    width, height = tag
+    corners = [
+        (left, top - height),
+        (right - width, top - height),
+        (left, bottom + 1),
+        (left, top),
+        (left, bottom - height),
+    ]
+    places = []
+    for x, y in corners:
+        x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+        places.append((x, y, x + width - 1, y + height - 1))
+    free = (
+        place
+        for place in places
+        if not any(
+            place[0] <= other[2] and other[0] <= place[2] and place[1] <= other[3] and other[1] <= place[3]
+            for other in taken
+        )
+    )
+    return next(free, places[0])

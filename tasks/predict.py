@@ -1,0 +1,128 @@
+"""Detections in image files: which files, what the detector sees of them, and the pictures that are written."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import ExifTags, Image
+
+from tasks.data.entries import UNREADABLE, without_address
+from tasks.data.loading import to_input
+from tasks.detectors.base import Detector
+from tasks.errors import DataError, SpecError
+from tasks.metrics.detections import ImageDetections
+from tasks.training.evaluation import in_original_pixels
+
+# What a folder is searched for; a file that is named may have any suffix that Pillow reads.
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_JPEG = frozenset({".jpeg", ".jpg"})
+_UPRIGHT = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file: RGB pixels as they are stored. ``turned``: EXIF says that they are to be shown turned."""
+
+    path: Path
+    image: Image.Image
+    turned: bool
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """The files that ``paths`` name, each once: images directly in a folder by name, a file as it is.
+
+    Raises:
+        DataError: a folder without images, or that cannot be read.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            files[path] = None
+            continue
+        try:
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.is_file())
+        except OSError as error:
+            raise DataError(f"{path}: the folder cannot be read: {error.strerror}") from None
+        if not inside:
+            raise DataError(f"{path}: expected images in this folder ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+        files.update(dict.fromkeys(inside))
+    return list(files)
+
+
+def drawn_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where each image's drawn copy goes: ``folder``, under its name; JPEG stays JPEG, all others become PNG.
+
+    Images of the same name from several folders get -2, -3, … in the order of ``files``.
+
+    Raises:
+        SpecError: a copy would overwrite one of the images.
+    """
+    originals = {file.resolve() for file in files}
+    targets: dict[Path, Path] = {}
+    for file in files:
+        suffix = file.suffix if file.suffix.lower() in _JPEG else ".png"
+        target, number = folder / f"{file.stem}{suffix}", 1
+        while target in targets.values():
+            number += 1
+            target = folder / f"{file.stem}-{number}{suffix}"
+        if target.resolve() in originals:
+            raise SpecError(f"--out {folder}: expected another folder, the image {target} would be overwritten")
+        targets[file] = target
+    return targets
+
+
+def read_picture(path: Path) -> Picture:
+    """
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return Picture(path, image.convert("RGB"), _turned(image))
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path}: the image cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: expected an image that can be decoded: {without_address(error)}") from None
+
+
+def _turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT
+    except (*UNREADABLE, struct.error):  # the pixels are good, whatever is in there
+        return False
+
+
+@torch.inference_mode()
+def detect(
+    detector: Detector, image: Image.Image, *, score: float, nms_iou: float, max_detections: int, device: str
+) -> ImageDetections:
+    """What ``detector``, put into evaluation mode on ``device``, finds in one image, boxes in pixels of ``image``.
+
+    The image is stretched to the detector's input exactly as training and evaluation do it. Detections have a score
+    above ``score``; of each class at most ``max_detections`` are left after non-maximum suppression at ``nms_iou``.
+    """
+    place = torch.device(device)
+    detector.to(place).eval()
+    pixels = torch.from_numpy(to_input(image, width=detector.width, height=detector.height))
+    outputs = detector(pixels[None].to(place))
+    (found,) = detector.predict(outputs, score_threshold=score, nms_iou=nms_iou, max_detections=max_detections)
+    return in_original_pixels(found, detector, width=image.width, height=image.height)
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a drawn copy in the form that its suffix says.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix.lower() in _JPEG else {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **options)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the picture cannot be written: {getattr(error, 'strerror', None) or error}") from None
