@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flows.data_cli import data_of
+from flows.cli.data import data_of
 from flows.models import OpenedModel
 from infra.settings import Settings
 from tasks.data.catalog import load_data

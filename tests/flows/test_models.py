@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.model_cli import SCORE
+from flows.cli.models import SCORE
 from flows.model_evaluation import evaluate_opened
 from flows.models import open_model
 from infra.settings import S3Settings, Settings

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from flows.cli.shared import Home, err, field_values, out, place_settings, plain_errors
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
 
@@ -29,7 +30,6 @@ Model = Annotated[
 ]
 Round = Annotated[int | None, typer.Option("--round", min=0, help="Of a run: the round. [its best one]")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON, too.")]
-Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]
 
 
 def evaluate(
@@ -54,7 +54,6 @@ def evaluate(
 
     `fedbench evaluate synthetic5-e6b255e8` · `fedbench evaluate m.safetensors --data street5 -s evaluation.nms_iou=0.4`
     """
-    from flows.cli import err, field_values, out, place_settings, plain_errors
     from flows.model_evaluation import classes_table, evaluate_opened, figures_table, title_of
     from flows.models import open_model
 
@@ -98,7 +97,6 @@ def predict(
 
     `fedbench predict street5-1a2b3c4d photo.jpg camera/ --out drawn --json boxes.json`
     """
-    from flows.cli import err, out, place_settings, plain_errors
     from flows.models import open_model
     from tasks.predict import drawn_files, image_files
 
@@ -143,7 +141,6 @@ def save_model(
 
     `fedbench save-model synthetic5-e6b255e8 best.safetensors`
     """
-    from flows.cli import out, place_settings, plain_errors
     from flows.models import MODEL_SUFFIX, open_model
     from tasks.detectors.state import state_of
     from tasks.model_file import write_model

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.shared import Home, choose_spec, out, place_settings, plain_errors
 from tasks.errors import ClientError, DataError, SpecError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ original_app = typer.Typer(
     help="Bring over the task files and weights of FATE's federated_object_detection_benchmark.",
     no_args_is_help=True,
 )
-
-Home = Annotated[Path | None, typer.Option("--home", help="Where fedbench keeps everything.")]
 
 
 @original_app.command()
@@ -45,7 +44,6 @@ def convert(
 
     `fedbench original convert data/task_configs/yolo/street_5/yolo_task.json -o street5.yaml`
     """
-    from flows.cli import out, plain_errors
     from tasks.original.convert import convert_task
 
     with plain_errors():
@@ -78,7 +76,6 @@ def weights(
 
     `fedbench original weights yolo_model.pkl --spec street5.yaml -o street5.safetensors`
     """
-    from flows.cli import choose_spec, out, place_settings, plain_errors
 
     with plain_errors():
         settings = place_settings(home)
@@ -101,7 +98,6 @@ def export(
     As there, rounds count from 0, the first that trains: its row 0 is round 1 of `fedbench show`, whose round 0, the
     initial model, the original never scored. test_map is map50_voc10.
     """
-    from flows.cli import out, place_settings, plain_errors
     from flows.stored import opened_store, read_run
     from tasks.original.rounds_csv import rounds_csv
 
@@ -129,8 +125,6 @@ def _write(path: Path, text: str) -> None:
 def _print(conversion: Conversion) -> None:
     from rich.markup import escape
     from rich.table import Table
-
-    from flows.cli import out
 
     table = Table("original", "here", box=None)
     for column in table.columns:

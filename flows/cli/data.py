@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.cli.shared import Home, choose_spec, field_values, out, place_settings, plain_errors
 from tasks.errors import DataError, SpecError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
 from tasks.spec.federation import FederationSpec, with_fields
@@ -31,7 +32,6 @@ Fields = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below `data` of the specification; again: more."),
 ]
-Home = Annotated[Path | None, typer.Option("--home", help="Where fedbench keeps everything.")]
 
 
 @data_app.command()
@@ -51,7 +51,6 @@ def check(
 
     `fedbench data check street20` · `fedbench data check DIR -s clients.kind=dirichlet -s clients.alpha=0.3`
     """
-    from flows.cli import out, place_settings, plain_errors
     from tasks.data.check import check_data
 
     with plain_errors():
@@ -81,7 +80,6 @@ def make(
 
     `fedbench data make DIR` · `fedbench data make DIR --form coco -s train_images=200 -s split=20`
     """
-    from flows.cli import field_values, out, place_settings, plain_errors
 
     with plain_errors():
         settings = place_settings(home)
@@ -109,7 +107,6 @@ def _cache(settings: Settings) -> Path:
 
 def data_of(what: str, form: Form | None, assignments: list[str]) -> DataSpec:
     """The data of a specification, or of a folder in ``form``, with fields set."""
-    from flows.cli import choose_spec, field_values
 
     fields: dict[str, Any] = {f"data.{name}": value for name, value in field_values(assignments).items()}
     root = Path(what)

@@ -1,0 +1,139 @@
+"""``fedbench run`` and ``resume``."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.shared import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Home,
+    RunName,
+    choose_spec,
+    default_name,
+    err,
+    escaped,
+    field_values,
+    home_option,
+    out,
+    place_settings,
+    plain_errors,
+    set_up_logging,
+)
+from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
+from infra.settings import Settings
+from tasks.errors import DataError, FedbenchError, SpecError
+from tasks.spec.centralised import twin
+from tasks.spec.federation import FederationSpec, with_fields
+from tasks.spec.presets import PRESETS
+
+if TYPE_CHECKING:
+    from flows.run import Outcome
+
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: all of it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+
+
+def run(
+    what: Annotated[
+        str, typer.Argument(metavar="SPEC", help=f"A YAML file, or a preset: {', '.join(PRESETS)}.")
+    ] = "synthetic5",
+    name: Annotated[str | None, typer.Option("--name", "-n", help="The federation's name. [SPEC and digest]")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field of the specification; again for more."),
+    ] = None,
+    max_rounds: Annotated[int | None, typer.Option(help="The last round; raise it to extend a finished run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
+    centralised: Annotated[
+        bool, typer.Option("--centralised", help="All training images at one client: the reference for the federation.")
+    ] = False,
+    home: Home = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run a federation; the same command again goes on where it was killed.
+
+    `fedbench run` · `fedbench run street5 --seed 1` · `fedbench run my.yaml -s training.optimizer.lr=0.0005` ·
+    `fedbench run street5 --centralised`
+    """
+    with plain_errors():
+        fields = field_values(assignments or [])
+        fields |= {key: value for key, value in (("max_rounds", max_rounds), ("seed", seed)) if value is not None}
+        base, spec = choose_spec(what, fields)
+        if centralised:
+            spec = twin(spec)
+        settings = place_settings(home, slots)
+        _run(name or default_name(base, spec), spec, settings, verbose, quiet)
+
+
+def resume(
+    name: RunName,
+    max_rounds: Annotated[int | None, typer.Option(help="A larger last round extends the run.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
+    home: Home = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a federation from its last committed round."""
+    from flows.stored import stored_spec
+
+    with plain_errors():
+        settings = place_settings(home, slots)
+        spec = stored_spec(settings, name)
+        if max_rounds is not None:
+            spec = with_fields(spec, {"max_rounds": max_rounds}, source=name)
+        _run(name, spec, settings, verbose, quiet)
+
+
+def _run(name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool) -> None:
+    from flows.progress import make_progress
+    from flows.run import describe, run_federation
+    from tasks.spec.base import check_name
+
+    check_name(name, source="--name")
+    log_path = set_up_logging(settings, name, verbose)
+    progress = make_progress(out, quiet)
+    progress.federation_started(name, describe(spec), spec.max_rounds)
+    command = f"fedbench resume {name}" + home_option(settings)
+    try:
+        outcome = run_federation(name, spec, settings, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        err.print(f"\ninterrupted; nothing committed is lost. Go on with: [bold]{command}[/]", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (SpecError, DataError, SettingsError, RunLocked, StoreCorrupt):
+        raise
+    except (FedbenchError, InfraError):
+        err.print(f"log: {log_path} · go on with: [bold]{command}[/]", soft_wrap=True, highlight=False)
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).exception("failed")
+        progress.close()
+        err.print(f"[bold red]failed:[/] {type(error).__name__}: {escaped(error)}", soft_wrap=True, highlight=False)
+        err.print(f"log: {log_path} · go on with: [bold]{command}[/]", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None
+    finally:
+        progress.close()
+    print_outcome(name, outcome, settings)
+
+
+def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
+    """The per-round table, the plots, and how to see the run in a browser."""
+    from flows.progress import best_line, round_table
+
+    out.print()
+    if outcome.already_finished:
+        out.print(f"{name} is finished; nothing was left to do.")
+    out.print(round_table(outcome.records))
+    best = best_line(outcome.records[-1].decision)
+    if best is not None:
+        out.print(f"best: {best}", highlight=False)
+    if outcome.model is not None:
+        out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
+    out.print(f"plots: {outcome.folder}", soft_wrap=True, highlight=False)
+    out.print(f"pages: [bold]fedbench ui {name}{home_option(settings)}[/]", soft_wrap=True, highlight=False)

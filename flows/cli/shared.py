@@ -1,0 +1,115 @@
+"""What the commands share: the terminal, errors without tracebacks, settings, specifications, the log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from infra.errors import InfraError, RunLocked, SettingsError
+from infra.settings import Settings, load_settings
+from tasks.errors import DataError, FedbenchError, SpecError
+from tasks.spec.federation import FederationSpec, load_spec, with_fields
+from tasks.spec.presets import PRESETS, preset
+
+WIDE = 100  # columns that the table with all four mAPs may take
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+out = Console()
+err = Console(stderr=True)
+
+Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The federation's name; `fedbench list` shows them.")]
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Messages instead of tracebacks: 2 for what was asked wrongly, 1 for what failed."""
+    try:
+        yield
+    except (SpecError, DataError, SettingsError, RunLocked) as error:
+        err.print(f"[bold red]error:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_USAGE) from None
+    except (FedbenchError, InfraError) as error:
+        logging.getLogger(__name__).error("failed: %s", error, exc_info=True)
+        err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+def escaped(error: Exception) -> str:
+    return str(error).replace("[", "\\[")
+
+
+def place_settings(home: Path | None, slots: int | None = None) -> Settings:
+    """Settings of this machine; options are fields of :class:`Settings` and win over environment and file."""
+    if home is not None:
+        os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
+    if slots is not None:
+        os.environ["FEDBENCH_SLOTS"] = str(slots)
+    return load_settings()
+
+
+def field_values(assignments: list[str]) -> dict[str, Any]:
+    """``["training.optimizer.lr=0.01"]`` as fields with YAML values.
+
+    Raises:
+        SpecError: no ``=`` in it.
+    """
+    fields = {}
+    for item in assignments:
+        name, equals, text = item.partition("=")
+        if not equals or not name.strip():
+            raise SpecError(f"--set {item}: expected FIELD=VALUE, as in training.optimizer.lr=0.01")
+        try:
+            fields[name.strip()] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise SpecError(f"--set {item}: expected a YAML value after =") from None
+    return fields
+
+
+def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]:
+    """The specification of a preset or file with fields set, and the base of its default name."""
+    path = Path(what)
+    from_file = path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in PRESETS)
+    spec = load_spec(path) if from_file else preset(what)
+    base = path.stem if from_file else what
+    return base, with_fields(spec, fields, source=what) if fields else spec
+
+
+def default_name(base: str, spec: FederationSpec) -> str:
+    """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
+    return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
+
+
+def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
+    """A log file for the run, and the terminal with ``-v``."""
+    folder = settings.home / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.log"
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers = [file]
+    root.setLevel(settings.log_level)
+    if verbose:
+        from rich.logging import RichHandler
+
+        root.addHandler(RichHandler(console=err, show_path=False, level="DEBUG" if verbose > 1 else "INFO"))
+    # Prefect sets up logging when it is imported; its console handler would write through the live display.
+    os.environ["PREFECT_LOGGING_ROOT_HANDLERS"] = ""
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"  # it tells of its tables on the terminal
+    logging.getLogger("httpx").setLevel("WARNING")
+    logging.captureWarnings(True)
+    return path
+
+
+def home_option(settings: Settings) -> str:
+    """What a command needs to find this home again."""
+    return "" if settings.home == Settings.model_fields["home"].default else f" --home {settings.home}"

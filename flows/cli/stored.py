@@ -1,0 +1,95 @@
+"""``fedbench show``, ``list`` and ``compare``: what the store has, without running anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.shared import WIDE, Home, RunName, out, place_settings, plain_errors
+from tasks.spec.federation import MapName
+
+
+def show(
+    name: RunName,
+    classes: Annotated[bool, typer.Option("--classes", "-c", help="The best round's figures by class too.")] = False,
+    home: Home = None,
+) -> None:
+    """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
+    from flows.progress import best_line, class_table, round_table
+    from flows.run import describe
+    from flows.stored import opened_store, read_run
+
+    with plain_errors():
+        settings = place_settings(home)
+        with opened_store(settings) as objects:
+            stored = read_run(objects, settings, name)
+        out.print(f"[bold]{name}[/] · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}")
+        if stored.records:
+            # A file or pipe has no width of its own.
+            width = out.width if out.is_terminal else max(out.width, WIDE)
+            out.print(round_table(stored.records, wide=width >= WIDE), width=width, crop=False)
+            decision, environment = stored.records[-1].decision, stored.records[-1].environment
+            if (best := best_line(decision)) is not None:
+                out.print(f"best: {best}", highlight=False)
+            if classes:
+                out.print(class_table(stored.records[decision.best_round]))
+            out.print(
+                f"torch {environment.torch} · {environment.cpu} · {environment.threads} thread(s) a turn",
+                highlight=False,
+            )
+        for record in stored.records:
+            for failure in record.dropped:
+                out.print(
+                    f"round {record.round}: client {failure.client} dropped ({failure.kind}): {failure.reason}",
+                    soft_wrap=True,
+                    highlight=False,
+                    markup=False,
+                )
+
+
+def list_runs(home: Home = None) -> None:
+    """The federations in the store: rounds, state, best figures."""
+    from rich.table import Table
+
+    from flows.stored import opened_store, read_runs
+
+    with plain_errors():
+        settings = place_settings(home)
+        table = Table("federation", "state", "rounds", "best", "specification", box=None)
+        with opened_store(settings) as objects:
+            for stored in read_runs(objects, settings):
+                last = stored.records[-1].decision if stored.records else None
+                table.add_row(
+                    stored.name,
+                    stored.status,
+                    f"{max(len(stored.records) - 1, 0)}/{stored.spec.max_rounds}",
+                    "–" if last is None or last.best is None else f"{last.best_metric} {last.best:.3f}",
+                    f"{stored.spec.data.kind} · {stored.spec.detector.kind} · {stored.spec.digest[:8]}",
+                )
+        out.print(table if table.row_count else "no federation yet; start with: fedbench run")
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Federations; the first is the yardstick.")],
+    metric: Annotated[MapName, typer.Option(help="What is drawn, and makes a round the best.")] = "map50_voc10",
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the figure and the CSV. [below home]")] = None,
+    home: Home = None,
+) -> None:
+    """Federations side by side: figures by measure and class, costs, what they differ in; and one figure.
+
+    `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
+    """
+    from flows import compare as comparison
+
+    with plain_errors():
+        settings = place_settings(home)
+        compared = comparison.read_compared(settings, names, metric)
+        paths = comparison.write_comparison(compared, metric, folder or comparison.default_folder(settings, names))
+    width = out.width if out.is_terminal else max(out.width, WIDE)
+    out.print(comparison.comparison_table(compared, metric), width=width, crop=False)
+    lines = [f"warning: {line}" for line in comparison.warnings(compared)]
+    lines += [*comparison.gaps(compared, metric), *comparison.differences(compared)]
+    for line in (*lines, *(f"written: {path}" for path in paths)):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
