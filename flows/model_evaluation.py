@@ -65,7 +65,7 @@ def evaluate_opened(
 ) -> Evaluated:
     """Score ``model`` on the test split of ``data`` (a folder, preset or file; None: its own), with ``fields`` set.
 
-    A run's round on its own data is scored for the clients that are on record. ``console`` shows how far it is.
+    A model on its own data is scored for the clients that are on record. ``console`` shows how far it is.
 
     Raises:
         SpecError: the data are not known, or a field is neither theirs nor a rule of evaluation.
@@ -76,7 +76,7 @@ def evaluate_opened(
     loaded = _load(spec, data, settings)
     recorded = model.record.evaluations if model.record is not None and own else ()
     digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
-    sets = evaluation_sets(loaded, model.card.classes, digests or None)
+    sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))
     _check_unchanged(sets, digests)
     with _counted(console, sum(len(item.samples) for item in sets)) as watched:
         records, metrics = evaluate_model(

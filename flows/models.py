@@ -64,8 +64,8 @@ class OpenedModel:
 
     @property
     def evaluation(self) -> EvaluationSpec:
-        """The rules that a run is scored by; of a model file, whose card does not say, the usual ones."""
-        return self.spec.evaluation if self.spec is not None else EvaluationSpec()
+        """The rules that a run was scored by; the usual ones where the card of a model file does not say."""
+        return (self.spec or self.card).evaluation or EvaluationSpec()
 
 
 def open_model(reference: str, settings: Settings, number: int | None = None) -> OpenedModel:

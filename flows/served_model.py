@@ -21,8 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image, UnidentifiedImageError
 
+from tasks.data.loading import to_input
 from tasks.detectors.base import Detector
 from tasks.model_file import ModelCard, load_model
+from tasks.training.evaluation import in_original_pixels
 
 IMAGES_AT_ONCE = 8  # of a request's images; it bounds memory
 
@@ -69,18 +71,18 @@ class ServedDetector(PythonModel):
         self, images: list[Image.Image], score_threshold: float, max_detections: int
     ) -> list[dict[str, list[dict[str, Any]]]]:
         width, height = self.detector.width, self.detector.height
-        stretched = [np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) for image in images]
+        inputs = np.stack([to_input(image, width=width, height=height) for image in images])
         found = self.detector.predict(
-            self.detector(torch.from_numpy(np.stack(stretched).transpose(0, 3, 1, 2).copy())),
+            self.detector(torch.from_numpy(inputs)),
             score_threshold=score_threshold,
             nms_iou=self.nms_iou,
             max_detections=max_detections,
         )
         answers = []
         for image, item in zip(images, found, strict=True):
-            ratio = torch.tensor([image.width / width, image.height / height] * 2)
+            placed = in_original_pixels(item, self.detector, width=image.width, height=image.height)
             # Before, the limit was for each class; scores are in descending order.
-            rows = zip(item.labels.tolist(), item.scores.tolist(), (item.boxes * ratio).tolist(), strict=True)
+            rows = zip(placed.labels.tolist(), placed.scores.tolist(), placed.boxes.tolist(), strict=True)
             detections = [{"class": self.card.classes[label], "score": score, "box": box} for label, score, box in rows]
             answers.append({"detections": detections[:max_detections]})
         return answers

@@ -27,7 +27,7 @@ ALIAS = "best"
 CARD_FILE = "MODEL_CARD.md"
 TAG_WEIGHTS = "fedbench.weights_sha256"
 TAG_ROUND = "fedbench.round"
-SCORE_THRESHOLD = 0.25
+SCORE_THRESHOLD = 0.3  # as predict and the sheets have it
 MAX_DETECTIONS = 100
 _DESCRIPTION_LENGTH = 5000  # what MLflow's database has room for
 

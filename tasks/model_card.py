@@ -33,6 +33,8 @@ def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...]
         detector=spec.detector,
         classes=tuple(record.clients[0].class_counts),
         data=spec.data.model_dump(mode="json"),
+        clients=tuple(client for evaluation in record.evaluations for client in evaluation.clients) or None,
+        evaluation=spec.evaluation,
         spec_digest=record.spec_digest,
         federation=record.federation,
         round=record.round,

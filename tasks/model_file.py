@@ -23,6 +23,7 @@ from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.detector import DetectorSpec
+from tasks.spec.training import EvaluationSpec
 
 HEADER_KEY = "fedbench"
 CARD_VERSION: Literal[1] = 1
@@ -36,6 +37,8 @@ class ModelCard(Frozen):
     detector: DetectorSpec
     classes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Names, by class index.")
     data: dict[str, Any] | None = Field(None, description="The data specification, as JSON.")
+    clients: tuple[str, ...] | None = Field(None, description="On whose test images the figures were measured.")
+    evaluation: EvaluationSpec | None = Field(None, description="The rules by which the figures were measured.")
     spec_digest: Sha256 | None = Field(None, description="Digest of the federation's specification.")
     federation: str | None = None
     round: int | None = Field(None, ge=0)

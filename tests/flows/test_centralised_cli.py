@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from flows.cli.shared import default_name
 from flows.run import describe
 from tasks.spec.centralised import twin

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from flows.cli.models import SCORE
 from flows.model_evaluation import evaluate_opened
 from flows.models import open_model

@@ -15,7 +15,7 @@ from click.testing import Result
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.app import app
 from infra.settings import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore

@@ -161,7 +161,7 @@ def test_it_is_loaded_by_its_uri_and_has_a_signature(
         "name": "helper",
         "file": "weights a",
         "image": "x",
-        "score_threshold": 0.25,
+        "score_threshold": 0.3,
         "max_detections": 3,
         "nms_iou": 0.5,
     }

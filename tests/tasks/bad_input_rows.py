@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows import cli
+from flows.cli.app import main
 from flows.start import claim_name
 from flows.stored import read_history
 from infra.store.layout import FederationLayout
@@ -74,7 +74,7 @@ def command(*arguments: str, says: tuple[str, ...], ends: Exit = REFUSED, home: 
         for name, value in variables.items():
             bench.monkeypatch.setenv(f"FEDBENCH_{name}", value.format(**places))
         bench.monkeypatch.setattr(sys, "argv", ["fedbench", *(item.format(**places) for item in arguments)])
-        cli.main()
+        main()
 
     return run, ends, says
 

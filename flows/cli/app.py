@@ -1,0 +1,60 @@
+"""The command ``fedbench``, a file for each kind of command.
+
+Heavy packages are imported by the commands that need them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+import typer
+
+from flows.cli.data import data_app
+from flows.cli.models import evaluate, predict, save_model
+from flows.cli.original import export, original_app
+from flows.cli.runs import resume, run
+from flows.cli.served import serve, ui
+from flows.cli.shared import EXIT_INTERRUPTED, EXIT_USAGE, out
+from flows.cli.stored import compare, list_runs, show
+
+app = typer.Typer(
+    name="fedbench",
+    help="Federated object-detection benchmark: detectors trained by FedAvg over street cameras.\n\n"
+    "Start with `fedbench run` (synthetic cameras, minutes on two cores). A run that was killed goes on with the "
+    "same command.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def version() -> None:
+    """The version of fedbench and of what it computes with."""
+    out.print(
+        " · ".join(f"{package} {metadata.version(package)}" for package in ("fedbench", "torch", "prefect", "mlflow"))
+    )
+
+
+for _command in (run, resume, show, compare, evaluate, predict, save_model, serve, ui, export, version):
+    app.command()(_command)
+app.command(name="list")(list_runs)
+app.add_typer(data_app)
+app.add_typer(original_app)
+
+
+def main() -> None:
+    """Entry point: errors that are meant for the user are printed without a traceback."""
+    try:
+        # Not standalone, an exit code is handed back instead of being raised.
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        # Click's usage errors know how to show themselves, and which code they end with.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", EXIT_USAGE))
