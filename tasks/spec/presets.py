@@ -8,7 +8,7 @@ from tasks.errors import SpecError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0, YoloV3Tiny
 from tasks.spec.federation import FederationSpec
-from tasks.spec.training import AdamW, EvaluationSpec, Schedule, TrainingSpec
+from tasks.spec.training import AdamW, Augmentation, EvaluationSpec, Schedule, TrainingSpec
 
 # Content digest of Federated Street as published: all 956 images and both label files.
 STREET_DIGEST = "d7f19422545e1c93bd0c8cd6270fdb93acdbf2d50e990b7bbe1e4bea02cd8374"
@@ -27,10 +27,15 @@ def synthetic5() -> FederationSpec:
 def street5() -> FederationSpec:
     """Real Federated Street, 5 devices, YOLOv3-tiny from scratch at 320 px, one local epoch a round."""
     return FederationSpec(
-        max_rounds=20,
+        max_rounds=24,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
         detector=YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3),
-        training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=12, decay=8, floor=0.05)),
+        training=TrainingSpec(
+            batch_size=4,
+            optimizer=AdamW(lr=1e-3),
+            schedule=Schedule(hold=14, decay=10, floor=0.05),
+            augmentation=Augmentation(scale=0.1, translate=0.05, color=0.1),
+        ),
     )
 
 
