@@ -89,6 +89,22 @@ TABLE: dict[str, Row] = {
     ),
     # Specifications: fields against each other.
     "width": spec({"detector": {**TINY, "width": 300}}, "detector.width: expected a multiple of 32, found 300"),
+    "height of the laptop's": spec(
+        {"detector": {"kind": "fcos-lite0", "height": 300}}, "detector.height: expected a multiple of 32, found 300"
+    ),
+    "frozen blocks that nobody trained": spec(
+        {"detector": {"kind": "fcos-lite0", "weights": {"kind": "random"}}},
+        "detector.frozen_blocks: expected 0 with random weights, found 3",
+    ),
+    "more frozen blocks than there are": spec(
+        {"detector": {"kind": "fcos-lite0", "frozen_blocks": 17}}, "detector.frozen_blocks: expected", "17"
+    ),
+    "ImageNet weights for YOLO": spec(
+        {"detector": {**TINY, "weights": {"kind": "efficientnet-lite0"}}}, "detector.weights.kind: expected"
+    ),
+    "backbone that does not learn": spec(
+        {"detector": {"kind": "fcos-lite0", "backbone_lr": 0}}, "detector.backbone_lr: expected"
+    ),
     "mask of no anchor": spec(
         {"detector": {**TINY, "masks": [[0], [9]]}},
         "detector.masks: expected different indices of the 6 anchors, 0 to 5, found [9]",
