@@ -23,6 +23,8 @@ WIDE = 100  # columns that the table with all four mAPs may take
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 out = Console()
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out.width = WIDE  # a file or pipe has no width of its own
 err = Console(stderr=True)
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]

@@ -27,9 +27,7 @@ def show(
             stored = read_run(objects, settings, name)
         out.print(f"[bold]{name}[/] · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}")
         if stored.records:
-            # A file or pipe has no width of its own.
-            width = out.width if out.is_terminal else max(out.width, WIDE)
-            out.print(round_table(stored.records, wide=width >= WIDE), width=width, crop=False)
+            out.print(round_table(stored.records, wide=out.width >= WIDE))
             decision, environment = stored.records[-1].decision, stored.records[-1].environment
             if (best := best_line(decision)) is not None:
                 out.print(f"best: {best}", highlight=False)
@@ -58,6 +56,7 @@ def list_runs(home: Home = None) -> None:
     with plain_errors():
         settings = place_settings(home)
         table = Table("federation", "state", "rounds", "best", "specification", box=None)
+        table.columns[0].no_wrap = True  # names are there to be copied
         with opened_store(settings) as objects:
             for stored in read_runs(objects, settings):
                 last = stored.records[-1].decision if stored.records else None
@@ -68,7 +67,10 @@ def list_runs(home: Home = None) -> None:
                     "–" if last is None or last.best is None else f"{last.best_metric} {last.best:.3f}",
                     f"{stored.spec.data.kind} · {stored.spec.detector.kind} · {stored.spec.digest[:8]}",
                 )
-        out.print(table if table.row_count else "no federation yet; start with: fedbench run")
+        if not table.row_count:
+            out.print("no federation yet; start with: fedbench run")
+            return
+        out.print(table)
 
 
 def compare(
@@ -87,8 +89,7 @@ def compare(
         settings = place_settings(home)
         compared = comparison.read_compared(settings, names, metric)
         paths = comparison.write_comparison(compared, metric, folder or comparison.default_folder(settings, names))
-    width = out.width if out.is_terminal else max(out.width, WIDE)
-    out.print(comparison.comparison_table(compared, metric), width=width, crop=False)
+    out.print(comparison.comparison_table(compared, metric))
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
     lines += [*comparison.gaps(compared, metric), *comparison.differences(compared)]
     for line in (*lines, *(f"written: {path}" for path in paths)):
