@@ -219,10 +219,12 @@ class Service:
         if not self.is_alive():
             status = self._process.returncode if self._process is not None else None
             if status == -signal.SIGKILL:
-                self._attempts -= 1  # somebody's doing, which says nothing against another attempt
+                # Somebody's doing, which says nothing against another attempt; runs that use it expect the same port.
+                self._attempts -= 1
+            else:
+                self._port = None  # most likely somebody took it between our look and its bind
             if self._attempts >= START_ATTEMPTS:
                 self._fail(f"ended with status {status}, {self._attempts} times")
-            self._port = None  # most likely somebody took it between our look and its bind
             self._spawn()
             return False
         assert self._port is not None

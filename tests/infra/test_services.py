@@ -164,6 +164,33 @@ def test_a_service_left_behind_is_ended_only_when_it_is_ours(tmp_path: Path) -> 
         stray.wait()
 
 
+class _SlowAtItsSecondStart(S3Service):
+    starts = 0
+
+    def command(self, port: int) -> list[str]:
+        self.starts += 1
+        return ["/bin/sleep", "60"] if self.starts == 2 else super().command(port)
+
+
+def test_killed_again_while_it_comes_back_it_still_keeps_its_port(tmp_path: Path) -> None:
+    service = _SlowAtItsSecondStart(tmp_path)
+    try:
+        service.ensure()
+        address = service.address
+        assert service._process is not None
+        service._process.kill()
+        service._process.wait()
+        with ThreadPoolExecutor(1) as pool:
+            ensured = pool.submit(service.ensure)
+            assert _eventually(lambda: service.starts == 2 and service.is_alive())
+            service._process.kill()
+            assert ensured.result(timeout=60)
+        assert (service.address, service.starts) == (address, 3)
+        assert service.answers()
+    finally:
+        service.stop()
+
+
 class _Broken(S3Service):
     def command(self, port: int) -> list[str]:
         return [sys.executable, "-c", "import sys; sys.exit('no such bucket of bolts')"]

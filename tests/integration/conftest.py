@@ -12,6 +12,8 @@ from homes import TINY, Home, tiny
 
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
+from tasks.data.catalog import load_data
+from tasks.spec.federation import load_spec
 from tasks.spec.records import RoundRecord
 
 # Rounds of the kill test, and of the undisturbed run that it is compared with.
@@ -27,6 +29,13 @@ class FinishedRun:
     spec: Path
     result: subprocess.CompletedProcess[str]
     records: list[RoundRecord]
+
+
+def images_of(run: FinishedRun) -> list[Path]:
+    """Files of the run's own images, in order: other tests leave damaged data sets in the same home."""
+    data = load_data(load_spec(run.spec).data, root_of=lambda name: None, cache=run.home.path / "cache" / "data")
+    samples = [sample for part in (data.train, data.test) for client in part.values() for sample in client]
+    return sorted({sample.path for sample in samples})
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FinishedRun
+from conftest import FinishedRun, images_of
 from homes import Home, eventually
 from PIL import Image
 
@@ -207,9 +207,9 @@ def served(undisturbed: FinishedRun, shared_home: Home, foreign: Path, tmp_path_
 
 
 @pytest.fixture(scope="module")
-def images(shared_home: Home) -> list[tuple[Image.Image, str]]:
+def images(undisturbed: FinishedRun) -> list[tuple[Image.Image, str]]:
     """A JPEG of the data set, and a PNG of another size and mode; each with its base64."""
-    first, second = sorted((shared_home.path / "cache" / "data").rglob("*.jpg"))[:2]
+    first, second = images_of(undisturbed)[:2]
     grey = Image.open(second).convert("L").resize((150, 61))
     buffer = io.BytesIO()
     grey.save(buffer, format="PNG")
