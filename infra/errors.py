@@ -29,6 +29,14 @@ class SlotLost(InfraError):
     """The process of a slot died in the middle of a turn."""
 
 
+class SlotRefused(InfraError):
+    """A run asks for more than any slot of its worker has."""
+
+
+class ForkServerLost(InfraError):
+    """The warm process that runs are forked from did not come up, or ended."""
+
+
 class DeadlineExceeded(InfraError):
     """A turn ran over its deadline and its process was ended."""
 

@@ -32,6 +32,13 @@ class FileLock:
     def held(self) -> bool:
         return self._descriptor is not None
 
+    @property
+    def descriptor(self) -> int:
+        """The open file. Handed to another process, it keeps the lock taken as long as that has it open."""
+        if self._descriptor is None:
+            raise RuntimeError(f"{self.path}: the lock is not held")
+        return self._descriptor
+
     def acquire(self, timeout: float | None = 0.0) -> bool:
         """Take the lock, waiting at most ``timeout`` seconds (None: no limit). False: another holds it."""
         if self._descriptor is not None:

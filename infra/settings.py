@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -41,6 +41,19 @@ class S3Settings(BaseModel):
         return self
 
 
+class WorkerSettings(BaseModel):
+    """The Prefect worker of this machine: its slots, and the warm process that its runs are forked from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slots: Literal["auto", "gpu", "cpu"] = Field("auto", description="GPUs, CPU threads, or GPUs if there are any.")
+    slots_per_gpu: int = Field(1, ge=1, le=64, description="Runs that share a GPU, each with its fraction.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a slot; none: cores // slots.")
+    drain_seconds: float = Field(60.0, ge=0, description="What a stopping worker leaves its runs to finish.")
+    runs_per_server: int = Field(200, ge=1, description="Runs forked from one warm process before it is replaced.")
+    server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
+
+
 class Settings(BaseSettings):
     """Where things are on this machine: services, credentials, slots, data folders, caches."""
 
@@ -54,6 +67,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
     mlflow_experiment: str = "fedbench"
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
+    worker: WorkerSettings = WorkerSettings()
     data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
     street_dir: Path | None = Field(None, description="Folder of the data set named street.")
     weights_dir: Path | None = Field(None, description="Folder of initial weight files; none: weights under home.")
@@ -129,7 +143,8 @@ def _explained(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{setting}.{message.removeprefix('Value error, ')}"
     if item["type"] == "extra_forbidden":
-        return f"{setting}: no such setting; expected one of: {', '.join(S3Settings.model_fields)}"
+        group = WorkerSettings if setting.startswith("worker.") else S3Settings
+        return f"{setting}: no such setting; expected one of: {', '.join(group.model_fields)}"
     found = item["input"]
     secret = setting.endswith("_key") or not isinstance(found, str | int | float)
     return f"{setting}: {message}" + ("" if secret else f" (found {found!r})")

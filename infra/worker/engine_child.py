@@ -1,0 +1,102 @@
+"""What runs in a forked child: Prefect's engine, as in an interpreter of its own that has all imports behind it.
+
+Modules that the warm process has imported are the worker's, also when a flow run comes from another folder with
+modules of the same names; all others are found in the run's own folder and ``PYTHONPATH`` first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import random
+import runpy
+import sys
+import threading
+import traceback
+import warnings
+from typing import Any, NoReturn
+
+# Imported in the warm process. The command line's module is not: it is the worker's.
+PRELOAD = (
+    "torch",
+    "torchvision",
+    "prefect",
+    "prefect.engine",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.deployments.steps.core",
+    "prefect.deployments.steps.pull",
+    "prefect._internal.metrics",
+    "infra.worker.prefect_private",
+    "flows.federation",
+    "flows.turn",
+)
+
+
+def run(request: dict[str, Any]) -> NoReturn:
+    """Do ``request`` (:class:`infra.worker.warm_process.ForkRequest`), and end the process as an interpreter would."""
+    code = 1
+    try:
+        _do(request)
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        else:
+            code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End as an interpreter does (threads, exit handlers: Prefect sends its last logs there), but for the taking apart
+    of all modules: it takes half a second, touches memory that is shared, and torch's complain of it.
+    """
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _do(request: dict[str, Any]) -> None:
+    enter(request["environment"], request["folder"], request["threads"], quiet=request["quiet"])
+    if request["task"] == "engine":
+        sys.argv = ["prefect.engine"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that the module is imported already is the point
+            runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+    else:
+        from infra.worker.prefect_private import run_hooks
+
+        run_hooks(os.environ["PREFECT__FLOW_RUN_ID"], request["task"], request["message"])
+
+
+def enter(environment: dict[str, str], folder: str, threads: int, *, quiet: bool) -> None:
+    """Make this process the run's: variables, folder, import path, output, threads, seeds, Prefect's settings."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    # As `python -m` has it, from the run's folder.
+    paths = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:] = list(dict.fromkeys([*paths, *sys.path]))
+    if quiet:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        os.close(sink)
+    random.seed()
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()  # the warm process's state is the same for all its children
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+    if "prefect" in sys.modules:
+        import prefect.context
+        import prefect.logging.configuration
+
+        prefect.context.refresh_global_settings_context()
+        prefect.logging.configuration.setup_logging()

@@ -1,0 +1,239 @@
+"""The worker's side of one warm process (:mod:`infra.worker.fork_server`): start it, fork, signal, hear of ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psutil
+
+from infra.errors import ForkServerLost
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 300.0  # to import torch, torchvision and Prefect on a slow and loaded machine
+LOST = -int(signal.SIGKILL)  # exit code of children that ended with their server
+
+
+@dataclass(frozen=True)
+class ForkRequest:
+    """What a child is to do.
+
+    environment: all its variables. folder: its working folder. threads: torch's. quiet: its output goes nowhere.
+    task: Prefect's engine for a run, or the hooks of one that ended otherwise, with the state's ``message``.
+    """
+
+    environment: dict[str, str]
+    folder: str
+    threads: int = 1
+    quiet: bool = False
+    task: Literal["engine", "crashed", "cancellation"] = "engine"
+    message: str = ""
+
+
+class Child:
+    """A run's process. ``returncode`` is None while any process of its group is left, negative after a signal."""
+
+    def __init__(self, pid: int, server: WarmProcess) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._server = server
+        self._ended = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def terminate(self, grace: float) -> None:
+        """SIGTERM to the group now, SIGKILL after ``grace`` seconds."""
+        self._server.signal(self.pid, signal.SIGTERM)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(grace, self.kill)
+
+    def kill(self) -> None:
+        self._server.signal(self.pid, signal.SIGKILL)
+
+    def _end(self, code: int) -> None:
+        self.returncode = code
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ended.set()
+
+
+class WarmProcess:
+    """One warm process. ``report`` is what it says of itself when it is ready."""
+
+    def __init__(self) -> None:
+        self.report: dict[str, Any] = {}
+        self.forked = 0
+        self.children: dict[int, Child] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._asked: dict[int, asyncio.Future[Child]] = {}
+        self._sending = asyncio.Lock()
+        self._reader: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._resident = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_lost(self) -> bool:
+        return self._channel is None
+
+    async def start(self, preload: Sequence[str]) -> None:
+        """
+        Raises:
+            ForkServerLost: it ended, or was not ready in time; why is in the worker's output.
+        """
+        self._channel, theirs = socket.socketpair()
+        events, tell = os.pipe()
+        passed = [theirs.fileno(), tell]
+        # -P: a folder of the user's with a package `flows` must not be taken for ours.
+        command = [sys.executable, "-P", "-m", "infra.worker.fork_server", *map(str, passed), *preload]
+        try:
+            # In a session of its own, out of reach of a terminal's Ctrl-C.
+            self._process = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, start_new_session=True)
+        finally:
+            theirs.close()
+            os.close(tell)
+        reader = asyncio.StreamReader()
+        pipe = os.fdopen(events, "rb", buffering=0)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        self._reader = asyncio.create_task(self._listen(reader, transport))
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ready), START_SECONDS)
+        except TimeoutError:
+            await self.stop()
+            raise ForkServerLost(f"the warm process was not ready after {START_SECONDS:.0f} s") from None
+        self._resident = self._megabytes()
+
+    async def fork(self, request: ForkRequest, descriptor: int | None = None) -> Child:
+        """Fork a child for ``request``; it keeps ``descriptor`` open, which the caller may close then.
+
+        Raises:
+            ForkServerLost: the server is gone, or cannot fork.
+        """
+        self.forked += 1
+        answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._asked[number := self.forked] = answer
+        await self._send({"id": number, **asdict(request)}, descriptor)
+        return await answer
+
+    def signal(self, pid: int, number: int) -> None:
+        # A task of the loop: signals are few, and what is sent before them must be whole.
+        task = asyncio.ensure_future(self._send({"pid": pid, "signal": int(number)}, None))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def is_worn(self, runs: int, megabytes: int) -> bool:
+        """It has forked ``runs`` children, or has grown by ``megabytes`` since it was ready."""
+        return self.forked >= runs or self._megabytes() - self._resident >= megabytes
+
+    async def retire(self) -> None:
+        """Stop when the last child has ended."""
+        while self.children or self._asked:
+            await asyncio.gather(*(child.wait() for child in list(self.children.values())))
+            await asyncio.sleep(0)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End it and all its children, now."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            with contextlib.suppress(OSError):
+                channel.shutdown(socket.SHUT_RDWR)
+            channel.close()
+        if self._process is not None:
+            try:
+                await asyncio.to_thread(self._process.wait, 10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                await asyncio.to_thread(self._process.wait)
+        if self._reader is not None:
+            await self._reader
+
+    def _megabytes(self) -> int:
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss) >> 20
+        except psutil.Error:
+            return 0
+
+    async def _send(self, message: dict[str, Any], descriptor: int | None) -> None:
+        body = json.dumps(message).encode()
+        async with self._sending:
+            try:
+                await asyncio.to_thread(self._write, body, [] if descriptor is None else [descriptor])
+            except OSError as error:
+                self._lose()
+                raise ForkServerLost("the warm process ended") from error
+
+    def _write(self, body: bytes, descriptors: list[int]) -> None:
+        channel = self._channel
+        if channel is None:
+            raise BrokenPipeError
+        socket.send_fds(channel, [len(body).to_bytes(4, "big")], descriptors)
+        channel.sendall(body)
+
+    async def _listen(self, reader: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
+        try:
+            while line := await reader.readline():
+                self._hear(json.loads(line))
+        except (OSError, ValueError) as error:
+            log.error("the warm process answers nonsense: %s", error)
+        finally:
+            transport.close()
+            self._lose()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        match message.pop("event"):
+            case "ready":
+                self.report = message
+                self._ready.set_result(None)
+            case "started":
+                child = self.children[message["pid"]] = Child(message["pid"], self)
+                answer = self._asked.pop(message["id"])
+                if answer.cancelled():
+                    child.kill()  # nobody waits for it any more
+                else:
+                    answer.set_result(child)
+            case "failed":
+                answer = self._asked.pop(message["id"])
+                if not answer.cancelled():
+                    answer.set_exception(ForkServerLost(f"the warm process cannot fork: {message['error']}"))
+            case "ended":
+                self.children.pop(message["pid"])._end(message["code"])
+
+    def _lose(self) -> None:
+        """The server is gone: its children are, or are about to be, by the kernel."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+        lost = ForkServerLost("the warm process ended")
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._asked.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(lost)
+        self._asked.clear()
+        for child in list(self.children.values()):
+            # Nobody else does it now; their slot's lock tells when they are gone for good.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child._end(LOST)
+        self.children.clear()

@@ -1,0 +1,134 @@
+"""Warm start: from submitting a run to its flow's first line, our worker against Prefect's process worker.
+
+    pytest tests/benchmarks/bench_worker.py                  # holds the limits; SQLite
+    python tests/benchmarks/bench_worker.py                  # prints the figures
+    python tests/benchmarks/bench_worker.py --postgres URL   # postgresql+asyncpg://…, an empty database with pg_trgm
+
+One server, both workers on pools of their own, asked by turns: whatever else the machine does meets both. Both look
+for work every second, and their runs are of one flow that imports torch and torchvision. Of several runs at once, the
+time until the last one's first line counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+from uuid import UUID
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from infra.services.prefect_server import PrefectService
+from infra.worker.gpu_worker import GpuWorker
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+from workers import Worker, deploy, ended, eventually, make_pool, submit
+
+AT_ONCE = 4
+# Process worker ÷ ours: one run; four at once.
+LIMITS = {"sqlite": (10.0, 4.0), "postgresql": (10.0, 6.0)}
+REPEATS = 3
+
+
+class OnPostgres(PrefectService):
+    url: ClassVar[str]
+
+    def environment(self, port: int) -> dict[str, str]:
+        return super().environment(port) | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": self.url}
+
+
+class Figures(NamedTuple):
+    """Seconds: medians of each worker, ours first, for one run and for four at once."""
+
+    one: tuple[float, float]
+    four: tuple[float, float]
+
+
+def seconds_to_first_line(deployment: UUID, folder: Path, count: int) -> float:
+    markers = [folder / f"{time.monotonic_ns()}-{number}" for number in range(count)]
+    began = time.monotonic()
+    runs = [submit(deployment, {"marker": str(marker)}) for marker in markers]
+    eventually(lambda: all(marker.exists() for marker in markers), 600)
+    last = max(float(marker.read_text().split()[0]) for marker in markers)
+    assert [ended(run, 120).state_name for run in runs] == ["Completed"] * count
+    return last - began
+
+
+def measure(folder: Path, postgres: str | None, repeats: int = REPEATS) -> Figures:
+    from prefect.workers.process import ProcessWorker
+
+    service: PrefectService = PrefectService(folder / "server")
+    if postgres is not None:
+        OnPostgres.url = postgres
+        service = OnPostgres(folder / "server")
+    service.ensure()
+    workers: list[Worker] = []
+    try:
+        with temporary_settings({PREFECT_API_URL: service.address}):
+            deployments = []
+            for kind in (GpuWorker, ProcessWorker):
+                make_pool(f"pool-{kind.type}", kind.type, kind.get_default_base_job_template())
+                deployments.append(deploy("warm_flow.py:first_line", Path(__file__).parent, f"pool-{kind.type}"))
+                workers.append(
+                    Worker(
+                        folder / kind.type,
+                        f"pool-{kind.type}",
+                        kind=kind.type,
+                        FEDBENCH_SLOTS=str(AT_ONCE),
+                        PREFECT_WORKER_QUERY_SECONDS="1",
+                    )
+                )
+            for worker in workers:
+                worker.await_ready()
+            for deployment in deployments:  # the first run of each compiles, and fills the disk's cache
+                seconds_to_first_line(deployment, folder, 1)
+            medians = []
+            for count in (1, AT_ONCE):
+                rows = [[seconds_to_first_line(each, folder, count) for each in deployments] for _ in range(repeats)]
+                ours, theirs = (statistics.median(row[column] for row in rows) for column in range(2))
+                medians.append((ours, theirs))
+            return Figures(*medians)
+    finally:
+        for worker in workers:
+            worker.kill()
+        service.stop()
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_warm_start(tmp_path: Path, database: str) -> None:
+    postgres = os.environ.get("POSTGRES_URL") if database == "postgresql" else None
+    if database == "postgresql" and postgres is None:
+        pytest.skip("POSTGRES_URL is not set: no PostgreSQL server at hand")
+    figures = measure(tmp_path, postgres)
+    print(text(figures, database))
+    one, four = LIMITS[database]
+    assert figures.one[1] / figures.one[0] >= one
+    assert figures.four[1] / figures.four[0] >= four
+
+
+def text(figures: Figures, database: str) -> str:
+    lines = [f"{database}: submission to the flow's first line, seconds (ours, process worker, ratio)"]
+    for name, (ours, theirs) in zip(("one run", f"{AT_ONCE} at once"), figures, strict=True):
+        lines.append(f"  {name}: {ours:.2f}, {theirs:.2f}, {theirs / ours:.1f} ×")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--postgres", metavar="URL")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-worker-") as folder:
+        figures = measure(Path(folder), options.postgres, options.repeats)
+    print(text(figures, "sqlite" if options.postgres is None else "postgresql"))
+
+
+if __name__ == "__main__":
+    main()

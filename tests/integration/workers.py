@@ -1,0 +1,162 @@
+"""A real Prefect server, real workers on it, and their runs, for the tests and the benchmark of the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from infra.services import bound
+from infra.services.prefect_server import PrefectService
+
+ROOT = Path(__file__).resolve().parents[2]
+TYPE = "fedbench-gpu"
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """A server, and this process's Prefect client turned to it."""
+    service = PrefectService(home)
+    home.mkdir(parents=True, exist_ok=True)
+    service.ensure()
+    try:
+        with temporary_settings({PREFECT_API_URL: service.address}):
+            yield service.address
+    finally:
+        service.stop()
+
+
+class Worker:
+    """The command ``prefect worker start`` on ``pool``, with a home of its own."""
+
+    def __init__(self, home: Path, pool: str, *arguments: str, kind: str = TYPE, **variables: str) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self.log = home / "worker.log"
+        foreign = ("FEDBENCH_", "PREFECT_", "CUDA_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        environment = kept | {
+            "PREFECT_API_URL": PREFECT_API_URL.value(),
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *_registration(home)]),
+            "FEDBENCH_HOME": str(home),
+            "NO_COLOR": "1",
+            **variables,
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, *arguments]
+        # The launcher gives it the signal handlers that a terminal would, and ends it with this process.
+        launcher = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*launcher, *command], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home
+            )
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def family(self) -> list[psutil.Process]:
+        """Its descendants: the warm process and what was forked from it."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def await_ready(self) -> Worker:
+        eventually(lambda: "started!" in self.text() or self.process.poll() is not None, 180)
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _registration(home: Path) -> list[str]:
+    if any(point.value == "infra.worker.gpu_worker" for point in entry_points(group="prefect.collections")):
+        return []
+    note = home / "registered" / "fedbench_checkout-0.dist-info"
+    note.mkdir(parents=True, exist_ok=True)
+    (note / "METADATA").write_text("Metadata-Version: 2.1\nName: fedbench-checkout\nVersion: 0\n")
+    (note / "entry_points.txt").write_text("[prefect.collections]\nfedbench = infra.worker.gpu_worker\n")
+    return [str(note.parent)]
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def make_pool(name: str, kind: str, template: dict[str, Any]) -> None:
+    async def make() -> None:
+        async with get_client() as client:
+            await client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+
+    asyncio.run(make())
+
+
+def deploy(entrypoint: str, folder: Path, pool: str) -> UUID:
+    """A deployment of ``file.py:flow`` in ``folder`` on ``pool``."""
+
+    async def make() -> UUID:
+        flow: Flow[..., Any] = await Flow.afrom_source(str(folder), entrypoint)  # type: ignore[assignment]
+        return await flow.adeploy(
+            f"{flow.name}-{pool}", work_pool_name=pool, build=False, push=False, print_next_steps=False
+        )
+
+    return asyncio.run(make())
+
+
+def submit(deployment: UUID, parameters: dict[str, Any], **variables: Any) -> UUID:
+    """A run of it, due now. ``variables`` are job variables."""
+
+    async def make() -> UUID:
+        async with get_client() as client:
+            run = await client.create_flow_run_from_deployment(
+                deployment, parameters=parameters, job_variables=variables
+            )
+            return run.id
+
+    return asyncio.run(make())
+
+
+def read(run: UUID) -> FlowRun:
+    async def ask() -> FlowRun:
+        async with get_client() as client:
+            return await client.read_flow_run(run)
+
+    return asyncio.run(ask())
+
+
+def ended(run: UUID, seconds: float = 120.0) -> FlowRun:
+    """The run, when its state is final."""
+    found: list[FlowRun] = []
+
+    def final() -> bool:
+        found[:] = [read(run)]
+        return found[0].state is not None and found[0].state.is_final()
+
+    eventually(final, seconds)
+    return found[0]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
