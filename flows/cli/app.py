@@ -10,7 +10,6 @@ from importlib import metadata
 
 import typer
 
-from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.models import evaluate, predict, save_model
 from flows.cli.original import export, original_app
@@ -38,7 +37,7 @@ def version() -> None:
     )
 
 
-for _command in (run, resume, show, compare, evaluate, predict, save_model, serve, ui, export, clean, remove, version):
+for _command in (run, resume, show, compare, evaluate, predict, save_model, serve, ui, export, version):
     app.command()(_command)
 app.command(name="list")(list_runs)
 app.add_typer(data_app)
