@@ -68,6 +68,13 @@ _ANCHORS = "Width and height of each anchor, as fractions of the input, smallest
 _MASKS = "Which anchors each scale uses, by index; the finest scale first."
 
 
+def _check_input(width: int, height: int) -> None:
+    """The coarsest map of every detector is at stride 32, and has whole cells."""
+    for field, value in (("width", width), ("height", height)):
+        if value % 32:
+            raise ValueError(f"{field}: expected a multiple of 32, found {value}")
+
+
 class Yolo(Frozen):
     """What YOLOv3 and YOLOv3-tiny (arXiv 1804.02767) have in common; they differ in layers and scales."""
 
@@ -101,9 +108,7 @@ class Yolo(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Yolo:
-        for field in ("width", "height"):
-            if getattr(self, field) % 32:
-                raise ValueError(f"{field}: expected a multiple of 32, found {getattr(self, field)}")
+        _check_input(self.width, self.height)
         if not self.anchors:
             raise ValueError("anchors: expected at least one anchor, found []")
         if len(self.masks) != len(self.strides):
@@ -165,9 +170,7 @@ class FcosLite0(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> FcosLite0:
-        for field in ("width", "height"):
-            if getattr(self, field) % 32:
-                raise ValueError(f"{field}: expected a multiple of 32, found {getattr(self, field)}")
+        _check_input(self.width, self.height)
         if self.frozen_blocks and isinstance(self.weights, RandomWeights):
             raise ValueError(f"frozen_blocks: expected 0 with random weights, found {self.frozen_blocks}")
         return self
