@@ -29,6 +29,10 @@ class SlotLost(InfraError):
     """The process of a slot died in the middle of a turn."""
 
 
+class PoolUnusable(InfraError):
+    """A work pool, or its deployment, is missing, or no resident starts on it; the message says what to do."""
+
+
 class SlotRefused(InfraError):
     """A run asks for more than any slot of its worker has."""
 

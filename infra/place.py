@@ -66,6 +66,11 @@ def set_place(place: Place) -> None:
     _PLACE.set(place)
 
 
+def has_place() -> bool:
+    """Whether a federation's process has set one in this context."""
+    return _PLACE.get(None) is not None
+
+
 def current_place() -> Place:
     """
     Raises:

@@ -54,6 +54,23 @@ class WorkerSettings(BaseModel):
     server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
 
 
+class PoolSettings(BaseModel):
+    """Prefect work pools that turns go to; without any, turns run in slots of the coordinator's own machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    turns: str | None = Field(None, description="Work pool of the turns; none: this machine's own slots.")
+    silos: dict[str, str] = Field(
+        default_factory=dict, description="Clients that have a work pool of their own, beside their data: its name."
+    )
+    coordinators: str = Field("fedbench", description="Work pool of the runs that coordinate; they need no slot.")
+    residents: int = Field(2, ge=1, le=1024, description="Slots that a federation holds in a pool, at most.")
+    idle_seconds: float = Field(60.0, gt=0, description="A resident without a turn for so long gives its slot back.")
+    lost_seconds: float = Field(
+        60.0, ge=15, description="A resident at work that gave no sign for so long is lost with its machine."
+    )
+
+
 class Settings(BaseSettings):
     """Where things are on this machine: services, credentials, slots, data folders, caches."""
 
@@ -68,6 +85,7 @@ class Settings(BaseSettings):
     mlflow_experiment: str = "fedbench"
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
     worker: WorkerSettings = WorkerSettings()
+    pools: PoolSettings = PoolSettings()
     data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
     street_dir: Path | None = Field(None, description="Folder of the data set named street.")
     weights_dir: Path | None = Field(None, description="Folder of initial weight files; none: weights under home.")
@@ -143,7 +161,8 @@ def _explained(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{setting}.{message.removeprefix('Value error, ')}"
     if item["type"] == "extra_forbidden":
-        group = WorkerSettings if setting.startswith("worker.") else S3Settings
+        groups: dict[str, type[BaseModel]] = {"worker": WorkerSettings, "pools": PoolSettings}
+        group = groups.get(setting.partition(".")[0], S3Settings)
         return f"{setting}: no such setting; expected one of: {', '.join(group.model_fields)}"
     found = item["input"]
     secret = setting.endswith("_key") or not isinstance(found, str | int | float)
