@@ -43,6 +43,7 @@ class RunReport:
             folder,
         )
         self._tracker: Tracker | None = None
+        self._uri: str | None = None  # the tracker's
         self._tags: dict[str, str] = {}
         self.model: str | None = None  # URI of the registered model, once there is one
 
@@ -50,10 +51,11 @@ class RunReport:
         """Find or make the MLflow run, and give it the committed rounds that it lacks."""
         s3 = self.settings.s3
         try:
+            self._uri = self.services.mlflow_tracking_uri
             self._tracker = Tracker.open(
-                uri=self.services.mlflow_tracking_uri,
+                uri=self._uri,
                 experiment=self.settings.mlflow_experiment,
-                artifact_location=None if self.settings.mlflow_tracking_uri else f"s3://{s3.bucket}/mlflow",
+                artifact_location=None if self.services.settings.mlflow_tracking_uri else f"s3://{s3.bucket}/mlflow",
                 federation=self.name,
                 spec_digest=self.spec.digest,
                 params=flatten(self.spec.model_dump(mode="json")),
@@ -92,7 +94,7 @@ class RunReport:
         self.folder.mkdir(parents=True, exist_ok=True)
         best = best_record(history)
         try:
-            if self._tracker is None:
+            if self._tracker is None or self._uri != self.services.mlflow_tracking_uri:  # a stack was ended
                 self.open(history)
             if self._tracker is not None:
                 self._tracker.backfill([record.model_dump(mode="json") for record in history])
