@@ -29,7 +29,7 @@ from infra.errors import SettingsError
 from infra.federation_lease import FederationLease
 from infra.lock import require_free_disk, run_lock
 from infra.place import Place, set_place
-from infra.services.embedded import EmbeddedServices
+from infra.services.database import mlflow_database_uri
 from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -37,6 +37,21 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class NamedServices:
+    """The servers that this machine's settings name; none is started."""
+
+    settings: Settings
+
+    @property
+    def prefect_api_url(self) -> str:
+        return self.settings.prefect_api_url or ""
+
+    @property
+    def mlflow_tracking_uri(self) -> str:
+        return self.settings.mlflow_tracking_uri or mlflow_database_uri(self.settings)
 
 
 @dataclass
@@ -99,8 +114,7 @@ async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[Depl
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     own_run = UUID(runtime.flow_run.id)
     progress = LogProgress(get_run_logger())
-    with run_lock(settings.home, name), EmbeddedServices(settings, prefect=False) as services:
-        settings = settings.model_copy(update={"s3": services.s3_endpoint()})
+    with run_lock(settings.home, name):
         objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
         spec = await asyncio.to_thread(pinned, spec, settings)
         await asyncio.to_thread(objects.ensure_bucket)
@@ -110,7 +124,7 @@ async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[Depl
             await asyncio.to_thread(claim_name, objects, layout, spec)
             await close_dead_runs(name, keep=own_run)
             progress.federation_started(name, describe(spec), spec.max_rounds)
-            report = RunReport(name, spec, settings, services, run_folder(settings, name))
+            report = RunReport(name, spec, settings, NamedServices(settings), run_folder(settings, name))
 
             def committed(record: RoundRecord) -> None:
                 progress.round_committed(record)

@@ -123,7 +123,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
                 services.stop()  # ends the wait for a server to come up, Ctrl-C's too
                 raise
         # Read when this process imports Prefect: from here on it may.
-        os.environ["PREFECT_API_URL"] = services.prefect_api_url
+        os.environ.update(services.prefect_environment())
         with supervised(services), _prefect_drained():
             return _run_until_done(name, spec, settings, services, progress, slots)
 
@@ -159,7 +159,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 def _own_prefect(settings: Settings, services: EmbeddedServices) -> None:
-    """The embedded server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
+    """Our own server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
     if services.prefect is not None:
         os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
         for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
@@ -239,7 +239,7 @@ def _attempt(
     slots: int,
     report: RunReport,
 ) -> Outcome:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     from flows.coordinator import local_slots, make_place, pool_slots, uses_pools
     from flows.federation import federation
@@ -274,7 +274,8 @@ def _attempt(
             await place.slots.close()
 
     # Prefect keeps the address that it read first; a server that lost its port comes back at another.
-    with temporary_settings({PREFECT_API_URL: services.prefect_api_url}):
+    names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings({names[name]: value for name, value in services.prefect_environment().items()}):
         asyncio.run(run())
     return Outcome(place.history, report.folder, already_finished=False, model=report.model)
 

@@ -47,3 +47,7 @@ class DeadlineExceeded(InfraError):
 
 class RunLocked(InfraError):
     """Another process is running the federation of this name."""
+
+
+class HomeInUse(InfraError):
+    """Another process has this home's services open, in a way that excludes what was asked."""

@@ -71,6 +71,16 @@ class PoolSettings(BaseModel):
     )
 
 
+class PortSettings(BaseModel):
+    """Ports on loopback that ``fedbench up`` asks for; one that is taken is chosen anew."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefect: int = Field(4200, ge=1, le=65535)
+    mlflow: int = Field(5000, ge=1, le=65535)
+    s3: int = Field(9000, ge=1, le=65535)
+
+
 class Settings(BaseSettings):
     """Where things are on this machine: services, credentials, slots, data folders, caches."""
 
@@ -83,6 +93,13 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(None, description="API of a Prefect server; none: an embedded one.")
     mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
     mlflow_experiment: str = "fedbench"
+    prefect_database_url: SecretStr | None = Field(
+        None, description="postgresql+asyncpg://… of our own Prefect server; none: SQLite under home."
+    )
+    mlflow_database_url: SecretStr | None = Field(
+        None, description="postgresql://… where MLflow keeps runs; none: SQLite under home."
+    )
+    ports: PortSettings = PortSettings()
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
     worker: WorkerSettings = WorkerSettings()
     pools: PoolSettings = PoolSettings()
@@ -117,6 +134,14 @@ class Settings(BaseSettings):
     def weight_file(self, name: str) -> Path:
         """Where the initial weights ``name`` are expected on this machine; only the coordinator reads them."""
         return (self.weights_dir or self.home / "weights") / name
+
+
+_GROUPS: dict[str, type[BaseModel]] = {
+    "s3": S3Settings,
+    "worker": WorkerSettings,
+    "ports": PortSettings,
+    "pools": PoolSettings,
+}
 
 
 def load_settings() -> Settings:
@@ -161,9 +186,8 @@ def _explained(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{setting}.{message.removeprefix('Value error, ')}"
     if item["type"] == "extra_forbidden":
-        groups: dict[str, type[BaseModel]] = {"worker": WorkerSettings, "pools": PoolSettings}
-        group = groups.get(setting.partition(".")[0], S3Settings)
+        group = _GROUPS.get(setting.partition(".")[0], Settings)
         return f"{setting}: no such setting; expected one of: {', '.join(group.model_fields)}"
     found = item["input"]
-    secret = setting.endswith("_key") or not isinstance(found, str | int | float)
+    secret = setting.endswith(("_key", "_database_url")) or not isinstance(found, str | int | float)
     return f"{setting}: {message}" + ("" if secret else f" (found {found!r})")
