@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Any
 
 from flows.start import PRELOAD
 from flows.turn import take_turn
-from infra.place import Place, Reporter
+from infra.place import Leavings, Place, Reporter
 from infra.settings import Settings
 from infra.slots import LocalSlots, TurnRunner
 from infra.store.layout import FederationLayout
@@ -32,6 +32,7 @@ def make_place(
     *,
     committed: Callable[[Any], None],
     started: Callable[[str], None],
+    finished: Callable[[Place], Awaitable[Leavings]],
 ) -> Place:
     """The handles of one federation. ``settings`` have the store's endpoint filled in; MLflow is turned to it too."""
     s3 = settings.s3
@@ -49,6 +50,7 @@ def make_place(
         reporter=reporter,
         committed=committed,
         started=started,
+        finished=finished,
     )
 
 

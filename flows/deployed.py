@@ -28,7 +28,7 @@ from flows.stored import read_history
 from infra.errors import SettingsError
 from infra.federation_lease import FederationLease
 from infra.lock import require_free_disk, run_lock
-from infra.place import Place, set_place
+from infra.place import set_place
 from infra.services.database import mlflow_database_uri
 from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
@@ -52,16 +52,6 @@ class NamedServices:
     @property
     def mlflow_tracking_uri(self) -> str:
         return self.settings.mlflow_tracking_uri or mlflow_database_uri(self.settings)
-
-
-@dataclass
-class Deployed:
-    """A federation that is ready to run. ``finish`` writes what a run leaves for its readers."""
-
-    name: str
-    spec: FederationSpec
-    place: Place
-    report: RunReport
 
 
 def default_name() -> str:
@@ -102,8 +92,10 @@ def pinned(spec: FederationSpec, settings: Settings) -> FederationSpec:
 
 
 @contextlib.asynccontextmanager
-async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[Deployed]:
-    """All that a federation needs, checked before a slot is taken; let go of afterwards.
+async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[tuple[str, FederationSpec]]:
+    """A place for the federation, all checked before a slot is taken; let go of afterwards.
+
+    Gives the federation's name, and its specification with what this machine fills in.
 
     Raises:
         FedbenchError, InfraError: it cannot start; the message says why.
@@ -135,14 +127,22 @@ async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[Depl
                 if uses_pools(settings)
                 else local_slots(settings, slot_count(settings, spec))
             )
-            place = make_place(name, settings, slots, progress, committed=committed, started=report.flow_started)
+            place = make_place(
+                name,
+                settings,
+                slots,
+                progress,
+                committed=committed,
+                started=report.flow_started,
+                finished=report.finish,
+            )
             history = await asyncio.to_thread(read_history, objects, layout)
             if history:
                 progress.resumed(history[-1].round, history)
             await asyncio.to_thread(report.open, history)
             set_place(place)
             try:
-                yield Deployed(name, spec, place, report)
+                yield name, spec
             except asyncio.CancelledError:
                 await asyncio.to_thread(report.close, "KILLED")
                 raise

@@ -6,14 +6,13 @@ A process that runs it has set the place (:mod:`infra.place`); one that Prefect 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from prefect import Flow, flow, runtime
-from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import FlowRun, State
 
+from flows.artifacts import RunArtifacts
 from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
 from flows.stored import read_history, stopped
@@ -22,7 +21,6 @@ from infra.residents.runs import cancel_residents
 from tasks.errors import SpecError
 from tasks.spec.base import FederationName
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord
 from tasks.wake_up import wake_up
 
 
@@ -63,10 +61,8 @@ async def federation(name: FederationName | None = None, spec: FederationSpec = 
         return await rounds(name, spec)
     from flows.deployed import deployed  # here, because the command line has a place of its own
 
-    async with deployed(name, spec) as ready:
-        last = await rounds(ready.name, ready.spec)
-        await ready.report.finish(ready.place)
-        return last
+    async with deployed(name, spec) as (name, spec):
+        return await rounds(name, spec)
 
 
 async def rounds(name: str, spec: FederationSpec) -> int:
@@ -76,6 +72,7 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     await tag_run(flow_run_id, name)
     await asyncio.to_thread(place.started, str(flow_run_id))
     await place.slots.open(str(flow_run_id))
+    shown = RunArtifacts(name, spec)
     history = await asyncio.to_thread(read_history, place.objects, place.layout)
     place.history = history
     clients = spec.clients
@@ -84,6 +81,7 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     needed = spec.participation.min_clients or len(clients) // 2 + 1
     if not stopped(spec, history):
         ready, not_ready = await wake_up(name, spec, clients, needed)
+    await shown.begin(history)
     while not stopped(spec, history):
         number = len(history)
         place.reporter.round_started(number)
@@ -93,27 +91,6 @@ async def rounds(name: str, spec: FederationSpec) -> int:
             record = await federated_round(name, spec, number, ready, not_ready)
         history.append(record)
         await asyncio.to_thread(place.committed, record)
-    await acreate_markdown_artifact(
-        key=f"federation-{name}".lower().replace(".", "-").replace("_", "-"),
-        markdown=summary(name, history),
-        description=f"Federation {name}",
-    )
+        await shown.round_committed(history)
+    await shown.finish(history, await place.finished(place))
     return history[-1].round
-
-
-def summary(name: str, history: Sequence[RoundRecord]) -> str:
-    """The federation's rounds as a Markdown table."""
-    lines = [
-        f"# {name}",
-        "",
-        "| round | clients | train loss | test loss | map50_voc10 | recall |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for record in history:
-        metrics = record.metrics
-        values = (metrics.train_loss, metrics.loss, metrics.map50_voc10, metrics.recall)
-        shown = " | ".join("–" if value is None else f"{value:.4g}" for value in values)
-        lines.append(f"| {record.round} | {len(record.updates)} | {shown} |")
-    last = history[-1].decision
-    lines += ["", f"Best: round {last.best_round}. Stopped by: {last.reason or 'nothing yet'}."]
-    return "\n".join(lines)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from flows.registration import best_record, register
 from infra.errors import InfraError, TrackingUnavailable
-from infra.place import Place
+from infra.place import Leavings, Place
 from infra.settings import Settings
-from infra.tracking import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker
+from infra.tracking import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
 from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.spec.federation import FederationSpec, flatten
@@ -93,7 +93,7 @@ class RunReport:
         except TrackingUnavailable as error:
             log.warning("MLflow: round %d will be filled in later: %s", record.round, error)
 
-    async def finish(self, place: Place) -> None:
+    async def finish(self, place: Place) -> Leavings:
         """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED."""
         history: list[RoundRecord] = place.history
         files = self._draw(history)
@@ -118,6 +118,18 @@ class RunReport:
             log.warning("MLflow: %s", error)
         for file, data in reversed(files.items()):
             (self.folder / file).write_bytes(data)
+        return Leavings(files, self.model, self._page())
+
+    def _page(self) -> str | None:
+        """The run's page of MLflow's server, if there is one."""
+        uri = self.services.mlflow_tracking_uri
+        if not uri.startswith("http"):
+            return None
+        try:
+            return find_page(uri, self.settings.mlflow_experiment, self.name, uri)
+        except TrackingUnavailable as error:
+            log.warning("MLflow: %s", error)
+            return None
 
     def _register(self, place: Place, tracker: Tracker) -> None:
         place.reporter.message("registering the best model")

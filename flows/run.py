@@ -244,6 +244,7 @@ def _attempt(
     from flows.coordinator import local_slots, make_place, pool_slots, uses_pools
     from flows.federation import federation
     from flows.prefect_runs import close_dead_runs
+    from infra.federation_lease import FederationLease
     from infra.place import set_place
 
     # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
@@ -258,7 +259,15 @@ def _attempt(
     runner = (
         pool_slots(name, spec, resolved, progress.message) if uses_pools(settings) else local_slots(resolved, slots)
     )
-    place = make_place(name, resolved, runner, progress, committed=committed, started=report.flow_started)
+    place = make_place(
+        name,
+        resolved,
+        runner,
+        progress,
+        committed=committed,
+        started=report.flow_started,
+        finished=report.finish,
+    )
     history = read_history(place.objects, place.layout)
     if history:
         progress.resumed(history[-1].round, history)
@@ -266,12 +275,13 @@ def _attempt(
     set_place(place)
 
     async def run() -> None:
-        try:
-            await close_dead_runs(name)
-            await federation(name=name, spec=spec)
-            await report.finish(place)
-        finally:
-            await place.slots.close()
+        lease = FederationLease(place.objects, place.layout, settings.home, progress.message)
+        async with lease if services.shared else contextlib.nullcontext():
+            try:
+                await close_dead_runs(name)
+                await federation(name=name, spec=spec)
+            finally:
+                await place.slots.close()
 
     # Prefect keeps the address that it read first; a server that lost its port comes back at another.
     names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}

@@ -59,6 +59,11 @@ class EmbeddedServices:
         return self._stack is not None
 
     @property
+    def shared(self) -> bool:
+        """Whether coordinators of other homes and machines may use these services too."""
+        return self.uses_stack or self.s3 is None or self.prefect is None
+
+    @property
     def services(self) -> list[Service]:
         """Those without which nothing goes on."""
         return [service for service in (self.s3, self.prefect) if service is not None]
