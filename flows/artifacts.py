@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from uuid import UUID
 
+from PIL import Image
 from prefect.artifacts import (
     acreate_markdown_artifact,
     acreate_progress_artifact,
@@ -74,6 +76,16 @@ class RunArtifacts:
         )
 
 
+def _small(png: bytes) -> bytes:
+    """The plot for a page that holds it inside: the whole one is in MLflow."""
+    with Image.open(io.BytesIO(png)) as image:
+        shown = image.convert("RGB")
+    shown.thumbnail((1200, 1200))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> str:
     """The federation's rounds as a Markdown table, its plots, and where to read on."""
     last = history[-1].decision
@@ -95,8 +107,8 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> st
         lines.append(f"| {record.round} | {len(record.updates)} | {shown} | {tail} |")
     for plot in PLOTS:
         if plot in leavings.plots:
-            image = base64.b64encode(leavings.plots[plot]).decode()
-            lines += ["", f"![{plot}](data:image/png;base64,{image})"]
+            image = base64.b64encode(_small(leavings.plots[plot])).decode()
+            lines += ["", f"![{plot}](data:image/jpeg;base64,{image})"]
     return "\n".join(lines)
 
 
