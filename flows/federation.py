@@ -14,20 +14,27 @@ from flows.round import federated_round, initial_round
 from flows.stored import read_history, stopped
 from infra.place import current_place
 from tasks.errors import SpecError
-from tasks.spec.base import FederationName
+from tasks.spec.base import ScheduledName
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 from tasks.wake_up import wake_up
 
 
 @flow(name="federation", flow_run_name="{name}", persist_result=False)
-async def federation(name: FederationName, spec: FederationSpec) -> int:
-    """Run the federation ``name`` from its last commit until it stops. Returns the number of its last round.
+async def federation(name: ScheduledName = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008 (frozen)
+    """Run the federation from its last commit until it stops. Returns the number of its last round.
+
+    Args:
+        name: What the federation is called in the store, in MLflow and here. One that is there already goes on; by the
+            scheduled time, each run is a new one.
+        spec: The experiment. Runs of equal specifications end in the same weights, on one CPU model and torch build.
 
     Raises:
         FedbenchError: it cannot go on; the message says why.
     """
     place = current_place()
+    if name is None:
+        raise SpecError("name: expected the federation's name, found none")
     flow_run_id = UUID(runtime.flow_run.get_id())
     await tag_run(flow_run_id, name)
     await asyncio.to_thread(place.started, str(flow_run_id))

@@ -9,10 +9,18 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.errors import SettingsError
@@ -54,6 +62,20 @@ class WorkerSettings(BaseModel):
     server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
 
 
+PoolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class DeploySettings(BaseModel):
+    """What ``fedbench deploy`` makes beyond the two pools and the deployments that each installation has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    coordinators: int | None = Field(
+        None, ge=1, description="Coordinators' runs at a time, in the pool fedbench; none: as the pool has it."
+    )
+    silo_pools: tuple[PoolName, ...] = Field((), description="A pool for each device whose worker is beside its data.")
+
+
 class Settings(BaseSettings):
     """Where things are on this machine: services, credentials, slots, data folders, caches."""
 
@@ -68,6 +90,7 @@ class Settings(BaseSettings):
     mlflow_experiment: str = "fedbench"
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
     worker: WorkerSettings = WorkerSettings()
+    deploy: DeploySettings = DeploySettings()
     data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
     street_dir: Path | None = Field(None, description="Folder of the data set named street.")
     weights_dir: Path | None = Field(None, description="Folder of initial weight files; none: weights under home.")
@@ -143,7 +166,8 @@ def _explained(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{setting}.{message.removeprefix('Value error, ')}"
     if item["type"] == "extra_forbidden":
-        group = WorkerSettings if setting.startswith("worker.") else S3Settings
+        groups: dict[str, type[BaseModel]] = {"worker": WorkerSettings, "deploy": DeploySettings}
+        group = groups.get(setting.partition(".")[0], S3Settings)
         return f"{setting}: no such setting; expected one of: {', '.join(group.model_fields)}"
     found = item["input"]
     secret = setting.endswith("_key") or not isinstance(found, str | int | float)

@@ -11,6 +11,7 @@ from importlib import metadata
 import typer
 
 from flows.cli.data import data_app
+from flows.cli.deploying import deploy
 from flows.cli.models import evaluate, predict, save_model
 from flows.cli.original import export, original_app
 from flows.cli.runs import resume, run
@@ -37,7 +38,7 @@ def version() -> None:
     )
 
 
-for _command in (run, resume, show, compare, evaluate, predict, save_model, serve, ui, export, version):
+for _command in (run, resume, show, compare, evaluate, predict, save_model, serve, ui, deploy, export, version):
     app.command()(_command)
 app.command(name="list")(list_runs)
 app.add_typer(data_app)

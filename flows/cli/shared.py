@@ -40,7 +40,8 @@ def plain_errors() -> Iterator[None]:
         err.print(f"[bold red]error:[/] {escaped(error)}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_USAGE) from None
     except (FedbenchError, InfraError) as error:
-        logging.getLogger(__name__).error("failed: %s", error, exc_info=True)
+        if logging.getLogger().handlers:  # else Python itself would write it to the terminal, with its traceback
+            logging.getLogger(__name__).error("failed: %s", error, exc_info=True)
         err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
 

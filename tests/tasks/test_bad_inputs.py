@@ -47,6 +47,8 @@ TINY = {"kind": "yolov3-tiny"}
 ADAMW = {"kind": "adamw"}
 FLIPPED = {"class": "table", "bbox": ["30", "2", "10", "9"]}
 NEWER = "is newer than this fedbench understands (up to 1)"
+NOBODY = "http://127.0.0.1:9/api"
+
 TABLE: dict[str, Row] = {
     # Specifications: one field.
     "unknown field": spec({"max_round": 3}, "max_round: no such field; expected one of: version, seed, max_rounds"),
@@ -177,6 +179,17 @@ TABLE: dict[str, Row] = {
     ),
     "settings: bucket": command("list", says=("s3.bucket: ", "should match pattern"), S3__BUCKET="A B"),
     "settings: not JSON": command("list", says=("data_roots", "expected JSON"), DATA_ROOTS="/data"),
+    "settings: deploy": settings("deploy: {pools: [a]}\n", "deploy.pools: no such setting; expected one of: coordi"),
+    "settings: pool": settings("deploy: {silo_pools: [a/b]}\n", "deploy.silo_pools.0: ", "should match pattern"),
+    # Deployments.
+    "deploy: no server": command(
+        "deploy", ends=FAILED, says=("Prefect at http://127.0.0.1:9/api: does not answer",), PREFECT_API_URL=NOBODY
+    ),
+    "deploy: name": command("deploy", "--schedule", "street6=0 3 * * *", says=("street6: no such deployment",)),
+    "deploy: cron": command(
+        "deploy", "--schedule", "smoke=0 3", says=("--schedule: expected five cron fields",), PREFECT_API_URL=NOBODY
+    ),
+    "deploy: pool": command("deploy", "--silo-pool", "a/b", says=("--silo-pool: expected letters", "'a/b'")),
     # Data sets.
     "data: no folder": command("run", "street5", says=("data.name", "'street'", "set FEDBENCH_STREET_DIR")),
     "data: another set": command("run", "street5", says=("expected content digest d7f1",), STREET_DIR="{street}"),
