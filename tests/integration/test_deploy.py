@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import pytest
 from homes import FEDBENCH
@@ -121,7 +122,8 @@ def test_schedules_are_added_changed_and_ended(home: Path) -> None:
         return [(item.schedule.cron, item.schedule.timezone, item.active) for item in read(name).schedules]  # type: ignore[union-attr]
 
     assert schedules("federation/street5-laptop") == [("0 3 * * *", "UTC", False)]
-    told = deploy(home, "--schedule", "street5-laptop=0 4 * * *", "--schedule", "smoke=0 5 * * 1", "--timezone", "Asia/Tokyo")  # fmt: skip
+    asked = ("--schedule", "street5-laptop=0 4 * * *", "--schedule", "smoke=0 5 * * 1")
+    told = deploy(home, *asked, "--timezone", "Asia/Tokyo")
     assert "runs at 0 4 * * * (Asia/Tokyo)" in told
     assert schedules("federation/street5-laptop") == [("0 4 * * *", "Asia/Tokyo", True)]
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", True)]
@@ -182,17 +184,23 @@ def test_a_wrong_parameter_is_refused_by_its_name(home: Path) -> None:
 
 def test_a_crashed_run_goes_on_if_it_had_begun(home: Path) -> None:
     item = read(PRESET)
+    new = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
+    run = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
+    crashed: State[Any] = Crashed(message="Its process is gone.")
 
-    def run_through(*states: State[Any]) -> Any:
-        async def go(client: PrefectClient) -> Any:
-            run = await client.create_flow_run_from_deployment(item.id, state=Pending())
-            for state in states:
-                await client.set_flow_run_state(run.id, state, force=True)
-            return run.id
+    def through(run: UUID, *states: State[Any]) -> None:
+        for state in states:
+            ask(lambda client, state=state: client.set_flow_run_state(run, state, force=True))
 
-        return ask(go)
+    def is_now(run: UUID) -> str | None:
+        return ask(lambda client: client.read_flow_run(run)).state_name
 
-    never = run_through(Crashed(message="could not be started"))
-    begun = run_through(Running(), Crashed(message="its process is gone"))
-    eventually(lambda: ask(lambda client: client.read_flow_run(begun)).state_name == "AwaitingRetry")
-    assert ask(lambda client: client.read_flow_run(never)).state_name == "Crashed"
+    for _ in range(2):
+        through(run, Running(), crashed)
+        eventually(lambda: is_now(run) == "AwaitingRetry")
+    through(new, crashed)  # it never began
+    through(run, Pending(), crashed)  # nor did this one, this time: it would crash for ever
+    other = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
+    through(other, Running(), crashed)
+    eventually(lambda: is_now(other) == "AwaitingRetry")  # by then the two before have been looked at
+    assert (is_now(new), is_now(run)) == ("Crashed", "Crashed")
