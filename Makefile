@@ -62,8 +62,8 @@ bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s
 
 lock: $(BIN)/uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra laptop --upgrade --quiet \
-	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra laptop --extra postgresql \
+	  --upgrade --quiet --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -16,12 +16,12 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
-from flows.deployments import COORDINATORS, SCHEDULE, Deployment, Pool, Schedule
+from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, Schedule
 from infra.work_pools import Done, ensure_pool, find_pool
 from tasks.errors import SpecError
 
@@ -89,7 +89,7 @@ async def deploy_all(
         found = [await find_pool(client, pool.name, pool.type) for pool in pools]
         done = []
         for pool, there in zip(pools, found, strict=True):
-            limit = coordinators if pool.name == COORDINATORS else None
+            limit = coordinators if pool.type == PROCESS else None
             made: Done = "made" if there is None else "there"
             if not dry_run:
                 made = await ensure_pool(client, pool.name, pool.type, pool.description, limit)
@@ -107,7 +107,7 @@ async def deploy_all(
 async def _deploy(
     client: PrefectClient, item: Deployment, cron: tuple[CronSchedule, bool] | None, asked: bool, dry_run: bool
 ) -> Deployed:
-    flow = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
+    flow: Flow[..., Any] = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
     fields: dict[str, Any] = {
         "description": item.description,
         "tags": list(item.tags),

@@ -23,7 +23,6 @@ from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.presets import PRESETS
 
-COORDINATORS, SLOTS = "fedbench", "gpu"
 PROCESS, GPU_WORKER = "process", "fedbench-gpu"
 SCHEDULE = "fedbench"  # the slug by which `fedbench deploy` finds the schedule that it made
 
@@ -47,6 +46,20 @@ class Pool:
     name: str
     type: str
     description: str
+
+
+@dataclass(frozen=True)
+class PoolNames:
+    """What the pools are called. silos: those of devices whose workers run beside their data."""
+
+    coordinators: str = "fedbench"
+    turns: str = "gpu"
+    silos: tuple[str, ...] = ()
+
+    @property
+    def gpu(self) -> list[str]:
+        """All whose workers have slots."""
+        return list(dict.fromkeys([self.turns, *self.silos]))
 
 
 @dataclass(frozen=True)
@@ -87,27 +100,46 @@ class Deployment:
         return f"{self.flow}/{self.name}"
 
 
-def pools(silos: Sequence[str] = ()) -> list[Pool]:
-    """The pools; ``silos``: a further one for each device whose worker runs beside its data."""
+def pools(names: PoolNames = PoolNames()) -> list[Pool]:
+    """The pools, coordinators' first."""
+    where = "in slots of machines: a GPU, a part of one, or CPU threads"
     return [
-        Pool(COORDINATORS, PROCESS, "fedbench's coordinators: federations, clean-up. They take no slot."),
-        Pool(SLOTS, GPU_WORKER, "fedbench's turns, in slots of machines: a GPU, a part of one, or CPU threads."),
-        *(Pool(name, GPU_WORKER, f"fedbench's turns beside the data of {name}.") for name in silos),
+        Pool(names.coordinators, PROCESS, "fedbench's coordinators: federations, clean-up. They take no slot."),
+        *(
+            Pool(
+                name, GPU_WORKER, f"fedbench's turns, {'beside the data of a silo' if name in names.silos else where}."
+            )
+            for name in names.gpu
+        ),
     ]
 
 
-def deployments(silos: Sequence[str] = ()) -> list[Deployment]:
+def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
     """All deployments. Another one is another line here."""
-    return [*(federation(preset) for preset in PRESETS)]
+    return [
+        *(federation(preset, names.coordinators) for preset in PRESETS),
+        *(resident(pool) for pool in names.gpu),
+    ]
 
 
-def federation(preset: str) -> Deployment:
+def resident(pool: str) -> Deployment:
+    """What federations start on ``pool``, for their turns; nobody else does."""
+    return Deployment(
+        entrypoint="flows.resident.resident",
+        name=pool,
+        pool=pool,
+        description="Takes turns of one federation in a slot of this pool. Federations start it themselves.",
+        limit=None,
+    )
+
+
+def federation(preset: str, pool: str) -> Deployment:
     """The deployment of a preset. Its runs are named for the time that they were scheduled for."""
     spec = PRESETS[preset]()
     return Deployment(
         entrypoint="flows.federation.federation",
         name=preset.replace("_", "-"),
-        pool=COORDINATORS,
+        pool=pool,
         description=inspect.cleandoc(PRESETS[preset].__doc__ or ""),
         tags=("fedbench", spec.data.kind, spec.detector.kind),
         parameters={"spec": form_values(spec)},

@@ -1,43 +1,78 @@
-"""The federation: rounds until it stops. Its process sets the place (:mod:`infra.place`) before it calls the flow."""
+"""The federation: rounds until it stops.
+
+A process that runs it has set the place (:mod:`infra.place`); one that Prefect started gets it here.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
-from prefect import flow, runtime
-from prefect.artifacts import acreate_markdown_artifact
+from prefect import Flow, flow, runtime
+from prefect.client.schemas.objects import FlowRun, State
 
+from flows.artifacts import RunArtifacts
 from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
 from flows.stored import read_history, stopped
-from infra.place import current_place
+from infra.place import current_place, has_place
+from infra.residents.runs import cancel_residents
 from tasks.errors import SpecError
 from tasks.spec.base import ScheduledName
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord
 from tasks.wake_up import wake_up
 
 
-@flow(name="federation", flow_run_name="{name}", persist_result=False)
-async def federation(name: ScheduledName = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008 (frozen)
-    """Run the federation from its last commit until it stops. Returns the number of its last round.
+async def let_residents_go(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """When a federation ends otherwise than by itself, nobody else frees the slots that it holds in work pools."""
+    await cancel_residents(str(flow_run.id))
+
+
+def run_name() -> str:
+    """The federation's name; that of its deployment and scheduled time when it has none."""
+    name: str | None = runtime.flow_run.parameters.get("name")
+    if name is None:
+        from flows.deployed import default_name
+
+        name = default_name()
+    return name
+
+
+@flow(
+    name="federation",
+    flow_run_name=run_name,
+    persist_result=False,
+    on_cancellation=[let_residents_go],
+    on_crashed=[let_residents_go],
+)
+async def federation(name: ScheduledName = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008
+    """Run a federation from its last commit until it stops. Returns the number of its last round.
 
     Args:
-        name: What the federation is called in the store, in MLflow and here. One that is there already goes on; by the
-            scheduled time, each run is a new one.
-        spec: The experiment. Runs of equal specifications end in the same weights, on one CPU model and torch build.
+        name: What it is called, in the store and everywhere. Left out: deployment and scheduled time, a new one
+            every time. The name of one that exists goes on with it.
+        spec: The experiment.
 
     Raises:
-        FedbenchError: it cannot go on; the message says why.
+        FedbenchError, InfraError: it cannot start or go on; the message says why.
     """
+    if name is not None and has_place():
+        return await rounds(name, spec)
+    from flows.deployed import deployed  # here, because the command line has a place of its own
+
+    async with deployed(name, spec) as (name, spec):
+        return await rounds(name, spec)
+
+
+async def rounds(name: str, spec: FederationSpec) -> int:
+    """Round after round of ``name``, at the current place."""
     place = current_place()
-    if name is None:
-        raise SpecError("name: expected the federation's name, found none")
     flow_run_id = UUID(runtime.flow_run.get_id())
     await tag_run(flow_run_id, name)
     await asyncio.to_thread(place.started, str(flow_run_id))
+    await place.slots.open(str(flow_run_id))
+    shown = RunArtifacts(name, spec)
     history = await asyncio.to_thread(read_history, place.objects, place.layout)
     place.history = history
     clients = spec.clients
@@ -46,6 +81,7 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
     needed = spec.participation.min_clients or len(clients) // 2 + 1
     if not stopped(spec, history):
         ready, not_ready = await wake_up(name, spec, clients, needed)
+    await shown.begin(history)
     while not stopped(spec, history):
         number = len(history)
         place.reporter.round_started(number)
@@ -55,27 +91,6 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
             record = await federated_round(name, spec, number, ready, not_ready)
         history.append(record)
         await asyncio.to_thread(place.committed, record)
-    await acreate_markdown_artifact(
-        key=f"federation-{name}".lower().replace(".", "-").replace("_", "-"),
-        markdown=summary(name, history),
-        description=f"Federation {name}",
-    )
+        await shown.round_committed(history)
+    await shown.finish(history, await place.finished(place))
     return history[-1].round
-
-
-def summary(name: str, history: Sequence[RoundRecord]) -> str:
-    """The federation's rounds as a Markdown table."""
-    lines = [
-        f"# {name}",
-        "",
-        "| round | clients | train loss | test loss | map50_voc10 | recall |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for record in history:
-        metrics = record.metrics
-        values = (metrics.train_loss, metrics.loss, metrics.map50_voc10, metrics.recall)
-        shown = " | ".join("–" if value is None else f"{value:.4g}" for value in values)
-        lines.append(f"| {record.round} | {len(record.updates)} | {shown} |")
-    last = history[-1].decision
-    lines += ["", f"Best: round {last.best_round}. Stopped by: {last.reason or 'nothing yet'}."]
-    return "\n".join(lines)

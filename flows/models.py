@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.stored import StoredRun, opened_store, read_run
 from infra.registered import fetch_registered, registered_models
-from infra.services.mlflow_server import default_tracking_uri
+from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
 from infra.store.layout import FederationLayout, federations
 from infra.store.objects import ObjectStore
@@ -151,9 +151,10 @@ def _open_registered(reference: str, settings: Settings) -> OpenedModel:
     if parsed is None:
         raise SpecError(f"{reference}: expected {SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS or {SCHEME}NAME/latest")
     version = parsed["version"] or parsed["alias"]
-    uri = settings.mlflow_tracking_uri or default_tracking_uri(settings.home)
-    with opened_store(settings) as objects, tempfile.TemporaryDirectory(prefix="fedbench-") as temporary:
-        folder = fetch_registered(uri, objects.settings, parsed["name"], version, Path(temporary))
+    services = EmbeddedServices(settings, prefect=False)
+    with services, tempfile.TemporaryDirectory(prefix="fedbench-") as temporary:
+        uri = services.mlflow_tracking_uri
+        folder = fetch_registered(uri, services.s3_endpoint(), parsed["name"], version, Path(temporary))
         if folder is None:
             found = [SCHEME + name for name in registered_models(uri)]
             raise SpecError(f"{reference}: no such model in the registry; it has: {', '.join(found) or 'none yet'}")

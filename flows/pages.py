@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from infra.services.embedded import EmbeddedServices
+from infra.services.environment_file import environment_path
 from infra.services.mlflow_server import MlflowService
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
@@ -28,12 +29,12 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         read_run(objects, settings, name)
-        console.print("starting MLflow's server …")
         mlflow = None
         tracking = services.mlflow_tracking_uri
         if tracking.startswith("http"):
             base = tracking
         else:
+            console.print("starting MLflow's server …")
             mlflow = MlflowService(settings.home, services.s3_endpoint(), tracking)
             mlflow.ensure()
             base = mlflow.address
@@ -43,6 +44,8 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
                 console.print(f"{title:8}{page}", soft_wrap=True)
                 if open_browser:
                     typer.launch(page)
+            if services.uses_stack:
+                console.print(f"They ask for the credentials in {environment_path(settings.home)}.", soft_wrap=True)
             console.print("Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -55,7 +58,7 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
 
 def prefect_page(services: EmbeddedServices, name: str) -> str:
     """Page of the federation's newest flow run; the list of its runs when there is none."""
-    os.environ["PREFECT_API_URL"] = services.prefect_api_url
+    os.environ.update(services.prefect_environment())
     from flows.prefect_runs import newest_run
 
     base = services.prefect_api_url.removesuffix("/api")

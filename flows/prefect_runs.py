@@ -17,6 +17,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Crashed, State
 
+from infra.residents.runs import cancel
+
 log = logging.getLogger(__name__)
 
 OPEN_STATES = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING]
@@ -43,10 +45,11 @@ async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:
     return [run for run in runs if run.name == name or run.name.startswith(f"{name} · ")]
 
 
-async def close_dead_runs(name: str, *, interrupted: bool = False) -> int:
+async def close_dead_runs(name: str, *, interrupted: bool = False, keep: UUID | None = None) -> int:
     """Set runs of ``name`` that are open although their process is gone to Crashed (or Cancelled, after Ctrl-C).
 
-    The caller holds the federation's lock, so no other process can be running them. Returns how many there were.
+    The caller holds the federation's lock, so no other process can be running them; ``keep`` is its own. Residents
+    of a coordinator that is gone live on: they are cancelled. Returns how many there were.
     """
     state: State[Any] = (
         Cancelled(message="Interrupted from the command line.")
@@ -54,11 +57,19 @@ async def close_dead_runs(name: str, *, interrupted: bool = False) -> int:
         else Crashed(message="The process of this run is gone; the federation goes on in a new one.")
     )
     runs = await runs_of(name, only_open=True)
+    runs = [run for run in runs if run.id != keep]
     async with get_client() as client:
         for run in runs:
+            if is_resident(name, run):
+                await cancel(run.id)
+                continue
             await client.set_flow_run_state(run.id, state, force=True)
             log.info("closed Prefect run %s as %s", run.name, state.name)
     return len(runs)
+
+
+def is_resident(name: str, run: FlowRun) -> bool:
+    return run.name.startswith(f"{name} · resident ")
 
 
 async def newest_run(name: str) -> FlowRun | None:

@@ -6,10 +6,12 @@ The federation's flow reports events to a :class:`Progress`; each subclass shows
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from threading import RLock
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -183,6 +185,18 @@ class LineProgress(Progress):
             f"{_megabytes(record.bytes_down)} MB down, {sum(record.seconds.values()):.1f} s",
             "bold",
         )
+
+
+class LogProgress(LineProgress):
+    """The lines as a logger's: a run that Prefect started shows them on its page."""
+
+    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        super().__init__(Console(quiet=True))
+        self._logger = logger
+
+    def _say(self, text: str, style: str) -> None:
+        for line in text.splitlines():
+            self._logger.log(logging.WARNING if style in ("red", "yellow") else logging.INFO, "%s", line)
 
 
 class LiveProgress(Progress):

@@ -8,15 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from matplotlib.figure import Figure
 
 from flows.registration import best_record, register
 from infra.errors import InfraError, TrackingUnavailable
-from infra.place import Place
-from infra.services.embedded import EmbeddedServices
+from infra.place import Leavings, Place
 from infra.settings import Settings
-from infra.tracking import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker
+from infra.tracking import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
 from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.spec.federation import FederationSpec, flatten
@@ -29,12 +29,22 @@ log = logging.getLogger(__name__)
 SHEET_IMAGES = 9
 
 
+class Services(Protocol):
+    """Where a run's servers are, and the settings that say so (or not)."""
+
+    settings: Settings
+
+    @property
+    def prefect_api_url(self) -> str: ...
+
+    @property
+    def mlflow_tracking_uri(self) -> str: ...
+
+
 class RunReport:
     """The MLflow run and the plots of one federation, over all of its attempts."""
 
-    def __init__(
-        self, name: str, spec: FederationSpec, settings: Settings, services: EmbeddedServices, folder: Path
-    ) -> None:
+    def __init__(self, name: str, spec: FederationSpec, settings: Settings, services: Services, folder: Path) -> None:
         self.name, self.spec, self.settings, self.services, self.folder = (
             name,
             spec,
@@ -43,6 +53,7 @@ class RunReport:
             folder,
         )
         self._tracker: Tracker | None = None
+        self._uri: str | None = None  # the tracker's
         self._tags: dict[str, str] = {}
         self.model: str | None = None  # URI of the registered model, once there is one
 
@@ -50,10 +61,11 @@ class RunReport:
         """Find or make the MLflow run, and give it the committed rounds that it lacks."""
         s3 = self.settings.s3
         try:
+            self._uri = self.services.mlflow_tracking_uri
             self._tracker = Tracker.open(
-                uri=self.services.mlflow_tracking_uri,
+                uri=self._uri,
                 experiment=self.settings.mlflow_experiment,
-                artifact_location=None if self.settings.mlflow_tracking_uri else f"s3://{s3.bucket}/mlflow",
+                artifact_location=None if self.services.settings.mlflow_tracking_uri else f"s3://{s3.bucket}/mlflow",
                 federation=self.name,
                 spec_digest=self.spec.digest,
                 params=flatten(self.spec.model_dump(mode="json")),
@@ -81,7 +93,7 @@ class RunReport:
         except TrackingUnavailable as error:
             log.warning("MLflow: round %d will be filled in later: %s", record.round, error)
 
-    async def finish(self, place: Place) -> None:
+    async def finish(self, place: Place) -> Leavings:
         """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED."""
         history: list[RoundRecord] = place.history
         files = self._draw(history)
@@ -92,7 +104,7 @@ class RunReport:
         self.folder.mkdir(parents=True, exist_ok=True)
         best = best_record(history)
         try:
-            if self._tracker is None:
+            if self._tracker is None or self._uri != self.services.mlflow_tracking_uri:  # a stack was ended
                 self.open(history)
             if self._tracker is not None:
                 self._tracker.backfill([record.model_dump(mode="json") for record in history])
@@ -106,6 +118,18 @@ class RunReport:
             log.warning("MLflow: %s", error)
         for file, data in reversed(files.items()):
             (self.folder / file).write_bytes(data)
+        return Leavings(files, self.model, self._page())
+
+    def _page(self) -> str | None:
+        """The run's page of MLflow's server, if there is one."""
+        uri = self.services.mlflow_tracking_uri
+        if not uri.startswith("http"):
+            return None
+        try:
+            return find_page(uri, self.settings.mlflow_experiment, self.name, uri)
+        except TrackingUnavailable as error:
+            log.warning("MLflow: %s", error)
+            return None
 
     def _register(self, place: Place, tracker: Tracker) -> None:
         place.reporter.message("registering the best model")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from prefect import flow
-from prefect.artifacts import acreate_table_artifact
 
+from flows.artifacts import show_clients
 from infra.place import Place, current_place
 from tasks.aggregate import aggregate, initial_weights, require_quorum
 from tasks.check_client_resource import check_client_resource
@@ -88,11 +88,7 @@ async def federated_round(
         committed=datetime.now(UTC),
     )
     await asyncio.to_thread(commit, place, record)
-    await acreate_table_artifact(
-        key=f"round-{federation}".lower().replace(".", "-").replace("_", "-"),
-        table=client_table(record),
-        description=f"Round {round_number} of {federation}: its clients.",
-    )
+    await show_clients(record)
     return record
 
 
@@ -242,24 +238,3 @@ def apply_retention(place: Place, newest: int, best: int) -> None:
     keys += [key for key in place.objects.list(layout.rounds) if key in globals_]
     if keys:
         place.objects.delete(keys)
-
-
-def client_table(record: RoundRecord) -> list[dict[str, object]]:
-    """Rows of the round's table artifact: one a client."""
-    updates = {update.client: update for update in record.updates}
-    reasons = {failure.client: f"{failure.kind}: {failure.reason}" for failure in record.dropped}
-    rows: list[dict[str, object]] = []
-    for client in sorted({info.client for info in record.clients} | reasons.keys(), key=lambda c: (len(c), c)):
-        update = updates.get(client)
-        rows.append(
-            {
-                "client": client,
-                "images": update.train_size if update else None,
-                "train loss": round(update.train_loss, 4) if update else None,
-                "steps": update.steps if update else None,
-                "seconds": round(update.seconds, 1) if update else None,
-                "MB up": round(update.weights.bytes / 1e6, 2) if update else None,
-                "dropped": reasons.get(client, ""),
-            }
-        )
-    return rows

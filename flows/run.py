@@ -23,16 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from flows.progress import Progress
 from flows.registration import noted
-from flows.start import claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
+from flows.start import PRELOAD, claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
-from infra.errors import InfraError, SettingsError, TrackingUnavailable
+from infra.errors import InfraError, PoolUnusable, SettingsError, TrackingUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
-from infra.slots import LocalSlots, start_fork_server
+from infra.slots import start_fork_server
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from infra.store.weights import WeightStore
 from tasks.errors import FedbenchError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
@@ -49,8 +48,6 @@ REPORTED = "rounds.png"
 SUPERVISE_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
-# What a slot has imported before its first turn.
-PRELOAD = ("flows.turn",)
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
                 services.stop()  # ends the wait for a server to come up, Ctrl-C's too
                 raise
         # Read when this process imports Prefect: from here on it may.
-        os.environ["PREFECT_API_URL"] = services.prefect_api_url
+        os.environ.update(services.prefect_environment())
         with supervised(services), _prefect_drained():
             return _run_until_done(name, spec, settings, services, progress, slots)
 
@@ -162,25 +159,13 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 def _own_prefect(settings: Settings, services: EmbeddedServices) -> None:
-    """The embedded server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
+    """Our own server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
     if services.prefect is not None:
         os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
         for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
             os.environ.pop(variable, None)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-
-
-def slot_environment(settings: Settings, services: EmbeddedServices) -> dict[str, str]:
-    """What a slot must know of this place beyond its settings file: the home and the store, credentials included."""
-    s3 = services.s3_endpoint()
-    environment = {"FEDBENCH_HOME": str(settings.home), "FEDBENCH_S3__BUCKET": s3.bucket}
-    if s3.endpoint is not None:
-        environment["FEDBENCH_S3__ENDPOINT"] = s3.endpoint
-    if s3.access_key is not None and s3.secret_key is not None:
-        environment["FEDBENCH_S3__ACCESS_KEY"] = s3.access_key.get_secret_value()
-        environment["FEDBENCH_S3__SECRET_KEY"] = s3.secret_key.get_secret_value()
-    return environment
 
 
 def _run_until_done(
@@ -254,56 +239,54 @@ def _attempt(
     slots: int,
     report: RunReport,
 ) -> Outcome:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+    from flows.coordinator import local_slots, make_place, pool_slots, uses_pools
     from flows.federation import federation
     from flows.prefect_runs import close_dead_runs
-    from flows.turn import take_turn
-    from infra.place import Place, set_place
-    from infra.tracking import mlflow_environment
+    from infra.federation_lease import FederationLease
+    from infra.place import set_place
 
     # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
     internal = logging.getLogger("prefect._internal")
     internal.handlers, internal.propagate = [], True
     resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
-    s3 = resolved.s3
-    if s3.access_key is not None and s3.secret_key is not None:
-        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
-        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
-    objects = ObjectStore(resolved.s3)
 
     def committed(record: RoundRecord) -> None:
         progress.round_committed(record)
         report.round_committed(record)
 
-    place = Place(
-        settings=resolved,
-        objects=objects,
-        weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
-        layout=FederationLayout(resolved.s3.prefix, name),
-        slots=LocalSlots(slots, PRELOAD, slot_environment(settings, services)),
-        take_turn=take_turn,
-        reporter=progress,
+    runner = (
+        pool_slots(name, spec, resolved, progress.message) if uses_pools(settings) else local_slots(resolved, slots)
+    )
+    place = make_place(
+        name,
+        resolved,
+        runner,
+        progress,
         committed=committed,
         started=report.flow_started,
+        finished=report.finish,
     )
-    history = read_history(objects, place.layout)
+    history = read_history(place.objects, place.layout)
     if history:
         progress.resumed(history[-1].round, history)
     report.open(history)
     set_place(place)
 
     async def run() -> None:
-        await close_dead_runs(name)
-        await federation(name=name, spec=spec)
-        await report.finish(place)
+        lease = FederationLease(place.objects, place.layout, settings.home, progress.message)
+        async with lease if services.shared else contextlib.nullcontext():
+            try:
+                await close_dead_runs(name)
+                await federation(name=name, spec=spec)
+            finally:
+                await place.slots.close()
 
-    try:
-        # Prefect keeps the address that it read first; a server that lost its port comes back at another.
-        with temporary_settings({PREFECT_API_URL: services.prefect_api_url}):
-            asyncio.run(run())
-    finally:
-        place.slots.close()
+    # Prefect keeps the address that it read first; a server that lost its port comes back at another.
+    names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings({names[name]: value for name, value in services.prefect_environment().items()}):
+        asyncio.run(run())
     return Outcome(place.history, report.folder, already_finished=False, model=report.model)
 
 
@@ -318,7 +301,9 @@ def _place_failed(error: BaseException) -> bool:
         seen.add(id(current))
         if isinstance(current, httpx.TransportError | ConnectionError):
             return True
-        if isinstance(current, InfraError) and not isinstance(current, SettingsError | TrackingUnavailable):
+        if isinstance(current, InfraError) and not isinstance(
+            current, SettingsError | TrackingUnavailable | PoolUnusable
+        ):
             return True
         if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
             return True

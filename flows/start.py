@@ -19,6 +19,9 @@ from tasks.spec.detector import DarknetWeights, EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
 from tasks.spec.records import StoreVersion
 
+# What a slot has imported before its first turn.
+PRELOAD = ("flows.turn",)
+
 
 def run_folder(settings: Settings, name: str) -> Path:
     """Plots, sheet and log of a run on this machine."""

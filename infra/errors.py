@@ -33,6 +33,10 @@ class SlotLost(InfraError):
     """The process of a slot died in the middle of a turn."""
 
 
+class PoolUnusable(InfraError):
+    """A work pool, or its deployment, is missing, or no resident starts on it; the message says what to do."""
+
+
 class SlotRefused(InfraError):
     """A run asks for more than any slot of its worker has."""
 
@@ -47,3 +51,7 @@ class DeadlineExceeded(InfraError):
 
 class RunLocked(InfraError):
     """Another process is running the federation of this name."""
+
+
+class HomeInUse(InfraError):
+    """Another process has this home's services open, in a way that excludes what was asked."""

@@ -39,8 +39,11 @@ class FileLock:
             raise RuntimeError(f"{self.path}: the lock is not held")
         return self._descriptor
 
-    def acquire(self, timeout: float | None = 0.0) -> bool:
-        """Take the lock, waiting at most ``timeout`` seconds (None: no limit). False: another holds it."""
+    def acquire(self, timeout: float | None = 0.0, *, note: str = "") -> bool:
+        """Take the lock, waiting at most ``timeout`` seconds (None: no limit). False: another holds it.
+
+        ``note`` is for those who look at the lock (:meth:`note`).
+        """
         if self._descriptor is not None:
             raise RuntimeError(f"{self.path}: this object holds the lock already")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,7 @@ class FileLock:
                 os.close(descriptor)
                 return False
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+            os.write(descriptor, f"{os.getpid()} {note}".rstrip().encode() + b"\n")
         except BaseException:
             os.close(descriptor)
             raise
@@ -65,14 +68,38 @@ class FileLock:
             _HELD.discard(self)
             os.close(descriptor)
 
+    def is_taken(self) -> bool:
+        """Whether anybody holds the lock at the moment, this object included."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # lookers do not exclude each other
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def holder(self) -> int | None:
         """Process id that the last holder wrote; None when unreadable. Of meaning only while the lock is
         taken.
         """
         try:
-            return int(self.path.read_text(encoding="ascii"))
-        except (OSError, ValueError):
+            return int(self._words()[0])
+        except (OSError, ValueError, IndexError):
             return None
+
+    def note(self) -> str:
+        """What the last holder wrote after its process id."""
+        try:
+            return " ".join(self._words()[1:])
+        except OSError:
+            return ""
+
+    def _words(self) -> list[str]:
+        return self.path.read_text(encoding="ascii", errors="replace").split()
 
     def _forget(self) -> None:
         # flock belongs to the open file, which a fork shares: closed here, it stays with the parent and dies

@@ -6,7 +6,7 @@ here, in a context variable that the federation's process sets once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +36,15 @@ class Reporter(Protocol):
     def message(self, text: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class Leavings:
+    """What a finished run leaves: plots (PNG) by file name, the registered model, and its page in MLflow."""
+
+    plots: Mapping[str, bytes]
+    model: str | None
+    page: str | None
+
+
 @dataclass
 class Place:
     """Handles of one federation.
@@ -43,6 +52,7 @@ class Place:
     take_turn: the function that a slot runs for a turn's request.
     committed: told of each round's record after its commit; it logs and shows it.
     started: told the id of the federation's flow run when it begins.
+    finished: called after the last round; leaves what its readers want, and returns it.
     history: records of the committed rounds, from 0; too large to be a flow's parameter.
     """
 
@@ -55,6 +65,7 @@ class Place:
     reporter: Reporter
     committed: Callable[[Any], None]
     started: Callable[[str], None]
+    finished: Callable[[Place], Awaitable[Leavings]]
     history: list[Any] = field(default_factory=list)
 
 
@@ -64,6 +75,11 @@ _PLACE: ContextVar[Place] = ContextVar("fedbench_place")
 def set_place(place: Place) -> None:
     """Make ``place`` the current one, for this context and all that it starts."""
     _PLACE.set(place)
+
+
+def has_place() -> bool:
+    """Whether a federation's process has set one in this context."""
+    return _PLACE.get(None) is not None
 
 
 def current_place() -> Place:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -62,18 +61,34 @@ class WorkerSettings(BaseModel):
     server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
 
 
-PoolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-class DeploySettings(BaseModel):
-    """What ``fedbench deploy`` makes beyond the two pools and the deployments that each installation has."""
+class PoolSettings(BaseModel):
+    """Prefect work pools that turns go to; without any, turns run in slots of the coordinator's own machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    coordinators: int | None = Field(
-        None, ge=1, description="Coordinators' runs at a time, in the pool fedbench; none: as the pool has it."
+    turns: str | None = Field(None, description="Work pool of the turns; none: this machine's own slots.")
+    silos: dict[str, str] = Field(
+        default_factory=dict, description="Clients that have a work pool of their own, beside their data: its name."
     )
-    silo_pools: tuple[PoolName, ...] = Field((), description="A pool for each device whose worker is beside its data.")
+    coordinators: str = Field("fedbench", description="Work pool of the runs that coordinate; they need no slot.")
+    coordinator_runs: int | None = Field(
+        None, ge=1, description="Runs at a time of that pool, set by fedbench deploy; none: as the pool has it."
+    )
+    residents: int = Field(2, ge=1, le=1024, description="Slots that a federation holds in a pool, at most.")
+    idle_seconds: float = Field(60.0, gt=0, description="A resident without a turn for so long gives its slot back.")
+    lost_seconds: float = Field(
+        60.0, ge=15, description="A resident at work that gave no sign for so long is lost with its machine."
+    )
+
+
+class PortSettings(BaseModel):
+    """Ports on loopback that ``fedbench up`` asks for; one that is taken is chosen anew."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefect: int = Field(4200, ge=1, le=65535)
+    mlflow: int = Field(5000, ge=1, le=65535)
+    s3: int = Field(9000, ge=1, le=65535)
 
 
 class Settings(BaseSettings):
@@ -88,9 +103,16 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(None, description="API of a Prefect server; none: an embedded one.")
     mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
     mlflow_experiment: str = "fedbench"
+    prefect_database_url: SecretStr | None = Field(
+        None, description="postgresql+asyncpg://… of our own Prefect server; none: SQLite under home."
+    )
+    mlflow_database_url: SecretStr | None = Field(
+        None, description="postgresql://… where MLflow keeps runs; none: SQLite under home."
+    )
+    ports: PortSettings = PortSettings()
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
     worker: WorkerSettings = WorkerSettings()
-    deploy: DeploySettings = DeploySettings()
+    pools: PoolSettings = PoolSettings()
     data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
     street_dir: Path | None = Field(None, description="Folder of the data set named street.")
     weights_dir: Path | None = Field(None, description="Folder of initial weight files; none: weights under home.")
@@ -122,6 +144,14 @@ class Settings(BaseSettings):
     def weight_file(self, name: str) -> Path:
         """Where the initial weights ``name`` are expected on this machine; only the coordinator reads them."""
         return (self.weights_dir or self.home / "weights") / name
+
+
+_GROUPS: dict[str, type[BaseModel]] = {
+    "s3": S3Settings,
+    "worker": WorkerSettings,
+    "ports": PortSettings,
+    "pools": PoolSettings,
+}
 
 
 def load_settings() -> Settings:
@@ -166,9 +196,8 @@ def _explained(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{setting}.{message.removeprefix('Value error, ')}"
     if item["type"] == "extra_forbidden":
-        groups: dict[str, type[BaseModel]] = {"worker": WorkerSettings, "deploy": DeploySettings}
-        group = groups.get(setting.partition(".")[0], S3Settings)
+        group = _GROUPS.get(setting.partition(".")[0], Settings)
         return f"{setting}: no such setting; expected one of: {', '.join(group.model_fields)}"
     found = item["input"]
-    secret = setting.endswith("_key") or not isinstance(found, str | int | float)
+    secret = setting.endswith(("_key", "_database_url")) or not isinstance(found, str | int | float)
     return f"{setting}: {message}" + ("" if secret else f" (found {found!r})")

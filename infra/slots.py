@@ -39,7 +39,15 @@ class TurnRunner(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """The parts of ``clients`` whose turns run in different places, in their order."""
+        ...
+
+    async def open(self, coordinator: str) -> None:
+        """Make ready for turns of the federation's flow run ``coordinator``."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 def _end_with_parent() -> None:
@@ -170,6 +178,12 @@ class LocalSlots:
             # A slot that lost its process goes to the end of the queue: a lost turn runs on another one if any is free.
             free.put_nowait(slot)
 
-    def close(self) -> None:
+    def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        return (tuple(clients),)
+
+    async def open(self, coordinator: str) -> None:
+        pass
+
+    async def close(self) -> None:
         for slot in self._slots:
             slot.end()

@@ -6,6 +6,7 @@ and runs again, with the same seeds, on another slot. A client's own error drops
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -30,11 +31,25 @@ async def hand_out(
 ) -> list[TurnReply]:
     """Run a turn to its end, over lost slots; the replies are those of its attempts, failures included.
 
+    A turn whose clients are in different places is one turn at each, all at once.
+
     deadline: with ``finished``, seconds for each client of the turn: the client at work when they are over is dropped,
     the others run on. Without it, seconds for the whole turn: all its clients are dropped.
     finished: asks which clients of the turn have left their result in the store, so that a repeated turn does not do
     their work again.
     """
+    parts = await asyncio.gather(
+        *(
+            _hand_out(place, request.model_copy(update={"clients": clients}), deadline, finished)
+            for clients in place.slots.split(request.clients)
+        )
+    )
+    return [reply for replies in parts for reply in replies]
+
+
+async def _hand_out(
+    place: Place, request: AnyRequest, deadline: float | None, finished: Finished | None
+) -> list[TurnReply]:
     replies: list[TurnReply] = []
     attempt = 0
     waiting = request.clients

@@ -17,6 +17,7 @@ from flows.cli.original import export, original_app
 from flows.cli.runs import resume, run
 from flows.cli.served import serve, ui
 from flows.cli.shared import EXIT_INTERRUPTED, EXIT_USAGE, out
+from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
 
 app = typer.Typer(
@@ -38,7 +39,24 @@ def version() -> None:
     )
 
 
-for _command in (run, resume, show, compare, evaluate, predict, save_model, serve, ui, deploy, export, version):
+for _command in (
+    run,
+    resume,
+    show,
+    compare,
+    evaluate,
+    predict,
+    save_model,
+    serve,
+    ui,
+    up,
+    down,
+    status,
+    logs,
+    deploy,
+    export,
+    version,
+):
     app.command()(_command)
 app.command(name="list")(list_runs)
 app.add_typer(data_app)

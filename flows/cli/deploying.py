@@ -31,8 +31,8 @@ def deploy(
 ) -> None:
     """Make work pools and deployments on a Prefect server, or bring them up to date.
 
-    The server is that of FEDBENCH_PREFECT_API_URL or PREFECT_API_URL. What you changed there stays: templates of pools,
-    job variables, schedules.
+    The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. What you changed there
+    stays: templates of pools, job variables, schedules.
 
     `fedbench deploy` · `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
     """
@@ -44,14 +44,15 @@ def _deploy(schedules: list[str], timezone: str, silo_pools: list[str], dry_run:
     import asyncio
     import logging
 
-    from flows.deployments import deployments, pools, with_schedules
+    from flows.deployments import PoolNames, deployments, pools, with_schedules
     from tasks.spec.base import check_name
 
     settings = place_settings(home)
     for name in silo_pools:
         check_name(name, source="--silo-pool")
-    silos = list(dict.fromkeys([*settings.deploy.silo_pools, *silo_pools]))
-    table = deployments(silos)
+    ours = settings.pools
+    names = PoolNames(ours.coordinators, ours.turns or PoolNames.turns, (*ours.silos.values(), *silo_pools))
+    table = deployments(names)
     asked = with_schedules(table, schedules, timezone)
 
     from flows.deploy import deploy_all
@@ -59,8 +60,8 @@ def _deploy(schedules: list[str], timezone: str, silo_pools: list[str], dry_run:
 
     logging.getLogger().handlers.clear()  # Prefect's import has it write to the terminal; errors are printed here
     with prefect_api(settings) as address:
-        coordinators = settings.deploy.coordinators
-        done = asyncio.run(deploy_all(pools(silos), table, asked, coordinators=coordinators, dry_run=dry_run))
+        limit = ours.coordinator_runs
+        done = asyncio.run(deploy_all(pools(names), table, asked, coordinators=limit, dry_run=dry_run))
     out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)
     width = max(len(item.name) for item in done)
     for item in done:

@@ -13,7 +13,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from infra.errors import InfraError, RunLocked, SettingsError
+from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
 from tasks.spec.federation import FederationSpec, load_spec, with_fields
@@ -36,7 +36,7 @@ def plain_errors() -> Iterator[None]:
     """Messages instead of tracebacks: 2 for what was asked wrongly, 1 for what failed."""
     try:
         yield
-    except (SpecError, DataError, SettingsError, RunLocked) as error:
+    except (SpecError, DataError, SettingsError, RunLocked, HomeInUse) as error:
         err.print(f"[bold red]error:[/] {escaped(error)}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_USAGE) from None
     except (FedbenchError, InfraError) as error:

@@ -1,12 +1,16 @@
 """Launcher of an embedded service: binds the service's life to its starter's, then becomes the service.
 
     python -I -S bound.py [--group] PARENT_PID COMMAND [ARGUMENT …]
+    python -I -S bound.py [--group] --detached LOCK_DESCRIPTOR COMMAND [ARGUMENT …]
 
 On Linux the kernel ends the service when its parent dies, SIGKILL included (``prctl(PR_SET_PDEATHSIG)``,
 which survives ``execve``). A launcher of its own, not ``preexec_fn``: Python code between fork and exec can
 deadlock when other threads hold locks. ``--group`` is for commands that start processes of their own
 (MLflow's server), which the setting does not reach: the launcher stays, and ends the whole process group with
 itself.
+
+``--detached`` is for services that outlive their starter: nothing is bound, and the open lock file that was handed
+down stays open in the service (with ``--group``: in the launcher), which says so in it.
 
 Standard library only, run without site-packages (20 ms).
 """
@@ -30,6 +34,12 @@ def bind(parent: int, signal_number: int) -> None:
         sys.exit("the process that started this service has ended")
 
 
+def hold(lock: int) -> None:
+    """Write into the lock file, open as ``lock``, that this process holds it."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()} detached\n".encode(), 0)
+
+
 def run_group(command: list[str]) -> int:
     """Run ``command`` and end the whole process group when it ends or SIGTERM comes."""
 
@@ -49,12 +59,18 @@ def main() -> None:
     group = arguments[0] == "--group"
     if group:
         arguments = arguments[1:]
-    parent, command = int(arguments[0]), arguments[1:]
+    detached = arguments[0] == "--detached"
+    if detached:
+        arguments = arguments[1:]
+    owner, command = int(arguments[0]), arguments[1:]
     # A shell's background job inherits an ignored SIGINT, with which uvicorn takes a minute to stop.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    bind(parent, signal.SIGTERM if group else signal.SIGKILL)
+    if detached:
+        hold(owner)
+    else:
+        bind(owner, signal.SIGTERM if group else signal.SIGKILL)
     if group:
         sys.exit(run_group(command))
     os.execv(command[0], command)

@@ -1,36 +1,71 @@
-"""The embedded services of a run: what the settings do not name is started on loopback."""
+"""The services of a run: those that the settings name, those of a running stack, else its own on loopback."""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from types import TracebackType
 
-from pydantic import SecretStr
-
-from infra.errors import ServiceFailed
-from infra.services.mlflow_server import default_tracking_uri
+from infra.errors import InfraError, ServiceFailed
+from infra.services.database import mlflow_database_uri, prefect_database_url
+from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
 from infra.services.s3 import S3Service
+from infra.services.stack import running_stack, stack_mlflow, stack_prefect, stack_s3
+from infra.services.stack_state import StackState, read_state, without_own_addresses
 from infra.settings import S3Settings, Settings
+
+log = logging.getLogger(__name__)
 
 
 class EmbeddedServices:
     """S3 and Prefect, each only when ``settings`` name none. MLflow needs no service: SQLite is written
     directly.
 
+    While the home's stack (``fedbench up``) is up, its services are used, MLflow's server too, and left running;
+    one that has crashed is started again. After ``fedbench down`` a run goes on with services of its own.
+
     A context manager: :meth:`start` on the way in, :meth:`stop` on the way out.
     """
 
     def __init__(self, settings: Settings, *, prefect: bool = True) -> None:
         """``prefect=False``: for commands that only read the store."""
-        self.settings = settings
+        self.settings = without_own_addresses(settings, read_state(settings.home))
+        self._reads_only = not prefect
         self._stopped = threading.Event()
-        self.s3 = S3Service(settings.home) if settings.s3.endpoint is None else None
-        self.prefect = PrefectService(settings.home) if prefect and settings.prefect_api_url is None else None
+        self._choice = threading.RLock()
+        self._choose(running_stack(self.settings))
+
+    def _choose(self, stack: StackState | None) -> None:
+        settings = self.settings
+        self._stack = stack
+        self.mlflow: MlflowService | None = None  # of a stack; made when the store's address is known
+        self.s3: S3Service | None = None
+        self.prefect: PrefectService | None = None
+        if settings.s3.endpoint is None:
+            self.s3 = S3Service(settings.home) if stack is None else stack_s3(settings, stack)
+        if settings.prefect_api_url is None and not self._reads_only:
+            self.prefect = (
+                PrefectService(settings.home, database_url=prefect_database_url(settings))
+                if stack is None
+                else stack_prefect(settings, stack)
+            )
+
+    @property
+    def uses_stack(self) -> bool:
+        """Whether what the settings do not name is that of a running stack."""
+        return self._stack is not None
+
+    @property
+    def shared(self) -> bool:
+        """Whether coordinators of other homes and machines may use these services too."""
+        return self.uses_stack or self.s3 is None or self.prefect is None
 
     @property
     def services(self) -> list[Service]:
+        """Those without which nothing goes on."""
         return [service for service in (self.s3, self.prefect) if service is not None]
 
     def start(self) -> None:
@@ -46,6 +81,8 @@ class EmbeddedServices:
                     if self._stopped.is_set():  # by another thread: nobody waits for them any more
                         raise ServiceFailed(f"{service.name}: stopped while it was coming up")
                     step(service)
+            if not self._reads_only:
+                self._ensure_mlflow()
         except BaseException:
             self.stop()
             raise
@@ -69,26 +106,31 @@ class EmbeddedServices:
         Raises:
             ServiceFailed: one did not come up.
         """
-        return [service.name for service in self.services if service.ensure()]
+        with self._choice:
+            stack = running_stack(self.settings)
+            if (stack is None) != (self._stack is None):
+                self.stop_own()
+                self._choose(stack)
+        changed = [service.name for service in self.services if service.ensure()]
+        if not self._reads_only and self._ensure_mlflow():
+            changed.append(MlflowService.name)
+        return changed
 
     def stop(self) -> None:
         """Stop what this process runs, for good. Safe to call twice, and while another thread is in :meth:`start`."""
         self._stopped.set()
-        for service in reversed(self.services):
+        self.stop_own()
+
+    def stop_own(self) -> None:
+        mlflow = [] if self.mlflow is None else [self.mlflow]
+        for service in reversed([*self.services, *mlflow]):
             service.stop()
 
     def s3_endpoint(self) -> S3Settings:
         """The settings of the store with endpoint and credentials filled in."""
         if self.s3 is None:
             return self.settings.s3
-        keys = self.s3.keys()
-        return self.settings.s3.model_copy(
-            update={
-                "endpoint": self.s3.address,
-                "access_key": SecretStr(keys.access_key),
-                "secret_key": SecretStr(keys.secret_key),
-            }
-        )
+        return self.s3.resolved(self.settings.s3, self.s3.address)
 
     @property
     def prefect_api_url(self) -> str:
@@ -98,9 +140,38 @@ class EmbeddedServices:
             raise RuntimeError("these services were made without Prefect")
         return self.settings.prefect_api_url
 
+    def prefect_environment(self) -> dict[str, str]:
+        """What Prefect's clients must have in their environment, credentials of our own server included."""
+        variables = {"PREFECT_API_URL": self.prefect_api_url}
+        if self.prefect is not None and self.prefect.auth is not None:
+            variables["PREFECT_API_AUTH_STRING"] = self.prefect.auth
+        return variables
+
     @property
     def mlflow_tracking_uri(self) -> str:
-        return self.settings.mlflow_tracking_uri or default_tracking_uri(self.settings.home)
+        """Where MLflow's clients go; for a stack's server, its credentials are put into this process's environment."""
+        if self.settings.mlflow_tracking_uri is not None:
+            return self.settings.mlflow_tracking_uri
+        if self._stack is None:
+            return mlflow_database_uri(self.settings)
+        if self.mlflow is None:
+            self._ensure_mlflow()
+        assert self.mlflow is not None
+        # Of one that does not come up too: its silence is TrackingUnavailable for clients, and the run goes on.
+        return self.mlflow.last_address
+
+    def _ensure_mlflow(self) -> bool:
+        """Have a stack's MLflow server answering. It only shows what the store has, so no run fails without it."""
+        if self._stack is None or self.settings.mlflow_tracking_uri is not None:
+            return False
+        if self.mlflow is None:
+            self.mlflow = stack_mlflow(self.settings, self._stack, self.s3_endpoint())
+            os.environ.update(self.mlflow.client_environment())
+        try:
+            return self.mlflow.ensure()
+        except InfraError as error:
+            log.warning("%s", error)
+            return False
 
     def __enter__(self) -> EmbeddedServices:
         self.start()

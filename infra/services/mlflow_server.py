@@ -1,13 +1,18 @@
-"""MLflow's server with its UI, for ``fedbench ui``; runs write to the backend store directly, without it."""
+"""MLflow's server with its UI, for ``fedbench ui`` and ``up``; other runs write to the backend store directly."""
 
 from __future__ import annotations
 
+import configparser
+import io
 import sys
 from pathlib import Path
 from typing import ClassVar
 
 from infra.errors import SettingsError
-from infra.services.process import LOOPBACK, Service
+from infra.services.credentials import USER, StackKeys, basic_auth
+from infra.services.ports import LOOPBACK
+from infra.services.process import Service
+from infra.services.publication import write_private
 from infra.settings import S3Settings
 
 
@@ -19,14 +24,26 @@ class MlflowService(Service):
     """
 
     name: ClassVar[str] = "mlflow"
-    health_path: ClassVar[str] = "/health"
-    start_seconds: ClassVar[float] = 240.0  # 22 s on an idle slow core
+    start_seconds: ClassVar[float] = 300.0  # 22 s on an idle slow core
     patience_seconds: ClassVar[float] = 30.0
     has_children: ClassVar[bool] = True  # uvicorn and its worker
 
-    def __init__(self, home: Path, store: S3Settings, backend_store_uri: str | None = None) -> None:
-        super().__init__(home)
+    def __init__(
+        self,
+        home: Path,
+        store: S3Settings,
+        backend_store_uri: str | None = None,
+        *,
+        keys: StackKeys | None = None,
+        port: int | None = None,
+        detached: bool = False,
+    ) -> None:
+        """keys: credentials that the server asks for; None: none."""
+        super().__init__(home, port=port, detached=detached)
         self.store = store
+        self.keys = keys
+        # The latter asks for credentials.
+        self.health_path = "/health" if keys is None else "/version"
         self.backend_store_uri = backend_store_uri or default_tracking_uri(home)
         if self.backend_store_uri.startswith(("http://", "https://")):
             raise SettingsError(
@@ -34,11 +51,27 @@ class MlflowService(Service):
                 f"found a server's URL; open {self.backend_store_uri} instead"
             )
 
+    def health_headers(self) -> dict[str, str]:
+        return {} if self.keys is None else basic_auth(self.keys.mlflow_auth)
+
+    def client_environment(self) -> dict[str, str]:
+        """What MLflow's clients must have in their environment."""
+        if self.keys is None:
+            return {}
+        return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": self.keys.mlflow_password}
+
+    def prepare(self) -> None:
+        if self.keys is not None:
+            write_private(self._auth_path, self._auth_settings())
+
     def environment(self, port: int) -> dict[str, str]:
         # Through the environment: the URI may hold a password.
+        artifacts = f"s3://{self.store.bucket}/mlflow"
         variables = {
             "MLFLOW_BACKEND_STORE_URI": self.backend_store_uri,
-            "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{self.store.bucket}/mlflow",
+            "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+            # Where runs that write to the database themselves have theirs: readable with and without a server.
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "1",
@@ -50,21 +83,39 @@ class MlflowService(Service):
             variables["AWS_ACCESS_KEY_ID"] = self.store.access_key.get_secret_value()
             variables["AWS_SECRET_ACCESS_KEY"] = self.store.secret_key.get_secret_value()
             variables["AWS_SESSION_TOKEN"] = ""  # the user's own belongs to other keys
+        if self.keys is not None:
+            variables["MLFLOW_AUTH_CONFIG_PATH"] = str(self._auth_path)
+            variables["MLFLOW_AUTH_ADMIN_USERNAME"] = USER
+            variables["MLFLOW_AUTH_ADMIN_PASSWORD"] = self.keys.mlflow_password
+            variables["MLFLOW_FLASK_SERVER_SECRET_KEY"] = self.keys.mlflow_secret_key
         return variables
 
     def command(self, port: int) -> list[str]:
+        # It runs for weeks, and is asked every two seconds by each run whether it is there: no line for each request.
+        of_stack = [] if self.keys is None else ["--app-name", "basic-auth", "--uvicorn-opts", "--no-access-log"]
         return [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            LOOPBACK,
-            "--port",
-            str(port),
-            "--workers",
-            "1",
+            *(sys.executable, "-m", "mlflow", "server", *of_stack),
+            *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
         ]
+
+    @property
+    def _auth_path(self) -> Path:
+        return self.folder / "mlflow-auth.ini"
+
+    def _auth_settings(self) -> str:
+        """The file of MLflow's basic authentication, whose users are in a database of their own."""
+        file = configparser.ConfigParser(interpolation=None)
+        database = str(self.folder / "mlflow-auth.db").replace("%", "%%")  # MLflow reads it with interpolation
+        file["mlflow"] = {
+            "database_uri": f"sqlite:///{database}",
+            "default_permission": "READ",
+            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+            # Else each request hashes the password anew, which takes longer than most requests.
+            "auth_cache_ttl_seconds": "300",
+        }
+        text = io.StringIO()
+        file.write(text)
+        return text.getvalue()
 
 
 def default_tracking_uri(home: Path) -> str:

@@ -1,4 +1,4 @@
-"""One embedded service: a child process on loopback, shared by the runs of one home.
+"""One embedded service: a process on loopback, shared by the runs of one home.
 
 An OS lock, ``<home>/services/<name>.lock``, decides which process runs the service. The holder starts it,
 waits until it answers and publishes where in ``<home>/services/<name>.json``; the others read that, and take
@@ -8,6 +8,9 @@ the middle of a run.
 The service dies with its holder, SIGKILL included: by the kernel on Linux (:mod:`infra.services.bound`);
 elsewhere at exit, and after a SIGKILL by the next start, which ends a process left behind. It has a session
 of its own, so that a terminal's Ctrl-C reaches only the coordinator.
+
+A *detached* service (those of ``fedbench up``) outlives its starter, and holds the lock itself: the open lock file
+is handed down to it. So whether it lives is known from the kernel, not from a process id that may be another's.
 """
 
 from __future__ import annotations
@@ -16,25 +19,36 @@ import atexit
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import ClassVar
 from urllib.parse import urlsplit
 
-import psutil
-from pydantic import BaseModel, ValidationError
-
-from infra.errors import ServiceFailed
+from infra.errors import HomeInUse, ServiceFailed
 from infra.lock import FileLock
+from infra.services.logs import last_lines, open_log
+from infra.services.ports import LOOPBACK, await_free_port, free_port
+from infra.services.publication import (
+    Publication,
+    end_left_behind,
+    end_session,
+    read_publication,
+    started_at,
+    write_private,
+)
 
-LOOPBACK = "127.0.0.1"
-LOG_LIMIT = 16_000_000  # bytes; a longer log is set aside at the next start
+TAIL_LINES = 8  # of its log, in the message about a service that did not come up
 START_ATTEMPTS = 3
+STOP_SECONDS = 10.0  # that a service asked to end may take
+DETACHED = "detached"  # what a service that holds its lock itself writes there, after its process id
+STARTING = "starting"  # what the starter of such a service writes there until then
+START_GRACE = 30.0  # seconds that a starter has for that
+REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
 DYING_SECONDS = 1.0  # that a killed server may keep its port; runs that shared it expect the next one there
 # Settings of the user's own rclone, Prefect and MLflow, and our credentials, are none of the embedded
 # services'.
@@ -46,13 +60,20 @@ _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="service-starter
 _LAUNCHER = str(Path(__file__).with_name("bound.py"))
 
 
-class Publication(BaseModel):
-    """``<name>.json``: the process, and its address while it answers (None before and after)."""
+@dataclass(frozen=True)
+class Running:
+    """Who has a service: the run that holds it, or the service itself when it is ``detached``.
 
-    port: int
+    starting: ``pid`` is the starter's, of a detached service that does not hold its lock yet.
+    address: where it is to answer; None while that is not known.
+    since: when it was started, in seconds since the epoch.
+    """
+
     pid: int
-    created: float
+    detached: bool
+    starting: bool = False
     address: str | None = None
+    since: float | None = None
 
 
 class Service:
@@ -62,14 +83,17 @@ class Service:
     """
 
     name: ClassVar[str]
-    health_path: ClassVar[str] = "/"
+    health_path: str = "/"
     healthy: ClassVar[frozenset[int]] = frozenset({200})  # HTTP statuses that count as an answer
     start_seconds: ClassVar[float] = 60.0  # for one start, on a slow and loaded machine
     patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
     has_children: ClassVar[bool] = False  # its command starts processes of its own
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, port: int | None = None, detached: bool = False) -> None:
+        """port: the one to take if it is free; None: that of the last time."""
         self.home = home.absolute()
+        self.detached = detached
+        self._wanted_port = port
         self.folder = self.home / "services"
         self.log_path = self.home / "logs" / f"{self.name}.log"
         self._lock = FileLock(self.folder / f"{self.name}.lock")
@@ -97,6 +121,10 @@ class Service:
     def address_at(self, port: int) -> str:
         return f"http://{LOOPBACK}:{port}"
 
+    def health_headers(self) -> dict[str, str]:
+        """Of the request for ``health_path``: with credentials, only a server that takes them is healthy."""
+        return {}
+
     # What the rest uses.
 
     @property
@@ -107,8 +135,32 @@ class Service:
         return self._address
 
     @property
+    def last_address(self) -> str:
+        """Where :meth:`ensure` found the service, or where it is expected when it did not come up."""
+        found = self._published()
+        return self._address or self.address_at(found.port if found is not None else self._wanted_port or 0)
+
+    @property
+    def port(self) -> int:
+        """Port of the service that :meth:`ensure` found or started."""
+        if self._address is None or self._port is None:
+            raise ServiceFailed(f"{self.name}: not started")
+        return self._port
+
+    @property
     def is_holder(self) -> bool:
         return self._lock.held
+
+    def running(self) -> Running | None:
+        """Who has the service at the moment, which may be none that answers; None: nobody."""
+        if not self._lock.is_taken():
+            return None
+        pid, note, found = self._lock.holder() or 0, self._lock.note(), self._published()
+        detached, starting = note in (DETACHED, STARTING), note == STARTING
+        if found is None or (detached and found.pid != pid):
+            return Running(pid, detached, starting)
+        address = self.address_at(found.port) if detached else found.address
+        return Running(pid, detached, starting, address, found.created)
 
     def is_alive(self) -> bool:
         """The process that this object started is running (of a service that another run holds: False)."""
@@ -116,7 +168,11 @@ class Service:
 
     def answers(self, timeout: float = 5.0) -> bool:
         """The service answers at its address within ``timeout`` seconds."""
-        return self._address is not None and self._healthy(self._address, timeout)
+        return self._address is not None and self._ask(self._address, timeout) in self.healthy
+
+    def answers_at(self, address: str, timeout: float = 5.0) -> bool:
+        """It answers at ``address``, which :meth:`running` gave, and takes our credentials."""
+        return self._ask(address, timeout) in self.healthy
 
     def ensure(self) -> bool:
         """Have the service answering: start it, restart it (on its port if that is free), or find another
@@ -155,11 +211,9 @@ class Service:
                 if self._lock.held:
                     if self._came_up():
                         return
+                elif self._shares():
+                    return
                 else:
-                    found = self._published()
-                    if found is not None and found.address is not None and self._healthy(found.address, 5.0):
-                        self._port, self._address = found.port, found.address
-                        return
                     self._take_over()
                 time.sleep(0.1)
             self._fail(f"does not answer after {self.start_seconds:.0f} s")
@@ -176,30 +230,73 @@ class Service:
                 self._end_process(grace=5.0)
                 self._lock.release()
 
+    def end(self, grace: float = STOP_SECONDS) -> bool:
+        """End a detached service, whoever started it: asked first, by force after ``grace`` seconds.
+
+        Returns whether there was one. A run's own service is left alone.
+        """
+        with self._guard:
+            deadline = time.monotonic() + START_GRACE
+            while (running := self.running()) is not None and running.starting and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if running is not None and (running.starting or not running.detached):
+                return False
+            if running is not None:
+                end_session(running.pid, grace)
+            found = self._published()
+            if found is not None:
+                self._withdraw(found)
+                end_left_behind(found)  # the children of one that was killed
+            self._address = None
+            return running is not None
+
     # How.
+
+    def _shares(self) -> bool:
+        """Whether the service of another process answers.
+
+        Raises:
+            HomeInUse: it is a run's own and a stack's is asked for, or the other way round.
+        """
+        running, found = self.running(), self._published()
+        if running is None or found is None or running.address is None:
+            return False
+        if running.detached != self.detached:
+            raise HomeInUse(
+                f"{self.name}: process {running.pid}, a run of {self.home}, has it open"
+                if self.detached
+                else f"{self.name}: process {running.pid} is of a stack; try again, or end the stack: fedbench down"
+            )
+        if not self._accepts(running.address):
+            return False
+        self._port, self._address = found.port, running.address
+        return True
 
     def _take_over(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        if not self._lock.acquire():
+        if not self._lock.acquire(note=STARTING if self.detached else ""):
             return
         found = self._published()
         if found is not None:
-            self._port = found.port
-            _end_left_behind(found)
-            _await_free_port(found.port, DYING_SECONDS)
+            self._withdraw(found)  # nobody must take the dead one's address for the next one's
+            end_left_behind(found)
+            await_free_port(found.port, DYING_SECONDS)
+        self._port = self._wanted_port or (found.port if found is not None else None)
         self._spawn()
 
     def _spawn(self) -> None:
         self._attempts += 1
         self.prepare()
         self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._port = _free_port(self._port)
+        self._port = free_port(self._port)
         group = ["--group"] if self.has_children else []
-        launcher = [sys.executable, "-I", "-S", _LAUNCHER, *group, str(os.getpid())]
+        lock = [self._lock.descriptor] if self.detached else []
+        bond = ["--detached", *map(str, lock)] if self.detached else [str(os.getpid())]
+        launcher = [sys.executable, "-I", "-S", _LAUNCHER, *group, *bond]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN_VARIABLES)}
         environment.update(self.environment(self._port))
-        with _open_log(self.log_path) as log:
+        with open_log(self.log_path) as log:
             self._process = _STARTER.submit(
                 subprocess.Popen,
                 [*launcher, *self.command(self._port)],
@@ -210,6 +307,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=0o077,
+                pass_fds=lock,
             ).result()
         atexit.unregister(self.stop)
         atexit.register(self.stop)
@@ -230,11 +328,13 @@ class Service:
         assert self._port is not None
         address = self.address_at(self._port)
         # A foreign process at the port would answer too, but then ours cannot bind and ends: look at both.
-        if not (self._healthy(address, 5.0) and self.is_alive()):
+        if not (self._accepts(address) and self.is_alive()):
             return False
         if self._address != address or self._attempts:
             self._address = address
             self._publish(address)
+        if self.detached:
+            self._lock.release()  # it has the lock itself
         return True
 
     def _answers_patiently(self) -> bool:
@@ -247,33 +347,42 @@ class Service:
             time.sleep(0.2)
         return False
 
-    def _healthy(self, address: str, timeout: float) -> bool:
+    def _accepts(self, address: str) -> bool:
+        """Whether it answers.
+
+        Raises:
+            ServiceFailed: it does not take our credentials.
+        """
+        status = self._ask(address, 5.0)
+        if status in REFUSED and self.health_headers():
+            self._fail(f"{address} does not take the credentials that are in {self.folder}")
+        return status in self.healthy
+
+    def _ask(self, address: str, timeout: float) -> int | None:
+        """The HTTP status of its answer, None when there is none within ``timeout`` seconds."""
         parts = urlsplit(address)
         # http.client knows no proxies: a proxy of the environment must not be asked for loopback.
         connection = http.client.HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=timeout)
         try:
-            connection.request("GET", self.health_path)
-            return connection.getresponse().status in self.healthy
+            connection.request("GET", self.health_path, headers=self.health_headers())
+            return connection.getresponse().status
         except (OSError, http.client.HTTPException):
-            return False
+            return None
         finally:
             connection.close()
 
     def _published(self) -> Publication | None:
-        try:
-            return Publication.model_validate_json(self._publication.read_bytes())
-        except (OSError, ValidationError):
-            return None
+        return read_publication(self._publication)
 
     def _publish(self, address: str | None) -> None:
         if self._process is None or self._port is None:
             return
-        try:
-            created = psutil.Process(self._process.pid).create_time()
-        except psutil.NoSuchProcess:
-            created = 0.0
+        created = started_at(self._process.pid) or 0.0
         document = Publication(port=self._port, pid=self._process.pid, created=created, address=address)
         write_private(self._publication, document.model_dump_json())
+
+    def _withdraw(self, found: Publication) -> None:
+        write_private(self._publication, found.model_copy(update={"address": None}).model_dump_json())
 
     @property
     def _publication(self) -> Path:
@@ -286,58 +395,9 @@ class Service:
             self._process = None
 
     def _fail(self, reason: str) -> None:
-        tail = _tail(self.log_path)
+        tail = "\n".join(last_lines(self.log_path, TAIL_LINES)[0])
         self.stop()
         raise ServiceFailed(f"{self.name}: {reason}; log {self.log_path}" + (f" ends:\n{tail}" if tail else ""))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all, readable by its owner only (0600)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
-
-
-def _free_port(preferred: int | None) -> int:
-    for port in (preferred, 0):
-        if port is not None and (bound := _bindable(port)) is not None:
-            return bound
-    raise ServiceFailed(f"no free port on {LOOPBACK}")
-
-
-def _bindable(port: int) -> int | None:
-    """``port`` (0: any) when it can be bound at the moment."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return None
-        return int(probe.getsockname()[1])
-
-
-def _await_free_port(port: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while _bindable(port) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    if path.exists() and path.stat().st_size > LOG_LIMIT:
-        path.replace(path.with_suffix(".log.1"))
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
-
-
-def _tail(path: Path, lines: int = 8) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-lines:])
 
 
 def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
@@ -349,17 +409,3 @@ def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
                 process.wait(seconds)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
-
-
-def _end_left_behind(found: Publication) -> None:
-    """End the service of a holder that died: its process id may be another process's by now, so it is
-    verified.
-    """
-    try:
-        process = psutil.Process(found.pid)
-        ours = abs(process.create_time() - found.created) < 1.0
-        if ours and any(str(found.port) in argument for argument in process.cmdline()):
-            os.killpg(found.pid, signal.SIGKILL)
-            process.wait(10)
-    except (psutil.Error, ProcessLookupError, PermissionError):
-        return

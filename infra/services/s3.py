@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from infra.errors import ServiceFailed
-from infra.services.process import LOOPBACK, Service, write_private
+from infra.services.ports import LOOPBACK
+from infra.services.process import Service
+from infra.services.publication import write_private
+from infra.settings import S3Settings
 
 
 class S3Keys(BaseModel):
@@ -54,6 +57,17 @@ class S3Service(Service):
             raise ServiceFailed(
                 f"{self._keys_path}: expected the embedded store's credentials; remove the file to have new ones drawn"
             ) from None
+
+    def resolved(self, store: S3Settings, address: str) -> S3Settings:
+        """``store`` with this server's endpoint and credentials."""
+        keys = self.keys()
+        return store.model_copy(
+            update={
+                "endpoint": address,
+                "access_key": SecretStr(keys.access_key),
+                "secret_key": SecretStr(keys.secret_key),
+            }
+        )
 
     def environment(self, port: int) -> dict[str, str]:
         keys = self.keys()

@@ -7,6 +7,8 @@
 <prefix>/<federation>/rounds/0007/evaluations/<part>.safetensors and .json
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
+<prefix>/<federation>/lease.json                                 whose the federation is (infra/federation_lease.py)
+<prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/residents)
 """
 
 from __future__ import annotations
@@ -46,6 +48,15 @@ class FederationLayout:
     @property
     def rounds(self) -> str:
         return f"{self.root}rounds/"
+
+    @property
+    def lease(self) -> str:
+        return f"{self.root}lease.json"
+
+    @property
+    def turns(self) -> str:
+        """Prefix of what is written to and from residents; ends with a slash."""
+        return f"{self.root}turns/"
 
     def round(self, number: int) -> str:
         """Prefix of a round's keys; ends with a slash.

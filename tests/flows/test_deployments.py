@@ -14,12 +14,11 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.deploy import cron_schedule, go_on
 from flows.deployments import (
-    COORDINATORS,
     GPU_WORKER,
     PROCESS,
     SCHEDULE,
-    SLOTS,
     Deployment,
+    PoolNames,
     Schedule,
     deployments,
     pools,
@@ -73,7 +72,7 @@ def test_prefect_yaml_describes_the_same_deployments() -> None:
 
 def test_each_names_a_flow_and_a_pool() -> None:
     known = {pool.name: pool.type for pool in pools()}
-    assert known == {COORDINATORS: PROCESS, SLOTS: GPU_WORKER}
+    assert known == {"fedbench": PROCESS, "gpu": GPU_WORKER}
     for item in TABLE.values():
         assert load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False).name == item.flow
         assert item.pool in known
@@ -82,9 +81,10 @@ def test_each_names_a_flow_and_a_pool() -> None:
         assert item.schedule is None or not item.schedule.active  # none runs by itself unless somebody says so
 
 
-def test_a_silo_has_a_pool_of_its_own() -> None:
-    (silo,) = (pool for pool in pools(["silo-3"]) if pool.name == "silo-3")
-    assert silo.type == GPU_WORKER
+def test_a_silo_has_a_pool_and_a_resident_of_its_own() -> None:
+    names = PoolNames(silos=("silo-3", "gpu"))
+    assert [(pool.name, pool.type) for pool in pools(names)][1:] == [("gpu", GPU_WORKER), ("silo-3", GPU_WORKER)]
+    assert [item.pool for item in deployments(names) if item.full_name == "resident/silo-3"] == ["silo-3"]
 
 
 def test_presets_are_whole_in_their_deployments(schema: dict[str, Any]) -> None:

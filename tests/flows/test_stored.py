@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from flows.round import Clock, client_table, commit, shard_label
+from flows.artifacts import client_table
+from flows.round import Clock, commit, shard_label
 from flows.start import claim_name, pin_data, slot_count
 from flows.stored import read_history, read_run, read_runs, stopped
 from infra.errors import SettingsError
 from infra.lock import run_lock
-from infra.place import Place
+from infra.place import Leavings, Place
 from infra.settings import S3Settings, Settings
 from infra.slots import LocalSlots
 from infra.store.layout import FederationLayout
@@ -34,6 +35,10 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     return Settings(home=tmp_path, s3=S3Settings(prefix=f"stored/{name}"))
 
 
+async def nothing_left(place: Place) -> Leavings:
+    return Leavings({}, None, None)
+
+
 def place_of(objects: ObjectStore, settings: Settings, name: str) -> Place:
     return Place(
         settings=settings,
@@ -45,6 +50,7 @@ def place_of(objects: ObjectStore, settings: Settings, name: str) -> Place:
         reporter=None,  # type: ignore[arg-type]
         committed=lambda record: None,
         started=lambda run: None,
+        finished=nothing_left,
     )
 
 

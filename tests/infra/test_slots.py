@@ -25,7 +25,7 @@ def with_slots(count: int, use: Callable[[LocalSlots], Awaitable[None]], **envir
         try:
             await use(slots)
         finally:
-            slots.close()
+            await slots.close()
 
     asyncio.run(run())
 
@@ -57,7 +57,7 @@ def test_a_slot_stays_warm_and_gets_its_environment() -> None:
         assert await slots.run(slot_turns.process, None) == first
         # Ctrl-C in a terminal reaches slots too; only the coordinator decides what it means.
         assert await slots.run(slot_turns.outlive_interrupt, None) == "done"
-        slots.close()
+        await slots.close()
         await eventually(lambda: gone(first))
 
     with_slots(1, use, FEDBENCH_TEST_SECRET="for slots only")

@@ -135,7 +135,7 @@ def test_schedules_are_added_changed_and_ended(home: Path) -> None:
 
 def test_pools_of_silos_and_the_limit_of_coordinators(home: Path) -> None:
     (home / "home").mkdir(exist_ok=True)
-    (home / "home" / "settings.yaml").write_text("deploy: {silo_pools: [silo-1], coordinators: 2}\n")
+    (home / "home" / "settings.yaml").write_text("pools: {silos: {'1': silo-1}, coordinator_runs: 2}\n")
     try:
         deploy(home, "--silo-pool", "silo-2")
     finally:

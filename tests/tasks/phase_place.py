@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from infra.place import Place
+from infra.place import Leavings, Place
 from infra.settings import Settings
 from infra.slots import LocalSlots
 from infra.store.layout import FederationLayout
@@ -36,6 +36,10 @@ class Notes:
         return [call[1:] for call in self.calls if call[0] == name]
 
 
+async def nothing_left(place: Place) -> Leavings:
+    return Leavings({}, None, None)
+
+
 def make_place(
     objects: ObjectStore, folder: Path, name: str, *, take_turn: Callable[[Any], Any] | None = None, slots: int = 2
 ) -> tuple[Place, Notes]:
@@ -51,6 +55,7 @@ def make_place(
         reporter=notes,
         committed=lambda record: None,
         started=lambda run: None,
+        finished=nothing_left,
     )
     return place, notes
 

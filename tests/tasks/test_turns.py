@@ -64,7 +64,7 @@ def hand(object_store: ObjectStore, tmp_path: Path) -> Any:
             try:
                 return await hand_out(place, request, deadline=deadline, finished=finished if resumable else None)
             finally:
-                place.slots.close()
+                await place.slots.close()
 
         return Handed(asyncio.run(run()), notes, phase_turns.attempts(tmp_path))
 
@@ -152,7 +152,7 @@ def test_an_update_that_was_not_asked_for_never_counts(object_store: ObjectStore
         try:
             return await request_update.fn(spec, plan, 3, ("1", "2", "3"), "clients 1, 2, 3")
         finally:
-            place.slots.close()
+            await place.slots.close()
 
     reply = asyncio.run(run())
     assert [(update.client, update.train_loss) for update in reply.updates] == [("1", 1.0)]

@@ -1,0 +1,141 @@
+"""``fedbench up``, ``down``, ``status`` and ``logs``: servers of one home that outlive the command."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from flows.cli.shared import Home, err, home_option, out, place_settings, plain_errors
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from infra.services.stack import ServiceStatus, Stack
+
+EXIT_NOT_UP = 1
+
+ServiceName = Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="s3, prefect or mlflow. [all]")]
+
+
+def up(
+    prefect_database_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="postgresql+asyncpg://USER@HOST/DATABASE. [SQLite]")
+    ] = None,
+    mlflow_database_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="postgresql://USER@HOST/DATABASE. [SQLite]")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Start the S3, Prefect and MLflow servers of this home, and leave them running; `down` ends them.
+
+    Runs of this home use them. What has crashed since is started again, with all that it had. A URL with a password
+    goes into FEDBENCH_PREFECT_DATABASE_URL or FEDBENCH_MLFLOW_DATABASE_URL instead.
+
+    `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
+    """
+    from infra.services.database import refuse_password, shown
+    from infra.services.environment_file import environment_path
+
+    with plain_errors():
+        for url, setting in (
+            (prefect_database_url, "prefect_database_url"),
+            (mlflow_database_url, "mlflow_database_url"),
+        ):
+            if url is not None:
+                refuse_password(url, f"--{setting.replace('_', '-')}")
+                os.environ[f"FEDBENCH_{setting.upper()}"] = url
+        settings = place_settings(home)
+        stack = _stack(settings)
+        started = stack.up(_say)
+        if not started:
+            out.print("is up already; nothing was changed")
+        out.print(_table(stack.status()))
+        for name, uri in stack.databases().items():
+            out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"credentials: [bold]source {environment_path(settings.home)}[/]", soft_wrap=True, highlight=False)
+    out.print(f"end: [bold]fedbench down{home_option(settings)}[/]", soft_wrap=True, highlight=False)
+
+
+def down(home: Home = None) -> None:
+    """End the servers that `up` started, and keep all that they have. A run in progress goes on with its own."""
+    with plain_errors():
+        settings = place_settings(home)
+        ended = _stack(settings).down(_say)
+    out.print("down" if ended else "is down already; nothing was running", highlight=False)
+
+
+def status(home: Home = None) -> None:
+    """What `up` has started, and whether it answers; exit code 1 if something does not."""
+    with plain_errors():
+        settings = place_settings(home)
+        found = _stack(settings).status()
+        out.print(_table(found))
+        runs = {service.run for service in found if service.run is not None}
+        for run in sorted(runs):
+            names = ", ".join(service.name for service in found if service.run == run)
+            out.print(f"{names}: process {run}, a run of this home, has its own", soft_wrap=True, highlight=False)
+        if any(service.state in ("crashed", "silent") for service in found):
+            out.print(f"bring back: [bold]fedbench up{home_option(settings)}[/]", soft_wrap=True, highlight=False)
+    if any(service.state != "up" for service in found):
+        raise typer.Exit(EXIT_NOT_UP)
+
+
+def logs(
+    service: ServiceName = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what comes, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of the past.")] = 50,
+    home: Home = None,
+) -> None:
+    """The logs of the S3, Prefect and MLflow servers.
+
+    `fedbench logs prefect -f`
+    """
+    from infra.errors import SettingsError
+    from infra.services.logs import follow_logs, last_lines
+    from infra.services.stack import SERVICES
+
+    with plain_errors():
+        if service is not None and service not in SERVICES:
+            raise SettingsError(f"SERVICE: expected one of {', '.join(SERVICES)}, found {service}")
+        settings = place_settings(home)
+        names = SERVICES if service is None else (service,)
+        paths = {name: settings.home / "logs" / f"{name}.log" for name in names}
+
+        def show(name: str, line: str) -> None:
+            prefix = f"{name:7} | " if service is None else ""
+            out.print(prefix + line, soft_wrap=True, highlight=False, markup=False)
+
+        if not follow and not any(path.exists() for path in paths.values()):
+            out.print(f"no log yet below {settings.home / 'logs'}", soft_wrap=True, highlight=False)
+            return
+        offsets = {}
+        for name, path in paths.items():
+            past, offsets[name] = last_lines(path, lines)
+            for line in past:
+                show(name, line)
+        if follow:
+            try:
+                follow_logs(paths, offsets, show)
+            except KeyboardInterrupt:
+                return
+
+
+def _stack(settings: Settings) -> Stack:
+    from infra.services.stack import Stack
+
+    return Stack(settings)
+
+
+def _say(line: str) -> None:
+    err.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(found: list[ServiceStatus]) -> Table:
+    table = Table("service", "state", "pid", "URL", "since", box=None)
+    for service in found:
+        since = "–" if service.since is None else service.since.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        pid = "–" if service.pid is None else str(service.pid)
+        table.add_row(service.name, service.state, pid, service.url or "–", since)
+    return table

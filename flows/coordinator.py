@@ -1,0 +1,104 @@
+"""What the process of a federation needs, however it was started: its place, and where its turns run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Any
+
+from flows.start import PRELOAD
+from flows.turn import take_turn
+from infra.place import Leavings, Place, Reporter
+from infra.settings import Settings
+from infra.slots import LocalSlots, TurnRunner
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from infra.tracking import mlflow_environment
+from tasks.errors import SpecError
+from tasks.spec.federation import FederationSpec
+from tasks.spec.turns import TurnReply
+
+# A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
+GRACE_SECONDS = 3.0
+
+
+def make_place(
+    name: str,
+    settings: Settings,
+    slots: TurnRunner,
+    reporter: Reporter,
+    *,
+    committed: Callable[[Any], None],
+    started: Callable[[str], None],
+    finished: Callable[[Place], Awaitable[Leavings]],
+) -> Place:
+    """The handles of one federation. ``settings`` have the store's endpoint filled in; MLflow is turned to it too."""
+    s3 = settings.s3
+    if s3.access_key is not None and s3.secret_key is not None:
+        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
+        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
+    objects = ObjectStore(s3)
+    return Place(
+        settings=settings,
+        objects=objects,
+        weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
+        layout=FederationLayout(s3.prefix, name),
+        slots=slots,
+        take_turn=take_turn,
+        reporter=reporter,
+        committed=committed,
+        started=started,
+        finished=finished,
+    )
+
+
+def local_slots(settings: Settings, count: int) -> LocalSlots:
+    """Slots of this machine. They get what they must know beyond the settings file: home and store, with keys."""
+    s3 = settings.s3
+    environment = {"FEDBENCH_HOME": str(settings.home), "FEDBENCH_S3__BUCKET": s3.bucket}
+    if s3.endpoint is not None:
+        environment["FEDBENCH_S3__ENDPOINT"] = s3.endpoint
+    if s3.access_key is not None and s3.secret_key is not None:
+        environment["FEDBENCH_S3__ACCESS_KEY"] = s3.access_key.get_secret_value()
+        environment["FEDBENCH_S3__SECRET_KEY"] = s3.secret_key.get_secret_value()
+    return LocalSlots(count, PRELOAD, environment)
+
+
+def uses_pools(settings: Settings) -> bool:
+    """Whether turns go to work pools."""
+    return settings.pools.turns is not None or bool(settings.pools.silos)
+
+
+def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callable[[str], None]) -> TurnRunner:
+    """Residents on the work pools that ``settings.pools`` name. The federation's clients are known.
+
+    Raises:
+        PoolUnusable: there is no pool for a client.
+        SpecError: the clients are not known.
+    """
+    from infra.residents.slots import ResidentSlots
+
+    if spec.clients is None:
+        raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")
+    return ResidentSlots(
+        ObjectStore(settings.s3),
+        FederationLayout(settings.s3.prefix, name),
+        settings.pools,
+        spec.clients,
+        job_variables=job_variables(spec),
+        read_reply=TurnReply.model_validate,
+        say=say,
+        code_version=metadata.version("fedbench"),
+    )
+
+
+def job_variables(spec: FederationSpec) -> dict[str, Any]:
+    """What a turn of ``spec`` asks of its slot; one that has less refuses the run."""
+    cuda = spec.training.device == "cuda"
+    return {
+        "device": "cuda" if cuda else "any",
+        "threads": spec.training.threads,
+        "grace_seconds": GRACE_SECONDS,
+    }

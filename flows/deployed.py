@@ -1,0 +1,153 @@
+"""A federation that Prefect started: from a deployment, in a process of a worker, with nobody at a terminal.
+
+The same as ``fedbench run`` from the command line (:mod:`flows.run`), but for what differs by place: the services are
+those that this machine's settings name, turns go to work pools, and what happens is told by the run's own logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from prefect import runtime
+from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL
+
+from flows.coordinator import local_slots, make_place, pool_slots, uses_pools
+from flows.prefect_runs import close_dead_runs
+from flows.progress import LogProgress
+from flows.report import RunReport
+from flows.run import describe
+from flows.start import claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
+from flows.stored import read_history
+from infra.errors import SettingsError
+from infra.federation_lease import FederationLease
+from infra.lock import require_free_disk, run_lock
+from infra.place import set_place
+from infra.services.database import mlflow_database_uri
+from infra.settings import Settings, load_settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class NamedServices:
+    """The servers that this machine's settings name; none is started."""
+
+    settings: Settings
+
+    @property
+    def prefect_api_url(self) -> str:
+        return self.settings.prefect_api_url or ""
+
+    @property
+    def mlflow_tracking_uri(self) -> str:
+        return self.settings.mlflow_tracking_uri or mlflow_database_uri(self.settings)
+
+
+def default_name() -> str:
+    """``street5-laptop-20261125T030000``: deployment and scheduled time, so that every scheduled run is a new one."""
+    deployment = runtime.deployment.name or "federation"
+    scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+    return f"{deployment}-{scheduled.astimezone(UTC):%Y%m%dT%H%M%S}"
+
+
+def place_settings() -> Settings:
+    """This machine's settings, with Prefect's API as the worker has it.
+
+    Raises:
+        SettingsError: there is no store that workers of other machines could reach too.
+    """
+    settings = load_settings()
+    if settings.s3.endpoint is None:
+        raise SettingsError(
+            "s3.endpoint: expected the URL of the store that coordinator and workers share, found none; "
+            "set FEDBENCH_S3__ENDPOINT (fedbench up writes it into its environment file)"
+        )
+    if settings.prefect_api_url is None:
+        settings = settings.model_copy(update={"prefect_api_url": PREFECT_API_URL.value()})
+    return settings
+
+
+def pinned(spec: FederationSpec, settings: Settings) -> FederationSpec:
+    """``spec`` with digests filled in, as far as the data are on this machine: silos keep theirs to themselves.
+
+    Raises:
+        DataError: data or weights are missing or wrong.
+    """
+    in_silos = spec.clients is not None and set(spec.clients) <= settings.pools.silos.keys()
+    named = getattr(spec.data, "name", None)
+    if not (in_silos and named is not None and settings.data_root(named) is None):
+        spec = pin_data(spec, settings)
+    return pin_weights(spec, settings)
+
+
+@contextlib.asynccontextmanager
+async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[tuple[str, FederationSpec]]:
+    """A place for the federation, all checked before a slot is taken; let go of afterwards.
+
+    Gives the federation's name, and its specification with what this machine fills in.
+
+    Raises:
+        FedbenchError, InfraError: it cannot start; the message says why.
+    """
+    name = name or default_name()
+    settings = place_settings()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
+    own_run = UUID(runtime.flow_run.id)
+    progress = LogProgress(get_run_logger())
+    with run_lock(settings.home, name):
+        objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
+        spec = await asyncio.to_thread(pinned, spec, settings)
+        await asyncio.to_thread(objects.ensure_bucket)
+        async with FederationLease(objects, layout, settings.home, progress.message):
+            if await asyncio.to_thread(objects.get_json, layout.spec) is None:
+                await asyncio.to_thread(require_weights, spec, settings)
+            await asyncio.to_thread(claim_name, objects, layout, spec)
+            await close_dead_runs(name, keep=own_run)
+            progress.federation_started(name, describe(spec), spec.max_rounds)
+            report = RunReport(name, spec, settings, NamedServices(settings), run_folder(settings, name))
+
+            def committed(record: RoundRecord) -> None:
+                progress.round_committed(record)
+                report.round_committed(record)
+
+            slots = (
+                pool_slots(name, spec, settings, progress.message)
+                if uses_pools(settings)
+                else local_slots(settings, slot_count(settings, spec))
+            )
+            place = make_place(
+                name,
+                settings,
+                slots,
+                progress,
+                committed=committed,
+                started=report.flow_started,
+                finished=report.finish,
+            )
+            history = await asyncio.to_thread(read_history, objects, layout)
+            if history:
+                progress.resumed(history[-1].round, history)
+            await asyncio.to_thread(report.open, history)
+            set_place(place)
+            try:
+                yield name, spec
+            except asyncio.CancelledError:
+                await asyncio.to_thread(report.close, "KILLED")
+                raise
+            except BaseException:
+                await asyncio.to_thread(report.close, "FAILED")
+                raise
+            finally:
+                await place.slots.close()

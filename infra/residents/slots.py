@@ -1,0 +1,417 @@
+"""Turns on work pools: residents are asked for, handed turn after turn, and let go.
+
+A *resident* is a flow run on a pool that holds a slot as long as it is needed (:mod:`flows.resident`): the seconds
+that a run costs are paid once a slot, not for every client and phase. Turns reach it by the store and a ring
+(:mod:`infra.residents.mailbox`, :mod:`infra.residents.bell`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.client.schemas.objects import State
+from prefect.events import Event
+
+from infra.errors import DeadlineExceeded, PoolUnusable, SlotLost
+from infra.residents import runs
+from infra.residents.bell import Bell, coordinator_of, resident_of
+from infra.residents.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session
+from infra.settings import PoolSettings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 5.0
+# Residents in a row that end before their first turn, after which a pool is given up.
+FAILED_STARTS = 3
+# A pool without any resident for so long is said to wait.
+SILENT_SECONDS = 30.0
+CLOSE_SECONDS = 20.0
+
+
+class _NotTaken(Exception):
+    """The resident left before it took the turn."""
+
+
+@dataclass
+class Resident:
+    """One resident, from the request for its run to its end. ``turns`` counts what it was handed."""
+
+    number: int
+    pool: _Pool
+    mailbox: Mailbox
+    run: UUID | None = None
+    turns: int = 0
+    ready: bool = False
+    gone: str | None = None
+    left: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __str__(self) -> str:
+        return f"resident {self.number} of pool {self.pool.name}"
+
+
+@dataclass
+class _Pool:
+    name: str
+    limit: int
+    residents: list[Resident] = field(default_factory=list)
+    idle: deque[Resident] = field(default_factory=deque)
+    waiting: deque[asyncio.Future[Resident]] = field(default_factory=deque)
+    failed_starts: int = 0
+    silent_since: float | None = None
+    said: bool = False
+
+    @property
+    def starting(self) -> int:
+        return sum(not resident.ready for resident in self.residents)
+
+
+class ResidentSlots:
+    """A :class:`~infra.slots.TurnRunner` whose slots are residents on work pools.
+
+    pools: where turns go; clients named in ``pools.silos`` have a pool of their own.
+    clients: those of the federation, for the pools that they need.
+    job_variables: what a resident asks of its slot (threads, device).
+    read_reply: a reply's document as the reply.
+    say: shown to whoever watches the run.
+    code_version: a worker with another one refuses.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        layout: FederationLayout,
+        pools: PoolSettings,
+        clients: Sequence[str],
+        *,
+        job_variables: dict[str, Any],
+        read_reply: Callable[[dict[str, Any]], Any],
+        say: Callable[[str], None],
+        code_version: str,
+    ) -> None:
+        self._objects, self._layout, self._settings = objects, layout, pools
+        self._job_variables, self._read_reply, self._say = job_variables, read_reply, say
+        self._code_version = code_version
+        names = dict.fromkeys(self.pool_of(client) for client in clients)
+        self._pools = {name: _Pool(name, pools.residents) for name in names}
+        self.count = pools.residents * len(self._pools)
+        self._session = ""
+        self._coordinator = ""
+        self._bell: Bell | None = None
+        self._resources = contextlib.AsyncExitStack()
+        self._background: set[asyncio.Task[None]] = set()
+        self._made = 0
+
+    def pool_of(self, client: str) -> str:
+        """
+        Raises:
+            PoolUnusable: the settings name no pool for this client.
+        """
+        pool = self._settings.silos.get(client, self._settings.turns)
+        if pool is None:
+            raise PoolUnusable(f"pools: no pool for client {client}; expected it in pools.silos, or pools.turns set")
+        return pool
+
+    def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """``clients`` by pool, in order: one turn cannot be in two places."""
+        groups: dict[str, list[str]] = {}
+        for client in clients:
+            groups.setdefault(self.pool_of(client), []).append(client)
+        return tuple(tuple(group) for group in groups.values())
+
+    async def open(self, coordinator: str) -> None:
+        """Begin a session for the federation's flow run ``coordinator``.
+
+        Raises:
+            PoolUnusable: a pool or its deployment is missing.
+        """
+        self._coordinator = coordinator
+        self._session = f"{coordinator}-{uuid4().hex[:8]}"
+        for pool in self._pools:
+            await runs.require_pool(pool)
+            await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code_version)
+        names = [coordinator_of(self._session), f"prefect.tag.{runs.session_tag(self._session)}"]
+        self._bell = await self._resources.enter_async_context(Bell(names, self._heard))
+        self._spawn(self._watch())
+
+    async def run(self, turn: Callable[[Any], Any], argument: Any, *, deadline: float | None = None) -> Any:
+        """``turn`` is not sent: a resident does what the request's phase asks (:mod:`flows.turn`).
+
+        Raises:
+            SlotLost, DeadlineExceeded: as :class:`~infra.slots.TurnRunner` has them.
+            PoolUnusable: no resident starts on the pool.
+        """
+        pool = self._pools[self.pool_of(argument.clients[0])]
+        document = {
+            "version": MAILBOX_VERSION,
+            "phase": argument.phase,
+            "request": argument.model_dump(mode="json"),
+        }
+        while True:
+            resident = await self._lease(pool)
+            try:
+                answer = await self._ask(resident, document, deadline)
+            except _NotTaken:
+                continue
+            if "reply" in answer:
+                return self._read_reply(answer["reply"])
+            if answer.get("lost"):
+                raise SlotLost(f"{resident}: {answer['lost']}")
+            raise RuntimeError(f"{resident}: {argument.phase} failed: {answer.get('error')}")
+
+    async def close(self) -> None:
+        """Let the idle residents go, and cancel the others."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                residents = [resident for pool in self._pools.values() for resident in pool.residents]
+                await asyncio.gather(*map(self._dismiss, residents), return_exceptions=True)
+                for pool in self._pools:
+                    await asyncio.to_thread(close_session, self._objects, self._layout, pool, self._session)
+        except Exception as failure:
+            log.warning("residents could not be told to go, they go by themselves when idle: %s", failure)
+        finally:
+            await self._resources.aclose()
+
+    # Residents.
+
+    async def _lease(self, pool: _Pool) -> Resident:
+        if pool.idle:
+            return pool.idle.popleft()
+        waiter: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
+        pool.waiting.append(waiter)
+        self._balance(pool)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._offer(waiter.result())
+            elif waiter in pool.waiting:
+                pool.waiting.remove(waiter)
+            raise
+
+    def _offer(self, resident: Resident) -> None:
+        """Hand a resident that is free to the next turn."""
+        if resident.gone is not None:
+            return
+        pool = resident.pool
+        while pool.waiting:
+            waiter = pool.waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(resident)
+                return
+        pool.idle.append(resident)
+
+    def _balance(self, pool: _Pool) -> None:
+        """Ask for as many further residents as turns wait for one, up to the pool's limit."""
+        while len(pool.residents) < pool.limit and pool.starting < len(pool.waiting):
+            self._made += 1
+            mailbox = Mailbox(self._objects, self._layout, pool.name, self._session, self._made)
+            resident = Resident(self._made, pool, mailbox)
+            pool.residents.append(resident)
+            self._spawn(self._submit(resident))
+
+    async def _submit(self, resident: Resident) -> None:
+        pool = resident.pool
+        try:
+            run = await runs.submit(
+                pool.name,
+                name=f"{self._layout.federation} · {resident}",
+                parameters={
+                    "federation": self._layout.federation,
+                    "session": self._session,
+                    "pool": pool.name,
+                    "number": resident.number,
+                    "idle_seconds": self._settings.idle_seconds,
+                },
+                tags=[runs.session_tag(self._session), runs.coordinator_tag(self._coordinator)],
+                job_variables=self._job_variables,
+            )
+            resident.run = run.id
+        except Exception as failure:
+            self._lose(resident, str(failure) or type(failure).__name__)
+            if isinstance(failure, PoolUnusable):
+                self._give_up(pool, failure)
+
+    def _lose(self, resident: Resident, reason: str, *, left: bool = False) -> None:
+        """A resident is no more; whoever waits for it hears of it, and another one is asked for where turns wait."""
+        if resident.gone is not None:
+            return
+        pool = resident.pool
+        resident.gone, resident.left = reason, left
+        resident.changed.set()
+        pool.residents.remove(resident)
+        with contextlib.suppress(ValueError):
+            pool.idle.remove(resident)
+        if not resident.ready:
+            pool.failed_starts += 1
+            log.warning("%s did not start: %s", resident, reason)
+            if pool.failed_starts >= FAILED_STARTS:
+                self._give_up(pool, PoolUnusable(f"pool {pool.name}: no resident starts there: {reason}"))
+                return
+        self._balance(pool)
+
+    def _give_up(self, pool: _Pool, error: PoolUnusable) -> None:
+        pool.failed_starts = 0
+        while pool.waiting:
+            waiter = pool.waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    # A turn.
+
+    async def _ask(self, resident: Resident, document: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+        resident.turns += 1
+        number = resident.turns
+        began = resident.heard = time.monotonic()
+        answer: dict[str, Any] | None = None
+        await asyncio.to_thread(resident.mailbox.put_ask, number, document)
+        await self._ring(resident, "fedbench.turn.asked")
+        while answer is None:
+            left = None if deadline is None else deadline - (time.monotonic() - began)
+            if left is not None and left <= 0:
+                await self._end(resident, f"no answer within {deadline:g} s")
+                raise DeadlineExceeded(f"{resident}: no answer within {deadline:g} s")
+            with contextlib.suppress(TimeoutError):
+                patience = self._bell.patience if self._bell is not None else 1.0
+                await asyncio.wait_for(resident.changed.wait(), patience if left is None else min(patience, left))
+            resident.changed.clear()
+            gone = resident.gone
+            answer = await asyncio.to_thread(resident.mailbox.get_answer, number)
+            if answer is None and gone is not None:
+                if resident.left:
+                    raise _NotTaken
+                raise SlotLost(f"{resident}: {gone}")
+        resident.pool.failed_starts = 0
+        self._offer(resident)
+        return answer
+
+    async def _ring(self, resident: Resident, event: str) -> None:
+        if self._bell is not None:
+            await self._bell.ring(resident_of(self._session, f"{resident.pool.name}.{resident.number}"), event)
+
+    async def _end(self, resident: Resident, reason: str) -> None:
+        self._lose(resident, reason)
+        if resident.run is not None:
+            with contextlib.suppress(Exception):
+                await runs.cancel(resident.run)
+
+    async def _dismiss(self, resident: Resident) -> None:
+        if resident in resident.pool.idle:
+            await asyncio.to_thread(resident.mailbox.put_ask, resident.turns + 1, LEAVE)
+            await self._ring(resident, "fedbench.turn.asked")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS / 4):
+                    while resident.gone is None:
+                        resident.changed.clear()
+                        await resident.changed.wait()
+                return
+        if resident.run is not None:
+            await runs.cancel(resident.run)
+
+    # What is heard and seen of them.
+
+    def _heard(self, event: Event | None) -> None:
+        now = time.monotonic()
+        everyone = [resident for pool in self._pools.values() for resident in pool.residents]
+        if event is None:  # connected anew, or deaf: nobody is counted as silent for that
+            for resident in everyone:
+                resident.heard = now
+                resident.changed.set()
+            return
+        number, identifier = event.payload.get("resident"), event.resource.id
+        for resident in everyone:
+            if number == resident.number and event.event.startswith("fedbench."):
+                resident.heard = now
+                if event.event == "fedbench.resident.ready":
+                    self._welcome(resident)
+                elif event.event == "fedbench.resident.left":
+                    self._lose(resident, "it was idle", left=True)
+                elif event.event == "fedbench.turn.answered":
+                    resident.changed.set()
+            elif resident.run is not None and identifier == f"prefect.flow-run.{resident.run}":
+                resident.heard = now
+                if event.event.rpartition(".")[2] in ("Crashed", "Failed", "Cancelled", "Completed", "TimedOut"):
+                    state = event.payload.get("validated_state") or {}
+                    self._ended(resident, state.get("type", ""), state.get("message") or event.event)
+
+    def _welcome(self, resident: Resident) -> None:
+        if not resident.ready and resident.gone is None:
+            resident.ready = True
+            self._offer(resident)
+
+    def _ended(self, resident: Resident, kind: str, message: str) -> None:
+        self._lose(resident, message, left=kind == "COMPLETED")
+
+    async def _watch(self) -> None:
+        """What events tell, by asking: they may have been lost; and residents whose whole machine is gone."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                await self._look()
+            except Exception as failure:
+                log.debug("looking at the residents failed: %s", failure)
+
+    async def _look(self) -> None:
+        everyone = {
+            resident.run: resident
+            for pool in self._pools.values()
+            for resident in pool.residents
+            if resident.run is not None
+        }
+        for run, state in (await runs.states(list(everyone))).items():
+            self._seen(everyone[run], state)
+        for resident in everyone.values():
+            silent = time.monotonic() - resident.heard
+            hearing = self._bell is not None and self._bell.hearing
+            if resident.ready and hearing and resident.gone is None and silent > self._settings.lost_seconds:
+                if resident in resident.pool.idle:
+                    continue  # it says nothing while it waits
+                await self._end(resident, f"no sign of it for {silent:.0f} s")
+        for pool in self._pools.values():
+            await self._complain(pool)
+
+    def _seen(self, resident: Resident, state: State[Any] | None) -> None:
+        if state is None:
+            self._lose(resident, "its run was deleted")
+        elif state.is_final():
+            self._ended(resident, state.type.value, state.message or state.name or state.type.value)
+        elif state.is_running() and not resident.ready:
+            # It may have rung while nobody heard it; it looks at its mailbox before it waits for a ring.
+            self._welcome(resident)
+
+    async def _complain(self, pool: _Pool) -> None:
+        if not pool.waiting or any(resident.ready for resident in pool.residents):
+            pool.silent_since, pool.said = None, False
+            return
+        pool.silent_since = pool.silent_since or time.monotonic()
+        if not pool.said and time.monotonic() - pool.silent_since >= SILENT_SECONDS:
+            pool.said = True
+            online = await runs.workers_online(pool.name)
+            hint = f"{online} online" if online else f"none; start one: prefect worker start --pool {pool.name}"
+            self._say(f"pool {pool.name}: no slot yet, waiting for one (workers: {hint})")
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                log.error("%s", traceback.format_exc())
+
+        task = asyncio.create_task(guarded())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,104 @@
+"""What a service tells the others of its home, and how what it left behind is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+DIE_SECONDS = 10.0  # that the kernel may take to end a process by force
+
+
+class Publication(BaseModel):
+    """``<name>.json``: the process, and its address while it answers (None before and after).
+
+    created: when the process was started, in seconds since the epoch.
+    """
+
+    port: int
+    pid: int
+    created: float
+    address: str | None = None
+
+
+def read_publication(path: Path) -> Publication | None:
+    """None when there is none, or none that can be read."""
+    try:
+        return Publication.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all, readable by its owner only (0600)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def started_at(pid: int) -> float | None:
+    """When the process was started, in seconds since the epoch; None when it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def end_session(leader: int, grace: float) -> None:
+    """End all processes of the session that ``leader`` leads: asked first, by force after ``grace`` seconds."""
+    members = _session(leader)
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, DIE_SECONDS)):
+        if number == signal.SIGTERM:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(leader, number)
+        else:
+            members = _session(leader)
+            for process in members:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        deadline = time.monotonic() + seconds
+        while any(map(_lives, members)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def end_left_behind(found: Publication) -> None:
+    """End a service whose holder died, and the children of one that died itself.
+
+    Its process id may be another process's by now, so it is verified: by its start, and by the port among its
+    arguments. A session's id is not given away while it has members, so what has the id now tells whose they are.
+    """
+    created = started_at(found.pid)
+    if created is not None and abs(created - found.created) >= 1.0:
+        return
+    if any(_mentions(process, str(found.port)) for process in _session(found.pid)):
+        end_session(found.pid, grace=0.0)
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader and _lives(process):
+                members.append(process)
+    return members
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _mentions(process: psutil.Process, text: str) -> bool:
+    try:
+        return any(text in argument for argument in process.cmdline())
+    except psutil.Error:
+        return False

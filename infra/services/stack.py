@@ -1,0 +1,311 @@
+"""The stack of ``fedbench up``: services of one home that outlive the command that started them.
+
+Each is a detached process of its own (:mod:`infra.services.process`); nothing supervises them. One that died is
+*crashed* for ``status``, and is started again, on its port and over its data, by the next ``up`` and by any run that
+needs it. The data are those of runs without a stack: the same S3 folder, the same databases.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from infra.errors import HomeInUse, SettingsError
+from infra.lock import FileLock
+from infra.services.credentials import draw_keys, read_keys
+from infra.services.database import check_postgresql, mlflow_database_uri, prefect_database_url
+from infra.services.environment_file import remove_environment, write_environment
+from infra.services.mlflow_server import MlflowService, default_tracking_uri
+from infra.services.prefect_server import PrefectService
+from infra.services.process import Service
+from infra.services.s3 import S3Service
+from infra.services.stack_state import PortChoice, StackState, read_state, without_own_addresses, write_state
+from infra.settings import S3Settings, Settings
+
+# In the order in which they are started. A further service (a worker) is one more name here, one more line in
+# `Stack.service` and `Stack._bare`, and begun and completed at the end of `Stack._start`, when Prefect answers.
+SERVICES = ("s3", "prefect", "mlflow")
+WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
+State = Literal["up", "silent", "crashed", "down"]
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One line of ``fedbench status``.
+
+    state: ``up``: answers, and takes the credentials; ``silent``: lives, and does not answer (yet); ``crashed``: ended
+        although nobody asked for it; ``down``.
+    run: process id of a run that has a service of its own, outside any stack.
+    """
+
+    name: str
+    state: State
+    pid: int | None = None
+    url: str | None = None
+    since: datetime | None = None
+    run: int | None = None
+
+
+class Stack:
+    """The services of ``settings.home``. Addresses that the settings name are of other services, and not used here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.home = settings.home.absolute()
+
+    def service(self, name: str, state: StackState) -> Service:
+        """The service with the stack's credentials and ports, to look at: not all of them could be started from it."""
+        kinds: dict[str, Callable[[], Service]] = {
+            "s3": lambda: stack_s3(self.settings, state),
+            "prefect": lambda: stack_prefect(self.settings, state),
+            "mlflow": lambda: stack_mlflow(self.settings, state, self.settings.s3),
+        }
+        return kinds[name]()
+
+    def status(self) -> list[ServiceStatus]:
+        """How each service is at the moment."""
+        state = read_state(self.home)
+        return [self._status(name, state) for name in SERVICES]
+
+    def up(self, say: Callable[[str], None]) -> bool:
+        """Have all services up. Returns whether there was anything to do; ``say`` is told what takes time.
+
+        Raises:
+            HomeInUse: a run has services of its own open.
+            SettingsError: a database URL cannot be used, or is not that of the stack that is up.
+            InfraError: a database cannot be reached, or a service did not come up.
+        """
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone(say):
+            draw_keys(self.home / "services")
+            found_state = read_state(self.home)
+            state = self._with_databases(found_state)
+            for setting, address in _foreign_addresses(self.settings, state).items():
+                say(f"{setting} is set, so runs here use {address}, not this stack's")
+            before = self.status()
+            for found in before:
+                if found.run is not None:
+                    raise HomeInUse(
+                        f"{found.name}: process {found.run} (a run, or fedbench ui) has it open on {self.home}, and "
+                        "its data must not be opened twice; wait for it to end, then: fedbench up"
+                    )
+            if state.up and all(found.state == "up" for found in before) and self._addresses() == state.addresses:
+                self._tell_clients(state)  # the file may have been removed
+                return False
+            self._check_databases(state)
+            state = state.model_copy(update={"up": True})
+            write_state(self.home, state)
+            try:
+                self._start(state, before, say)
+            except BaseException:
+                self._take_back(before)
+                write_state(self.home, found_state)
+                raise
+            return True
+
+    def down(self, say: Callable[[str], None]) -> bool:
+        """End all services of the stack, the last started first. Returns whether any was running."""
+        if not (self.home / "services").exists():
+            return False
+        with self._alone(say):
+            state = read_state(self.home)
+            write_state(self.home, state.model_copy(update={"up": False}))
+            remove_environment(self.home)
+            ended = [self._bare(name).end() for name in reversed(SERVICES)]
+            return state.up or any(ended)
+
+    def databases(self) -> dict[str, str]:
+        """URIs of the databases that Prefect and MLflow use, by service."""
+        state = read_state(self.home)
+        sqlite = f"sqlite:///{self.home / 'prefect' / 'prefect.db'}"
+        return {
+            "prefect": state.prefect_database_url or sqlite,
+            "mlflow": state.mlflow_database_uri or default_tracking_uri(self.home),
+        }
+
+    # How.
+
+    @contextmanager
+    def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
+        lock = FileLock(self.home / "services" / "stack.lock")
+        if not lock.acquire():
+            say(f"another fedbench up or down (process {lock.holder()}) is at work on {self.home}; waiting for it")
+            if not lock.acquire(WAIT_SECONDS):
+                raise HomeInUse(f"another fedbench up or down (process {lock.holder()}) is at work on {self.home}")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _bare(self, name: str) -> Service:
+        """The service to look at or to end, which takes no credentials and no store."""
+        kinds: dict[str, Callable[[], Service]] = {
+            "s3": lambda: S3Service(self.home, detached=True),
+            "prefect": lambda: PrefectService(self.home, detached=True),
+            "mlflow": lambda: MlflowService(self.home, S3Settings(), detached=True),
+        }
+        return kinds[name]()
+
+    def _status(self, name: str, state: StackState) -> ServiceStatus:
+        running = self._bare(name).running()
+        if running is None:
+            return ServiceStatus(name, "crashed" if state.up else "down")
+        if not running.detached:
+            return ServiceStatus(name, "down", run=running.pid)
+        answers = running.address is not None and self.service(name, state).answers_at(running.address)
+        return ServiceStatus(
+            name,
+            "up" if answers else "silent",
+            running.pid,
+            None if running.address is None else running.address.removesuffix("/api"),
+            None if running.since is None else datetime.fromtimestamp(running.since, UTC),
+        )
+
+    def _addresses(self) -> dict[str, str]:
+        """Where the services are: a run that brought one back may have found its port taken."""
+        running = {name: self._bare(name).running() for name in SERVICES}
+        return {name: found.address for name, found in running.items() if found is not None and found.address}
+
+    def _with_databases(self, state: StackState) -> StackState:
+        """``state`` with the databases that the settings name; one that is up keeps those that it has."""
+        asked = {
+            "prefect_database_url": prefect_database_url(self.settings),
+            "mlflow_database_uri": (
+                None if self.settings.mlflow_database_url is None else mlflow_database_uri(self.settings)
+            ),
+        }
+        if not state.up:
+            return state.model_copy(update=asked)
+        for name, url in asked.items():
+            if url is not None and url != getattr(state, name):
+                raise SettingsError(
+                    f"{name[:-4]}_url: the stack of {self.home} is up with another database; first: fedbench down"
+                )
+        return state
+
+    def _check_databases(self, state: StackState) -> None:
+        if state.prefect_database_url is not None:
+            check_postgresql(state.prefect_database_url, "prefect_database_url", trigrams=True)
+        if state.mlflow_database_uri is not None:
+            check_postgresql(state.mlflow_database_uri, "mlflow_database_url", trigrams=False)
+
+    def _start(self, state: StackState, before: list[ServiceStatus], say: Callable[[str], None]) -> None:
+        from infra.store.objects import ObjectStore  # with boto3, which looking at a stack does not need
+
+        wanted = {name: state.port(name, getattr(self.settings.ports, name)) for name in SERVICES}
+        for found in before:
+            if found.state == "silent":
+                self._wait_or_end(found, state)
+        s3 = stack_s3(self.settings, state)
+        s3.ensure()
+        store = s3.resolved(self.settings.s3, s3.address)
+        ObjectStore(store).ensure_bucket()  # the first signed request
+        mlflow = stack_mlflow(self.settings, state, store)
+        if state.addresses.get("s3") not in (None, s3.address) and mlflow.end():
+            say("mlflow: started again, for the store has another port")
+        started: list[Service] = [s3, stack_prefect(self.settings, state), mlflow]
+        say("waiting for Prefect's and MLflow's servers to answer …")
+        try:
+            for step in (Service.begin, Service.complete):
+                for service in started:
+                    step(service)
+        except BaseException:
+            for service in started:
+                service.stop()  # what is not up yet is still held here
+            raise
+        state = state.model_copy(
+            update={
+                "addresses": {service.name: service.address for service in started},
+                "ports": {
+                    service.name: PortChoice(asked=getattr(self.settings.ports, service.name), chosen=service.port)
+                    for service in started
+                },
+            }
+        )
+        write_state(self.home, state)
+        self._tell_clients(state)
+        for service in started:
+            if service.port != wanted[service.name]:
+                say(f"{service.name}: port {wanted[service.name]} is taken, {service.port} is used instead")
+
+    def _wait_or_end(self, found: ServiceStatus, state: StackState) -> None:
+        """A silent service may be coming up, or hang: the one is waited for, the other ended."""
+        service = self.service(found.name, state)
+        age = 0.0 if found.since is None else (datetime.now(UTC) - found.since).total_seconds()
+        patience = max(service.start_seconds - age, service.patience_seconds)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            running = service.running()
+            if running is None or (running.address is not None and service.answers_at(running.address)):
+                return
+            time.sleep(0.5)
+        service.end()
+
+    def _take_back(self, before: list[ServiceStatus]) -> None:
+        """End what a failed `up` has started; what was up before stays."""
+        kept = {found.name for found in before if found.state == "up"}
+        for name in reversed(SERVICES):
+            if name not in kept:
+                self._bare(name).end()
+
+    def _tell_clients(self, state: StackState) -> None:
+        store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
+        write_environment(self.home, state.addresses, store, read_keys(self.home / "services"))
+
+
+def _foreign_addresses(settings: Settings, state: StackState) -> dict[str, str]:
+    """What the settings name instead of this stack's services, by setting."""
+    rest = without_own_addresses(settings, state)
+    named = {
+        "s3.endpoint": rest.s3.endpoint,
+        "prefect_api_url": rest.prefect_api_url,
+        "mlflow_tracking_uri": rest.mlflow_tracking_uri,
+    }
+    return {
+        setting: re.sub(r"//[^/@]*@", "//***@", address) for setting, address in named.items() if address is not None
+    }
+
+
+def running_stack(settings: Settings) -> StackState | None:
+    """The stack of this home, if it is up: crashed services are to be started again as it has them."""
+    state = read_state(settings.home)
+    return state if state.up else None
+
+
+def stack_s3(settings: Settings, state: StackState) -> S3Service:
+    return S3Service(settings.home, port=state.port("s3", settings.ports.s3), detached=True)
+
+
+def stack_prefect(settings: Settings, state: StackState) -> PrefectService:
+    """
+    Raises:
+        ServiceFailed: the credentials are missing.
+    """
+    return PrefectService(
+        settings.home,
+        auth=read_keys(settings.home.absolute() / "services").prefect_auth,
+        database_url=state.prefect_database_url,
+        port=state.port("prefect", settings.ports.prefect),
+        detached=True,
+    )
+
+
+def stack_mlflow(settings: Settings, state: StackState, store: S3Settings) -> MlflowService:
+    """``store`` with endpoint and credentials, for a server that has to be started.
+
+    Raises:
+        ServiceFailed: the credentials are missing.
+    """
+    return MlflowService(
+        settings.home,
+        store,
+        state.mlflow_database_uri,
+        keys=read_keys(settings.home.absolute() / "services"),
+        port=state.port("mlflow", settings.ports.mlflow),
+        detached=True,
+    )

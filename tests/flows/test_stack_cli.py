@@ -1,0 +1,59 @@
+"""``fedbench up``, ``down``, ``status`` and ``logs`` where nothing runs: what they say and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.app import app
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path / "home"))
+    # `up` hands its URLs on through the environment, which ends with the command: here it must end with the test.
+    for setting in ("PREFECT", "MLFLOW"):
+        monkeypatch.setenv(f"FEDBENCH_{setting}_DATABASE_URL", "")
+    return tmp_path / "home"
+
+
+def test_nothing_is_up_and_nothing_is_made_by_looking(home: Path) -> None:
+    result = CliRunner().invoke(app, ["status"])
+    assert result.exit_code == 1
+    rows = [line.split()[:2] for line in result.output.splitlines()[1:]]
+    assert rows == [["s3", "down"], ["prefect", "down"], ["mlflow", "down"]]
+    result = CliRunner().invoke(app, ["down"])
+    assert (result.exit_code, result.output) == (0, "is down already; nothing was running\n")
+    assert not home.exists()
+
+
+def test_a_url_with_a_password_is_refused_before_anything_starts(home: Path) -> None:
+    for option in ("--prefect-database-url", "--mlflow-database-url"):
+        result = CliRunner().invoke(app, ["up", option, "postgresql://user:hidden@db/name"])
+        assert result.exit_code == 2
+        assert f"{option}: expected a URL without a password" in result.output
+        assert "hidden" not in result.output
+    assert not home.exists()
+
+
+def test_a_url_that_prefect_does_not_take_is_refused(home: Path) -> None:
+    result = CliRunner().invoke(app, ["up", "--prefect-database-url", "mysql://db/name"])
+    assert result.exit_code == 2
+    assert "prefect_database_url: expected a URL that starts with postgresql+asyncpg://" in result.output
+    assert not (home / "logs").exists()
+
+
+def test_logs_of_all_or_of_one(home: Path) -> None:
+    assert "no log yet" in CliRunner().invoke(app, ["logs"]).output
+    result = CliRunner().invoke(app, ["logs", "postgres"])
+    assert result.exit_code == 2
+    assert "SERVICE: expected one of s3, prefect, mlflow, found postgres" in result.output
+    (home / "logs").mkdir(parents=True)
+    (home / "logs" / "s3.log").write_text("first\n[bold]second[/]\n")
+    (home / "logs" / "mlflow.log").write_text("third\n")
+    result = CliRunner().invoke(app, ["logs", "-n", "1"])
+    assert result.output.splitlines() == ["s3      | [bold]second[/]", "mlflow  | third"]
+    result = CliRunner().invoke(app, ["logs", "s3"])
+    assert result.output.splitlines() == ["first", "[bold]second[/]"]

@@ -1,0 +1,149 @@
+"""``fedbench up`` over Debian's PostgreSQL: Prefect's and MLflow's databases by URL."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from homes import TINY, Home, assert_no_process_left
+
+from infra.errors import InfraError
+from infra.services.database import MLFLOW_DRIVERS, check_postgresql
+
+pytestmark = pytest.mark.integration
+
+PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
+PASSWORD = "not-on-a-command-line"
+
+
+@dataclass(frozen=True)
+class Database:
+    """A PostgreSQL server of the tests' own, with the empty databases ``prefect`` and ``mlflow`` of user ``bench``."""
+
+    binaries: Path
+    folder: Path
+    port: int
+    account: str | None
+
+    def command(self, *arguments: object) -> str:
+        return subprocess.run(
+            [str(self.binaries / str(arguments[0])), *map(str, arguments[1:])],
+            user=self.account,
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            cwd="/",
+        ).stdout
+
+    def ask(self, database: str, query: str) -> str:
+        """The one value that ``query`` gives."""
+        arguments = ("-h", self.folder, "-p", self.port, "-U", "keeper", "-d", database, "-Atc", query)
+        return self.command("psql", *arguments).strip()
+
+    def url(self, scheme: str, database: str, password: str = PASSWORD) -> str:
+        return f"{scheme}://bench:{password}@127.0.0.1:{self.port}/{database}"
+
+
+def _binaries() -> Path | None:
+    """Folder of PostgreSQL's programs; Debian keeps most of them off PATH."""
+    if (pg_ctl := shutil.which("pg_ctl")) is not None:
+        return Path(pg_ctl).resolve().parent
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    return found[-1].parent if found else None
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server (pg_ctl) is not installed")
+    account = None
+    if os.geteuid() == 0:  # the server does not run as root
+        try:
+            account = pwd.getpwnam("postgres").pw_name
+        except KeyError:
+            pytest.skip("PostgreSQL's server does not run as root, and there is no user postgres")
+    folder = Path(tempfile.mkdtemp(prefix="fedbench-postgresql-"))  # pytest's own are closed to other users
+    if account is not None:
+        shutil.chown(folder, account)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    server = Database(binaries, folder, port, account)
+    data = folder / "data"
+    try:
+        server.command("initdb", "-D", data, "-U", "keeper", "--auth-local=trust", "--auth-host=scram-sha-256", "-N")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        server.command("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
+        try:
+            if not server.ask("postgres", "SELECT name FROM pg_available_extensions WHERE name = 'pg_trgm'"):
+                pytest.skip("PostgreSQL's extension pg_trgm, which Prefect needs, is not installed")
+            server.ask("postgres", f"CREATE ROLE bench LOGIN PASSWORD '{PASSWORD}'")
+            for name in ("prefect", "mlflow"):
+                server.ask("postgres", f"CREATE DATABASE {name} OWNER bench")
+            yield server
+        finally:
+            server.command("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_server_is_looked_at_before_anything_starts(database: Database) -> None:
+    check_postgresql(database.url("postgresql+asyncpg", "prefect"), "prefect_database_url", trigrams=True)
+    for name, password, reason in (
+        ("prefect", "wrong", "password authentication failed"),
+        ("attic", PASSWORD, "attic"),
+    ):
+        url = database.url("postgresql+asyncpg", name, password)
+        with pytest.raises(InfraError, match=rf"prefect_database_url: .*cannot be reached: .*{reason}"):
+            check_postgresql(url, "prefect_database_url", trigrams=True)
+
+
+def test_a_stack_and_its_runs_are_kept_in_postgresql(database: Database, tmp_path: Path) -> None:
+    driver = any(find_spec(name) is not None for name in MLFLOW_DRIVERS)
+    home = Home(tmp_path / "home")
+    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        probes = {"s3": first, "prefect": second, "mlflow": third}
+        for probe in probes.values():
+            probe.bind(("127.0.0.1", 0))
+        ports = {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
+    settings = {"ports": ports, "prefect_database_url": database.url("postgresql+asyncpg", "prefect")}
+    if driver:
+        settings["mlflow_database_url"] = database.url("postgresql", "mlflow")
+    (home.path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (home.path / "settings.yaml").chmod(0o600)
+    try:
+        result = home.run("up", timeout=PATIENCE)
+        assert result.returncode == 0, result.stdout
+        assert f"prefect's database: PostgreSQL bench@127.0.0.1:{database.port}/prefect" in result.stdout
+        processes = home.processes()
+        assert len(processes) >= 5
+        lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes().decode() for process in processes]
+        assert not any(PASSWORD in text for text in (*lines, result.stdout))
+        run = home.run("run", home.spec_file(TINY | {"max_rounds": 1}), "--name", "kept", "-q", timeout=PATIENCE)
+        assert run.returncode == 0, run.stdout
+    finally:
+        home.run("down", timeout=PATIENCE)
+    assert_no_process_left(home)
+    assert not (home.path / "prefect" / "prefect.db").exists()
+    states = "SELECT string_agg(DISTINCT state_type::text, ',') FROM flow_run WHERE name LIKE 'kept%'"
+    assert database.ask("prefect", states) == "COMPLETED"
+    for path in (home.path / "logs").iterdir():
+        assert PASSWORD not in path.read_text(errors="replace")
+    home.remove_weights()
+    if not driver:
+        pytest.skip(f"MLflow over PostgreSQL: none of {', '.join(MLFLOW_DRIVERS)} is installed (extra: postgresql)")
+    assert not (home.path / "mlflow.db").exists()
+    assert database.ask("mlflow", "SELECT name || ' ' || status FROM runs") == "kept FINISHED"
