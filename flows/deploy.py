@@ -116,7 +116,7 @@ async def _deploy(
         "pull_steps": [],  # installed where its worker runs
         "work_pool_name": item.pool,
         "parameters": item.parameters,
-        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
         "enforce_parameter_schema": True,
         "concurrency_limit": item.limit,
     }

@@ -6,9 +6,9 @@ Two pools at least, so that nothing waits for itself: what coordinates takes no 
 nothing.
 
 What brings a run back: a federation goes on from its last committed round, so a run that crashed is started again
-(:data:`GO_ON`), under its own id and name, on whichever worker is free. The flow itself has no retries: what its code
-raises is an error of the experiment or the place, and would be raised again. It has no time limit either, as rounds
-take what they take; turns have one, ``participation.turn_deadline``.
+(:func:`flows.deploy.go_on`), under its own id and name, on whichever worker is free. The flow itself has no retries:
+those of Prefect do not outlive its process, and repeat errors of the experiment too. It has no time limit either, as
+rounds take what they take; turns have one, ``participation.turn_deadline``.
 """
 
 from __future__ import annotations

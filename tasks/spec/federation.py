@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import CHOSEN, SPEC_VERSION, ClientId, Frozen, parse
+from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -24,7 +24,7 @@ MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 class FedAvg(Frozen, title="FedAvg"):
     """Federated averaging (McMahan et al., arXiv 1602.05629): the mean of the updates, weighted by training images."""
 
-    kind: Literal["fedavg"] = Field("fedavg", description=CHOSEN)
+    kind: Literal["fedavg"] = Field("fedavg", description="How the updates of clients become one model.")
 
 
 class Participation(Frozen, title="Participation"):

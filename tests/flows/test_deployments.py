@@ -39,7 +39,7 @@ FEDERATIONS = [item for item in TABLE.values() if item.flow == "federation"]
 
 def schema_of(item: Deployment) -> dict[str, Any]:
     flow = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
-    return parameter_schema(flow).model_dump_for_openapi()
+    return parameter_schema(flow).model_dump(exclude_unset=True)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ TABLE: dict[str, Row] = {
     "unknown choice": spec({"training": {"device": "tpu"}}, "training.device: expected 'cpu' or 'cuda', found 'tpu'"),
     "probability": spec({"training": {"augmentation": {"flip": 2}}}, "training.augmentation.flip: expected at most 1"),
     "threshold": spec({"evaluation": {"score_threshold": 1}}, "evaluation.score_threshold: expected less than 1"),
-    "optimizer": spec({"training": {"optimizer": {"kind": "lion"}}}, "training.optimizer.kind: expected one of: 'adamw'"),
+    "optimizer": spec({"training": {"optimizer": {"kind": "lion"}}}, "optimizer.kind: expected one of: 'adamw'"),
     "field of another kind": spec(
         {"training": {"optimizer": {"kind": "sgd", "betas": [0.9, 0.99]}}},
         "training.optimizer.betas: no such field; expected one of: kind, lr, momentum",
