@@ -19,7 +19,7 @@ from flows.stored import read_history, stopped
 from infra.place import current_place, has_place
 from infra.residents.runs import cancel_residents
 from tasks.errors import SpecError
-from tasks.spec.base import FederationName
+from tasks.spec.base import ScheduledName
 from tasks.spec.federation import FederationSpec
 from tasks.wake_up import wake_up
 
@@ -46,7 +46,7 @@ def run_name() -> str:
     on_cancellation=[let_residents_go],
     on_crashed=[let_residents_go],
 )
-async def federation(name: FederationName | None = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008
+async def federation(name: ScheduledName = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008
     """Run a federation from its last commit until it stops. Returns the number of its last round.
 
     Args:

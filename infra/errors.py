@@ -21,6 +21,10 @@ class TrackingUnavailable(InfraError):
     """MLflow does not answer or refuses: the run goes on, and the missing rounds are logged later."""
 
 
+class PrefectUnavailable(InfraError):
+    """Prefect's API does not answer, or refuses."""
+
+
 class ServiceFailed(InfraError):
     """An embedded service (S3, Prefect, MLflow) did not come up."""
 

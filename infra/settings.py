@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.errors import SettingsError
@@ -64,6 +71,9 @@ class PoolSettings(BaseModel):
         default_factory=dict, description="Clients that have a work pool of their own, beside their data: its name."
     )
     coordinators: str = Field("fedbench", description="Work pool of the runs that coordinate; they need no slot.")
+    coordinator_runs: int | None = Field(
+        None, ge=1, description="Runs at a time of that pool, set by fedbench deploy; none: as the pool has it."
+    )
     residents: int = Field(2, ge=1, le=1024, description="Slots that a federation holds in a pool, at most.")
     idle_seconds: float = Field(60.0, gt=0, description="A resident without a turn for so long gives its slot back.")
     lost_seconds: float = Field(

@@ -11,6 +11,7 @@ from importlib import metadata
 import typer
 
 from flows.cli.data import data_app
+from flows.cli.deploying import deploy
 from flows.cli.models import evaluate, predict, save_model
 from flows.cli.original import export, original_app
 from flows.cli.runs import resume, run
@@ -52,6 +53,7 @@ for _command in (
     down,
     status,
     logs,
+    deploy,
     export,
     version,
 ):

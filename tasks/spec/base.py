@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from tasks.errors import SpecError
+from tasks.spec.form import arrange, title_of
 from tasks.spec.messages import explain
 
 SPEC_VERSION: Literal[1] = 1
@@ -15,8 +26,24 @@ STORE_VERSION: Literal[1] = 1
 
 # Client ids and federation names are parts of object keys, so they are held to what every store and shell takes.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-FederationName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+FederationName = Annotated[str, StringConstraints(pattern=_NAME)]
+# A flow's parameter: the names are what a form calls the two choices.
+ScheduledName = Annotated[
+    FederationName | None,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": _NAME, "title": "A name"},
+                {"type": "null", "title": "From the scheduled time"},
+            ]
+        }
+    ),
+]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+# Description of every ``kind``.
+CHOSEN = "Which of the choices above this is."
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,8 +52,19 @@ class Frozen(BaseModel):
     """Immutable, refuses unknown fields and non-finite numbers."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), validate_default=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        validate_default=True,
+        field_title_generator=title_of,
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        arrange(handler.resolve_ref_schema(schema))
+        return schema
 
 
 def check_name(name: str, *, source: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from tasks.spec.base import ClientId, Frozen, Sha256
+from tasks.spec.base import CHOSEN, ClientId, Frozen, Sha256
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
@@ -22,26 +22,26 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(str(number) for number in range(1, count + 1))
 
 
-class ByFolder(Frozen):
+class ByFolder(Frozen, title="Folders"):
     """Each device has a folder of its own; the folder's name is the device's."""
 
-    kind: Literal["folders"] = "folders"
+    kind: Literal["folders"] = Field("folders", description=CHOSEN)
 
 
-class ByField(Frozen):
+class ByField(Frozen, title="A field of each image"):
     """Each image says which device it came from.
 
     In COCO it is an attribute of the image, in VOC the text of an element directly below ``<annotation>``.
     """
 
-    kind: Literal["field"] = "field"
+    kind: Literal["field"] = Field("field", description=CHOSEN)
     field: str = Field("device", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$", description="The attribute's name.")
 
 
-class ByList(Frozen):
+class ByList(Frozen, title="A list"):
     """A YAML or JSON file in the data set's folder maps each device to the names of its images."""
 
-    kind: Literal["list"] = "list"
+    kind: Literal["list"] = Field("list", description=CHOSEN)
     file: InsidePath = Field("clients.yaml", description="The file, from the data set's folder.")
 
 
@@ -52,23 +52,23 @@ class _Partition(Frozen):
     seed: int = Field(1, ge=0, lt=2**32, description="Seed of the division.")
 
 
-class Iid(_Partition):
+class Iid(_Partition, title="Divided, IID"):
     """Shuffled and dealt out: client sizes differ by one image at most."""
 
-    kind: Literal["iid"] = "iid"
+    kind: Literal["iid"] = Field("iid", description=CHOSEN)
 
 
-class Dirichlet(_Partition):
+class Dirichlet(_Partition, title="Divided, Dirichlet"):
     """Class mixes drawn from a Dirichlet distribution around the data set's own (Hsu et al., arXiv 1909.06335)."""
 
-    kind: Literal["dirichlet"] = "dirichlet"
+    kind: Literal["dirichlet"] = Field("dirichlet", description=CHOSEN)
     alpha: float = Field(0.5, gt=0, le=1e6, description="Small: few classes a client; large: near the common mix.")
 
 
-class BySize(_Partition):
+class BySize(_Partition, title="Divided, by size"):
     """Shuffled and cut into unequal sizes: by explicit shares, or a power law, client k's share being k^-exponent."""
 
-    kind: Literal["size"] = "size"
+    kind: Literal["size"] = Field("size", description=CHOSEN)
     exponent: float = Field(1.0, ge=0, le=10, description="Of the power law; 0 gives equal sizes.")
     shares: tuple[Share, ...] | None = Field(
         None, description="Relative size of each client, in place of the power law."
@@ -128,10 +128,10 @@ class _Data(Frozen):
         return self
 
 
-class SyntheticStreet(_Data):
+class SyntheticStreet(_Data, title="Synthetic street"):
     """Street cameras drawn by the computer: fixed backgrounds, seven classes, non-IID devices, nested splits."""
 
-    kind: Literal["synthetic-street"] = "synthetic-street"
+    kind: Literal["synthetic-street"] = Field("synthetic-street", description=CHOSEN)
     split: Literal[5, 20] = Field(5, description="Number of devices; the 20 nest in the 5, as in Federated Street.")
     train_images: int = Field(765, ge=40, le=100_000, description="Training images over all devices.")
     test_images: int = Field(191, ge=5, le=100_000, description="Test images in all.")
@@ -148,10 +148,10 @@ class SyntheticStreet(_Data):
         return _numbered(self.split)
 
 
-class FederatedStreet(_Data):
+class FederatedStreet(_Data, title="Federated Street"):
     """Federated Street (arXiv 1910.11089) as published: 956 images, 7 classes."""
 
-    kind: Literal["federated-street"] = "federated-street"
+    kind: Literal["federated-street"] = Field("federated-street", description=CHOSEN)
     name: DataName = Field("street", description="Name that each machine maps to its own folder.")
     split: Literal[5, 20] = Field(5, description="5 reads device_2_id, 20 reads device_1_id.")
     form: Literal["json", "voc"] = Field(
@@ -188,10 +188,10 @@ class _OwnData(_Data):
         return self
 
 
-class VocFolders(_OwnData):
+class VocFolders(_OwnData, title="PASCAL VOC"):
     """PASCAL VOC form: JPEGImages/, Annotations/ and ImageSets/Main/, in one folder or in one for each device."""
 
-    kind: Literal["voc-folders"] = "voc-folders"
+    kind: Literal["voc-folders"] = Field("voc-folders", description=CHOSEN)
     train: InsidePath = Field("train", description="Training images are listed in ImageSets/Main/<train>.txt.")
     test: InsidePath = Field("test", description="Test images are listed in ImageSets/Main/<test>.txt.")
     clients: VocClients = Field(ByFolder(), description="How devices get their images.")
@@ -202,10 +202,10 @@ class VocFolders(_OwnData):
         return _devices_of(self.clients)
 
 
-class Coco(_OwnData):
+class Coco(_OwnData, title="COCO"):
     """COCO form: an annotation file and a folder of images for each of training and test."""
 
-    kind: Literal["coco"] = "coco"
+    kind: Literal["coco"] = Field("coco", description=CHOSEN)
     train: InsidePath = Field("train.json", description="Annotations of the training images.")
     test: InsidePath = Field("test.json", description="Annotations of the test images.")
     train_images: InsidePath = Field("images", description="Folder of the training images.")

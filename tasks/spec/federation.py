@@ -21,13 +21,13 @@ MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
 MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 
 
-class FedAvg(Frozen):
+class FedAvg(Frozen, title="FedAvg"):
     """Federated averaging (McMahan et al., arXiv 1602.05629): the mean of the updates, weighted by training images."""
 
-    kind: Literal["fedavg"] = "fedavg"
+    kind: Literal["fedavg"] = Field("fedavg", description="How the updates of clients become one model.")
 
 
-class Participation(Frozen):
+class Participation(Frozen, title="Participation"):
     """Who takes part in a round, and what becomes of those who fail."""
 
     clients: tuple[ClientId, ...] | None = Field(
@@ -48,7 +48,9 @@ class Participation(Frozen):
         description="Quorum: updates without which a round fails; left out, more than half of the cohort.",
     )
     turn_retries: int = Field(2, ge=0, le=20, description="Times that a turn lost with its machine is run again.")
-    turn_deadline: float | None = Field(None, gt=0, description="Seconds after which a client's turn is ended.")
+    turn_deadline: float | None = Field(
+        None, gt=0, description="Seconds after which a client's turn is ended; left out: it takes as long as it takes."
+    )
     shards: int | None = Field(
         None,
         ge=1,
@@ -72,23 +74,27 @@ class Participation(Frozen):
         return self
 
 
-class FederationSpec(Frozen):
+class FederationSpec(Frozen, title="Federation"):
     """A federated experiment. Two equal specifications end, on one CPU model and torch build, in the same weights."""
 
-    version: Literal[1] = SPEC_VERSION
+    version: Literal[1] = Field(SPEC_VERSION, description="Of the form of a specification.")
     seed: int = Field(1234, ge=0, lt=2**32, description="Every random draw comes from this seed.")
     max_rounds: int = Field(10, ge=1, le=100_000, description="The last round's number; the only field one may raise.")
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many rounds without a better patience_metric; none: never."
+        None, ge=1, description="Stop after this many rounds without a better patience_metric; left out: never."
     )
-    patience_metric: Literal[MapName, "loss"] = "map50_voc10"
-    target_map: float | None = Field(None, gt=0, le=1, description="Stop when target_metric reaches this.")
-    target_metric: MapName = "map50_voc10"
+    patience_metric: Literal[MapName, "loss"] = Field(
+        "map50_voc10", description="What patience waits for: a higher mean average precision, or a lower test loss."
+    )
+    target_map: float | None = Field(
+        None, gt=0, le=1, description="Stop when target_metric reaches this; left out: whatever it reaches."
+    )
+    target_metric: MapName = Field("map50_voc10", description="Mean average precision, by its rules, of target_map.")
     best_metric: MapName = Field(
         "map50_voc10", description="What the best round is the best by: its weights are kept, best.json names them."
     )
-    data: DataSpec = Field(SyntheticStreet(), discriminator="kind")
-    detector: DetectorSpec = YoloV3Tiny()
+    data: DataSpec = Field(SyntheticStreet(), discriminator="kind", description="What is learned from, and by whom.")
+    detector: DetectorSpec = Field(YoloV3Tiny(), description="The network that is trained.")
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     strategy: FedAvg = FedAvg()

@@ -6,19 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.base import Frozen
+from tasks.spec.base import CHOSEN, Frozen
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+_BETAS = "Decay of the running means of the gradient and of its square."
 
 
-class Sgd(Frozen):
+class Sgd(Frozen, title="SGD"):
     """Stochastic gradient descent with momentum."""
 
-    kind: Literal["sgd"] = "sgd"
+    kind: Literal["sgd"] = Field("sgd", description=CHOSEN)
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Part of the last step that goes into the next; 0: none.")
+    nesterov: bool = Field(False, description="Nesterov's momentum: the gradient is taken one step ahead.")
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="Weight of the L2 term.")
 
     @model_validator(mode="after")
     def _check(self) -> Sgd:
@@ -27,28 +28,29 @@ class Sgd(Frozen):
         return self
 
 
-class Adam(Frozen):
+class Adam(Frozen, title="Adam"):
     """Adam (arXiv 1412.6980), weight decay as an L2 term."""
 
-    kind: Literal["adam"] = "adam"
+    kind: Literal["adam"] = Field("adam", description=CHOSEN)
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0, le=1)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_BETAS)
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight of the L2 term.")
 
 
-class AdamW(Frozen):
+class AdamW(Frozen, title="AdamW"):
     """Adam with decoupled weight decay (arXiv 1711.05101), none on norms and biases."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw"] = Field("adamw", description=CHOSEN)
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.02, ge=0, le=1)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_BETAS)
+    weight_decay: float = Field(0.02, ge=0, le=1, description="Part of a weight taken off, times the learning rate.")
 
 
-OptimizerSpec = Sgd | Adam | AdamW
+# The default is the first: see tasks.spec.form.
+OptimizerSpec = AdamW | Adam | Sgd
 
 
-class Schedule(Frozen):
+class Schedule(Frozen, title="Schedule"):
     """Learning rate as a function of the round: constant for ``hold`` rounds, then a cosine down to ``floor``.
 
     It is taken at the round's start: round ``hold`` + 1 still has all of it, round ``hold`` + ``decay`` + 1 the floor.
@@ -61,7 +63,7 @@ class Schedule(Frozen):
     warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up in round 1; later rounds have none.")
 
 
-class Augmentation(Frozen):
+class Augmentation(Frozen, title="Augmentation"):
     """Random changes to a training image. Each is drawn from the sample's own seed."""
 
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
@@ -70,15 +72,15 @@ class Augmentation(Frozen):
     color: float = Field(0.3, ge=0, le=1, description="Strength of brightness, contrast and saturation jitter.")
 
 
-class TrainingSpec(Frozen):
+class TrainingSpec(Frozen, title="Training"):
     """A client's turn: epochs over its own images from the global weights, with a fresh optimiser."""
 
     local_epochs: int = Field(1, ge=1, le=1000, description="E: passes over the client's images in one round.")
     batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")
     accumulate: int = Field(1, ge=1, le=1024, description="Forward passes per optimiser step.")
-    optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind")
-    schedule: Schedule = Schedule()
-    clip_norm: float | None = Field(10.0, gt=0, description="Largest norm of the gradient; none: not clipped.")
+    optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind", description="How weights are changed in a step.")
+    schedule: Schedule = Field(Schedule(), title="Schedule of the learning rate")
+    clip_norm: float | None = Field(10.0, gt=0, description="Largest norm of the gradient; None: not clipped.")
     augmentation: Augmentation = Augmentation()
     multi_scale: tuple[int, int] | None = Field(
         None,
@@ -88,7 +90,9 @@ class TrainingSpec(Frozen):
     threads: int = Field(1, ge=1, le=64, description="CPU threads of a turn. It changes the bits of the result.")
     loader_workers: int = Field(0, ge=0, le=64, description="Processes that prepare images; never changes the result.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where turns compute.")
-    amp: bool = Field(False, description="Automatic mixed precision; needs device: cuda.")
+    amp: bool = Field(
+        False, title="Mixed precision (amp)", description="Automatic mixed precision; needs device: cuda."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSpec:
@@ -104,7 +108,7 @@ class TrainingSpec(Frozen):
         return self
 
 
-class EvaluationSpec(Frozen):
+class EvaluationSpec(Frozen, title="Evaluation"):
     """How the global model is scored: by PASCAL VOC 2010 and 2007 and by COCO, always by all of them."""
 
     score_threshold: float = Field(0.001, ge=0, lt=1, description="Detections under this score do not count.")

@@ -47,6 +47,8 @@ TINY = {"kind": "yolov3-tiny"}
 ADAMW = {"kind": "adamw"}
 FLIPPED = {"class": "table", "bbox": ["30", "2", "10", "9"]}
 NEWER = "is newer than this fedbench understands (up to 1)"
+NOBODY = "http://127.0.0.1:9/api"
+
 TABLE: dict[str, Row] = {
     # Specifications: one field.
     "unknown field": spec({"max_round": 3}, "max_round: no such field; expected one of: version, seed, max_rounds"),
@@ -64,7 +66,7 @@ TABLE: dict[str, Row] = {
     "unknown choice": spec({"training": {"device": "tpu"}}, "training.device: expected 'cpu' or 'cuda', found 'tpu'"),
     "probability": spec({"training": {"augmentation": {"flip": 2}}}, "training.augmentation.flip: expected at most 1"),
     "threshold": spec({"evaluation": {"score_threshold": 1}}, "evaluation.score_threshold: expected less than 1"),
-    "optimizer": spec({"training": {"optimizer": {"kind": "lion"}}}, "training.optimizer.kind: expected one of: 'sgd'"),
+    "optimizer": spec({"training": {"optimizer": {"kind": "lion"}}}, "optimizer.kind: expected one of: 'adamw'"),
     "field of another kind": spec(
         {"training": {"optimizer": {"kind": "sgd", "betas": [0.9, 0.99]}}},
         "training.optimizer.betas: no such field; expected one of: kind, lr, momentum",
@@ -177,6 +179,15 @@ TABLE: dict[str, Row] = {
     ),
     "settings: bucket": command("list", says=("s3.bucket: ", "should match pattern"), S3__BUCKET="A B"),
     "settings: not JSON": command("list", says=("data_roots", "expected JSON"), DATA_ROOTS="/data"),
+    # Deployments.
+    "deploy: no server": command(
+        "deploy", ends=FAILED, says=("Prefect at http://127.0.0.1:9/api: does not answer",), PREFECT_API_URL=NOBODY
+    ),
+    "deploy: name": command("deploy", "--schedule", "street6=0 3 * * *", says=("street6: no such deployment",)),
+    "deploy: cron": command(
+        "deploy", "--schedule", "smoke=0 3", says=("--schedule: expected five cron fields",), PREFECT_API_URL=NOBODY
+    ),
+    "deploy: pool": command("deploy", "--silo-pool", "a/b", says=("--silo-pool: expected letters", "'a/b'")),
     # Data sets.
     "data: no folder": command("run", "street5", says=("data.name", "'street'", "set FEDBENCH_STREET_DIR")),
     "data: another set": command("run", "street5", says=("expected content digest d7f1",), STREET_DIR="{street}"),

@@ -1,0 +1,71 @@
+"""``fedbench deploy``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.shared import Home, out, place_settings, plain_errors
+
+_WORDS = {
+    False: {"made": "made", "changed": "brought up to date", "there": "there already"},
+    True: {"made": "would be made", "changed": "would be brought up to date", "there": "there already"},
+}
+
+
+def deploy(
+    schedules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--schedule", metavar="NAME=CRON", help="Run a deployment by itself; NAME=off ends that. Again for more."
+        ),
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone of --schedule.")] = "UTC",
+    silo_pools: Annotated[
+        list[str] | None,
+        typer.Option("--silo-pool", metavar="NAME", help="A pool for a device's own worker. Again for more."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be made.")] = False,
+    home: Home = None,
+) -> None:
+    """Make work pools and deployments on a Prefect server, or bring them up to date.
+
+    The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. What you changed there
+    stays: templates of pools, job variables, schedules.
+
+    `fedbench deploy` · `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
+    """
+    with plain_errors():
+        _deploy(schedules or [], timezone, silo_pools or [], dry_run, home)
+
+
+def _deploy(schedules: list[str], timezone: str, silo_pools: list[str], dry_run: bool, home: Home) -> None:
+    import asyncio
+    import logging
+
+    from flows.deployments import PoolNames, deployments, pools, with_schedules
+    from tasks.spec.base import check_name
+
+    settings = place_settings(home)
+    for name in silo_pools:
+        check_name(name, source="--silo-pool")
+    ours = settings.pools
+    names = PoolNames(ours.coordinators, ours.turns or PoolNames.turns, (*ours.silos.values(), *silo_pools))
+    table = deployments(names)
+    asked = with_schedules(table, schedules, timezone)
+
+    from flows.deploy import deploy_all
+    from infra.prefect_api import prefect_api
+
+    logging.getLogger().handlers.clear()  # Prefect's import has it write to the terminal; errors are printed here
+    with prefect_api(settings) as address:
+        limit = ours.coordinator_runs
+        done = asyncio.run(deploy_all(pools(names), table, asked, coordinators=limit, dry_run=dry_run))
+    out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)
+    width = max(len(item.name) for item in done)
+    for item in done:
+        line = f"{item.kind:10} {item.name:{width}}  {_WORDS[dry_run][item.done]}  {item.url or ''}".rstrip()
+        out.print(line, soft_wrap=True, highlight=False)
+        if item.note:
+            out.print(f"{'':10} {item.note}", soft_wrap=True, highlight=False)

@@ -1,0 +1,184 @@
+"""The table of deployments against prefect.yaml, the flows that it names, and Prefect's check of parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from flows.deploy import cron_schedule, go_on
+from flows.deployments import (
+    GPU_WORKER,
+    PROCESS,
+    SCHEDULE,
+    Deployment,
+    PoolNames,
+    Schedule,
+    deployments,
+    pools,
+    prefect_yaml,
+    with_schedules,
+)
+from infra.errors import PrefectUnavailable, SettingsError
+from infra.prefect_api import prefect_api
+from infra.settings import Settings
+from tasks.errors import SpecError
+from tasks.spec.federation import FederationSpec
+from tasks.spec.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = {item.full_name: item for item in deployments()}
+FEDERATIONS = [item for item in TABLE.values() if item.flow == "federation"]
+
+
+def schema_of(item: Deployment) -> dict[str, Any]:
+    flow = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
+    return parameter_schema(flow).model_dump(exclude_unset=True)
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return schema_of(FEDERATIONS[0])
+
+
+def test_prefect_yaml_describes_the_same_deployments() -> None:
+    text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    document = yaml.safe_load(text)
+    assert document["pull"] == []  # an empty list: the flows are installed; left out, Prefect would guess a folder
+    entries = {}
+    for entry in document["deployments"]:
+        flow = entry["entrypoint"].rpartition(".")[2].replace("_", "-")
+        entries[f"{flow}/{entry['name']}"] = entry
+    assert list(entries) == list(TABLE)
+    for name, entry in entries.items():
+        item = TABLE[name]
+        assert entry["entrypoint"] == item.entrypoint
+        assert entry["work_pool"] == {"name": item.pool}
+        assert (entry["description"], tuple(entry["tags"])) == (item.description, item.tags)
+        assert entry.get("parameters", {}) == item.parameters
+        limit = entry.get("concurrency_limit")
+        assert limit == (None if item.limit is None else {"limit": item.limit, "collision_strategy": "ENQUEUE"})
+        when = item.schedule
+        expected = when and {"cron": when.cron, "timezone": when.timezone, "active": when.active, "slug": SCHEDULE}
+        assert entry["schedules"] == ([expected] if expected else None)
+    assert text == prefect_yaml(), "write it anew: python -m flows.deployments > prefect.yaml"
+
+
+def test_each_names_a_flow_and_a_pool() -> None:
+    known = {pool.name: pool.type for pool in pools()}
+    assert known == {"fedbench": PROCESS, "gpu": GPU_WORKER}
+    for item in TABLE.values():
+        assert load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False).name == item.flow
+        assert item.pool in known
+        assert item.description
+        assert "fedbench" in item.tags
+        assert item.schedule is None or not item.schedule.active  # none runs by itself unless somebody says so
+
+
+def test_a_silo_has_a_pool_and_a_resident_of_its_own() -> None:
+    names = PoolNames(silos=("silo-3", "gpu"))
+    assert [(pool.name, pool.type) for pool in pools(names)][1:] == [("gpu", GPU_WORKER), ("silo-3", GPU_WORKER)]
+    assert [item.pool for item in deployments(names) if item.full_name == "resident/silo-3"] == ["silo-3"]
+
+
+def test_presets_are_whole_in_their_deployments(schema: dict[str, Any]) -> None:
+    assert [item.name for item in FEDERATIONS] == [name.replace("_", "-") for name in PRESETS]
+    for item, preset in zip(FEDERATIONS, PRESETS.values(), strict=True):
+        spec = FederationSpec.model_validate(item.parameters["spec"])
+        assert (spec, spec.digest) == (preset(), preset().digest)
+        validate(item.parameters, schema, raise_on_error=True)
+        assert "name" not in item.parameters  # so that each scheduled run is a new one
+
+
+def test_prefect_takes_the_whole_specification_nulls_too(schema: dict[str, Any]) -> None:
+    for preset in PRESETS.values():
+        validate({"name": None, "spec": preset().model_dump(mode="json")}, schema, raise_on_error=True)
+    validate({"name": "mine"}, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"max_rounds": 0}, ("spec.max_rounds", "0 is less than the minimum of 1")),
+        ({"rounds": 3}, ("'spec'", "'rounds' was unexpected")),
+        ({"best_metric": "map"}, ("spec.best_metric", "'map' is not one of")),
+        ({"training": {"local_epochs": "two"}}, ("spec.training.local_epochs", "'two' is not of type 'integer'")),
+        ({"training": {"optimizer": {"kind": "sgd", "momentum": 2}}}, ("spec.training.optimizer",)),
+        ({"detector": {"kind": "yolov9"}}, ("spec.detector",)),
+    ],
+    ids=["too small", "unknown", "choice", "type", "in a union", "kind"],
+)
+def test_prefect_refuses_a_wrong_field_by_its_name(
+    schema: dict[str, Any], spec: dict[str, Any], says: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        validate({"spec": spec}, schema, raise_on_error=True)
+    assert all(part in str(refused.value) for part in says), refused.value
+
+
+def test_schedules_are_asked_for_by_name() -> None:
+    table = list(TABLE.values())
+    asked = with_schedules(table, ["street5-laptop=0 3 * * *", "federation/smoke = off"], "Europe/Berlin")
+    assert asked == {
+        "federation/street5-laptop": Schedule("0 3 * * *", "Europe/Berlin"),
+        "federation/smoke": None,
+    }
+    for wrong, says in {
+        "street5": "expected NAME=CRON",
+        "street5=": "expected NAME=CRON",
+        "street6=0 3 * * *": "street6: no such deployment; expected one of: federation/synthetic5",
+    }.items():
+        with pytest.raises(SpecError, match=says):
+            with_schedules(table, [wrong], "UTC")
+    with pytest.raises(SpecError, match="expected one schedule a deployment"):
+        with_schedules(table, ["smoke=0 3 * * *", "smoke=0 4 * * *"], "UTC")
+
+
+def test_a_schedule_that_cannot_be_read() -> None:
+    with pytest.raises(SpecError, match=r"--schedule: expected five cron fields, as in 0 3 \* \* \*, found '0 3'"):
+        cron_schedule(Schedule("0 3"))
+    with pytest.raises(SpecError, match=r"--timezone: expected a time zone, as in Europe/Berlin, found 'Mars'"):
+        cron_schedule(Schedule("0 3 * * *", "Mars"))
+
+
+def test_only_runs_of_deployments_that_had_begun_go_on() -> None:
+    trigger = go_on().trigger.model_dump(mode="json")
+    assert trigger["after"] == ["prefect.flow-run.Running"]
+    assert {"prefect.resource.role": "deployment"} in [_labels(related) for related in trigger["match_related"]]
+    assert "0" not in _labels(trigger["match"])["prefect.run-count"]
+
+
+def _labels(specification: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for name, value in specification.items()
+    }
+
+
+def test_without_a_server_there_is_nothing_to_deploy_to(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with (
+        temporary_settings({PREFECT_API_URL: None}),
+        pytest.raises(SettingsError, match="prefect_api_url: expected the address of a Prefect server"),
+        prefect_api(settings),
+    ):
+        pass
+    with prefect_api(Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api")) as address:
+        assert address == PREFECT_API_URL.value() == "http://127.0.0.1:9/api"
+
+
+def test_an_error_that_is_not_prefects_stays_what_it_is(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api")
+    with pytest.raises(RuntimeError, match="mine"), prefect_api(settings):
+        raise RuntimeError("mine")
+    with (
+        pytest.raises(PrefectUnavailable, match=r"Prefect at http://127.0.0.1:9/api: does not answer"),
+        prefect_api(settings),
+    ):
+        raise RuntimeError("Failed to reach API at http://127.0.0.1:9/api")

@@ -1,0 +1,206 @@
+"""``fedbench deploy`` and ``prefect deploy --all`` on a real server: pools, deployments, what users change, runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+from homes import FEDBENCH
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed, Pending, Running, State
+from workers import ROOT, eventually, make_pool, prefect_server
+
+from flows.deploy import GO_ON
+from flows.deployments import deployments
+from infra.worker.gpu_worker import GpuWorker
+
+pytestmark = pytest.mark.integration
+
+T = TypeVar("T")
+NAMES = [item.full_name for item in deployments()]
+PRESET = "federation/smoke"
+
+
+def ask(question: Callable[[PrefectClient], Awaitable[T]]) -> T:
+    async def put() -> T:
+        async with get_client() as client:
+            return await question(client)
+
+    return asyncio.run(put())
+
+
+def read(name: str) -> DeploymentResponse:
+    return ask(lambda client: client.read_deployment_by_name(name))
+
+
+def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command on this test's server, as a user has it who is nowhere near a checkout."""
+    foreign = ("FEDBENCH_", "PREFECT_", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment = kept | {
+        "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+        "PREFECT_HOME": str(home / "client"),
+        "FEDBENCH_HOME": str(home / "home"),
+        "NO_COLOR": "1",
+    }
+    folder = ROOT if arguments[0] == sys.executable else home
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def deploy(home: Path, *arguments: str) -> str:
+    done = command(home, FEDBENCH, "deploy", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for the commands, and a fresh server that has been deployed to once."""
+    with prefect_server(tmp_path_factory.mktemp("server")):
+        folder = tmp_path_factory.mktemp("user")
+        would = deploy(folder, "--dry-run")
+        assert would.count("would be made") == len(NAMES) + 3  # two pools, one automation
+        assert ask(lambda client: client.read_deployments()) == []
+        assert ask(lambda client: client.read_work_pools()) == []
+        made = deploy(folder)
+        assert made.count("  made  http://127.0.0.1") == len(NAMES) + 3
+        assert "start one: prefect worker start --pool gpu --type fedbench-gpu" in made
+        yield folder
+
+
+def described(name: str) -> dict[str, Any]:
+    """What both commands are to agree about."""
+    found = read(name).model_dump(mode="json")
+    limit = found["global_concurrency_limit"]
+    same = ("name", "description", "tags", "entrypoint", "work_pool_name", "parameters", "parameter_openapi_schema")
+    kept = {field: found[field] for field in (*same, "enforce_parameter_schema", "concurrency_options")}
+    kept["pull_steps"], kept["limit"] = found["pull_steps"] or [], limit and limit["limit"]
+    kept["schedules"] = [(item["slug"], item["active"], item["schedule"]["cron"]) for item in found["schedules"]]
+    return kept
+
+
+def test_prefects_own_command_makes_the_same(home: Path) -> None:
+    ours = {name: described(name) for name in NAMES}
+    for name in NAMES:
+        identifier = read(name).id
+        ask(lambda client, identifier=identifier: client.delete_deployment(identifier))
+    done = command(home, sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: described(name) for name in NAMES} == ours
+
+
+def test_a_second_time_nothing_is_made_and_what_users_changed_stays(home: Path) -> None:
+    deploy(home)  # the other command leaves another version
+    before = read(PRESET)
+    template = ask(lambda client: client.read_work_pool("fedbench")).base_job_template
+    template["variables"]["properties"]["env"]["default"] = {"MINE": "1"}
+    ask(lambda client: client.update_work_pool("fedbench", WorkPoolUpdate(base_job_template=template)))
+    ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(job_variables={"env": {"A": "1"}})))
+    again = deploy(home)
+    assert again.count("there already") == len(NAMES) + 3, again
+    ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(description="mine", tags=["mine"])))
+    assert deploy(home).count("brought up to date") == 1
+    after = read(PRESET)
+    assert (after.id, after.description, after.job_variables) == (before.id, before.description, {"env": {"A": "1"}})
+    assert ask(lambda client: client.read_work_pool("fedbench")).base_job_template == template
+    assert len(ask(lambda client: client.read_automations_by_name(GO_ON))) == 1
+
+
+def test_schedules_are_added_changed_and_ended(home: Path) -> None:
+    def schedules(name: str) -> list[tuple[str, str | None, bool]]:
+        return [(item.schedule.cron, item.schedule.timezone, item.active) for item in read(name).schedules]  # type: ignore[union-attr]
+
+    assert schedules("federation/street5-laptop") == [("0 3 * * *", "UTC", False)]
+    asked = ("--schedule", "street5-laptop=0 4 * * *", "--schedule", "smoke=0 5 * * 1")
+    told = deploy(home, *asked, "--timezone", "Asia/Tokyo")
+    assert "runs at 0 4 * * * (Asia/Tokyo)" in told
+    assert schedules("federation/street5-laptop") == [("0 4 * * *", "Asia/Tokyo", True)]
+    assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", True)]
+    deploy(home)
+    assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", True)]
+    deploy(home, "--schedule", "smoke=off", "--schedule", "street5-laptop=off")
+    assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", False)]
+
+
+def test_pools_of_silos_and_the_limit_of_coordinators(home: Path) -> None:
+    (home / "home").mkdir(exist_ok=True)
+    (home / "home" / "settings.yaml").write_text("pools: {silos: {'1': silo-1}, coordinator_runs: 2}\n")
+    try:
+        deploy(home, "--silo-pool", "silo-2")
+    finally:
+        (home / "home" / "settings.yaml").unlink()
+    pools = {pool.name: pool for pool in ask(lambda client: client.read_work_pools())}
+    assert {name: pool.type for name, pool in pools.items()} == {
+        "fedbench": "process", "gpu": "fedbench-gpu", "silo-1": "fedbench-gpu", "silo-2": "fedbench-gpu",
+    }  # fmt: skip
+    assert pools["fedbench"].concurrency_limit == 2
+    assert pools["silo-2"].base_job_template == GpuWorker.get_default_base_job_template()
+    deploy(home)
+    assert ask(lambda client: client.read_work_pool("fedbench")).concurrency_limit == 2
+
+
+def test_a_pool_of_another_type_is_refused(home: Path) -> None:
+    make_pool("silo-9", "process", {})
+    done = command(home, FEDBENCH, "deploy", "--silo-pool", "silo-8", "--silo-pool", "silo-9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: pool silo-9: expected type fedbench-gpu, found process" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "silo-8" not in {pool.name for pool in ask(lambda client: client.read_work_pools())}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("federation/")])
+def test_a_run_is_taken_with_the_presets_values(home: Path, name: str) -> None:
+    item = read(name)
+    run = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending()))
+    assert run.parameters == item.parameters
+    spec = {**item.parameters["spec"], "max_rounds": 3, "patience": None}
+    named = {"name": "mine", "spec": spec}
+    run = ask(lambda client: client.create_flow_run_from_deployment(item.id, parameters=named, state=Pending()))
+    assert run.parameters == named
+
+
+def test_a_wrong_parameter_is_refused_by_its_name(home: Path) -> None:
+    item = read(PRESET)
+    for fields, says in (
+        ({"max_rounds": 0}, "'spec.max_rounds'. Failure reason: 0 is less than the minimum of 1"),
+        ({"training": {"local_epochs": "two"}}, "'spec.training.local_epochs'. Failure reason: 'two' is not of type"),
+    ):
+        spec = {**item.parameters["spec"], **fields}
+        with pytest.raises(PrefectHTTPStatusError) as refused:
+            ask(lambda client, spec=spec: client.create_flow_run_from_deployment(item.id, parameters={"spec": spec}))
+        assert says in refused.value.response.json()["detail"]
+
+
+def test_a_crashed_run_goes_on_if_it_had_begun(home: Path) -> None:
+    item = read(PRESET)
+    new = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
+    run = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
+    crashed: State[Any] = Crashed(message="Its process is gone.")
+
+    def through(run: UUID, *states: State[Any]) -> None:
+        for state in states:
+            ask(lambda client, state=state: client.set_flow_run_state(run, state, force=True))
+
+    def is_now(run: UUID) -> str | None:
+        return ask(lambda client: client.read_flow_run(run)).state_name
+
+    for _ in range(2):
+        through(run, Running(), crashed)
+        eventually(lambda: is_now(run) == "AwaitingRetry")
+    through(new, crashed)  # it never began
+    through(run, Pending(), crashed)  # nor did this one, this time: it would crash for ever
+    other = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
+    through(other, Running(), crashed)
+    eventually(lambda: is_now(other) == "AwaitingRetry")  # by then the two before have been looked at
+    assert (is_now(new), is_now(run)) == ("Crashed", "Crashed")
