@@ -169,7 +169,7 @@ async def gather_updates(
         [updates[client] for client in plan.cohort if client in updates],
         [failures[client] for client in plan.cohort if client in failures],
         sum(reply.downloaded for reply in replies),
-        sum(reply.uploaded for reply in replies) + sum(update.weights.bytes for update in stored.values()),
+        sum(reply.uploaded for reply in replies) + sum(update.bytes_up for update in stored.values()),
     )
 
 
@@ -258,7 +258,7 @@ def client_table(record: RoundRecord) -> list[dict[str, object]]:
                 "train loss": round(update.train_loss, 4) if update else None,
                 "steps": update.steps if update else None,
                 "seconds": round(update.seconds, 1) if update else None,
-                "MB up": round(update.weights.bytes / 1e6, 2) if update else None,
+                "MB up": round(update.bytes_up / 1e6, 2) if update else None,
                 "dropped": reasons.get(client, ""),
             }
         )
