@@ -126,7 +126,7 @@ def client_table(record: RoundRecord) -> list[dict[str, object]]:
                 "train loss": round(update.train_loss, 4) if update else None,
                 "steps": update.steps if update else None,
                 "seconds": round(update.seconds, 1) if update else None,
-                "MB up": round(update.weights.bytes / 1e6, 2) if update else None,
+                "MB up": round(update.bytes_up / 1e6, 2) if update else None,
                 "dropped": reasons.get(client, ""),
             }
         )

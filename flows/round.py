@@ -165,7 +165,7 @@ async def gather_updates(
         [updates[client] for client in plan.cohort if client in updates],
         [failures[client] for client in plan.cohort if client in failures],
         sum(reply.downloaded for reply in replies),
-        sum(reply.uploaded for reply in replies) + sum(update.weights.bytes for update in stored.values()),
+        sum(reply.uploaded for reply in replies) + sum(update.bytes_up for update in stored.values()),
     )
 
 

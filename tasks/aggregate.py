@@ -17,6 +17,7 @@ from infra.place import Place, current_place
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.errors import ClientError, FedbenchError
+from tasks.partial_sums import by_object, incomplete_sums, weights_key
 from tasks.request_update import answers_plan
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
@@ -67,9 +68,10 @@ def require_quorum(
 def aggregate_updates(
     place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord], target: Path
 ) -> tuple[list[UpdateRecord], list[ClientFailure]]:
-    """Stream the updates, in client order, through the strategy.
+    """Stream the updates, in client order, through the strategy; a partial sum once, where its first client stands.
 
-    An update that was not asked for, or does not fit, never counts; its client is dropped, with the reason.
+    An update that was not asked for, or does not fit, never counts; its client is dropped, with the reason. With it
+    goes the partial sum that holds it, and so all clients of that sum.
 
     Writes the new global state to ``target``. Returns the updates that count, and the clients dropped.
 
@@ -79,25 +81,42 @@ def aggregate_updates(
     start = place.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
     reference = read_reference(start.path, client="(global model)")
     strategy = build_strategy(spec.strategy, reference)
-    counted: list[UpdateRecord] = []
-    dropped: list[ClientFailure] = []
     order = {client: number for number, client in enumerate(plan.cohort)}
+    asked: dict[str, UpdateRecord] = {}
+    refused: dict[str, list[str]] = {}
     for update in sorted(updates, key=lambda item: order.get(item.client, len(order))):
+        foreign = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
+        if foreign is not None:
+            refused.setdefault(update.client, []).append(f"an update that was not asked for: {foreign}")
+        elif update.client in asked:
+            reason = f"client {update.client}: expected one update in a round, found a second"
+            refused.setdefault(update.client, []).append(reason)
+        else:
+            asked[update.client] = update
+    incomplete = incomplete_sums(asked, {client: reasons[0] for client, reasons in refused.items()})
+    for client, reason in incomplete.items():
+        refused.setdefault(client, []).append(reason)
+    counted: list[UpdateRecord] = []
+    for shared in by_object([update for update in asked.values() if update.client not in incomplete]):
+        weights, clients = shared[0].weights, [update.client for update in shared]
+        label = ", ".join(clients)
         try:
-            foreign = answers_plan(update, plan, place.layout.update_weights(plan.round, update.client))
-            if foreign is not None:
-                raise ClientError(f"an update that was not asked for: {foreign}")
             try:
-                fetched = place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes)
+                fetched = place.weights.get(weights.key, weights.sha256, weights.bytes)
             except StoreCorrupt as error:
-                raise ClientError(f"client {update.client}: {error}") from None
-            strategy.accumulate(fetched.path, update.train_size, client=update.client)
+                raise ClientError(f"client {label}: {error}") from None
+            strategy.accumulate(fetched.path, sum(update.train_size for update in shared), client=label)
         except ClientError as error:
-            dropped.append(
-                ClientFailure(client=update.client, phase="aggregate", kind="client-error", reason=str(error))
-            )
-            continue
-        counted.append(update)
+            for client in clients:
+                refused.setdefault(client, []).append(str(error))
+        else:
+            counted += shared
+    counted.sort(key=lambda update: order[update.client])
+    dropped = [
+        ClientFailure(client=client, phase="aggregate", kind="client-error", reason=reason)
+        for client in sorted(refused, key=lambda client: order.get(client, len(order)))
+        for reason in refused[client]
+    ]
     if not counted:
         raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
     save_file(strategy.result(), target)

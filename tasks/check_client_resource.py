@@ -186,5 +186,6 @@ async def _new_plan(
         shards=pack_shards(sizes, rule.shards),
         seeds={client: derive_seed(spec.seed, "turn", round_number, client) for client in sizes},
         learning_rate=learning_rate(spec.training.optimizer.lr, spec.training.schedule, round_number),
+        partial_sums=rule.partial_sums,
         created=datetime.now(UTC),
     )

@@ -5,43 +5,78 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
 from infra.errors import StoreCorrupt
 from infra.place import Place, current_place
 from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, serialise, state_of
 from tasks.errors import ClientError, DataError, SpecError
+from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest
-from tasks.training.local import train
+from tasks.strategies.fedavg import FedAvg
+from tasks.training.local import TrainingResult, train
 from tasks.turns import hand_out, report_failures
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a client's turn brought, without its weights. ``downloaded``: bytes that came from the store for it."""
+
+    client: str
+    train_size: int
+    result: TrainingResult
+    seconds: float
+    downloaded: int
+
+
 def client_update(site: Site, request: UpdateRequest) -> TurnReply:
-    """In a slot: train each client of the turn; its weights and then its record go to the store."""
-    updates, failures, downloaded, uploaded = [], [], 0, 0
+    """In a slot: train each client of the turn; its weights and then its record go to the store.
+
+    With ``participation.partial_sums`` nothing does until all are trained: then the mean of those that did not fail,
+    and a record for each of them.
+
+    Raises:
+        StoreUnavailable, StoreCorrupt: the place's failure, not a client's.
+    """
+    layout = site.layout(request.federation)
+    together = request.spec.participation.partial_sums
+    mean = FedAvg()
+    through: list[Trained] = []
+    updates: list[UpdateRecord] = []
+    failures: list[ClientFailure] = []
     for client in request.clients:
         try:
-            update, fetched = train_client(site, request, client)
+            trained, state = train_client(site, request, client)
+            if together:
+                mean.accumulate_state(state, trained.train_size, client=client)
         except (ClientError, DataError) as error:
-            failures.append(
-                ClientFailure(client=client, phase="request_update", kind="client-error", reason=str(error))
-            )
+            failures.append(_refusal(client, str(error)))
             continue
-        updates.append(update)
-        downloaded += fetched
-        uploaded += update.weights.bytes
-    return TurnReply(updates=tuple(updates), failures=tuple(failures), downloaded=downloaded, uploaded=uploaded)
+        through.append(trained)
+        if not together:
+            updates += put_updates(site, request, layout.update_weights(request.round, client), state, [trained])
+    if together and through:
+        key = layout.partial_sum(request.round, through[0].client)
+        updates = put_updates(site, request, key, mean.result(), through)
+    return TurnReply(
+        updates=tuple(updates),
+        failures=tuple(failures),
+        downloaded=sum(trained.downloaded for trained in through),
+        uploaded=sum(update.bytes_up for update in updates),
+    )
 
 
-def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[UpdateRecord, int]:
-    """One client's turn. Returns its record, and the bytes that came from the store for it.
+def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Trained, dict[str, Tensor]]:
+    """One client's training. Its state is a view of the site's detector: to be used before the next client's.
 
     Raises:
         ClientError, DataError: the client's own fault.
@@ -78,35 +113,50 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Updat
     )
     state = state_of(detector)
     check_finite(state, client=client)
+    return Trained(client, len(samples), result, time.perf_counter() - started, fetched.downloaded), state
+
+
+def put_updates(
+    site: Site, request: UpdateRequest, key: str, state: dict[str, Tensor], through: Sequence[Trained]
+) -> list[UpdateRecord]:
+    """Store ``state`` as ``key``, then the record of each client that it is of."""
+    started = time.perf_counter()
     layout = site.layout(request.federation)
-    stored = site.weights.put(layout.update_weights(request.round, client), serialise(state))
-    record = UpdateRecord(
-        federation=request.federation,
-        round=request.round,
-        client=client,
-        spec_digest=request.spec_digest,
-        model=request.model.sha256,
-        seed=request.seeds[client],
-        weights=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
-        train_size=len(samples),
-        train_loss=result.loss,
-        loss_terms=result.terms,
-        steps=result.steps,
-        seconds=time.perf_counter() - started,
-        train_seconds=result.seconds,
-        bytes_down=request.model.bytes,
-        host=site.host,
-        device=site.device_name(spec),
-    )
-    site.objects.put_json(layout.update_record(request.round, client), record.model_dump(mode="json"))
-    return record, fetched.downloaded
+    stored = site.weights.put(key, serialise(state))
+    together = request.spec.participation.partial_sums
+    uploading = (time.perf_counter() - started) / len(through)
+    records = []
+    for trained in through:
+        record = UpdateRecord(
+            federation=request.federation,
+            round=request.round,
+            client=trained.client,
+            spec_digest=request.spec_digest,
+            model=request.model.sha256,
+            seed=request.seeds[trained.client],
+            weights=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+            shard=tuple(member.client for member in through) if together else None,
+            train_size=trained.train_size,
+            train_loss=trained.result.loss,
+            loss_terms=trained.result.terms,
+            steps=trained.result.steps,
+            seconds=trained.seconds + uploading,
+            train_seconds=trained.result.seconds,
+            bytes_down=request.model.bytes,
+            host=site.host,
+            device=site.device_name(request.spec),
+        )
+        site.objects.put_json(layout.update_record(request.round, trained.client), record.model_dump(mode="json"))
+        records.append(record)
+    return records
 
 
 def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     """Why ``update`` does not count in the round of ``plan``; None when it does.
 
     It counts when it was asked for: this federation, round and experiment, a client of the cohort, from the round's
-    global weights and with the client's seed, its weights where the plan expects them (``key``).
+    global weights and with the client's seed, its weights where the plan expects them (``key``). Of a partial sum that
+    is half of it: all its clients must (:func:`tasks.partial_sums.incomplete_sums`).
     """
     if update.client not in plan.cohort:
         return f"client {update.client} is not in the cohort"
@@ -120,13 +170,19 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     for field, value in expected.items():
         if getattr(update, field) != value:
             return f"client {update.client}: {field}: expected {value}, found {getattr(update, field)}"
+    fault = shard_fault(update, plan)
+    if fault is not None:
+        return f"client {update.client}: {fault}"
     if update.weights.key != key:
         return f"client {update.client}: weights: expected {key}, found {update.weights.key}"
     return None
 
 
 def stored_updates(place: Place, plan: RoundPlan) -> dict[str, UpdateRecord]:
-    """Updates of an open round that are in the store and answer its plan, by client; their weights are there too."""
+    """Updates of an open round that are in the store and answer its plan, by client; their weights are there too.
+
+    A partial sum's are all there, or none of them.
+    """
     layout = place.layout
     found = {}
     for client in plan.cohort:
@@ -138,14 +194,19 @@ def stored_updates(place: Place, plan: RoundPlan) -> dict[str, UpdateRecord]:
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
         except SpecError:
             continue  # somebody else's object; the client trains anew and writes over it
-        weights = layout.update_weights(plan.round, client)
-        if answers_plan(update, plan, weights) is None and update.client == client:
-            try:
-                place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes)
-            except StoreCorrupt:
-                continue
+        if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
             found[client] = update
-    return found
+    incomplete = incomplete_sums(found, {})
+    for shared in by_object([update for update in found.values() if update.client not in incomplete]):
+        try:
+            place.weights.get(shared[0].weights.key, shared[0].weights.sha256, shared[0].weights.bytes)
+        except StoreCorrupt:
+            incomplete |= {update.client: "its weights are lost" for update in shared}
+    return {client: update for client, update in found.items() if client not in incomplete}
+
+
+def _refusal(client: str, reason: str) -> ClientFailure:
+    return ClientFailure(client=client, phase="request_update", kind="client-error", reason=reason)
 
 
 @task(
@@ -173,7 +234,8 @@ async def request_update(
     async def finished() -> set[str]:
         return set(await asyncio.to_thread(stored_updates, place, plan)) & set(clients)
 
-    replies = await hand_out(place, request, deadline=spec.participation.turn_deadline, finished=finished)
+    rule = spec.participation
+    replies = await hand_out(place, request, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
     failures = [failure for reply in replies for failure in reply.failures]
     dropped = {failure.client for failure in failures}
     updates: dict[str, UpdateRecord] = {}
@@ -185,16 +247,12 @@ async def request_update(
         stored = await asyncio.to_thread(stored_updates, place, plan)
         updates |= {client: stored[client] for client in lost_replies if client in stored}
     for update in updates.values():
-        reason = answers_plan(update, plan, place.layout.update_weights(plan.round, update.client))
+        reason = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
         if reason is not None:
-            failures.append(
-                ClientFailure(
-                    client=update.client,
-                    phase="request_update",
-                    kind="client-error",
-                    reason=f"an update that was not asked for: {reason}",
-                )
-            )
+            failures.append(_refusal(update.client, f"an update that was not asked for: {reason}"))
+    reasons = {failure.client: failure.reason for failure in failures}
+    answering = {client: update for client, update in updates.items() if client not in reasons}
+    failures += [_refusal(client, reason) for client, reason in incomplete_sums(answering, reasons).items()]
     refused = {failure.client for failure in failures}
     kept = tuple(updates[client] for client in clients if client in updates and client not in refused)
     for update in kept:

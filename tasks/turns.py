@@ -28,6 +28,7 @@ async def hand_out(
     *,
     deadline: float | None = None,
     finished: Finished | None = None,
+    together: bool = False,
 ) -> list[TurnReply]:
     """Run a turn to its end, over lost slots; the replies are those of its attempts, failures included.
 
@@ -37,10 +38,12 @@ async def hand_out(
     the others run on. Without it, seconds for the whole turn: all its clients are dropped.
     finished: asks which clients of the turn have left their result in the store, so that a repeated turn does not do
     their work again.
+    together: the clients leave it there together, at the turn's end, so that nobody can tell who is at work: when the
+    seconds of all of them are over, all that have left nothing are dropped.
     """
     parts = await asyncio.gather(
         *(
-            _hand_out(place, request.model_copy(update={"clients": clients}), deadline, finished)
+            _hand_out(place, request.model_copy(update={"clients": clients}), deadline, finished, together)
             for clients in place.slots.split(request.clients)
         )
     )
@@ -48,7 +51,7 @@ async def hand_out(
 
 
 async def _hand_out(
-    place: Place, request: AnyRequest, deadline: float | None, finished: Finished | None
+    place: Place, request: AnyRequest, deadline: float | None, finished: Finished | None, together: bool
 ) -> list[TurnReply]:
     replies: list[TurnReply] = []
     attempt = 0
@@ -62,11 +65,13 @@ async def _hand_out(
             replies.append(reply)
             break
         except DeadlineExceeded:
+            asked = len(waiting)
             waiting = _without(waiting, await finished()) if finished else waiting
-            late, waiting = (waiting[:1], waiting[1:]) if finished else (waiting, ())
+            late, waiting = (waiting[:1], waiting[1:]) if finished and not together else (waiting, ())
             if late:
                 setting = "wake_up_deadline" if request.phase == "wake_up" else "turn_deadline"
-                reason = f"no answer within participation.{setting} ({deadline:g} s)"
+                times = f" for each of {asked} clients" if together and asked > 1 else ""
+                reason = f"no answer within participation.{setting} ({deadline:g} s{times})"
                 replies.append(_failed(request, late, "deadline", reason))
         except LOST as error:
             attempt += 1

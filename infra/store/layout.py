@@ -4,6 +4,7 @@
 <prefix>/<federation>/rounds/0007/plan.json                      written before training
 <prefix>/<federation>/rounds/0007/global.safetensors             result of round 7; 0000: initial model
 <prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
+<prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   in place of its clients' own; <client>: the first
 <prefix>/<federation>/rounds/0007/evaluations/<part>.safetensors and .json
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
@@ -83,6 +84,13 @@ class FederationLayout:
 
     def update_weights(self, number: int, client: str) -> str:
         return f"{self.updates(number)}{client}.safetensors"
+
+    def partial_sum(self, number: int, first_client: str) -> str:
+        """Weights that stand for several clients', of which ``first_client`` is the first.
+
+        No client's own have this name: ids begin with a letter or digit.
+        """
+        return f"{self.updates(number)}_sum-{first_client}.safetensors"
 
     def update_record(self, number: int, client: str) -> str:
         return f"{self.updates(number)}{client}.json"

@@ -45,7 +45,7 @@ def costs_by_round(records: Sequence[RoundRecord], local_epochs: int) -> list[Co
     for record in records:
         images += local_epochs * sum(update.train_size for update in record.updates)
         seconds += sum(record.seconds.values())
-        exchanged += sum(update.weights.bytes + update.bytes_down for update in record.updates)
+        exchanged += sum(update.bytes_up + update.bytes_down for update in record.updates)
         moved += record.bytes_up + record.bytes_down
         costs.append(Costs(images, images / total if total else 0.0, seconds, exchanged, moved))
     return costs

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,9 +21,19 @@ MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
 MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 
 
-class FedAvg(Frozen, title="FedAvg"):
+class StrategySpec(Frozen):
+    """How updates become the next global model.
+
+    additive: the updates count through their weighted sum alone, so that a part of them may be summed beforehand.
+    """
+
+    additive: ClassVar[bool] = False
+
+
+class FedAvg(StrategySpec, title="FedAvg"):
     """Federated averaging (McMahan et al., arXiv 1602.05629): the mean of the updates, weighted by training images."""
 
+    additive: ClassVar[bool] = True
     kind: Literal["fedavg"] = Field("fedavg", description="How the updates of clients become one model.")
 
 
@@ -49,12 +59,20 @@ class Participation(Frozen, title="Participation"):
     )
     turn_retries: int = Field(2, ge=0, le=20, description="Times that a turn lost with its machine is run again.")
     turn_deadline: float | None = Field(
-        None, gt=0, description="Seconds after which a client's turn is ended; left out: it takes as long as it takes."
+        None,
+        gt=0,
+        description="Seconds after which a client's turn is ended; left out: it takes as long as it takes. With "
+        "partial_sums those of a turn's clients are added up, after which the whole turn is.",
     )
     shards: int | None = Field(
         None,
         ge=1,
         description="Turns a round's clients are packed into, by images; left out, one turn a client.",
+    )
+    partial_sums: bool = Field(
+        False,
+        description="One weighted sum a turn goes to the store in place of an update for each client; for a strategy "
+        "that adds only.",
     )
 
     @model_validator(mode="after")
@@ -104,6 +122,11 @@ class FederationSpec(Frozen, title="Federation"):
     def _check(self) -> FederationSpec:
         if self.data.devices is not None:
             self.check_devices(self.data.devices)
+        if self.participation.partial_sums and not self.strategy.additive:
+            raise ValueError(
+                "participation.partial_sums: expected a strategy that adds updates only, found strategy.kind "
+                f"{self.strategy.kind}"
+            )
         return self
 
     def check_devices(self, devices: Sequence[str]) -> None:
@@ -141,6 +164,8 @@ class FederationSpec(Frozen, title="Federation"):
             later["data"] = {"pooled", "pooled_devices"}
         if self.best_metric == "map50_voc10":
             later["best_metric"] = True
+        if not self.participation.partial_sums:
+            later["participation"] = {"partial_sums"}
         canonical = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -81,11 +81,15 @@ class RoundPlan(Frozen):
     shards: tuple[tuple[ClientId, ...], ...] = Field(description="Clients of each turn, greatest turn first.")
     seeds: dict[ClientId, int]
     learning_rate: float = Field(gt=0)
+    partial_sums: bool = Field(False, description="Each turn answers with one partial sum of its clients' updates.")
     created: datetime
 
 
 class UpdateRecord(Frozen):
-    """Phases 3 and 4: a client's update. ``weights`` names the object; the record is written after it."""
+    """Phases 3 and 4: a client's update. ``weights`` names the object; the record is written after it.
+
+    Of a partial sum each of its clients has a record, with the same ``weights`` and ``shard``.
+    """
 
     version: Literal[1] = RECORD_VERSION
     federation: FederationName
@@ -95,6 +99,11 @@ class UpdateRecord(Frozen):
     model: Sha256 = Field(description="sha256 of the global weights that the client started from.")
     seed: int
     weights: WeightRef
+    shard: tuple[ClientId, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Clients whose mean, weighted by train_size, the weights are; null: this client's own.",
+    )
     train_size: int = Field(ge=1)
     train_loss: float = Field(description="Mean loss over the images of all local epochs.")
     loss_terms: dict[str, float] = Field(default_factory=dict)
@@ -104,6 +113,11 @@ class UpdateRecord(Frozen):
     bytes_down: int = Field(ge=0, description="Bytes that the client needed from the store (raw size of the weights).")
     host: str
     device: str
+
+    @property
+    def bytes_up(self) -> int:
+        """Size of the weights; those of a partial sum are its first client's, so that sums have each object once."""
+        return self.weights.bytes if self.shard is None or self.shard[0] == self.client else 0
 
 
 class EvaluationRecord(Frozen):

@@ -82,7 +82,15 @@ def check_update(reference: Reference, file: Path, *, client: str) -> None:
     Raises:
         ClientError: naming the client, the tensor, what was expected and what was found.
     """
-    found = read_reference(file, client=client)
+    check_tensors(reference, read_reference(file, client=client), client=client)
+
+
+def check_tensors(reference: Reference, found: Reference, *, client: str) -> None:
+    """Refuse an update whose tensors, ``found``, are not those of ``reference``.
+
+    Raises:
+        ClientError: as :func:`check_update`.
+    """
     for name, expected in reference.items():
         expected = TensorSpec(tuple(expected[0]), expected[1])
         if name not in found:

@@ -6,13 +6,14 @@ McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentra
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from tasks.errors import ClientError, FedbenchError
-from tasks.strategies.base import Reference, check_update, read_reference
+from tasks.strategies.base import Reference, check_tensors, check_update, read_reference, reference_of
 
 # Values per step of the sum: a temporary of 256 KiB stays in the cache, a whole tensor's would not.
 _STEP = 1 << 16
@@ -48,29 +49,47 @@ class FedAvg:
             ClientError: naming the client and the tensor: another shape or type, NaN, infinite or beyond half
                 of float32's range; or a second update of one client. The accumulator has not changed.
         """
-        if client in self._clients:
-            raise ClientError(f"client {client}: expected one update in a round, found a second")
-        if weight < 1:
-            raise ClientError(f"client {client}: expected a weight of at least 1 training image, found {weight}")
+        self._check_turn(weight, client)
         reference = self._reference
         if reference is None:
             reference = read_reference(file, client=client)
         check_update(reference, file, client=client)
         with safe_open(file, framework="pt") as update:
-            for name, (_, dtype) in reference.items():
-                if dtype.is_floating_point:
-                    _check_finite(update.get_tensor(name), name, client)
-            # From here on nothing is refused: an update counts whole or not at all.
-            part = weight / (self._weight + weight)
-            for name in reference:
-                tensor = update.get_tensor(name)
-                if name not in self._state:
-                    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-                    self._state[name] = tensor.to(dtype, copy=True)
-                elif tensor.is_floating_point():
-                    _move_towards(self._state[name], tensor, part)
-                else:
-                    torch.maximum(self._state[name], tensor, out=self._state[name])
+            self._add(reference, update.get_tensor, weight, client)
+
+    def accumulate_state(self, state: Mapping[str, torch.Tensor], weight: int, *, client: str) -> None:
+        """Add an update that is in memory, on the CPU; it is copied. The bits are those of :meth:`accumulate`.
+
+        Raises:
+            ClientError: as :meth:`accumulate`.
+        """
+        self._check_turn(weight, client)
+        found = reference_of(state)
+        reference = found if self._reference is None else self._reference
+        check_tensors(reference, found, client=client)
+        self._add(reference, state.__getitem__, weight, client)
+
+    def _check_turn(self, weight: int, client: str) -> None:
+        if client in self._clients:
+            raise ClientError(f"client {client}: expected one update in a round, found a second")
+        if weight < 1:
+            raise ClientError(f"client {client}: expected a weight of at least 1 training image, found {weight}")
+
+    def _add(self, reference: Reference, tensor_of: Callable[[str], torch.Tensor], weight: int, client: str) -> None:
+        for name, (_, dtype) in reference.items():
+            if dtype.is_floating_point:
+                _check_finite(tensor_of(name), name, client)
+        # From here on nothing is refused: an update counts whole or not at all.
+        part = weight / (self._weight + weight)
+        for name in reference:
+            tensor = tensor_of(name)
+            if name not in self._state:
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                self._state[name] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+            elif tensor.is_floating_point():
+                _move_towards(self._state[name], tensor, part)
+            else:
+                torch.maximum(self._state[name], tensor, out=self._state[name])
         self._reference = reference
         self._weight += weight
         self._clients.add(client)

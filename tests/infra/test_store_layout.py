@@ -1,8 +1,10 @@
 """Keys of a federation's objects."""
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from infra.store.layout import FederationLayout, federations
+from tasks.spec.base import ClientId
 
 LAYOUT = FederationLayout("federations", "street5")
 
@@ -14,6 +16,8 @@ def test_keys() -> None:
     assert LAYOUT.global_weights(0) == "federations/street5/rounds/0000/global.safetensors"
     assert LAYOUT.update_weights(12, "c1") == "federations/street5/rounds/0012/updates/c1.safetensors"
     assert LAYOUT.update_record(12, "c1") == "federations/street5/rounds/0012/updates/c1.json"
+    assert LAYOUT.partial_sum(12, "c1") == "federations/street5/rounds/0012/updates/_sum-c1.safetensors"
+    assert LAYOUT.partial_sum(12, "c1").startswith(LAYOUT.updates(12))
     assert LAYOUT.evaluation_tensors(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.safetensors"
     assert LAYOUT.evaluation_record(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.json"
     assert LAYOUT.marker(12345) == "federations/street5/rounds/12345/round.json"
@@ -40,6 +44,12 @@ def test_only_markers_commit_a_round() -> None:
         f"{LAYOUT.round(8)}updates/round.json",
     ]
     assert LAYOUT.committed_rounds(keys) == [0, 2, 10000]
+
+
+def test_no_client_can_have_the_name_of_a_partial_sum() -> None:
+    name = LAYOUT.partial_sum(1, "c1").removeprefix(LAYOUT.updates(1)).removesuffix(".safetensors")
+    with pytest.raises(ValidationError):
+        TypeAdapter(ClientId).validate_python(name)
 
 
 def test_updates_are_those_with_a_record() -> None:

@@ -1,0 +1,128 @@
+"""Round 3 of three clients in one turn with partial sums: the real phases and store, training played by a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from phase_place import make_place, make_plan, put_state
+from safetensors.torch import load_file
+
+import tasks.request_update
+from infra.errors import DeadlineExceeded, SlotLost
+from infra.place import set_place
+from infra.store.objects import ObjectStore
+from tasks.aggregate import aggregate_updates
+from tasks.errors import ClientError
+from tasks.request_update import Trained, client_update, request_update
+from tasks.site import Site
+from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.records import UpdateRecord
+from tasks.spec.turns import TurnReply, UpdateRequest
+from tasks.training.local import TrainingResult
+
+State = dict[str, torch.Tensor]
+SUMS = Participation(partial_sums=True, shards=1, turn_retries=2)
+SPEC = FederationSpec(participation=SUMS)
+SIZES = {"1": 10, "2": 30, "3": 7, "4": 1, "5": 212}
+
+
+class Here:
+    """Runs turns in this process. A turn that raises SlotLost is one whose process died there."""
+
+    count = 1
+
+    def __init__(self) -> None:
+        self.deadlines: list[float | None] = []
+
+    async def run(self, turn: Callable[[Any], Any], argument: Any, *, deadline: float | None = None) -> Any:
+        self.deadlines.append(deadline)
+        return turn(argument)
+
+    def close(self) -> None: ...
+
+
+def client_state(client: str) -> State:
+    number = float(client)
+    return {"w": torch.tensor([number, -number, number / 3]), "n": torch.tensor(int(client))}
+
+
+class Round:
+    """``script``: what each client does at each attempt (ok, die, hang, client-error, nan), afterwards ok.
+
+    ``record 2.json`` there: what becomes of the slot that writes this record. ``turns``: what becomes of whole turns.
+    """
+
+    def __init__(
+        self, site: Site, objects: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        self.place, self.notes = make_place(objects, folder, name, take_turn=self.take_turn)
+        self.here = Here()
+        self.place.slots = self.here
+        self.site, self.spec = site, SPEC
+        model = put_state(self.place, self.place.layout.global_weights(2), client_state("0"))
+        self.plan = make_plan(self.place, SPEC, model, ("1", "2", "3")).model_copy(update={"partial_sums": True})
+        self.script: dict[str, list[str]] = {}
+        self.attempts: list[str] = []
+        self.turns: list[str] = []
+        self.tamper: Callable[[TurnReply], TurnReply] = lambda reply: reply
+        monkeypatch.setattr(tasks.request_update, "train_client", self.train)
+        put_json = site.objects.put_json
+
+        def watched(key: str, document: Any) -> None:
+            if (action := self.script.get("record " + key.rpartition("/")[2], [])) and action.pop(0) == "die":
+                raise SlotLost("slot 1: its process ended in the middle of a turn")
+            put_json(key, document)
+
+        monkeypatch.setattr(site.objects, "put_json", watched)
+
+    def train(self, site: Site, request: UpdateRequest, client: str) -> tuple[Trained, State]:
+        self.attempts.append(client)
+        # Nothing of a turn is in the store while it runs.
+        self.in_store_while_training = list(self.place.objects.list(self.place.layout.updates(3)))
+        actions = self.script.get(client, [])
+        action = actions.pop(0) if actions else "ok"
+        if action == "die":
+            raise SlotLost("slot 1: its process ended in the middle of a turn")
+        if action == "hang":
+            raise DeadlineExceeded("over its deadline; its process was ended")
+        if action == "client-error":
+            raise ClientError(f"client {client}: bad image")
+        state = client_state(client)
+        if action == "nan":
+            state["w"] = torch.tensor([1.0, float("nan"), 1.0])
+        return Trained(client, SIZES[client], TrainingResult(float(client), {}, 1, 2, 0.5), 0.6, 4), state
+
+    def take_turn(self, request: UpdateRequest) -> TurnReply:
+        reply = client_update(self.site, request)
+        if self.turns and self.turns.pop(0) == "reply lost":
+            raise SlotLost("slot 1: its process ended after its work")
+        return self.tamper(reply)
+
+    def run(self) -> TurnReply:
+        async def run() -> TurnReply:
+            set_place(self.place)
+            return await request_update.fn(self.spec, self.plan, 3, self.plan.cohort, "clients 1, 2, 3")
+
+        return asyncio.run(run())
+
+    def objects(self) -> list[str]:
+        folder = self.place.layout.updates(3)
+        return sorted(key.removeprefix(folder) for key in self.place.objects.list(folder))
+
+    def mean(self, updates: Sequence[UpdateRecord], tmp_path: Path) -> State:
+        counted, dropped = aggregate_updates(self.place, self.spec, self.plan, updates, tmp_path / "global")
+        assert counted == list(updates)
+        assert dropped == []
+        return load_file(tmp_path / "global")
+
+
+def assert_mean_of(clients: str, found: State) -> None:
+    total = sum(SIZES[client] for client in clients)
+    exact = sum(SIZES[client] * client_state(client)["w"].double() for client in clients) / total
+    torch.testing.assert_close(found["w"].double(), exact, rtol=1e-6, atol=1e-7)
+    assert int(found["n"]) == max(int(client) for client in clients)
