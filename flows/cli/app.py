@@ -10,6 +10,7 @@ from importlib import metadata
 
 import typer
 
+from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.models import evaluate, predict, save_model
 from flows.cli.original import export, original_app
@@ -53,6 +54,8 @@ for _command in (
     status,
     logs,
     export,
+    clean,
+    remove,
     version,
 ):
     app.command()(_command)
