@@ -61,7 +61,8 @@ _REFUSED = frozenset(
 _TRANSIENT = (HTTPClientError, ConnectionError, IncompleteReadError)
 _BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "RequestTimeTooSkewed"})
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
-_UNKNOWN = frozenset({"NotImplemented", "MethodNotAllowed"})
+# Answers to a listing of uploads in parts: a store without them; rclone, until it has had the first one of a bucket.
+_NO_UPLOADS = frozenset({"NotImplemented", "MethodNotAllowed", "NoSuchUpload"})
 
 Result = TypeVar("Result")
 
@@ -179,7 +180,7 @@ class ObjectStore:
                     for item in page.get("Uploads", [])
                 ]
             except ClientError as error:
-                if _code(error) in _UNKNOWN:
+                if _code(error) in _NO_UPLOADS:
                     return []
                 raise
             return [IncompleteUpload(key, name, self._parts(s3, key, name), started) for key, name, started in found]

@@ -12,7 +12,7 @@ from test_stored import SPEC, place_of, record_of
 from flows.leftovers import CleanUp, clean, describe, remove_federation, remove_leftovers
 from flows.round import commit
 from flows.start import claim_name
-from flows.stored import read_history
+from flows.stored import opened_store, read_history
 from infra.lock import run_lock
 from infra.machine_leftovers import machine_leftovers, registering_leftovers, run_folder_leftovers
 from infra.settings import S3Settings, Settings
@@ -240,6 +240,17 @@ def test_a_store_that_is_gone_keeps_nothing_else_from_going(tmp_path: Path) -> N
     assert list(failed) == ["a"]
     assert "127.0.0.1:9" in failed["a"]
     assert not path.exists()
+
+
+def test_a_store_that_has_had_no_upload_in_parts_has_no_incomplete_one(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with opened_store(settings) as objects:
+        assert objects.incomplete_uploads("federations/") == []
+        objects.put_json("federations/alone/spec.json", {})
+    # Each command without a running stack starts a server of its own.
+    assert remove_federation(settings, "alone")[0] == 1
+    with opened_store(settings) as objects:
+        assert objects.list("federations/") == {}
 
 
 def test_incomplete_uploads_are_listed_and_ended(object_store: ObjectStore) -> None:

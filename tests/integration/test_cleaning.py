@@ -12,6 +12,7 @@ from conftest import FinishedRun
 from homes import TINY, Home, assert_consistent, digests, eventually
 
 from flows.leftovers import clean
+from flows.stored import opened_store
 from infra.lock import run_lock
 from infra.settings import Settings
 from infra.store.retention import NEVER_COMMITTED, OLD_GLOBAL, OLD_UPDATE, SERVER_TEMPORARY
@@ -23,7 +24,11 @@ WEEK = 8 * 86400
 
 
 class KeepingHome(Home):
-    """A home whose runs keep every update and global model."""
+    """A home whose runs keep every update and global model. Its processes are those of its own commands alone."""
+
+    @property
+    def mark(self) -> str:
+        return f"{self.path} {NAME}"
 
     def environment(self) -> dict[str, str]:
         return super().environment() | {"FEDBENCH_KEEP_UPDATES": "true", "FEDBENCH_KEEP_GLOBALS": "9"}
@@ -45,6 +50,21 @@ class CleaningHome(Home):
         bucket = self.path / "s3" / "fedbench" / "federations"
         files = [path for path in bucket.rglob("*") if path.is_file()]
         return {str(path.relative_to(bucket)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def still(path: Path) -> bool:
+    """Whether nothing in the folder changes for a second: a server writes on what a killed client has sent."""
+
+    def state() -> list[tuple[str, int, int]]:
+        files = [(str(file), file.stat()) for file in path.rglob("*")]
+        return sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
+
+    try:
+        before = state()
+        time.sleep(1.0)
+        return state() == before
+    except FileNotFoundError:
+        return False
 
 
 def age(path: Path, seconds: float) -> None:
@@ -76,7 +96,15 @@ def home(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Cleanin
     # A running federation is untouched, whatever of it could go.
     assert while_running.notes == [f"{NAME}: running, left alone"]
     assert while_running.leftovers == []
-    assert eventually(lambda: not keeping.processes(), 60)
+    assert eventually(lambda: not keeping.processes(), 60), keeping.processes()
+    # The kill may have left an upload in parts, of which the server keeps a file; here is one in any case.
+    with opened_store(settings) as objects:
+        unfinished = len(layout.committed_rounds(keeping.keys(NAME)))
+        where = {"Bucket": objects.bucket, "Key": layout.update_weights(unfinished, "5")}
+        s3 = objects._s3()
+        upload = s3.create_multipart_upload(**where)["UploadId"]
+        s3.upload_part(**where, UploadId=upload, PartNumber=1, Body=bytes(6_000_000))
+    assert eventually(lambda: still(keeping.object_path(layout.root)), 60)
     age(keeping.object_path(layout.root), WEEK)
     cleaning = CleaningHome(shared_home.path)
     cleaning.temporary = tmp_path_factory.mktemp("temporary")
@@ -118,6 +146,8 @@ def test_what_is_removed_is_not_missed(home: CleaningHome, undisturbed: Finished
     scratch = home.temporary / "fedbench-0123abcd"
     scratch.mkdir(mode=0o700)
     age(scratch, WEEK)
+    temporaries = sorted(home.object_path(layout.root).rglob(".rclone_temp_*"))
+    assert {path.name.split("_")[2] for path in temporaries} == {"multipart", "put"}
     others = {key: value for key, value in home.snapshot().items() if not key.startswith(f"{NAME}/")}
     plan = home.object_path(layout.plan(unfinished)).read_bytes()
     orphans = [key for key in home.keys(NAME) if key.startswith(layout.updates(unfinished)) and ".rclone" not in key]
@@ -128,7 +158,7 @@ def test_what_is_removed_is_not_missed(home: CleaningHome, undisturbed: Finished
     assert f"{left}: removed ({SERVER_TEMPORARY})" in (home.path / "logs" / "clean-up.log").read_text()
     keys, after = home.keys(NAME), home.snapshot()
     assert not [key for key in keys if "/updates/" in key or "/evaluations/" in key]
-    assert not left.exists()
+    assert not any(path.exists() for path in temporaries)
     assert not scratch.exists()
     assert home.object_path(layout.plan(unfinished)).read_bytes() == plan
     assert {key: value for key, value in after.items() if not key.startswith(f"{NAME}/")} == others
@@ -137,7 +167,7 @@ def test_what_is_removed_is_not_missed(home: CleaningHome, undisturbed: Finished
     found = {(row["federation"], row["reason"]): row["objects"] for row in rows}
     assert found[NAME, OLD_UPDATE] == 2 * 3 * (unfinished - 1)
     assert found[NAME, NEVER_COMMITTED] >= len(orphans) > 0
-    assert found["(this machine)", SERVER_TEMPORARY] == 1
+    assert found["(this machine)", SERVER_TEMPORARY] == len(temporaries)
     assert {row["not removed"] for row in rows} == {0}
     assert ("clean-up", "COMPLETED") in home.flow_runs("clean-up")
 
@@ -176,6 +206,8 @@ def test_a_federation_is_removed_when_nobody_runs_it(home: CleaningHome) -> None
     assert f"removed {NAME}: " in succeeded(home.run("remove", NAME, "--yes"))
     assert home.snapshot() == {key: value for key, value in before.items() if not key.startswith(f"{NAME}/")}
     assert not (home.path / "runs" / NAME).exists()
+    with opened_store(Settings(home=home.path)) as objects:
+        assert objects.incomplete_uploads(home.layout(NAME).root) == []
     again = home.run("remove", NAME, "--yes")
     assert again.returncode == 2
     assert f"{NAME}: no such federation in the store; expected one of: " in again.stdout
