@@ -25,6 +25,7 @@ from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
+from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import InfraError, PoolUnusable, SettingsError, TrackingUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices
@@ -165,6 +166,7 @@ def _own_prefect(settings: Settings, services: EmbeddedServices) -> None:
         for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
             os.environ.pop(variable, None)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ[HEARTBEAT_VARIABLE] = str(HEARTBEAT_SECONDS)
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from infra.registry import best_version, model_uri
 from infra.services.embedded import EmbeddedServices
+from infra.services.process import LAUNCHER
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from infra.tracking import mlflow_environment
@@ -30,7 +31,7 @@ def serving_environment(s3: S3Settings, tracking_uri: str) -> dict[str, str]:
 
 
 def serve_model(settings: Settings, name: str, console: Console, *, host: str, port: int) -> int:
-    """Serve ``models:/NAME@best`` until Ctrl-C; the exit code of MLflow's server.
+    """Serve ``models:/NAME@best`` until Ctrl-C: 0; 1 when MLflow's server ends by itself.
 
     Raises:
         SpecError: there is no federation of this name, or it has no registered model.
@@ -53,14 +54,16 @@ def serve_model(settings: Settings, name: str, console: Console, *, host: str, p
         console.print(f"{uri}, version {version}: http://{host}:{port}/invocations (Ctrl-C ends it)", soft_wrap=True)
         server = subprocess.Popen(
             [
+                # It and its children end with this process, however that ends.
+                *(sys.executable, "-I", "-S", LAUNCHER, "--group", str(os.getpid())),
                 *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"),
                 *("--host", host, "--port", str(port), "--workers", "1"),
             ],
             env=serving_environment(s3, tracking_uri),
-            start_new_session=True,  # it has children, which end with it
+            start_new_session=True,
         )
         try:
-            return server.wait()
+            return 1 if server.wait() else 0
         except KeyboardInterrupt:
             console.print("stopped")
             return 0

@@ -10,6 +10,7 @@ from importlib import metadata
 
 import typer
 
+from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.deploying import deploy
 from flows.cli.models import evaluate, predict, save_model
@@ -55,6 +56,8 @@ for _command in (
     logs,
     deploy,
     export,
+    clean,
+    remove,
     version,
 ):
     app.command()(_command)

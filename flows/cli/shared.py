@@ -93,9 +93,12 @@ def default_name(base: str, spec: FederationSpec) -> str:
 
 def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
     """A log file for the run, and the terminal with ``-v``."""
-    folder = settings.home / "runs" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.log"
+    return log_to(settings.home / "runs" / name / "run.log", settings, verbose)
+
+
+def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
+    """The log goes to ``path``, Prefect's too, and to the terminal when ``verbose``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

@@ -57,7 +57,7 @@ FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "FEDBENCH_")
 # The kernel's parent-death signal comes when the *thread* that forked ends, so one that lives as long as the
 # process starts them all, whichever thread asks.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="service-starter")
-_LAUNCHER = str(Path(__file__).with_name("bound.py"))
+LAUNCHER = str(Path(__file__).with_name("bound.py"))
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Service:
         group = ["--group"] if self.has_children else []
         lock = [self._lock.descriptor] if self.detached else []
         bond = ["--detached", *map(str, lock)] if self.detached else [str(os.getpid())]
-        launcher = [sys.executable, "-I", "-S", _LAUNCHER, *group, *bond]
+        launcher = [sys.executable, "-I", "-S", LAUNCHER, *group, *bond]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN_VARIABLES)}
         environment.update(self.environment(self._port))
         with open_log(self.log_path) as log:

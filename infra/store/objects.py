@@ -13,6 +13,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,8 +61,29 @@ _REFUSED = frozenset(
 _TRANSIENT = (HTTPClientError, ConnectionError, IncompleteReadError)
 _BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "RequestTimeTooSkewed"})
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+# Answers to a listing of uploads in parts: a store without them; rclone, until it has had the first one of a bucket.
+_NO_UPLOADS = frozenset({"NotImplemented", "MethodNotAllowed", "NoSuchUpload"})
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ObjectEntry:
+    """An object in a listing: its size, and when it was written (with a time zone)."""
+
+    key: str
+    bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class IncompleteUpload:
+    """An upload in parts that was begun and neither completed nor aborted; ``bytes``: of the parts that are there."""
+
+    key: str
+    upload_id: str
+    bytes: int
+    started: datetime
 
 
 class ObjectStore:
@@ -133,19 +156,78 @@ class ObjectStore:
 
         return dict(sorted(self._call(prefix, pages).items()))
 
+    def entries(self, prefix: str = "") -> Sequence[ObjectEntry]:
+        """Objects whose keys start with ``prefix``, in the order of their keys."""
+
+        def pages(s3: S3Client) -> Sequence[ObjectEntry]:
+            found = s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return [
+                ObjectEntry(item["Key"], item["Size"], item["LastModified"])
+                for page in found
+                for item in page.get("Contents", [])
+            ]
+
+        return sorted(self._call(prefix, pages), key=lambda entry: entry.key)
+
+    def incomplete_uploads(self, prefix: str = "") -> Sequence[IncompleteUpload]:
+        """Uploads in parts, of keys that start with ``prefix``, that are not complete; none in a store without them."""
+
+        def pages(s3: S3Client) -> Sequence[IncompleteUpload]:
+            try:
+                found = [
+                    (item["Key"], item["UploadId"], item["Initiated"])
+                    for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+                    for item in page.get("Uploads", [])
+                ]
+            except ClientError as error:
+                if _code(error) in _NO_UPLOADS:
+                    return []
+                raise
+            return [IncompleteUpload(key, name, self._parts(s3, key, name), started) for key, name, started in found]
+
+        return self._call(prefix, pages)
+
+    def _parts(self, s3: S3Client, key: str, upload_id: str) -> int:
+        """Bytes of an upload's parts; 0 when it has ended meanwhile."""
+        try:
+            pages = s3.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=key, UploadId=upload_id)
+            return sum(part["Size"] for page in pages for part in page.get("Parts", []))
+        except ClientError as error:
+            if _code(error) == "NoSuchUpload":
+                return 0
+            raise
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """End an upload and remove its parts; one that has ended is no error."""
+
+        def abort(s3: S3Client) -> None:
+            try:
+                s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":
+                    raise
+
+        self._call(key, abort)
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are no error."""
         names = list(keys)
+        failed = self.remove(names)
+        if failed:
+            key, reason = next(iter(failed.items()))
+            raise StoreUnavailable(f"{self._where}: {len(failed)} of {len(names)} objects not removed; {key}: {reason}")
+
+    def remove(self, keys: Iterable[str]) -> dict[str, str]:
+        """Remove what can be removed, and say of each object that stayed why; those that are not there are no error."""
+        names = list(keys)
+        failed: dict[str, str] = {}
         for start in range(0, len(names), _DELETE_BATCH):
             batch = names[start : start + _DELETE_BATCH]
             answer = self._call(batch[0], partial(self._delete_batch, batch))
-            failed = [item for item in answer.get("Errors", []) if item.get("Code") not in _MISSING]
-            if failed:
-                first = failed[0]
-                raise StoreUnavailable(
-                    f"{self._where}: {len(failed)} of {len(batch)} objects not removed; "
-                    f"{first.get('Key')}: {first.get('Code')} {first.get('Message')}"
-                )
+            for item in answer.get("Errors", []):
+                if item.get("Code") not in _MISSING:
+                    failed[item.get("Key", "")] = f"{item.get('Code')} {item.get('Message')}"
+        return failed
 
     def _delete_batch(self, keys: Sequence[str], s3: S3Client) -> DeleteObjectsOutputTypeDef:
         return s3.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})

@@ -56,11 +56,15 @@ class Home:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def mark(self) -> str:
+        return str(self.path)
+
     def environment(self) -> dict[str, str]:
         """This process's, without its services and settings."""
         foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        return kept | {"FEDBENCH_HOME": str(self.path), "COLUMNS": "160", "NO_COLOR": "1", MARK: str(self.path)}
+        return kept | {"FEDBENCH_HOME": str(self.path), "COLUMNS": "160", "NO_COLOR": "1", MARK: self.mark}
 
     def spec_file(self, document: dict[str, Any], stem: str = "tiny") -> Path:
         path = self.path.with_name(f"{self.path.name}-{stem}.yaml")
@@ -83,7 +87,7 @@ class Home:
 
     def start(self, *arguments: object, output: Path) -> subprocess.Popen[bytes]:
         """The command in the background, in a process group of its own, as a shell would start it."""
-        with output.open("ab") as file, _interruptible():
+        with output.open("ab") as file, interruptible():
             return subprocess.Popen(
                 [FEDBENCH, *map(str, arguments)],
                 env=self.environment(),
@@ -146,7 +150,7 @@ class Home:
             with contextlib.suppress(psutil.Error, OSError):
                 if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if process.environ().get(MARK) == str(self.path):
+                if process.environ().get(MARK) == self.mark:
                     found.append(process)
         return found
 
@@ -157,7 +161,7 @@ class Home:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C has its effect on what is started in here, even when these tests were started to ignore it (``&``)."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FinishedRun, images_of
-from homes import Home, eventually
+from homes import Home, eventually, interruptible
 from PIL import Image
 
 from flows.serving import serving_environment
@@ -149,7 +149,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(command: list[Any], port: int, output: Path, **options: Any) -> Iterator[Server]:
-    with output.open("wb") as file:
+    with output.open("wb") as file, interruptible():
         process = subprocess.Popen(
             [*map(str, command)], stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options
         )
@@ -284,6 +284,20 @@ def test_the_command_serves_it_too(shared_home: Home, images: list[tuple[Image.I
     assert status == 200, answer
     assert f"models:/tiny@best, version 1: http://127.0.0.1:{port}/invocations" in output.read_text()
     assert server.process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the children of a killed process on Linux alone")
+def test_its_server_ends_with_a_killed_command(shared_home: Home, tmp_path: Path) -> None:
+    class Marked(Home):
+        mark = "served"
+
+    home, port = Marked(shared_home.path), free_port()
+    command = [Path(sys.executable).parent / "fedbench", "serve", "tiny", "--port", port]
+    with started(command, port, tmp_path / "output.txt", env=home.environment()) as server:
+        assert len(home.processes()) > 2
+        server.process.kill()
+        server.process.wait()
+        assert eventually(lambda: not home.processes(), 30), home.processes()
 
 
 def test_nothing_is_served_of_an_unknown_federation(shared_home: Home) -> None:

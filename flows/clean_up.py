@@ -1,0 +1,52 @@
+"""Clean-up: the flow that removes what nobody needs any more. By default it only tells what would go."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+from prefect.logging import get_run_logger
+from pydantic import Field
+
+from flows.leftovers import DAYS, CleanUp, clean, describe
+from infra.settings import load_settings
+from tasks.spec.base import FederationName
+
+
+@flow(name="clean-up", flow_run_name="clean-up", persist_result=False)
+async def clean_up(
+    apply: bool = False,
+    older_than_days: Annotated[float, Field(ge=0)] = DAYS,
+    runs: list[FederationName] | None = None,
+    run_folders: bool = False,
+) -> CleanUp:
+    """Remove from the store and this machine what nobody needs any more, and leave a table of it.
+
+    What cannot be removed is logged and in the table, and does not keep the rest from going.
+
+    Args:
+        apply: Remove what is found; otherwise it is only listed.
+        older_than_days: Days without a new object after which what an unfinished round has left is removed.
+        runs: Federations to look at; none: all, and what dead processes have left on the worker's machine.
+        run_folders: Also folders of runs on the worker's machine whose federation is not in the store.
+
+    Raises:
+        FedbenchError: the store is of a newer version, or has no federation of a name.
+        InfraError: it cannot be reached.
+    """
+    result = await asyncio.to_thread(
+        clean, load_settings(), apply=apply, older_than_days=older_than_days, names=runs or (), run_folders=run_folders
+    )
+    logger = get_run_logger()
+    for note in result.notes:
+        logger.info("%s", note)
+    for key, reason in result.failed.items():
+        logger.warning("not removed: %s: %s", key, reason)
+    await acreate_table_artifact(
+        key="clean-up",
+        table=result.rows(),
+        description=f"What {'went' if apply else 'would go'}: {describe(result.leftovers)}.",
+    )
+    return result

@@ -1,0 +1,135 @@
+"""``fedbench clean`` and ``remove``: what nobody needs any more, and federations that nobody wants any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.shared import EXIT_FAILED, Home, RunName, err, log_to, out, place_settings, plain_errors
+from infra.errors import InfraError
+from infra.settings import Settings
+from tasks.errors import FedbenchError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flows.leftovers import CleanUp
+
+
+def clean(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Federations. [all, and what is on this machine]")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove it; otherwise it is only listed.")] = False,
+    older_than: Annotated[
+        float,
+        typer.Option(
+            metavar="DAYS", min=0, help="Without a new object for so long, what an unfinished round has left goes."
+        ),
+    ] = 7.0,
+    run_folders: Annotated[
+        bool, typer.Option("--run-folders", help="Also folders of runs whose federation is not in the store.")
+    ] = False,
+    keys: Annotated[bool, typer.Option("--keys", "-k", help="Print every object's key and file's path.")] = False,
+    home: Home = None,
+) -> None:
+    """What retention, dead runs and killed servers have left in the store and on this machine; remove it with --apply.
+
+    `fedbench clean` · `fedbench clean --apply --older-than 2`
+
+    Never touched: federations that are running here, records, the best and the last two global models.
+    """
+    from flows.leftovers import clean as find
+    from flows.leftovers import describe
+
+    with plain_errors():
+        settings = place_settings(home)
+        chosen = tuple(names or ())
+        if apply:
+            result = _applied(settings, chosen, older_than, run_folders)
+        else:
+            result = find(settings, apply=False, older_than_days=older_than, names=chosen, run_folders=run_folders)
+    if result.leftovers:
+        out.print(_table(result))
+    if keys:
+        for leftover in result.leftovers:
+            out.print(f"{leftover.bytes:>13,}  {leftover.key}", soft_wrap=True, highlight=False, markup=False)
+    for note in result.notes:
+        out.print(note, soft_wrap=True, highlight=False, markup=False)
+    for key, reason in result.failed.items():
+        err.print(f"not removed: {key}: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if not result.leftovers:
+        out.print("nothing to remove")
+    elif apply:
+        gone = [leftover for leftover in result.leftovers if leftover.key not in result.failed]
+        out.print(f"removed: {describe(gone)}", highlight=False)
+    else:
+        out.print(f"would be removed with --apply: {describe(result.leftovers)}", highlight=False)
+    if result.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_folders: bool) -> CleanUp:
+    """Through the flow, so that Prefect keeps a table of what went.
+
+    Raises:
+        FedbenchError, InfraError: the flow's own; or Prefect's API failed, and the log says what had gone by then.
+    """
+    from flows.run import _own_prefect, _prefect_drained
+    from infra.services.embedded import EmbeddedServices
+
+    path = log_to(settings.home / "logs" / "clean-up.log", settings)
+    services = EmbeddedServices(settings)
+    _own_prefect(settings, services)
+    with services:
+        os.environ.update(services.prefect_environment())
+        from flows.clean_up import clean_up
+
+        try:
+            with _prefect_drained():
+                return asyncio.run(
+                    clean_up(apply=True, older_than_days=older_than, runs=list(names) or None, run_folders=run_folders)
+                )
+        except (FedbenchError, InfraError):
+            raise
+        except Exception as error:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InfraError(f"Prefect at {services.prefect_api_url}: {cause}; log: {path}") from error
+
+
+def _table(result: CleanUp) -> Table:
+    from rich.table import Table
+
+    table = Table("federation", "reason", box=None)
+    table.add_column("objects", justify="right")
+    table.add_column("MB", justify="right")
+    table.columns[0].no_wrap = True
+    for row in result.rows():
+        size = row["bytes"]
+        assert isinstance(size, int)
+        stayed = f" ({row['not removed']} not removed)" if row["not removed"] else ""
+        table.add_row(str(row["federation"]), f"{row['reason']}{stayed}", str(row["objects"]), f"{size / 1e6:,.1f}")
+    return table
+
+
+def remove(
+    name: RunName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Remove a federation from the store, weights and records; refused while it runs here. It cannot be had back.
+
+    Its MLflow run, registered model and Prefect runs stay.
+    """
+    from flows.leftovers import federation_size, remove_federation
+
+    with plain_errors():
+        settings = place_settings(home)
+        if not yes:
+            objects, size = federation_size(settings, name)
+            typer.confirm(f"remove {name}: {objects} objects, {size / 1e6:,.1f} MB?", abort=True)
+        objects, size = remove_federation(settings, name)
+    out.print(f"removed {name}: {objects} objects, {size / 1e6:,.1f} MB", highlight=False)

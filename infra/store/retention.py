@@ -1,0 +1,152 @@
+"""What of a federation may go from the store: decided from a listing alone, without touching anything.
+
+A committed round needs its marker, its plan, and its global weights while it is the best or among the last. What a
+round that was never committed has left is of use to whoever resumes the federation; when nobody has for long, it is
+an orphan, and a resumed round does that work again, to the same weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from infra.store.layout import FederationLayout
+from infra.store.objects import IncompleteUpload, ObjectEntry
+
+# A run on another machine, whose lock is not seen here, may be writing or reading what is younger.
+YOUNG = timedelta(hours=1)
+
+OLD_GLOBAL = "global weights, neither best nor among the last"
+OLD_UPDATE = "update of a committed round"
+OLD_EVALUATION = "evaluation of a committed round"
+NEVER_COMMITTED = "of a round that was never committed"
+NO_RECORD = "named by no record"
+SERVER_TEMPORARY = "the S3 server's temporary file"
+INCOMPLETE_UPLOAD = "incomplete upload"
+
+_SERVER_TEMPORARY = ".rclone_temp_"  # what its names start with
+_RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed, wherever they are
+_KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
+_ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
+_UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
+_EVALUATION = re.compile(r"evaluations/[^/]+\.(safetensors|json)")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is kept. ``older_than``: how long nothing of a federation was written until what its dead run left goes."""
+
+    keep_updates: bool = False
+    keep_globals: int = 2
+    older_than: timedelta = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that may go, and why. ``key``: of an object, or a path on this machine."""
+
+    key: str
+    bytes: int
+    reason: str
+    federation: str = ""
+    kind: Literal["object", "upload", "path"] = "object"
+    upload_id: str = ""
+
+
+def federation_leftovers(
+    layout: FederationLayout,
+    entries: Sequence[ObjectEntry],
+    best_rounds: Iterable[int],
+    retention: Retention,
+    now: datetime,
+) -> list[Leftover]:
+    """What of ``entries``, the objects below ``layout.root``, may go. The caller knows that nobody runs the federation.
+
+    best_rounds: rounds that a record calls the best; their global weights stay.
+    """
+    entries = [entry for entry in entries if entry.key.startswith(layout.root)]
+    if not entries:
+        return []
+    committed = layout.committed_rounds(entry.key for entry in entries)
+    if committed != list(range(len(committed))):
+        return []  # a marker is missing: for whoever repairs the federation, all of it may be of use
+    last = range(len(committed) - max(retention.keep_globals, 2), len(committed))
+    rules = _Rules(
+        committed=frozenset(committed),
+        kept_globals=frozenset({*best_rounds, *last}),
+        keep_updates=retention.keep_updates,
+        abandoned=now - max(entry.modified for entry in entries) >= max(retention.older_than, YOUNG),
+    )
+    found = []
+    for entry in entries:
+        reason = rules.reason(entry.key.removeprefix(layout.root), young=now - entry.modified < YOUNG)
+        if reason is not None:
+            found.append(Leftover(entry.key, entry.bytes, reason, layout.federation))
+    return found
+
+
+@dataclass(frozen=True)
+class _Rules:
+    committed: frozenset[int]
+    kept_globals: frozenset[int]
+    keep_updates: bool
+    abandoned: bool  # nothing was written for long
+
+    def reason(self, name: str, *, young: bool) -> str | None:
+        """Why the object ``name`` (below the federation's root) may go; None: it stays."""
+        base = name.rpartition("/")[2]
+        if base in _RECORDS or name in _KEPT:
+            return None
+        if base.startswith(_SERVER_TEMPORARY):
+            return None if young else SERVER_TEMPORARY
+        match = _ROUND.fullmatch(name)
+        if match and match[1] == f"{int(match[1]):04d}":
+            number, rest = int(match[1]), match[2]
+            if rest == "plan.json":  # a resumed round follows it
+                return None
+            if number in self.committed:
+                known, reason = self._of_committed(number, rest, young=young)
+            else:
+                known, reason = self._of_uncommitted(rest)
+            if known:
+                return reason
+        return NO_RECORD if self.abandoned else None
+
+    def _of_committed(self, number: int, rest: str, *, young: bool) -> tuple[bool, str | None]:
+        """Whether ``rest`` is a name of the layout, and why it may go."""
+        if rest == "global.safetensors":
+            return True, None if number in self.kept_globals else OLD_GLOBAL
+        if _UPDATE.fullmatch(rest):
+            return True, None if self.keep_updates else OLD_UPDATE
+        if _EVALUATION.fullmatch(rest):
+            return True, None if young else OLD_EVALUATION
+        return False, None
+
+    def _of_uncommitted(self, rest: str) -> tuple[bool, str | None]:
+        if rest == "global.safetensors" or _UPDATE.fullmatch(rest) or _EVALUATION.fullmatch(rest):
+            return True, NEVER_COMMITTED if self.abandoned else None
+        return False, None
+
+
+def upload_leftovers(layout: FederationLayout, uploads: Iterable[IncompleteUpload], now: datetime) -> list[Leftover]:
+    """Uploads of the federation's keys that nobody can be sending any more."""
+    return [
+        Leftover(upload.key, upload.bytes, INCOMPLETE_UPLOAD, layout.federation, "upload", upload.upload_id)
+        for upload in uploads
+        if upload.key.startswith(layout.root) and now - upload.started >= YOUNG
+    ]
+
+
+def removal_steps(layout: FederationLayout, keys: Iterable[str]) -> list[list[str]]:
+    """All ``keys`` of a federation, in steps to remove one after the other; what is left, cut short, is one still.
+
+    Weights first; then the rounds' markers from the last to the first, so that no marker is ever missing between two;
+    ``spec.json``, by which the federation is known, last.
+    """
+    own = [key for key in keys if key.startswith(layout.root)]
+    last = [layout.marker(number) for number in reversed(layout.committed_rounds(own))] + [layout.spec]
+    steps = [[key for key in own if key not in set(last)], *([key] for key in last if key in own)]
+    return [step for step in steps if step]

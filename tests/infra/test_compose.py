@@ -1,0 +1,240 @@
+"""The compose file, its Dockerfile and the Kubernetes template: their form, for nothing here can run them."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.utilities.templating import apply_values, find_placeholders
+
+from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.services.s3 import S3Service
+from infra.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "infra" / "compose"
+TEMPLATE = json.loads((ROOT / "infra" / "kubernetes" / "gpu-work-pool.json").read_text())
+OURS = ("s3", "prefect", "mlflow", "coordinator", "gpu-worker")
+# ${NAME} or ${NAME:?message}; $$ is a dollar.
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z0-9_]+)(:\?[^}]*)?\}")
+SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|AUTH_KEY|_URI$|_URL$")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return compose["services"]
+
+
+def example() -> dict[str, str]:
+    lines = (FOLDER / ".env.example").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def texts(document: Any) -> list[str]:
+    if isinstance(document, dict):
+        return [text for value in document.values() for text in texts(value)]
+    if isinstance(document, list):
+        return [text for value in document for text in texts(value)]
+    return [document] if isinstance(document, str) else []
+
+
+def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
+    assert set(services) == {"postgres", *OURS}
+    assert services["postgres"]["image"] == "postgres:16"
+    commands = {name: " ".join(services[name]["command"]) for name in OURS}
+    assert "--pool gpu --type fedbench-gpu" in commands["gpu-worker"]
+    assert "--pool fedbench --type process" in commands["coordinator"]
+    assert "--app-name basic-auth" in commands["mlflow"]
+    assert commands["prefect"].startswith("prefect server start")
+    (devices,) = services["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
+    assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")
+
+
+def test_every_service_is_known_to_be_healthy(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        check = service["healthcheck"]
+        assert {"test", "interval", "timeout", "retries", "start_period"} <= set(check), name
+        assert check["test"][0] == "CMD", name
+        assert service.get("image") or service.get("build"), name
+        assert service["restart"] == "unless-stopped", name
+        if check["test"][1:3] == ["python", "-c"]:
+            compile(check["test"][3], name, "exec")
+
+
+def test_services_wait_for_services_that_are_there(services: dict[str, dict[str, Any]]) -> None:
+    def needed(name: str, above: tuple[str, ...] = ()) -> set[str]:
+        assert name not in above, f"{name} waits for itself"
+        direct = services[name].get("depends_on", {})
+        assert all(rule == {"condition": "service_healthy"} for rule in direct.values())
+        assert set(direct) <= set(services)
+        return set(direct).union(*(needed(other, (*above, name)) for other in direct))
+
+    assert needed("postgres") == needed("s3") == set()
+    assert needed("mlflow") == {"postgres", "s3"}
+    assert needed("coordinator") == needed("gpu-worker") == {"postgres", "s3", "prefect", "mlflow"}
+
+
+def test_every_variable_is_in_the_example_and_every_secret_is_required(compose: dict[str, Any]) -> None:
+    text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
+    used = {match[1]: match[2] for match in VARIABLE.finditer(text)}
+    given = example()
+    assert set(used) == set(given)
+    for name, value in given.items():
+        # Without a value, compose refuses to start and says which one is missing; no secret has a value here.
+        required = [match[2] for match in VARIABLE.finditer(text) if match[1] == name]
+        assert set(required) == ({None} if value else {f":?set {name} in .env"}), name
+    assert all(not given[name] for name in given if re.search(r"PASSWORD|KEY", name))
+    assert text.count("${") == len(VARIABLE.findall(text))  # none of another form
+
+
+def test_no_password_is_written_down(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        for variable, value in service["environment"].items():
+            assert isinstance(value, str), f"{name}: {variable}: expected a string, as YAML would change others"
+            if not SECRET.search(variable):
+                continue
+            without = VARIABLE.sub("", value)
+            credentials = re.search(r"//[^/@]*:([^/@]+)@", without)
+            assert credentials is None, f"{name}: {variable}"
+            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|AUTH_KEY", variable):
+                assert without.removeprefix("fedbench:") in ("", '","'), f"{name}: {variable}"
+        assert not VARIABLE.search(" ".join(texts(service.get("command", [])))), f"{name}: ps shows its command"
+
+
+def test_ports_and_volumes(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert all(re.fullmatch(r"\$\{BIND_ADDRESS\}:\$\{[A-Z0-9]+_PORT\}:[0-9]+", port) for port in ports)
+    outside = [example()[VARIABLE.findall(port)[1][0]] for port in ports]
+    inside = [port.rpartition(":")[2] for port in ports]
+    assert len(set(outside)) == len(set(inside)) == len(ports) == 3
+    assert example()["BIND_ADDRESS"] == "127.0.0.1"
+    mounted = set()
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source, target, *mode = re.sub(VARIABLE, "./variable", volume).split(":")
+            assert target.startswith("/")
+            if source.startswith("./"):
+                assert mode == ["ro"], volume
+                assert "$" in volume or (FOLDER / source).is_file(), volume
+            else:
+                mounted.add(source)
+    assert mounted == set(compose["volumes"])
+
+
+def test_its_services_find_each_other(services: dict[str, dict[str, Any]]) -> None:
+    listening = {"postgres": "5432", "s3": "9000", "prefect": "4200", "mlflow": "5000"}
+    addresses = [
+        found
+        for service in services.values()
+        for text in service["environment"].values()
+        for found in re.findall(r"(?:@|http://)([a-z0-9-]+):([0-9]+)", VARIABLE.sub("", text))
+    ]
+    assert {host for host, _ in addresses} == set(listening)
+    assert all(listening[host] == port for host, port in addresses)
+    for name in ("s3", "prefect", "mlflow"):
+        assert listening[name] in " ".join([*services[name]["command"], *services[name]["healthcheck"]["test"]])
+    assert "mlflow:5000" in services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
+
+
+def test_workers_are_told_what_they_read(services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("coordinator", "gpu-worker"):
+        environment = services[name]["environment"]
+        for variable, value in environment.items():
+            if variable.startswith("FEDBENCH_"):
+                monkeypatch.setenv(variable, VARIABLE.sub("x", value))
+        settings = Settings()
+        assert settings.s3.endpoint == "http://s3:9000"
+        assert settings.s3.access_key is not None
+        assert settings.prefect_api_url == environment["PREFECT_API_URL"] == "http://prefect:4200/api"
+        assert settings.mlflow_tracking_uri == "http://mlflow:5000"
+        assert f"{settings.s3.bucket}/mlflow" in services["mlflow"]["environment"]["MLFLOW_ARTIFACTS_DESTINATION"]
+        assert f"/srv/s3/{settings.s3.bucket} " in services["s3"]["command"][2]
+        assert any(volume.endswith(f":{settings.home}") for volume in services[name]["volumes"])
+        assert settings.street_dir is not None
+        assert settings.street_dir.parent == Path("/srv/data")
+        assert environment[HEARTBEAT_VARIABLE] == str(HEARTBEAT_SECONDS)
+
+
+def test_the_store_is_served_as_the_embedded_one(services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    embedded = S3Service(tmp_path).command(9000)[1:]
+    address = embedded.index("--addr")
+    options = embedded[address + 2 :]
+    assert services["s3"]["command"][2].split("--addr 0.0.0.0:9000 ")[1].split() == options
+
+
+def test_mlflows_users_are_in_its_volume_and_no_password_is_in_the_file(services: dict[str, dict[str, Any]]) -> None:
+    file = configparser.ConfigParser()
+    file.read(FOLDER / "mlflow-auth.ini")
+    assert set(file["mlflow"]) == {
+        "database_uri", "default_permission", "authorization_function", "auth_cache_ttl_seconds",
+    }  # fmt: skip
+    assert file["mlflow"]["database_uri"] == "sqlite:////srv/mlflow/auth.db"
+    assert "mlflow:/srv/mlflow" in services["mlflow"]["volumes"]
+    databases = (FOLDER / "databases.sql").read_text()
+    assert "CREATE EXTENSION IF NOT EXISTS pg_trgm" in databases
+    assert "CREATE DATABASE mlflow" in databases
+
+
+def test_the_image_runs_as_nobody_special_and_copies_what_is_there() -> None:
+    text = re.sub(r"\\\n\s*", "", (FOLDER / "Dockerfile").read_text(encoding="utf-8"))
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert {word for word, _ in steps} <= {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
+    assert [rest for word, rest in steps if word == "FROM"] == ["python:3.11-slim"]
+    copied = [name for word, rest in steps if word == "COPY" for name in rest.split()[:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
+    assert sorted(copied) == sorted(line[1:] for line in ignored if line.startswith("!"))
+    users = [index for index, (word, _) in enumerate(steps) if word == "USER"]
+    assert [steps[index][1] for index in users] == ["fedbench"]
+    assert not any(word in ("RUN", "COPY") for word, _ in steps[users[0] :])
+    json.loads(steps[-1][1])
+    made = re.search(r"chown fedbench:fedbench (.*?) &&", text)
+    assert made is not None
+    assert set(made[1].split()) == {"/srv/home", "/srv/s3", "/srv/mlflow"}
+
+
+def test_folders_that_are_not_run_here_say_so() -> None:
+    for folder in ("compose", "kubernetes"):
+        text = " ".join((ROOT / "infra" / folder / "README.md").read_text(encoding="utf-8").split())
+        assert "checked for form" in text
+        assert "not run" in text
+
+
+def test_the_templates_variables_are_those_that_its_job_uses() -> None:
+    used = {placeholder.name for placeholder in find_placeholders(TEMPLATE["job_configuration"])}
+    assert used == set(TEMPLATE["variables"]["properties"])
+    for name, variable in TEMPLATE["variables"]["properties"].items():
+        assert variable["title"], name
+        assert variable["description"].endswith("."), name
+    assert set(TEMPLATE) == {"variables", "job_configuration"}
+
+
+def test_the_template_makes_a_job_with_a_gpu() -> None:
+    properties = TEMPLATE["variables"]["properties"]
+    values = {name: variable["default"] for name, variable in properties.items() if "default" in variable}
+    job = apply_values(TEMPLATE["job_configuration"], values | {"name": "turn", "command": ["prefect"]})["job_manifest"]
+    assert (job["apiVersion"], job["kind"], job["metadata"]["generateName"]) == ("batch/v1", "Job", "turn-")
+    pod = job["spec"]["template"]["spec"]
+    # What Prefect's Kubernetes worker insists on.
+    assert (pod["parallelism"], pod["completions"], pod["restartPolicy"]) == (1, 1, "Never")
+    assert "serviceAccountName" not in pod  # left out, not null, when it is not given
+    (container,) = pod["containers"]
+    assert container["name"] == "prefect-job"
+    resources = container["resources"]
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == 1
+    assert container["env"][HEARTBEAT_VARIABLE] == str(HEARTBEAT_SECONDS)
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert f"--uid {pod['securityContext']['runAsUser']} " in (FOLDER / "Dockerfile").read_text()
+    assert not [text for text in texts(job) if "{{" in text]

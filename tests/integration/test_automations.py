@@ -1,0 +1,163 @@
+"""The automation that closes dead runs, at a real Prefect server: two minutes of waiting, which is the point."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from homes import eventually
+
+from infra.automations import (
+    HEARTBEAT_SECONDS,
+    HEARTBEAT_VARIABLE,
+    NAME,
+    SILENCE_SECONDS,
+    dead_run_automation,
+    ensure_automation,
+)
+from infra.services.embedded import EmbeddedServices
+from infra.settings import S3Settings, Settings
+
+pytestmark = pytest.mark.integration
+
+FLOW = """
+import asyncio, sys, threading, time
+from pathlib import Path
+from prefect import flow, runtime
+
+async def wait(file):
+    Path(sys.argv[2]).write_text(str(runtime.flow_run.id))
+    while not Path(file).exists():
+        if sys.argv[4] == "busy":
+            sum(range(100_000))  # holds the interpreter and the loop, a little at a time
+        await asyncio.sleep(0.5)
+
+named = flow(name=sys.argv[1], persist_result=False)(wait)
+asyncio.run(named(sys.argv[3]))
+"""
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Prefect server with the automation."""
+    store = S3Settings(endpoint="http://127.0.0.1:9")  # none is needed
+    with EmbeddedServices(Settings(home=tmp_path_factory.mktemp("automations"), s3=store)) as services:
+        yield services.prefect_api_url
+
+
+def at(api: str, question: Callable[[Any], Any]) -> Any:
+    """What the Prefect server at ``api`` answers a client."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    async def ask() -> Any:
+        async with get_client() as client:
+            return await question(client)
+
+    with temporary_settings({PREFECT_API_URL: api}):
+        return asyncio.run(ask())
+
+
+def state(api: str, run: str) -> str:
+    found = at(api, lambda client: client.read_flow_run(UUID(run)))
+    return str(found.state.type.value)
+
+
+def heartbeats(api: str, run: str) -> int:
+    """Heartbeats of the run that the server has seen."""
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    answer = at(api, lambda client: client.request("POST", "/events/filter", json={"filter": wanted}))
+    return int(answer.json()["total"])
+
+
+class Run:
+    """A process that runs a flow until a file appears."""
+
+    def __init__(self, api: str, folder: Path, flow: str, kind: str = "idle") -> None:
+        folder.mkdir()
+        self.started, self.end = folder / "started", folder / "end"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(folder), HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS)}
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", FLOW, flow, str(self.started), str(self.end), kind],
+                env=environment, stdout=log, stderr=log, cwd=folder,
+            )  # fmt: skip
+
+    def id(self) -> str:
+        assert eventually(lambda: self.started.exists() and bool(self.started.read_text()), 180)
+        return self.started.read_text()
+
+
+def ensured(api: str, automation: Any = None) -> UUID:
+    async def ensure(client: Any) -> UUID:
+        return await ensure_automation(automation)
+
+    return at(api, ensure)
+
+
+def test_it_is_made_once_and_brought_up_to_date(api: str) -> None:
+    first = ensured(api)
+
+    def changed_at() -> str:
+        answer = at(api, lambda client: client.request("GET", "/automations/{id}", path_params={"id": first}))
+        return str(answer.json()["updated"])
+
+    before = changed_at()
+    assert ensured(api) == first
+    assert changed_at() == before  # a change would make the server forget the heartbeats that it has seen
+    changed = dead_run_automation(("another",))
+    changed.trigger.within = timedelta(seconds=3600)  # type: ignore[union-attr]
+    assert ensured(api, changed) == first
+    assert changed_at() != before
+    (found,) = at(api, lambda client: client.read_automations_by_name(NAME))
+    assert found.trigger.within == timedelta(seconds=3600)
+    at(api, lambda client: client.pause_automation(first))
+    assert ensured(api) == first
+    (found,) = at(api, lambda client: client.read_automations_by_name(NAME))
+    assert found.trigger.within == timedelta(seconds=SILENCE_SECONDS)
+    assert not found.enabled  # somebody's decision
+    at(api, lambda client: client.resume_automation(first))
+
+
+def test_a_killed_run_is_closed_and_a_starved_one_is_not(api: str, tmp_path: Path) -> None:
+    ensured(api)
+    killed = Run(api, tmp_path / "killed", "federation")
+    starved = Run(api, tmp_path / "starved", "round", "busy")
+    foreign = Run(api, tmp_path / "foreign", "somebody-elses")
+    runs = (killed, starved, foreign)
+    try:
+        names = [run.id() for run in runs]
+        # The first heartbeats are sent when a flow begins.
+        assert eventually(lambda: all(heartbeats(api, name) > 0 for name in names), 60)
+        killed.process.kill()
+        foreign.process.kill()
+        died = time.monotonic()
+        # A machine asked too much: the run gets no time at all for more than two heartbeats.
+        starved.process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5 * HEARTBEAT_SECONDS)
+        starved.process.send_signal(signal.SIGCONT)
+        assert [state(api, name) for name in names] == ["RUNNING"] * 3
+        assert eventually(lambda: state(api, names[0]) == "CRASHED", SILENCE_SECONDS)
+        assert time.monotonic() - died >= SILENCE_SECONDS - 2 * HEARTBEAT_SECONDS
+        assert state(api, names[1]) == "RUNNING"
+        assert state(api, names[2]) == "RUNNING"  # not ours to judge
+        message = at(api, lambda client: client.read_flow_run(UUID(names[0]))).state.message
+        assert "No heartbeat for 120 s" in message
+        starved.end.touch()
+        assert starved.process.wait(60) == 0
+        assert state(api, names[1]) == "COMPLETED"
+    finally:
+        for run in runs:
+            run.process.kill()
+            run.process.wait()
