@@ -229,6 +229,7 @@ def commit(place: Place, record: RoundRecord) -> None:
             },
         )
     apply_retention(place, record.round, best)
+    place.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
 
 
 def apply_retention(place: Place, newest: int, best: int) -> None:

@@ -125,13 +125,19 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     return None
 
 
-def stored_updates(place: Place, plan: RoundPlan) -> dict[str, UpdateRecord]:
-    """Updates of an open round that are in the store and answer its plan, by client; their weights are there too."""
+def stored_updates(
+    place: Place, plan: RoundPlan, clients: Sequence[str] | None = None
+) -> dict[str, UpdateRecord]:
+    """Updates of an open round that are in the store and answer its plan, by client; their weights are there too.
+
+    ``clients``: those that are looked for; left out, the whole cohort.
+    """
     layout = place.layout
+    there = place.objects.list(layout.updates(plan.round))  # most often none: one request, not one a client
     found = {}
-    for client in plan.cohort:
+    for client in plan.cohort if clients is None else clients:
         key = layout.update_record(plan.round, client)
-        document = place.objects.get_json(key)
+        document = place.objects.get_json(key) if key in there else None
         if document is None:
             continue
         try:
@@ -171,7 +177,7 @@ async def request_update(
     )
 
     async def finished() -> set[str]:
-        return set(await asyncio.to_thread(stored_updates, place, plan)) & set(clients)
+        return set(await asyncio.to_thread(stored_updates, place, plan, clients))
 
     replies = await hand_out(place, request, deadline=spec.participation.turn_deadline, finished=finished)
     failures = [failure for reply in replies for failure in reply.failures]
@@ -182,8 +188,7 @@ async def request_update(
     lost_replies = [client for client in clients if client not in updates and client not in dropped]
     if lost_replies:
         # Their turn was lost after the update was in the store.
-        stored = await asyncio.to_thread(stored_updates, place, plan)
-        updates |= {client: stored[client] for client in lost_replies if client in stored}
+        updates |= await asyncio.to_thread(stored_updates, place, plan, lost_replies)
     for update in updates.values():
         reason = answers_plan(update, plan, place.layout.update_weights(plan.round, update.client))
         if reason is not None:
