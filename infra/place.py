@@ -43,7 +43,8 @@ class Place:
     take_turn: the function that a slot runs for a turn's request.
     committed: told of each round's record after its commit; it logs and shows it.
     started: told the id of the federation's flow run when it begins.
-    history: records of the committed rounds, from 0; too large to be a flow's parameter.
+    history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
+    ready, not_ready: what wake_up found of the clients, as large for 1,700 of them.
     """
 
     settings: Settings
@@ -56,6 +57,8 @@ class Place:
     committed: Callable[[Any], None]
     started: Callable[[str], None]
     history: list[Any] = field(default_factory=list)
+    ready: list[Any] = field(default_factory=list)
+    not_ready: list[Any] = field(default_factory=list)
 
 
 _PLACE: ContextVar[Place] = ContextVar("fedbench_place")
