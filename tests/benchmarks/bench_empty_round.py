@@ -136,7 +136,7 @@ def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> float
     shapes.write_text(json.dumps([[list(tensor.shape), str(tensor.numpy().dtype)] for tensor in state.values()]))
     quiet = {"FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [python, HERE / "flower_app.py", shapes, str(size.clients), str(rounds), str(cores())]
-    done = subprocess.run(command, env=environment_of(quiet), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment_of(quiet), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"Flower ended with {done.returncode}: {done.stderr[-2000:]}")
     ends: list[float] = json.loads(done.stdout.splitlines()[-1])["ends"]

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 STEPS = 4242
 
 
-def train(
-    detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, client: str, **_: Any
-) -> TrainingResult:
+def train(detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, client: str, **_: Any) -> TrainingResult:
     import torch
 
     from tasks.training.local import TrainingResult
