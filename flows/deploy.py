@@ -1,20 +1,17 @@
-"""``fedbench deploy``: pools, deployments and an automation on a Prefect server, made or brought up to date."""
+"""``fedbench deploy``: pools, deployments and automations on a Prefect server, made or brought up to date."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
@@ -22,6 +19,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, Schedule
+from infra.automations import dead_run_automation, ensure_automation, go_on_automation
 from infra.work_pools import Done, ensure_pool, find_pool
 from tasks.errors import SpecError
 
@@ -30,10 +28,7 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
-
-GO_ON = "fedbench: a crashed federation goes on"
-MOST_STARTS = 5  # of one run, its first included
-_LONGEST = timedelta(days=90)  # from a run's start to its crash
+    from prefect.events.schemas.automations import AutomationCore
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,8 @@ async def deploy_all(
             done.append(Deployed("pool", pool.name, made, url, note))
         for item in table:
             done.append(await _deploy(client, item, crons.get(item.full_name), item.full_name in crons, dry_run))
-        done.append(await _automate(client, dry_run))
+        for automation in (dead_run_automation(), go_on_automation()):
+            done.append(await _automate(client, automation, dry_run))
         return done
 
 
@@ -139,6 +135,7 @@ async def _deploy(
         identifier = await client.create_deployment(
             flow_id=await client.create_flow_from_name(flow.name),
             name=item.name,
+            job_variables=item.job_variables,
             schedules=[]
             if example is None
             else [DeploymentScheduleCreate(schedule=cron_schedule(example), active=example.active, slug=SCHEDULE)],
@@ -179,45 +176,12 @@ async def _schedule(client: PrefectClient, deployment: UUID, cron: tuple[CronSch
         await client.create_deployment_schedules(deployment, [wanted])
 
 
-def go_on() -> AutomationCore:
-    """A run of a federation's deployment that crashed after it had begun is started again, four times at most.
-
-    One that crashes before it begins is left alone: the next start would end like it, at once and for ever.
-    """
-    return AutomationCore(
-        name=GO_ON,
-        description="Its process is gone, or its worker. It goes on from its last committed round, as the same run.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            after={"prefect.flow-run.Running"},
-            expect={"prefect.flow-run.Crashed"},
-            match={
-                "prefect.resource.id": "prefect.flow-run.*",
-                "prefect.run-count": [str(count) for count in range(1, MOST_STARTS)],
-            },
-            match_related=[
-                {"prefect.resource.role": "flow", "prefect.resource.name": "federation"},
-                {"prefect.resource.role": "deployment"},
-            ],
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=_LONGEST,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.SCHEDULED, name="AwaitingRetry", message="It goes on from its last committed round."
-            )
-        ],
-    )
-
-
-async def _automate(client: PrefectClient, dry_run: bool) -> Deployed:
-    found = await client.read_automations_by_name(GO_ON)
-    if found:
-        return Deployed("automation", GO_ON, "there", _url("automation", str(found[0].id)))
+async def _automate(client: PrefectClient, wanted: AutomationCore, dry_run: bool) -> Deployed:
+    found = await client.read_automations_by_name(wanted.name)
     if dry_run:
-        return Deployed("automation", GO_ON, "made", None)
-    return Deployed("automation", GO_ON, "made", _url("automation", str(await client.create_automation(go_on()))))
+        return Deployed("automation", wanted.name, "there" if found else "made", None)
+    identifier, done = await ensure_automation(wanted)
+    return Deployed("automation", wanted.name, done, _url("automation", str(identifier)))
 
 
 async def _hint(client: PrefectClient, pool: Pool, *, exists: bool) -> str:

@@ -6,8 +6,8 @@ Two pools at least, so that nothing waits for itself: what coordinates takes no 
 nothing.
 
 What brings a run back: a federation goes on from its last committed round, so a run that crashed is started again
-(:func:`flows.deploy.go_on`), under its own id and name, on whichever worker is free. The flow itself has no retries:
-those of Prefect do not outlive its process, and repeat errors of the experiment too. It has no time limit either, as
+(:func:`infra.automations.go_on_automation`), under its own id and name, on whichever worker is free. The flow itself
+has no retries: those of Prefect do not outlive its process, and repeat errors of the experiment too. It has no time limit either, as
 rounds take what they take; turns have one, ``participation.turn_deadline``.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.presets import PRESETS
@@ -78,6 +79,7 @@ class Deployment:
     entrypoint: ``module.flow``, as installed.
     name: its name is the flow's and this one: ``federation/street5``.
     parameters: what the form in the UI opens with.
+    job_variables: what a new deployment has; by default the heartbeat by which a dead run is known.
     limit: runs at a time; further ones wait. None: as many as its pool runs.
     """
 
@@ -87,6 +89,7 @@ class Deployment:
     description: str
     tags: tuple[str, ...] = ("fedbench",)
     parameters: dict[str, Any] = field(default_factory=dict)
+    job_variables: dict[str, Any] = field(default_factory=lambda: {"env": {HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS)}})
     limit: int | None = 1
     schedule: Schedule | None = None
 
@@ -118,6 +121,13 @@ def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
     """All deployments. Another one is another line here."""
     return [
         *(federation(preset, names.coordinators) for preset in PRESETS),
+        Deployment(
+            entrypoint="flows.clean_up.clean_up",
+            name="store",
+            pool=names.coordinators,
+            description="Lists what nobody needs any more; apply: true removes it.",
+            schedule=Schedule("0 2 * * 0", active=False),
+        ),
         *(resident(pool) for pool in names.gpu),
     ]
 
@@ -194,7 +204,7 @@ def _entry(item: Deployment) -> dict[str, Any]:
         "entrypoint": item.entrypoint,
         "description": item.description,
         "tags": list(item.tags),
-        "work_pool": {"name": item.pool},
+        "work_pool": {"name": item.pool, "job_variables": item.job_variables},
     }
     if item.limit is not None:
         entry["concurrency_limit"] = {"limit": item.limit, "collision_strategy": "ENQUEUE"}

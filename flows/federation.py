@@ -80,15 +80,15 @@ async def rounds(name: str, spec: FederationSpec) -> int:
         raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")
     needed = spec.participation.min_clients or len(clients) // 2 + 1
     if not stopped(spec, history):
-        ready, not_ready = await wake_up(name, spec, clients, needed)
+        place.ready, place.not_ready = await wake_up(name, spec, clients, needed)
     await shown.begin(history)
     while not stopped(spec, history):
         number = len(history)
         place.reporter.round_started(number)
         if number == 0:
-            record = await initial_round(name, spec, ready, not_ready)
+            record = await initial_round(name, spec)
         else:
-            record = await federated_round(name, spec, number, ready, not_ready)
+            record = await federated_round(name, spec, number)
         history.append(record)
         await asyncio.to_thread(place.committed, record)
         await shown.round_committed(history)

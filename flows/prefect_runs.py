@@ -25,12 +25,13 @@ OPEN_STATES = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateT
 
 
 async def tag_run(flow_run_id: UUID, name: str) -> None:
-    """Tag the federation's flow run, for the UI's filter.
+    """Tag the federation's flow run, for the UI's filter, beside the tags of its deployment.
 
     Not by ``prefect.tags``: that tags every task run too, and each would then ask for a concurrency slot by its tag.
     """
     async with get_client() as client:
-        await client.update_flow_run(flow_run_id, tags=[f"federation:{name}"])
+        tags = (await client.read_flow_run(flow_run_id)).tags
+        await client.update_flow_run(flow_run_id, tags=list(dict.fromkeys([*tags, f"federation:{name}"])))
 
 
 async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:

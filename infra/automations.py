@@ -1,4 +1,4 @@
-"""Prefect automations that ship with fedbench: one closes runs whose process is gone.
+"""Prefect automations that ship with fedbench: runs whose process is gone are closed, and crashed ones go on.
 
 A killed process cannot say so, and Prefect would show its run as Running for ever. Every flow run of ours sends a
 heartbeat each :data:`HEARTBEAT_SECONDS`; the server sets a run to Crashed that has sent none for
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -25,8 +25,12 @@ HEARTBEAT_SECONDS = 30  # the least that Prefect takes
 SILENCE_SECONDS = 120
 
 NAME = "fedbench: close runs whose process is gone"
+GO_ON = "fedbench: a crashed federation goes on"
+MOST_STARTS = 5  # of one run, its first included
+_LONGEST = timedelta(days=90)  # from a run's start to its crash
+Done = Literal["made", "changed", "there"]
 # Flows whose processes send the heartbeat this often; a server's other flows are none of ours.
-FLOWS = ("federation", "round", "round-0", "clean-up")
+FLOWS = ("federation", "round", "round-0", "clean-up", "resident")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 # A suspended run has no process, and is not dead.
 _ENDS = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended"))
@@ -61,29 +65,63 @@ def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
     )
 
 
-async def ensure_automation(automation: AutomationCore | None = None) -> UUID:
+def go_on_automation() -> AutomationCore:
+    """A run of a federation's deployment that crashed after it had begun is started again, four times at most.
+
+    One that crashes before it begins is left alone: the next start would end like it, at once and for ever.
+    """
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    return AutomationCore(
+        name=GO_ON,
+        description="Its process is gone, or its worker. It goes on from its last committed round, as the same run.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            after={"prefect.flow-run.Running"},
+            expect={"prefect.flow-run.Crashed"},
+            match={
+                "prefect.resource.id": "prefect.flow-run.*",
+                "prefect.run-count": [str(count) for count in range(1, MOST_STARTS)],
+            },
+            match_related=[
+                {"prefect.resource.role": "flow", "prefect.resource.name": "federation"},
+                {"prefect.resource.role": "deployment"},
+            ],
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=_LONGEST,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED, name="AwaitingRetry", message="It goes on from its last committed round."
+            )
+        ],
+    )
+
+
+async def ensure_automation(wanted: AutomationCore) -> tuple[UUID, Done]:
     """Have the automation at the Prefect server as it is here: made, or brought up to date, once. Returns its id.
 
     It is known by its name. One that is right is not touched: the server would forget the heartbeats that it has
     counted. One that somebody has disabled stays disabled. What older versions left double is removed.
-
-    automation: default :func:`dead_run_automation`.
     """
     from prefect.client.orchestration import get_client
 
-    wanted = automation or dead_run_automation()
     async with get_client() as client:
         found = await client.read_automations_by_name(wanted.name)
         for double in found[1:]:
             await client.delete_automation(double.id)
         if not found:
-            return await client.create_automation(wanted)
+            return await client.create_automation(wanted), "made"
         there = found[0]
         wanted = wanted.model_copy(update={"enabled": there.enabled})
         fields = ("description", "trigger", "actions")
         if any(_document(there, name) != _document(wanted, name) for name in fields):
             await client.update_automation(there.id, wanted)
-        return there.id
+            return there.id, "changed"
+        return there.id, "there"
 
 
 def _document(automation: AutomationCore, name: str) -> object:

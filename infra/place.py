@@ -53,7 +53,8 @@ class Place:
     committed: told of each round's record after its commit; it logs and shows it.
     started: told the id of the federation's flow run when it begins.
     finished: called after the last round; leaves what its readers want, and returns it.
-    history: records of the committed rounds, from 0; too large to be a flow's parameter.
+    history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
+    ready, not_ready: what wake_up found of the clients, as large for 1,700 of them.
     """
 
     settings: Settings
@@ -67,6 +68,8 @@ class Place:
     started: Callable[[str], None]
     finished: Callable[[Place], Awaitable[Leavings]]
     history: list[Any] = field(default_factory=list)
+    ready: list[Any] = field(default_factory=list)
+    not_ready: list[Any] = field(default_factory=list)
 
 
 _PLACE: ContextVar[Place] = ContextVar("fedbench_place")

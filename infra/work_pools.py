@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from infra.automations import Done
 from infra.errors import SettingsError
 from infra.worker.gpu_worker import GpuWorker
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import WorkPool
 
-Done = Literal["made", "changed", "there"]
 _WORKERS = {worker.type: worker for worker in (ProcessWorker, GpuWorker)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import random
 import time
@@ -94,14 +95,17 @@ def qualified_clients(spec: FederationSpec, answers: Sequence[ResourceAnswer]) -
 
 def pack_shards(sizes: dict[str, int], shards: int | None) -> tuple[tuple[str, ...], ...]:
     """Clients of each turn: greatest first, each to the turn with the fewest images so far; greatest turn first."""
-    order = sorted(sizes, key=lambda client: (-sizes[client], list(sizes).index(client)))
+    order = sorted(sizes, key=lambda client: -sizes[client])  # stable: of equal sizes, client order
     if shards is None or shards >= len(order):
         return tuple((client,) for client in order)
     turns: list[list[str]] = [[] for _ in range(shards)]
+    images = [(0, turn) for turn in range(shards)]  # a heap: the first of the smallest turns comes first
     for client in order:
-        min(turns, key=lambda turn: sum(sizes[member] for member in turn)).append(client)
-    turns.sort(key=lambda turn: -sum(sizes[member] for member in turn))
-    return tuple(tuple(turn) for turn in turns)
+        total, turn = images[0]
+        turns[turn].append(client)
+        heapq.heapreplace(images, (total + sizes[client], turn))
+    ordered = sorted(images, key=lambda item: (-item[0], item[1]))
+    return tuple(tuple(turns[turn]) for _, turn in ordered)
 
 
 @task(
@@ -175,7 +179,8 @@ async def _new_plan(
             f"round {round_number}: check_client_resource: in {rule.max_draws} draws never more than "
             f"{rule.min_qualified:.0%} of the clients were under participation.max_load ({rule.max_load})"
         )
-    sizes = {info.client: info.train_size for info in clients if info.client in qualified}
+    chosen = set(qualified)
+    sizes = {info.client: info.train_size for info in clients if info.client in chosen}
     return RoundPlan(
         federation=federation,
         round=round_number,

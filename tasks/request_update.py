@@ -178,16 +178,18 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     return None
 
 
-def stored_updates(place: Place, plan: RoundPlan) -> dict[str, UpdateRecord]:
+def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None = None) -> dict[str, UpdateRecord]:
     """Updates of an open round that are in the store and answer its plan, by client; their weights are there too.
 
-    A partial sum's are all there, or none of them.
+    ``clients``: those that are looked for; left out, the whole cohort. A partial sum's are all there, or none of them.
     """
     layout = place.layout
+    there = place.objects.list(layout.updates(plan.round))  # most often none: one request, not one a client
     found = {}
-    for client in plan.cohort:
+    # Whether a partial sum is whole, the clients that are looked for do not tell.
+    for client in plan.cohort if clients is None or plan.partial_sums else clients:
         key = layout.update_record(plan.round, client)
-        document = place.objects.get_json(key)
+        document = place.objects.get_json(key) if key in there else None
         if document is None:
             continue
         try:
@@ -202,7 +204,8 @@ def stored_updates(place: Place, plan: RoundPlan) -> dict[str, UpdateRecord]:
             place.weights.get(shared[0].weights.key, shared[0].weights.sha256, shared[0].weights.bytes)
         except StoreCorrupt:
             incomplete |= {update.client: "its weights are lost" for update in shared}
-    return {client: update for client, update in found.items() if client not in incomplete}
+    wanted = found.keys() if clients is None else set(clients)
+    return {client: update for client, update in found.items() if client in wanted and client not in incomplete}
 
 
 def _refusal(client: str, reason: str) -> ClientFailure:
@@ -232,7 +235,7 @@ async def request_update(
     )
 
     async def finished() -> set[str]:
-        return set(await asyncio.to_thread(stored_updates, place, plan)) & set(clients)
+        return set(await asyncio.to_thread(stored_updates, place, plan, clients))
 
     rule = spec.participation
     replies = await hand_out(place, request, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
@@ -244,8 +247,7 @@ async def request_update(
     lost_replies = [client for client in clients if client not in updates and client not in dropped]
     if lost_replies:
         # Their turn was lost after the update was in the store.
-        stored = await asyncio.to_thread(stored_updates, place, plan)
-        updates |= {client: stored[client] for client in lost_replies if client in stored}
+        updates |= await asyncio.to_thread(stored_updates, place, plan, lost_replies)
     for update in updates.values():
         reason = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
         if reason is not None:

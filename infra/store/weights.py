@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from infra.store.objects import ObjectStore
 IN_USE_SECONDS = 600.0  # a file asked for in this time is not evicted: a slot may be about to open it
 LEFTOVER_SECONDS = 3600.0  # a temporary file this old belongs to a process that died
 LOCK_SECONDS = 600.0  # for another slot's download
+EVICT_PART = 0.02  # of the limit: what a process adds to the cache before it looks through it again
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class WeightStore:
         self.objects = objects
         self.cache_dir = cache_dir
         self.cache_bytes = cache_megabytes * 1_000_000
+        self._added = 0
 
     def put(self, key: str, content: Path | bytes) -> StoredObject:
         """Upload safetensors (a file's, or bytes) as ``key``, and keep them in the cache.
@@ -69,7 +71,7 @@ class WeightStore:
             digest, size = _copy(content, temporary)
             self.objects.put_file(key, temporary)
             self._keep(temporary, digest)
-        self.evict()
+        self._evict_after(size)
         return StoredObject(key, digest, size)
 
     def get(self, key: str, sha256: str, size: int) -> Fetched:
@@ -94,12 +96,24 @@ class WeightStore:
         finally:
             if locked:
                 lock.release()
-        self.evict()
+        self._evict_after(size)
         return Fetched(path, size)
 
     def path(self, sha256: str) -> Path:
         """Where the cache keeps this content, whether or not it is there."""
         return self.cache_dir / sha256[:2] / f"{sha256}.safetensors"
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drop from the cache what nobody will ask for again: before it reaches the disk, if it is new."""
+        for sha256 in digests:
+            self.path(sha256).unlink(missing_ok=True)
+
+    def _evict_after(self, size: int) -> None:
+        # Looking at every file after every put would cost a round of n clients n² looks.
+        self._added += size
+        if self._added > EVICT_PART * self.cache_bytes:
+            self._added = 0
+            self.evict()
 
     def evict(self) -> None:
         """Remove the files longest unused until the cache is under its limit; none that may be in use."""

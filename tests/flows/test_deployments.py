@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from flows.deploy import cron_schedule, go_on
+from flows.deploy import cron_schedule
 from flows.deployments import (
     GPU_WORKER,
     PROCESS,
@@ -25,6 +25,7 @@ from flows.deployments import (
     prefect_yaml,
     with_schedules,
 )
+from infra.automations import go_on_automation
 from infra.errors import PrefectUnavailable, SettingsError
 from infra.prefect_api import prefect_api
 from infra.settings import Settings
@@ -148,7 +149,7 @@ def test_a_schedule_that_cannot_be_read() -> None:
 
 
 def test_only_runs_of_deployments_that_had_begun_go_on() -> None:
-    trigger = go_on().trigger.model_dump(mode="json")
+    trigger = go_on_automation().trigger.model_dump(mode="json")
     assert trigger["after"] == ["prefect.flow-run.Running"]
     assert {"prefect.resource.role": "deployment"} in [_labels(related) for related in trigger["match_related"]]
     assert "0" not in _labels(trigger["match"])["prefect.run-count"]

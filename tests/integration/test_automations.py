@@ -101,7 +101,7 @@ class Run:
 
 def ensured(api: str, automation: Any = None) -> UUID:
     async def ensure(client: Any) -> UUID:
-        return await ensure_automation(automation)
+        return (await ensure_automation(automation or dead_run_automation()))[0]
 
     return at(api, ensure)
 

@@ -21,8 +21,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, Pending, Running, State
 from workers import ROOT, eventually, make_pool, prefect_server
 
-from flows.deploy import GO_ON
 from flows.deployments import deployments
+from infra.automations import GO_ON
 from infra.worker.gpu_worker import GpuWorker
 
 pytestmark = pytest.mark.integration
@@ -70,11 +70,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with prefect_server(tmp_path_factory.mktemp("server")):
         folder = tmp_path_factory.mktemp("user")
         would = deploy(folder, "--dry-run")
-        assert would.count("would be made") == len(NAMES) + 3  # two pools, one automation
+        assert would.count("would be made") == len(NAMES) + 4  # two pools, one automation
         assert ask(lambda client: client.read_deployments()) == []
         assert ask(lambda client: client.read_work_pools()) == []
         made = deploy(folder)
-        assert made.count("  made  http://127.0.0.1") == len(NAMES) + 3
+        assert made.count("  made  http://127.0.0.1") == len(NAMES) + 4
         assert "start one: prefect worker start --pool gpu --type fedbench-gpu" in made
         yield folder
 
@@ -108,7 +108,7 @@ def test_a_second_time_nothing_is_made_and_what_users_changed_stays(home: Path) 
     ask(lambda client: client.update_work_pool("fedbench", WorkPoolUpdate(base_job_template=template)))
     ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(job_variables={"env": {"A": "1"}})))
     again = deploy(home)
-    assert again.count("there already") == len(NAMES) + 3, again
+    assert again.count("there already") == len(NAMES) + 4, again
     ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(description="mine", tags=["mine"])))
     assert deploy(home).count("brought up to date") == 1
     after = read(PRESET)

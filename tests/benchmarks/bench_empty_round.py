@@ -1,0 +1,196 @@
+"""What coordination costs: rounds in which nothing is learned, ours against Flower's simulation.
+
+    pytest tests/benchmarks/bench_empty_round.py                          # holds the limits, all sizes
+    python tests/benchmarks/bench_empty_round.py                          # prints the tables
+    python tests/benchmarks/bench_empty_round.py --sizes tiny-5 --rounds 6 --no-flower
+
+Training adds one constant to one tensor, evaluation detects nothing; all else is real. Ours is the command
+``fedbench`` with its embedded S3, Prefect and MLflow (:mod:`empty_turns`): weights moved, checked, aggregated,
+committed, tracked, and in the store when a round ends. Flower's is FedAvg in its simulation with Ray
+(:mod:`flower_app`), training and evaluation on all clients, with arrays of the same shapes; it keeps nothing. Both
+have all cores. Seconds are medians of the rounds after the first.
+
+Flower's requirements collide with Prefect's, so it has a virtual environment of its own: the one that
+``FEDBENCH_FLOWER_VENV`` names, else one made below the user's cache folder; without it, Flower's half is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from flows.stored import opened_store
+from infra.settings import Settings
+from tasks.detectors.registry import build_detector
+from tasks.detectors.state import serialise, state_of
+from tasks.spec.detector import YoloV3, YoloV3Tiny
+from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.training import EvaluationSpec, TrainingSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from empty_turns import STEPS
+from measured_runs import HERE, MeasuredRun, data_of, environment_of, run, table, write_data, write_seconds
+
+FLOWER = "flwr[simulation]==1.42.*"
+TIMES_THE_WRITING = 1.3
+ROUNDS = 5
+CLASSES = 7  # of the synthetic street
+
+
+class Size(NamedTuple):
+    detector: type[YoloV3Tiny] | type[YoloV3]
+    clients: int
+
+
+SIZES = {
+    "tiny-5": Size(YoloV3Tiny, 5),
+    "tiny-20": Size(YoloV3Tiny, 20),
+    "tiny-100": Size(YoloV3Tiny, 100),
+    "yolov3-5": Size(YoloV3, 5),
+}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def participations() -> dict[str, Participation]:
+    """How updates travel: one an update, and, where the specification knows it, one sum a turn."""
+    ways = {"updates": Participation(), "updates, a turn a slot": Participation(shards=cores())}
+    if "partial_sums" in Participation.model_fields:
+        ways["partial sums"] = Participation.model_validate({"shards": cores(), "partial_sums": True})
+    return ways
+
+
+def spec_of(size: Size, participation: Participation, rounds: int) -> FederationSpec:
+    return FederationSpec(
+        max_rounds=rounds,
+        data=data_of(size.clients),
+        detector=size.detector(width=64, height=64),
+        training=TrainingSpec(),
+        evaluation=EvaluationSpec(batch_size=4),
+        participation=participation,
+    )
+
+
+def our_run(home: Path, name: str, size: Size, participation: Participation, rounds: int) -> MeasuredRun:
+    data = write_data(home, 2 * size.clients, 8)
+    spec = spec_of(size, participation, rounds)
+    found = run(home, name, spec, data, command=(str(HERE / "empty_turns.py"),))
+    for record in found.records[1:]:
+        assert len(record.updates) == size.clients, record.dropped
+        assert {update.steps for update in record.updates} == {STEPS}, "these turns have trained"
+    for before, after in itertools.pairwise(found.records):
+        assert before.model.sha256 != after.model.sha256
+    return found
+
+
+def writing(home: Path, size: Size, repeats: int = 3) -> float:
+    """Median seconds to write a round's updates to the store, with nothing else."""
+    content = serialise(state_of(build_detector(size.detector(), CLASSES, seed=1)))
+    with opened_store(Settings(home=home)) as objects:
+        return statistics.median(write_seconds(objects, content, size.clients, cores()) for _ in range(repeats))
+
+
+def flower_python() -> Path:
+    """Python of an environment that has Flower, made where there is none.
+
+    Raises:
+        RuntimeError: it cannot be made.
+    """
+    named = os.environ.get("FEDBENCH_FLOWER_VENV")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(named) if named else cache / "fedbench" / "flower"
+    python = folder / "bin" / "python"
+    if python.exists() and _imports_flower(python):
+        return python
+    try:
+        venv.create(folder, with_pip=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", FLOWER]
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, "stdout", None) or str(error)
+        raise RuntimeError(f"{folder}: Flower cannot be installed: {str(why).strip().splitlines()[-1]}") from None
+    return python
+
+
+def _imports_flower(python: Path) -> bool:
+    return subprocess.run([python, "-c", "import flwr, ray"], check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> float:
+    """Median seconds of Flower's rounds after the first."""
+    state = state_of(build_detector(size.detector(), CLASSES, seed=1))
+    shapes = folder / f"{size.detector.__name__}.json"
+    shapes.write_text(json.dumps([[list(tensor.shape), str(tensor.numpy().dtype)] for tensor in state.values()]))
+    quiet = {"FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [python, HERE / "flower_app.py", shapes, str(size.clients), str(rounds), str(cores())]
+    done = subprocess.run(command, env=environment_of(quiet), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"Flower ended with {done.returncode}: {done.stderr[-2000:]}")
+    ends: list[float] = json.loads(done.stdout.splitlines()[-1])["ends"]
+    return statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
+
+
+def figures(folder: Path, name: str, rounds: int, *, flower: bool = True) -> list[dict[str, Any]]:
+    """One row for each way of sending updates, and one for Flower."""
+    size = SIZES[name]
+    rows: list[dict[str, Any]] = []
+    for number, (way, participation) in enumerate(participations().items()):
+        home = folder / f"{name}-{number}"
+        found = our_run(home, f"empty-{name}-{number}", size, participation, rounds)
+        rows.append({"size": name, "what": way, "seconds": found.seconds, **found.phases})
+        if not number:
+            writes = {"size": name, "what": "writing the updates alone", "seconds": writing(home, size)}
+    rows.append(dict.fromkeys(rows[0]) | writes)
+    if flower:
+        seconds = flower_seconds(flower_python(), folder, size, rounds)
+        rows.append(dict.fromkeys(rows[0]) | {"size": name, "what": "Flower", "seconds": seconds})
+    return rows
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("name", SIZES)
+def test_an_empty_round_against_flower(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        flower_python()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:  # not pytest's, which keeps gigabytes
+        rows = figures(Path(folder), name, ROUNDS)
+    with capsys.disabled():
+        print("\n" + table(rows))
+    seconds = {row["what"]: row["seconds"] for row in rows}
+    limit = seconds.pop("Flower")
+    written = seconds.pop("writing the updates alone")
+    if name == "yolov3-5":
+        limit = max(limit, TIMES_THE_WRITING * written)
+    assert seconds["updates"] <= limit, rows
+    assert seconds.get("partial sums", 0.0) <= limit, rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", nargs="*", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--no-flower", action="store_true")
+    options = parser.parse_args()
+    for name in options.sizes:
+        with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
+            rows = figures(Path(folder), name, options.rounds, flower=not options.no_flower)
+        print(table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

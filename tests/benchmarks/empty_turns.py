@@ -1,0 +1,62 @@
+"""Turns without learning: importing this, in a slot's parent, takes training and evaluation out of the real turns.
+
+Instead of training, each client adds a constant of its own to one tensor, so that no two updates are equal; an
+evaluation reads its batches and detects nothing. All else is what a turn does: weights are fetched, loaded, checked,
+serialised and stored, records written.
+
+    python empty_turns.py run SPEC --name NAME …     # the command fedbench, over such turns
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.data.loading import Batch
+    from tasks.data.samples import ImageSample
+    from tasks.detectors.base import Detector
+    from tasks.spec.training import EvaluationSpec, TrainingSpec
+    from tasks.training.evaluation import PartResult
+    from tasks.training.local import TrainingResult
+
+# What an empty turn says of its steps; a turn that trained would have taken others.
+STEPS = 4242
+
+
+def train(detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, client: str, **_: Any) -> TrainingResult:
+    import torch
+
+    from tasks.training.local import TrainingResult
+
+    with torch.no_grad():
+        next(detector.parameters()).add_(1e-6 * (1 + zlib.crc32(client.encode()) % 1000))
+    return TrainingResult(loss=0.0, terms={}, images=0, steps=STEPS, seconds=0.0)
+
+
+def evaluate(
+    detector: Detector, batches: Iterable[Batch], samples: Sequence[ImageSample], spec: EvaluationSpec, *, device: str
+) -> PartResult:
+    from tasks.metrics.detections import ImageDetections
+    from tasks.training.evaluation import PartResult
+
+    indices = [index for batch in batches for index in batch.indices]
+    return PartResult([0.0], len(indices), {index: ImageDetections.empty() for index in indices}, 0.0)
+
+
+def _replace() -> None:
+    from tasks import request_update, stop_and_eval
+
+    request_update.train = train  # type: ignore[assignment]
+    stop_and_eval.evaluate = evaluate
+
+
+if __name__ == "__main__":
+    from flows import run
+    from flows.cli.app import main
+
+    run.PRELOAD = (*run.PRELOAD, "empty_turns")  # type: ignore[assignment]
+    main()
+elif __name__ == "empty_turns":
+    _replace()

@@ -1,0 +1,152 @@
+"""Federations of the benchmarks: their data, the command in a process of its own, and what it took."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from flows.stored import opened_store, read_run
+from infra.settings import Settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from tasks.data.catalog import load_data
+from tasks.data.export import write_coco
+from tasks.spec.data import Coco, Iid, SyntheticStreet
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
+
+HERE = Path(__file__).resolve().parent
+DATA_NAME = "many-clients"
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """Records of a run that has ended; ``memory`` is (time, resident bytes) of its coordinator, all along."""
+
+    records: list[RoundRecord]
+    record_bytes: list[int]
+    memory: list[tuple[float, int]]
+
+    @property
+    def round_seconds(self) -> list[float]:
+        """From one commit to the next: rounds 1, 2, …"""
+        return [
+            (after.committed - before.committed).total_seconds() for before, after in itertools.pairwise(self.records)
+        ]
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Median seconds by phase of the rounds after the first; the rest is commit, tracking and Prefect's runs."""
+        records = self.records[2:]
+        phases = {
+            name: statistics.median(record.seconds[name] for record in records) for name in self.records[-1].seconds
+        }
+        rest = [
+            seconds - sum(record.seconds.values())
+            for record, seconds in zip(records, self.round_seconds[1:], strict=True)
+        ]
+        return {**phases, "commit, tracking": statistics.median(rest)}
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds of the rounds after the first."""
+        return statistics.median(self.round_seconds[1:])
+
+    def peak_memory(self, number: int) -> int:
+        """Most resident bytes of the coordinator between two commits, the second being round ``number``'s."""
+        began, ended = (self.records[at].committed.timestamp() for at in (number - 1, number))
+        return max(size for moment, size in self.memory if began <= moment <= ended)
+
+
+def write_data(folder: Path, images: int, test_images: int) -> Path:
+    """Synthetic street images of the smallest size in COCO's form, to be divided among any number of clients."""
+    street = SyntheticStreet(train_images=max(images, 40), test_images=test_images, width=64, height=64)
+    root = folder / f"street-{images}-{test_images}"
+    if not root.exists():
+        write_coco(load_data(street, root_of=lambda name: None, cache=folder / "drawn"), root)
+    return root
+
+
+def data_of(clients: int) -> Coco:
+    return Coco(name=DATA_NAME, clients=Iid(clients=clients))
+
+
+def run(
+    home: Path, name: str, spec: FederationSpec, data: Path, *, command: Sequence[str] = ("-m", "flows.cli")
+) -> MeasuredRun:
+    """``fedbench run`` (or ``command``, an own main program's arguments to Python) to its end."""
+    home.mkdir(parents=True, exist_ok=True)
+    file = home / f"{name}.yaml"
+    file.write_text(spec.to_yaml(), encoding="utf-8")
+    arguments = [sys.executable, *command, "run", str(file), "--name", name, "--home", str(home), "--quiet"]
+    search = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+    environment = environment_of({"PYTHONPATH": search, "FEDBENCH_DATA_ROOTS": f'{{"{DATA_NAME}": "{data}"}}'})
+    memory: list[tuple[float, int]] = []
+    with subprocess.Popen(arguments, env=environment, cwd=HERE.parents[1], stdout=subprocess.DEVNULL) as process:
+        watched = threading.Thread(target=_watch, args=(process.pid, memory))
+        watched.start()
+        code = process.wait()
+        watched.join()
+    if code:
+        raise RuntimeError(f"{name}: fedbench ended with {code}; see {home / 'runs' / name}")
+    settings = Settings(home=home)
+    with opened_store(settings) as objects:
+        records = read_run(objects, settings, name).records
+        layout = FederationLayout(settings.s3.prefix, name)
+        sizes = [objects.size(layout.marker(record.round)) or 0 for record in records]
+    return MeasuredRun(records, sizes, memory)
+
+
+def environment_of(own: Mapping[str, str]) -> dict[str, str]:
+    """This process's, without the services and settings of whoever measures."""
+    foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "AWS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | own
+
+
+def _watch(pid: int, memory: list[tuple[float, int]]) -> None:
+    try:
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            memory.append((time.time(), process.memory_info().rss))
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def table(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows of the same columns as aligned text."""
+    lines = list(rows)
+    shown = [list(lines[0]), *([_cell(value) for value in row.values()] for row in lines)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write_seconds(objects: ObjectStore, content: bytes, count: int, writers: int) -> float:
+    """Seconds to put ``content`` as ``count`` objects, ``writers`` at a time: what the store alone takes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    keys = [f"written/{number}" for number in range(count)]
+    objects.put_bytes(keys[0], content[:1])  # the first call makes the client
+    began = time.perf_counter()
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(lambda key: objects.put_bytes(key, content), keys))
+    seconds = time.perf_counter() - began
+    objects.delete(keys)
+    return seconds
