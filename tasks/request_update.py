@@ -125,9 +125,7 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     return None
 
 
-def stored_updates(
-    place: Place, plan: RoundPlan, clients: Sequence[str] | None = None
-) -> dict[str, UpdateRecord]:
+def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None = None) -> dict[str, UpdateRecord]:
     """Updates of an open round that are in the store and answer its plan, by client; their weights are there too.
 
     ``clients``: those that are looked for; left out, the whole cohort.
