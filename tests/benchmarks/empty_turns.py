@@ -1,4 +1,4 @@
-"""Turns without learning: importing this takes training and evaluation out of a process's real turns; slots' parents do.
+"""Turns without learning: a process that imports this neither trains nor evaluates in its turns.
 
 Instead of training, each client adds a constant of its own to one tensor, so that no two updates are equal; an
 evaluation reads its batches and detects nothing. All else is what a turn does: weights are fetched, loaded, checked,
