@@ -1,4 +1,4 @@
-"""Turns without learning: importing this, in a slot's parent, takes training and evaluation out of the real turns.
+"""Turns without learning: a process that imports this neither trains nor evaluates in its turns.
 
 Instead of training, each client adds a constant of its own to one tensor, so that no two updates are equal; an
 evaluation reads its batches and detects nothing. All else is what a turn does: weights are fetched, loaded, checked,
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from tasks.training.evaluation import PartResult
     from tasks.training.local import TrainingResult
 
-# What an empty turn says of its steps; a turn that trained would have taken others.
-STEPS = 4242
-
 
 def train(detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, client: str, **_: Any) -> TrainingResult:
     import torch
@@ -32,7 +29,7 @@ def train(detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, c
 
     with torch.no_grad():
         next(detector.parameters()).add_(1e-6 * (1 + zlib.crc32(client.encode()) % 1000))
-    return TrainingResult(loss=0.0, terms={}, images=0, steps=STEPS, seconds=0.0)
+    return TrainingResult(loss=0.0, terms={}, images=0, steps=1, seconds=0.0)
 
 
 def evaluate(

@@ -163,3 +163,22 @@ def test_the_longest_unused_go_first_and_none_in_use(object_store: ObjectStore, 
     store.evict()
     assert [path.exists() for path in paths] == [True, False, False, True]
     assert not leftover.exists()
+
+
+def test_what_is_forgotten_leaves_the_cache_alone(object_store: ObjectStore, tmp_path: Path) -> None:
+    store = _cache(object_store, tmp_path)
+    ref = store.put("weights/forgotten.safetensors", _weights(9))
+    store.forget([ref.sha256, "0" * 64])
+    assert not store.path(ref.sha256).exists()
+    assert store.get(ref.key, ref.sha256, ref.bytes).downloaded == ref.bytes
+
+
+def test_the_cache_is_looked_through_once_enough_was_added(object_store: ObjectStore, tmp_path: Path) -> None:
+    store = _cache(object_store, tmp_path, megabytes=1)
+    old = store.put("weights/old.safetensors", _weights(10, 240_000))
+    long_ago = time.time() - 2 * IN_USE_SECONDS
+    os.utime(store.path(old.sha256), (long_ago, long_ago))
+    store.put("weights/small.safetensors", _weights(11))
+    assert store.path(old.sha256).exists()
+    store.put("weights/large.safetensors", _weights(12, 240_000))
+    assert not store.path(old.sha256).exists()
