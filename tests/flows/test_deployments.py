@@ -60,7 +60,7 @@ def test_prefect_yaml_describes_the_same_deployments() -> None:
     for name, entry in entries.items():
         item = TABLE[name]
         assert entry["entrypoint"] == item.entrypoint
-        assert entry["work_pool"] == {"name": item.pool}
+        assert entry["work_pool"] == {"name": item.pool, "job_variables": item.job_variables}
         assert (entry["description"], tuple(entry["tags"])) == (item.description, item.tags)
         assert entry.get("parameters", {}) == item.parameters
         limit = entry.get("concurrency_limit")

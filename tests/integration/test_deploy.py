@@ -70,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with prefect_server(tmp_path_factory.mktemp("server")):
         folder = tmp_path_factory.mktemp("user")
         would = deploy(folder, "--dry-run")
-        assert would.count("would be made") == len(NAMES) + 4  # two pools, one automation
+        assert would.count("would be made") == len(NAMES) + 4  # two pools, two automations
         assert ask(lambda client: client.read_deployments()) == []
         assert ask(lambda client: client.read_work_pools()) == []
         made = deploy(folder)

@@ -43,7 +43,12 @@ class Here:
         self.deadlines.append(deadline)
         return turn(argument)
 
-    def close(self) -> None: ...
+    def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        return (tuple(clients),)
+
+    async def open(self, coordinator: str) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 def client_state(client: str) -> State:
