@@ -7,8 +7,12 @@ from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Any
 
+import httpx
+from prefect.exceptions import PrefectHTTPStatusError
+
 from flows.start import PRELOAD
 from flows.turn import take_turn
+from infra.errors import InfraError, PoolUnusable, SettingsError, TrackingUnavailable
 from infra.place import Leavings, Place, Reporter
 from infra.settings import Settings
 from infra.slots import LocalSlots, TurnRunner
@@ -16,10 +20,12 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
-from tasks.errors import SpecError
+from tasks.errors import FedbenchError, SpecError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.turns import TurnReply
 
+# Times that a run goes on by itself after its store or Prefect's API was gone; each needs a service that is back.
+MAX_RESTARTS = 20
 # A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
 GRACE_SECONDS = 3.0
 
@@ -102,3 +108,29 @@ def job_variables(spec: FederationSpec) -> dict[str, Any]:
         "threads": spec.training.threads,
         "grace_seconds": GRACE_SECONDS,
     }
+
+
+def place_failed(error: BaseException) -> bool:
+    """Whether the store or an API was unreachable, rather than the federation wrong."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, httpx.TransportError | ConnectionError):
+            return True
+        if isinstance(current, InfraError) and not isinstance(
+            current, SettingsError | TrackingUnavailable | PoolUnusable
+        ):
+            return True
+        if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
+            return True
+        if isinstance(current, FedbenchError):
+            return False
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a line of the display."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

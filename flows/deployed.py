@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -18,7 +18,15 @@ from prefect import runtime
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.coordinator import local_slots, make_place, pool_slots, uses_pools
+from flows.coordinator import (
+    MAX_RESTARTS,
+    first_line,
+    local_slots,
+    make_place,
+    place_failed,
+    pool_slots,
+    uses_pools,
+)
 from flows.prefect_runs import close_dead_runs
 from flows.progress import LogProgress
 from flows.report import RunReport
@@ -92,15 +100,14 @@ def pinned(spec: FederationSpec, settings: Settings) -> FederationSpec:
 
 
 @contextlib.asynccontextmanager
-async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[tuple[str, FederationSpec]]:
+async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationSpec]:
     """A place for the federation, all checked before a slot is taken; let go of afterwards.
 
-    Gives the federation's name, and its specification with what this machine fills in.
+    Gives the specification with what this machine fills in.
 
     Raises:
         FedbenchError, InfraError: it cannot start; the message says why.
     """
-    name = name or default_name()
     settings = place_settings()
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
@@ -142,7 +149,7 @@ async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[tupl
             await asyncio.to_thread(report.open, history)
             set_place(place)
             try:
-                yield name, spec
+                yield spec
             except asyncio.CancelledError:
                 await asyncio.to_thread(report.close, "KILLED")
                 raise
@@ -151,3 +158,22 @@ async def deployed(name: str | None, spec: FederationSpec) -> AsyncIterator[tupl
                 raise
             finally:
                 await place.slots.close()
+
+
+async def run_deployed(
+    name: str | None, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]
+) -> int:
+    """``rounds`` at a place of the federation's, again from its last commit while store or servers are away."""
+    name, restarts = name or default_name(), 0
+    while True:
+        try:
+            async with deployed(name, spec) as whole:
+                return await rounds(name, whole)
+        except Exception as error:
+            if not place_failed(error) or restarts >= MAX_RESTARTS:
+                raise
+            restarts += 1
+            get_run_logger().warning(
+                "%s: going on from the last commit (restart %d)", first_line(error), restarts, exc_info=True
+            )
+            await asyncio.sleep(min(restarts, 10))

@@ -59,10 +59,9 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
     """
     if name is not None and has_place():
         return await rounds(name, spec)
-    from flows.deployed import deployed  # here, because the command line has a place of its own
+    from flows.deployed import run_deployed  # here, because the command line has a place of its own
 
-    async with deployed(name, spec) as (name, spec):
-        return await rounds(name, spec)
+    return await run_deployed(name, spec, rounds)
 
 
 async def rounds(name: str, spec: FederationSpec) -> int:

@@ -26,14 +26,13 @@ from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
-from infra.errors import InfraError, PoolUnusable, SettingsError, TrackingUnavailable
+from infra.errors import InfraError
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
 from infra.slots import start_fork_server
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from tasks.errors import FedbenchError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Times that a run goes on by itself after its store or Prefect's API was gone; each needs a service that is back.
-MAX_RESTARTS = 20
 # The file of a run's folder that its report writes last.
 REPORTED = "rounds.png"
 SUPERVISE_SECONDS = 2.0
@@ -179,6 +176,7 @@ def _run_until_done(
     slots: int,
 ) -> Outcome:
     # Late: these import prefect, torch and mlflow, which must see the environment set above, and take seconds.
+    from flows.coordinator import MAX_RESTARTS, first_line, place_failed
     from flows.report import RunReport
 
     report = RunReport(name, spec, settings, services, run_folder(settings, name))
@@ -194,13 +192,13 @@ def _run_until_done(
             _close_open_runs(name, interrupted=True)
             raise
         except Exception as error:
-            if not _place_failed(error) or restarts >= MAX_RESTARTS:
+            if not place_failed(error) or restarts >= MAX_RESTARTS:
                 report.close("FAILED")
                 _close_open_runs(name, interrupted=False)
                 raise
             restarts += 1
             log.warning("the place failed, going on from the last commit: %s", error, exc_info=True)
-            progress.message(f"{_first_line(error)}: going on from the last commit (restart {restarts})")
+            progress.message(f"{first_line(error)}: going on from the last commit (restart {restarts})")
 
 
 @contextlib.contextmanager
@@ -290,34 +288,6 @@ def _attempt(
     with temporary_settings({names[name]: value for name, value in services.prefect_environment().items()}):
         asyncio.run(run())
     return Outcome(place.history, report.folder, already_finished=False, model=report.model)
-
-
-def _place_failed(error: BaseException) -> bool:
-    """Whether the store or an API was unreachable, rather than the federation wrong."""
-    import httpx
-    from prefect.exceptions import PrefectHTTPStatusError
-
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, httpx.TransportError | ConnectionError):
-            return True
-        if isinstance(current, InfraError) and not isinstance(
-            current, SettingsError | TrackingUnavailable | PoolUnusable
-        ):
-            return True
-        if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
-            return True
-        if isinstance(current, FedbenchError):
-            return False
-        current = current.__cause__ or current.__context__
-    return False
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def describe(spec: FederationSpec) -> str:
