@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,8 +20,10 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
-from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, Schedule
+from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, deployments, pools
 from infra.automations import dead_run_automation, ensure_automation, go_on_automation
+from infra.prefect_api import prefect_api
+from infra.settings import Settings
 from infra.work_pools import Done, ensure_pool, find_pool
 from tasks.errors import SpecError
 
@@ -58,6 +62,32 @@ def cron_schedule(when: Schedule) -> CronSchedule:
         what, found = ("--timezone", when.timezone) if item["loc"] == ("timezone",) else ("--schedule", when.cron)
         expected = "a time zone, as in Europe/Berlin" if what == "--timezone" else "five cron fields, as in 0 3 * * *"
         raise SpecError(f"{what}: expected {expected}, found {found!r}") from None
+
+
+def deploy_to(
+    settings: Settings,
+    names: PoolNames,
+    schedules: Mapping[str, Schedule | None] | None = None,
+    *,
+    dry_run: bool = False,
+) -> tuple[str, list[Deployed]]:
+    """:func:`deploy_all` of the whole table on the server that ``settings`` lead to. Returns its API's address too.
+
+    Raises:
+        SettingsError, SpecError, PrefectUnavailable: it cannot be done; the message says why.
+    """
+    logging.getLogger().handlers.clear()  # Prefect's import has it write to the terminal; errors are printed there
+    with prefect_api(settings) as address:
+        done = asyncio.run(
+            deploy_all(
+                pools(names),
+                deployments(names),
+                schedules or {},
+                coordinators=settings.pools.coordinator_runs,
+                dry_run=dry_run,
+            )
+        )
+    return address, done
 
 
 async def deploy_all(

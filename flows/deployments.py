@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.presets import PRESETS
@@ -54,8 +55,13 @@ class PoolNames:
     """What the pools are called. silos: those of devices whose workers run beside their data."""
 
     coordinators: str = "fedbench"
-    turns: str = "gpu"
+    turns: str = DEFAULT_TURN_POOL
     silos: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: PoolSettings, silos: Sequence[str] = ()) -> PoolNames:
+        """Those that the settings name, and further ``silos``."""
+        return cls(settings.coordinators, settings.turns or DEFAULT_TURN_POOL, (*settings.silos.values(), *silos))
 
     @property
     def gpu(self) -> list[str]:

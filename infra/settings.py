@@ -61,6 +61,9 @@ class WorkerSettings(BaseModel):
     server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
 
 
+DEFAULT_TURN_POOL = "gpu"
+
+
 class PoolSettings(BaseModel):
     """Prefect work pools that turns go to; without any, turns run in slots of the coordinator's own machine."""
 

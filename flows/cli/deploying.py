@@ -41,27 +41,18 @@ def deploy(
 
 
 def _deploy(schedules: list[str], timezone: str, silo_pools: list[str], dry_run: bool, home: Home) -> None:
-    import asyncio
-    import logging
-
-    from flows.deployments import PoolNames, deployments, pools, with_schedules
+    from flows.deployments import PoolNames, deployments, with_schedules
     from tasks.spec.base import check_name
 
     settings = place_settings(home)
     for name in silo_pools:
         check_name(name, source="--silo-pool")
-    ours = settings.pools
-    names = PoolNames(ours.coordinators, ours.turns or PoolNames.turns, (*ours.silos.values(), *silo_pools))
-    table = deployments(names)
-    asked = with_schedules(table, schedules, timezone)
+    names = PoolNames.of(settings.pools, silo_pools)
+    asked = with_schedules(deployments(names), schedules, timezone)
 
-    from flows.deploy import deploy_all
-    from infra.prefect_api import prefect_api
+    from flows.deploy import deploy_to
 
-    logging.getLogger().handlers.clear()  # Prefect's import has it write to the terminal; errors are printed here
-    with prefect_api(settings) as address:
-        limit = ours.coordinator_runs
-        done = asyncio.run(deploy_all(pools(names), table, asked, coordinators=limit, dry_run=dry_run))
+    address, done = deploy_to(settings, names, asked, dry_run=dry_run)
     out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)
     width = max(len(item.name) for item in done)
     for item in done:

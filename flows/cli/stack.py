@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 EXIT_NOT_UP = 1
 
-ServiceName = Annotated[str | None, typer.Argument(metavar="[SERVICE]", help="s3, prefect or mlflow. [all]")]
+ServiceName = Annotated[
+    str | None, typer.Argument(metavar="[SERVICE]", help="s3, prefect, mlflow, worker, coordinator. [all]")
+]
 
 
 def up(
@@ -26,12 +28,16 @@ def up(
     mlflow_database_url: Annotated[
         str | None, typer.Option(metavar="URL", help="postgresql://USER@HOST/DATABASE. [SQLite]")
     ] = None,
+    workers: Annotated[
+        bool, typer.Option("--workers/--servers-only", help="Deployments and workers too, or the servers alone.")
+    ] = True,
     home: Home = None,
 ) -> None:
-    """Start the S3, Prefect and MLflow servers of this home, and leave them running; `down` ends them.
+    """Start what one machine needs, and leave it running: S3, Prefect, MLflow, deployments, workers. `down` ends it.
 
-    Runs of this home use them. What has crashed since is started again, with all that it had. A URL with a password
-    goes into FEDBENCH_PREFECT_DATABASE_URL or FEDBENCH_MLFLOW_DATABASE_URL instead.
+    Federations can then be started from Prefect's page, and runs of this home use the servers. What has crashed since
+    is started again, with all that it had. A URL with a password goes into FEDBENCH_PREFECT_DATABASE_URL or
+    FEDBENCH_MLFLOW_DATABASE_URL instead.
 
     `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
     """
@@ -49,6 +55,9 @@ def up(
         settings = place_settings(home)
         stack = _stack(settings)
         started = stack.up(_say)
+        if workers and (started or not stack.workers_up()):
+            _deploy(settings)
+            started |= stack.up_workers(_say)
         if not started:
             out.print("is up already; nothing was changed")
         out.print(_table(stack.status()))
@@ -59,7 +68,7 @@ def up(
 
 
 def down(home: Home = None) -> None:
-    """End the servers that `up` started, and keep all that they have. A run in progress goes on with its own."""
+    """End what `up` started, and keep all that they have. A run in progress goes on with its own."""
     with plain_errors():
         settings = place_settings(home)
         ended = _stack(settings).down(_say)
@@ -88,7 +97,7 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of the past.")] = 50,
     home: Home = None,
 ) -> None:
-    """The logs of the S3, Prefect and MLflow servers.
+    """The logs of what `up` has started.
 
     `fedbench logs prefect -f`
     """
@@ -104,7 +113,7 @@ def logs(
         paths = {name: settings.home / "logs" / f"{name}.log" for name in names}
 
         def show(name: str, line: str) -> None:
-            prefix = f"{name:7} | " if service is None else ""
+            prefix = f"{name:11} | " if service is None else ""
             out.print(prefix + line, soft_wrap=True, highlight=False, markup=False)
 
         if not follow and not any(path.exists() for path in paths.values()):
@@ -120,6 +129,15 @@ def logs(
                 follow_logs(paths, offsets, show)
             except KeyboardInterrupt:
                 return
+
+
+def _deploy(settings: Settings) -> None:
+    """Pools, deployments and automations on the stack's Prefect server, unless they are there."""
+    from flows.deploy import deploy_to
+    from flows.deployments import PoolNames
+
+    names = PoolNames.of(settings.pools)
+    deploy_to(settings, names)
 
 
 def _stack(settings: Settings) -> Stack:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,17 +19,19 @@ from infra.errors import HomeInUse, SettingsError
 from infra.lock import FileLock
 from infra.services.credentials import draw_keys, read_keys
 from infra.services.database import check_postgresql, mlflow_database_uri, prefect_database_url
-from infra.services.environment_file import remove_environment, write_environment
+from infra.services.environment_file import remove_environment, stack_environment, write_environment
 from infra.services.mlflow_server import MlflowService, default_tracking_uri
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
 from infra.services.s3 import S3Service
 from infra.services.stack_state import PortChoice, StackState, read_state, without_own_addresses, write_state
-from infra.settings import S3Settings, Settings
+from infra.services.workers import CoordinatorWorker, TurnWorker
+from infra.settings import DEFAULT_TURN_POOL, S3Settings, Settings
 
-# In the order in which they are started. A further service (a worker) is one more name here, one more line in
-# `Stack.service` and `Stack._bare`, and begun and completed at the end of `Stack._start`, when Prefect answers.
-SERVICES = ("s3", "prefect", "mlflow")
+# In the order in which they are started. Workers come when the servers answer and have the work pools.
+SERVERS = ("s3", "prefect", "mlflow")
+WORKERS = ("worker", "coordinator")
+SERVICES = (*SERVERS, *WORKERS)
 WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
 State = Literal["up", "silent", "crashed", "down"]
 
@@ -64,16 +66,17 @@ class Stack:
             "s3": lambda: stack_s3(self.settings, state),
             "prefect": lambda: stack_prefect(self.settings, state),
             "mlflow": lambda: stack_mlflow(self.settings, state, self.settings.s3),
+            **self._worker_kinds({}),
         }
         return kinds[name]()
 
     def status(self) -> list[ServiceStatus]:
         """How each service is at the moment."""
         state = read_state(self.home)
-        return [self._status(name, state) for name in SERVICES]
+        return [self._status(name, state) for name in (SERVICES if state.workers else SERVERS)]
 
     def up(self, say: Callable[[str], None]) -> bool:
-        """Have all services up. Returns whether there was anything to do; ``say`` is told what takes time.
+        """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
 
         Raises:
             HomeInUse: a run has services of its own open.
@@ -87,7 +90,7 @@ class Stack:
             state = self._with_databases(found_state)
             for setting, address in _foreign_addresses(self.settings, state).items():
                 say(f"{setting} is set, so runs here use {address}, not this stack's")
-            before = self.status()
+            before = [self._status(name, found_state) for name in SERVERS]
             for found in before:
                 if found.run is not None:
                     raise HomeInUse(
@@ -108,13 +111,42 @@ class Stack:
                 raise
             return True
 
+    def workers_up(self) -> bool:
+        state = read_state(self.home)
+        return state.workers and all(self._status(name, state).state == "up" for name in WORKERS)
+
+    def up_workers(self, say: Callable[[str], None]) -> bool:
+        """Have the workers up too. The servers are, and have the work pools. Returns whether there was anything to do.
+
+        Raises:
+            ServiceFailed: one did not come up.
+        """
+        with self._alone(say):
+            state = read_state(self.home)
+            store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
+            variables = stack_environment(self.home, state.addresses, store, read_keys(self.home / "services"))
+            kinds = self._worker_kinds(variables)
+            pending = [kinds[name]() for name in WORKERS if self._status(name, state).state != "up"]
+            write_state(self.home, state.model_copy(update={"workers": True}))
+            if pending:
+                say("waiting for the workers …")
+            try:
+                for step in (Service.begin, Service.complete):
+                    for service in pending:
+                        step(service)
+            except BaseException:
+                for service in pending:
+                    service.stop()
+                raise
+            return bool(pending)
+
     def down(self, say: Callable[[str], None]) -> bool:
         """End all services of the stack, the last started first. Returns whether any was running."""
         if not (self.home / "services").exists():
             return False
         with self._alone(say):
             state = read_state(self.home)
-            write_state(self.home, state.model_copy(update={"up": False}))
+            write_state(self.home, state.model_copy(update={"up": False, "workers": False}))
             remove_environment(self.home)
             ended = [self._bare(name).end() for name in reversed(SERVICES)]
             return state.up or any(ended)
@@ -148,8 +180,18 @@ class Stack:
             "s3": lambda: S3Service(self.home, detached=True),
             "prefect": lambda: PrefectService(self.home, detached=True),
             "mlflow": lambda: MlflowService(self.home, S3Settings(), detached=True),
+            **self._worker_kinds({}),
         }
         return kinds[name]()
+
+    def _worker_kinds(self, variables: Mapping[str, str]) -> dict[str, Callable[[], Service]]:
+        pools = self.settings.pools
+        turns = pools.turns or DEFAULT_TURN_POOL
+        coordinating = {"FEDBENCH_POOLS__TURNS": turns, **variables}
+        return {
+            "worker": lambda: TurnWorker(self.home, turns, variables),
+            "coordinator": lambda: CoordinatorWorker(self.home, pools.coordinators, coordinating),
+        }
 
     def _status(self, name: str, state: StackState) -> ServiceStatus:
         running = self._bare(name).running()
@@ -168,7 +210,7 @@ class Stack:
 
     def _addresses(self) -> dict[str, str]:
         """Where the services are: a run that brought one back may have found its port taken."""
-        running = {name: self._bare(name).running() for name in SERVICES}
+        running = {name: self._bare(name).running() for name in SERVERS}
         return {name: found.address for name, found in running.items() if found is not None and found.address}
 
     def _with_databases(self, state: StackState) -> StackState:
@@ -197,7 +239,7 @@ class Stack:
     def _start(self, state: StackState, before: list[ServiceStatus], say: Callable[[str], None]) -> None:
         from infra.store.objects import ObjectStore  # with boto3, which looking at a stack does not need
 
-        wanted = {name: state.port(name, getattr(self.settings.ports, name)) for name in SERVICES}
+        wanted = {name: state.port(name, getattr(self.settings.ports, name)) for name in SERVERS}
         for found in before:
             if found.state == "silent":
                 self._wait_or_end(found, state)
@@ -218,9 +260,14 @@ class Stack:
             for service in started:
                 service.stop()  # what is not up yet is still held here
             raise
+        told = {service.name: service.address for service in started}
+        if state.workers and state.addresses != told:
+            say("workers: started again, for a server has another port")
+            for name in WORKERS:
+                self._bare(name).end()
         state = state.model_copy(
             update={
-                "addresses": {service.name: service.address for service in started},
+                "addresses": told,
                 "ports": {
                     service.name: PortChoice(asked=getattr(self.settings.ports, service.name), chosen=service.port)
                     for service in started
@@ -249,7 +296,7 @@ class Stack:
     def _take_back(self, before: list[ServiceStatus]) -> None:
         """End what a failed `up` has started; what was up before stays."""
         kept = {found.name for found in before if found.state == "up"}
-        for name in reversed(SERVICES):
+        for name in reversed(SERVERS):
             if name not in kept:
                 self._bare(name).end()
 

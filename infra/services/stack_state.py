@@ -27,10 +27,12 @@ class PortChoice(BaseModel):
 class StackState(BaseModel):
     """``addresses`` are those that clients were told last, by service.
 
+    workers: it has workers too.
     prefect_database_url, mlflow_database_uri: None: SQLite under home. They may hold a password.
     """
 
     up: bool = False
+    workers: bool = False
     ports: dict[str, PortChoice] = Field(default_factory=dict)
     addresses: dict[str, str] = Field(default_factory=dict)
     prefect_database_url: str | None = Field(None, repr=False)
