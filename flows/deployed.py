@@ -38,6 +38,7 @@ from infra.federation_lease import FederationLease
 from infra.lock import require_free_disk, run_lock
 from infra.place import set_place
 from infra.services.database import mlflow_database_uri
+from infra.services.embedded import EmbeddedServices, supervised
 from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -99,6 +100,12 @@ def pinned(spec: FederationSpec, settings: Settings) -> FederationSpec:
     return pin_weights(spec, settings)
 
 
+def _stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
+    """What this machine's stack has lost comes back while the run goes on; nobody else looks after it."""
+    services = EmbeddedServices(settings)
+    return supervised(services) if services.uses_stack else contextlib.nullcontext()
+
+
 @contextlib.asynccontextmanager
 async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationSpec]:
     """A place for the federation, all checked before a slot is taken; let go of afterwards.
@@ -113,7 +120,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     own_run = UUID(runtime.flow_run.id)
     progress = LogProgress(get_run_logger())
-    with run_lock(settings.home, name):
+    with run_lock(settings.home, name), _stack_supervised(settings):
         objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
         spec = await asyncio.to_thread(pinned, spec, settings)
         await asyncio.to_thread(objects.ensure_bucket)

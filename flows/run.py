@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +25,8 @@ from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
-from infra.errors import InfraError
 from infra.lock import require_free_disk, run_lock
-from infra.services.embedded import EmbeddedServices
+from infra.services.embedded import EmbeddedServices, supervised
 from infra.settings import Settings
 from infra.slots import start_fork_server
 from infra.store.layout import FederationLayout
@@ -43,7 +41,6 @@ log = logging.getLogger(__name__)
 
 # The file of a run's folder that its report writes last.
 REPORTED = "rounds.png"
-SUPERVISE_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
 
@@ -59,28 +56,6 @@ class Outcome:
     folder: Path
     already_finished: bool
     model: str | None
-
-
-@contextlib.contextmanager
-def supervised(services: EmbeddedServices) -> Iterator[None]:
-    """Bring embedded services back while a run goes on."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SUPERVISE_SECONDS):
-            try:
-                for service in services.ensure():
-                    log.warning("%s was gone and has been started again", service)
-            except InfraError as error:
-                log.error("%s", error)
-
-    thread = threading.Thread(target=watch, name="supervise-services", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=30)
 
 
 def run_federation(name: str, spec: FederationSpec, settings: Settings, progress: Progress) -> Outcome:

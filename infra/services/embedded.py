@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 from infra.errors import InfraError, ServiceFailed
@@ -18,6 +20,8 @@ from infra.services.stack_state import StackState, read_state, without_own_addre
 from infra.settings import S3Settings, Settings
 
 log = logging.getLogger(__name__)
+
+SUPERVISE_SECONDS = 2.0
 
 
 class EmbeddedServices:
@@ -181,3 +185,25 @@ class EmbeddedServices:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@contextlib.contextmanager
+def supervised(services: EmbeddedServices) -> Iterator[None]:
+    """Bring services back while a run goes on: its own, and those of a stack."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SUPERVISE_SECONDS):
+            try:
+                for service in services.ensure():
+                    log.warning("%s was gone and has been started again", service)
+            except InfraError as error:
+                log.error("%s", error)
+
+    thread = threading.Thread(target=watch, name="supervise-services", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=30)
