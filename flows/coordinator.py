@@ -72,11 +72,6 @@ def local_slots(settings: Settings, count: int) -> LocalSlots:
     return LocalSlots(count, PRELOAD, environment)
 
 
-def uses_pools(settings: Settings) -> bool:
-    """Whether turns go to work pools."""
-    return settings.pools.turns is not None or bool(settings.pools.silos)
-
-
 def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callable[[str], None]) -> TurnRunner:
     """Residents on the work pools that ``settings.pools`` name. The federation's clients are known.
 

@@ -25,7 +25,6 @@ from flows.coordinator import (
     make_place,
     place_failed,
     pool_slots,
-    uses_pools,
 )
 from flows.prefect_runs import close_dead_runs
 from flows.progress import LogProgress
@@ -138,7 +137,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
 
             slots = (
                 pool_slots(name, spec, settings, progress.message)
-                if uses_pools(settings)
+                if settings.pools.used
                 else local_slots(settings, slot_count(settings, spec))
             )
             place = make_place(

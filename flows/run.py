@@ -65,7 +65,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         FedbenchError, InfraError: it cannot start or go on; the message says why.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the runs are marked and our services stopped.
     """
-    slots = slot_count(settings, spec)
+    slots = 0 if settings.pools.used else slot_count(settings, spec)  # a worker's machine may have what this one lacks
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
@@ -216,7 +216,7 @@ def _attempt(
 ) -> Outcome:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    from flows.coordinator import local_slots, make_place, pool_slots, uses_pools
+    from flows.coordinator import local_slots, make_place, pool_slots
     from flows.federation import federation
     from flows.prefect_runs import close_dead_runs
     from infra.federation_lease import FederationLease
@@ -231,9 +231,7 @@ def _attempt(
         progress.round_committed(record)
         report.round_committed(record)
 
-    runner = (
-        pool_slots(name, spec, resolved, progress.message) if uses_pools(settings) else local_slots(resolved, slots)
-    )
+    runner = pool_slots(name, spec, resolved, progress.message) if settings.pools.used else local_slots(resolved, slots)
     place = make_place(
         name,
         resolved,

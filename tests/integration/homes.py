@@ -71,11 +71,13 @@ class Home:
         path.write_text(yaml.safe_dump(document), encoding="utf-8")
         return path
 
-    def run(self, *arguments: object, timeout: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: object, timeout: float = 180.0, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """The command ``fedbench`` to its end; stdout and stderr are one text."""
         return subprocess.run(
             [FEDBENCH, *map(str, arguments)],
-            env=self.environment(),
+            env=environment or self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,119 @@
+"""``fedbench up`` in a home of a test's own, and its Prefect server asked from this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import yaml
+from homes import Home
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
+SERVERS = ("s3", "prefect", "mlflow")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """A stack that is up, and the variables of its environment file."""
+
+    home: Home
+    variables: dict[str, str]
+
+    def ask(self, question: Callable[[PrefectClient], Awaitable[Answer]]) -> Answer:
+        """The answer of its Prefect server."""
+
+        async def run() -> Answer:
+            async with get_client() as client:
+                return await question(client)
+
+        named = {PREFECT_API_URL: "PREFECT_API_URL", PREFECT_API_AUTH_STRING: "PREFECT_API_AUTH_STRING"}
+        with temporary_settings({setting: self.variables[name] for setting, name in named.items()}):
+            return asyncio.run(run())
+
+    def start(self, deployment: str, parameters: dict[str, Any]) -> UUID:
+        """A run of the deployment, due now."""
+
+        async def create(client: PrefectClient) -> UUID:
+            found = await client.read_deployment_by_name(deployment)
+            return (await client.create_flow_run_from_deployment(found.id, parameters=parameters)).id
+
+        return self.ask(create)
+
+    def read(self, run: UUID) -> FlowRun:
+        return self.ask(lambda client: client.read_flow_run(run))
+
+    def runs(self) -> list[FlowRun]:
+        """All flow runs."""
+        return self.ask(lambda client: client.read_flow_runs(limit=200))
+
+    def runs_of(self, name: str) -> dict[str, str]:
+        """State of each flow run of a federation, by its name."""
+        mine = [run for run in self.runs() if run.name == name or run.name.startswith(f"{name} · ")]
+        return {run.name: run.state.type.value for run in mine if run.state is not None}
+
+    def pid(self, service: str) -> int:
+        pid: int = json.loads((self.home.path / "services" / f"{service}.json").read_bytes())["pid"]
+        return pid
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def environment_of(home: Home) -> dict[str, str]:
+    """The variables that a shell has which sources the stack's file."""
+    script = 'source "$1"; exec "$2" -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    command = ["bash", "-c", script, "-", str(home.path / "stack.env"), sys.executable]
+    found: dict[str, str] = json.loads(subprocess.check_output(command, text=True, env={}))
+    return found
+
+
+@contextmanager
+def running_stack(path: Path, *options: str, settings: dict[str, Any] | None = None) -> Iterator[RunningStack]:
+    """``fedbench up`` with ``options``; ``fedbench down`` afterwards."""
+    home = Home(path)
+    ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
+    (path / "settings.yaml").write_text(yaml.safe_dump({"ports": ports, **(settings or {})}))
+    result = home.run("up", *options, timeout=PATIENCE)
+    try:
+        assert result.returncode == 0, result.stdout
+        yield RunningStack(home, environment_of(home))
+    finally:
+        home.run("down", timeout=PATIENCE)
+        home.remove_weights()
+
+
+def children(pid: int) -> Sequence[int]:
+    """Process ids below ``pid``, by /proc."""
+    found, parents = [], {pid}
+    for _ in range(5):
+        fresh = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) not in found:
+                try:
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                except (OSError, IndexError):
+                    continue
+                if parent in parents and int(entry.name) != os.getpid():
+                    fresh.add(int(entry.name))
+        found += sorted(fresh - set(found))
+        parents = fresh
+    return found

@@ -1,0 +1,106 @@
+"""SIGKILLs on the path over work pools: what dies is brought back, and not one bit of the result changes.
+
+``FEDBENCH_TEST_KILLS`` is how many; the default keeps the test short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+import pytest
+from homes import TINY, Home, assert_consistent, digests, eventually
+from stacks import PATIENCE, RunningStack, running_stack
+from test_residents import slots_are_free
+
+pytestmark = pytest.mark.integration
+
+KILLS = int(os.environ.get("FEDBENCH_TEST_KILLS", "5"))
+ROUNDS = 4 * KILLS
+SEED = 7
+KINDS = ("worker", "resident", "store", "prefect", "coordinator")
+MOST_COORDINATORS = 4  # a run is started five times at most
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[RunningStack]:
+    with running_stack(tmp_path / "home", settings={"pools": {"turns": "gpu", "lost_seconds": 30}}) as found:
+        yield found
+
+
+def kind_of(process: psutil.Process) -> str | None:
+    """Which part of the system it is; None for launchers and helpers."""
+    with contextlib.suppress(psutil.Error):
+        line, environment = " ".join(process.cmdline()), process.environ()
+        if "FEDBENCH_SLOT" in environment:
+            return "resident"
+        if "PREFECT__FLOW_RUN_ID" in environment:
+            return "coordinator" if "prefect" in line else None
+        marks = {
+            "serve s3": "store",
+            "prefect server": "prefect",
+            "worker start --with-healthcheck --pool gpu": "worker",
+        }
+        return next((name for mark, name in marks.items() if mark in line), None)
+    return None
+
+
+def kill_one(stack: RunningStack, kind: str, rng: random.Random) -> bool:
+    victims = [process for process in stack.home.processes() if kind_of(process) == kind]
+    if not victims:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rng.choice(sorted(victims, key=lambda process: process.pid)).kill()
+        return True
+    return False
+
+
+def ended(stack: RunningStack, run: UUID) -> bool:
+    with contextlib.suppress(Exception):  # the server may be the one that was killed
+        state = stack.read(run).state
+        return state is not None and state.is_completed()
+    return False
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[str]:
+    """Digests of the rounds, on slots of a home of its own."""
+    home = Home(tmp_path / "undisturbed")
+    spec = home.spec_file({**TINY, "max_rounds": ROUNDS})
+    result = home.run("run", spec, "--name", "alone", "-q", timeout=PATIENCE)
+    assert result.returncode == 0, result.stdout
+    return digests(home.records("alone"))
+
+
+def test_kills_change_nothing(undisturbed: list[str], stack: RunningStack) -> None:
+    home, rng = stack.home, random.Random(SEED)
+    run = stack.start("federation/smoke", {"name": "killed", "spec": {**TINY, "max_rounds": ROUNDS}})
+    assert eventually(lambda: len(home.records("killed")) > 0, PATIENCE)
+    kills: list[str] = []
+    deadline = time.monotonic() + PATIENCE + 60 * KILLS
+    while not ended(stack, run):
+        assert time.monotonic() < deadline, (kills, stack.runs_of("killed"))
+        kinds = [kind for kind in KINDS if kind != "coordinator" or kills.count(kind) < MOST_COORDINATORS]
+        rarest = min(kills.count(kind) for kind in kinds)
+        kind = rng.choice([kind for kind in kinds if kills.count(kind) == rarest])
+        if len(kills) < KILLS and kill_one(stack, kind, rng):
+            kills.append(kind)
+            print(f"{time.strftime('%X')} kill {len(kills)}: {kind}; {len(home.records('killed'))} rounds", flush=True)
+            # A coordinator that lives brings the servers back by itself; the rest is a service manager's.
+            if kind in ("worker", "coordinator"):
+                home.run("up", timeout=PATIENCE)
+        time.sleep(rng.uniform(0.5, 6.0))
+    print(dict(Counter(kills)))
+    assert len(kills) == KILLS, "the run ended before all kills had landed: it needs more rounds"
+    records = assert_consistent(home, "killed", rounds=ROUNDS)
+    assert digests(records) == undisturbed
+    assert eventually(lambda: slots_are_free(stack), 120)
+    final = stack.runs_of("killed")
+    assert set(final.values()) <= {"COMPLETED", "CRASHED", "FAILED", "CANCELLED"}, final
