@@ -115,7 +115,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         spec = home.spec_file(TINY | {"max_rounds": 1})
         before = home.run("run", spec, "--name", "before", "-q", timeout=PATIENCE)
         assert before.returncode == 0, before.stdout
-        result = home.run("up", timeout=PATIENCE)
+        result = home.run("up", "--servers-only", timeout=PATIENCE)
     try:
         assert result.returncode == 0, result.stdout
         yield Up(home, result.stdout, _environment(home.path / "stack.env"), asked)
@@ -170,7 +170,7 @@ def test_what_was_run_before_is_there(stack: Up) -> None:
 
 def test_up_again_changes_nothing_even_twice_at_once(stack: Up, tmp_path: Path) -> None:
     before = stack.pids()
-    both = [stack.home.start("up", output=tmp_path / f"{number}.txt") for number in (1, 2)]
+    both = [stack.home.start("up", "--servers-only", output=tmp_path / f"{number}.txt") for number in (1, 2)]
     assert [process.wait(PATIENCE) for process in both] == [0, 0]
     for number in (1, 2):
         assert "is up already; nothing was changed" in (tmp_path / f"{number}.txt").read_text()
@@ -260,7 +260,7 @@ def test_one_that_was_killed_is_crashed_and_comes_back_with_all_it_had(stack: Up
     os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
     os.kill(before["s3"], signal.SIGKILL)
     assert eventually(lambda: stack.states() == (1, dict.fromkeys(SERVICES, "crashed")), 60)
-    result = stack.home.run("up", timeout=PATIENCE)
+    result = stack.home.run("up", "--servers-only", timeout=PATIENCE)
     assert result.returncode == 0, result.stdout
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
     assert _environment(stack.home.path / "stack.env") == addresses  # ports and credentials

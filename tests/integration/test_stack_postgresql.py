@@ -125,7 +125,7 @@ def test_a_stack_and_its_runs_are_kept_in_postgresql(database: Database, tmp_pat
     (home.path / "settings.yaml").write_text(yaml.safe_dump(settings))
     (home.path / "settings.yaml").chmod(0o600)
     try:
-        result = home.run("up", timeout=PATIENCE)
+        result = home.run("up", "--servers-only", timeout=PATIENCE)
         assert result.returncode == 0, result.stdout
         assert f"prefect's database: PostgreSQL bench@127.0.0.1:{database.port}/prefect" in result.stdout
         processes = home.processes()
