@@ -1,4 +1,4 @@
-"""``fedbench deploy``: pools, deployments and automations on a Prefect server, made or brought up to date."""
+"""``fedbench deploy``: pools, deployments and an automation on a Prefect server, made or brought up to date."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, deployments, pools
-from infra.automations import dead_run_automation, ensure_automation, go_on_automation
+from infra.automations import dead_run_automation, ensure_automation
 from infra.prefect_api import prefect_api
 from infra.settings import Settings
 from infra.work_pools import Done, ensure_pool, find_pool
@@ -125,8 +125,7 @@ async def deploy_all(
             done.append(Deployed("pool", pool.name, made, url, note))
         for item in table:
             done.append(await _deploy(client, item, crons.get(item.full_name), item.full_name in crons, dry_run))
-        for automation in (dead_run_automation(), go_on_automation()):
-            done.append(await _automate(client, automation, dry_run))
+        done.append(await _automate(client, dead_run_automation(), dry_run))
         return done
 
 

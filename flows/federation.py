@@ -6,27 +6,20 @@ A process that runs it has set the place (:mod:`infra.place`); one that Prefect 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 from uuid import UUID
 
-from prefect import Flow, flow, runtime
-from prefect.client.schemas.objects import FlowRun, State
+from prefect import flow, runtime
 
 from flows.artifacts import RunArtifacts
+from flows.ends import go_on, let_residents_go
 from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
 from flows.stored import read_history, stopped
 from infra.place import current_place, has_place
-from infra.residents.runs import cancel_residents
 from tasks.errors import SpecError
 from tasks.spec.base import ScheduledName
 from tasks.spec.federation import FederationSpec
 from tasks.wake_up import wake_up
-
-
-async def let_residents_go(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """When a federation ends otherwise than by itself, nobody else frees the slots that it holds in work pools."""
-    await cancel_residents(str(flow_run.id))
 
 
 def run_name() -> str:
@@ -44,7 +37,7 @@ def run_name() -> str:
     flow_run_name=run_name,
     persist_result=False,
     on_cancellation=[let_residents_go],
-    on_crashed=[let_residents_go],
+    on_crashed=[let_residents_go, go_on],
 )
 async def federation(name: ScheduledName = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008
     """Run a federation from its last commit until it stops. Returns the number of its last round.

@@ -1,4 +1,4 @@
-"""Prefect automations that ship with fedbench: runs whose process is gone are closed, and crashed ones go on.
+"""Prefect automations that ship with fedbench: one closes runs whose process is gone.
 
 A killed process cannot say so, and Prefect would show its run as Running for ever. Every flow run of ours sends a
 heartbeat each :data:`HEARTBEAT_SECONDS`; the server sets a run to Crashed that has sent none for
@@ -25,9 +25,6 @@ HEARTBEAT_SECONDS = 30  # the least that Prefect takes
 SILENCE_SECONDS = 120
 
 NAME = "fedbench: close runs whose process is gone"
-GO_ON = "fedbench: a crashed federation goes on"
-MOST_STARTS = 5  # of one run, its first included
-_LONGEST = timedelta(days=90)  # from a run's start to its crash
 Done = Literal["made", "changed", "there"]
 # Flows whose processes send the heartbeat this often; a server's other flows are none of ours.
 FLOWS = ("federation", "round", "round-0", "clean-up", "resident")
@@ -60,42 +57,6 @@ def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
                 state=StateType.CRASHED,
                 name="Crashed",
                 message=f"No heartbeat for {SILENCE_SECONDS} s: the process of this run is gone.",
-            )
-        ],
-    )
-
-
-def go_on_automation() -> AutomationCore:
-    """A run of a federation's deployment that crashed after it had begun is started again, four times at most.
-
-    One that crashes before it begins is left alone: the next start would end like it, at once and for ever.
-    """
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    return AutomationCore(
-        name=GO_ON,
-        description="Its process is gone, or its worker. It goes on from its last committed round, as the same run.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            after={"prefect.flow-run.Running"},
-            expect={"prefect.flow-run.Crashed"},
-            match={
-                "prefect.resource.id": "prefect.flow-run.*",
-                "prefect.run-count": [str(count) for count in range(1, MOST_STARTS)],
-            },
-            match_related=[
-                {"prefect.resource.role": "flow", "prefect.resource.name": "federation"},
-                {"prefect.resource.role": "deployment"},
-            ],
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=_LONGEST,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.SCHEDULED, name="AwaitingRetry", message="It goes on from its last committed round."
             )
         ],
     )

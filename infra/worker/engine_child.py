@@ -28,8 +28,7 @@ PRELOAD = (
     "prefect.deployments.steps.pull",
     "prefect._internal.metrics",
     "infra.worker.prefect_private",
-    "flows.federation",
-    "flows.turn",
+    "flows.resident",
 )
 
 

@@ -25,7 +25,6 @@ from flows.deployments import (
     prefect_yaml,
     with_schedules,
 )
-from infra.automations import go_on_automation
 from infra.errors import PrefectUnavailable, SettingsError
 from infra.prefect_api import prefect_api
 from infra.settings import Settings
@@ -146,20 +145,6 @@ def test_a_schedule_that_cannot_be_read() -> None:
         cron_schedule(Schedule("0 3"))
     with pytest.raises(SpecError, match=r"--timezone: expected a time zone, as in Europe/Berlin, found 'Mars'"):
         cron_schedule(Schedule("0 3 * * *", "Mars"))
-
-
-def test_only_runs_of_deployments_that_had_begun_go_on() -> None:
-    trigger = go_on_automation().trigger.model_dump(mode="json")
-    assert trigger["after"] == ["prefect.flow-run.Running"]
-    assert {"prefect.resource.role": "deployment"} in [_labels(related) for related in trigger["match_related"]]
-    assert "0" not in _labels(trigger["match"])["prefect.run-count"]
-
-
-def _labels(specification: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for name, value in specification.items()
-    }
 
 
 def test_without_a_server_there_is_nothing_to_deploy_to(tmp_path: Path) -> None:
