@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
+import psutil
 import yaml
 from homes import Home
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+FORK_SERVER = "infra.worker.fork_server"
 PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
 SERVERS = ("s3", "prefect", "mlflow")
 Answer = TypeVar("Answer")
@@ -101,19 +102,7 @@ def running_stack(path: Path, *options: str, settings: dict[str, Any] | None = N
         home.remove_weights()
 
 
-def children(pid: int) -> Sequence[int]:
-    """Process ids below ``pid``, by /proc."""
-    found, parents = [], {pid}
-    for _ in range(5):
-        fresh = set()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) not in found:
-                try:
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                except (OSError, IndexError):
-                    continue
-                if parent in parents and int(entry.name) != os.getpid():
-                    fresh.add(int(entry.name))
-        found += sorted(fresh - set(found))
-        parents = fresh
-    return found
+def in_a_slot(process: psutil.Process) -> bool:
+    """Whether it is a run's, forked from a worker's warm process: its command line is still that one's."""
+    parent = process.parent()
+    return parent is not None and all(FORK_SERVER in other.cmdline() for other in (process, parent))

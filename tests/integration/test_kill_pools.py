@@ -17,7 +17,7 @@ from uuid import UUID
 import psutil
 import pytest
 from homes import TINY, Home, assert_consistent, digests, eventually
-from stacks import PATIENCE, RunningStack, running_stack
+from stacks import PATIENCE, RunningStack, in_a_slot, running_stack
 from test_residents import slots_are_free
 
 pytestmark = pytest.mark.integration
@@ -39,7 +39,7 @@ def kind_of(process: psutil.Process) -> str | None:
     """Which part of the system it is; None for launchers and helpers."""
     with contextlib.suppress(psutil.Error):
         line, environment = " ".join(process.cmdline()), process.environ()
-        if "FEDBENCH_SLOT" in environment:
+        if in_a_slot(process):
             return "resident"
         if "PREFECT__FLOW_RUN_ID" in environment:
             return "coordinator" if "prefect" in line else None

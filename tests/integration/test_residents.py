@@ -170,9 +170,7 @@ def test_a_killed_resident_and_a_killed_worker_change_nothing(
     home = stack.home
     run = stack.start("federation/smoke", {"name": "killed", "spec": TINY})
     assert eventually(lambda: len(home.records("killed")) > 0, PATIENCE)
-    warm = [child for child in psutil.Process(stack.pid("worker")).children(recursive=True)]
-    victims = [process for process in warm if "FEDBENCH_SLOT" in process.environ()] or warm[-1:]
-    victims[-1].kill()
+    next(process for process in home.processes() if in_a_slot(process)).kill()
     assert eventually(lambda: len(home.records("killed")) > 1, PATIENCE)
     psutil.Process(stack.pid("worker")).kill()
     assert home.run("status").returncode == 1
