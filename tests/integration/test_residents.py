@@ -15,7 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import Cancelling
-from stacks import PATIENCE, RunningStack, running_stack
+from stacks import PATIENCE, RunningStack, in_a_slot, running_stack
 
 from infra.lock import FileLock
 
