@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.progress import Progress
 from flows.registration import noted
-from flows.start import PRELOAD, claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
+from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import InfraError
@@ -96,7 +96,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, _terminate_as_interrupt():
         progress.message("reading data, opening the store")
-        spec = pin_weights(pin_data(spec, settings), settings)
+        spec = pin(spec, settings)
         services.start_store()
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
