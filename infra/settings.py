@@ -90,14 +90,14 @@ class PortSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    prefect: int = Field(4200, ge=1, le=65535)
+    mlflow: int = Field(5000, ge=1, le=65535)
+    s3: int = Field(9000, ge=1, le=65535)
     host: IPv4Address | None = Field(
         None,
         description="Address of this machine that workers of other machines reach; none: loopback. It opens the "
         "servers to that network: then their credentials are all that protects them, and nothing is encrypted.",
     )
-    prefect: int = Field(4200, ge=1, le=65535)
-    mlflow: int = Field(5000, ge=1, le=65535)
-    s3: int = Field(9000, ge=1, le=65535)
 
     @model_validator(mode="after")
     def _check(self) -> PortSettings:

@@ -6,9 +6,10 @@ import io
 
 from PIL import Image
 
+from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet
 from tasks.site import Site
-from tasks.spec.records import WeightRef
+from tasks.spec.records import ClientFailure, WeightRef
 from tasks.spec.turns import SheetRequest, TurnReply
 from tasks.stop_and_eval import evaluation_batches, load_detector
 from tasks.training.evaluation import evaluate
@@ -16,6 +17,17 @@ from tasks.training.evaluation import evaluate
 
 def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
     """In a slot: a sheet of test images with true and detected boxes, left in the store as a PNG."""
+    try:
+        return _draw(site, request)
+    except (ClientError, DataError) as error:
+        return TurnReply(
+            failures=(
+                ClientFailure(client=request.clients[0], phase="stop_and_eval", kind="client-error", reason=str(error)),
+            )
+        )
+
+
+def _draw(site: Site, request: SheetRequest) -> TurnReply:
     data = site.data_of(request.spec.data, request.clients[0])
     samples = data.test[request.clients[0]]
     detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))

@@ -94,4 +94,6 @@ def _check_classes(ready: Iterable[ClientInfo]) -> None:
         classes.setdefault(tuple(info.class_counts), []).append(info.client)
     if len(classes) > 1:
         shown = "; ".join(f"{', '.join(clients)}: {', '.join(names)}" for names, clients in classes.items())
-        raise FedbenchError(f"wake_up: expected the same classes at every client, found {shown}; data.classes names them")
+        raise FedbenchError(
+            f"wake_up: expected the same classes at every client, found {shown}; data.classes names them"
+        )

@@ -89,9 +89,7 @@ class Service:
     patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
     has_children: ClassVar[bool] = False  # its command starts processes of its own
 
-    def __init__(
-        self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False
-    ) -> None:
+    def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
         """port: the one to take if it is free; None: that of the last time. host: address to listen at."""
         self.home = home.absolute()
         self.host = host

@@ -1,10 +1,10 @@
 """What the credentials of a silo's worker need in the store, and no more, as an IAM policy.
 
-A silo reads global weights and its own letters, and writes its answers, its clients' updates and what the global test
-set gave; not the updates of others, no plan, no commit. It lists and deletes nothing.
+A silo reads global weights and its own letters, and writes its answers, its clients' updates and what the test set
+gave; not the updates of others, no plan, no commit. It lists and deletes nothing.
 
-Two things that it may write are not its own alone: parts of an evaluation (any silo that has the test set does any part)
-and the sheet of detections. A key that is written over is not taken for another: records name weights by sha256.
+Two things that it may write are not its own alone: parts of an evaluation (any silo that has the test set does any of
+them) and the sheet of detections. One that was written over is noticed: records name weights by sha256.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: s
     return (answers, layout.sheet, *(_any_round(layout, key) for key in of_rounds))
 
 
-def silo_policy(
-    bucket: str, prefix: str, pool: str, clients: Sequence[str], federation: str = ANY
-) -> dict[str, Any]:
+def silo_policy(bucket: str, prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> dict[str, Any]:
     """An IAM policy document. ``federation``: the name of the only one; left out, all below ``prefix``."""
 
     def statement(name: str, actions: Sequence[str], patterns: Sequence[str]) -> dict[str, Any]:

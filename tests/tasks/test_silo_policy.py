@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -128,9 +127,7 @@ def requests(
     for spec in (SPEC, summed):
         reply = client_update(site, UpdateRequest(**{**common, "spec": spec}, **of_plan))
         assert ([update.client for update in reply.updates], reply.failures) == (list(OWN), ())
-    evaluation = EvaluationRequest(
-        **common, round=0, model=model, test_digest=ready[0].test_digest, part=0, parts=2
-    )
+    evaluation = EvaluationRequest(**common, round=0, model=model, test_digest=ready[0].test_digest, part=0, parts=2)
     assert client_eval(site, evaluation).failures == ()
     assert draw_sheet(site, SheetRequest(**common, model=model, images=2)).images == 2
     return store.requests
@@ -171,8 +168,8 @@ def test_what_is_others_is_refused() -> None:
     written = [
         layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),
         layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
-        layout.partial_sum(3, "1"), f"{layout.turns}silo-a/s/1/0001-answer.json", f"{layout.turns}{POOL}/s/1/0001-ask.json",
-        f"{layout.turns}{POOL}/s/session.json",
+        layout.partial_sum(3, "1"), f"{layout.turns}silo-a/s/1/0001-answer.json",
+        f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
     ]  # fmt: skip
     assert [key for key in written if allows(policy, "s3:PutObject", "fedbench", key)] == []
     read = [
