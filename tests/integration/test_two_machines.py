@@ -167,20 +167,10 @@ def on_two(silos: Silos) -> list[RoundRecord]:
 def test_neither_machine_sees_the_others_files_or_has_its_devices(silos: Silos, cameras: Path) -> None:
     for machine, other, devices in zip(silos.machines, reversed(silos.machines), DEVICES, strict=True):
         assert machine.run("ls", machine.folder / "images").stdout.split() == list(devices)
-        assert machine.run("ls", "-A", other.folder, cameras.parent).stdout.split() == [
-            f"{other.folder}:", f"{cameras.parent}:",
-        ]  # fmt: skip
+        for folder in (other.folder, cameras.parent):
+            assert list(folder.iterdir()) != []
+            assert machine.run("ls", "-A", folder).stdout == ""
         assert machine.run("hostname").stdout.strip() == machine.name
-
-
-def test_the_same_weights_as_on_one_machine(on_one: list[RoundRecord], on_two: list[RoundRecord]) -> None:
-    assert digests(on_two) == digests(on_one)
-    for one, two in zip(on_one, on_two, strict=True):
-        assert [info.client for info in two.clients] == SPEC["participation"]["clients"]
-        assert [update.train_loss for update in two.updates] == [update.train_loss for update in one.updates]
-        ((first,), (second,)) = (one.evaluations, two.evaluations)  # one test set, that both silos have
-        different = {"seconds"}
-        assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
 
 
 def test_each_silo_trains_its_own_devices(silos: Silos, on_two: list[RoundRecord]) -> None:
@@ -202,6 +192,16 @@ def test_the_load_is_asked_of_each_silo(on_two: list[RoundRecord]) -> None:
 def test_the_other_machine_only_connects_outwards(silos: Silos, on_two: list[RoundRecord]) -> None:
     assert silos.machines[0].listening()
     assert silos.machines[1].listening() == []
+
+
+def test_the_same_weights_as_on_one_machine(on_one: list[RoundRecord], on_two: list[RoundRecord]) -> None:
+    assert digests(on_two) == digests(on_one)
+    for one, two in zip(on_one, on_two, strict=True):
+        assert [info.client for info in two.clients] == SPEC["participation"]["clients"]
+        assert [update.train_loss for update in two.updates] == [update.train_loss for update in one.updates]
+        ((first,), (second,)) = (one.evaluations, two.evaluations)  # one test set, that both silos have
+        different = {"seconds"}
+        assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
 
 
 def test_a_federation_that_would_not_check_the_load_is_refused(silos: Silos) -> None:
