@@ -74,7 +74,7 @@ def local_slots(settings: Settings, count: int) -> LocalSlots:
 
 def uses_pools(settings: Settings) -> bool:
     """Whether turns go to work pools."""
-    return settings.pools.turns is not None or bool(settings.pools.silos)
+    return settings.pools.used
 
 
 def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callable[[str], None]) -> TurnRunner:

@@ -90,7 +90,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         FedbenchError, InfraError: it cannot start or go on; the message says why.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the runs are marked and our services stopped.
     """
-    slots = slot_count(settings, spec)
+    slots = 0 if settings.pools.used else slot_count(settings, spec)  # this machine need not have what a turn asks
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)

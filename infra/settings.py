@@ -84,6 +84,11 @@ class PoolSettings(BaseModel):
         60.0, ge=15, description="A resident at work that gave no sign for so long is lost with its machine."
     )
 
+    @property
+    def used(self) -> bool:
+        """Whether turns go to work pools."""
+        return self.turns is not None or bool(self.silos)
+
 
 class PortSettings(BaseModel):
     """Where the servers of ``fedbench up`` listen: ports that it asks for; one that is taken is chosen anew."""
