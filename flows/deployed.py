@@ -30,7 +30,7 @@ from flows.prefect_runs import close_dead_runs
 from flows.progress import LogProgress
 from flows.report import RunReport
 from flows.run import describe
-from flows.start import claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
+from flows.start import claim_name, pin, require_weights, run_folder, slot_count
 from flows.stored import read_history
 from infra.errors import SettingsError
 from infra.federation_lease import FederationLease
@@ -86,19 +86,6 @@ def place_settings() -> Settings:
     return settings
 
 
-def pinned(spec: FederationSpec, settings: Settings) -> FederationSpec:
-    """``spec`` with digests filled in, as far as the data are on this machine: silos keep theirs to themselves.
-
-    Raises:
-        DataError: data or weights are missing or wrong.
-    """
-    in_silos = spec.clients is not None and set(spec.clients) <= settings.pools.silos.keys()
-    named = getattr(spec.data, "name", None)
-    if not (in_silos and named is not None and settings.data_root(named) is None):
-        spec = pin_data(spec, settings)
-    return pin_weights(spec, settings)
-
-
 def _stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
     """What this machine's stack has lost comes back while the run goes on; nobody else looks after it."""
     services = EmbeddedServices(settings)
@@ -121,7 +108,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
     progress = LogProgress(get_run_logger())
     with run_lock(settings.home, name), _stack_supervised(settings):
         objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
-        spec = await asyncio.to_thread(pinned, spec, settings)
+        spec = await asyncio.to_thread(pin, spec, settings)
         await asyncio.to_thread(objects.ensure_bucket)
         async with FederationLease(objects, layout, settings.home, progress.message):
             if await asyncio.to_thread(objects.get_json, layout.spec) is None:

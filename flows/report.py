@@ -164,11 +164,13 @@ class RunReport:
         request = SheetRequest(
             federation=self.name, spec=self.spec, clients=(tested[0],), model=best.model, images=SHEET_IMAGES
         )
-        for reply in await hand_out(place, request):
+        replies = await hand_out(place, request)
+        for reply in replies:
             if reply.detections is not None:
                 ref = reply.detections
                 return place.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
-        raise FedbenchError("the sheet's turn was lost")
+        reasons = [f"client {failure.client}: {failure.reason}" for reply in replies for failure in reply.failures]
+        raise FedbenchError("; ".join(reasons) or "the sheet's turn was lost")
 
 
 def _png(figure: Figure) -> bytes:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.progress import Progress
 from flows.registration import noted
-from flows.start import PRELOAD, claim_name, pin_data, pin_weights, require_weights, run_folder, slot_count
+from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.lock import require_free_disk, run_lock
@@ -65,13 +65,13 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         FedbenchError, InfraError: it cannot start or go on; the message says why.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the runs are marked and our services stopped.
     """
-    slots = 0 if settings.pools.used else slot_count(settings, spec)  # a worker's machine may have what this one lacks
+    slots = 0 if settings.pools.used else slot_count(settings, spec)  # this machine need not have what a turn asks
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, _terminate_as_interrupt():
         progress.message("reading data, opening the store")
-        spec = pin_weights(pin_data(spec, settings), settings)
+        spec = pin(spec, settings)
         services.start_store()
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()

@@ -46,6 +46,40 @@ def slot_count(settings: Settings, spec: FederationSpec) -> int:
     return settings.slots or max(cores // threads, 1)
 
 
+def pin(spec: FederationSpec, settings: Settings) -> FederationSpec:
+    """``spec`` with what only data and weight files tell filled in, so that a later start cannot take others.
+
+    Clients with pools of their own (``pools.silos``) keep their data to themselves. Where only the data tell the
+    devices, each silo has its own images alone, and there is no digest of the whole.
+
+    Raises:
+        DataError: data or weights are missing or wrong.
+        SpecError: the participation asks for devices that there are not; or what silos need is not told.
+    """
+    data, silos = spec.data, settings.pools.silos
+    name: str | None = getattr(data, "name", None)
+    own_images = name is not None and data.devices is None
+    if silos and own_images and spec.clients is None:
+        raise SpecError(
+            "participation.clients: expected the devices by name, because those in pools.silos keep their data to "
+            "themselves, found none"
+        )
+    own = [client for client in spec.clients or () if client in silos]
+    if own and not spec.participation.check_load:
+        raise SpecError(
+            "participation.check_load: expected true, because clients have machines of their own "
+            f"(pools.silos: {', '.join(own)}), found false"
+        )
+    if not own or not (own_images or (name is not None and settings.data_root(name) is None)):
+        spec = pin_data(spec, settings)
+    elif not own_images and getattr(data, "digest", None) is None:
+        raise SpecError(
+            f"data.digest: expected the content digest of data set {name}, because each silo must have all of it and "
+            "it is not on this machine, found none; fedbench data check prints it"
+        )
+    return pin_weights(spec, settings)
+
+
 def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
     """Read (or draw) the data set on this machine and fix its digest in the specification.
 

@@ -9,6 +9,10 @@ class SettingsError(InfraError):
     """A setting is wrong; the message names it and the accepted values."""
 
 
+class StoreRefused(SettingsError):
+    """The object store does not let these credentials do this."""
+
+
 class StoreUnavailable(InfraError):
     """The object store does not answer, after retries: *infrastructure lost*, never a client's fault."""
 

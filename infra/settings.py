@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,13 +91,24 @@ class PoolSettings(BaseModel):
 
 
 class PortSettings(BaseModel):
-    """Ports on loopback that ``fedbench up`` asks for; one that is taken is chosen anew."""
+    """Where the servers of ``fedbench up`` listen: ports that it asks for; one that is taken is chosen anew."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prefect: int = Field(4200, ge=1, le=65535)
     mlflow: int = Field(5000, ge=1, le=65535)
     s3: int = Field(9000, ge=1, le=65535)
+    host: IPv4Address | None = Field(
+        None,
+        description="Address of this machine that workers of other machines reach; none: loopback. It opens the "
+        "servers to that network: then their credentials are all that protects them, and nothing is encrypted.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PortSettings:
+        if self.host is not None and (self.host.is_unspecified or self.host.is_multicast):
+            raise ValueError(f"host: expected one address of this machine, which clients are told, found {self.host}")
+        return self
 
 
 class Settings(BaseSettings):

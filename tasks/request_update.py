@@ -84,7 +84,7 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     """
     started = time.perf_counter()
     spec = request.spec
-    data = site.data(spec.data)
+    data = site.data_of(spec.data, client)
     samples = data.train[client]
     fetched = site.weights.get(request.model.key, request.model.sha256, request.model.bytes)
     detector = site.detector(spec, len(data.classes))

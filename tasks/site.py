@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from tasks.data.loading import ImageCache
 from tasks.data.samples import FederatedData
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
+from tasks.errors import DataError
 from tasks.spec.data import DataSpec
 from tasks.spec.detector import DetectorSpec
 from tasks.spec.federation import FederationSpec
@@ -49,6 +51,26 @@ class Site:
                 spec, root_of=self.settings.data_root, cache=self.settings.home / "cache" / "data"
             )
         return self._data[spec]
+
+    def data_of(self, spec: DataSpec, client: str) -> FederatedData:
+        """The data set, in which ``client`` has training images.
+
+        Raises:
+            DataError: it is missing or wrong, or has none of this client.
+        """
+        data = self.data(spec)
+        if not data.train.get(client):
+            name: str | None = getattr(spec, "name", None)
+            where = f"{self.settings.data_root(name)} on {self.host}: " if name is not None else ""
+            if client in data.train:
+                raise DataError(f"{where}device {client} of data set {data.name} has no training image")
+            raise DataError(f"{where}data set {data.name} has no device {client}; it has {', '.join(data.train)}")
+        return data
+
+    def look_again(self, spec: DataSpec, clients: Sequence[str]) -> None:
+        """Read the data set anew the next time, unless ``clients`` are all in what was read."""
+        if spec in self._data and not all(self._data[spec].train.get(client) for client in clients):
+            del self._data[spec]
 
     def detector(self, spec: FederationSpec, classes: int) -> Detector:
         """A detector that holds the last turn's weights: load all of them anew. Threads are set as specified."""

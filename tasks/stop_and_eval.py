@@ -36,7 +36,7 @@ from tasks.turns import hand_out, report_failures
 def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
     """In a slot: losses and detections of batches ``part``, ``part + parts``, … of the clients' common test set."""
     try:
-        data = site.data(request.spec.data)
+        data = site.data_of(request.spec.data, request.clients[0])
         samples = data.test[request.clients[0]]
         digest = samples_digest(samples)
         if digest != request.test_digest:

@@ -23,15 +23,12 @@ ASK_AGAIN_SECONDS = 5.0
 
 
 def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
-    """In a slot: what each client of the turn has, or why it is not ready."""
+    """In a slot: what each client of the turn has, or why it is not ready. What was missing may be there by now."""
+    site.look_again(request.spec.data, request.clients)
     ready, failures = [], []
     for client in request.clients:
         try:
-            data = site.data(request.spec.data)
-            if client not in data.train:
-                raise FedbenchError(f"data set {data.name} has no device {client}; it has {', '.join(data.train)}")
-            if not data.train[client]:
-                raise FedbenchError(f"device {client} of data set {data.name} has no training image")
+            data = site.data_of(request.spec.data, client)
             test = data.test[client]
             ready.append(
                 ClientInfo(
@@ -97,4 +94,6 @@ def _check_classes(ready: Iterable[ClientInfo]) -> None:
         classes.setdefault(tuple(info.class_counts), []).append(info.client)
     if len(classes) > 1:
         shown = "; ".join(f"{', '.join(clients)}: {', '.join(names)}" for names, clients in classes.items())
-        raise FedbenchError(f"wake_up: expected the same classes at every client, found {shown}")
+        raise FedbenchError(
+            f"wake_up: expected the same classes at every client, found {shown}; data.classes names them"
+        )

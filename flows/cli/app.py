@@ -18,6 +18,7 @@ from flows.cli.original import export, original_app
 from flows.cli.runs import resume, run
 from flows.cli.served import serve, ui
 from flows.cli.shared import EXIT_INTERRUPTED, EXIT_USAGE, out
+from flows.cli.silos import silo_policy
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
 
@@ -55,6 +56,7 @@ for _command in (
     status,
     logs,
     deploy,
+    silo_policy,
     export,
     clean,
     remove,

@@ -5,7 +5,7 @@
 <federation>/turns/<pool>/<session>/<resident>/0001-answer.json  the reply, or why there is none
 
 A session is one coordinator's: another one, after a crash, has its own. What a pool's residents read and write of it
-is below ``turns/<pool>/``, so that a silo's credentials can be held to its own.
+is below ``turns/<pool>/``, so that a silo's credentials can be held to its own (:mod:`infra.store.policy`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import SettingsError
+from infra.errors import SettingsError, StoreRefused
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 
 MAILBOX_VERSION = 1
+ASK, ANSWER = "-ask.json", "-answer.json"  # after the number of the turn
 LEAVE = {"version": MAILBOX_VERSION, "phase": "leave"}
 
 
@@ -36,17 +37,23 @@ class Mailbox:
         return f"{session_folder(self.layout, self.pool, self.session)}{self.resident}/"
 
     def put_ask(self, number: int, document: dict[str, Any]) -> None:
-        self.objects.put_json(f"{self.folder}{number:04d}-ask.json", document)
+        self.objects.put_json(f"{self.folder}{number:04d}{ASK}", document)
 
     def get_ask(self, number: int) -> dict[str, Any] | None:
-        document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}-ask.json")
+        """What is asked next; None: nothing yet."""
+        try:
+            document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}{ASK}")
+        except StoreRefused:
+            # A store says so of what is not there to whom may not list it. That the credentials are right has shown:
+            # the session was read with them.
+            return None
         return document
 
     def put_answer(self, number: int, document: dict[str, Any]) -> None:
-        self.objects.put_json(f"{self.folder}{number:04d}-answer.json", document)
+        self.objects.put_json(f"{self.folder}{number:04d}{ANSWER}", document)
 
     def get_answer(self, number: int) -> dict[str, Any] | None:
-        document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}-answer.json")
+        document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}{ANSWER}")
         return document
 
 

@@ -36,10 +36,11 @@ class MlflowService(Service):
         *,
         keys: StackKeys | None = None,
         port: int | None = None,
+        host: str = LOOPBACK,
         detached: bool = False,
     ) -> None:
         """keys: credentials that the server asks for; None: none."""
-        super().__init__(home, port=port, detached=detached)
+        super().__init__(home, port=port, host=host, detached=detached)
         self.store = store
         self.keys = keys
         # The latter asks for credentials.
@@ -83,6 +84,10 @@ class MlflowService(Service):
             variables["AWS_ACCESS_KEY_ID"] = self.store.access_key.get_secret_value()
             variables["AWS_SECRET_ACCESS_KEY"] = self.store.secret_key.get_secret_value()
             variables["AWS_SESSION_TOKEN"] = ""  # the user's own belongs to other keys
+        if self.host != LOOPBACK:  # it refuses requests and pages of any other address but private ones
+            names = [name for host in ("localhost", LOOPBACK, self.host) for name in (host, f"{host}:*")]
+            variables["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(names)
+            variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = self.address_at(port)
         if self.keys is not None:
             variables["MLFLOW_AUTH_CONFIG_PATH"] = str(self._auth_path)
             variables["MLFLOW_AUTH_ADMIN_USERNAME"] = USER
@@ -95,7 +100,7 @@ class MlflowService(Service):
         of_stack = [] if self.keys is None else ["--app-name", "basic-auth", "--uvicorn-opts", "--no-access-log"]
         return [
             *(sys.executable, "-m", "mlflow", "server", *of_stack),
-            *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+            *("--host", self.host, "--port", str(port), "--workers", "1"),
         ]
 
     @property

@@ -1,4 +1,4 @@
-"""Ports on loopback."""
+"""Ports, on loopback unless another address of this machine is named."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from infra.errors import ServiceFailed
 LOOPBACK = "127.0.0.1"
 
 
-def free_port(preferred: int | None) -> int:
-    """``preferred`` if it is free, else any.
+def free_port(preferred: int | None, host: str = LOOPBACK) -> int:
+    """``preferred`` if it is free at ``host``, else any.
 
     Raises:
         ServiceFailed: there is none.
     """
     for port in (preferred, 0):
-        if port is not None and (bound := bindable(port)) is not None:
+        if port is not None and (bound := bindable(port, host)) is not None:
             return bound
-    raise ServiceFailed(f"no free port on {LOOPBACK}")
+    raise ServiceFailed(f"no port can be had at {host}: expected an address of this machine (ports.host)")
 
 
-def bindable(port: int) -> int | None:
-    """``port`` (0: any) when it can be bound at the moment."""
+def bindable(port: int, host: str = LOOPBACK) -> int | None:
+    """``port`` (0: any) when it can be bound at ``host`` at the moment."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError:
             return None
         return int(probe.getsockname()[1])
 
 
-def await_free_port(port: int, seconds: float) -> None:
+def await_free_port(port: int, seconds: float, host: str = LOOPBACK) -> None:
     """Wait at most ``seconds`` for whoever has ``port`` to leave it."""
     deadline = time.monotonic() + seconds
-    while bindable(port) is None and time.monotonic() < deadline:
+    while bindable(port, host) is None and time.monotonic() < deadline:
         time.sleep(0.02)

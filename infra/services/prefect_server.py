@@ -27,10 +27,11 @@ class PrefectService(Service):
         auth: str | None = None,
         database_url: str | None = None,
         port: int | None = None,
+        host: str = LOOPBACK,
         detached: bool = False,
     ) -> None:
         """auth: ``user:password`` that the API asks for; None: none. database_url: None: SQLite."""
-        super().__init__(home, port=port, detached=detached)
+        super().__init__(home, port=port, host=host, detached=detached)
         self.auth = auth
         self.database_url = database_url
         self.health_path = "/api/health" if auth is None else "/api/admin/version"
@@ -65,4 +66,4 @@ class PrefectService(Service):
         return variables
 
     def command(self, port: int) -> list[str]:
-        return [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+        return [sys.executable, "-m", "prefect", "server", "start", "--host", self.host, "--port", str(port)]

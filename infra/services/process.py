@@ -89,9 +89,10 @@ class Service:
     patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
     has_children: ClassVar[bool] = False  # its command starts processes of its own
 
-    def __init__(self, home: Path, *, port: int | None = None, detached: bool = False) -> None:
-        """port: the one to take if it is free; None: that of the last time."""
+    def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
+        """port: the one to take if it is free; None: that of the last time. host: address to listen at."""
         self.home = home.absolute()
+        self.host = host
         self.detached = detached
         self._wanted_port = port
         self.folder = self.home / "services"
@@ -119,7 +120,7 @@ class Service:
         """Folders and files that the service needs; called by the holder before each start."""
 
     def address_at(self, port: int) -> str:
-        return f"http://{LOOPBACK}:{port}"
+        return f"http://{self.host}:{port}"
 
     def health_headers(self) -> dict[str, str]:
         """Of the request for ``health_path``: with credentials, only a server that takes them is healthy."""
@@ -281,7 +282,7 @@ class Service:
         if found is not None:
             self._withdraw(found)  # nobody must take the dead one's address for the next one's
             end_left_behind(found)
-            await_free_port(found.port, DYING_SECONDS)
+            await_free_port(found.port, DYING_SECONDS, self.host)
         self._port = self._wanted_port or (found.port if found is not None else None)
         self._spawn()
 
@@ -289,7 +290,7 @@ class Service:
         self._attempts += 1
         self.prepare()
         self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._port = free_port(self._port)
+        self._port = free_port(self._port, self.host)
         group = ["--group"] if self.has_children else []
         lock = [self._lock.descriptor] if self.detached else []
         bond = ["--detached", *map(str, lock)] if self.detached else [str(os.getpid())]
@@ -362,7 +363,7 @@ class Service:
         """The HTTP status of its answer, None when there is none within ``timeout`` seconds."""
         parts = urlsplit(address)
         # http.client knows no proxies: a proxy of the environment must not be asked for loopback.
-        connection = http.client.HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=timeout)
+        connection = http.client.HTTPConnection(parts.hostname or self.host, parts.port, timeout=timeout)
         try:
             connection.request("GET", self.health_path, headers=self.health_headers())
             return connection.getresponse().status

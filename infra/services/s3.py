@@ -15,7 +15,6 @@ from typing import ClassVar
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from infra.errors import ServiceFailed
-from infra.services.ports import LOOPBACK
 from infra.services.process import Service
 from infra.services.publication import write_private
 from infra.settings import S3Settings
@@ -81,7 +80,7 @@ class S3Service(Service):
         # No ETags: to give one, rclone reads the whole object for its MD5 at each listing, HEAD and GET; here
         # a sha256 in the record checks it. Nor two more MD5s of what is written: half the processor time of a PUT.
         options = ["--dir-cache-time", "1s", "--poll-interval", "0s", "--etag-hash=", "--ignore-checksum"]
-        address = f"{LOOPBACK}:{port}"
+        address = f"{self.host}:{port}"
         return [rclone_binary(), "serve", "s3", str(self.home / "s3"), "--addr", address, *options]
 
     @property

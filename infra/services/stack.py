@@ -21,6 +21,7 @@ from infra.services.credentials import draw_keys, read_keys
 from infra.services.database import check_postgresql, mlflow_database_uri, prefect_database_url
 from infra.services.environment_file import remove_environment, stack_environment, write_environment
 from infra.services.mlflow_server import MlflowService, default_tracking_uri
+from infra.services.ports import LOOPBACK
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
 from infra.services.s3 import S3Service
@@ -87,7 +88,12 @@ class Stack:
         with self._alone(say):
             draw_keys(self.home / "services")
             found_state = read_state(self.home)
-            state = self._with_databases(found_state)
+            state = self._at_host(self._with_databases(found_state))
+            if state.host != LOOPBACK:
+                say(
+                    f"listening at {state.host}, not on loopback alone: for whoever reaches it, the credentials are "
+                    "all that protects the servers, and nothing is encrypted"
+                )
             for setting, address in _foreign_addresses(self.settings, state).items():
                 say(f"{setting} is set, so runs here use {address}, not this stack's")
             before = [self._status(name, found_state) for name in SERVERS]
@@ -176,10 +182,11 @@ class Stack:
 
     def _bare(self, name: str) -> Service:
         """The service to look at or to end, which takes no credentials and no store."""
+        host = read_state(self.home).host
         kinds: dict[str, Callable[[], Service]] = {
-            "s3": lambda: S3Service(self.home, detached=True),
-            "prefect": lambda: PrefectService(self.home, detached=True),
-            "mlflow": lambda: MlflowService(self.home, S3Settings(), detached=True),
+            "s3": lambda: S3Service(self.home, host=host, detached=True),
+            "prefect": lambda: PrefectService(self.home, host=host, detached=True),
+            "mlflow": lambda: MlflowService(self.home, S3Settings(), host=host, detached=True),
             **self._worker_kinds({}),
         }
         return kinds[name]()
@@ -228,6 +235,17 @@ class Stack:
                 raise SettingsError(
                     f"{name[:-4]}_url: the stack of {self.home} is up with another database; first: fedbench down"
                 )
+        return state
+
+    def _at_host(self, state: StackState) -> StackState:
+        """``state`` with the address that the settings name; one that is up keeps the one that it has."""
+        asked = self.settings.ports.host
+        if not state.up:
+            return state.model_copy(update={"host": LOOPBACK if asked is None else str(asked)})
+        if asked is not None and str(asked) != state.host:
+            raise SettingsError(
+                f"ports.host: the stack of {self.home} is up at {state.host}, found {asked}; first: fedbench down"
+            )
         return state
 
     def _check_databases(self, state: StackState) -> None:
@@ -325,7 +343,7 @@ def running_stack(settings: Settings) -> StackState | None:
 
 
 def stack_s3(settings: Settings, state: StackState) -> S3Service:
-    return S3Service(settings.home, port=state.port("s3", settings.ports.s3), detached=True)
+    return S3Service(settings.home, port=state.port("s3", settings.ports.s3), host=state.host, detached=True)
 
 
 def stack_prefect(settings: Settings, state: StackState) -> PrefectService:
@@ -338,6 +356,7 @@ def stack_prefect(settings: Settings, state: StackState) -> PrefectService:
         auth=read_keys(settings.home.absolute() / "services").prefect_auth,
         database_url=state.prefect_database_url,
         port=state.port("prefect", settings.ports.prefect),
+        host=state.host,
         detached=True,
     )
 
@@ -354,5 +373,6 @@ def stack_mlflow(settings: Settings, state: StackState, store: S3Settings) -> Ml
         state.mlflow_database_uri,
         keys=read_keys(settings.home.absolute() / "services"),
         port=state.port("mlflow", settings.ports.mlflow),
+        host=state.host,
         detached=True,
     )

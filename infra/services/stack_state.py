@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from infra.errors import ServiceFailed
+from infra.services.ports import LOOPBACK
 from infra.services.publication import write_private
 from infra.settings import Settings
 
@@ -28,11 +29,13 @@ class StackState(BaseModel):
     """``addresses`` are those that clients were told last, by service.
 
     workers: it has workers too.
+    host: where its servers listen.
     prefect_database_url, mlflow_database_uri: None: SQLite under home. They may hold a password.
     """
 
     up: bool = False
     workers: bool = False
+    host: str = LOOPBACK
     ports: dict[str, PortChoice] = Field(default_factory=dict)
     addresses: dict[str, str] = Field(default_factory=dict)
     prefect_database_url: str | None = Field(None, repr=False)

@@ -8,6 +8,7 @@
 <prefix>/<federation>/rounds/0007/evaluations/<part>.safetensors and .json
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
+<prefix>/<federation>/sheet.png                                  detections of the best model
 <prefix>/<federation>/lease.json                                 whose the federation is (infra/federation_lease.py)
 <prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/residents)
 """
@@ -45,6 +46,10 @@ class FederationLayout:
     @property
     def best(self) -> str:
         return f"{self.root}best.json"
+
+    @property
+    def sheet(self) -> str:
+        return f"{self.root}sheet.png"
 
     @property
     def rounds(self) -> str:

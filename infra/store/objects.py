@@ -35,7 +35,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 
-from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreUnavailable
+from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
 from infra.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class ObjectStore:
             if code == "NoSuchBucket":
                 return _MissingBucketError(f"s3.bucket: no {self._where}; create it, or name one that exists")
             if code in _REFUSED or status in (401, 403):
-                return SettingsError(
+                return StoreRefused(
                     f"s3.access_key, s3.secret_key: refused ({code}) for {self._where}; "
                     "expected credentials that may read and write there"
                 )

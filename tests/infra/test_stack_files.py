@@ -25,6 +25,8 @@ from infra.services.database import (
 )
 from infra.services.environment_file import remove_environment, stack_environment, write_environment
 from infra.services.logs import follow_logs, last_lines
+from infra.services.s3 import S3Service
+from infra.services.stack import Stack, stack_mlflow, stack_prefect, stack_s3
 from infra.services.stack_state import (
     PortChoice,
     StackState,
@@ -217,3 +219,45 @@ def _await(condition: object) -> None:
 
 def test_no_test_sees_the_settings_of_its_caller() -> None:
     assert [name for name in os.environ if name.startswith("FEDBENCH_")] == []
+
+
+def test_the_servers_listen_where_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
+    monkeypatch.setenv("FEDBENCH_PORTS__HOST", "203.0.113.7")
+    settings = load_settings()
+    draw_keys(tmp_path / "services")
+    S3Service(tmp_path).prepare()
+    state = StackState(host=str(settings.ports.host))
+    s3, prefect = stack_s3(settings, state), stack_prefect(settings, state)
+    mlflow = stack_mlflow(settings, state, STORE)
+    assert [service.address_at(1234) for service in (s3, prefect, mlflow)] == [
+        "http://203.0.113.7:1234", "http://203.0.113.7:1234/api", "http://203.0.113.7:1234",
+    ]  # fmt: skip
+    assert "203.0.113.7:1234" in s3.command(1234)
+    for service in (prefect, mlflow):
+        command = service.command(1234)
+        assert command[command.index("--host") + 1] == "203.0.113.7"
+    variables = mlflow.environment(1234)
+    assert "203.0.113.7:*" in variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://203.0.113.7:1234"
+    assert "MLFLOW_SERVER_ALLOWED_HOSTS" not in stack_mlflow(settings, StackState(), STORE).environment(1234)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "224.0.0.1", "example"])
+def test_an_address_that_is_no_machines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
+    monkeypatch.setenv("FEDBENCH_PORTS__HOST", host)
+    with pytest.raises(SettingsError, match=r"ports\.host: "):
+        load_settings()
+
+
+def test_a_stack_that_is_up_stays_at_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
+    monkeypatch.setenv("FEDBENCH_PORTS__HOST", "203.0.113.7")
+    write_state(tmp_path, StackState(up=True))
+    with pytest.raises(SettingsError, match=r"ports\.host: .* is up at 127\.0\.0\.1, found 203.*fedbench down"):
+        Stack(load_settings()).up(lambda line: None)
+    write_state(tmp_path, StackState())
+    with pytest.raises(ServiceFailed, match=r"no port can be had at 203\.0\.113\.7: .*\(ports\.host\)"):
+        Stack(load_settings()).up(lambda line: None)
+    assert not read_state(tmp_path).up

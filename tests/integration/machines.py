@@ -1,0 +1,142 @@
+"""Two machines, played by network, mount and UTS namespaces of this one: neither sees the other's files or loopback.
+
+Root's, on Linux. What runs in a machine is ended by its mark in the environment, and the namespaces are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from homes import MARK, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+FOREIGN = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_", "CUDA_")
+
+# Its host name, an empty folder over each folder that is another machine's, and a loopback of its own that is up.
+_ENTER = 'hostname "$1"; shift; while [ "$1" != -- ]; do mount -t tmpfs none "$1"; shift; done; shift; exec "$@"'
+
+
+def why_not() -> str | None:
+    """What is missing to play two machines here."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "namespaces need root on Linux"
+    if any(shutil.which(program) is None for program in ("ip", "unshare", "hostname", "mount")):
+        return "needs ip, unshare, hostname and mount"
+    name = f"fb{uuid.uuid4().hex[:6]}"
+    for command in (["ip", "netns", "add", name], ["ip", "netns", "exec", name, "unshare", "-m", "-u", "true"]):
+        if (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            return f"{' '.join(command)}: {done.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """hidden: folders that are empty there."""
+
+    name: str
+    address: str
+    folder: Path
+    hidden: tuple[Path, ...]
+
+    @property
+    def mark(self) -> str:
+        return str(self.folder)
+
+    def _command(self, arguments: Sequence[object]) -> list[str]:
+        inside = ["unshare", "-m", "-u", "sh", "-ec", _ENTER, "sh", self.name, *map(str, self.hidden), "--"]
+        return ["ip", "netns", "exec", self.name, *inside, *map(str, arguments)]
+
+    def environment(self, variables: dict[str, str]) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        for name in [name for name in kept if name.lower().endswith("_proxy")]:
+            del kept[name]  # no way leads to one from there
+        own = {"HOME": str(self.folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "160", MARK: self.mark}
+        return kept | own | variables
+
+    def run(self, *arguments: object, timeout: float = 900.0, **variables: str) -> subprocess.CompletedProcess[str]:
+        """A command to its end; stdout and stderr are one text."""
+        return subprocess.run(
+            self._command(arguments), env=self.environment(variables), cwd=self.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, start_new_session=True,
+            check=False,
+        )  # fmt: skip
+
+    def start(self, *arguments: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                self._command(arguments), env=self.environment(variables), cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def listening(self) -> list[str]:
+        """Local addresses, in the kernel's form, at which something there listens."""
+        text = self.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
+        rows = [line.split() for line in text.splitlines()]
+        return [row[1] for row in rows if len(row) > 3 and row[3] == "0A"]
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
+                    found.append(process)
+        return found
+
+    def end(self, seconds: float = 20.0) -> None:
+        """End all that runs there, asked first."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        eventually(lambda: not self.processes(), seconds)
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def two_machines(folder: Path, *, hidden: Sequence[Path] = ()) -> Iterator[tuple[Machine, Machine]]:
+    """Two machines with a cable between them. Each has a folder of its own, and sees none of ``hidden``."""
+    run = uuid.uuid4().hex[:6]
+    names, network = (f"fb{run}a", f"fb{run}b"), int(run[:2], 16)
+    addresses = tuple(f"10.213.{network}.{number}" for number in (1, 2))
+    folders = [folder / side for side in ("a", "b")]
+    for path in folders:
+        path.mkdir(parents=True)
+    machines = [
+        Machine(names[side], addresses[side], folders[side], (folders[1 - side], *hidden, Path("/dev/shm")))
+        for side in (0, 1)
+    ]
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+        _ip("link", "add", f"{names[0]}0", "netns", names[0], "type", "veth", "peer", f"{names[1]}0", "netns", names[1])
+        for name, address in zip(names, addresses, strict=True):
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", f"{name}0")
+            for device in ("lo", f"{name}0"):
+                _ip("-n", name, "link", "set", device, "up")
+        yield machines[0], machines[1]
+    finally:
+        for machine in machines:
+            machine.end()
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"

@@ -1,0 +1,228 @@
+"""Two machines, no common path: servers, coordinator and one silo in the one, another silo in the other.
+
+Each silo has its own home, its own half of the devices, and a worker that serves a pool of its own. The weights are
+those of the same federation on one machine that has all devices.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from homes import FEDBENCH, Home, assert_consistent, digests, eventually
+from machines import Machine, two_machines, why_not
+from workers import _registration
+
+from tasks.data.synthetic import CLASSES
+from tasks.spec.records import RoundRecord
+
+_WHY_NOT = why_not()
+
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))]
+
+ROUNDS = 2
+PATIENCE = 600.0  # seconds that a worker may take to start
+DEVICES = (("1", "2"), ("3", "4", "5"))
+POOLS = ("silo-a", "silo-b")
+SPEC: dict[str, Any] = {
+    "max_rounds": ROUNDS,
+    "data": {"kind": "voc-folders", "name": "cameras", "classes": list(CLASSES), "clients": {"kind": "folders"}},
+    "detector": {"kind": "yolov3-tiny", "width": 64, "height": 64},
+    "training": {"batch_size": 4},
+    "evaluation": {"batch_size": 2},  # several parts, so that both silos evaluate
+    # The load of a machine that runs other tests beside must not keep anybody out.
+    "participation": {
+        "clients": [device for half in DEVICES for device in half], "turn_retries": 5,
+        "check_load": True, "max_load": 1000.0,
+    },
+}  # fmt: skip
+DRAWN = ("train_images=40", "test_images=10", "width=96", "height=80")
+
+
+def spec_file(folder: Path, stem: str, document: dict[str, Any]) -> Path:
+    path = folder / f"{stem}.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole data set: a folder for each device."""
+    folder = tmp_path_factory.mktemp("cameras")
+    fields = [part for field in DRAWN for part in ("-s", field)]
+    made = Home(folder / "home").run("data", "make", folder / "all", "--form", "voc", *fields)
+    assert made.returncode == 0, made.stdout
+    return folder / "all"
+
+
+@dataclass
+class Silos:
+    """Both machines with what runs in them; ``server`` is the home of servers and coordinator, on the first."""
+
+    machines: tuple[Machine, Machine]
+    server: Home
+    environment: dict[str, str]
+    logs: list[Path]
+
+    def fedbench(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.machines[0].run(FEDBENCH, *arguments, FEDBENCH_HOME=str(self.server.path), **variables)
+
+    def federate(self, name: str, document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        return self.fedbench("run", spec_file(self.machines[0].folder, name, document), "--name", name)
+
+    def told(self) -> str:
+        return "\n".join(f"{log}:\n{log.read_text(errors='replace')[-3000:]}" for log in self.logs)
+
+
+@pytest.fixture(scope="module")
+def silos(cameras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silos]:
+    folder = tmp_path_factory.mktemp("machines")
+    with two_machines(folder, hidden=[cameras.parent]) as machines:
+        for machine, devices in zip(machines, DEVICES, strict=True):
+            for device in devices:
+                shutil.copytree(cameras / device, machine.folder / "images" / device)
+        server = Home(machines[0].folder / "server")
+        settings = {
+            "ports": {"host": machines[0].address},
+            "pools": {
+                "silos": {device: pool for pool, half in zip(POOLS, DEVICES, strict=True) for device in half},
+                "residents": 1,
+            },
+        }
+        (server.path / "settings.yaml").write_text(yaml.safe_dump(settings))
+        silos = Silos(machines, server, {}, [])
+        up = silos.fedbench("up", "--servers-only")
+        assert up.returncode == 0, up.stdout
+        assert f"listening at {machines[0].address}, not on loopback alone" in up.stdout
+        silos.environment = _told_to_silos(server.path / "stack.env")
+        made = silos.fedbench("deploy")
+        assert made.returncode == 0, made.stdout
+        for machine, pool in zip(machines, POOLS, strict=True):
+            silos.logs.append(_start_worker(machine, pool, silos.environment))
+        for log in silos.logs:
+            assert eventually(lambda log=log: "started!" in log.read_text(), PATIENCE), silos.told()  # type: ignore[misc]
+        try:
+            yield silos
+        finally:
+            silos.fedbench("down")
+            shutil.rmtree(server.path / "s3", ignore_errors=True)
+            for machine in machines:
+                machine.end()
+                for cache in machine.folder.glob("*/cache"):
+                    shutil.rmtree(cache, ignore_errors=True)
+
+
+def _told_to_silos(path: Path) -> dict[str, str]:
+    """Of the stack's environment file, what a silo is given: where Prefect and the store are, and credentials."""
+    script = f'. "{path}"; exec "{sys.executable}" -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    found = json.loads(subprocess.check_output(["sh", "-c", script], text=True, env={}))
+    return {name: found[name] for name in found if name.startswith(("FEDBENCH_S3__", "PREFECT_API_"))}
+
+
+def _start_worker(machine: Machine, pool: str, environment: dict[str, str]) -> Path:
+    home = machine.folder / "home"
+    home.mkdir()
+    settings = {"data_roots": {"cameras": str(machine.folder / "images")}, "worker": {"slots": "cpu"}, "slots": 1}
+    (home / "settings.yaml").write_text(yaml.safe_dump(settings))
+    own = {"FEDBENCH_HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    path = [machine.environment({})["PYTHONPATH"], *_registration(home)]
+    machine.start(
+        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "fedbench-gpu"),
+        log=home / "worker.log",
+        **environment,
+        **own,
+        PYTHONPATH=":".join(path),
+    )
+    return home / "worker.log"
+
+
+@pytest.fixture(scope="module")
+def on_one(silos: Silos, cameras: Path) -> list[RoundRecord]:
+    """The same federation on the first machine alone, as if it had all devices, in slots of its own."""
+    machine = replace(silos.machines[0], hidden=())
+    settings = machine.folder / "alone.yaml"
+    settings.write_text(yaml.safe_dump({"home": str(silos.server.path), "data_roots": {"cameras": str(cameras)}}))
+    variables = {"FEDBENCH_HOME": str(silos.server.path), "FEDBENCH_SETTINGS": str(settings)}
+    specification = spec_file(machine.folder, "one", SPEC)
+    result = machine.run(FEDBENCH, "run", specification, "--name", "one", "--slots", 2, "-q", **variables)
+    assert result.returncode == 0, result.stdout
+    return assert_consistent(silos.server, "one", rounds=ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def on_two(silos: Silos) -> list[RoundRecord]:
+    result = silos.federate("two", SPEC)
+    assert result.returncode == 0, result.stdout + silos.told()
+    return assert_consistent(silos.server, "two", rounds=ROUNDS)
+
+
+def test_neither_machine_sees_the_others_files_or_has_its_devices(silos: Silos, cameras: Path) -> None:
+    for machine, other, devices in zip(silos.machines, reversed(silos.machines), DEVICES, strict=True):
+        assert machine.run("ls", machine.folder / "images").stdout.split() == list(devices)
+        for folder in (other.folder, cameras.parent):
+            assert list(folder.iterdir()) != []
+            assert machine.run("ls", "-A", folder).stdout == ""
+        assert machine.run("hostname").stdout.strip() == machine.name
+
+
+def test_each_silo_trains_its_own_devices(silos: Silos, on_two: list[RoundRecord]) -> None:
+    home_of = {device: machine.name for machine, half in zip(silos.machines, DEVICES, strict=True) for device in half}
+    for record in on_two[1:]:
+        assert {update.client: update.host for update in record.updates} == home_of
+    assert silos.server.stored_spec("two").data.digest is None  # type: ignore[union-attr]
+
+
+def test_the_load_is_asked_of_each_silo(on_two: list[RoundRecord]) -> None:
+    for record in on_two[1:]:
+        assert record.plan is not None
+        (draw,) = record.plan.draws
+        answers = {answer.client: answer.load for answer in draw.answers}
+        assert list(answers) == list(draw.contacted) == SPEC["participation"]["clients"]
+        assert all(load >= 0 for load in answers.values())
+
+
+def test_the_other_machine_only_connects_outwards(silos: Silos, on_two: list[RoundRecord]) -> None:
+    assert silos.machines[0].listening()
+    assert silos.machines[1].listening() == []
+
+
+def test_the_same_weights_as_on_one_machine(on_one: list[RoundRecord], on_two: list[RoundRecord]) -> None:
+    assert digests(on_two) == digests(on_one)
+    for one, two in zip(on_one, on_two, strict=True):
+        assert [info.client for info in two.clients] == SPEC["participation"]["clients"]
+        assert [update.train_loss for update in two.updates] == [update.train_loss for update in one.updates]
+        ((first,), (second,)) = (one.evaluations, two.evaluations)  # one test set, that both silos have
+        different = {"seconds"}
+        assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
+
+
+def test_a_federation_that_would_not_check_the_load_is_refused(silos: Silos) -> None:
+    participation = {**SPEC["participation"], "check_load": False}
+    result = silos.federate("unchecked", {**SPEC, "participation": participation})
+    assert result.returncode == 2
+    assert "error: participation.check_load: expected true" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_a_client_whose_images_are_not_there_is_left_out_and_named(silos: Silos, on_two: list[RoundRecord]) -> None:
+    images = silos.machines[1].folder / "images"
+    (images / "4").rename(images.with_name("away"))
+    try:
+        result = silos.federate("less", {**SPEC, "max_rounds": 1})
+    finally:
+        images.with_name("away").rename(images / "4")
+    assert result.returncode == 0, result.stdout + silos.told()
+    record = silos.server.records("less")[-1]
+    assert [info.client for info in record.clients] == ["1", "2", "3", "5"]
+    (failure,) = record.dropped
+    assert (failure.client, failure.phase, failure.kind) == ("4", "wake_up", "client-error")
+    where = f"{images} on {silos.machines[1].name}"
+    assert failure.reason == f"{where}: data set cameras has no device 4; it has 3, 5"
