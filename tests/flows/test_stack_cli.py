@@ -49,11 +49,11 @@ def test_logs_of_all_or_of_one(home: Path) -> None:
     assert "no log yet" in CliRunner().invoke(app, ["logs"]).output
     result = CliRunner().invoke(app, ["logs", "postgres"])
     assert result.exit_code == 2
-    assert "SERVICE: expected one of s3, prefect, mlflow, found postgres" in result.output
+    assert "SERVICE: expected one of s3, prefect, mlflow, worker, coordinator, found postgres" in result.output
     (home / "logs").mkdir(parents=True)
     (home / "logs" / "s3.log").write_text("first\n[bold]second[/]\n")
     (home / "logs" / "mlflow.log").write_text("third\n")
     result = CliRunner().invoke(app, ["logs", "-n", "1"])
-    assert result.output.splitlines() == ["s3      | [bold]second[/]", "mlflow  | third"]
+    assert result.output.splitlines() == ["s3          | [bold]second[/]", "mlflow      | third"]
     result = CliRunner().invoke(app, ["logs", "s3"])
     assert result.output.splitlines() == ["first", "[bold]second[/]"]

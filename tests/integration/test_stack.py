@@ -246,7 +246,7 @@ def test_commands_in_a_shell_that_sourced_the_file_use_it(stack: Up) -> None:
 
 def test_logs_are_shown(stack: Up) -> None:
     shown = stack.home.run("logs", "-n", "5").stdout
-    assert all(f"{name:7} | " in shown for name in SERVICES)
+    assert all(f"{name:11} | " in shown for name in SERVICES)
     only = stack.home.run("logs", "s3", "-n", "1000").stdout
     assert "Starting s3 server" in only
     assert " | " not in only
