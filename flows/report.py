@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -56,9 +57,13 @@ class RunReport:
         self._uri: str | None = None  # the tracker's
         self._tags: dict[str, str] = {}
         self.model: str | None = None  # URI of the registered model, once there is one
+        # MLflow gets a round while the next one goes on. A run that is killed meanwhile fills it in when it goes on.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+        self._logging: Future[None] | None = None
 
     def open(self, history: Sequence[RoundRecord]) -> None:
         """Find or make the MLflow run, and give it the committed rounds that it lacks."""
+        self._wait()
         s3 = self.settings.s3
         try:
             self._uri = self.services.mlflow_tracking_uri
@@ -87,6 +92,16 @@ class RunReport:
             log.warning("MLflow: %s", error)
 
     def round_committed(self, record: RoundRecord) -> None:
+        """Log a round; returns before it is logged, but not before the last one is."""
+        self._wait()
+        self._logging = self._thread.submit(self._log, record)
+
+    def _wait(self) -> None:
+        last, self._logging = self._logging, None
+        if last is not None:
+            last.result()
+
+    def _log(self, record: RoundRecord) -> None:
         try:
             if self._tracker is not None:
                 self._tracker.log_record(record.model_dump(mode="json"))
@@ -95,6 +110,7 @@ class RunReport:
 
     async def finish(self, place: Place) -> Leavings:
         """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED."""
+        self._wait()
         history: list[RoundRecord] = place.history
         files = self._draw(history)
         try:
@@ -140,6 +156,7 @@ class RunReport:
 
     def close(self, status: EndStatus) -> None:
         """End the MLflow run as FAILED or KILLED."""
+        self._wait()
         try:
             if self._tracker is not None:
                 self._tracker.close(status)

@@ -87,7 +87,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         committed=datetime.now(UTC),
     )
     await asyncio.to_thread(commit, place, record)
-    await show_clients(record)
+    await asyncio.gather(asyncio.to_thread(clear_up, place, record), show_clients(record))
     return record
 
 
@@ -124,6 +124,7 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
         committed=datetime.now(UTC),
     )
     await asyncio.to_thread(commit, place, record)
+    await asyncio.to_thread(clear_up, place, record)
     return record
 
 
@@ -211,7 +212,7 @@ async def evaluate_global(
 
 
 def commit(place: Place, record: RoundRecord) -> None:
-    """Write the commit marker, then what follows from it: the best round, and what retention removes."""
+    """Write the commit marker, then what follows from it, the best round."""
     layout = place.layout
     place.objects.put_json(layout.marker(record.round), record.model_dump(mode="json"))
     best = record.decision.best_round
@@ -227,7 +228,11 @@ def commit(place: Place, record: RoundRecord) -> None:
                 "weights": record.model.model_dump(mode="json"),
             },
         )
-    apply_retention(place, record.round, best)
+
+
+def clear_up(place: Place, record: RoundRecord) -> None:
+    """After a round's commit: remove what retention does not keep, and its updates from this machine's cache."""
+    apply_retention(place, record.round, record.decision.best_round)
     place.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
 
 

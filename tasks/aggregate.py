@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from safetensors.torch import save_file
+from torch import Tensor
 
 from infra.errors import StoreCorrupt
 from infra.place import Place, current_place
 from tasks.detectors.initial import initial_detector
-from tasks.detectors.state import serialise, state_of
+from tasks.detectors.state import state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.partial_sums import by_object, incomplete_sums, weights_key
 from tasks.request_update import answers_plan
@@ -35,12 +34,12 @@ def initial_weights(place: Place, spec: FederationSpec, classes: int) -> WeightR
     detector, report = initial_detector(spec.detector, classes, seed=spec.seed, file_of=place.settings.weight_file)
     if report is not None:
         place.reporter.message(str(report))
-    return store_global(place, 0, serialise(state_of(detector)))
+    return store_global(place, 0, state_of(detector))
 
 
-def store_global(place: Place, round_number: int, content: bytes | Path) -> WeightRef:
-    """Store the result of a round: safetensors, as bytes or a file."""
-    stored = place.weights.put(place.layout.global_weights(round_number), content)
+def store_global(place: Place, round_number: int, state: Mapping[str, Tensor]) -> WeightRef:
+    """Store the result of a round."""
+    stored = place.weights.put(place.layout.global_weights(round_number), partial(write_state, state))
     return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
 
 
@@ -66,14 +65,14 @@ def require_quorum(
 
 
 def aggregate_updates(
-    place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord], target: Path
-) -> tuple[list[UpdateRecord], list[ClientFailure]]:
+    place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
+) -> tuple[dict[str, Tensor], list[UpdateRecord], list[ClientFailure]]:
     """Stream the updates, in client order, through the strategy; a partial sum once, where its first client stands.
 
     An update that was not asked for, or does not fit, never counts; its client is dropped, with the reason. With it
     goes the partial sum that holds it, and so all clients of that sum.
 
-    Writes the new global state to ``target``. Returns the updates that count, and the clients dropped.
+    Returns the new global state, the updates that count, and the clients dropped.
 
     Raises:
         ClientError: no update counts.
@@ -119,8 +118,7 @@ def aggregate_updates(
     ]
     if not counted:
         raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
-    save_file(strategy.result(), target)
-    return counted, dropped
+    return strategy.result(), counted, dropped
 
 
 @task(
@@ -140,11 +138,9 @@ async def aggregate(
     place = current_place()
     started = time.monotonic()
     place.reporter.phase_started("aggregate", 0)
-    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
-        target = Path(folder) / "global.safetensors"
-        counted, dropped = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates, target)
-        report_failures(place, dropped)
-        require_quorum(spec, plan, counted, dropped)
-        model = await asyncio.to_thread(store_global, place, round_number, target)
+    state, counted, dropped = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates)
+    report_failures(place, dropped)
+    require_quorum(spec, plan, counted, dropped)
+    model = await asyncio.to_thread(store_global, place, round_number, state)
     place.reporter.phase_finished("aggregate", time.monotonic() - started)
     return model, counted, dropped

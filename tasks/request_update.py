@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -14,7 +15,7 @@ from torch import Tensor
 from infra.errors import StoreCorrupt
 from infra.place import Place, current_place
 from tasks.data.loading import training_loader
-from tasks.detectors.state import check_finite, load_state, serialise, state_of
+from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
 from tasks.site import Site
@@ -122,7 +123,7 @@ def put_updates(
     """Store ``state`` as ``key``, then the record of each client that it is of."""
     started = time.perf_counter()
     layout = site.layout(request.federation)
-    stored = site.weights.put(key, serialise(state))
+    stored = site.weights.put(key, partial(write_state, state))
     together = request.spec.participation.partial_sums
     uploading = (time.perf_counter() - started) / len(through)
     records = []

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import DeleteObjectsOutputTypeDef
 
-PART_BYTES = 16 * 1024 * 1024  # objects above this travel in parts
+PART_BYTES = 16 * 1024 * 1024  # of an object that travels in parts
+WHOLE_BYTES = 64 * 1024 * 1024  # files above this are sent in parts: below, parts and their threads cost more
 _TRANSFER = TransferConfig(
     multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=3
 )
@@ -126,7 +127,15 @@ class ObjectStore:
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file as an object, in parts where large; it appears whole or not at all."""
-        self._call(key, lambda s3: s3.upload_file(str(path), self.bucket, key, Config=_TRANSFER))
+
+        def put(s3: S3Client) -> None:
+            if path.stat().st_size > WHOLE_BYTES:
+                s3.upload_file(str(path), self.bucket, key, Config=_TRANSFER)
+                return
+            with path.open("rb") as body:
+                s3.put_object(Bucket=self.bucket, Key=key, Body=body)
+
+        self._call(key, put)
 
     def get_file(self, key: str, path: Path) -> None:
         """Write an object's content to ``path``, in parallel parts where large. Not checked: that is the

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +60,24 @@ class WeightStore:
         self.cache_bytes = cache_megabytes * 1_000_000
         self._added = 0
 
-    def put(self, key: str, content: Path | bytes) -> StoredObject:
-        """Upload safetensors (a file's, or bytes) as ``key``, and keep them in the cache.
+    def put(self, key: str, content: Path | bytes | Callable[[Path], object]) -> StoredObject:
+        """Upload safetensors as ``key``, and keep them in the cache.
+
+        content: a file, bytes, or a function that writes them to the path that it is given.
 
         Raises:
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
         """
         with self._temporary() as temporary:
-            # Copied first: what is hashed, sent and cached are the same bytes, even if the source changes
+            # Written first: what is hashed, sent and cached are the same bytes, even if the source changes
             # meanwhile.
-            digest, size = _copy(content, temporary)
+            if isinstance(content, Path):
+                shutil.copyfile(content, temporary)
+            elif isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                content(temporary)
+            digest, size = _digest(temporary), temporary.stat().st_size
             self.objects.put_file(key, temporary)
             self._keep(temporary, digest)
         self._evict_after(size)
@@ -182,25 +191,3 @@ class WeightStore:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _copy(content: Path | bytes, target: Path) -> tuple[str, int]:
-    """Write ``content`` to ``target``; its sha256 and size."""
-    digest = hashlib.sha256()
-    size = 0
-    with target.open("wb") as out:
-        if isinstance(content, bytes):
-            chunks: Iterator[bytes] = iter((content,))
-        else:
-            chunks = _chunks(content)
-        for chunk in chunks:
-            digest.update(chunk)
-            out.write(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(4 * 1024 * 1024):
-            yield chunk

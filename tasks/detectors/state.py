@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from tasks.errors import ClientError
@@ -24,6 +24,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def serialise(state: Mapping[str, Tensor]) -> bytes:
     """The state as safetensors bytes; equal states give equal bytes."""
     return save({name: state[name] for name in sorted(state)})
+
+
+def write_state(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write the bytes of :func:`serialise` to a file, without a copy of them in memory."""
+    save_file({name: state[name] for name in sorted(state)}, path)
 
 
 def load_state(model: nn.Module, path: Path) -> None:

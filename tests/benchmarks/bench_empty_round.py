@@ -8,7 +8,7 @@ Training adds one constant to one tensor, evaluation detects nothing; all else i
 ``fedbench`` with its embedded S3, Prefect and MLflow (:mod:`empty_turns`): weights moved, checked, aggregated,
 committed, tracked, and in the store when a round ends. Flower's is FedAvg in its simulation with Ray
 (:mod:`flower_app`), training and evaluation on all clients, with arrays of the same shapes; it keeps nothing. Both
-have all cores. Seconds are medians of the rounds after the first.
+have all cores. Seconds are medians of the rounds after the first, processor seconds (of all processes) their mean.
 
 Flower's requirements collide with Prefect's, so it has a virtual environment of its own: the one that
 ``FEDBENCH_FLOWER_VENV`` names, else one made below the user's cache folder; without it, Flower's half is skipped.
@@ -39,7 +39,18 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measured_runs import HERE, MeasuredRun, data_of, environment_of, run, table, write_data, write_seconds
+from measured_runs import (
+    HERE,
+    MeasuredRun,
+    data_of,
+    environment_of,
+    processor_seconds,
+    run,
+    table,
+    watched,
+    write_data,
+    write_seconds,
+)
 
 FLOWER = "flwr[simulation]==1.42.*"
 TIMES_THE_WRITING = 1.3
@@ -65,11 +76,12 @@ def cores() -> int:
 
 
 def participations() -> dict[str, Participation]:
-    """How updates travel: one an update, and, where the specification knows it, one sum a turn."""
-    ways = {"updates": Participation(), "updates, a turn a slot": Participation(shards=cores())}
-    if "partial_sums" in Participation.model_fields:
-        ways["partial sums"] = Participation.model_validate({"shards": cores(), "partial_sums": True})
-    return ways
+    """How updates travel: one object each, from as many turns or from one a slot; or one sum a turn."""
+    return {
+        "updates": Participation(),
+        "updates, a turn a slot": Participation(shards=cores()),
+        "partial sums": Participation(shards=cores(), partial_sums=True),
+    }
 
 
 def spec_of(size: Size, participation: Participation, rounds: int) -> FederationSpec:
@@ -90,6 +102,8 @@ def our_run(home: Path, name: str, size: Size, participation: Participation, rou
     for record in found.records[1:]:
         assert len(record.updates) == size.clients, record.dropped
         assert {update.train_seconds for update in record.updates} == {0.0}, "these turns have trained"
+        objects = len(record.plan.shards) if participation.partial_sums else size.clients
+        assert len({update.weights.sha256 for update in record.updates}) == objects, "equal objects"
     for before, after in itertools.pairwise(found.records):
         assert before.model.sha256 != after.model.sha256
     return found
@@ -128,18 +142,26 @@ def _imports_flower(python: Path) -> bool:
     return subprocess.run([python, "-c", "import flwr, ray"], check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
-def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> float:
-    """Median seconds of Flower's rounds after the first."""
+def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> tuple[float, float]:
+    """Median seconds of Flower's rounds after the first, and their mean processor seconds."""
     state = state_of(build_detector(size.detector(), CLASSES, seed=1))
     shapes = folder / f"{size.detector.__name__}.json"
     shapes.write_text(json.dumps([[list(tensor.shape), str(tensor.numpy().dtype)] for tensor in state.values()]))
     quiet = {"FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [python, HERE / "flower_app.py", shapes, str(size.clients), str(rounds), str(cores())]
-    done = subprocess.run(command, env=environment_of(quiet), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"Flower ended with {done.returncode}: {done.stderr[-2000:]}")
-    ends: list[float] = json.loads(done.stdout.splitlines()[-1])["ends"]
-    return statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
+    processor: list[tuple[float, float]] = []
+    errors = folder / "flower.log"
+    with (
+        errors.open("w") as log,
+        subprocess.Popen(command, env=environment_of(quiet), stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        watched(process.pid, [], processor),
+    ):
+        output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"Flower ended with {process.returncode}: {errors.read_text()[-2000:]}")
+    ends: list[float] = json.loads(output.splitlines()[-1])["ends"][1:]
+    seconds = statistics.median(after - before for before, after in itertools.pairwise(ends))
+    return seconds, processor_seconds(processor, ends)
 
 
 def figures(folder: Path, name: str, rounds: int, *, flower: bool = True) -> list[dict[str, Any]]:
@@ -149,13 +171,22 @@ def figures(folder: Path, name: str, rounds: int, *, flower: bool = True) -> lis
     for number, (way, participation) in enumerate(participations().items()):
         home = folder / f"{name}-{number}"
         found = our_run(home, f"empty-{name}-{number}", size, participation, rounds)
-        rows.append({"size": name, "what": way, "seconds": found.seconds, **found.phases})
+        rows.append(
+            {
+                "size": name,
+                "what": way,
+                "seconds": found.seconds,
+                "processor": found.processor_seconds,
+                **found.phases,
+            }
+        )
         if not number:
             writes = {"size": name, "what": "writing the updates alone", "seconds": writing(home, size)}
     rows.append(dict.fromkeys(rows[0]) | writes)
     if flower:
-        seconds = flower_seconds(flower_python(), folder, size, rounds)
-        rows.append(dict.fromkeys(rows[0]) | {"size": name, "what": "Flower", "seconds": seconds})
+        seconds, processor = flower_seconds(flower_python(), folder, size, rounds)
+        of_flower = {"size": name, "what": "Flower", "seconds": seconds, "processor": processor}
+        rows.append(dict.fromkeys(rows[0]) | of_flower)
     return rows
 
 

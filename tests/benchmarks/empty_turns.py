@@ -28,7 +28,7 @@ def train(detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, c
     from tasks.training.local import TrainingResult
 
     with torch.no_grad():
-        next(detector.parameters()).add_(1e-6 * (1 + zlib.crc32(client.encode()) % 1000))
+        next(detector.parameters()).add_(1e-3 * zlib.crc32(client.encode()) / 2**32)
     return TrainingResult(loss=0.0, terms={}, images=0, steps=1, seconds=0.0)
 
 

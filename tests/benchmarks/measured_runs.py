@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import statistics
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from flows.stored import opened_store, read_run
@@ -32,11 +34,16 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """Records of a run that has ended; ``memory`` is (time, resident bytes) of its coordinator, all along."""
+    """Records of a run that has ended.
+
+    memory: (time, resident bytes) of its coordinator, all along.
+    processor: (time, processor seconds) of the coordinator and all that it has started, all along.
+    """
 
     records: list[RoundRecord]
     record_bytes: list[int]
     memory: list[tuple[float, int]]
+    processor: list[tuple[float, float]]
 
     @property
     def round_seconds(self) -> list[float]:
@@ -62,6 +69,11 @@ class MeasuredRun:
     def seconds(self) -> float:
         """Median seconds of the rounds after the first."""
         return statistics.median(self.round_seconds[1:])
+
+    @property
+    def processor_seconds(self) -> float:
+        """Mean processor seconds of the rounds after the first, of all processes: services, slots, coordinator."""
+        return processor_seconds(self.processor, [record.committed.timestamp() for record in self.records[1:]])
 
     def peak_memory(self, number: int) -> int:
         """Most resident bytes of the coordinator between two commits, the second being round ``number``'s."""
@@ -93,11 +105,12 @@ def run(
     search = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     environment = environment_of({"PYTHONPATH": search, "FEDBENCH_DATA_ROOTS": f'{{"{DATA_NAME}": "{data}"}}'})
     memory: list[tuple[float, int]] = []
-    with subprocess.Popen(arguments, env=environment, cwd=HERE.parents[1], stdout=subprocess.DEVNULL) as process:
-        watched = threading.Thread(target=_watch, args=(process.pid, memory))
-        watched.start()
+    processor: list[tuple[float, float]] = []
+    with (
+        subprocess.Popen(arguments, env=environment, cwd=HERE.parents[1], stdout=subprocess.DEVNULL) as process,
+        watched(process.pid, memory, processor),
+    ):
         code = process.wait()
-        watched.join()
     if code:
         raise RuntimeError(f"{name}: fedbench ended with {code}; see {home / 'runs' / name}")
     settings = Settings(home=home)
@@ -105,7 +118,7 @@ def run(
         records = read_run(objects, settings, name).records
         layout = FederationLayout(settings.s3.prefix, name)
         sizes = [objects.size(layout.marker(record.round)) or 0 for record in records]
-    return MeasuredRun(records, sizes, memory)
+    return MeasuredRun(records, sizes, memory, processor)
 
 
 def environment_of(own: Mapping[str, str]) -> dict[str, str]:
@@ -114,14 +127,38 @@ def environment_of(own: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | own
 
 
-def _watch(pid: int, memory: list[tuple[float, int]]) -> None:
+@contextlib.contextmanager
+def watched(pid: int, memory: list[tuple[float, int]], processor: list[tuple[float, float]]) -> Iterator[None]:
+    """While the block goes on: resident bytes of process ``pid``, processor seconds of it and its offspring."""
+    thread = threading.Thread(target=_watch, args=(pid, memory, processor))
+    thread.start()
+    yield
+    thread.join()
+
+
+def _watch(pid: int, memory: list[tuple[float, int]], processor: list[tuple[float, float]]) -> None:
+    used: dict[int, float] = {}
     try:
         process = psutil.Process(pid)
-        while process.status() != psutil.STATUS_ZOMBIE:
+        for number in itertools.count():
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return
             memory.append((time.time(), process.memory_info().rss))
+            if number % 4 == 0:
+                for one in (process, *process.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        times = one.cpu_times()
+                        used[one.pid] = times.user + times.system
+                processor.append((time.time(), sum(used.values())))
             time.sleep(0.05)
     except psutil.NoSuchProcess:
         pass
+
+
+def processor_seconds(samples: Sequence[tuple[float, float]], ends: Sequence[float]) -> float:
+    """Mean processor seconds of the rounds between the times ``ends``."""
+    times, used = zip(*samples, strict=True)
+    return float(np.interp(ends[-1], times, used) - np.interp(ends[0], times, used)) / (len(ends) - 1)
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.artifacts import client_table
-from flows.round import Clock, commit, shard_label
+from flows.round import Clock, clear_up, commit, shard_label
 from flows.start import claim_name, pin_data, slot_count
 from flows.stored import read_history, read_run, read_runs, stopped
 from infra.errors import SettingsError
@@ -81,7 +81,9 @@ def test_a_commit_keeps_the_best_and_the_last_two_globals(object_store: ObjectSt
     place = place_of(object_store, settings, "kept")
     layout = place.layout
     for number, best in enumerate((0, 1, 1, 1, 1)):
-        commit(place, record_of(place, number, best_round=best, best_map50_voc10=0.1))
+        record = record_of(place, number, best_round=best, best_map50_voc10=0.1)
+        commit(place, record)
+        clear_up(place, record)
     keys = object_store.list(layout.root)
     assert [number for number in range(5) if layout.global_weights(number) in keys] == [1, 3, 4]
     assert not [key for key in keys if "/updates/" in key or "/evaluations/" in key]
@@ -98,6 +100,7 @@ def test_updates_and_more_globals_are_kept_by_setting(object_store: ObjectStore,
     place = place_of(object_store, settings.model_copy(update={"keep_updates": True, "keep_globals": 3}), "kept")
     for number in range(4):
         commit(place, record_of(place, number))
+        clear_up(place, record_of(place, number))
     keys = object_store.list(place.layout.root)
     assert [number for number in range(4) if place.layout.global_weights(number) in keys] == [1, 2, 3]
     assert [number for number in range(4) if place.layout.update_weights(number, "1") in keys] == [0, 1, 2, 3]

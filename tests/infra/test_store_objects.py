@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from infra.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from infra.settings import S3Settings
-from infra.store.objects import PART_BYTES, ObjectStore
+from infra.store.objects import PART_BYTES, WHOLE_BYTES, ObjectStore
 
 
 def test_bytes_json_sizes_and_removal(object_store: ObjectStore) -> None:
@@ -47,8 +47,9 @@ def test_more_objects_than_one_page_of_the_listing(object_store: ObjectStore, s3
     assert object_store.list("pages/") == {}
 
 
-def test_a_large_file_travels_in_parts(object_store: ObjectStore, tmp_path: Path) -> None:
-    content = os.urandom(PART_BYTES + 1_000_003)
+@pytest.mark.parametrize("size", [PART_BYTES + 1_000_003, WHOLE_BYTES + 1_000_003], ids=["down", "up and down"])
+def test_a_large_file_travels_in_parts(size: int, object_store: ObjectStore, tmp_path: Path) -> None:
+    content = os.urandom(size)
     (tmp_path / "up").write_bytes(content)
     object_store.put_file("objects/large.bin", tmp_path / "up")
     object_store.get_file("objects/large.bin", tmp_path / "down")

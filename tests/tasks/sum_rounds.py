@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from phase_place import make_place, make_plan, put_state
-from safetensors.torch import load_file
 
 import tasks.request_update
 from infra.errors import DeadlineExceeded, SlotLost
@@ -119,11 +118,11 @@ class Round:
         folder = self.place.layout.updates(3)
         return sorted(key.removeprefix(folder) for key in self.place.objects.list(folder))
 
-    def mean(self, updates: Sequence[UpdateRecord], tmp_path: Path) -> State:
-        counted, dropped = aggregate_updates(self.place, self.spec, self.plan, updates, tmp_path / "global")
+    def mean(self, updates: Sequence[UpdateRecord]) -> State:
+        state, counted, dropped = aggregate_updates(self.place, self.spec, self.plan, updates)
         assert counted == list(updates)
         assert dropped == []
-        return load_file(tmp_path / "global")
+        return state
 
 
 def assert_mean_of(clients: str, found: State) -> None:

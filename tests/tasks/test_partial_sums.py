@@ -18,7 +18,7 @@ from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, initial_weights
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import state_of
+from tasks.detectors.state import serialise, state_of
 from tasks.errors import ClientError
 from tasks.request_update import client_update, stored_updates
 from tasks.site import Site
@@ -191,21 +191,21 @@ def two_turns(place: Place, states: Mapping[str, State]) -> tuple[RoundPlan, lis
     return plan, updates
 
 
-def test_sums_are_streamed_once_each_and_in_one_order(place: Place, tmp_path: Path) -> None:
+def test_sums_are_streamed_once_each_and_in_one_order(place: Place) -> None:
     states = {"1": client_state("1"), "2": client_state("2")}
     plan, updates = two_turns(place, states)
-    files = []
-    for number, order in enumerate((updates, updates[::-1], updates[1:] + updates[:1])):
-        files.append(tmp_path / str(number))
-        counted, _ = aggregate_updates(place, SPEC, plan, order, files[-1])
+    found = []
+    for order in (updates, updates[::-1], updates[1:] + updates[:1]):
+        state, counted, _ = aggregate_updates(place, SPEC, plan, order)
+        found.append(serialise(state))
         assert [(update.client, update.train_size) for update in counted] == [("1", 10), ("2", 30), ("3", 7), ("4", 1)]
-    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    assert found[0] == found[1] == found[2]
     expected = (17 * states["1"]["w"] + 31 * states["2"]["w"]) / 48
-    torch.testing.assert_close(load_file(files[0])["w"], expected)
+    torch.testing.assert_close(state["w"], expected)
 
 
 @pytest.mark.parametrize("trouble", ["missing record", "another seed", "not finite", "lost"])
-def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, tmp_path: Path, trouble: str) -> None:
+def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, trouble: str) -> None:
     bad = client_state("2")
     if trouble == "not finite":
         bad["w"] = torch.tensor([1.0, float("inf"), 0.0])
@@ -217,9 +217,9 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, tmp_path: P
     elif trouble == "lost":
         weights = updates[3].weights.model_copy(update={"sha256": "f" * 64})
         updates[2:] = [update.model_copy(update={"weights": weights}) for update in updates[2:]]
-    counted, dropped = aggregate_updates(place, SPEC, plan, updates, tmp_path / "global")
+    state, counted, dropped = aggregate_updates(place, SPEC, plan, updates)
     assert [update.client for update in counted] == ["1", "3"]
-    torch.testing.assert_close(load_file(tmp_path / "global")["w"], client_state("1")["w"])
+    torch.testing.assert_close(state["w"], client_state("1")["w"])
     reasons = {failure.client: failure.reason for failure in dropped}
     assert list(reasons) == (["2"] if trouble == "missing record" else ["2", "4"])
     says = {
@@ -231,12 +231,12 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, tmp_path: P
     assert says[trouble] in reasons["2"]
 
 
-def test_a_client_of_two_sums_counts_in_one(place: Place, tmp_path: Path) -> None:
+def test_a_client_of_two_sums_counts_in_one(place: Place) -> None:
     plan, updates = two_turns(place, {"1": client_state("1"), "2": client_state("2")})
     plan = plan.model_copy(update={"shards": (("1", "2", "3", "4"),)})
     weights = put_state(place, place.layout.partial_sum(3, "3"), client_state("3"))
     again = [make_update(place, plan, client, weights, shard=("3", "4")) for client in ("3", "4")]
-    counted, dropped = aggregate_updates(place, SPEC, plan, [*updates, *again], tmp_path / "global")
+    _, counted, dropped = aggregate_updates(place, SPEC, plan, [*updates, *again])
     assert [update.client for update in counted] == ["1", "2", "3", "4"]
     assert {update.weights.key for update in counted}.isdisjoint({weights.key})
     assert [failure.reason for failure in dropped] == [

@@ -44,7 +44,7 @@ def round3(
 WHOLE = ["1.json", "2.json", "3.json", "_sum-1.safetensors"]
 
 
-def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round, tmp_path: Path) -> None:
+def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round) -> None:
     reply = round3.run()
     assert round3.in_store_while_training == []
     assert round3.objects() == WHOLE
@@ -57,15 +57,13 @@ def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round, tmp
     assert [update.bytes_up for update in reply.updates] == [weights.bytes, 0, 0]
     assert reply.downloaded == 12
     assert stored_updates(round3.place, round3.plan) == {update.client: update for update in reply.updates}
-    assert_mean_of("123", round3.mean(reply.updates, tmp_path))
+    assert_mean_of("123", round3.mean(reply.updates))
     assert [client for _, client, _ in round3.notes.of("client_done")] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(("action", "says"), [("client-error", "bad image"), ("nan", "expected finite values")])
 @pytest.mark.parametrize("client", ["1", "2"])
-def test_a_client_that_fails_is_left_out_of_the_sum(
-    round3: Round, tmp_path: Path, client: str, action: str, says: str
-) -> None:
+def test_a_client_that_fails_is_left_out_of_the_sum(round3: Round, client: str, action: str, says: str) -> None:
     round3.script = {client: [action]}
     reply = round3.run()
     others = "123".replace(client, "")
@@ -74,7 +72,7 @@ def test_a_client_that_fails_is_left_out_of_the_sum(
     assert (failure.client, failure.kind) == (client, "client-error")
     assert says in failure.reason
     assert round3.objects() == [*(f"{other}.json" for other in others), f"_sum-{others[0]}.safetensors"]
-    assert_mean_of(others, round3.mean(reply.updates, tmp_path))
+    assert_mean_of(others, round3.mean(reply.updates))
 
 
 def test_a_turn_in_which_everybody_fails_stores_nothing(round3: Round) -> None:
@@ -85,28 +83,26 @@ def test_a_turn_in_which_everybody_fails_stores_nothing(round3: Round) -> None:
 
 
 @pytest.mark.parametrize("death", ["2", "record 1.json", "record 3.json"])
-def test_a_turn_lost_midway_is_run_again_whole(round3: Round, tmp_path: Path, death: str) -> None:
+def test_a_turn_lost_midway_is_run_again_whole(round3: Round, death: str) -> None:
     round3.script = {death: ["die"]}
     reply = round3.run()
     assert "".join(round3.attempts) == ("12" if death == "2" else "123") + "123"
     assert reply.failures == ()
     assert {update.shard for update in reply.updates} == {("1", "2", "3")}
     assert round3.objects() == WHOLE
-    assert_mean_of("123", round3.mean(reply.updates, tmp_path))
+    assert_mean_of("123", round3.mean(reply.updates))
     assert {client for _, client, _, _ in round3.notes.of("client_retried")} == {"1", "2", "3"}
 
 
-def test_a_turn_whose_reply_alone_was_lost_is_not_run_again(round3: Round, tmp_path: Path) -> None:
+def test_a_turn_whose_reply_alone_was_lost_is_not_run_again(round3: Round) -> None:
     round3.turns = ["reply lost"]
     reply = round3.run()
     assert "".join(round3.attempts) == "123"
-    assert_mean_of("123", round3.mean(reply.updates, tmp_path))
+    assert_mean_of("123", round3.mean(reply.updates))
 
 
 @pytest.mark.parametrize("client", ["1", "2"])
-def test_who_failed_in_a_turn_whose_reply_was_lost_counts_once_at_most(
-    round3: Round, tmp_path: Path, client: str
-) -> None:
+def test_who_failed_in_a_turn_whose_reply_was_lost_counts_once_at_most(round3: Round, client: str) -> None:
     round3.script, round3.turns = {client: ["client-error", "ok"]}, ["reply lost"]
     reply = round3.run()
     others = "123".replace(client, "")
@@ -115,7 +111,7 @@ def test_who_failed_in_a_turn_whose_reply_was_lost_counts_once_at_most(
         **dict.fromkeys(others, tuple(others)), client: (client,),
     }  # fmt: skip
     assert len([key for key in round3.objects() if key.startswith("_sum-")]) == 2
-    assert_mean_of("123", round3.mean(reply.updates, tmp_path))
+    assert_mean_of("123", round3.mean(reply.updates))
 
 
 def test_a_deadline_is_for_the_whole_turn(round3: Round) -> None:
@@ -193,7 +189,7 @@ def test_records_whose_sum_is_lost_are_not_taken_over(round3: Round, content: by
     assert stored_updates(round3.place, round3.plan) == {}
 
 
-def test_sums_of_other_turns_stay(round3: Round, tmp_path: Path) -> None:
+def test_sums_of_other_turns_stay(round3: Round) -> None:
     plan = round3.plan = round3.plan.model_copy(update={"shards": (("1", "3"), ("2",))})
     state = {"w": torch.ones(3), "n": torch.tensor(1)}
     first = put_state(round3.place, round3.place.layout.partial_sum(3, "1"), state)
@@ -209,7 +205,7 @@ def test_sums_of_other_turns_stay(round3: Round, tmp_path: Path) -> None:
     assert stored_updates(round3.place, plan) == {"2": records["2"]}
     round3.place.objects.put_json(round3.place.layout.update_record(3, "3"), records["3"].model_dump(mode="json"))
     assert stored_updates(round3.place, plan) == records
-    found = round3.mean(list(records.values()), tmp_path)
+    found = round3.mean(list(records.values()))
     torch.testing.assert_close(found["w"], (20 * state["w"] + 30 * client_state("2")["w"]) / 50)
 
 

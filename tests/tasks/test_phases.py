@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from phase_place import make_place, make_plan, make_update, put_state
-from safetensors.torch import load_file
 
 from infra.place import Place
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, quorum, require_quorum
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
 from tasks.decide import best_round, decide_stop, rounds_without_progress
+from tasks.detectors.state import serialise
 from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.federation import FederationSpec, Participation
@@ -177,7 +177,7 @@ def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(place: Place
 # --- aggregate ---------------------------------------------------------------------------------------------
 
 
-def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan: RoundPlan, tmp_path: Path) -> None:
+def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan: RoundPlan) -> None:
     whole = {"w": torch.ones(3), "n": torch.tensor(1)}
     updates = [
         update_of(place, plan, "4", {**whole, "w": torch.tensor([1.0, float("nan"), 1.0])}),
@@ -186,11 +186,10 @@ def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan:
         update_of(place, plan, "2", train_size=30),
         update_of(place, plan, "1", train_size=10),
     ]
-    counted, dropped = aggregate_updates(place, SPEC, plan, updates, tmp_path / "global")
+    state, counted, dropped = aggregate_updates(place, SPEC, plan, updates)
     assert [update.client for update in counted] == ["1", "2"]
-    found = load_file(tmp_path / "global")
-    assert found["w"].tolist() == [1.75] * 3
-    assert int(found["n"]) == 2
+    assert state["w"].tolist() == [1.75] * 3
+    assert int(state["n"]) == 2
     reasons = {failure.client: failure.reason for failure in dropped}
     assert list(reasons) == ["3", "4", "9"]
     assert "tensor w: expected float32 [3], found float32 [4]" in reasons["3"]
@@ -199,14 +198,14 @@ def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan:
     assert {(failure.phase, failure.kind) for failure in dropped} == {("aggregate", "client-error")}
 
 
-def test_a_second_a_stale_and_a_lost_update_never_count(place: Place, plan: RoundPlan, tmp_path: Path) -> None:
+def test_a_second_a_stale_and_a_lost_update_never_count(place: Place, plan: RoundPlan) -> None:
     first = update_of(place, plan, "1")
     second = make_update(place, plan, "1", first.weights, train_loss=9.0)
     stale = update_of(place, plan, "2", round=2)
     lost = make_update(
         place, plan, "3", WeightRef(key=place.layout.update_weights(3, "3"), sha256="f" * 64, bytes=9)
     )  # fmt: skip
-    counted, dropped = aggregate_updates(place, SPEC, plan, [first, second, stale, lost], tmp_path / "global")
+    _, counted, dropped = aggregate_updates(place, SPEC, plan, [first, second, stale, lost])
     assert counted == [first]
     reasons = [failure.reason for failure in dropped]
     assert "client 1: expected one update in a round, found a second" in reasons[0]
@@ -214,11 +213,10 @@ def test_a_second_a_stale_and_a_lost_update_never_count(place: Place, plan: Roun
     assert reasons[2].startswith("client 3: ")
     assert "missing" in reasons[2]
     with pytest.raises(ClientError, match=r"round 3: no update counts: .*round: expected 3, found 2"):
-        aggregate_updates(place, SPEC, plan, [stale], tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+        aggregate_updates(place, SPEC, plan, [stale])
 
 
-def test_the_order_in_which_updates_came_changes_no_bit(place: Place, plan: RoundPlan, tmp_path: Path) -> None:
+def test_the_order_in_which_updates_came_changes_no_bit(place: Place, plan: RoundPlan) -> None:
     generator = torch.Generator().manual_seed(1)
     updates = [
         update_of(
@@ -226,11 +224,10 @@ def test_the_order_in_which_updates_came_changes_no_bit(place: Place, plan: Roun
         )
         for n, client in enumerate("1234", 3)
     ]
-    files = []
-    for number, order in enumerate((updates, updates[::-1], updates[2:] + updates[:2])):
-        files.append(tmp_path / str(number))
-        aggregate_updates(place, SPEC, plan, order, files[-1])
-    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    found = []
+    for order in (updates, updates[::-1], updates[2:] + updates[:2]):
+        found.append(serialise(aggregate_updates(place, SPEC, plan, order)[0]))
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize(("cohort", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (20, 11)])
