@@ -41,6 +41,9 @@ def why_not() -> str | None:
     return None
 
 
+LOOPBACK = "0100007F:"  # 127.0.0.1, as /proc/net/tcp has it
+
+
 @dataclass(frozen=True)
 class Machine:
     """hidden: folders that are empty there."""
@@ -81,10 +84,11 @@ class Machine:
             )  # fmt: skip
 
     def listening(self) -> list[str]:
-        """Local addresses, in the kernel's form, at which something there listens."""
+        """Addresses, in the kernel's form, at which something there can be reached from outside."""
         text = self.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
         rows = [line.split() for line in text.splitlines()]
-        return [row[1] for row in rows if len(row) > 3 and row[3] == "0A"]
+        found = [row[1] for row in rows if len(row) > 3 and row[3] == "0A"]
+        return [address for address in found if not address.startswith(LOOPBACK)]
 
     def processes(self) -> list[psutil.Process]:
         found = []
