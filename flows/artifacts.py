@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from infra.place import Leavings
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
-# Those that the summary shows; the others are in MLflow.
-PLOTS = ("rounds.png", "sheet.png")
+# Prefect's page gives the summary a column of some 700 pixels.
+WIDTH = 1040
 
 
 def artifact_key(kind: str, name: str) -> str:
@@ -34,8 +35,12 @@ async def show_clients(record: RoundRecord) -> None:
     await acreate_table_artifact(
         key=artifact_key("round", record.federation),
         table=client_table(record),
-        description=f"Round {record.round} of {record.federation}: its clients.",
+        description=f"Round {record.round}: {len(record.updates)} of {_asked(record)} clients.",
     )
+
+
+def _asked(record: RoundRecord) -> int:
+    return len(record.updates) if record.plan is None else len(record.plan.cohort)
 
 
 class RunArtifacts:
@@ -46,53 +51,78 @@ class RunArtifacts:
         self._progress: UUID | None = None
 
     def _done(self, history: Sequence[RoundRecord]) -> float:
-        """Per cent of the rounds; a federation that stops early is done too."""
+        """Whole per cent of the rounds; a federation that stops early is done too."""
         if stopped(self._spec, history):
             return 100.0
-        return 100.0 * len(history) / (self._spec.max_rounds + 1)
+        return 100.0 * len(history) // (self._spec.max_rounds + 1)
 
     async def begin(self, history: Sequence[RoundRecord]) -> None:
         self._progress = await acreate_progress_artifact(
             progress=self._done(history),
             key=artifact_key("progress", self._name),
-            description=f"{self._name}: rounds 0 to {self._spec.max_rounds}",
+            description=f"Rounds 0 to {self._spec.max_rounds}",
         )
 
     async def round_committed(self, history: Sequence[RoundRecord]) -> None:
         if self._progress is not None:
             last = history[-1]
-            score = "–" if last.metrics.map50_voc10 is None else f"{last.metrics.map50_voc10:.3f}"
+            score = _fraction(last.metrics.map50_voc10)
             await aupdate_progress_artifact(
                 self._progress,
                 progress=self._done(history),
-                description=f"{self._name}: round {last.round} of {self._spec.max_rounds}, map50_voc10 {score}",
+                description=f"Round {last.round} of {self._spec.max_rounds}, map50_voc10 {score}",
             )
 
     async def finish(self, history: Sequence[RoundRecord], leavings: Leavings) -> None:
         await acreate_markdown_artifact(
             key=artifact_key("federation", self._name),
-            markdown=summary(self._name, history, leavings),
-            description=f"Federation {self._name}",
+            markdown=await asyncio.to_thread(summary, self._name, history, leavings),
+            description=f"Best: {_best(history)}.",
         )
 
 
-def _small(png: bytes) -> bytes:
-    """The plot for a page that holds it inside: the whole one is in MLflow."""
+def _best(history: Sequence[RoundRecord]) -> str:
+    last = history[-1].decision
+    return f"round {last.best_round}, {last.best_metric} {_fraction(last.best)}"
+
+
+def _fraction(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _inlined(text: str, image: Image.Image, kind: str, **options: int) -> list[str]:
+    """A picture inside the page, for which no server has to be asked."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return ["", f"![{text}](data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()})"]
+
+
+def _curves(history: Sequence[RoundRecord]) -> list[str]:
+    from tasks.figures.plots import rounds_plot
+
+    buffer = io.BytesIO()
+    rounds_plot(history, stacked=True).savefig(buffer, format="png", dpi=130)
+    with Image.open(buffer) as image:
+        return _inlined("Loss, recall and mean average precision by round", image.convert("RGB").quantize(64), "png")
+
+
+def _sheet(png: bytes) -> list[str]:
     with Image.open(io.BytesIO(png)) as image:
         shown = image.convert("RGB")
-    shown.thumbnail((1200, 1200))
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    shown.thumbnail((WIDTH, 2 * WIDTH))
+    return _inlined("Test images with what is there and what was found", shown, "jpeg", quality=85)
 
 
 def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> str:
     """The federation's rounds as a Markdown table, its plots, and where to read on."""
-    last = history[-1].decision
-    best = "–" if last.best is None else f"{last.best_metric} {last.best:.4g}"
-    lines = [f"# {name}", "", f"Best: round {last.best_round}, {best}. Stopped by: {last.reason or 'nothing yet'}.", ""]
+    reason = history[-1].decision.reason or "nothing yet"
+    lines = [f"# {name}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
     if leavings.page is not None:
-        lines += [f"[MLflow run]({leavings.page})", ""]
+        lines += [f"All figures, plots and the model: [MLflow run]({leavings.page})", ""]
     if leavings.model is not None:
         lines += [f"Model: `{leavings.model}`", ""]
     lines += [
@@ -101,14 +131,13 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> st
     ]
     for record in history:
         metrics = record.metrics
-        values = (metrics.train_loss, metrics.loss, metrics.map50_voc10, metrics.map_coco, metrics.recall)
-        shown = " | ".join("–" if value is None else f"{value:.4g}" for value in values)
-        tail = f"{record.bytes_up / 1e6:.1f} | {sum(record.seconds.values()):.1f}"
-        lines.append(f"| {record.round} | {len(record.updates)} | {shown} | {tail} |")
-    for plot in PLOTS:
-        if plot in leavings.plots:
-            image = base64.b64encode(_small(leavings.plots[plot])).decode()
-            lines += ["", f"![{plot}](data:image/jpeg;base64,{image})"]
+        shown = [_loss(value) for value in (metrics.train_loss, metrics.loss)]
+        shown += [_fraction(value) for value in (metrics.map50_voc10, metrics.map_coco, metrics.recall)]
+        shown += [f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"]
+        lines.append(f"| {record.round} | {len(record.updates)} | {' | '.join(shown)} |")
+    lines += _curves(history)
+    if "sheet.png" in leavings.plots:
+        lines += _sheet(leavings.plots["sheet.png"])
     return "\n".join(lines)
 
 
@@ -123,7 +152,7 @@ def client_table(record: RoundRecord) -> list[dict[str, object]]:
             {
                 "client": client,
                 "images": update.train_size if update else None,
-                "train loss": round(update.train_loss, 4) if update else None,
+                "train loss": float(_loss(update.train_loss)) if update else None,
                 "steps": update.steps if update else None,
                 "seconds": round(update.seconds, 1) if update else None,
                 "MB up": round(update.bytes_up / 1e6, 2) if update else None,

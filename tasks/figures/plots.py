@@ -32,14 +32,14 @@ _GRID = "#E5E7EB"
 _INK = "#1F2937"
 
 
-def rounds_plot(records: Sequence[RoundRecord]) -> Figure:
+def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Figure:
     """Train and test loss, mAP and recall on test, and all four mAPs, by round; the best round is marked.
 
-    The star is on the measure that the federation goes by.
+    The star is on the measure that the federation goes by. ``stacked``: one panel above the other, for narrow pages.
     """
     records = sorted(records, key=lambda record: record.round)
-    figure = new_figure(16, 4.2)
-    losses, scores, maps = figure.subplots(1, 3)
+    figure = new_figure(8, 9.6) if stacked else new_figure(16, 4.2)
+    losses, scores, maps = figure.subplots(*((3, 1) if stacked else (1, 3)))
     rounds = [record.round for record in records]
     test_loss = [record.metrics.loss for record in records]
     train_loss = [record.metrics.train_loss for record in records]

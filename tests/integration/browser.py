@@ -1,9 +1,12 @@
-"""A real browser, Chromium without a window, driven over its DevTools protocol."""
+"""A real browser, Chromium without a window, driven over its DevTools protocol as a person drives it: by mouse and
+keyboard, looking at what is on the screen.
+"""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import itertools
 import json
 import shutil
@@ -13,9 +16,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CONTROL = 2  # DevTools' bit of the key
+
+# Defined in every page. `seen` says where to click an element: its middle, when no other lies over it.
+_HELPERS = """
+window.seen = e => {
+  if (!e || e.disabled || !e.getClientRects().length) return null;
+  e.scrollIntoView({block: 'center', behavior: 'instant'});
+  const r = e.getBoundingClientRect(), at = [r.x + r.width / 2, r.y + r.height / 2];
+  const top = document.elementFromPoint(...at);
+  return top && (e.contains(top) || top.contains(e)) ? at : null;
+};
+window.found = (selector, text) =>
+  [...document.querySelectorAll(selector)].find(e => e.innerText.includes(text) && e.getClientRects().length);
+window.after = (place, nodes) =>
+  nodes.find(n => !place || place.compareDocumentPosition(n) & Node.DOCUMENT_POSITION_FOLLOWING);
+"""
 
 
 class Browser:
@@ -42,17 +62,17 @@ class Browser:
                 return result
 
     def open_page(self, width: int, height: int) -> None:
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        # The window's own page: one behind it gets no frames.
+        pages = [info for info in self.call("Target.getTargets")["targetInfos"] if info["type"] == "page"]
+        target = pages[0]["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=_HELPERS)
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.resize(width, height)
 
     def resize(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-
-    def on_every_page(self, script: str) -> None:
-        """Run ``script`` before anything else of each page that is opened from now on."""
-        self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
 
     def credentials(self, name: str, password: str) -> None:
         """Send basic authentication with every request."""
@@ -69,15 +89,20 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
+    # Looking.
+
     def text(self) -> str:
         return str(self.run("document.body ? document.body.innerText : ''"))
 
+    def address(self) -> str:
+        return str(self.run("location.href"))
+
     def wait_for(self, script: str, what: str, seconds: float | None = None) -> Any:
-        """Until the expression is true; its value."""
+        """Until the expression is true; its value, or True for an element."""
         deadline = time.monotonic() + (seconds or self.patience)
         while True:
             with contextlib.suppress(AssertionError):  # the page is being replaced
-                value = self.run(script)
+                value = self.run(f"(value => value instanceof Node || value)({script})")
                 if value:
                     return value
             assert time.monotonic() < deadline, f"{what}: waited in vain; the page says: {self.text()[-3000:]}"
@@ -86,36 +111,109 @@ class Browser:
     def wait_for_text(self, text: str, seconds: float | None = None) -> None:
         self.wait_for(f"document.body && document.body.innerText.includes({json.dumps(text)})", text, seconds)
 
+    def cut_off(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return int(self.run("document.documentElement.scrollWidth - window.innerWidth"))
+
+    def look(self, selector: str | None = None) -> Image.Image:
+        """What is on the screen, or where the element is on it."""
+        png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        image = Image.open(io.BytesIO(png)).convert("RGB")
+        if selector is None:
+            return image
+        script = f"(() => {{ const r = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); "
+        return image.crop(self.run(script + "return [r.left, r.top, r.right, r.bottom]; })()"))
+
+    def settled(self) -> Image.Image:
+        """What is on the screen, when two looks in a row show the same: nothing is loaded or drawn any more."""
+        deadline = time.monotonic() + self.patience
+        before = self.look()
+        while True:
+            time.sleep(0.5)
+            now = self.look()
+            if now.tobytes() == before.tobytes():
+                return now
+            assert time.monotonic() < deadline, f"the page does not come to rest: {self.text()[-3000:]}"
+            before = now
+
+    # Doing.
+
+    def press_at(self, x: float, y: float) -> None:
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+
     def click(self, selector: str, text: str = "") -> None:
-        """Click the first element that matches and is seen, with ``text`` in it, as a mouse does."""
-        find = (
-            f"(() => {{ const e = [...document.querySelectorAll({json.dumps(selector)})].find(e => "
-            f"e.innerText.includes({json.dumps(text)}) && e.getClientRects().length && !e.disabled); "
-            "if (!e) return null; e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); "
-            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
-        x, y = self.wait_for(find, f"{selector} with {text!r}")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        """Click the first element that matches and is seen, with ``text`` in it."""
+        found = f"found({json.dumps(selector)}, {json.dumps(text)})"
+        self.press_at(*self.wait_for(f"seen({found})", f"{selector} with {text!r}"))
+
+    def open_tab(self, text: str) -> None:
+        """Click a tab until it is the open one: what is loaded meanwhile may move it from under the mouse."""
+        deadline = time.monotonic() + self.patience
+        opened = f"found('[role=tab]', {json.dumps(text)})?.getAttribute('aria-selected') === 'true'"
+        while not self.run(opened):
+            assert time.monotonic() < deadline, f"the tab {text} does not open"
+            self.click("[role=tab]", text)
+            time.sleep(0.5)
+
+    def move_away(self) -> None:
+        """The mouse into a corner, where nothing changes below it."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+
+    def key(self, key: str, text: str = "", modifiers: int = 0, **more: Any) -> None:
+        down = {"type": "keyDown", "key": key, "modifiers": modifiers, **more}
+        self.call("Input.dispatchKeyEvent", **down, **({"text": text} if text else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, modifiers=modifiers)
+
+    def write(self, text: str) -> None:
+        """Key by key, in place of all that the field with the focus holds."""
+        self.key("a", modifiers=CONTROL, commands=["selectAll"])
+        for character in text:
+            self.key(character, text=character)
 
     def type_into(self, selector: str, text: str) -> None:
-        """Replace what a text field holds."""
         self.click(selector)
-        self.run(f"document.querySelector({json.dumps(selector)}).select()")
-        self.call("Input.insertText", text=text)
+        self.write(text)
 
-    def screenshot(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
-        return path
+    def label(self, text: str, section: str | None = None) -> str:
+        """A script that gives the field labelled ``text``, the first one below the heading ``section``."""
+        headings = (
+            f"[...document.querySelectorAll('label, span, p')].filter(e => e.innerText === {json.dumps(section)})"
+        )
+        place = "null" if section is None else f"after(null, {headings})"
+        fields = f"[...document.querySelectorAll('label')].filter(e => e.innerText === {json.dumps(text)} && e.control)"
+        return f"(after({place}, {fields}) || {{}}).control"
+
+    def fill(self, text: str, value: str, section: str | None = None) -> None:
+        """Write ``value`` into the field labelled ``text``."""
+        field = self.label(text, section)
+        self.press_at(*self.wait_for(f"seen({field})", f"the field {text!r}"))
+        self.write(value)
+        held = self.run(f"{field}.value")
+        assert held == value, f"{text}: {held!r} after writing {value!r}"
+
+    def choose(self, text: str, option: str, section: str | None = None) -> None:
+        """Open the list labelled ``text`` and click ``option``."""
+        field = self.label(text, section)
+        self.press_at(*self.wait_for(f"seen({field})", f"the list {text!r}"))
+        self.click("[role=option]", option)
+        self.wait_for(f"{field}.innerText.includes({json.dumps(option)})", f"{text}: {option}")
 
 
 @contextlib.contextmanager
 def browser(profile: Path, width: int = 1400, height: int = 1000) -> Iterator[Browser]:
-    """Chromium with an empty ``profile``, and a page in it."""
+    """Chromium with an empty ``profile``, and a page in it. It reaches no other machine."""
     assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += ["--remote-debugging-port=0", "--no-first-run", f"--user-data-dir={profile}", "about:blank"]
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--lang=en-US"]
+    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--no-proxy-server"]
+    command += ["--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    # A mouse: without one, Plotly lays its buttons over every plot.
+    command += [
+        "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
+    ]
+    command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         note, deadline = profile / "DevToolsActivePort", time.monotonic() + 60

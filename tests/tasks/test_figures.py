@@ -135,6 +135,16 @@ def test_a_comparison_of_many_runs_and_of_runs_without_figures() -> None:
     assert _drawn(empty).height > 400
 
 
+def test_rounds_plot_for_a_narrow_page_has_the_same_panels_below_each_other() -> None:
+    records = [record(0, 0.1), record(1, 0.4, {"1": 2.0})]
+    wide, narrow = rounds_plot(records), rounds_plot(records, stacked=True)
+    titles = [[axes.get_title(loc="left") for axes in figure.axes] for figure in (wide, narrow)]
+    assert titles[0] == titles[1]
+    assert _drawn(wide).width == 2 * _drawn(narrow).width
+    lefts = {axes.get_position().x0 for axes in narrow.axes}
+    assert max(lefts) - min(lefts) < 0.02
+
+
 def test_rounds_plot_without_any_figure_is_an_empty_plot() -> None:
     assert rounds_plot([]).axes[1].get_title(loc="right") == ""
     figure = rounds_plot([record(0, None)])

@@ -1,0 +1,304 @@
+"""What a person does in a browser: start a federation from its form, watch it, read its artifacts, compare two runs.
+
+``fedbench up`` has all that it needs; Chromium is driven by mouse and keyboard. Screenshots go to the folder that
+``FEDBENCH_SCREENSHOTS`` names, else to a temporary one; the test prints which.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from browser import CHROMIUM, Browser, browser
+from homes import Home, assert_no_process_left, eventually
+from PIL import Image
+
+from infra.services.credentials import basic_auth, read_keys
+from tasks.spec.federation import FederationSpec
+
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+
+PATIENCE = 180.0  # seconds, for servers and runs on a loaded machine
+FORM, API = "from-the-form", "through-the-api"
+DATA = {"train_images": 40, "test_images": 10, "width": 96, "height": 80}
+PREFECT_GREEN = (34, 158, 77)  # what Completed looks like
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of a home, its servers' addresses, and the folder of the screenshots."""
+
+    home: Home
+    prefect: str
+    mlflow: str
+    pictures: Path
+
+    @property
+    def prefect_auth(self) -> str:
+        return read_keys(self.home.path / "services").prefect_auth
+
+    @property
+    def mlflow_auth(self) -> str:
+        return read_keys(self.home.path / "services").mlflow_auth
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Prefect's API (``/api/…``), or MLflow's (``/api/2.0/mlflow/…``)."""
+        tracking = path.startswith("/api/2.0/")
+        request = urllib.request.Request(
+            (self.mlflow if tracking else self.prefect) + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"} | basic_auth(self.mlflow_auth if tracking else self.prefect_auth),
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def flow_run(self, name: str) -> dict[str, Any]:
+        (run,) = self.call("/api/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+        found: dict[str, Any] = run
+        return found
+
+    def tracked(self, name: str) -> tuple[str, str]:
+        """(experiment, run) of the federation in MLflow."""
+        experiment = self.call("/api/2.0/mlflow/experiments/get-by-name?experiment_name=fedbench")["experiment"]
+        body = {"experiment_ids": [experiment["experiment_id"]], "max_results": 100}
+        runs = self.call("/api/2.0/mlflow/runs/search", body)["runs"]
+        (run,) = (run["info"]["run_id"] for run in runs if run["info"]["run_name"] == name)
+        return experiment["experiment_id"], run
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """Servers, deployments and workers of a fresh home, on ports of its own."""
+    named = os.environ.get("FEDBENCH_SCREENSHOTS")
+    pictures = Path(named).absolute() if named else tmp_path_factory.mktemp("screenshots")
+    home = Home(tmp_path_factory.mktemp("browser") / "home")
+    with ExitStack() as probes:
+        bound = [probes.enter_context(socket.socket()) for _ in range(3)]
+        for probe in bound:
+            probe.bind(("127.0.0.1", 0))
+        ports = dict(zip(("s3", "prefect", "mlflow"), (probe.getsockname()[1] for probe in bound), strict=True))
+    (home.path / "settings.yaml").write_text(yaml.safe_dump({"ports": ports}))
+    result = home.run("up", timeout=PATIENCE)
+    try:
+        assert result.returncode == 0, result.stdout
+        yield Stack(home, f"http://127.0.0.1:{ports['prefect']}", f"http://127.0.0.1:{ports['mlflow']}", pictures)
+    finally:
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            for picture in sorted(pictures.glob("*.png")):
+                print(f"\nscreenshot: {picture}", end="")
+        home.run("down", timeout=PATIENCE)
+        home.remove_weights()
+    assert_no_process_left(home)
+
+
+@pytest.fixture(scope="module")
+def page(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium") / "profile") as page:
+        page.patience = 60
+        yield page
+
+
+@pytest.fixture(scope="module")
+def shoot(stack: Stack, page: Browser) -> Callable[[str], Image.Image]:
+    """Keep what is on the screen as ``name``.png, when it has come to rest; nothing may be cut off at its side."""
+    stack.pictures.mkdir(parents=True, exist_ok=True)
+
+    def keep(name: str) -> Image.Image:
+        picture = page.settled()
+        picture.save(stack.pictures / f"{name}.png")
+        assert page.cut_off() <= 0, name
+        return picture
+
+    return keep
+
+
+@pytest.fixture(scope="module")
+def started(stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]) -> dict[str, Any]:
+    """The flow run that the form has started."""
+    _log_in(stack, page)
+    page.click("a", "Deployments")
+    page.click("a", "smoke")
+    page.click("button", "Run")
+    page.click("[role=menuitem]", "Custom run")
+    page.wait_for_text("Max rounds")
+    page.open_tab("A name")
+    page.type_into("[role=tabpanel] textarea", FORM)
+    page.fill("Seed (Optional)", "4321")
+    page.fill("Max rounds (Optional)", "3")
+    page.choose("Best metric (Optional)", "map50_coco")
+    for field, value in DATA.items():
+        label = field.replace("_", " ").capitalize()
+        page.fill(f"{label} (Optional)", str(value), section="Data (Optional)")
+    page.run("window.scrollTo(0, 0)")
+    shoot("prefect-form")
+    page.click("button", "Submit")
+    page.wait_for("!location.pathname.endsWith('/run')", "the form is taken")
+    assert eventually(lambda: bool(_runs_of_deployment(stack)), PATIENCE), page.text()
+    (run,) = _runs_of_deployment(stack)
+    return run
+
+
+def _runs_of_deployment(stack: Stack) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = stack.call("/api/flow_runs/filter", {"deployments": {"name": {"any_": ["smoke"]}}})
+    return found
+
+
+def _start_through_the_api(stack: Stack, like: dict[str, Any]) -> None:
+    """A second federation, with one field other than the first; it waits for the first to end."""
+    spec = like["parameters"]["spec"]
+    changed = {**spec, "training": {**spec["training"], "local_epochs": 2}}
+    body = {"parameters": {"name": API, "spec": changed}, "state": {"type": "SCHEDULED"}}
+    stack.call(f"/api/deployments/{like['deployment_id']}/create_flow_run", body)
+
+
+def _log_in(stack: Stack, page: Browser) -> None:
+    page.go(stack.prefect)
+    page.type_into("input[type=password]", "fedbench:wrong")
+    page.click("button", "Login")
+    page.wait_for_text("Invalid credentials")
+    page.type_into("input[type=password]", stack.prefect_auth)
+    page.click("button", "Login")
+    page.wait_for_text("Logout")
+
+
+def test_the_form_starts_a_federation_with_what_was_written_into_it(started: dict[str, Any], stack: Stack) -> None:
+    assert started["parameters"]["name"] == FORM
+    spec = FederationSpec.model_validate(started["parameters"]["spec"])
+    deployed = FederationSpec.model_validate(stack.call("/api/deployments/name/federation/smoke")["parameters"]["spec"])
+    data = deployed.data.model_copy(update=DATA)
+    changed = {"seed": 4321, "max_rounds": 3, "best_metric": "map50_coco", "data": data}
+    assert spec == deployed.model_copy(update=changed)  # and nothing else
+
+
+def test_its_page_follows_it_until_it_is_completed(
+    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    page.go(f"{stack.prefect}/runs/flow-run/{started['id']}")
+    states = ["Scheduled", "Pending", "Running", "Completed"]
+    badges = "[...document.querySelectorAll('span, div')].map(e => e.innerText)"
+    first = page.wait_for(f"{badges}.find(text => {json.dumps(states)}.includes(text))", "a state")
+    assert first != "Completed"
+    page.wait_for(f"{badges}.some(text => ['Running', 'Completed'].includes(text))", "it runs", PATIENCE)
+    _start_through_the_api(stack, started)
+    page.wait_for(f"{badges}.includes('Completed')", "it ends", PATIENCE)
+    page.wait_for_text(FORM)
+    page.wait_for("document.querySelector('canvas')", "the timeline")
+    page.open_tab("Artifacts")
+    page.wait_for_text("Round 3 of 3")
+    page.run("window.scrollTo(0, 0)")
+    shoot("prefect-run")
+    assert eventually(lambda: _share(page.look("canvas"), PREFECT_GREEN) > 0.005, PATIENCE), "bars of the rounds"
+    run = stack.flow_run(FORM)
+    assert (run["id"], run["state_type"]) == (started["id"], "COMPLETED")
+    assert stack.home.flow_runs(FORM)[0] == (FORM, "COMPLETED")
+    records = stack.home.records(FORM)
+    assert [record.round for record in records] == [0, 1, 2, 3]
+    stored = stack.home.stored_spec(FORM)
+    assert (stored.seed, stored.max_rounds, stored.best_metric) == (4321, 3, "map50_coco")
+    assert sum(update.train_size for update in records[-1].updates) == 40
+
+
+def _share(picture: Image.Image, colour: tuple[int, int, int]) -> float:
+    """Part of the pixels that are about of this colour."""
+    pixels = list(picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST).getdata())
+    near = sum(all(abs(a - b) < 24 for a, b in zip(pixel, colour, strict=True)) for pixel in pixels)
+    return near / len(pixels)
+
+
+def _open_artifact(page: Browser, stack: Stack, key: str, flow_run: str) -> None:
+    body = {"artifacts": {"key": {"any_": [key]}}, "flow_runs": {"id": {"any_": [flow_run]}}}
+    (artifact,) = stack.call("/api/artifacts/filter", body)
+    page.go(f"{stack.prefect}/artifacts/artifact/{artifact['id']}")
+    page.wait_for_text(key)
+
+
+def test_its_summary_shows_the_rounds_with_their_plots(
+    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    page.click("a", f"federation-{FORM}")
+    page.wait_for_text("Stopped by: max_rounds.")
+    rows = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
+    assert rows == [["0", "0"], ["1", "5"], ["2", "5"], ["3", "5"]]
+    pictures = "[...document.querySelectorAll('img')].filter(i => i.src.startsWith('data:'))"
+    page.wait_for(f"{pictures}.length === 2 && {pictures}.every(i => i.complete && i.naturalWidth > 500)", "plots")
+    assert page.run(f"{pictures}.map(i => i.alt)")[0].startswith("Loss, recall")
+    shoot("prefect-summary")
+    for number, name in enumerate(("plots", "sheet")):
+        page.run(f"{pictures}[{number}].scrollIntoView({{block: 'start', behavior: 'instant'}})")
+        picture = shoot(f"prefect-summary-{name}")
+        box = page.run(f"(r => [r.left, r.top, r.right, r.bottom])({pictures}[{number}].getBoundingClientRect())")
+        shown = picture.crop((int(box[0]), int(box[1]), int(box[2]), min(int(box[3]), picture.height)))
+        assert shown.width > 600
+        assert len(shown.getcolors(shown.width * shown.height) or []) > 50, f"{name} is blank"
+    link = page.run("[...document.querySelectorAll('a')].find(a => a.innerText === 'MLflow run').href")
+    assert link.startswith(f"{stack.mlflow}/#/experiments/")
+    assert link.endswith(stack.tracked(FORM)[1])
+
+
+def test_progress_and_the_clients_of_a_round_are_artifacts_too(
+    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    _open_artifact(page, stack, f"progress-{FORM}", started["id"])
+    page.wait_for_text("Progress: 100%")
+    page.wait_for_text("Round 3 of 3, map50_voc10")
+    _open_artifact(page, stack, f"round-{FORM}", stack.flow_run(f"{FORM} · round 3")["id"])
+    page.wait_for_text("Round 3: 5 of 5 clients.")
+    page.wait_for("document.querySelectorAll('tbody tr').length === 5", "a row for each client")
+    updates = stack.home.records(FORM)[3].updates
+    shown = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
+    assert shown == [[update.client, str(update.train_size)] for update in updates]
+    shoot("prefect-clients")
+
+
+def test_the_pages_of_prefects_older_interface_show_the_summary_too(
+    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    page.go(f"{stack.prefect}/dashboard")
+    page.click("a, button", "Switch to V1 UI")
+    page.wait_for_text("Switch to V2 UI")
+    _open_artifact(page, stack, f"federation-{FORM}", started["id"])
+    page.wait_for_text("Stopped by: max_rounds.")
+    drawn = "[...document.images].filter(i => i.src.startsWith('data:') && i.complete && i.naturalWidth > 500).length"
+    page.wait_for(f"{drawn} === 2", "plots")
+    shoot("prefect-summary-v1")
+
+
+def test_mlflow_compares_the_two_runs(stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]) -> None:
+    assert eventually(lambda: stack.flow_run(API)["state_type"] == "COMPLETED", PATIENCE), stack.flow_run(API)["state"]
+    experiment, first = stack.tracked(FORM)
+    _, second = stack.tracked(API)
+    page.credentials(*stack.mlflow_auth.split(":", 1))
+    page.resize(1500, 1000)
+    page.go(f"{stack.mlflow}/#/experiments/{experiment}/runs?compareRunsMode=CHART&workflowType=machine_learning")
+    page.wait_for_text("2 matching runs")
+    page.click("[aria-label='Close']")  # the assistant's panel
+    page.type_into("input[placeholder='Search metric charts']", "global")
+    page.wait_for_text("global/map_coco")
+    drawn = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(line => [line.name, line.x.length]))"
+    page.wait_for(f"{drawn}.length === 6 && {drawn}.every(lines => lines.length === 2)", "two lines in each chart")
+    for lines in page.run(drawn):
+        assert [rounds for _, rounds in lines] == [4, 4]
+        assert {name.split()[0] for name, _ in lines} == {FORM, API}
+    page.move_away()
+    shoot("mlflow-charts")
+    both = {"runs": [first, second], "experiments": [experiment]}
+    query = "&".join(f"{name}={urllib.parse.quote(json.dumps(value))}" for name, value in both.items())
+    page.go(f"{stack.mlflow}/#/compare-runs?{query}&workflowType=machine_learning")
+    page.wait_for_text("Comparing 2 Runs from 1 Experiment")
+    page.wait_for_text("Run details")
+    for name in (FORM, API):
+        page.wait_for_text(name)
+    page.wait_for("document.querySelector('.js-plotly-plot')", "a plot")
+    shoot("mlflow-compare-runs")
