@@ -91,7 +91,7 @@ def _fraction(value: float | None) -> str:
 
 
 def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:#.4g}"
 
 
 def _inlined(text: str, image: Image.Image, kind: str, **options: int) -> list[str]:

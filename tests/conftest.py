@@ -11,6 +11,7 @@ import pytest
 
 # Tests must not see the settings of whoever runs them; those that need the real data set ask for `street_dir`.
 STREET_DIR = os.environ.get("FEDBENCH_STREET_DIR")
+SCREENSHOTS = os.environ.get("FEDBENCH_SCREENSHOTS")
 for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
     del os.environ[_name]
 
@@ -25,6 +26,14 @@ def street_dir() -> Path:
     if not STREET_DIR:
         pytest.skip("FEDBENCH_STREET_DIR is not set: the real Federated Street is not at hand")
     return Path(STREET_DIR)
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for what a browser has shown: the one that ``FEDBENCH_SCREENSHOTS`` names, else a temporary one."""
+    folder = Path(SCREENSHOTS).absolute() if SCREENSHOTS else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,9 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
     draw_line(losses, rounds, train_loss, BLUE, "train (mean over local epochs)", marker="o")
     draw_line(losses, rounds, test_loss, ORANGE, "test", marker="s")
     style_axes(losses, "Loss", "loss per image")
-    if any(value is not None for value in [*train_loss, *test_loss]):
-        losses.set_ylim(bottom=0)
+    drawn = [value for value in [*train_loss, *test_loss] if value is not None]
+    if drawn:
+        losses.set_ylim(0, 1.06 * max(drawn))
         losses.legend(frameon=False, loc="best")
 
     draw_line(scores, rounds, by_name["map50_voc10"], GREEN, "mAP (VOC 2010, IoU 0.5)", marker="o")

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CONTROL = 2  # DevTools' bit of the key
@@ -41,7 +42,7 @@ window.after = (place, nodes) =>
 class Browser:
     """One page. Everything waits, at most ``patience`` seconds."""
 
-    def __init__(self, socket: ClientConnection, patience: float = 60.0) -> None:
+    def __init__(self, socket: Connection, patience: float = 60.0) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self._session: str | None = None
@@ -105,7 +106,7 @@ class Browser:
                 value = self.run(f"(value => value instanceof Node || value)({script})")
                 if value:
                     return value
-            assert time.monotonic() < deadline, f"{what}: waited in vain; the page says: {self.text()[-3000:]}"
+            assert time.monotonic() < deadline, f"{what}: waited in vain; the page says: {self.text()[:600]}"
             time.sleep(0.2)
 
     def wait_for_text(self, text: str, seconds: float | None = None) -> None:
@@ -133,7 +134,7 @@ class Browser:
             now = self.look()
             if now.tobytes() == before.tobytes():
                 return now
-            assert time.monotonic() < deadline, f"the page does not come to rest: {self.text()[-3000:]}"
+            assert time.monotonic() < deadline, f"the page does not come to rest: {self.text()[:600]}"
             before = now
 
     # Doing.
