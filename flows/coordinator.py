@@ -12,7 +12,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.start import PRELOAD
 from flows.turn import take_turn
-from infra.errors import InfraError, PoolUnusable, SettingsError, TrackingUnavailable
+from infra.errors import InfraError, PoolUnusable, RunLocked, SettingsError, TrackingUnavailable
 from infra.place import Leavings, Place, Reporter
 from infra.settings import Settings
 from infra.slots import LocalSlots, TurnRunner
@@ -114,7 +114,7 @@ def place_failed(error: BaseException) -> bool:
         if isinstance(current, httpx.TransportError | ConnectionError):
             return True
         if isinstance(current, InfraError) and not isinstance(
-            current, SettingsError | TrackingUnavailable | PoolUnusable
+            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked
         ):
             return True
         if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
