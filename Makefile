@@ -1,19 +1,20 @@
 # make run    set up .venv, then train the default federation (synthetic street, four minutes on two cores)
-# make test   set up .venv, then check style and types and run all tests but the benchmarks
+# make test   set up .venv, then check style and types and run all tests but the slow ones and the benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint unit integration bench lock clean
+.PHONY: help setup run test lint unit integration slow bench lock clean
 
 help:
 	@echo "make setup        create .venv and install fedbench and its pinned requirements"
 	@echo "make run          set up, then run the default federation (ARGS='--help' lists the options)"
 	@echo "make test         set up, then lint, unit and integration: all that CI checks"
 	@echo "make lint         ruff and mypy"
-	@echo "make unit         unit tests (under 90 seconds)"
-	@echo "make integration  tests that start real services and runs (minutes)"
+	@echo "make unit         unit tests (minutes)"
+	@echo "make integration  tests that start real services and runs (a quarter of an hour)"
+	@echo "make slow         integration tests that wait, or kill, for many minutes each"
 	@echo "make bench        benchmarks"
 	@echo "make lock         compile requirements.txt from pyproject.toml again"
 	@echo "make clean        remove .venv and the tools' caches"
@@ -53,10 +54,13 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest -m "not integration and not benchmark"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not benchmark"
 
 integration: setup
-	$(BIN)/python -m pytest -m "integration and not benchmark"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not benchmark and not slow"
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s

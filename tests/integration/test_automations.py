@@ -28,7 +28,7 @@ from infra.automations import (
 from infra.services.embedded import EmbeddedServices
 from infra.settings import S3Settings, Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 FLOW = """
 import asyncio, sys, threading, time

@@ -25,7 +25,11 @@ from PIL import Image
 from infra.services.credentials import basic_auth, read_keys
 from tasks.spec.federation import FederationSpec
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+]
 
 PATIENCE = 300.0  # seconds, for servers and runs on a loaded machine
 FORM, API = "from-the-form", "through-the-api"

@@ -20,7 +20,7 @@ from homes import TINY, Home, assert_consistent, digests, eventually
 from stacks import PATIENCE, RunningStack, in_a_slot, running_stack
 from test_residents import slots_are_free
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 KILLS = int(os.environ.get("FEDBENCH_TEST_KILLS", "5"))
 ROUNDS = 4 * KILLS
@@ -93,10 +93,11 @@ def test_kills_change_nothing(undisturbed: list[str], stack: RunningStack) -> No
         if len(kills) < KILLS and kill_one(stack, kind, rng):
             kills.append(kind)
             print(f"{time.strftime('%X')} kill {len(kills)}: {kind}; {len(home.records('killed'))} rounds", flush=True)
-            # A coordinator that lives brings the servers back by itself; the rest is a service manager's.
-            if kind in ("worker", "coordinator"):
-                home.run("up", timeout=PATIENCE)
         time.sleep(rng.uniform(0.5, 6.0))
+        # A coordinator that lives brings the servers back by itself; the rest is a service manager's.
+        alive = {kind_of(process) for process in home.processes()}
+        if not {"worker", "coordinator"} <= alive:
+            home.run("up", timeout=PATIENCE)
     print(dict(Counter(kills)))
     assert len(kills) == KILLS, "the run ended before all kills had landed: it needs more rounds"
     records = assert_consistent(home, "killed", rounds=ROUNDS)

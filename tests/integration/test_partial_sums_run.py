@@ -15,7 +15,7 @@ from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
 from tasks.spec.records import RoundRecord
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CLIENTS = ["1", "2", "3", "4", "5"]
 ROUNDS = 2

@@ -20,7 +20,7 @@ from homes import TINY, Home, assert_no_process_left
 from infra.errors import InfraError
 from infra.services.database import MLFLOW_DRIVERS, check_postgresql
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
 PASSWORD = "not-on-a-command-line"
