@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 # Tests must not see the settings of whoever runs them; those that need the real data set ask for `street_dir`.
-STREET_DIR = os.environ.get("FEDBENCH_STREET_DIR")
-SCREENSHOTS = os.environ.get("FEDBENCH_SCREENSHOTS")
+# Under other names what is for the tests reaches the processes that they are shared out to.
+FOR_TESTS = "OF_FEDBENCH_TESTS_"
 for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
-    del os.environ[_name]
+    _value = os.environ.pop(_name)
+    if _name in ("FEDBENCH_STREET_DIR", "FEDBENCH_SCREENSHOTS", "FEDBENCH_TEST_KILLS"):
+        os.environ[FOR_TESTS + _name.removeprefix("FEDBENCH_")] = _value
+STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
+SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 
 if TYPE_CHECKING:
     from infra.settings import S3Settings

@@ -22,7 +22,7 @@ from test_residents import slots_are_free
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-KILLS = int(os.environ.get("FEDBENCH_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("OF_FEDBENCH_TESTS_TEST_KILLS", "5"))
 ROUNDS = 4 * KILLS
 SEED = 7
 KINDS = ("worker", "resident", "store", "prefect", "coordinator")
