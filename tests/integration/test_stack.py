@@ -226,7 +226,7 @@ def test_commands_in_a_shell_that_sourced_the_file_use_it(stack: Up) -> None:
     {sys.executable} -m prefect flow-run ls --limit 20
     {sys.executable} -m mlflow experiments search
     fedbench list
-    fedbench up
+    fedbench up --servers-only
     """
     result = subprocess.run(
         ["bash", "-ec", script],
