@@ -172,6 +172,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         if not identifier:  # cancelled before it started, or reported as one that could not start
             status.started(None)
             return GpuWorkerResult(status_code=0, identifier="")
+        await self._close_cancelled(flow_run.id)
         if code == 0:
             await self._close_if_open(flow_run.id, "Its process ended with status code 0 and reported no final state.")
         return GpuWorkerResult(status_code=code or 0, identifier=identifier)
@@ -203,6 +204,13 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         current = (await self.client.read_flow_run(flow_run_id)).state
         if current is not None and (current.is_running() or current.is_pending()):
             await self.client.set_flow_run_state(flow_run_id, Crashed(message=message))
+
+    async def _close_cancelled(self, flow_run_id: UUID) -> None:
+        """A run that was cancelled before it began: its process refuses to begin, and says nothing of it."""
+        current = (await self.client.read_flow_run(flow_run_id)).state
+        if current is not None and current.is_cancelling():
+            message = "It was cancelled before it began, and its process has ended."
+            await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
 
     async def _close_left_behind(self) -> None:
         """Report the runs of a worker of this home that was killed: they ended with it."""
