@@ -124,6 +124,10 @@ class FederationLease:
     def _same_place(self, note: dict[str, Any]) -> bool:
         return all(note[name] == self._holder[name] for name in ("host", "home"))
 
+    def _is_ours(self, note: dict[str, Any]) -> bool:
+        holder = all(note[name] == value for name, value in self._holder.items())
+        return holder and bool(note["generation"] <= self._generation)
+
     async def _try(self) -> bool:
         """Take the lease of the present generation, if it is free."""
         async with get_client() as client:
@@ -155,9 +159,9 @@ class FederationLease:
             await asyncio.sleep(RENEW_SECONDS)
             try:
                 note = await self._note()
-                if note is not None and note["generation"] > self._generation:
+                if note is not None and not self._is_ours(note):
                     self._lost = f"taken over by {note['host']} (process {note['process']})"
-                elif not await self._renewed() and not await self._try():
+                elif not await self._renewed() and not await self._take_anew():
                     self._lost = "its lease ended, and another coordinator has it"
                 else:
                     await self._write_note()
@@ -166,6 +170,13 @@ class FederationLease:
             if self._lost is not None:
                 owner.cancel()
                 return
+
+    async def _take_anew(self) -> bool:
+        """After the lease ended; Prefect's server may have forgotten it, and hold its slot for ever."""
+        if await self._try():
+            return True
+        self._generation += 1  # the note is still this holder's, so nobody else has gone on to it
+        return await self._try()
 
     async def _renewed(self) -> bool:
         assert self._lease is not None
