@@ -18,9 +18,9 @@ from infra.errors import SettingsError
 from infra.settings import Settings
 from tasks.errors import SpecError
 from tasks.metrics.over_rounds import Costs, best_round, costs_by_round
-from tasks.spec.centralised import is_twin
 from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
 from tasks.spec.records import Metrics, RoundRecord
+from tasks.spec.references import is_twin
 
 _MINUS = "−"
 _LONGEST_NAME = 100  # characters of a default folder

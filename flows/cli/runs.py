@@ -26,9 +26,9 @@ from flows.cli.shared import (
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.settings import Settings
 from tasks.errors import DataError, FedbenchError, SpecError
-from tasks.spec.centralised import twin
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS
+from tasks.spec.references import twin
 
 if TYPE_CHECKING:
     from flows.run import Outcome

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.data.coco import load_coco
 from tasks.data.entries import Faults
-from tasks.data.samples import FederatedData
+from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.street import load_street
 from tasks.data.synthetic import make_synthetic_street
 from tasks.data.voc import load_voc
@@ -22,12 +23,15 @@ def load_data(
 
     ``root_of`` gives this machine's folder of a named data set, or None; ``cache`` is the folder under which
     synthetic sets are drawn once and kept. With ``faults`` that collect, mistakes in the data are in there, and what
-    is usable is returned. Every kind is pooled here, after it was read as a federation's (:func:`pool`).
+    is usable is returned. Every kind is pooled here, after it was read as a federation's (:func:`pool`), or cut down to
+    one device (:func:`alone`).
 
     Raises:
         DataError: this machine has no folder of that name, or the data set is not as it must be.
     """
     data = _load_devices(spec, root_of=root_of, cache=cache, faults=faults)
+    if spec.local_only is not None:
+        return alone(data, spec.local_only)
     return pool(data, spec.pooled_devices) if spec.pooled else data
 
 
@@ -70,15 +74,21 @@ def pool(data: FederatedData, devices: Sequence[str] | None = None) -> Federated
     """
     chosen = data if devices is None else restrict(data, devices)
     train = tuple(sample for samples in chosen.train.values() for sample in samples)
-    tests = list({id(samples): samples for samples in chosen.test.values()}.values())
-    test = tests[0] if len(tests) == 1 else tuple(dict.fromkeys(sample for samples in tests for sample in samples))
-    return FederatedData(
-        name=data.name,
-        digest=data.digest,
-        classes=data.classes,
-        train={POOLED_CLIENT: train},
-        test={POOLED_CLIENT: test},
-    )
+    return replace(data, train={POOLED_CLIENT: train}, test={POOLED_CLIENT: _all_tests(chosen)})
+
+
+def alone(data: FederatedData, device: str) -> FederatedData:
+    """One client, ``device``, with its own training images and the test images of every device, as in :func:`pool`.
+
+    Raises:
+        DataError: a device that the data set does not have.
+    """
+    return replace(data, train=restrict(data, [device]).train, test={device: _all_tests(data)})
+
+
+def _all_tests(data: FederatedData) -> tuple[ImageSample, ...]:
+    tests = list({id(samples): samples for samples in data.test.values()}.values())
+    return tests[0] if len(tests) == 1 else tuple(dict.fromkeys(sample for samples in tests for sample in samples))
 
 
 def restrict(data: FederatedData, clients: Iterable[str]) -> FederatedData:
@@ -93,10 +103,8 @@ def restrict(data: FederatedData, clients: Iterable[str]) -> FederatedData:
         raise DataError(
             f"data set {data.name!r}: no client {', '.join(unknown)}; its clients are {', '.join(data.train)}"
         )
-    return FederatedData(
-        name=data.name,
-        digest=data.digest,
-        classes=data.classes,
+    return replace(
+        data,
         train={client: samples for client, samples in data.train.items() if client in wanted},
         test={client: samples for client, samples in data.test.items() if client in wanted},
     )

@@ -70,7 +70,7 @@ def check_data(
         DataError: this machine has no folder for the data set.
     """
     faults = Faults(collect=True)
-    spec = spec.model_copy(update={"pooled": False, "pooled_devices": None})
+    spec = spec.model_copy(update={"pooled": False, "pooled_devices": None, "local_only": None})
     data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
     placed = list(_placed(data))
     hashes = _decode(placed, faults)

@@ -67,7 +67,9 @@ def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     Raises:
         DataError: ``root`` cannot be written to.
     """
-    fields = spec.model_dump(mode="json", exclude={"split", "pooled", "pooled_devices"}) | {"drawing": DRAWING}
+    fields = spec.model_dump(mode="json", exclude={"split", "pooled", "pooled_devices", "local_only"}) | {
+        "drawing": DRAWING
+    }
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     final = root / digest
     if final.is_dir():

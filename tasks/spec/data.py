@@ -99,6 +99,10 @@ class _Data(Frozen):
     pooled_devices: tuple[ClientId, ...] | None = Field(
         None, min_length=1, description="Devices whose images are pooled; left out, every device of the data set."
     )
+    local_only: ClientId | None = Field(
+        None,
+        description="One device's training images alone, scored on the test images of all: the local-only reference.",
+    )
 
     @property
     def own_devices(self) -> tuple[str, ...] | None:
@@ -108,10 +112,17 @@ class _Data(Frozen):
     @property
     def devices(self) -> tuple[str, ...] | None:
         """The clients' ids, in order; None where only the data tell."""
+        if self.local_only is not None:
+            return (self.local_only,)
         return (POOLED_CLIENT,) if self.pooled else self.own_devices
 
     @model_validator(mode="after")
     def _check_pooled(self) -> _Data:
+        own, alone = self.own_devices, self.local_only
+        if alone is not None and self.pooled:
+            raise ValueError("local_only: expected none where pooled is true")
+        if alone is not None and own is not None and alone not in own:
+            raise ValueError(f"local_only: expected a device of the data set, {own[0]} to {own[-1]}, found {alone}")
         chosen = self.pooled_devices
         if chosen is None:
             return self
@@ -119,7 +130,6 @@ class _Data(Frozen):
             raise ValueError("pooled_devices: expected none unless pooled is true")
         if len(set(chosen)) < len(chosen):
             raise ValueError("pooled_devices: expected each device once")
-        own = self.own_devices
         unknown = [device for device in chosen if own is not None and device not in own]
         if own is not None and unknown:
             raise ValueError(

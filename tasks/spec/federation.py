@@ -160,8 +160,11 @@ class FederationSpec(Frozen, title="Federation"):
         Fields that came later are in it where they are set, so that older digests still name their experiments.
         """
         later: dict[str, Any] = {}
-        if not self.data.pooled:
-            later["data"] = {"pooled", "pooled_devices"}
+        unset = set() if self.data.pooled else {"pooled", "pooled_devices"}
+        if self.data.local_only is None:
+            unset.add("local_only")
+        if unset:
+            later["data"] = unset
         if self.best_metric == "map50_voc10":
             later["best_metric"] = True
         if not self.participation.partial_sums:

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from flows.cli.app import app
 from flows.cli.shared import default_name
 from flows.run import describe
-from tasks.spec.centralised import twin
 from tasks.spec.presets import preset
+from tasks.spec.references import twin
 
 
 def test_a_twin_has_a_name_of_its_own_and_says_what_it_is() -> None:

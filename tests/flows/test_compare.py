@@ -18,7 +18,6 @@ from flows.cli.app import app
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from tasks.spec.centralised import twin
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import (
     ClientInfo,
@@ -30,6 +29,7 @@ from tasks.spec.records import (
     UpdateRecord,
     WeightRef,
 )
+from tasks.spec.references import twin
 from tasks.spec.training import TrainingSpec
 
 SPEC = FederationSpec(max_rounds=4, training=TrainingSpec(local_epochs=2))

@@ -22,13 +22,13 @@ from tasks.detectors.state import serialise, state_of
 from tasks.errors import ClientError
 from tasks.request_update import client_update, stored_updates
 from tasks.site import Site
-from tasks.spec.centralised import twin
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import FcosLite0, RandomWeights, YoloV3Tiny
 from tasks.spec.federation import FedAvg as FedAvgSpec
 from tasks.spec.federation import FederationSpec, Participation, parse_spec
 from tasks.spec.presets import preset
 from tasks.spec.records import RoundPlan, UpdateRecord
+from tasks.spec.references import twin
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg

@@ -21,12 +21,12 @@ from tasks.detectors.state import serialise, state_of
 from tasks.errors import DataError, SpecError
 from tasks.request_update import client_update
 from tasks.site import Site
-from tasks.spec.centralised import is_twin, twin
 from tasks.spec.data import ByField, Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.federation import FedAvg, FederationSpec, Participation, changed_fields, parse_spec, with_fields
 from tasks.spec.presets import preset
 from tasks.spec.records import WeightRef
+from tasks.spec.references import is_twin, twin
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import UpdateRequest, WakeUpRequest
 from tasks.training.seeds import derive_seed

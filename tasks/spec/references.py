@@ -1,0 +1,94 @@
+"""The references of a federation, between which its figures are read: centralised, and local only.
+
+Both take the federation's path (rounds, local epochs, schedule, seeds, evaluation) and pass over the same images as
+often. The *centralised* twin has all of them at one client: what it reaches beyond the federation is the cost of
+leaving the images where they are. *Local only* is one device by itself, scored on every device's test images: what
+the federation reaches beyond it is what taking part is worth. Their optimisers start anew each round, as every
+client's does.
+"""
+
+from __future__ import annotations
+
+from tasks.errors import SpecError
+from tasks.spec.data import DataSpec
+from tasks.spec.federation import FedAvg, FederationSpec, Participation, changed_fields
+
+# How a coordinator treats several clients; with one there is nothing to draw, wait for or pack. A turn's deadline is
+# meant for one device's images.
+_OF_SEVERAL = ("clients", "min_clients", "clients_per_round", "min_updates", "shards", "turn_deadline", "partial_sums")
+# None of them says what is learned in a round: a run and its twin may differ in them.
+_STOPPING = ("max_rounds", "patience", "patience_metric", "target_map", "target_metric", "best_metric")
+
+
+def twin(spec: FederationSpec) -> FederationSpec:
+    """``spec`` with its clients' training images at one client, named ``all``.
+
+    With ``participation.clients`` only those devices' images are pooled. A round of all clients and a round of the
+    twin pass over the same images the same number of times; with ``clients_per_round`` a round of the federation
+    passes over fewer. The strategy is plain averaging, which leaves a single client's weights as they are.
+
+    Raises:
+        SpecError: ``spec`` is a reference already.
+    """
+    return _of_one_client(spec, {"pooled": True, "pooled_devices": spec.participation.clients})
+
+
+def local_only(spec: FederationSpec, device: str) -> FederationSpec:
+    """``spec`` with ``device`` as its only client, under its own name and so with its own seeds.
+
+    Raises:
+        SpecError: ``spec`` is a reference already, or has no such client.
+    """
+    clients = spec.clients
+    if clients is not None and device not in clients:
+        raise SpecError(f"data.local_only: expected one of the clients {', '.join(clients)}, found {device}")
+    return _of_one_client(spec, {"local_only": device})
+
+
+def _of_one_client(spec: FederationSpec, change: dict[str, object]) -> FederationSpec:
+    for field, what in (("pooled", "centralised"), ("local_only", "one device alone")):
+        if getattr(spec.data, field):
+            raise SpecError(f"data.{field}: expected a federation of devices, found one that is {what} already")
+    kept = spec.participation.model_dump(exclude=set(_OF_SEVERAL))
+    data = {**spec.data.model_dump(), **change}
+    document = {**spec.model_dump(), "data": data, "participation": kept, "strategy": FedAvg().model_dump()}
+    return FederationSpec.model_validate(document)
+
+
+def is_twin(federation: FederationSpec, centralised: FederationSpec) -> bool:
+    """Whether ``centralised`` is the twin of ``federation``, whenever either of them stops.
+
+    Where only the data tell the devices, which of them are pooled is not looked at.
+    """
+    if is_reference(federation) or not centralised.data.pooled:
+        return False
+    return _alike(twin(federation), centralised)
+
+
+def is_local_only(federation: FederationSpec, alone: FederationSpec) -> bool:
+    """Whether ``alone`` is one of the devices of ``federation`` by itself, whenever either of them stops."""
+    device = alone.data.local_only
+    if is_reference(federation) or device is None:
+        return False
+    if federation.clients is not None and device not in federation.clients:
+        return False
+    return _alike(local_only(federation, device), alone)
+
+
+def is_reference(spec: FederationSpec) -> bool:
+    """Whether there is only one client, because the images are pooled or the others left out."""
+    return spec.data.pooled or spec.data.local_only is not None
+
+
+def _alike(expected: FederationSpec, found: FederationSpec) -> bool:
+    same = {name: getattr(expected, name) for name in _STOPPING} | {"participation": Participation()}
+    pair = [spec.model_copy(update={**same, "data": _in_order(spec.data)}) for spec in (expected, found)]
+    return not changed_fields(*pair)
+
+
+def _in_order(data: DataSpec) -> DataSpec:
+    """Pooled ``data`` whose devices are in the data set's order, and not named when they are all of them."""
+    own, chosen = data.own_devices, data.pooled_devices
+    if own is None or chosen is None or set(chosen) == set(own):
+        return data.model_copy(update={"pooled_devices": None})
+    return data.model_copy(update={"pooled_devices": tuple(device for device in own if device in chosen)})

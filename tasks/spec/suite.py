@@ -1,0 +1,197 @@
+"""``SuiteSpec``: a benchmark, whole: experiments, their seeds, and the references that give their figures a meaning.
+
+An experiment is one federated specification, run once for each seed. With it go its references
+(:mod:`tasks.spec.references`), which share its data, seeds and number of image passes. Each run of one specification
+is a *cell*; what two experiments have in common is one cell, and run once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from tasks.errors import SpecError
+from tasks.spec.base import SPEC_VERSION, Frozen, parse
+from tasks.spec.federation import FederationSpec, MapName, load_spec, with_fields
+from tasks.spec.presets import PRESETS, preset
+from tasks.spec.references import is_reference, local_only, twin
+
+# Parts of federations' names, which have at most 100 characters.
+SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,23}$")]
+ExperimentName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Role = Literal["federated", "centralised", "local-only"]
+
+
+class Experiment(Frozen, title="Experiment"):
+    """A federation, its seeds and its references."""
+
+    name: ExperimentName = Field(description="What tables and plots call it; short.")
+    spec: FederationSpec = Field(description="The federation; its seed is replaced by each of the seeds.")
+    seeds: tuple[Seed, ...] = Field((1234,), min_length=1, description="It is run once for each.")
+    centralised: bool = Field(True, description="Run the centralised reference, for every seed too.")
+    local_only: bool = Field(
+        False, description="Run each device alone too, scored on the test images of all, for local_seeds seeds."
+    )
+    local_seeds: int | None = Field(
+        None, ge=1, description="The first so many seeds have the local-only reference; left out, all of them."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: expected each seed once")
+        if is_reference(self.spec):
+            raise ValueError("spec.data: expected a federation of devices, found a reference; set centralised or "
+                             "local_only of the experiment instead")  # fmt: skip
+        if self.local_seeds is not None and not self.local_only:
+            raise ValueError("local_seeds: expected none unless local_only is true")
+        if self.local_seeds is not None and self.local_seeds > len(self.seeds):
+            raise ValueError(
+                f"local_seeds: expected at most {len(self.seeds)}, the number of seeds, found {self.local_seeds}"
+            )
+        return self
+
+
+class SuiteSpec(Frozen, title="Suite"):
+    """A benchmark. Its figures are those of each run's last round, at which all of an experiment have seen as much."""
+
+    version: Literal[1] = Field(SPEC_VERSION, description="Of the form of a suite.")
+    name: SuiteName = Field("suite", description="What is compared over time: accepted results are kept under it.")
+    metric: MapName = Field("map50_voc10", description="What plots and the target go by.")
+    target: float = Field(
+        0.5, gt=0, le=1, description="Value of the metric whose first round is told of every run: rounds to target."
+    )
+    experiments: tuple[Experiment, ...] = Field(min_length=1, description="What is run.")
+
+    @model_validator(mode="after")
+    def _check(self) -> SuiteSpec:
+        names = [experiment.name for experiment in self.experiments]
+        if len(set(names)) < len(names):
+            raise ValueError("experiments: expected each name once")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of what is run: digests and names of the experiments' cells, in order."""
+        cells = [[cell.experiment, cell.label, cell.spec.digest] for cell in cells_of(self, whole=False)]
+        return hashlib.sha256(json.dumps([self.name, cells]).encode()).hexdigest()
+
+
+class Cell(Frozen):
+    """One run of a suite.
+
+    device: of a local-only run. label: short, different within an experiment: ``s1234``, ``s1234-central``,
+    ``s1234-local-3``.
+    """
+
+    experiment: ExperimentName
+    role: Role
+    seed: Seed
+    device: str | None = None
+    spec: FederationSpec
+
+    @property
+    def label(self) -> str:
+        ending = {"federated": "", "centralised": "-central", "local-only": f"-local-{self.device}"}[self.role]
+        return f"s{self.seed}{ending}"
+
+    @property
+    def name(self) -> str:
+        """``street5.s1234-local-3``: different within a suite."""
+        return f"{self.experiment}.{self.label}"
+
+
+def cells_of(suite: SuiteSpec, *, whole: bool = True) -> list[Cell]:
+    """All cells, an experiment after the other, each seed's federation first.
+
+    Cells of one specification (digest) in two experiments are both there: who runs them runs one.
+
+    Raises:
+        SpecError: local-only of data whose devices are not told by the specification, with ``whole``; without,
+            those devices' cells are left out.
+    """
+    cells = []
+    for experiment in suite.experiments:
+        local = (experiment.local_seeds or len(experiment.seeds)) if experiment.local_only else 0
+        for number, seed in enumerate(experiment.seeds):
+            spec = experiment.spec.model_copy(update={"seed": seed})
+            common = {"experiment": experiment.name, "seed": seed}
+            cells.append(Cell(role="federated", spec=spec, **common))
+            if experiment.centralised:
+                cells.append(Cell(role="centralised", spec=twin(spec), **common))
+            if number >= local:
+                continue
+            if spec.clients is None and whole:
+                raise SpecError(
+                    f"experiments.{experiment.name}: local_only: expected devices by name in "
+                    "spec.participation.clients, found none"
+                )
+            for device in spec.clients or ():
+                cells.append(Cell(role="local-only", device=device, spec=local_only(spec, device), **common))
+    return cells
+
+
+def load_suite(path: Path) -> SuiteSpec:
+    """Read a YAML (or JSON) file.
+
+    An experiment's ``spec`` may also be a preset's name or a file's, from the suite's folder, and its ``set`` a mapping
+    of dotted fields to change in it: ``set: {training.local_epochs: 5}``.
+
+    Raises:
+        SpecError: the file is missing, is no YAML, or has wrong fields.
+    """
+    import yaml  # here, so that the core loads without it
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
+        raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+    document = {} if document is None else document
+    if isinstance(document, dict) and isinstance(document.get("experiments"), list):
+        document = {**document, "experiments": [_written_out(item, path) for item in document["experiments"]]}
+    return parse_suite(document, source=str(path))
+
+
+def parse_suite(document: Any, *, source: str) -> SuiteSpec:
+    """Validate a mapping as a suite.
+
+    Raises:
+        SpecError: one line a mistake, each naming ``source``, the field and what was expected.
+    """
+    return parse(SuiteSpec, document, source=source, newest=SPEC_VERSION)
+
+
+def _written_out(item: Any, path: Path) -> Any:
+    """An experiment with its ``spec`` in full and without ``set``; what is not as expected is left to the model."""
+    if not isinstance(item, dict):
+        return item
+    where = f"{path}: experiments.{item.get('name', '?')}"
+    fields, base = item.get("set", {}), item.get("spec")
+    if not isinstance(fields, dict):
+        raise SpecError(f"{where}: set: expected a mapping of dotted fields to values, found {type(fields).__name__}")
+    if isinstance(base, str):
+        spec = preset(base) if base in PRESETS else load_spec(path.parent / base)
+        base = spec.model_dump(mode="json")
+    if fields:
+        base = with_fields(FederationSpec.model_validate(base or {}), fields, source=where).model_dump(mode="json")
+    return {**{key: value for key, value in item.items() if key != "set"}, "spec": base}
+
+
+def with_seeds(suite: SuiteSpec, seeds: Sequence[int]) -> SuiteSpec:
+    """``suite`` with other seeds in every experiment.
+
+    Raises:
+        SpecError: they do not fit.
+    """
+    document = suite.model_dump(mode="json")
+    for experiment in document["experiments"]:
+        experiment["seeds"] = list(seeds)
+    return parse_suite(document, source=suite.name)
