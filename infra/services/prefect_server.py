@@ -67,4 +67,6 @@ class PrefectService(Service):
         return variables
 
     def command(self, port: int) -> list[str]:
-        return [sys.executable, "-m", "prefect", "server", "start", "--host", self.host, "--port", str(port)]
+        module = "prefect" if self.database_url is not None else "infra.services.prefect_sqlite"
+        # -P: a folder of the user's with a package `infra` must not be taken for ours.
+        return [sys.executable, "-P", "-m", module, "server", "start", "--host", self.host, "--port", str(port)]

@@ -95,7 +95,25 @@ def enter(environment: dict[str, str], folder: str, threads: int, *, quiet: bool
         torch.set_num_threads(threads)
     if "prefect" in sys.modules:
         import prefect.context
-        import prefect.logging.configuration
 
         prefect.context.refresh_global_settings_context()
-        prefect.logging.configuration.setup_logging()
+        if _logging_variables() != _LOGGED_BY:
+            set_up_logging()
+
+
+# The variables by which Prefect's logging has been set up in this process.
+_LOGGED_BY: dict[str, str] = {}
+
+
+def _logging_variables() -> dict[str, str]:
+    chosen = ("PREFECT_LOGGING", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_DEBUG_MODE")
+    return {name: value for name, value in os.environ.items() if name.startswith(chosen)}
+
+
+def set_up_logging() -> None:
+    """Prefect's logging by its settings. In the warm process too: a child without others is spared 0.1 to 0.2 s."""
+    import prefect.logging.configuration
+
+    prefect.logging.configuration.setup_logging()
+    _LOGGED_BY.clear()
+    _LOGGED_BY.update(_logging_variables())
