@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -38,6 +40,29 @@ def test_prefect_answers_with_its_page_and_comes_back_on_its_port(tmp_path: Path
         time.sleep(0.5)
         assert services.ensure() == ["prefect"]
         assert services.prefect_api_url == url
+
+
+def test_writers_at_once_are_not_refused_on_sqlite(tmp_path: Path) -> None:
+    """With Prefect's own server some of these are answered by 503."""
+
+    def life(url: str, flow: str) -> list[int]:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            codes = []
+            for _ in range(10):
+                run = client.post("/flow_runs/", json={"flow_id": flow, "state": {"type": "PENDING"}})
+                codes.append(run.status_code)
+                for state in ("RUNNING", "COMPLETED"):
+                    path = f"/flow_runs/{run.json()['id']}/set_state"
+                    codes.append(client.post(path, json={"state": {"type": state}}).status_code)
+            return codes
+
+    with EmbeddedServices(Settings(home=tmp_path)) as services:
+        services.ensure()
+        url = services.prefect_api_url
+        flow = httpx.post(f"{url}/flows/", json={"name": "many"}, timeout=60).json()["id"]
+        with ThreadPoolExecutor(6) as pool:
+            codes = [code for codes in pool.map(lambda _: life(url, flow), range(6)) for code in codes]
+    assert set(codes) == {201}
 
 
 HOLDER = """
