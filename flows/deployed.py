@@ -87,7 +87,7 @@ def place_settings() -> Settings:
 
 
 def _stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """What this machine's stack has lost comes back while the run goes on; nobody else looks after it."""
+    """What this machine's stack has lost comes back while the run goes on, though its supervisor be gone too."""
     services = EmbeddedServices(settings)
     return supervised(services) if services.uses_stack else contextlib.nullcontext()
 

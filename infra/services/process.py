@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 from infra.errors import HomeInUse, ServiceFailed
 from infra.lock import FileLock
 from infra.services.logs import last_lines, open_log
-from infra.services.ports import LOOPBACK, await_free_port, free_port
+from infra.services.ports import LOOPBACK, await_free_port, bindable, free_port
 from infra.services.publication import (
     Publication,
     end_left_behind,
@@ -49,7 +49,7 @@ DETACHED = "detached"  # what a service that holds its lock itself writes there,
 STARTING = "starting"  # what the starter of such a service writes there until then
 START_GRACE = 30.0  # seconds that a starter has for that
 REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
-DYING_SECONDS = 1.0  # that a killed server may keep its port; runs that shared it expect the next one there
+DYING_SECONDS = 1.0  # that a killed server may keep its port and lock; the next one is expected at that port
 # Settings of the user's own rclone, Prefect and MLflow, and our credentials, are none of the embedded
 # services'.
 FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "FEDBENCH_")
@@ -88,6 +88,7 @@ class Service:
     start_seconds: ClassVar[float] = 60.0  # for one start, on a slow and loaded machine
     patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
     has_children: ClassVar[bool] = False  # its command starts processes of its own
+    keeps_port: bool = False  # rather fails than starts at another port than the wanted one
 
     def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
         """port: the one to take if it is free; None: that of the last time. host: address to listen at."""
@@ -244,6 +245,10 @@ class Service:
                 return False
             if running is not None:
                 end_session(running.pid, grace)
+                # A process counts as dead when its first thread is; its files are closed with the last one.
+                deadline = time.monotonic() + DYING_SECONDS
+                while self._lock.is_taken() and time.monotonic() < deadline:
+                    time.sleep(0.02)
             found = self._published()
             if found is not None:
                 self._withdraw(found)
@@ -288,6 +293,10 @@ class Service:
 
     def _spawn(self) -> None:
         self._attempts += 1
+        if self.keeps_port and self._wanted_port is not None:
+            self._port = self._wanted_port
+            if bindable(self._port, self.host) is None:
+                self._fail(f"port {self._port} is taken by another process")
         self.prepare()
         self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = free_port(self._port, self.host)

@@ -18,7 +18,8 @@ import pytest
 from infra.errors import HomeInUse, ServiceFailed
 from infra.services.embedded import EmbeddedServices
 from infra.services.s3 import S3Service
-from infra.services.stack import SERVERS, Stack
+from infra.services.stack import Stack
+from infra.services.stack_services import SERVERS
 from infra.services.stack_state import PortChoice, StackState, read_state, write_state
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
@@ -115,7 +116,7 @@ def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> N
         write_state(home, StackState(up=True))
         service = S3Service(home, detached=True)
         assert service.running() is None
-        assert [found.state for found in Stack(Settings(home=home)).status()] == ["crashed"] * len(SERVERS)
+        assert [found.state for found in Stack(Settings(home=home)).status()] == ["crashed"] * (len(SERVERS) + 1)
         assert not service.end()
         assert Stack(Settings(home=home)).down(print)
         service.ensure()
@@ -198,6 +199,7 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
         assert not read_state(home).up
         assert [(found.state, found.run) for found in Stack(settings).status()] == [
             ("down", os.getpid()),
+            ("down", None),
             ("down", None),
             ("down", None),
         ]

@@ -35,7 +35,8 @@ from infra.store.objects import ObjectStore
 pytestmark = pytest.mark.integration
 
 PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
-SERVICES = ["s3", "prefect", "mlflow"]
+SERVERS = ["s3", "prefect", "mlflow"]
+SERVICES = [*SERVERS, "supervisor"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Up:
         return result.returncode, {row[0]: row[1] for row in rows if row and row[0] in SERVICES}
 
     def pids(self) -> dict[str, int]:
-        notes = {name: self.home.path / "services" / f"{name}.json" for name in SERVICES}
+        """Of the servers."""
+        notes = {name: self.home.path / "services" / f"{name}.json" for name in SERVERS}
         return {name: json.loads(note.read_bytes())["pid"] for name, note in notes.items()}
 
     def secrets(self) -> set[str]:
@@ -110,7 +112,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         ports = [int(probe.getsockname()[1]) for probe in (first, second, taken)]
         first.close()
         second.close()
-        asked = dict(zip(SERVICES, ports, strict=True))
+        asked = dict(zip(SERVERS, ports, strict=True))
         (home.path / "settings.yaml").write_text(yaml.safe_dump({"ports": asked}))
         spec = home.spec_file(TINY | {"max_rounds": 1})
         before = home.run("run", spec, "--name", "before", "-q", timeout=PATIENCE)
@@ -135,7 +137,7 @@ def test_it_says_where_everything_is_and_which_port_was_taken(stack: Up) -> None
 
 def test_credentials_are_on_no_command_line_in_no_log_and_in_private_files(stack: Up) -> None:
     processes = stack.home.processes()
-    assert len(processes) >= 5  # S3, Prefect; MLflow: launcher, command, uvicorn
+    assert len(processes) >= 6  # S3, Prefect, the supervisor; MLflow: launcher, command, uvicorn
     lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes().decode() for process in processes]
     logs = [path.read_text(errors="replace") for path in (stack.home.path / "logs").iterdir()]
     assert len(logs) == len(SERVICES)
@@ -252,11 +254,28 @@ def test_logs_are_shown(stack: Up) -> None:
     assert " | " not in only
 
 
-def test_one_that_was_killed_is_crashed_and_comes_back_with_all_it_had(stack: Up) -> None:
+def test_what_was_killed_comes_back_by_itself(stack: Up) -> None:
+    before = stack.pids()
+    os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
+    for name in ("s3", "prefect"):
+        os.kill(before[name], signal.SIGKILL)
+    assert eventually(lambda: not set(stack.pids().values()) & set(before.values()), PATIENCE)
+    assert eventually(lambda: stack.states() == (0, dict.fromkeys(SERVICES, "up")), PATIENCE)
+    told = [line for line in stack.home.run("logs", "supervisor").stdout.splitlines() if "had died" in line]
+    names = {"s3": "FEDBENCH_S3__ENDPOINT", "prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
+    assert len(told) == len(SERVERS)
+    for name in SERVERS:
+        assert any(line.endswith(f"{name} had died; it is back at {stack.variables[names[name]]}") for line in told)
+    assert stack.tracked() == {"before": "FINISHED", "through": "FINISHED"}
+
+
+def test_without_its_supervisor_one_is_crashed_and_up_brings_back_both(stack: Up) -> None:
     before, addresses = stack.pids(), stack.variables
-    os.kill(before["prefect"], signal.SIGKILL)
-    assert eventually(lambda: _gone(before["prefect"]), 20)
-    assert stack.states() == (1, {"s3": "up", "prefect": "crashed", "mlflow": "up"})
+    supervisor = json.loads((stack.home.path / "services" / "supervisor.json").read_bytes())["pid"]
+    for pid in (supervisor, before["prefect"]):
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda pid=pid: _gone(pid), 20)  # type: ignore[misc]
+    assert stack.states() == (1, {"s3": "up", "prefect": "crashed", "mlflow": "up", "supervisor": "crashed"})
     os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
     os.kill(before["s3"], signal.SIGKILL)
     assert eventually(lambda: stack.states() == (1, dict.fromkeys(SERVICES, "crashed")), 60)
