@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import eventually, gone
 
 from infra.lock import FileLock
 from infra.services.credentials import draw_keys
@@ -71,20 +71,11 @@ def _pid(home: Path) -> int | None:
     return running.pid
 
 
-def _eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def _kill(home: Path) -> int:
     pid = _pid(home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert _eventually(lambda: S3Service(home).running() is None)
+    assert eventually(lambda: S3Service(home).running() is None)
     return pid
 
 
@@ -148,14 +139,14 @@ def test_its_process_brings_back_and_ends_with_the_stack(home: Path) -> None:
     service = SupervisorService(home)
     service.ensure()
     before = _kill(home)
-    assert _eventually(lambda: _pid(home) not in (None, before))
+    assert eventually(lambda: _pid(home) not in (None, before))
     found = {item.name: item for item in Stack(Settings(home=home)).status()}
     assert (found["s3"].state, found["supervisor"].state) == ("up", "up")
     supervisor = found["supervisor"].pid
     assert supervisor is not None
-    assert _eventually(lambda: "s3 had died; it is back at http://" in service.log_path.read_text())
+    assert eventually(lambda: "s3 had died; it is back at http://" in service.log_path.read_text())
     assert Stack(Settings(home=home)).down(print)
-    assert not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE
+    assert gone(supervisor)
     assert S3Service(home).running() is None
     assert service.running() is None
 
@@ -164,7 +155,7 @@ def test_it_ends_by_itself_when_the_stack_is_no_more(home: Path) -> None:
     service = SupervisorService(home)
     service.ensure()
     write_state(home, StackState())
-    assert _eventually(lambda: service.running() is None)
+    assert eventually(lambda: service.running() is None)
     assert "the stack has been ended" in service.log_path.read_text()
 
 
