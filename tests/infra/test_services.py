@@ -19,7 +19,7 @@ from infra.errors import ServiceFailed, SettingsError, StoreUnavailable
 from infra.services.embedded import EmbeddedServices
 from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
-from infra.services.process import Publication
+from infra.services.publication import Publication
 from infra.services.s3 import S3Service
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
