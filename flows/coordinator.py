@@ -1,19 +1,19 @@
-"""What the process of a federation needs, however it was started: its place, and where its turns run."""
+"""What the process of a federation needs, however it was started: its place, where its turns run, its restarts."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 
-from flows.start import PRELOAD
+from flows.start import PRELOAD, slot_count
+from flows.stored import read_history
 from flows.turn import take_turn
 from infra.errors import InfraError, PoolUnusable, RunLocked, SettingsError, TrackingUnavailable
-from infra.place import Leavings, Place, Reporter
+from infra.place import Place
 from infra.settings import Settings
 from infra.slots import LocalSlots, TurnRunner
 from infra.store.layout import FederationLayout
@@ -22,41 +22,81 @@ from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
 from tasks.spec.turns import TurnReply
 
-# Times that a run goes on by itself after its store or Prefect's API was gone; each needs a service that is back.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flows.progress import Progress
+    from flows.report import RunReport
+
 MAX_RESTARTS = 20
+LONGEST_PAUSE = 10  # seconds
 # A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
 GRACE_SECONDS = 3.0
 
 
-def make_place(
-    name: str,
-    settings: Settings,
-    slots: TurnRunner,
-    reporter: Reporter,
-    *,
-    committed: Callable[[Any], None],
-    started: Callable[[str], None],
-    finished: Callable[[Place], Awaitable[Leavings]],
-) -> Place:
-    """The handles of one federation. ``settings`` have the store's endpoint filled in; MLflow is turned to it too."""
+class Restarts:
+    """How often a federation has gone on by itself, after its store or Prefect's API was gone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def pause(self) -> int:
+        """Seconds before the next attempt, which needs a service that is back."""
+        return min(self.count, LONGEST_PAUSE)
+
+    def allow(self, error: Exception) -> bool:
+        """Whether there is another attempt after ``error``; it is counted."""
+        if not place_failed(error) or self.count >= MAX_RESTARTS:
+            return False
+        self.count += 1
+        return True
+
+    def told(self, error: Exception) -> str:
+        return f"{first_line(error)}: going on from the last commit (restart {self.count})"
+
+
+def open_place(name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport) -> Place:
+    """The handles of one federation; ``progress`` and ``report`` have been told what is committed.
+
+    settings: with the store's endpoint filled in; MLflow is turned to it too.
+
+    Raises:
+        PoolUnusable, SettingsError, SpecError: there is nowhere for its turns to run.
+    """
     s3 = settings.s3
     if s3.access_key is not None and s3.secret_key is not None:
         access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
         os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
-    objects = ObjectStore(s3)
+    objects, layout = ObjectStore(s3), FederationLayout(s3.prefix, name)
+    runner: TurnRunner = (
+        pool_slots(name, spec, settings, progress.message)
+        if settings.pools.used
+        else local_slots(settings, slot_count(settings, spec))
+    )
+
+    def committed(record: RoundRecord) -> None:
+        progress.round_committed(record)
+        report.round_committed(record)
+
+    history = read_history(objects, layout)
+    if history:
+        progress.resumed(history[-1].round, history)
+    report.open(history)
     return Place(
         settings=settings,
         objects=objects,
         weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
-        layout=FederationLayout(s3.prefix, name),
-        slots=slots,
+        layout=layout,
+        slots=runner,
         take_turn=take_turn,
-        reporter=reporter,
+        reporter=progress,
         committed=committed,
-        started=started,
-        finished=finished,
+        started=report.flow_started,
+        finished=report.finish,
     )
 
 

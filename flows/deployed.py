@@ -18,20 +18,12 @@ from prefect import runtime
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.coordinator import (
-    MAX_RESTARTS,
-    first_line,
-    local_slots,
-    make_place,
-    place_failed,
-    pool_slots,
-)
+from flows.coordinator import Restarts, open_place
 from flows.prefect_runs import close_dead_runs
 from flows.progress import LogProgress
 from flows.report import RunReport
 from flows.run import describe
-from flows.start import claim_name, pin, require_weights, run_folder, slot_count
-from flows.stored import read_history
+from flows.start import claim_name, pin, require_weights, run_folder
 from infra.errors import SettingsError
 from infra.federation_lease import FederationLease
 from infra.lock import require_free_disk, run_lock
@@ -42,7 +34,6 @@ from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +78,7 @@ def place_settings() -> Settings:
 
 
 def _stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """What this machine's stack has lost comes back while the run goes on; nobody else looks after it."""
+    """What this machine's stack has lost comes back while the run goes on, though its supervisor be gone too."""
     services = EmbeddedServices(settings)
     return supervised(services) if services.uses_stack else contextlib.nullcontext()
 
@@ -117,29 +108,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
             await close_dead_runs(name, keep=own_run)
             progress.federation_started(name, describe(spec), spec.max_rounds)
             report = RunReport(name, spec, settings, NamedServices(settings), run_folder(settings, name))
-
-            def committed(record: RoundRecord) -> None:
-                progress.round_committed(record)
-                report.round_committed(record)
-
-            slots = (
-                pool_slots(name, spec, settings, progress.message)
-                if settings.pools.used
-                else local_slots(settings, slot_count(settings, spec))
-            )
-            place = make_place(
-                name,
-                settings,
-                slots,
-                progress,
-                committed=committed,
-                started=report.flow_started,
-                finished=report.finish,
-            )
-            history = await asyncio.to_thread(read_history, objects, layout)
-            if history:
-                progress.resumed(history[-1].round, history)
-            await asyncio.to_thread(report.open, history)
+            place = await asyncio.to_thread(open_place, name, spec, settings, progress, report)
             set_place(place)
             try:
                 yield spec
@@ -157,16 +126,13 @@ async def run_deployed(
     name: str | None, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]
 ) -> int:
     """``rounds`` at a place of the federation's, again from its last commit while store or servers are away."""
-    name, restarts = name or default_name(), 0
+    name, restarts = name or default_name(), Restarts()
     while True:
         try:
             async with deployed(name, spec) as whole:
                 return await rounds(name, whole)
         except Exception as error:
-            if not place_failed(error) or restarts >= MAX_RESTARTS:
+            if not restarts.allow(error):
                 raise
-            restarts += 1
-            get_run_logger().warning(
-                "%s: going on from the last commit (restart %d)", first_line(error), restarts, exc_info=True
-            )
-            await asyncio.sleep(min(restarts, 10))
+            get_run_logger().warning("%s", restarts.told(error), exc_info=True)
+            await asyncio.sleep(restarts.pause)

@@ -13,15 +13,13 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Crashed, State
 
-from infra.residents.runs import cancel
+from infra.residents.runs import OPEN_STATES, cancel
 
 log = logging.getLogger(__name__)
-
-OPEN_STATES = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING]
 
 
 async def tag_run(flow_run_id: UUID, name: str) -> None:

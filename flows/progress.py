@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from threading import RLock
 from typing import Any
@@ -21,8 +20,8 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-from tasks.spec.federation import MAP_NAMES
-from tasks.spec.records import Decision, RoundRecord
+from flows.round_tables import megabytes, number_of, round_table
+from tasks.spec.records import RoundRecord
 
 _NAMED_CLIENTS = 8  # up to this many clients of a phase are shown by name
 _BAR_WIDTH = 30
@@ -179,10 +178,10 @@ class LineProgress(Progress):
     def _show_commit(self, record: RoundRecord) -> None:
         metrics = record.metrics
         self._say(
-            f"round {record.round} of {self.max_rounds} committed: train loss {_number(metrics.train_loss)}, "
-            f"test loss {_number(metrics.loss)}, map50_voc10 {_number(metrics.map50_voc10)}, "
-            f"recall {_number(metrics.recall)}, {_megabytes(record.bytes_up)} MB up, "
-            f"{_megabytes(record.bytes_down)} MB down, {sum(record.seconds.values()):.1f} s",
+            f"round {record.round} of {self.max_rounds} committed: train loss {number_of(metrics.train_loss)}, "
+            f"test loss {number_of(metrics.loss)}, map50_voc10 {number_of(metrics.map50_voc10)}, "
+            f"recall {number_of(metrics.recall)}, {megabytes(record.bytes_up)} MB up, "
+            f"{megabytes(record.bytes_down)} MB down, {sum(record.seconds.values()):.1f} s",
             "bold",
         )
 
@@ -285,72 +284,6 @@ def make_progress(console: Console, quiet: bool) -> Progress:
     return LineProgress(console)
 
 
-def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
-    """One row a round: clients (updates / cohort), losses, VOC 2010 mAP at IoU 0.5, recall, MB, seconds.
-
-    ``wide`` has all four mAPs, in at most 100 columns. The best round's figure stands out, by the measure that the
-    federation goes by; a dash is a value that the record has as null.
-    """
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
-    maps = MAP_NAMES if wide else MAP_NAMES[:1]
-    before, after = ("round", "clients", "train loss", "test loss"), ("recall", "MB up", "MB down", "s")
-    for header in (*before, *maps, *after):
-        table.add_column(_two_lines(header) if wide else header, justify="right", no_wrap=True)
-    metric = records[-1].decision.best_metric if records else MAP_NAMES[0]
-    scores = [getattr(record.metrics, metric) for record in records]
-    best = max((score for score in scores if score is not None), default=None)
-    for record, score in zip(records, scores, strict=True):
-        metrics = record.metrics
-        cohort = len(record.plan.cohort) if record.plan else 0
-        short = len(record.updates) < cohort
-        is_best = best is not None and score == best
-        table.add_row(
-            str(record.round),
-            Text(f"{len(record.updates)}/{cohort}" if cohort else "-", "yellow" if short else ""),
-            _number(metrics.train_loss),
-            _number(metrics.loss),
-            *(
-                Text(_number(getattr(metrics, name)), "bold green" if is_best and name == metric else "")
-                for name in maps
-            ),
-            _number(metrics.recall),
-            _megabytes(record.bytes_up),
-            _megabytes(record.bytes_down),
-            f"{sum(record.seconds.values()):.1f}",
-        )
-    return table
-
-
-def class_table(record: RoundRecord) -> Table:
-    """One row a class of a round: its test objects, and the global model's AP and recall on them."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("class")
-    for header in ("test objects", "AP50 voc10", "AP coco", "recall"):
-        table.add_column(header, justify="right", no_wrap=True)
-    metrics, objects = record.metrics, Counter[str]()
-    for evaluation in record.evaluations:
-        objects.update(evaluation.objects)
-    for name, score in metrics.per_class.items():
-        table.add_row(
-            Text(name),
-            str(objects[name]) if objects else "-",
-            _number(score),
-            _number(metrics.per_class_coco.get(name)),
-            _number(metrics.per_class_recall.get(name)),
-        )
-    return table
-
-
-def best_line(decision: Decision) -> str | None:
-    """``round 5, map50_voc10 0.554``; None before any round has a figure."""
-    return None if decision.best is None else f"round {decision.best_round}, {decision.best_metric} {decision.best:.3f}"
-
-
-def _two_lines(header: str) -> str:
-    """``map50_voc10`` and ``train loss`` in two lines."""
-    return header.replace("_", "\n").replace(" ", "\n")
-
-
 def clock(seconds: float) -> str:
     """``3723.4`` as ``1:02:03``."""
     whole = int(seconds)
@@ -359,14 +292,6 @@ def clock(seconds: float) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -65,7 +65,8 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         FedbenchError, InfraError: it cannot start or go on; the message says why.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the runs are marked and our services stopped.
     """
-    slots = 0 if settings.pools.used else slot_count(settings, spec)  # this machine need not have what a turn asks
+    if not settings.pools.used:  # else this machine need not have what a turn asks
+        slot_count(settings, spec)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
@@ -98,7 +99,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
         with supervised(services), _prefect_drained():
-            return _run_until_done(name, spec, settings, services, progress, slots)
+            return _run_until_done(name, spec, settings, services, progress)
 
 
 def _import_learning() -> None:
@@ -148,32 +149,30 @@ def _run_until_done(
     settings: Settings,
     services: EmbeddedServices,
     progress: Progress,
-    slots: int,
 ) -> Outcome:
     # Late: these import prefect, torch and mlflow, which must see the environment set above, and take seconds.
-    from flows.coordinator import MAX_RESTARTS, first_line, place_failed
+    from flows.coordinator import Restarts
     from flows.report import RunReport
 
     report = RunReport(name, spec, settings, services, run_folder(settings, name))
-    restarts = 0
+    restarts = Restarts()
     while True:
         try:
-            if restarts:
-                time.sleep(min(restarts, 10))
+            if restarts.count:
+                time.sleep(restarts.pause)
                 services.ensure()
-            return _attempt(name, spec, settings, services, progress, slots, report)
+            return _attempt(name, spec, settings, services, progress, report)
         except KeyboardInterrupt:
             report.close("KILLED")
             _close_open_runs(name, interrupted=True)
             raise
         except Exception as error:
-            if not place_failed(error) or restarts >= MAX_RESTARTS:
+            if not restarts.allow(error):
                 report.close("FAILED")
                 _close_open_runs(name, interrupted=False)
                 raise
-            restarts += 1
             log.warning("the place failed, going on from the last commit: %s", error, exc_info=True)
-            progress.message(f"{first_line(error)}: going on from the last commit (restart {restarts})")
+            progress.message(restarts.told(error))
 
 
 @contextlib.contextmanager
@@ -211,12 +210,11 @@ def _attempt(
     settings: Settings,
     services: EmbeddedServices,
     progress: Progress,
-    slots: int,
     report: RunReport,
 ) -> Outcome:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    from flows.coordinator import local_slots, make_place, pool_slots
+    from flows.coordinator import open_place
     from flows.federation import federation
     from flows.prefect_runs import close_dead_runs
     from infra.federation_lease import FederationLease
@@ -226,25 +224,7 @@ def _attempt(
     internal = logging.getLogger("prefect._internal")
     internal.handlers, internal.propagate = [], True
     resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
-
-    def committed(record: RoundRecord) -> None:
-        progress.round_committed(record)
-        report.round_committed(record)
-
-    runner = pool_slots(name, spec, resolved, progress.message) if settings.pools.used else local_slots(resolved, slots)
-    place = make_place(
-        name,
-        resolved,
-        runner,
-        progress,
-        committed=committed,
-        started=report.flow_started,
-        finished=report.finish,
-    )
-    history = read_history(place.objects, place.layout)
-    if history:
-        progress.resumed(history[-1].round, history)
-    report.open(history)
+    place = open_place(name, spec, resolved, progress, report)
     set_place(place)
 
     async def run() -> None:

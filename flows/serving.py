@@ -12,7 +12,7 @@ from rich.console import Console
 
 from infra.registry import best_version, model_uri
 from infra.services.embedded import EmbeddedServices
-from infra.services.process import LAUNCHER
+from infra.services.launch import LAUNCHER
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from infra.tracking import mlflow_environment

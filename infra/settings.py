@@ -6,6 +6,9 @@ Read from the environment (``FEDBENCH_HOME``, ``FEDBENCH_S3__ENDPOINT``, …) ov
 
 from __future__ import annotations
 
+import difflib
+import functools
+import logging
 import os
 from contextvars import ContextVar
 from ipaddress import IPv4Address
@@ -24,6 +27,13 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+PREFIX = "FEDBENCH_"
+# What has the prefix and is no setting: the file of settings, what a worker tells its run, an image's version, and what
+# is for tests and benchmarks.
+_OTHER_VARIABLES = {"SETTINGS", "SLOT", "VERSION", "SCREENSHOTS", "FLOWER_VENV"}
 
 _FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", default={})  # noqa: B039 (never changed)
 
@@ -180,6 +190,8 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: naming the setting, where it came from and what was expected.
     """
+    for name in unknown_variables():
+        _warn_of(name)
     home = Path(os.environ.get("FEDBENCH_HOME") or Path.home() / ".fedbench")
     named = os.environ.get("FEDBENCH_SETTINGS")
     path = Path(named) if named else home / "settings.yaml"
@@ -208,6 +220,26 @@ def load_settings() -> Settings:
         raise SettingsError("settings: " + "; ".join(map(_explained, error.errors(include_url=False)))) from None
     except Exception as error:  # pydantic-settings wraps JSON that does not parse in an error of its own
         raise SettingsError(f"settings: {error}; expected JSON in its variable") from None
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that have the prefix and mean nothing; one below a group is refused when read."""
+    names = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    known = {field.upper() for field in Settings.model_fields} | _OTHER_VARIABLES
+    return [
+        name
+        for name in names
+        if (rest := name.upper().removeprefix(PREFIX)).partition("__")[0] not in known and not rest.startswith("TEST_")
+    ]
+
+
+@functools.cache  # once a process
+def _warn_of(name: str) -> None:
+    """Warned of, not refused: a worker's runs inherit what its machine has, variables of other versions too."""
+    known = ["SETTINGS", *(field.upper() for field in Settings.model_fields if field not in _GROUPS)]
+    known += [f"{group}__{field}".upper() for group, model in _GROUPS.items() for field in model.model_fields]
+    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)  # the prefix is like any other's
+    log.warning("%s: no such setting, it is ignored%s", name, f"; did you mean {PREFIX}{near[0]}?" if near else "")
 
 
 def _explained(item: Any) -> str:

@@ -124,7 +124,7 @@ def _run(name: str, spec: FederationSpec, settings: Settings, verbose: int, quie
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     """The per-round table, the plots, and how to see the run in a browser."""
-    from flows.progress import best_line, round_table
+    from flows.round_tables import best_line, round_table
 
     out.print()
     if outcome.already_finished:

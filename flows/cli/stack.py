@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXIT_NOT_UP = 1
 
 ServiceName = Annotated[
-    str | None, typer.Argument(metavar="[SERVICE]", help="s3, prefect, mlflow, worker, coordinator. [all]")
+    str | None, typer.Argument(metavar="[SERVICE]", help="s3, prefect, mlflow, worker, coordinator, supervisor. [all]")
 ]
 
 
@@ -35,9 +35,9 @@ def up(
 ) -> None:
     """Start what one machine needs, and leave it running: S3, Prefect, MLflow, deployments, workers. `down` ends it.
 
-    Federations can then be started from Prefect's page, and runs of this home use the servers. What has crashed since
-    is started again, with all that it had. A URL with a password goes into FEDBENCH_PREFECT_DATABASE_URL or
-    FEDBENCH_MLFLOW_DATABASE_URL instead.
+    Federations can then be started from Prefect's page, and runs of this home use the servers. What dies is started
+    again by the stack's supervisor, with all that it had; what hangs, by the next `up`. A URL with a password goes into
+    FEDBENCH_PREFECT_DATABASE_URL or FEDBENCH_MLFLOW_DATABASE_URL instead.
 
     `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
     """
@@ -103,7 +103,7 @@ def logs(
     """
     from infra.errors import SettingsError
     from infra.services.logs import follow_logs, last_lines
-    from infra.services.stack import SERVICES
+    from infra.services.stack_services import SERVICES
 
     with plain_errors():
         if service is not None and service not in SERVICES:

@@ -17,7 +17,7 @@ def show(
     home: Home = None,
 ) -> None:
     """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
-    from flows.progress import best_line, class_table, round_table
+    from flows.round_tables import best_line, class_table, round_table
     from flows.run import describe
     from flows.stored import opened_store, read_run
 

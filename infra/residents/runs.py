@@ -24,6 +24,7 @@ from infra.errors import PoolUnusable
 
 log = logging.getLogger(__name__)
 
+# Of runs that have not come to an end.
 OPEN_STATES = [
     StateType.SCHEDULED,
     StateType.PENDING,

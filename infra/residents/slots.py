@@ -12,11 +12,9 @@ import contextlib
 import logging
 import time
 import traceback
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from prefect.client.schemas.objects import State
 from prefect.events import Event
@@ -25,6 +23,7 @@ from infra.errors import DeadlineExceeded, PoolUnusable, SlotLost
 from infra.residents import runs
 from infra.residents.bell import Bell, coordinator_of, resident_of
 from infra.residents.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session
+from infra.residents.pool import Pool, Resident
 from infra.settings import PoolSettings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -41,41 +40,6 @@ CLOSE_SECONDS = 20.0
 
 class _NotTaken(Exception):
     """The resident left before it took the turn."""
-
-
-@dataclass
-class Resident:
-    """One resident, from the request for its run to its end. ``turns`` counts what it was handed."""
-
-    number: int
-    pool: _Pool
-    mailbox: Mailbox
-    run: UUID | None = None
-    turns: int = 0
-    ready: bool = False
-    gone: str | None = None
-    left: bool = False
-    heard: float = field(default_factory=time.monotonic)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __str__(self) -> str:
-        return f"resident {self.number} of pool {self.pool.name}"
-
-
-@dataclass
-class _Pool:
-    name: str
-    limit: int
-    residents: list[Resident] = field(default_factory=list)
-    idle: deque[Resident] = field(default_factory=deque)
-    waiting: deque[asyncio.Future[Resident]] = field(default_factory=deque)
-    failed_starts: int = 0
-    silent_since: float | None = None
-    said: bool = False
-
-    @property
-    def starting(self) -> int:
-        return sum(not resident.ready for resident in self.residents)
 
 
 class ResidentSlots:
@@ -105,7 +69,7 @@ class ResidentSlots:
         self._job_variables, self._read_reply, self._say = job_variables, read_reply, say
         self._code_version = code_version
         names = dict.fromkeys(self.pool_of(client) for client in clients)
-        self._pools = {name: _Pool(name, pools.residents) for name in names}
+        self._pools = {name: Pool(name, pools.residents) for name in names}
         self.count = pools.residents * len(self._pools)
         self._session = ""
         self._coordinator = ""
@@ -160,7 +124,7 @@ class ResidentSlots:
             "request": argument.model_dump(mode="json"),
         }
         while True:
-            resident = await self._lease(pool)
+            resident = await pool.lease(self._balance)
             try:
                 answer = await self._ask(resident, document, deadline)
             except _NotTaken:
@@ -189,34 +153,7 @@ class ResidentSlots:
 
     # Residents.
 
-    async def _lease(self, pool: _Pool) -> Resident:
-        if pool.idle:
-            return pool.idle.popleft()
-        waiter: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
-        pool.waiting.append(waiter)
-        self._balance(pool)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._offer(waiter.result())
-            elif waiter in pool.waiting:
-                pool.waiting.remove(waiter)
-            raise
-
-    def _offer(self, resident: Resident) -> None:
-        """Hand a resident that is free to the next turn."""
-        if resident.gone is not None:
-            return
-        pool = resident.pool
-        while pool.waiting:
-            waiter = pool.waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(resident)
-                return
-        pool.idle.append(resident)
-
-    def _balance(self, pool: _Pool) -> None:
+    def _balance(self, pool: Pool) -> None:
         """Ask for as many further residents as turns wait for one, up to the pool's limit."""
         while len(pool.residents) < pool.limit and pool.starting < len(pool.waiting):
             self._made += 1
@@ -245,32 +182,21 @@ class ResidentSlots:
         except Exception as failure:
             self._lose(resident, str(failure) or type(failure).__name__)
             if isinstance(failure, PoolUnusable):
-                self._give_up(pool, failure)
+                pool.give_up(failure)
 
     def _lose(self, resident: Resident, reason: str, *, left: bool = False) -> None:
         """A resident is no more; whoever waits for it hears of it, and another one is asked for where turns wait."""
         if resident.gone is not None:
             return
         pool = resident.pool
-        resident.gone, resident.left = reason, left
-        resident.changed.set()
-        pool.residents.remove(resident)
-        with contextlib.suppress(ValueError):
-            pool.idle.remove(resident)
+        pool.remove(resident, reason, left=left)
         if not resident.ready:
             pool.failed_starts += 1
             log.warning("%s did not start: %s", resident, reason)
             if pool.failed_starts >= FAILED_STARTS:
-                self._give_up(pool, PoolUnusable(f"pool {pool.name}: no resident starts there: {reason}"))
+                pool.give_up(PoolUnusable(f"pool {pool.name}: no resident starts there: {reason}"))
                 return
         self._balance(pool)
-
-    def _give_up(self, pool: _Pool, error: PoolUnusable) -> None:
-        pool.failed_starts = 0
-        while pool.waiting:
-            waiter = pool.waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(error)
 
     # A turn.
 
@@ -297,7 +223,7 @@ class ResidentSlots:
                     raise _NotTaken
                 raise SlotLost(f"{resident}: {gone}")
         resident.pool.failed_starts = 0
-        self._offer(resident)
+        resident.pool.offer(resident)
         return answer
 
     async def _ring(self, resident: Resident, event: str) -> None:
@@ -352,7 +278,7 @@ class ResidentSlots:
     def _welcome(self, resident: Resident) -> None:
         if not resident.ready and resident.gone is None:
             resident.ready = True
-            self._offer(resident)
+            resident.pool.offer(resident)
 
     def _ended(self, resident: Resident, kind: str, message: str) -> None:
         self._lose(resident, message, left=kind == "COMPLETED")
@@ -394,7 +320,7 @@ class ResidentSlots:
             # It may have rung while nobody heard it; it looks at its mailbox before it waits for a ring.
             self._welcome(resident)
 
-    async def _complain(self, pool: _Pool) -> None:
+    async def _complain(self, pool: Pool) -> None:
         if not pool.waiting or any(resident.ready for resident in pool.residents):
             pool.silent_since, pool.said = None, False
             return

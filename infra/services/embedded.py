@@ -15,7 +15,7 @@ from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
 from infra.services.s3 import S3Service
-from infra.services.stack import running_stack, stack_mlflow, stack_prefect, stack_s3
+from infra.services.stack_services import running_stack, stack_mlflow, stack_prefect, stack_s3
 from infra.services.stack_state import StackState, read_state, without_own_addresses
 from infra.settings import S3Settings, Settings
 

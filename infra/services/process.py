@@ -16,23 +16,21 @@ is handed down to it. So whether it lives is known from the kernel, not from a p
 from __future__ import annotations
 
 import atexit
-import http.client
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 from infra.errors import HomeInUse, ServiceFailed
 from infra.lock import FileLock
-from infra.services.logs import last_lines, open_log
-from infra.services.ports import LOOPBACK, await_free_port, free_port
+from infra.services.launch import ask_status, end_group, launch
+from infra.services.logs import last_lines
+from infra.services.ports import LOOPBACK, await_free_port, bindable, free_port
 from infra.services.publication import (
     Publication,
     end_left_behind,
@@ -49,15 +47,7 @@ DETACHED = "detached"  # what a service that holds its lock itself writes there,
 STARTING = "starting"  # what the starter of such a service writes there until then
 START_GRACE = 30.0  # seconds that a starter has for that
 REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
-DYING_SECONDS = 1.0  # that a killed server may keep its port; runs that shared it expect the next one there
-# Settings of the user's own rclone, Prefect and MLflow, and our credentials, are none of the embedded
-# services'.
-FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "FEDBENCH_")
-
-# The kernel's parent-death signal comes when the *thread* that forked ends, so one that lives as long as the
-# process starts them all, whichever thread asks.
-_STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="service-starter")
-LAUNCHER = str(Path(__file__).with_name("bound.py"))
+DYING_SECONDS = 1.0  # that a killed server may keep its port and lock; the next one is expected at that port
 
 
 @dataclass(frozen=True)
@@ -88,6 +78,7 @@ class Service:
     start_seconds: ClassVar[float] = 60.0  # for one start, on a slow and loaded machine
     patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
     has_children: ClassVar[bool] = False  # its command starts processes of its own
+    keeps_port: bool = False  # rather fails than starts at another port than the wanted one
 
     def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
         """port: the one to take if it is free; None: that of the last time. host: address to listen at."""
@@ -244,6 +235,10 @@ class Service:
                 return False
             if running is not None:
                 end_session(running.pid, grace)
+                # A process counts as dead when its first thread is; its files are closed with the last one.
+                deadline = time.monotonic() + DYING_SECONDS
+                while self._lock.is_taken() and time.monotonic() < deadline:
+                    time.sleep(0.02)
             found = self._published()
             if found is not None:
                 self._withdraw(found)
@@ -288,28 +283,21 @@ class Service:
 
     def _spawn(self) -> None:
         self._attempts += 1
+        if self.keeps_port and self._wanted_port is not None:
+            self._port = self._wanted_port
+            if bindable(self._port, self.host) is None:
+                self._fail(f"port {self._port} is taken by another process")
         self.prepare()
         self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = free_port(self._port, self.host)
-        group = ["--group"] if self.has_children else []
-        lock = [self._lock.descriptor] if self.detached else []
-        bond = ["--detached", *map(str, lock)] if self.detached else [str(os.getpid())]
-        launcher = [sys.executable, "-I", "-S", LAUNCHER, *group, *bond]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN_VARIABLES)}
-        environment.update(self.environment(self._port))
-        with open_log(self.log_path) as log:
-            self._process = _STARTER.submit(
-                subprocess.Popen,
-                [*launcher, *self.command(self._port)],
-                env=environment,
-                cwd=self.folder,  # Prefect and MLflow read and write files of the working folder
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=0o077,
-                pass_fds=lock,
-            ).result()
+        self._process = launch(
+            self.command(self._port),
+            self.environment(self._port),
+            folder=self.folder,
+            log_path=self.log_path,
+            group=self.has_children,
+            lock=self._lock.descriptor if self.detached else None,
+        )
         atexit.unregister(self.stop)
         atexit.register(self.stop)
         self._publish(None)
@@ -361,16 +349,7 @@ class Service:
 
     def _ask(self, address: str, timeout: float) -> int | None:
         """The HTTP status of its answer, None when there is none within ``timeout`` seconds."""
-        parts = urlsplit(address)
-        # http.client knows no proxies: a proxy of the environment must not be asked for loopback.
-        connection = http.client.HTTPConnection(parts.hostname or self.host, parts.port, timeout=timeout)
-        try:
-            connection.request("GET", self.health_path, headers=self.health_headers())
-            return connection.getresponse().status
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
+        return ask_status(urljoin(address, self.health_path), self.health_headers(), timeout)
 
     def _published(self) -> Publication | None:
         return read_publication(self._publication)
@@ -391,7 +370,7 @@ class Service:
 
     def _end_process(self, grace: float) -> None:
         if self._process is not None:
-            _end_group(self._process, grace)
+            end_group(self._process, grace)
             self._publish(None)
             self._process = None
 
@@ -399,14 +378,3 @@ class Service:
         tail = "\n".join(last_lines(self.log_path, TAIL_LINES)[0])
         self.stop()
         raise ServiceFailed(f"{self.name}: {reason}; log {self.log_path}" + (f" ends:\n{tail}" if tail else ""))
-
-
-def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
-    """End the process and its group: asked first, then by force."""
-    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
-        if process.poll() is None:
-            try:
-                os.killpg(process.pid, number)
-                process.wait(seconds)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue

@@ -1,38 +1,49 @@
 """The stack of ``fedbench up``: services of one home that outlive the command that started them.
 
-Each is a detached process of its own (:mod:`infra.services.process`); nothing supervises them. One that died is
-*crashed* for ``status``, and is started again, on its port and over its data, by the next ``up`` and by any run that
-needs it. The data are those of runs without a stack: the same S3 folder, the same databases.
+Each is a detached process of its own (:mod:`infra.services.process`). One that died is *crashed* for ``status``, and
+is started again, on its port and over its data, by the stack's supervisor (:mod:`infra.services.supervision`), by the
+next ``up``, and by any run that needs it. The data are those of runs without a stack: the same S3 folder and databases.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from infra.errors import HomeInUse, SettingsError
-from infra.lock import FileLock
 from infra.services.credentials import draw_keys, read_keys
 from infra.services.database import check_postgresql, mlflow_database_uri, prefect_database_url
 from infra.services.environment_file import remove_environment, stack_environment, write_environment
-from infra.services.mlflow_server import MlflowService, default_tracking_uri
+from infra.services.mlflow_server import default_tracking_uri
 from infra.services.ports import LOOPBACK
-from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
-from infra.services.s3 import S3Service
-from infra.services.stack_state import PortChoice, StackState, read_state, without_own_addresses, write_state
-from infra.services.workers import CoordinatorWorker, TurnWorker
-from infra.settings import DEFAULT_TURN_POOL, S3Settings, Settings
+from infra.services.stack_services import (
+    SERVERS,
+    SERVICES,
+    SUPERVISOR,
+    WORKERS,
+    bare_service,
+    stack_mlflow,
+    stack_prefect,
+    stack_s3,
+    stack_worker,
+)
+from infra.services.stack_state import (
+    AT_WORK,
+    PortChoice,
+    StackState,
+    read_state,
+    stack_lock,
+    without_own_addresses,
+    write_state,
+)
+from infra.settings import Settings
 
-# In the order in which they are started. Workers come when the servers answer and have the work pools.
-SERVERS = ("s3", "prefect", "mlflow")
-WORKERS = ("worker", "coordinator")
-SERVICES = (*SERVERS, *WORKERS)
 WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
 State = Literal["up", "silent", "crashed", "down"]
 
@@ -67,14 +78,13 @@ class Stack:
             "s3": lambda: stack_s3(self.settings, state),
             "prefect": lambda: stack_prefect(self.settings, state),
             "mlflow": lambda: stack_mlflow(self.settings, state, self.settings.s3),
-            **self._worker_kinds({}),
         }
-        return kinds[name]()
+        return kinds[name]() if name in kinds else self._bare(name)
 
     def status(self) -> list[ServiceStatus]:
         """How each service is at the moment."""
         state = read_state(self.home)
-        return [self._status(name, state) for name in (SERVICES if state.workers else SERVERS)]
+        return [self._status(name, state) for name in SERVICES if state.workers or name not in WORKERS]
 
     def up(self, say: Callable[[str], None]) -> bool:
         """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
@@ -105,7 +115,7 @@ class Stack:
                     )
             if state.up and all(found.state == "up" for found in before) and self._addresses() == state.addresses:
                 self._tell_clients(state)  # the file may have been removed
-                return False
+                return self._supervise(state)
             self._check_databases(state)
             state = state.model_copy(update={"up": True})
             write_state(self.home, state)
@@ -115,6 +125,8 @@ class Stack:
                 self._take_back(before)
                 write_state(self.home, found_state)
                 raise
+            self._bare(SUPERVISOR).end()  # the next one has the settings of this `up`
+            self._supervise(state)
             return True
 
     def workers_up(self) -> bool:
@@ -131,8 +143,11 @@ class Stack:
             state = read_state(self.home)
             store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
             variables = stack_environment(self.home, state.addresses, store, read_keys(self.home / "services"))
-            kinds = self._worker_kinds(variables)
-            pending = [kinds[name]() for name in WORKERS if self._status(name, state).state != "up"]
+            pending = [
+                stack_worker(name, self.settings, variables)
+                for name in WORKERS
+                if self._status(name, state).state != "up"
+            ]
             write_state(self.home, state.model_copy(update={"workers": True}))
             if pending:
                 say("waiting for the workers …")
@@ -150,6 +165,7 @@ class Stack:
         """End all services of the stack, the last started first. Returns whether any was running."""
         if not (self.home / "services").exists():
             return False
+        self._bare(SUPERVISOR).end()  # now: it has the lock for as long as a server takes to come up
         with self._alone(say):
             state = read_state(self.home)
             write_state(self.home, state.model_copy(update={"up": False, "workers": False}))
@@ -170,11 +186,12 @@ class Stack:
 
     @contextmanager
     def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
-        lock = FileLock(self.home / "services" / "stack.lock")
-        if not lock.acquire():
-            say(f"another fedbench up or down (process {lock.holder()}) is at work on {self.home}; waiting for it")
-            if not lock.acquire(WAIT_SECONDS):
-                raise HomeInUse(f"another fedbench up or down (process {lock.holder()}) is at work on {self.home}")
+        lock = stack_lock(self.home)
+        if not lock.acquire(note=AT_WORK):
+            who = f"{lock.note() or AT_WORK} (process {lock.holder()}) is at work on {self.home}"
+            say(f"{who}; waiting for it")
+            if not lock.acquire(WAIT_SECONDS, note=AT_WORK):
+                raise HomeInUse(who)
         try:
             yield
         finally:
@@ -182,23 +199,16 @@ class Stack:
 
     def _bare(self, name: str) -> Service:
         """The service to look at or to end, which takes no credentials and no store."""
-        host = read_state(self.home).host
-        kinds: dict[str, Callable[[], Service]] = {
-            "s3": lambda: S3Service(self.home, host=host, detached=True),
-            "prefect": lambda: PrefectService(self.home, host=host, detached=True),
-            "mlflow": lambda: MlflowService(self.home, S3Settings(), host=host, detached=True),
-            **self._worker_kinds({}),
-        }
-        return kinds[name]()
+        return bare_service(name, self.settings, read_state(self.home).host)
 
-    def _worker_kinds(self, variables: Mapping[str, str]) -> dict[str, Callable[[], Service]]:
-        pools = self.settings.pools
-        turns = pools.turns or DEFAULT_TURN_POOL
-        coordinating = {"FEDBENCH_POOLS__TURNS": turns, **variables}
-        return {
-            "worker": lambda: TurnWorker(self.home, turns, variables),
-            "coordinator": lambda: CoordinatorWorker(self.home, pools.coordinators, coordinating),
-        }
+    def _supervise(self, state: StackState) -> bool:
+        """Have the supervisor up. Returns whether it had to be started."""
+        if self._status(SUPERVISOR, state).state == "up":
+            return False
+        service = self._bare(SUPERVISOR)
+        service.end()  # one that does not answer
+        service.ensure()
+        return True
 
     def _status(self, name: str, state: StackState) -> ServiceStatus:
         running = self._bare(name).running()
@@ -334,45 +344,3 @@ def _foreign_addresses(settings: Settings, state: StackState) -> dict[str, str]:
     return {
         setting: re.sub(r"//[^/@]*@", "//***@", address) for setting, address in named.items() if address is not None
     }
-
-
-def running_stack(settings: Settings) -> StackState | None:
-    """The stack of this home, if it is up: crashed services are to be started again as it has them."""
-    state = read_state(settings.home)
-    return state if state.up else None
-
-
-def stack_s3(settings: Settings, state: StackState) -> S3Service:
-    return S3Service(settings.home, port=state.port("s3", settings.ports.s3), host=state.host, detached=True)
-
-
-def stack_prefect(settings: Settings, state: StackState) -> PrefectService:
-    """
-    Raises:
-        ServiceFailed: the credentials are missing.
-    """
-    return PrefectService(
-        settings.home,
-        auth=read_keys(settings.home.absolute() / "services").prefect_auth,
-        database_url=state.prefect_database_url,
-        port=state.port("prefect", settings.ports.prefect),
-        host=state.host,
-        detached=True,
-    )
-
-
-def stack_mlflow(settings: Settings, state: StackState, store: S3Settings) -> MlflowService:
-    """``store`` with endpoint and credentials, for a server that has to be started.
-
-    Raises:
-        ServiceFailed: the credentials are missing.
-    """
-    return MlflowService(
-        settings.home,
-        store,
-        state.mlflow_database_uri,
-        keys=read_keys(settings.home.absolute() / "services"),
-        port=state.port("mlflow", settings.ports.mlflow),
-        host=state.host,
-        detached=True,
-    )

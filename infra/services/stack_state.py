@@ -11,11 +11,13 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from infra.errors import ServiceFailed
+from infra.lock import FileLock
 from infra.services.ports import LOOPBACK
 from infra.services.publication import write_private
 from infra.settings import Settings
 
 NO_CREDENTIALS: dict[str, None] = {"endpoint": None, "access_key": None, "secret_key": None}
+AT_WORK = "another fedbench up or down"  # what a holder of the stack's lock writes there
 
 
 class PortChoice(BaseModel):
@@ -49,6 +51,11 @@ class StackState(BaseModel):
 
 def state_path(home: Path) -> Path:
     return home.absolute() / "services" / "stack.json"
+
+
+def stack_lock(home: Path) -> FileLock:
+    """Held by whoever starts or ends services of the stack: `up`, `down`, the supervisor."""
+    return FileLock(home.absolute() / "services" / "stack.lock")
 
 
 def read_state(home: Path) -> StackState:

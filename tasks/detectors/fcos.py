@@ -18,7 +18,7 @@ from torch.nn import functional
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.efficientnet_lite import OUTPUT_CHANNELS, EfficientNetLite0
 from tasks.detectors.fcos_loss import Points, fcos_loss
-from tasks.detectors.yolo_boxes import suppress
+from tasks.detectors.suppression import suppress
 from tasks.spec.detector import FcosLite0 as FcosSpec
 
 STRIDES = (8, 16, 32)

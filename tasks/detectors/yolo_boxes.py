@@ -1,4 +1,4 @@
-"""From YOLOv3's raw maps to boxes: decoding (arXiv 1804.02767, section 2.1) and non-maximum suppression."""
+"""From YOLOv3's raw maps to boxes: decoding (arXiv 1804.02767, section 2.1)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
-
-from tasks.detectors.base import Detections
 
 # exp() of a raw width or height is cut here: e^4 = 55 times the anchor is more than any box needs.
 MAX_LOG_SIZE = 4.0
-# Candidates of an image that enter suppression, best first; beyond it nothing reaches max_detections.
-MAX_CANDIDATES = 3000
 
 
 @dataclass(frozen=True)
@@ -73,23 +68,3 @@ def decode(output: Tensor, scale: YoloScale) -> tuple[Tensor, Tensor]:
     boxes = decode_boxes(output[..., :4], cell_grid(rows, columns, output), anchors, scale)
     scores = torch.sigmoid(output[..., 4:5]) * torch.sigmoid(output[..., 5:])
     return boxes.reshape(batch, -1, 4), scores.reshape(batch, boxes[0].numel() // 4, -1)
-
-
-def suppress(
-    boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
-) -> Detections:
-    """Class-wise non-maximum suppression (torchvision) of one image: boxes [N, 4], scores [N, classes]."""
-    index, label = (scores > score_threshold).nonzero(as_tuple=True)
-    candidate = scores[index, label]
-    if len(candidate) > MAX_CANDIDATES:
-        # A stable sort: equal scores keep the order of cells, whatever the library's version.
-        order = candidate.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
-        index, label, candidate = index[order], label[order], candidate[order]
-    kept = batched_nms(boxes[index], candidate, label, nms_iou)
-    boxes, candidate, label = boxes[index[kept]], candidate[kept], label[kept]
-    rank = torch.zeros_like(label)
-    for value in label.unique():
-        of_class = label == value
-        rank[of_class] = torch.arange(int(of_class.sum()), device=label.device)
-    keep = rank < max_detections
-    return Detections(boxes[keep], candidate[keep], label[keep])

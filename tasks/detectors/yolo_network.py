@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.detectors.base import Detections, Detector, Targets
-from tasks.detectors.yolo_boxes import YoloScale, decode, suppress
+from tasks.detectors.suppression import suppress
+from tasks.detectors.yolo_boxes import YoloScale, decode
 from tasks.detectors.yolo_loss import yolo_loss
 from tasks.spec.detector import Yolo as YoloSpec
 

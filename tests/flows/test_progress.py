@@ -15,12 +15,10 @@ from flows.progress import (
     LiveProgress,
     Progress,
     QuietProgress,
-    best_line,
-    class_table,
     clock,
     make_progress,
-    round_table,
 )
+from flows.round_tables import best_line, class_table, round_table
 from tasks.spec.records import (
     Decision,
     Environment,

@@ -23,7 +23,7 @@ def test_nothing_is_up_and_nothing_is_made_by_looking(home: Path) -> None:
     result = CliRunner().invoke(app, ["status"])
     assert result.exit_code == 1
     rows = [line.split()[:2] for line in result.output.splitlines()[1:]]
-    assert rows == [["s3", "down"], ["prefect", "down"], ["mlflow", "down"]]
+    assert rows == [["s3", "down"], ["prefect", "down"], ["mlflow", "down"], ["supervisor", "down"]]
     result = CliRunner().invoke(app, ["down"])
     assert (result.exit_code, result.output) == (0, "is down already; nothing was running\n")
     assert not home.exists()
@@ -49,7 +49,9 @@ def test_logs_of_all_or_of_one(home: Path) -> None:
     assert "no log yet" in CliRunner().invoke(app, ["logs"]).output
     result = CliRunner().invoke(app, ["logs", "postgres"])
     assert result.exit_code == 2
-    assert "SERVICE: expected one of s3, prefect, mlflow, worker, coordinator, found postgres" in result.output
+    assert (
+        "SERVICE: expected one of s3, prefect, mlflow, worker, coordinator, supervisor, found postgres" in result.output
+    )
     (home / "logs").mkdir(parents=True)
     (home / "logs" / "s3.log").write_text("first\n[bold]second[/]\n")
     (home / "logs" / "mlflow.log").write_text("third\n")

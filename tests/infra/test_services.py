@@ -7,18 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import WithChildren, eventually, gone, session
 
 from infra.errors import ServiceFailed, SettingsError, StoreUnavailable
 from infra.services.embedded import EmbeddedServices
 from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
-from infra.services.process import Publication
+from infra.services.publication import Publication
 from infra.services.s3 import S3Service
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
@@ -32,19 +33,6 @@ def services(tmp_path: Path) -> Iterator[EmbeddedServices]:
 
 def _published(home: Path) -> Publication:
     return Publication.model_validate_json((home / "services" / "s3.json").read_bytes())
-
-
-def _eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_secrets_are_private_and_not_on_the_command_line(services: EmbeddedServices) -> None:
@@ -74,7 +62,7 @@ def test_a_killed_server_comes_back_on_its_port_and_the_store_rides_it_out(
     half = services.settings.home / "s3" / "fedbench" / ".rclone_temp_put_half"
     half.write_bytes(b"half")
     os.kill(pid, signal.SIGKILL)
-    assert _eventually(lambda: _gone(pid))
+    assert eventually(lambda: gone(pid))
     with pytest.raises(StoreUnavailable):
         ObjectStore(before, outage_seconds=0.0).get_bytes("a")
     child = os.fork()  # another process asks while the server is down
@@ -129,7 +117,7 @@ def test_another_run_shares_it_and_takes_over_when_the_holder_is_killed(tmp_path
         assert psutil.Process(server).ppid() == holder.pid
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        assert _eventually(lambda: _gone(server))
+        assert eventually(lambda: gone(server))
         assert second.ensure()
         assert (second.address, second.is_holder, second.is_alive()) == (address, True, True)
     finally:
@@ -182,7 +170,7 @@ def test_killed_again_while_it_comes_back_it_still_keeps_its_port(tmp_path: Path
         service._process.wait()
         with ThreadPoolExecutor(1) as pool:
             ensured = pool.submit(service.ensure)
-            assert _eventually(lambda: service.starts == 2 and service.is_alive())
+            assert eventually(lambda: service.starts == 2 and service.is_alive())
             service._process.kill()
             assert ensured.result(timeout=60)
         assert (service.address, service.starts) == (address, 3)
@@ -214,7 +202,7 @@ def test_stop_does_not_wait_for_a_start_in_another_thread(tmp_path: Path) -> Non
     service = _Silent(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(service.ensure)
-        assert _eventually(service.is_alive)
+        assert eventually(service.is_alive)
         service.stop()
         with pytest.raises(ServiceFailed, match="s3: stopped while it was coming up"):
             starting.result(timeout=service.start_seconds)
@@ -222,34 +210,13 @@ def test_stop_does_not_wait_for_a_start_in_another_thread(tmp_path: Path) -> Non
     assert not service.is_holder
 
 
-class _WithChildren(S3Service):
-    """A command whose own child answers, like MLflow's server."""
-
-    has_children = True
-
-    def command(self, port: int) -> list[str]:
-        script = "import subprocess, sys; subprocess.call(sys.argv[1:])"
-        return [sys.executable, "-c", script, *super().command(port)]
-
-
-def _group(leader: int) -> list[int]:
-    members = []
-    for pid in psutil.pids():
-        try:
-            if os.getpgid(pid) == leader and not _gone(pid):
-                members.append(pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return members
-
-
 def test_the_children_of_a_service_end_with_it(tmp_path: Path) -> None:
-    service = _WithChildren(tmp_path)
+    service = WithChildren(tmp_path)
     service.ensure()
     leader = _published(tmp_path).pid
-    assert len(_group(leader)) == 3  # launcher, command, its child
+    assert len(session(leader)) == 3  # launcher, command, its child
     service.stop()
-    assert _eventually(lambda: _group(leader) == [])
+    assert eventually(lambda: session(leader) == [])
 
 
 def test_settings_that_name_services_start_none(tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import WithChildren, eventually, gone, session
 
 from infra.errors import HomeInUse, ServiceFailed
 from infra.services.embedded import EmbeddedServices
 from infra.services.s3 import S3Service
-from infra.services.stack import SERVERS, Stack
+from infra.services.stack import Stack
+from infra.services.stack_services import SERVERS
 from infra.services.stack_state import PortChoice, StackState, read_state, write_state
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
@@ -54,22 +54,9 @@ def _start(home: Path, port: int) -> tuple[str, int]:
     return output[0], running.pid
 
 
-def _eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 def _kill(home: Path, pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    assert _eventually(lambda: S3Service(home).running() is None)
+    assert eventually(lambda: S3Service(home).running() is None)
 
 
 def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
@@ -81,9 +68,9 @@ def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
     assert second.ensure()
     assert (second.address, second.is_holder) == (address, False)
     second.stop()  # which is for what this process runs
-    assert not _gone(pid)
+    assert not gone(pid)
     assert S3Service(home).end()
-    assert _gone(pid)
+    assert gone(pid)
     assert S3Service(home).running() is None
     assert not S3Service(home).end()
 
@@ -115,7 +102,7 @@ def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> N
         write_state(home, StackState(up=True))
         service = S3Service(home, detached=True)
         assert service.running() is None
-        assert [found.state for found in Stack(Settings(home=home)).status()] == ["crashed"] * len(SERVERS)
+        assert [found.state for found in Stack(Settings(home=home)).status()] == ["crashed"] * (len(SERVERS) + 1)
         assert not service.end()
         assert Stack(Settings(home=home)).down(print)
         service.ensure()
@@ -125,43 +112,22 @@ def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> N
         stray.wait()
 
 
-class _WithChildren(S3Service):
-    """A command whose own child answers, like MLflow's server."""
-
-    has_children = True
-
-    def command(self, port: int) -> list[str]:
-        script = "import subprocess, sys; subprocess.call(sys.argv[1:])"
-        return [sys.executable, "-c", script, *super().command(port)]
-
-
-def _session(leader: int) -> list[int]:
-    members = []
-    for pid in psutil.pids():
-        try:
-            if os.getsid(pid) == leader and not _gone(pid):
-                members.append(pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return members
-
-
 def test_the_children_of_one_that_was_killed_end_before_the_next_starts(home: Path) -> None:
-    service = _WithChildren(home, port=_free_port(), detached=True)
+    service = WithChildren(home, port=_free_port(), detached=True)
     service.ensure()
     running = service.running()
     assert running is not None
-    assert len(_session(running.pid)) == 3  # launcher, command, its child
+    assert len(session(running.pid)) == 3  # launcher, command, its child
     _kill(home, running.pid)
-    assert len(_session(running.pid)) == 2
+    assert len(session(running.pid)) == 2
     address = service.address
     assert service.ensure()
     assert service.address == address
-    assert _session(running.pid) == []
+    assert session(running.pid) == []
     again = service.running()
     assert again is not None
     assert service.end()
-    assert _session(again.pid) == []
+    assert session(again.pid) == []
 
 
 REFUSING = """
@@ -198,6 +164,7 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
         assert not read_state(home).up
         assert [(found.state, found.run) for found in Stack(settings).status()] == [
             ("down", os.getpid()),
+            ("down", None),
             ("down", None),
             ("down", None),
         ]

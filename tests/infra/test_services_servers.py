@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from infra.services.embedded import EmbeddedServices
-from infra.services.process import Publication
+from infra.services.publication import Publication
 from infra.settings import S3Settings, Settings
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import SettingsError
-from infra.settings import load_settings
+from infra.settings import load_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +74,20 @@ def test_credentials_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in (repr(settings), str(settings), settings.model_dump_json()):
         assert "hush" not in text
         assert "open-sesame" not in text
+
+
+def test_a_variable_that_means_nothing_is_said_once_with_its_nearest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("FEDBENCH_TEST_KILLS", "FEDBENCH_SETTINGS", "FEDBENCH_SLOT", "FEDBENCH_SLOTS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS__YARD", "/data/yard")
+    assert unknown_variables() == []
+    monkeypatch.setenv("FEDBENCH_S3_ENDPOINT", "http://s3.example")  # one underscore
+    monkeypatch.setenv("FEDBENCH_ZZZ", "1")
+    load_settings()
+    load_settings()
+    assert [record.getMessage() for record in caplog.records] == [
+        "FEDBENCH_S3_ENDPOINT: no such setting, it is ignored; did you mean FEDBENCH_S3__ENDPOINT?",
+        "FEDBENCH_ZZZ: no such setting, it is ignored",
+    ]

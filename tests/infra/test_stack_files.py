@@ -26,7 +26,8 @@ from infra.services.database import (
 from infra.services.environment_file import remove_environment, stack_environment, write_environment
 from infra.services.logs import follow_logs, last_lines
 from infra.services.s3 import S3Service
-from infra.services.stack import Stack, stack_mlflow, stack_prefect, stack_s3
+from infra.services.stack import Stack
+from infra.services.stack_services import stack_mlflow, stack_prefect, stack_s3
 from infra.services.stack_state import (
     PortChoice,
     StackState,

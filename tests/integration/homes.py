@@ -172,7 +172,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def eventually(condition: Callable[[], bool], seconds: float) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether ``condition`` comes true within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():

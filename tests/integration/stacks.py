@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,18 +22,65 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from infra.services.credentials import StackKeys, basic_auth, read_keys
+
 FORK_SERVER = "infra.worker.fork_server"
 PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
 SERVERS = ("s3", "prefect", "mlflow")
+SERVICES = (*SERVERS, "worker", "coordinator", "supervisor")
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A stack that is up, and the variables of its environment file."""
+    """A stack that is up: the ports that it was asked for, what `up` printed, its environment file's variables."""
 
     home: Home
+    ports: dict[str, int]
+    output: str
     variables: dict[str, str]
+
+    @property
+    def prefect(self) -> str:
+        """URL of Prefect's page."""
+        return self.variables["PREFECT_API_URL"].removesuffix("/api")
+
+    @property
+    def mlflow(self) -> str:
+        """URL of MLflow's page."""
+        return self.variables["MLFLOW_TRACKING_URI"]
+
+    @property
+    def keys(self) -> StackKeys:
+        return read_keys(self.home.path / "services")
+
+    def call(self, path: str, body: dict[str, Any] | None = None, *, known: bool = True) -> Any:
+        """The JSON that Prefect's API (``/api/…``) or MLflow's (``/api/2.0/…``) answers; without credentials if not
+        ``known``.
+        """
+        tracking = path.startswith("/api/2.0/")
+        auth = self.keys.mlflow_auth if tracking else self.keys.prefect_auth
+        request = urllib.request.Request(
+            (self.mlflow if tracking else self.prefect) + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"} | (basic_auth(auth) if known else {}),
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def tracked(self) -> dict[str, dict[str, Any]]:
+        """What MLflow's server says of each run, by its name."""
+        experiment = self.call("/api/2.0/mlflow/experiments/get-by-name?experiment_name=fedbench")["experiment"]
+        body = {"experiment_ids": [experiment["experiment_id"]], "max_results": 100}
+        runs = self.call("/api/2.0/mlflow/runs/search", body)["runs"]
+        return {run["info"]["run_name"]: run["info"] for run in runs}
+
+    def states(self) -> tuple[int, dict[str, str]]:
+        """Exit code of `status`, and each service's state."""
+        result = self.home.run("status", timeout=PATIENCE)
+        rows = [line.split() for line in result.stdout.splitlines()]
+        return result.returncode, {row[0]: row[1] for row in rows if row and row[0] in SERVICES}
 
     def ask(self, question: Callable[[PrefectClient], Awaitable[Answer]]) -> Answer:
         """The answer of its Prefect server."""
@@ -70,6 +118,10 @@ class RunningStack:
         pid: int = json.loads((self.home.path / "services" / f"{service}.json").read_bytes())["pid"]
         return pid
 
+    def pids(self) -> dict[str, int]:
+        """Of the servers."""
+        return {name: self.pid(name) for name in SERVERS}
+
 
 def free_ports(count: int) -> list[int]:
     with ExitStack() as held:
@@ -89,14 +141,15 @@ def environment_of(home: Home) -> dict[str, str]:
 
 @contextmanager
 def running_stack(path: Path, *options: str, settings: dict[str, Any] | None = None) -> Iterator[RunningStack]:
-    """``fedbench up`` with ``options``; ``fedbench down`` afterwards."""
+    """``fedbench up`` with ``options``, on free ports unless the settings name some; ``fedbench down`` afterwards."""
     home = Home(path)
-    ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
-    (path / "settings.yaml").write_text(yaml.safe_dump({"ports": ports, **(settings or {})}))
+    document = {"ports": dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)), **(settings or {})}
+    (path / "settings.yaml").write_text(yaml.safe_dump(document))
+    (path / "settings.yaml").chmod(0o600)  # it may hold a password
     result = home.run("up", *options, timeout=PATIENCE)
     try:
         assert result.returncode == 0, result.stdout
-        yield RunningStack(home, environment_of(home))
+        yield RunningStack(home, document["ports"], result.stdout, environment_of(home))
     finally:
         home.run("down", timeout=PATIENCE)
         home.remove_weights()

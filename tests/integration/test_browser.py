@@ -7,22 +7,18 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from browser import CHROMIUM, Browser, browser
-from homes import Home, assert_no_process_left, eventually
+from homes import assert_no_process_left, eventually
 from PIL import Image
+from stacks import RunningStack, running_stack
 
-from infra.services.credentials import basic_auth, read_keys
 from tasks.spec.federation import FederationSpec
 
 pytestmark = [
@@ -37,89 +33,42 @@ DATA = {"train_images": 40, "test_images": 10, "width": 96, "height": 80}
 PREFECT_GREEN = (34, 158, 77)  # what Completed looks like
 
 
-@dataclass(frozen=True)
-class Stack:
-    """A stack of a home, its servers' addresses, and the folder of the screenshots."""
-
-    home: Home
-    prefect: str
-    mlflow: str
-    pictures: Path
-
-    @property
-    def prefect_auth(self) -> str:
-        return read_keys(self.home.path / "services").prefect_auth
-
-    @property
-    def mlflow_auth(self) -> str:
-        return read_keys(self.home.path / "services").mlflow_auth
-
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Prefect's API (``/api/…``), or MLflow's (``/api/2.0/mlflow/…``)."""
-        tracking = path.startswith("/api/2.0/")
-        request = urllib.request.Request(
-            (self.mlflow if tracking else self.prefect) + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"} | basic_auth(self.mlflow_auth if tracking else self.prefect_auth),
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
-            return json.load(answer)
-
-    def flow_run(self, name: str) -> dict[str, Any]:
-        (run,) = self.call("/api/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
-        found: dict[str, Any] = run
-        return found
-
-    def tracked(self, name: str) -> tuple[str, str]:
-        """(experiment, run) of the federation in MLflow."""
-        experiment = self.call("/api/2.0/mlflow/experiments/get-by-name?experiment_name=fedbench")["experiment"]
-        body = {"experiment_ids": [experiment["experiment_id"]], "max_results": 100}
-        runs = self.call("/api/2.0/mlflow/runs/search", body)["runs"]
-        (run,) = (run["info"]["run_id"] for run in runs if run["info"]["run_name"] == name)
-        return experiment["experiment_id"], run
-
-
 @pytest.fixture(scope="module")
 def stack(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, screenshots: Path
-) -> Iterator[Stack]:
+) -> Iterator[RunningStack]:
     """Servers, deployments and workers of a fresh home, on ports of its own."""
-    home = Home(tmp_path_factory.mktemp("browser") / "home")
-    with ExitStack() as probes:
-        bound = [probes.enter_context(socket.socket()) for _ in range(3)]
-        for probe in bound:
-            probe.bind(("127.0.0.1", 0))
-        ports = dict(zip(("s3", "prefect", "mlflow"), (probe.getsockname()[1] for probe in bound), strict=True))
-    (home.path / "settings.yaml").write_text(yaml.safe_dump({"ports": ports}))
-    result = home.run("up", timeout=PATIENCE)
-    try:
-        assert result.returncode == 0, result.stdout
-        yield Stack(home, f"http://127.0.0.1:{ports['prefect']}", f"http://127.0.0.1:{ports['mlflow']}", screenshots)
-    finally:
-        capture = request.config.pluginmanager.getplugin("capturemanager")
-        with capture.global_and_fixture_disabled():
-            for picture in sorted(screenshots.glob("*.png")):
-                print(f"\nscreenshot: {picture}", end="")
-        home.run("down", timeout=PATIENCE)
-        home.remove_weights()
-    assert_no_process_left(home)
+    with running_stack(tmp_path_factory.mktemp("browser") / "home") as found:
+        try:
+            yield found
+        finally:
+            capture = request.config.pluginmanager.getplugin("capturemanager")
+            with capture.global_and_fixture_disabled():
+                for picture in sorted(screenshots.glob("*.png")):
+                    print(f"\nscreenshot: {picture}", end="")
+    assert_no_process_left(found.home)
+
+
+def flow_run(stack: RunningStack, name: str) -> dict[str, Any]:
+    (run,) = stack.call("/api/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+    found: dict[str, Any] = run
+    return found
 
 
 @pytest.fixture(scope="module")
-def page(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def page(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("chromium") / "profile") as page:
         page.patience = 120
         yield page
 
 
 @pytest.fixture(scope="module")
-def shoot(stack: Stack, page: Browser) -> Callable[[str], Image.Image]:
+def shoot(screenshots: Path, page: Browser) -> Callable[[str], Image.Image]:
     """Keep what is on the screen as ``name``.png, when it has come to rest; nothing may be cut off at its side."""
 
     def keep(name: str) -> Image.Image:
         picture = page.settled()
-        picture.save(stack.pictures / f"{name}.png")
+        picture.save(screenshots / f"{name}.png")
         assert page.cut_off() <= 0, name
         return picture
 
@@ -127,7 +76,7 @@ def shoot(stack: Stack, page: Browser) -> Callable[[str], Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def started(stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]) -> dict[str, Any]:
+def started(stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]) -> dict[str, Any]:
     """The flow run that the form has started."""
     _log_in(stack, page)
     page.click("a", "Deployments")
@@ -152,12 +101,12 @@ def started(stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]) ->
     return run
 
 
-def _runs_of_deployment(stack: Stack) -> list[dict[str, Any]]:
+def _runs_of_deployment(stack: RunningStack) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = stack.call("/api/flow_runs/filter", {"deployments": {"name": {"any_": ["smoke"]}}})
     return found
 
 
-def _start_through_the_api(stack: Stack, like: dict[str, Any]) -> None:
+def _start_through_the_api(stack: RunningStack, like: dict[str, Any]) -> None:
     """A second federation, with one field other than the first; it waits for the first to end."""
     spec = like["parameters"]["spec"]
     changed = {**spec, "training": {**spec["training"], "local_epochs": 2}}
@@ -165,17 +114,19 @@ def _start_through_the_api(stack: Stack, like: dict[str, Any]) -> None:
     stack.call(f"/api/deployments/{like['deployment_id']}/create_flow_run", body)
 
 
-def _log_in(stack: Stack, page: Browser) -> None:
+def _log_in(stack: RunningStack, page: Browser) -> None:
     page.go(stack.prefect)
     page.type_into("input[type=password]", "fedbench:wrong")
     page.click("button", "Login")
     page.wait_for_text("Invalid credentials")
-    page.type_into("input[type=password]", stack.prefect_auth)
+    page.type_into("input[type=password]", stack.keys.prefect_auth)
     page.click("button", "Login")
     page.wait_for_text("Logout")
 
 
-def test_the_form_starts_a_federation_with_what_was_written_into_it(started: dict[str, Any], stack: Stack) -> None:
+def test_the_form_starts_a_federation_with_what_was_written_into_it(
+    started: dict[str, Any], stack: RunningStack
+) -> None:
     assert started["parameters"]["name"] == FORM
     spec = FederationSpec.model_validate(started["parameters"]["spec"])
     deployed = FederationSpec.model_validate(stack.call("/api/deployments/name/federation/smoke")["parameters"]["spec"])
@@ -185,7 +136,7 @@ def test_the_form_starts_a_federation_with_what_was_written_into_it(started: dic
 
 
 def test_its_page_follows_it_until_it_is_completed(
-    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+    started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     address = f"{stack.prefect}/v2/runs/flow-run/{started['id']}"
     page.go(address)
@@ -204,7 +155,7 @@ def test_its_page_follows_it_until_it_is_completed(
     page.run("window.scrollTo(0, 0)")
     shoot("prefect-run")
     assert eventually(lambda: _share(page.look("canvas"), PREFECT_GREEN) > 0.005, PATIENCE), "bars of the rounds"
-    run = stack.flow_run(FORM)
+    run = flow_run(stack, FORM)
     assert (run["id"], run["state_type"]) == (started["id"], "COMPLETED")
     assert stack.home.flow_runs(FORM)[0] == (FORM, "COMPLETED")
     records = stack.home.records(FORM)
@@ -221,7 +172,7 @@ def _share(picture: Image.Image, colour: tuple[int, int, int]) -> float:
     return near / len(pixels)
 
 
-def _open_artifact(page: Browser, stack: Stack, key: str, flow_run: str, interface: str = "/v2") -> None:
+def _open_artifact(page: Browser, stack: RunningStack, key: str, flow_run: str, interface: str = "/v2") -> None:
     body = {"artifacts": {"key": {"any_": [key]}}, "flow_runs": {"id": {"any_": [flow_run]}}}
     (artifact,) = stack.call("/api/artifacts/filter", body)
     page.go(f"{stack.prefect}{interface}/artifacts/artifact/{artifact['id']}")
@@ -229,7 +180,7 @@ def _open_artifact(page: Browser, stack: Stack, key: str, flow_run: str, interfa
 
 
 def test_its_summary_shows_the_rounds_with_their_plots(
-    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+    started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     page.click("a", f"federation-{FORM}")
     page.wait_for_text("Stopped by: max_rounds.")
@@ -248,16 +199,16 @@ def test_its_summary_shows_the_rounds_with_their_plots(
         assert len(shown.getcolors(shown.width * shown.height) or []) > 50, f"{name} is blank"
     link = page.run("[...document.querySelectorAll('a')].find(a => a.innerText === 'MLflow run').href")
     assert link.startswith(f"{stack.mlflow}/#/experiments/")
-    assert link.endswith(stack.tracked(FORM)[1])
+    assert link.endswith(stack.tracked()[FORM]["run_id"])
 
 
 def test_progress_and_the_clients_of_a_round_are_artifacts_too(
-    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+    started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     _open_artifact(page, stack, f"progress-{FORM}", started["id"])
     page.wait_for_text("Progress: 100%")
     page.wait_for_text("Round 3 of 3, map50_voc10")
-    _open_artifact(page, stack, f"round-{FORM}", stack.flow_run(f"{FORM} · round 3")["id"])
+    _open_artifact(page, stack, f"round-{FORM}", flow_run(stack, f"{FORM} · round 3")["id"])
     page.wait_for_text("Round 3: 5 of 5 clients.")
     page.wait_for("document.querySelectorAll('tbody tr').length === 5", "a row for each client")
     updates = stack.home.records(FORM)[3].updates
@@ -267,7 +218,7 @@ def test_progress_and_the_clients_of_a_round_are_artifacts_too(
 
 
 def test_the_pages_of_prefects_older_interface_show_the_summary_too(
-    started: dict[str, Any], stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]
+    started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     _open_artifact(page, stack, f"federation-{FORM}", started["id"], interface="")
     page.wait_for_text("Switch to V2 UI")
@@ -277,11 +228,13 @@ def test_the_pages_of_prefects_older_interface_show_the_summary_too(
     shoot("prefect-summary-v1")
 
 
-def test_mlflow_compares_the_two_runs(stack: Stack, page: Browser, shoot: Callable[[str], Image.Image]) -> None:
-    assert eventually(lambda: stack.flow_run(API)["state_type"] == "COMPLETED", PATIENCE), stack.flow_run(API)["state"]
-    experiment, first = stack.tracked(FORM)
-    _, second = stack.tracked(API)
-    page.credentials(*stack.mlflow_auth.split(":", 1))
+def test_mlflow_compares_the_two_runs(stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]) -> None:
+    assert eventually(lambda: flow_run(stack, API)["state_type"] == "COMPLETED", PATIENCE), flow_run(stack, API)[
+        "state"
+    ]
+    first, second = (stack.tracked()[name] for name in (FORM, API))
+    experiment = first["experiment_id"]
+    page.credentials(*stack.keys.mlflow_auth.split(":", 1))
     page.resize(1500, 1000)
     page.go(f"{stack.mlflow}/#/experiments/{experiment}/runs?compareRunsMode=CHART&workflowType=machine_learning")
     page.wait_for_text("2 matching runs")
@@ -295,7 +248,7 @@ def test_mlflow_compares_the_two_runs(stack: Stack, page: Browser, shoot: Callab
     assert {tuple(line) for lines in page.run(drawn) for line in lines} == {(FORM, 4), (API, 4)}  # rounds 0 to 3
     page.move_away()
     shoot("mlflow-charts")
-    both = {"runs": [first, second], "experiments": [experiment]}
+    both = {"runs": [first["run_id"], second["run_id"]], "experiments": [experiment]}
     query = "&".join(f"{name}={urllib.parse.quote(json.dumps(value))}" for name, value in both.items())
     page.go(f"{stack.mlflow}/#/compare-runs?{query}&workflowType=machine_learning")
     page.wait_for_text("Comparing 2 Runs from 1 Experiment")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -12,13 +11,10 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 from homes import (
     TINY,
     Home,
@@ -27,119 +23,55 @@ from homes import (
     assert_tracked_once,
     eventually,
 )
+from stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack
 
-from infra.services.credentials import basic_auth, read_keys
 from infra.services.s3 import S3Service
+from infra.settings import S3Settings
 from infra.store.objects import ObjectStore
 
 pytestmark = pytest.mark.integration
 
-PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
-SERVICES = ["s3", "prefect", "mlflow"]
-
-
-@dataclass(frozen=True)
-class Up:
-    """A stack, what `up` printed, and the environment file's variables. ``asked``: the ports of the settings."""
-
-    home: Home
-    output: str
-    variables: dict[str, str]
-    asked: dict[str, int]
-
-    def call(self, service: str, path: str, body: dict[str, Any] | None = None, *, known: bool = True) -> Any:
-        """A request to Prefect's or MLflow's API, with credentials when ``known``; the answer's JSON."""
-        keys = read_keys(self.home.path / "services")
-        auth = keys.prefect_auth if service == "prefect" else keys.mlflow_auth
-        name = "PREFECT_API_URL" if service == "prefect" else "MLFLOW_TRACKING_URI"
-        request = urllib.request.Request(
-            self.variables[name] + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"} | (basic_auth(auth) if known else {}),
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
-            return json.load(answer)
-
-    def flow_runs(self) -> dict[str, str]:
-        """State of each flow run, by its name, from Prefect's API."""
-        found = self.call("prefect", "/flow_runs/filter", {"limit": 200})
-        return {run["name"]: run["state_type"] for run in found}
-
-    def tracked(self) -> dict[str, str]:
-        """Status of each MLflow run, by its name, from MLflow's API."""
-        (experiment,) = (
-            found
-            for found in self.call("mlflow", "/api/2.0/mlflow/experiments/search?max_results=10")["experiments"]
-            if found["name"] == "fedbench"
-        )
-        body = {"experiment_ids": [experiment["experiment_id"]], "max_results": 100}
-        found = self.call("mlflow", "/api/2.0/mlflow/runs/search", body)
-        return {run["info"]["run_name"]: run["info"]["status"] for run in found["runs"]}
-
-    def states(self) -> tuple[int, dict[str, str]]:
-        """Exit code and states of `status`."""
-        result = self.home.run("status", timeout=PATIENCE)
-        rows = [line.split() for line in result.stdout.splitlines()]
-        return result.returncode, {row[0]: row[1] for row in rows if row and row[0] in SERVICES}
-
-    def pids(self) -> dict[str, int]:
-        notes = {name: self.home.path / "services" / f"{name}.json" for name in SERVICES}
-        return {name: json.loads(note.read_bytes())["pid"] for name, note in notes.items()}
-
-    def secrets(self) -> set[str]:
-        keys = read_keys(self.home.path / "services")
-        return {*keys.model_dump().values(), S3Service(self.home.path).keys().secret_key}
-
-
-def _environment(path: Path) -> dict[str, str]:
-    script = 'source "$1"; exec "$2" -c "import json, os; print(json.dumps(dict(os.environ)))"'
-    output = subprocess.check_output(["bash", "-c", script, "-", str(path), sys.executable], text=True, env={})
-    found: dict[str, str] = json.loads(output)
-    return found
+SERVICES = (*SERVERS, "supervisor")
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A home with a run from before, then its stack; MLflow's port is taken at first."""
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A home with a run from before, then its stack; another process has MLflow's port."""
     home = Home(tmp_path_factory.mktemp("stack") / "home")
-    with socket.socket() as taken, socket.socket() as first, socket.socket() as second:
-        for probe in (taken, first, second):
-            probe.bind(("127.0.0.1", 0))
+    before = home.run("run", home.spec_file(TINY | {"max_rounds": 1}), "--name", "before", "-q", timeout=PATIENCE)
+    assert before.returncode == 0, before.stdout
+    asked = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", asked["mlflow"]))
         taken.listen()
-        ports = [int(probe.getsockname()[1]) for probe in (first, second, taken)]
-        first.close()
-        second.close()
-        asked = dict(zip(SERVICES, ports, strict=True))
-        (home.path / "settings.yaml").write_text(yaml.safe_dump({"ports": asked}))
-        spec = home.spec_file(TINY | {"max_rounds": 1})
-        before = home.run("run", spec, "--name", "before", "-q", timeout=PATIENCE)
-        assert before.returncode == 0, before.stdout
-        result = home.run("up", "--servers-only", timeout=PATIENCE)
-    try:
-        assert result.returncode == 0, result.stdout
-        yield Up(home, result.stdout, _environment(home.path / "stack.env"), asked)
-    finally:
-        home.run("down", timeout=PATIENCE)
-        home.remove_weights()
+        with running_stack(home.path, "--servers-only", settings={"ports": asked}) as found:
+            yield found
 
 
-def test_it_says_where_everything_is_and_which_port_was_taken(stack: Up) -> None:
-    port = stack.variables["MLFLOW_TRACKING_URI"].rpartition(":")[2]
-    assert f"mlflow: port {stack.asked['mlflow']} is taken, {port} is used instead" in stack.output
+def statuses(stack: RunningStack) -> dict[str, str]:
+    return {name: run["status"] for name, run in stack.tracked().items()}
+
+
+def secrets(stack: RunningStack) -> set[str]:
+    return {*stack.keys.model_dump().values(), S3Service(stack.home.path).keys().secret_key}
+
+
+def test_it_says_where_everything_is_and_which_port_was_taken(stack: RunningStack) -> None:
+    port = stack.mlflow.rpartition(":")[2]
+    assert f"mlflow: port {stack.ports['mlflow']} is taken, {port} is used instead" in stack.output
     for name in ("s3", "prefect"):
-        assert f"http://127.0.0.1:{stack.asked[name]}" in stack.output
+        assert f"http://127.0.0.1:{stack.ports[name]}" in stack.output
     assert f"source {stack.home.path / 'stack.env'}" in stack.output
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
 
 
-def test_credentials_are_on_no_command_line_in_no_log_and_in_private_files(stack: Up) -> None:
+def test_credentials_are_on_no_command_line_in_no_log_and_in_private_files(stack: RunningStack) -> None:
     processes = stack.home.processes()
-    assert len(processes) >= 5  # S3, Prefect; MLflow: launcher, command, uvicorn
+    assert len(processes) >= 6  # S3, Prefect, the supervisor; MLflow: launcher, command, uvicorn
     lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes().decode() for process in processes]
     logs = [path.read_text(errors="replace") for path in (stack.home.path / "logs").iterdir()]
     assert len(logs) == len(SERVICES)
-    for secret in stack.secrets():
+    for secret in secrets(stack):
         assert not any(secret in text for text in (*lines, *logs, stack.output))
     services = stack.home.path / "services"
     assert services.stat().st_mode & 0o777 == 0o700
@@ -147,28 +79,24 @@ def test_credentials_are_on_no_command_line_in_no_log_and_in_private_files(stack
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
-def test_nothing_is_answered_without_credentials(stack: Up) -> None:
-    requests = [
-        ("prefect", "/flow_runs/filter", {}),
-        ("mlflow", "/api/2.0/mlflow/experiments/search?max_results=1", None),
-    ]
-    for service, path, body in requests:
+def test_nothing_is_answered_without_credentials(stack: RunningStack) -> None:
+    for path, body in (("/api/flow_runs/filter", {}), ("/api/2.0/mlflow/experiments/search?max_results=1", None)):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            stack.call(service, path, body, known=False)
+            stack.call(path, body, known=False)
         assert caught.value.code == 401
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(stack.variables["FEDBENCH_S3__ENDPOINT"])
     assert caught.value.code in (400, 403)  # unsigned
 
 
-def test_what_was_run_before_is_there(stack: Up) -> None:
-    assert stack.tracked() == {"before": "FINISHED"}
-    assert stack.flow_runs()["before"] == "COMPLETED"
+def test_what_was_run_before_is_there(stack: RunningStack) -> None:
+    assert statuses(stack) == {"before": "FINISHED"}
+    assert stack.runs_of("before")["before"] == "COMPLETED"
     listed = stack.home.run("list").stdout
     assert any(line.split()[:2] == ["before", "finished"] for line in listed.splitlines())
 
 
-def test_up_again_changes_nothing_even_twice_at_once(stack: Up, tmp_path: Path) -> None:
+def test_up_again_changes_nothing_even_twice_at_once(stack: RunningStack, tmp_path: Path) -> None:
     before = stack.pids()
     both = [stack.home.start("up", "--servers-only", output=tmp_path / f"{number}.txt") for number in (1, 2)]
     assert [process.wait(PATIENCE) for process in both] == [0, 0]
@@ -177,7 +105,7 @@ def test_up_again_changes_nothing_even_twice_at_once(stack: Up, tmp_path: Path) 
     assert stack.pids() == before
 
 
-def test_a_run_uses_it_and_leaves_it_running(stack: Up) -> None:
+def test_a_run_uses_it_and_leaves_it_running(stack: RunningStack) -> None:
     before = stack.pids()
     spec = stack.home.spec_file(TINY | {"max_rounds": 1})
     result = stack.home.run("run", spec, "--name", "through", "-q", timeout=PATIENCE)
@@ -185,22 +113,19 @@ def test_a_run_uses_it_and_leaves_it_running(stack: Up) -> None:
     assert "model: models:/through@best" in result.stdout
     assert stack.pids() == before
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
-    assert stack.tracked() == {"before": "FINISHED", "through": "FINISHED"}
-    assert stack.flow_runs()["through · round 1"] == "COMPLETED"
+    assert statuses(stack) == {"before": "FINISHED", "through": "FINISHED"}
+    assert stack.runs_of("through")["through · round 1"] == "COMPLETED"
 
 
-def test_pages_and_the_served_model_are_the_stacks_too(stack: Up, tmp_path: Path) -> None:
+def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_path: Path) -> None:
     before = stack.pids()
     pages = tmp_path / "pages.txt"
     with _until_interrupted(stack.home, "ui", "through", "--no-browser", output=pages) as ui:
         assert eventually(lambda: ui.poll() is not None or "Ctrl-C ends it" in pages.read_text(), PATIENCE)
-    prefect = stack.variables["PREFECT_API_URL"].removesuffix("/api")
-    assert f"{prefect}/runs/flow-run/" in pages.read_text()
-    assert f"{stack.variables['MLFLOW_TRACKING_URI']}/#/experiments/" in pages.read_text()
+    assert f"{stack.prefect}/runs/flow-run/" in pages.read_text()
+    assert f"{stack.mlflow}/#/experiments/" in pages.read_text()
     assert f"They ask for the credentials in {stack.home.path / 'stack.env'}." in pages.read_text()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     served = tmp_path / "served.txt"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -213,12 +138,12 @@ def test_pages_and_the_served_model_are_the_stacks_too(stack: Up, tmp_path: Path
     with _until_interrupted(stack.home, "serve", "through", "--port", port, output=served) as server:
         assert eventually(lambda: server.poll() is not None or answers(), PATIENCE)
     assert "models:/through@best, version 1" in served.read_text()
-    assert not any(secret in text for secret in stack.secrets() for text in (pages.read_text(), served.read_text()))
+    assert not any(secret in text for secret in secrets(stack) for text in (pages.read_text(), served.read_text()))
     assert stack.pids() == before
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
 
 
-def test_commands_in_a_shell_that_sourced_the_file_use_it(stack: Up) -> None:
+def test_commands_in_a_shell_that_sourced_the_file_use_it(stack: RunningStack) -> None:
     beside = Path(sys.executable).parent
     script = f"""
     source {stack.home.path}/stack.env
@@ -244,7 +169,7 @@ def test_commands_in_a_shell_that_sourced_the_file_use_it(stack: Up) -> None:
     assert "is set, so runs here use" not in result.stderr
 
 
-def test_logs_are_shown(stack: Up) -> None:
+def test_logs_are_shown(stack: RunningStack) -> None:
     shown = stack.home.run("logs", "-n", "5").stdout
     assert all(f"{name:11} | " in shown for name in SERVICES)
     only = stack.home.run("logs", "s3", "-n", "1000").stdout
@@ -252,28 +177,44 @@ def test_logs_are_shown(stack: Up) -> None:
     assert " | " not in only
 
 
-def test_one_that_was_killed_is_crashed_and_comes_back_with_all_it_had(stack: Up) -> None:
+def test_what_was_killed_comes_back_by_itself(stack: RunningStack) -> None:
+    before = stack.pids()
+    os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
+    for name in ("s3", "prefect"):
+        os.kill(before[name], signal.SIGKILL)
+    assert eventually(lambda: not set(stack.pids().values()) & set(before.values()), PATIENCE)
+    assert eventually(lambda: stack.states() == (0, dict.fromkeys(SERVICES, "up")), PATIENCE)
+    told = [line for line in stack.home.run("logs", "supervisor").stdout.splitlines() if "had died" in line]
+    names = {"s3": "FEDBENCH_S3__ENDPOINT", "prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
+    assert len(told) == len(SERVERS)
+    for name in SERVERS:
+        assert any(line.endswith(f"{name} had died; it is back at {stack.variables[names[name]]}") for line in told)
+    assert statuses(stack) == {"before": "FINISHED", "through": "FINISHED"}
+
+
+def test_without_its_supervisor_one_is_crashed_and_up_brings_back_both(stack: RunningStack) -> None:
     before, addresses = stack.pids(), stack.variables
-    os.kill(before["prefect"], signal.SIGKILL)
-    assert eventually(lambda: _gone(before["prefect"]), 20)
-    assert stack.states() == (1, {"s3": "up", "prefect": "crashed", "mlflow": "up"})
+    for pid in (stack.pid("supervisor"), before["prefect"]):
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda pid=pid: _gone(pid), 20)  # type: ignore[misc]
+    assert stack.states() == (1, {"s3": "up", "prefect": "crashed", "mlflow": "up", "supervisor": "crashed"})
     os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
     os.kill(before["s3"], signal.SIGKILL)
     assert eventually(lambda: stack.states() == (1, dict.fromkeys(SERVICES, "crashed")), 60)
     result = stack.home.run("up", "--servers-only", timeout=PATIENCE)
     assert result.returncode == 0, result.stdout
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
-    assert _environment(stack.home.path / "stack.env") == addresses  # ports and credentials
+    assert environment_of(stack.home) == addresses  # ports and credentials
     assert not set(stack.pids().values()) & set(before.values())
-    assert stack.tracked() == {"before": "FINISHED", "through": "FINISHED"}
-    assert stack.flow_runs()["through"] == "COMPLETED"
+    assert statuses(stack) == {"before": "FINISHED", "through": "FINISHED"}
+    assert stack.runs_of("through")["through"] == "COMPLETED"
     s3 = S3Service(stack.home.path, detached=True)
     s3.ensure()
-    store = ObjectStore(s3.resolved(_store(), s3.address))
+    store = ObjectStore(s3.resolved(S3Settings(), s3.address))
     assert store.exists(stack.home.layout("through").marker(1))
 
 
-def test_a_run_goes_on_when_the_stack_is_ended_and_nothing_is_left(stack: Up, tmp_path: Path) -> None:
+def test_a_run_goes_on_when_the_stack_is_ended_and_nothing_is_left(stack: RunningStack, tmp_path: Path) -> None:
     output = tmp_path / "run.txt"
     run = stack.home.start("run", stack.home.spec_file(TINY | {"max_rounds": 2}), "--name", "alone", output=output)
     try:
@@ -309,12 +250,6 @@ def _until_interrupted(home: Home, *arguments: object, output: Path) -> Iterator
     finally:
         process.kill()
         process.wait()
-
-
-def _store() -> Any:
-    from infra.settings import S3Settings
-
-    return S3Settings()
 
 
 def _gone(pid: int) -> bool:

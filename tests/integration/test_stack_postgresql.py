@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,15 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import yaml
-from homes import TINY, Home, assert_no_process_left
+from homes import TINY, assert_no_process_left
+from stacks import PATIENCE, free_ports, running_stack
 
 from infra.errors import InfraError
 from infra.services.database import MLFLOW_DRIVERS, check_postgresql
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
 PASSWORD = "not-on-a-command-line"
 
 
@@ -78,9 +76,7 @@ def database() -> Iterator[Database]:
     folder = Path(tempfile.mkdtemp(prefix="fedbench-postgresql-"))  # pytest's own are closed to other users
     if account is not None:
         shutil.chown(folder, account)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     server = Database(binaries, folder, port, account)
     data = folder / "data"
     try:
@@ -113,36 +109,24 @@ def test_the_server_is_looked_at_before_anything_starts(database: Database) -> N
 
 def test_a_stack_and_its_runs_are_kept_in_postgresql(database: Database, tmp_path: Path) -> None:
     driver = any(find_spec(name) is not None for name in MLFLOW_DRIVERS)
-    home = Home(tmp_path / "home")
-    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-        probes = {"s3": first, "prefect": second, "mlflow": third}
-        for probe in probes.values():
-            probe.bind(("127.0.0.1", 0))
-        ports = {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
-    settings = {"ports": ports, "prefect_database_url": database.url("postgresql+asyncpg", "prefect")}
+    settings = {"prefect_database_url": database.url("postgresql+asyncpg", "prefect")}
     if driver:
         settings["mlflow_database_url"] = database.url("postgresql", "mlflow")
-    (home.path / "settings.yaml").write_text(yaml.safe_dump(settings))
-    (home.path / "settings.yaml").chmod(0o600)
-    try:
-        result = home.run("up", "--servers-only", timeout=PATIENCE)
-        assert result.returncode == 0, result.stdout
-        assert f"prefect's database: PostgreSQL bench@127.0.0.1:{database.port}/prefect" in result.stdout
+    with running_stack(tmp_path / "home", "--servers-only", settings=settings) as stack:
+        home = stack.home
+        assert f"prefect's database: PostgreSQL bench@127.0.0.1:{database.port}/prefect" in stack.output
         processes = home.processes()
-        assert len(processes) >= 5
+        assert len(processes) >= 6
         lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes().decode() for process in processes]
-        assert not any(PASSWORD in text for text in (*lines, result.stdout))
+        assert not any(PASSWORD in text for text in (*lines, stack.output))
         run = home.run("run", home.spec_file(TINY | {"max_rounds": 1}), "--name", "kept", "-q", timeout=PATIENCE)
         assert run.returncode == 0, run.stdout
-    finally:
-        home.run("down", timeout=PATIENCE)
     assert_no_process_left(home)
     assert not (home.path / "prefect" / "prefect.db").exists()
     states = "SELECT string_agg(DISTINCT state_type::text, ',') FROM flow_run WHERE name LIKE 'kept%'"
     assert database.ask("prefect", states) == "COMPLETED"
     for path in (home.path / "logs").iterdir():
         assert PASSWORD not in path.read_text(errors="replace")
-    home.remove_weights()
     if not driver:
         pytest.skip(f"MLflow over PostgreSQL: none of {', '.join(MLFLOW_DRIVERS)} is installed (extra: postgresql)")
     assert not (home.path / "mlflow.db").exists()

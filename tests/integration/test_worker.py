@@ -15,11 +15,12 @@ from uuid import UUID
 
 import psutil
 import pytest
+from homes import eventually
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
-from workers import Worker, alive, deploy, ended, eventually, make_pool, prefect_server, read, submit
+from workers import Worker, alive, deploy, ended, make_pool, prefect_server, read, submit
 
 from infra.worker.gpu_worker import GpuWorker
 
@@ -69,7 +70,7 @@ def message_of(run: FlowRun) -> str:
 
 
 def processes_at(marker: Path) -> list[int]:
-    eventually(marker.exists, 120)
+    assert eventually(marker.exists, 120)
     numbers: list[int] = json.loads(marker.read_text())
     return numbers
 
@@ -84,7 +85,7 @@ def test_a_run_sees_its_slot_and_its_logs_arrive(flows: dict[str, UUID], worker:
     assert seen["threads"] == len(os.sched_getaffinity(0))
     assert seen["pid"] not in (worker.process.pid, os.getpid())
     assert done.infrastructure_pid == f"{socket.gethostname()}:{seen['pid']}"
-    eventually(lambda: "looking around in slot cpu-1" in logs_of(run))
+    assert eventually(lambda: "looking around in slot cpu-1" in logs_of(run))
 
 
 def test_it_says_that_it_is_healthy(worker: Worker, port: int) -> None:
@@ -116,9 +117,9 @@ def test_a_killed_run_is_crashed_and_frees_its_slot(
     assert crashed.state_name == "Crashed"
     assert f"-{int(number)}" in message_of(crashed)
     assert number != signal.SIGKILL or "SIGKILL" in message_of(crashed)
-    eventually(lambda: not alive(helper))  # what the run had started does not keep the slot
+    assert eventually(lambda: not alive(helper))  # what the run had started does not keep the slot
     hook = marker.with_suffix(".crashed")
-    eventually(hook.exists)
+    assert eventually(hook.exists)
     assert f"-{int(number)}" in hook.read_text()
     assert ended(submit(flows["look"], {"marker": str(tmp_path / "next")})).state_name == "Completed"
 
@@ -127,7 +128,7 @@ def test_a_running_run_is_cancelled(flows: dict[str, UUID], worker: Worker, tmp_
     marker = tmp_path / "numbers"
     run = submit(flows["linger"], {"marker": str(marker)}, grace_seconds=5)
     numbers = processes_at(marker)
-    eventually(lambda: read(run).state_name == "Running")
+    assert eventually(lambda: read(run).state_name == "Running")
 
     async def cancel() -> None:
         async with get_client() as client:
@@ -138,7 +139,7 @@ def test_a_running_run_is_cancelled(flows: dict[str, UUID], worker: Worker, tmp_
     assert cancelled.state_name == "Cancelled", worker.text()
     assert not any(alive(number) for number in numbers)
     hook = marker.with_suffix(".cancelled")
-    eventually(hook.exists)
+    assert eventually(hook.exists)
     assert int(hook.read_text()) not in (worker.process.pid, *numbers)
     assert not marker.with_suffix(".crashed").exists()
 
@@ -182,7 +183,7 @@ def test_a_killed_worker_takes_its_runs_along_and_the_next_one_closes_them(
     marker = tmp_path / "numbers"
     run = submit(flows["linger"], {"marker": str(marker)})
     processes_at(marker)
-    eventually(lambda: read(run).state_name == "Running")
+    assert eventually(lambda: read(run).state_name == "Running")
     family = worker.family()
     assert len(family) >= 3  # the warm process, the run, its helper
     worker.kill()
@@ -204,7 +205,7 @@ def test_a_stopped_worker_finishes_what_runs_and_takes_no_more(flows: dict[str, 
         finishing = submit(flows["hold"], {"marker": str(short), "seconds": 3})
         lasting = submit(flows["linger"], {"marker": str(long)}, grace_seconds=3)
         processes_at(long)
-        eventually(short.exists)
+        assert eventually(short.exists)
         family = worker.family()
         worker.process.send_signal(signal.SIGTERM)
         time.sleep(1)

@@ -6,8 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import psutil
+from homes import eventually
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -95,13 +95,6 @@ def _registration(home: Path) -> list[str]:
     return [str(note.parent)]
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def make_pool(name: str, kind: str, template: dict[str, Any]) -> None:
     async def make() -> None:
         async with get_client() as client:
@@ -151,7 +144,7 @@ def ended(run: UUID, seconds: float = 120.0) -> FlowRun:
         found[:] = [read(run)]
         return found[0].state is not None and found[0].state.is_final()
 
-    eventually(final, seconds)
+    assert eventually(final, seconds), f"not ended after {seconds:g} s: {found[0].state}"
     return found[0]
 
 

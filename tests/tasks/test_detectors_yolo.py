@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
-from tasks.detectors import yolo_boxes
+from tasks.detectors import suppression, yolo_boxes
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
-from tasks.detectors.yolo_boxes import YoloScale, decode, suppress
+from tasks.detectors.suppression import suppress
+from tasks.detectors.yolo_boxes import YoloScale, decode
 from tasks.detectors.yolo_loss import assign_best_prior, assign_side_ratio, yolo_loss
 from tasks.detectors.yolo_network import YoloV3Tiny as Detector
 from tasks.spec.detector import YoloV3Tiny
@@ -176,7 +177,7 @@ def test_detections_are_bounded_by_class() -> None:
 
 
 def test_only_the_best_candidates_enter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yolo_boxes, "MAX_CANDIDATES", 2)
+    monkeypatch.setattr(suppression, "MAX_CANDIDATES", 2)
     assert kept([[0.6, 0.3], [0.0, 0.0], [0.8, 0.2], [0.3, 0.7]]) == [(0.8, 0), (0.7, 1)]
 
 

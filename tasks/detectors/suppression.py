@@ -1,0 +1,32 @@
+"""Non-maximum suppression, the same for all detectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from tasks.detectors.base import Detections
+
+# Candidates of an image that enter suppression, best first; beyond it nothing reaches max_detections.
+MAX_CANDIDATES = 3000
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
+) -> Detections:
+    """Class-wise non-maximum suppression (torchvision) of one image: boxes [N, 4], scores [N, classes]."""
+    index, label = (scores > score_threshold).nonzero(as_tuple=True)
+    candidate = scores[index, label]
+    if len(candidate) > MAX_CANDIDATES:
+        # A stable sort: equal scores keep the order of cells, whatever the library's version.
+        order = candidate.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
+        index, label, candidate = index[order], label[order], candidate[order]
+    kept = batched_nms(boxes[index], candidate, label, nms_iou)
+    boxes, candidate, label = boxes[index[kept]], candidate[kept], label[kept]
+    rank = torch.zeros_like(label)
+    for value in label.unique():
+        of_class = label == value
+        rank[of_class] = torch.arange(int(of_class.sum()), device=label.device)
+    keep = rank < max_detections
+    return Detections(boxes[keep], candidate[keep], label[keep])
