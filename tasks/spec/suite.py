@@ -75,7 +75,7 @@ class RegressionRule(Frozen, title="Regression rule"):
     """When a result counts as worse than the accepted one (:mod:`tasks.suite.regression`)."""
 
     false_alarms: float = Field(
-        0.01,
+        0.002,
         gt=0,
         lt=0.5,
         description="Probability that a rerun in which nothing has changed but the seeds is told of any regression.",

@@ -10,7 +10,7 @@ from tasks.spec.suite import RegressionRule
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.groups import KINDS, Figure, Group, figures_of, groups_of
 from tasks.suite.pairs import Pair, present, scale_of
-from tasks.suite.spread import FamilySpread, Variance, critical_t, family_spread, sample_variance
+from tasks.suite.spread import FamilySpread, Variance, critical_t, sample_variance
 
 # Of a figure's scale: standard deviations under this part of it are too small to matter.
 _LEAST = 0.1
@@ -38,9 +38,9 @@ class Limits:
         tests: list[tuple[Variance, float]] = []
         if self.of_seeds is not None:
             size = math.sqrt(1 / len(pair.before) + 1 / len(pair.after))
-            tests.append((self.of_seeds.of_unit(self.seeds.get(pair.key)), size))
+            tests.append((self.of_seeds.of(*pair.key), size))
         if self.of_differences is not None and pair.key in self.differences:
-            variance = self.of_differences.of_unit(self.differences[pair.key])
+            variance = self.of_differences.of(*pair.key)
             tests.append((variance, math.sqrt(1 / len(pair.before))))
         level = self.rule.false_alarms / len(KINDS) / self.count[pair.figure.kind] / max(len(tests), 1)
         limits = [critical_t(level, found.freedom) * math.sqrt(found.value) * size for found, size in tests]
@@ -76,8 +76,5 @@ def _whole(group: Group) -> Group:
     return group.restricted(set.intersection(*({cell.device for cell in cells} for cells in group.by_seed.values())))
 
 
-def _family(variances: Variances) -> FamilySpread | None:
-    if not variances:
-        return None
-    groups = len({group for group, _ in variances})
-    return family_spread(list(variances.values()), groups=groups, least=_LEAST**2)
+def _family(variances: Variances) -> FamilySpread[Figure] | None:
+    return FamilySpread(variances, least=_LEAST**2) if variances else None

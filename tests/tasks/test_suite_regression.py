@@ -15,7 +15,7 @@ from tasks.spec.presets import preset
 from tasks.spec.suite import Experiment, Floors, RegressionRule, SuiteSpec, parse_suite
 from tasks.spec.suite_records import CellResult, FailedCell, SuiteResult
 from tasks.suite.regression import Comparison, compare_results
-from tasks.suite.spread import Variance, critical_t, family_spread, sample_variance
+from tasks.suite.spread import FamilySpread, Variance, critical_t, sample_variance
 
 RULE = RegressionRule()
 NO_FLOORS = RegressionRule(floors=Floors(map50_voc10=0, map_coco=0, recall=0, loss=0, class_ap=0))
@@ -313,25 +313,36 @@ def test_the_spread_of_a_family_is_found_again() -> None:
     """Variances of 3 values each, whose true ones are scaled inverse chi-squared: Smyth's model."""
     rng = np.random.default_rng(6)
     value, freedom = 0.04, 6.0
-    true = value * freedom / rng.chisquare(freedom, 4000)
-    family = family_spread([sample_variance(rng.normal(0, np.sqrt(one), 3)) for one in true], groups=4000, least=1e-9)
-    assert family.prior.value == pytest.approx(value, rel=0.1)
-    assert family.prior.freedom == pytest.approx(freedom, rel=0.2)
+    own = {
+        (str(group), "figure"): sample_variance(rng.normal(0, np.sqrt(value * freedom / rng.chisquare(freedom)), 3))
+        for group in range(4000)
+    }
+    found = FamilySpread(own, least=1e-9).prior("new")
+    assert found.value == pytest.approx(value, rel=0.2)
+    assert 2 < found.freedom < freedom * 1.2  # the groups' common luck is counted besides
+
+
+def test_a_figure_that_is_noisy_in_all_groups_is_expected_to_be_so_in_another() -> None:
+    own = {(group, figure): Variance(1.0, 2) for group in "0123" for figure in range(6)}
+    even = FamilySpread(own, least=1e-9)
+    noisy = FamilySpread(own | {(group, 5): Variance(25.0, 2) for group in "0123"}, least=1e-9)
+    assert even.prior(5) == even.prior(0)
+    assert noisy.prior(5).value > 4 * noisy.prior(0).value
+    assert noisy.of("0", 5).value > noisy.of("new", 5).value > noisy.of("0", 0).value
 
 
 @settings(max_examples=50, deadline=None)
-@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=12), own=st.floats(0, 1))
-def test_a_units_variance_lies_between_its_own_and_its_familys(values: list[float], own: float) -> None:
-    units = [Variance(value, 2) for value in values]
-    family = family_spread(units, groups=1, least=1e-4)
-    found = family.of_unit(Variance(own, 2))
-    low, high = sorted((own, family.prior.value))
-    assert low <= found.value * (1 + 1e-9)
-    assert found.value <= high * (1 + 1e-9)
-    assert found.freedom == 2 + family.prior.freedom
-    assert family.of_unit(None) == family.prior
-    wider = family_spread(units, groups=4, least=1e-4)
-    assert wider.prior.freedom > family.prior.freedom  # more of independent luck tells more
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_a_variance_lies_between_its_own_and_the_familys(values: list[float]) -> None:
+    own = {(str(number % 3), number): Variance(value, 2) for number, value in enumerate(values)}
+    family = FamilySpread(own, least=1e-4)
+    for key, unit in own.items():
+        prior, found = family.prior(key[1]), family.of(*key)
+        low, high = sorted((unit.value, prior.value))
+        assert low <= found.value * (1 + 1e-9)
+        assert found.value <= high * (1 + 1e-9)
+        assert found.freedom == 2 + prior.freedom > 2
+    assert family.of("new", -1) == family.prior(-1)
 
 
 def test_critical_values_are_those_of_the_tables() -> None:
