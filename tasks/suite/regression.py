@@ -10,10 +10,10 @@ The rule. A figure has regressed when its mean is worse by more than its floor, 
     t(α', ν) · s̃ · √(1/n + 1/m)
 
 for n accepted and m new seeds: the prediction interval of a mean of m further draws. s̃² with ν degrees of freedom is
-the accepted seeds' variance, moderated by that of the same figure in the suite's other groups (of a class's AP: of
-other classes too) as :mod:`tasks.suite.spread` tells. A class that varies much from seed to seed, as one with few test
-objects does, thereby has a wide limit of its own, and no list of such classes is needed. The new seeds do not add to s̃:
-one seed that has collapsed would hide itself.
+the accepted seeds' variance, moderated by that of the suite's other groups and figures, as :mod:`tasks.suite.spread`
+tells; what is pooled is measured in the default floors, in which kinds of figures vary about alike. A class that varies
+much from seed to seed, as one with few test objects does, thereby has a wide limit of its own, and no list of such
+classes is needed. The new seeds do not add to s̃: one seed that has collapsed would hide itself.
 
 Many comparisons. ``rule.false_alarms`` is shared out (Bonferroni): equally to the five kinds of figures, so that many
 classes do not make the limits of the mAPs wider, and within a kind equally to what is compared. The probability that
@@ -33,7 +33,9 @@ groups. If none has two seeds, the floor alone decides, and a note says that thi
 
 What it leans on: seeds are independent draws, and their figures not far from normal; t's tail at a level of 1e-3 to
 1e-5 is taken from there. The accepted seeds are a draw as well: by luck they may be better than the expectation, and
-the same reference is met at each rerun, so false alarms of reruns against one reference come in company.
+the same reference is met at each rerun, so false alarms of reruns against one reference come in company. In simulated
+suites of three groups and three seeds, with spreads that differ up to five times, one rerun in 200 was told of a
+regression at the default of 0.002. More seeds help more than any setting.
 
 Prediction interval: G. J. Hahn and W. Q. Meeker, Statistical Intervals, 1991, section 4.7. Spread over seeds in
 benchmarks: X. Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks, MLSys 2021; C. Colas et al.,
