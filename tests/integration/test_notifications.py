@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from homes import FEDBENCH, eventually
@@ -126,4 +127,4 @@ def test_what_a_failed_suite_says_arrives_and_other_failures_do_not(
     assert eventually(lambda: bool(sent), 60)
     assert [item["title"] for item in sent] == ["fedbench: suite night Failed"]
     assert MESSAGE in sent[0]["text"]
-    assert "/runs/flow-run/" in sent[0]["text"]
+    assert UUID(sent[0]["text"].rpartition(" ")[2])
