@@ -78,7 +78,7 @@ class RegressionRule(Frozen, title="Regression rule"):
         0.002,
         gt=0,
         lt=0.5,
-        description="Probability, as far as spreads are known, that a rerun without any change is told of a regression.",
+        description="Probability, as far as spreads are known, that a rerun without any change is told of any.",
     )
     floors: Floors = Field(Floors(), description="What is too little to matter.")
     classes: bool = Field(True, description="Compare the AP of each class too.")
