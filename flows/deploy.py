@@ -1,4 +1,4 @@
-"""``fedbench deploy``: pools, deployments and an automation on a Prefect server, made or brought up to date."""
+"""``fedbench deploy``: pools, deployments and automations on a Prefect server, made or brought up to date."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, deployments, pools
-from infra.automations import dead_run_automation, ensure_automation
+from infra.automations import dead_run_automation, ensure_automation, notification_block, regression_automation
 from infra.prefect_api import prefect_api
 from infra.settings import Settings
 from infra.work_pools import Done, ensure_pool, find_pool
@@ -69,6 +69,7 @@ def deploy_to(
     names: PoolNames,
     schedules: Mapping[str, Schedule | None] | None = None,
     *,
+    notify: str | None = None,
     dry_run: bool = False,
 ) -> tuple[str, list[Deployed]]:
     """:func:`deploy_all` of the whole table on the server that ``settings`` lead to. Returns its API's address too.
@@ -84,6 +85,7 @@ def deploy_to(
                 deployments(names),
                 schedules or {},
                 coordinators=settings.pools.coordinator_runs,
+                notify=notify,
                 dry_run=dry_run,
             )
         )
@@ -96,6 +98,7 @@ async def deploy_all(
     schedules: Mapping[str, Schedule | None],
     *,
     coordinators: int | None = None,
+    notify: str | None = None,
     dry_run: bool = False,
 ) -> list[Deployed]:
     """Make what is missing on the current Prefect server, and bring the rest up to the table.
@@ -103,15 +106,19 @@ async def deploy_all(
     What users change there stays: a pool's template, job variables, schedules that are not in ``schedules``.
 
     coordinators: limit of the coordinators' pool; None: as it is.
+    notify: notification block, ``TYPE/NAME``, that is told of failed suites; None: as it is.
     schedules: by a deployment's full name; None: switched off.
 
     Raises:
-        SettingsError: a pool is there with another type; nothing has been made.
+        SettingsError: a pool is there with another type, or there is no block ``notify``; nothing has been made.
         SpecError: a schedule cannot be read; nothing has been made.
     """
     crons = {name: None if when is None else (cron_schedule(when), when.active) for name, when in schedules.items()}
     async with get_client() as client:
         found = [await find_pool(client, pool.name, pool.type) for pool in pools]
+        automations = [dead_run_automation()]
+        if notify is not None:
+            automations.append(regression_automation(await notification_block(notify)))
         done = []
         for pool, there in zip(pools, found, strict=True):
             limit = coordinators if pool.type == PROCESS else None
@@ -125,7 +132,7 @@ async def deploy_all(
             done.append(Deployed("pool", pool.name, made, url, note))
         for item in table:
             done.append(await _deploy(client, item, crons.get(item.full_name), item.full_name in crons, dry_run))
-        done.append(await _automate(client, dead_run_automation(), dry_run))
+        done += [await _automate(client, wanted, dry_run) for wanted in automations]
         return done
 
 

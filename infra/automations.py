@@ -1,9 +1,13 @@
-"""Prefect automations that ship with fedbench: one closes runs whose process is gone.
+"""Prefect automations that ship with fedbench: one closes runs whose process is gone, one tells of regressions.
 
 A killed process cannot say so, and Prefect would show its run as Running for ever. Every flow run of ours sends a
 heartbeat each :data:`HEARTBEAT_SECONDS`; the server sets a run to Crashed that has sent none for
 :data:`SILENCE_SECONDS`. ``flows.prefect_runs.close_dead_runs`` does the same at once when a federation is started
 again, because whoever holds its lock knows; the automation is for those that nobody starts again.
+
+A scheduled suite that is worse than the accepted result ends as Failed, with a message that says what; the second
+automation sends it through a notification block of the user's. What to send to whom only the user knows, so it is made
+where a block was named.
 
 Prefect is imported late: whoever starts its server sets the environment first, :data:`HEARTBEAT_VARIABLE` too.
 """
@@ -14,6 +18,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
+
+from infra.errors import SettingsError
 
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
@@ -60,6 +66,63 @@ def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
             )
         ],
     )
+
+
+REGRESSIONS = "fedbench: tell of failed suites"
+SUITE_FLOW = "suite"
+_SUBJECT = "fedbench: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}"
+_BODY = (
+    "{{ flow_run.state.message }}\n\nPrefect flow run {{ flow_run.id }}"  # a server need not know its page's address
+)
+
+
+def regression_automation(block: UUID, flow: str = SUITE_FLOW) -> AutomationCore:
+    """Sends the message of each failed run of ``flow`` (a name) through the notification block whose document this is.
+
+    A suite fails where it is worse than the accepted result, and where its cells fail.
+    """
+    from prefect.events.actions import SendNotification
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    return AutomationCore(
+        name=REGRESSIONS,
+        description="A suite that failed, as by a regression, is told of with what its state says.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": flow},
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Failed"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
+    )
+
+
+async def notification_block(name: str) -> UUID:
+    """Id of the notification block ``name``, ``TYPE/NAME`` as in ``slack-webhook/team``, at the Prefect server.
+
+    Raises:
+        SettingsError: the name is none, or the server has no such block, or it is no notification block.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    kind, slash, own = name.partition("/")
+    if not (slash and kind and own):
+        raise SettingsError(f"--notify {name}: expected TYPE/NAME of a block, as in slack-webhook/team")
+    async with get_client() as client:
+        try:
+            document = await client.read_block_document_by_name(name=own, block_type_slug=kind)
+        except ObjectNotFound:
+            raise SettingsError(
+                f"--notify {name}: no such block on the Prefect server; `prefect block ls` shows those that there are"
+            ) from None
+    schema = document.block_schema
+    if schema is None or "notify" not in schema.capabilities:
+        raise SettingsError(f"--notify {name}: expected a notification block, as slack-webhook or custom-webhook")
+    return document.id
 
 
 async def ensure_automation(wanted: AutomationCore) -> tuple[UUID, Done]:

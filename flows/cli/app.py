@@ -21,6 +21,7 @@ from flows.cli.shared import EXIT_INTERRUPTED, EXIT_USAGE, out
 from flows.cli.silos import silo_policy
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
+from flows.cli.suites import accept
 
 app = typer.Typer(
     name="fedbench",
@@ -56,6 +57,7 @@ for _command in (
     status,
     logs,
     deploy,
+    accept,
     silo_policy,
     export,
     clean,

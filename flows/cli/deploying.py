@@ -26,6 +26,12 @@ def deploy(
         list[str] | None,
         typer.Option("--silo-pool", metavar="NAME", help="A pool for a device's own worker. Again for more."),
     ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLOCK", help="A notification block, as in slack-webhook/team, that is told of failed suites."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be made.")] = False,
     home: Home = None,
 ) -> None:
@@ -34,13 +40,18 @@ def deploy(
     The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. What you changed there
     stays: templates of pools, job variables, schedules.
 
+    A suite that is worse than its accepted result fails; with --notify its message is sent through that block, which
+    you make on Prefect's page (Blocks) or by `prefect block create`. It stays until a later --notify names another.
+
     `fedbench deploy` · `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
     """
     with plain_errors():
-        _deploy(schedules or [], timezone, silo_pools or [], dry_run, home)
+        _deploy(schedules or [], timezone, silo_pools or [], notify, dry_run, home)
 
 
-def _deploy(schedules: list[str], timezone: str, silo_pools: list[str], dry_run: bool, home: Home) -> None:
+def _deploy(
+    schedules: list[str], timezone: str, silo_pools: list[str], notify: str | None, dry_run: bool, home: Home
+) -> None:
     from flows.deployments import PoolNames, deployments, with_schedules
     from tasks.spec.base import check_name
 
@@ -52,7 +63,7 @@ def _deploy(schedules: list[str], timezone: str, silo_pools: list[str], dry_run:
 
     from flows.deploy import deploy_to
 
-    address, done = deploy_to(settings, names, asked, dry_run=dry_run)
+    address, done = deploy_to(settings, names, asked, notify=notify, dry_run=dry_run)
     out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)
     width = max(len(item.name) for item in done)
     for item in done:

@@ -58,6 +58,32 @@ class Experiment(Frozen, title="Experiment"):
         return self
 
 
+Floor = Annotated[float, Field(ge=0, le=1)]
+
+
+class Floors(Frozen, title="Floors"):
+    """What is too little to matter, whatever the spread over seeds: a mean must get worse by more."""
+
+    map50_voc10: Floor = Field(0.02, description="Of map50_voc10.")
+    map_coco: Floor = Field(0.01, description="Of map_coco.")
+    recall: Floor = Field(0.02, description="Of recall.")
+    loss: Floor = Field(0.05, description="Of the test loss, as a part of the accepted one.")
+    class_ap: Floor = Field(0.05, description="Of a class's AP.")
+
+
+class RegressionRule(Frozen, title="Regression rule"):
+    """When a result counts as worse than the accepted one (:mod:`tasks.suite.regression`)."""
+
+    false_alarms: float = Field(
+        0.002,
+        gt=0,
+        lt=0.5,
+        description="Probability, as far as spreads are known, that a rerun without any change is told of any.",
+    )
+    floors: Floors = Field(Floors(), description="What is too little to matter.")
+    classes: bool = Field(True, description="Compare the AP of each class too.")
+
+
 class SuiteSpec(Frozen, title="Suite"):
     """A benchmark. Its figures are those of each run's last round, at which all of an experiment have seen as much."""
 
@@ -68,6 +94,7 @@ class SuiteSpec(Frozen, title="Suite"):
         0.5, gt=0, le=1, description="Value of the metric whose first round is told of every run: rounds to target."
     )
     experiments: tuple[Experiment, ...] = Field(min_length=1, description="What is run.")
+    rule: RegressionRule = Field(RegressionRule(), description="When a result is worse than the accepted one.")
 
     @model_validator(mode="after")
     def _check(self) -> SuiteSpec:
@@ -83,11 +110,16 @@ class SuiteSpec(Frozen, title="Suite"):
         return hashlib.sha256(json.dumps([self.name, cells]).encode()).hexdigest()
 
 
+def cell_label(role: Role, seed: int, device: str | None) -> str:
+    """``s1234``, ``s1234-central``, ``s1234-local-3``: different within an experiment."""
+    ending = {"federated": "", "centralised": "-central", "local-only": f"-local-{device}"}[role]
+    return f"s{seed}{ending}"
+
+
 class Cell(Frozen):
     """One run of a suite.
 
-    device: of a local-only run. label: short, different within an experiment: ``s1234``, ``s1234-central``,
-    ``s1234-local-3``.
+    device: of a local-only run.
     """
 
     experiment: ExperimentName
@@ -98,8 +130,7 @@ class Cell(Frozen):
 
     @property
     def label(self) -> str:
-        ending = {"federated": "", "centralised": "-central", "local-only": f"-local-{self.device}"}[self.role]
-        return f"s{self.seed}{ending}"
+        return cell_label(self.role, self.seed, self.device)
 
     @property
     def name(self) -> str:

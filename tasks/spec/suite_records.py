@@ -10,7 +10,7 @@ from pydantic import Field
 from tasks.spec.base import RECORD_VERSION, FederationName, Frozen, Sha256
 from tasks.spec.federation import MapName
 from tasks.spec.records import Environment
-from tasks.spec.suite import ExperimentName, Role, SuiteName, SuiteSpec
+from tasks.spec.suite import ExperimentName, Role, SuiteName, SuiteSpec, cell_label
 
 
 class SuiteStart(Frozen):
@@ -77,6 +77,11 @@ class CellResult(Frozen):
     mlflow_url: str | None = None
 
     @property
+    def name(self) -> str:
+        """The cell's, as failed and missing ones are called."""
+        return f"{self.experiment}.{cell_label(self.role, self.seed, self.device)}"
+
+    @property
     def last(self) -> Point:
         return self.points[-1]
 
@@ -106,7 +111,7 @@ class SuiteResult(Frozen):
 
 
 class AcceptedResult(Frozen):
-    """``references/<suite>.json``: what later results of the suite are held against."""
+    """``_references/<suite>/accepted.json``: what later results of the suite are held against."""
 
     version: Literal[1] = RECORD_VERSION
     accepted: datetime

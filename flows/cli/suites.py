@@ -1,0 +1,119 @@
+"""``fedbench accept``: which result of a suite later ones are held against."""
+
+from __future__ import annotations
+
+import getpass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.shared import Home, out, place_settings, plain_errors
+from tasks.errors import SpecError
+
+if TYPE_CHECKING:
+    from tasks.spec.suite_records import AcceptedResult
+    from tasks.suite.regression import Comparison
+
+
+def accept(
+    suite_run: Annotated[str | None, typer.Argument(metavar="SUITE_RUN", help="Whose result it is.")] = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with it.")] = "",
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Even where cells failed or are missing; these are not compared later.")
+    ] = False,
+    shown: Annotated[
+        str | None, typer.Option("--show", metavar="SUITE", help="Only tell what is accepted, and what was before.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Make a suite run's result the one that later results of this suite are held against.
+
+    Tells what it replaces and how it compares with it. What is replaced is kept.
+
+    `fedbench accept nightly-20260101 --note "new optimiser"` · `fedbench accept --show nightly`
+    """
+    with plain_errors():
+        if (suite_run is None) == (shown is None):
+            raise SpecError("SUITE_RUN: expected the name of a suite run, or --show SUITE, and not both")
+        if shown is not None:
+            _show(shown, home)
+        elif suite_run is not None:
+            _accept(suite_run, note, incomplete, home)
+
+
+def _accept(suite_run: str, note: str, incomplete: bool, home: Home) -> None:
+    from flows.accept import accept as make_accepted
+    from flows.accept import accepted_result, compare_with_accepted, suite_result, suite_rule
+    from flows.stored import opened_store
+
+    settings = place_settings(home)
+    prefix = settings.s3.prefix
+    with opened_store(settings) as objects:
+        result = suite_result(objects, prefix, suite_run)
+        before = accepted_result(objects, prefix, result.suite)
+        comparison = compare_with_accepted(objects, prefix, result, suite_rule(objects, prefix, suite_run))
+        accepted = make_accepted(objects, prefix, suite_run, by=_user(), note=note, incomplete=incomplete)
+    _print(f"{result.suite}: accepted {_told(accepted)}")
+    if before is None:
+        _print("replaces nothing: it is the first")
+    else:
+        _print(f"replaces {_told(before)}")
+    if comparison is not None:
+        print_comparison(comparison)
+
+
+def _show(suite: str, home: Home) -> None:
+    from flows.accept import accepted_before, accepted_result, known_suites
+    from flows.stored import opened_store
+    from tasks.spec.base import check_name
+
+    check_name(suite, source="--show")
+    settings = place_settings(home)
+    prefix = settings.s3.prefix
+    with opened_store(settings) as objects:
+        accepted = accepted_result(objects, prefix, suite)
+        if accepted is None:
+            known = ", ".join(known_suites(objects, prefix)) or "(none yet)"
+            raise SpecError(f"{suite}: no accepted result of this suite; expected one of: {known}")
+        history = accepted_before(objects, prefix, suite)
+    _print(f"{suite}: {_told(accepted)}")
+    for item in reversed(history):
+        _print(f"before: {_told(item)}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """What has become worse, what better, and the notes; a line each."""
+    worse, better = len(comparison.regressions), len(comparison.improvements)
+    _print(
+        f"{comparison.result_run} against {comparison.reference_run}: {comparison.compared} figures compared, "
+        f"{worse} worse, {better} better"
+    )
+    for regression in comparison.regressions:
+        _print(f"worse: {regression.message}")
+    for improvement in comparison.improvements:
+        _print(f"better: {improvement.message}")
+    for note in comparison.notes:
+        _print(f"note: {note}")
+
+
+def _told(accepted: AcceptedResult) -> str:
+    """``nightly-1, 12 cells, code 1a2b3c, accepted 2026-01-01 03:00 UTC by ada: new optimiser``."""
+    result = accepted.result
+    count = f"{len(result.cells)} cell{'' if len(result.cells) == 1 else 's'}"
+    lacking = len(result.failed) + len(result.missing)
+    without = f" ({lacking} without a result)" if lacking else ""
+    when = f"accepted {accepted.accepted:%Y-%m-%d %H:%M} UTC by {accepted.by}"
+    return f"{result.suite_run}, {count}{without}, code {result.code_version}, {when}" + (
+        f": {accepted.note}" if accepted.note else ""
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # of a container whose user has no name
+        return "unknown"
+
+
+def _print(line: str) -> None:
+    out.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,108 @@
+"""Where the objects of suites are in the bucket, beside those of federations.
+
+<prefix>/_suites/<run>/suite.json                                what is run, written first
+<prefix>/_suites/<run>/cells/<digest>-<code version>.json        a cell that has ended
+<prefix>/_suites/<run>/result.json                               all of them
+<prefix>/_suites/<run>/report/<file>
+<prefix>/_references/<suite>/accepted.json                       the accepted result, which later ones are held against
+<prefix>/_references/<suite>/history/<time>.json                 those that it has replaced, by when they were accepted
+
+Names of federations begin with a letter or digit, so none can have these folders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+DIGEST_DIGITS = 16  # of a specification's sha256 that a cell's key has
+
+
+def _below(prefix: str, folder: str) -> str:
+    prefix = prefix.strip("/")
+    return f"{prefix}/{folder}/" if prefix else f"{folder}/"
+
+
+@dataclass(frozen=True)
+class SuiteLayout:
+    """Keys of one run of a suite. ``prefix`` may be empty."""
+
+    prefix: str
+    run: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of every key of the run; ends with a slash."""
+        return f"{self.all_runs}{self.run}/"
+
+    @property
+    def all_runs(self) -> str:
+        """Prefix of every run's keys; ends with a slash."""
+        return _below(self.prefix, "_suites")
+
+    @property
+    def suite(self) -> str:
+        return f"{self.root}suite.json"
+
+    @property
+    def cells(self) -> str:
+        """Prefix of the cells' keys; ends with a slash."""
+        return f"{self.root}cells/"
+
+    def cell(self, digest: str, code_version: str) -> str:
+        """The record of a cell: by its specification's digest (hex) and the version of the code that ran it."""
+        return f"{self.cells}{digest[:DIGEST_DIGITS]}-{code_version}.json"
+
+    @property
+    def result(self) -> str:
+        return f"{self.root}result.json"
+
+    def report(self, file: str) -> str:
+        return f"{self.root}report/{file}"
+
+
+@dataclass(frozen=True)
+class ReferenceLayout:
+    """Keys of a suite's accepted results."""
+
+    prefix: str
+    suite: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of all of them; ends with a slash."""
+        return f"{self.all_suites}{self.suite}/"
+
+    @property
+    def all_suites(self) -> str:
+        """Prefix of every suite's keys; ends with a slash."""
+        return _below(self.prefix, "_references")
+
+    @property
+    def accepted(self) -> str:
+        return f"{self.root}accepted.json"
+
+    @property
+    def replaced(self) -> str:
+        """Prefix of the results that were accepted before; ends with a slash."""
+        return f"{self.root}history/"
+
+    def history(self, time: datetime) -> str:
+        """A result that was accepted at ``time`` (with a time zone); the order of keys is that of the times."""
+        return f"{self.replaced}{time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
+
+
+def suite_runs(prefix: str, keys: Iterable[str]) -> list[str]:
+    """Names of the suite runs that have a ``suite.json`` among ``keys``, sorted."""
+    pattern = re.compile(re.escape(_below(prefix, "_suites")) + r"([^/]+)/suite\.json")
+    found = (pattern.fullmatch(key) for key in keys)
+    return sorted(match[1] for match in found if match)
+
+
+def accepted_suites(prefix: str, keys: Iterable[str]) -> list[str]:
+    """Names of the suites that have an ``accepted.json`` among ``keys``, sorted."""
+    pattern = re.compile(re.escape(_below(prefix, "_references")) + r"([^/]+)/accepted\.json")
+    found = (pattern.fullmatch(key) for key in keys)
+    return sorted(match[1] for match in found if match)

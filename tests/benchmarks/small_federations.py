@@ -1,0 +1,80 @@
+"""Small federations trained in one process, round by round, by the parts that a real run is made of; no services."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks.data.catalog import load_data
+from tasks.data.loading import ImageCache, training_loader
+from tasks.data.samples import FederatedData, ImageSample
+from tasks.detectors.initial import initial_detector
+from tasks.detectors.state import state_of
+from tasks.evaluate_model import evaluate_model, evaluation_sets
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import Metrics
+from tasks.strategies.fedavg import FedAvg
+from tasks.training.local import train
+from tasks.training.optimizers import learning_rate
+from tasks.training.seeds import derive_seed
+
+
+def no_root(name: str) -> None:
+    """Synthetic data are drawn, and have no folder."""
+
+
+def without_class(data: FederatedData, name: str) -> FederatedData:
+    """``data`` whose training images have lost the boxes of class ``name``; the test images keep theirs."""
+    label = data.classes.index(name)
+    train_images = {client: tuple(map(partial(_without, label), own)) for client, own in data.train.items()}
+    return dataclasses.replace(data, train=train_images)
+
+
+def _without(label: int, sample: ImageSample) -> ImageSample:
+    kept = np.flatnonzero(sample.labels != label)
+    return dataclasses.replace(sample, boxes=sample.boxes[kept], labels=sample.labels[kept], difficult=None)
+
+
+def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | None = None) -> Metrics:
+    """Figures after the last round of ``spec``, all clients in every round."""
+    torch.set_num_threads(spec.training.threads)
+    data = load_data(spec.data, root_of=no_root, cache=cache)
+    if dropped_class is not None:
+        data = without_class(data, dropped_class)
+    classes = data.classes
+    detector, _ = initial_detector(spec.detector, len(classes), seed=spec.seed, file_of=Path)
+    images = ImageCache(256)
+    for number in range(1, spec.max_rounds + 1):
+        before = {name: tensor.clone() for name, tensor in state_of(detector).items()}
+        mean = FedAvg()
+        for client, samples in data.train.items():
+            detector.load_state_dict(before)
+            train(
+                detector,
+                training_loader(
+                    samples,
+                    width=detector.width,
+                    height=detector.height,
+                    batch_size=spec.training.batch_size,
+                    epochs=spec.training.local_epochs,
+                    seed=spec.seed,
+                    round=number,
+                    client=client,
+                    augmentation=spec.training.augmentation,
+                    workers=0,
+                    cache=images,
+                ),
+                spec.training,
+                lr=learning_rate(spec.training.optimizer.lr, spec.training.schedule, number),
+                warmup_steps=spec.training.schedule.warmup_steps if number == 1 else 0,
+                seed=derive_seed(spec.seed, "train", number, client),
+                client=client,
+            )
+            mean.accumulate_state(state_of(detector), len(samples), client=client)
+        detector.load_state_dict(mean.result())
+    _, metrics = evaluate_model(detector, evaluation_sets(data, classes), classes, spec.evaluation, device="cpu")
+    return metrics

@@ -1,0 +1,95 @@
+"""Results of suites whose figures are drawn: means and spreads are known, so that a rule can be held against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from tasks.spec.records import Environment
+from tasks.spec.suite import Role
+from tasks.spec.suite_records import CellResult, FailedCell, Point, SuiteResult
+
+ENVIRONMENT = Environment(fedbench="1", python="3.11", torch="2", torchvision="0", cpu="x", threads=1)
+CREATED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def cell_of(
+    experiment: str,
+    role: Role,
+    seed: int,
+    figures: Mapping[str, float | None],
+    per_class: Mapping[str, float | None] | None = None,
+    *,
+    device: str | None = None,
+    digest: str = "a" * 64,
+    clients: int = 5,
+) -> CellResult:
+    return CellResult(
+        experiment=experiment, role=role, seed=seed, device=device, spec_digest=digest, federation="f",
+        clients=clients, points=(Point(round=0, figures=dict(figures), passes=0, seconds=0, exchanged=0),),
+        per_class=dict(per_class or {}), moved=0,
+    )  # fmt: skip
+
+
+def result_of(
+    cells: Sequence[CellResult],
+    *,
+    run: str = "run",
+    suite: str = "suite",
+    failed: Sequence[FailedCell] = (),
+    missing: Sequence[str] = (),
+    environment: Environment = ENVIRONMENT,
+) -> SuiteResult:
+    return SuiteResult(
+        suite=suite, suite_run=run, suite_digest="b" * 64, metric="map50_voc10", target=0.5, code_version="c",
+        environment=environment, created=CREATED, cells=tuple(cells), failed=tuple(failed), missing=tuple(missing),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SimulatedGroup:
+    """Where a group's figures are, and how far its seeds are apart (standard deviations)."""
+
+    experiment: str
+    role: Role = "federated"
+    map50: float = 0.5
+    spread: float = 0.012
+    loss: float = 100.0
+    # AP and spread by class.
+    classes: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {
+            "chair": (0.6, 0.02),
+            "table": (0.5, 0.08),
+            "carton": (0.4, 0.03),
+            "basket": (0.3, 0.04),
+        }
+    )
+
+    def draw(self, rng: np.random.Generator, seed: int) -> CellResult:
+        """One run. Its figures go together: half of their spread (of variance) is common to all."""
+        common = rng.normal()
+
+        def noise() -> float:
+            return float(np.sqrt(0.5) * common + np.sqrt(0.5) * rng.normal())
+
+        def part(mean: float, spread: float) -> float:
+            return min(1.0, max(0.0, mean + spread * noise()))
+
+        figures = {
+            "map50_voc10": part(self.map50, self.spread),
+            "map_coco": part(self.map50 / 2, self.spread / 2),
+            "recall": part(0.5 + self.map50 / 2, self.spread),
+            "loss": self.loss * (1 - 0.02 * noise()),
+        }
+        per_class = {name: part(*values) for name, values in self.classes.items()}
+        return cell_of(self.experiment, self.role, seed, figures, per_class)
+
+
+def drawn(
+    groups: Sequence[SimulatedGroup], seeds: Sequence[int], rng: np.random.Generator, run: str = "run"
+) -> SuiteResult:
+    """A result of fresh, independent draws, whatever the seeds are called."""
+    return result_of([group.draw(rng, seed) for group in groups for seed in seeds], run=run)
