@@ -35,14 +35,12 @@ _LOOKS: dict[Role, tuple[str, str, float]] = {
     "local-only": (ORANGE, ":", 2.0),
 }
 _NAMES: dict[Role, str] = {"centralised": "centralised", "federated": "federated", "local-only": "local only"}
-_PANEL = (4.6, 3.3)  # inches
 _COLUMNS = 3
 
 
 def experiment_plot(result: SuiteResult, experiment: str, by: By) -> Figure:
     """One experiment's metric, federated between centralised and local only; by bytes, references are level lines."""
-    figure = new_figure(*_PANEL)
-    axes = figure.subplots()
+    figure, (axes,) = _figure(1, 1)
     _draw_experiment(axes, result, experiment, by, top=_top(result))
     axes.set_title(f"{experiment} by {by}", loc="left", fontweight="bold")
     return figure
@@ -53,8 +51,7 @@ def experiments_plot(result: SuiteResult, by: By) -> Figure:
     names = _experiments(result)
     columns = min(_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = new_figure(_PANEL[0] * columns, _PANEL[1] * rows)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, panels = _figure(rows, columns)
     for axes, name in zip(panels, names, strict=False):
         _draw_experiment(axes, result, name, by, top=_top(result))
     for axes in panels[len(names) :]:
@@ -65,8 +62,7 @@ def experiments_plot(result: SuiteResult, by: By) -> Figure:
 def federations_plot(result: SuiteResult, by: By) -> Figure:
     """The federated lines of all experiments in one panel; a reference's where its experiment has nothing else."""
     courses = {name: course for name in _experiments(result) if (course := _main_course(result, name)) is not None}
-    figure = new_figure(_PANEL[0], _PANEL[1] + 0.2 * len(courses))
-    axes = figure.subplots()
+    figure, (axes,) = _figure(1, 1, below=0.1 + 0.2 * len(courses))
     even = _even(list(courses.values()))
     label, x_of = _scale(list(courses.values()), by, even=even)
     style_axes(axes, f"{result.metric} by {by if even or by != 'round' else 'passes'}", result.metric, x=label)
@@ -77,7 +73,7 @@ def federations_plot(result: SuiteResult, by: By) -> Figure:
         _draw_line(axes, x_of(course), course, (color, line, 1.8), f"{what} ({_seeds(course.n)})", marker=marker)
     _finish(axes, _top(result))
     if courses:
-        figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+        figure.legend(loc="lower left", frameon=False, fontsize=9)
     return figure
 
 
@@ -88,8 +84,9 @@ def classes_plot(between: Between) -> Figure:
     """
     main = between.rows.get("federated") or next(iter(between.rows.values()))
     classes = list(dict.fromkeys(name for row in between.rows.values() for name in row.per_class))
-    figure = new_figure(_PANEL[0], 1.5 + 0.34 * max(1, len(classes)))
-    axes = figure.subplots()
+    longest = max((len(name) for name in classes), default=0)
+    height = 0.34 * max(1, len(classes))
+    figure, (axes,) = _figure(1, 1, height=height, left=min(2.4, 0.3 + 0.09 * longest), below=0.3)
     style_axes(axes, f"{between.experiment}: by class", "", x="AP50 (VOC 2010), last round")
     y = np.arange(len(classes))
     spreads = [main.per_class.get(name) for name in classes]
@@ -119,7 +116,7 @@ def classes_plot(between: Between) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9, columnspacing=1.2)
+    figure.legend(loc="lower left", ncols=3, frameon=False, fontsize=9, columnspacing=1.2)
     return figure
 
 
@@ -134,6 +131,32 @@ def suite_plots(result: SuiteResult) -> dict[str, Figure]:
         for between in summarise(result).experiments
         if any(row.per_class for row in between.rows.values())
     }
+
+
+def _figure(
+    rows: int, columns: int, *, height: float = 2.45, left: float = 0.62, below: float = 0.0
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """Panels of a phone's width with margins for their labels, in inches; ``below`` all of them room for a legend.
+
+    A layout that measures the labels takes as long as drawing them, and a report has many plots.
+    """
+    top, bottom, right, width = 0.3, 0.55, 0.16, 4.6
+    whole = rows * (top + height + bottom) + below
+    figure = new_figure(width * columns, whole)
+    figure.set_layout_engine("none")
+    grid = [
+        figure.add_axes(
+            (
+                (column * width + left) / (width * columns),
+                (below + (rows - row - 1) * (top + height + bottom) + bottom) / whole,
+                (width - left - right) / (width * columns),
+                height / whole,
+            )
+        )
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return figure, grid
 
 
 def _draw_experiment(axes: Axes, result: SuiteResult, experiment: str, by: By, *, top: float) -> None:

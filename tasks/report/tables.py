@@ -141,7 +141,7 @@ def clients_table(row: Row, metric: str) -> Table:
         f"{text.plural(len(row.seeds), 'seed')}",
         ["client", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
         [
-            [Cell(client), *(Cell(text.figure(figures[name]), strong=name == metric) for name in MEASURES)]
+            [Cell(client), *(Cell(text.figure(figures.get(name)), strong=name == metric) for name in MEASURES)]
             for client, figures in row.per_client.items()
         ],
     )
