@@ -37,12 +37,13 @@ class Cell:
 @dataclass(frozen=True)
 class Table:
     """The first column heads its row; where it is empty, the row above says it. ``cards``: few and wide rows, which a
-    phone shows one below the other."""
+    phone shows one below the other. ``prose``: texts that may be long."""
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     cards: bool = False
+    prose: bool = False
 
 
 def main_table(summary: Summary) -> Table:
@@ -215,7 +216,7 @@ def differing_fields(specs: dict[str, FederationSpec]) -> Table | None:
             rows.append([Cell(name), *(Cell(_value(value), words=True) for value in values)])
     if not rows:
         return None
-    return Table("Where the experiments differ", ["field", *flat], rows)
+    return Table("Where the experiments differ", ["field", *flat], rows, prose=True)
 
 
 def _flat(spec: FederationSpec) -> dict[str, object]:
