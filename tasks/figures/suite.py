@@ -122,7 +122,9 @@ def classes_plot(between: Between) -> Figure:
 
 def suite_plots(result: SuiteResult) -> dict[str, Figure]:
     """Figures for a paper, by file name without ending: ``by-round``, ``by-bytes``, ``by-time``, ``by-class-NAME``;
-    with several experiments ``federations-by-round`` and its like too."""
+    with several experiments ``federations-by-round`` and its like too; nothing without a run."""
+    if not result.cells:
+        return {}
     plots = {f"by-{by}": experiments_plot(result, by) for by in BYS}
     if len(_experiments(result)) > 1:
         plots |= {f"federations-by-{by}": federations_plot(result, by) for by in BYS}

@@ -271,6 +271,14 @@ def test_names_are_escaped_in_latex(name: str, shown: str) -> None:
     assert escaped(name) == shown
 
 
+def test_a_suite_of_which_nothing_ended_still_has_a_report() -> None:
+    files = report_files(result(failed=(FailedCell(cell="a.s1", reason="no store"),)))
+    assert list(files) == ["report.html", "rounds.csv", "table.tex"]
+    page = Page(files["report.html"].decode())
+    assert "a.s1 failed and is in no figure: no store" in " ".join(page.words.split())
+    assert "0 experiments" in page.words
+
+
 def test_all_forms_are_files() -> None:
     files = report_files(result(cell("a", "federated", 1, [0.1])), notes=["mind this"])
     names = [
