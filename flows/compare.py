@@ -1,13 +1,13 @@
-"""Federations side by side: their figures and costs as a table, what they differ in, one figure, one CSV file."""
+"""Federations side by side: their figures and costs as a table, what they differ in; a report with plots and tables."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.table import Table
@@ -18,11 +18,16 @@ from infra.errors import SettingsError
 from infra.settings import Settings
 from tasks.errors import SpecError
 from tasks.metrics.over_rounds import Costs, best_round, costs_by_round
+from tasks.report import text
+from tasks.report.files import report_files
+from tasks.report.text import signed_number as signed
 from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
 from tasks.spec.records import Metrics, RoundRecord
-from tasks.spec.references import is_twin
+from tasks.spec.references import is_reference, is_twin
+from tasks.spec.suite_records import SuiteResult
+from tasks.suite.grouping import Run, result_of_runs, training_images
+from tasks.suite.summary import summarise
 
-_MINUS = "−"
 _LONGEST_NAME = 100  # characters of a default folder
 
 
@@ -54,6 +59,10 @@ class Compared:
     def test_sets(self) -> frozenset[str]:
         """Digests of what the last round was scored on."""
         return frozenset(evaluation.test_digest for evaluation in self.records[-1].evaluations)
+
+    @property
+    def whole(self) -> Run:
+        return Run(self.name, self.run.spec, self.records)
 
 
 def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> list[Compared]:
@@ -106,13 +115,15 @@ def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
         _figures(table, f"  {name}", [item.best.per_class.get(name) for item in compared])
     table.add_row(Text("over all rounds", "dim"))
     _factors(table, "seconds", [item.costs[-1].seconds for item in compared], ".0f")
-    exchanged = [None if item.run.spec.data.pooled else item.costs[-1].exchanged / 1e6 for item in compared]
+    exchanged = [None if is_reference(item.run.spec) else item.costs[-1].exchanged / 1e6 for item in compared]
     _factors(table, "MB exchanged", exchanged, ".1f")
     _factors(table, "MB moved", [item.costs[-1].moved / 1e6 for item in compared], ".1f")
     return table
 
 
 def _clients(item: Compared) -> str:
+    if item.run.spec.data.local_only is not None:
+        return f"{item.run.spec.data.local_only} alone"
     return "centralised" if item.run.spec.data.pooled else str(len(item.records[-1].clients))
 
 
@@ -138,18 +149,12 @@ def _factors(table: Table, label: str, values: Sequence[float | None], form: str
     table.add_row(label, *cells)
 
 
-def signed(value: float) -> str:
-    """``-0.0431`` as ``−0.043``, with a true minus sign."""
-    text = f"{abs(value):.3f}"
-    return text if float(text) == 0 else f"{_MINUS if value < 0 else '+'}{text}"
-
-
 def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
     """For each federation whose centralised twin is here too: what it lacks, at the same number of image passes."""
     pairs = [
         (item, other)
         for item, other in itertools.permutations(compared, 2)
-        if is_twin(item.run.spec, other.run.spec) and _boxes(item) == _boxes(other)
+        if is_twin(item.run.spec, other.run.spec) and training_images(item.whole) == training_images(other.whole)
     ]
     lines = []
     for item, other in pairs:
@@ -167,20 +172,26 @@ def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
     return lines
 
 
-def _boxes(item: Compared) -> tuple[int, Counter[str]]:
-    """Training images and boxes by class of all clients that were ever there."""
-    clients = {info.client: info for record in item.records for info in record.clients}
-    boxes: Counter[str] = Counter()
-    for info in clients.values():
-        boxes.update(info.class_counts)
-    return sum(info.train_size for info in clients.values()), boxes
-
-
 def _after(item: Compared, passes: float, metric: MapName) -> float | None:
     """The figure of the last round that took no more image passes than these."""
     within = [number for number, costs in enumerate(item.costs) if costs.passes <= passes * (1 + 1e-9)]
     value: float | None = getattr(item.records[within[-1]].metrics, metric)
     return value
+
+
+def gains(result: SuiteResult) -> list[str]:
+    """For each experiment whose devices are here alone too: what it has beyond them, over the seeds of both."""
+    lines = []
+    for between in summarise(result).experiments:
+        if between.gain is None:
+            continue
+        difference = between.gain.difference
+        lines.append(
+            f"{between.experiment}: gain over local only: {text.signed(difference)} {result.metric} after "
+            f"{between.gain.passes:.4g} image passes, {text.plural(difference.n, 'seed')}, mean over "
+            f"{text.plural(len(between.rows['local-only'].devices), 'device')}"
+        )
+    return lines
 
 
 def warnings(compared: Sequence[Compared]) -> list[str]:
@@ -214,7 +225,7 @@ def _value(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-# --- what is drawn -----------------------------------------------------------------------------------------
+# --- what is written ---------------------------------------------------------------------------------------
 
 
 def default_folder(settings: Settings, names: Sequence[str]) -> Path:
@@ -225,41 +236,33 @@ def default_folder(settings: Settings, names: Sequence[str]) -> Path:
     return settings.home / "comparisons" / joined
 
 
-def write_comparison(compared: Sequence[Compared], metric: MapName, folder: Path) -> list[Path]:
-    """The figure as PNG and SVG, and every round of every federation as CSV.
+def result_of(compared: Sequence[Compared], metric: MapName, target: float) -> SuiteResult:
+    """As a suite's: runs that differ in their seed alone are one experiment, with its references."""
+    runs = [item.whole for item in compared]
+    return result_of_runs(runs, metric=metric, target=target, created=datetime.now(UTC))
+
+
+def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: Path) -> list[Path]:
+    """``report.html``, ``comparison.csv`` with every round, ``table.tex``, and the plots as PNG and SVG.
 
     Raises:
         SettingsError: ``folder`` cannot be written.
     """
-    from tasks.figures.comparison import Curve, comparison_plot  # here: matplotlib takes a second
-
-    curves = [
-        Curve(
-            name=item.name,
-            values=tuple(getattr(record.metrics, metric) for record in item.records),
-            costs=tuple(item.costs),
-            centralised=item.run.spec.data.pooled,
-        )
-        for item in compared
-    ]
-    figure = comparison_plot(curves, metric)
-    paths = [folder / f"comparison.{ending}" for ending in ("png", "svg", "csv")]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0])
-        figure.savefig(paths[1], metadata={"Date": None})
-        with paths[2].open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows(_rows(compared))
+        folder.mkdir(parents=True, exist_ok=True)  # before the plots, which take seconds
+        files = report_files(result, notes=[*warnings(compared), *_unfinished(compared)])
+        files["comparison.csv"] = files.pop("rounds.csv")
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise SettingsError(f"{folder}: the comparison cannot be written: {error.strerror or error}") from None
-    return paths
+    return [folder / name for name in files]
 
 
-def _rows(compared: Iterable[Compared]) -> Iterable[list[object]]:
-    figures = ("train_loss", "loss", *MAP_NAMES, "recall")
-    yield ["run", "round", "images", "image_passes", "seconds", "bytes_exchanged", "bytes_moved", *figures]
-    for item in compared:
-        for record, costs in zip(item.records, item.costs, strict=True):
-            spent = [costs.images, costs.passes, costs.seconds, costs.exchanged, costs.moved]
-            yield [item.name, record.round, *spent, *(getattr(record.metrics, name) for name in figures)]
+def _unfinished(compared: Sequence[Compared]) -> list[str]:
+    return [
+        f"{item.name} is {item.run.status} after round {item.records[-1].round} of {item.run.spec.max_rounds}: "
+        "its last round is not its end"
+        for item in compared
+        if item.run.status != "finished"
+    ]

@@ -76,10 +76,16 @@ def list_runs(home: Home = None) -> None:
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Federations; the first is the yardstick.")],
     metric: Annotated[MapName, typer.Option(help="What is drawn, and makes a round the best.")] = "map50_voc10",
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the figure and the CSV. [below home]")] = None,
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="The report tells the first round at which the metric is there.")
+    ] = 0.5,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the report. [below home]")] = None,
     home: Home = None,
 ) -> None:
-    """Federations side by side: figures by measure and class, costs, what they differ in; and one figure.
+    """Federations side by side: figures by measure and class, costs, what they differ in.
+
+    A report (HTML), a table (LaTeX), every round (CSV) and plots are written; there, runs that differ in their seed
+    alone are one experiment, shown with its references.
 
     `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
     """
@@ -88,9 +94,11 @@ def compare(
     with plain_errors():
         settings = place_settings(home)
         compared = comparison.read_compared(settings, names, metric)
-        paths = comparison.write_comparison(compared, metric, folder or comparison.default_folder(settings, names))
+        result = comparison.result_of(compared, metric, target)
+        paths = comparison.write_comparison(compared, result, folder or comparison.default_folder(settings, names))
     out.print(comparison.comparison_table(compared, metric))
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
-    lines += [*comparison.gaps(compared, metric), *comparison.differences(compared)]
-    for line in (*lines, *(f"written: {path}" for path in paths)):
+    lines += [*comparison.gaps(compared, metric), *comparison.gains(result), *comparison.differences(compared)]
+    lines.append(f"written: {paths[0]}; beside it {', '.join(sorted(path.name for path in paths[1:]))}")
+    for line in lines:
         out.print(line, soft_wrap=True, highlight=False, markup=False)

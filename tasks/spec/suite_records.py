@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.spec.base import RECORD_VERSION, FederationName, Frozen, Sha256
-from tasks.spec.federation import MapName
+from tasks.spec.federation import FederationSpec, MapName
 from tasks.spec.records import Environment
 from tasks.spec.suite import ExperimentName, Role, SuiteName, SuiteSpec, cell_label
 
@@ -105,6 +105,9 @@ class SuiteResult(Frozen):
     code_version: str
     environment: Environment
     created: datetime
+    specs: dict[ExperimentName, FederationSpec] = Field(
+        default_factory=dict, description="What each experiment runs; its seed is replaced by each of the seeds."
+    )
     cells: tuple[CellResult, ...]
     failed: tuple[FailedCell, ...] = ()
     missing: tuple[str, ...] = Field((), description="Cells that have not ended yet.")

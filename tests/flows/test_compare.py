@@ -29,7 +29,7 @@ from tasks.spec.records import (
     UpdateRecord,
     WeightRef,
 )
-from tasks.spec.references import twin
+from tasks.spec.references import local_only, twin
 from tasks.spec.training import TrainingSpec
 
 SPEC = FederationSpec(max_rounds=4, training=TrainingSpec(local_epochs=2))
@@ -196,10 +196,30 @@ def test_other_test_sets_and_rules_are_warned_of_and_fields_are_named(store: Sto
     ]
 
 
-def test_the_command_prints_all_and_writes_a_figure_and_every_round(store: Store, tmp_path: Path) -> None:
+def test_the_gain_over_local_only_is_over_the_seeds_that_have_it(store: Store) -> None:
+    for seed in (1, 2):
+        spec = SPEC.model_copy(update={"seed": seed})
+        store.put(f"apart-{seed}", spec, [0.0, 0.2, 0.4 + seed / 10], SIZES)
+        for device, size in SIZES.items():
+            alone = local_only(spec, device)
+            store.put(f"alone-{seed}-{device}", alone, [0.0, 0.1, 0.1 * int(device)], {device: size})
+    names = ["apart-1", "apart-2", "alone-1-1", "alone-1-2", "alone-2-1", "alone-2-2"]
+    compared = store.read(*names)
+    line = (
+        "apart-1: gain over local only: +0.400 ± 0.071 map50_voc10 after 4 image passes, 2 seeds, mean over 2 devices"
+    )
+    assert compare.gains(compare.result_of(compared, "map50_voc10", 0.5)) == [line]
+    assert compare.gaps(compared, "map50_voc10") == []
+    found = rows(compared)
+    assert found["clients"] == ["2", "2", "1 alone", "2 alone", "1 alone", "2 alone"]
+    assert found["MB exchanged"][2] == "–"
+
+
+def test_the_command_prints_all_and_writes_a_report_plots_and_every_round(store: Store, tmp_path: Path) -> None:
     store.put("apart", SPEC, [0.0, 0.2, 0.25], SIZES)
     store.put("its-twin", TWIN, [0.0, 0.3, 0.375], POOLED, test=OTHER)
-    result = CliRunner().invoke(app, ["compare", "apart", "its-twin", "--out", str(tmp_path / "new" / "figures")])
+    folder = tmp_path / "new" / "figures"
+    result = CliRunner().invoke(app, ["compare", "apart", "its-twin", "--target", "0.3", "--out", str(folder)])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].split() == ["apart", "its-twin"]
@@ -207,14 +227,23 @@ def test_the_command_prints_all_and_writes_a_figure_and_every_round(store: Store
     assert any(line.startswith("warning: the test sets of apart and its-twin differ") for line in lines)
     assert any(line.startswith("gap to centralised: −0.125 map50_voc10 after 4 image passes") for line in lines)
     assert "its-twin differs from apart in: data.pooled false → true" in lines
-    folder = tmp_path / "new" / "figures"
-    with Image.open(folder / "comparison.png") as picture:
-        assert picture.width > 1500
-    assert (folder / "comparison.svg").read_text().startswith("<?xml")
+    with Image.open(folder / "by-round.png") as picture:
+        assert picture.width > 500
+    assert (folder / "by-class-apart.svg").read_text().startswith("<?xml")
+    assert sorted({path.name.split(".")[0] for path in folder.iterdir()}) == [
+        "by-bytes", "by-class-apart", "by-round", "by-time", "comparison", "report", "table",
+    ]  # fmt: skip
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "apart is stopped after round 2 of 4: its last round is not its end" in page
+    assert "the test sets of apart and its-twin differ" in page
+    assert "−0.125" in page
+    assert "the target is map50_voc10 0.3" in page
+    assert r"apart & -- & $0.250$ & $0.375$ & $-0.125$ & -- \\" in (folder / "table.tex").read_text()
+    assert any(line.startswith(f"written: {folder}/report.html; beside it by-bytes.png, ") for line in lines)
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [(row["run"], row["round"], row["image_passes"]) for row in table][2:4] == [
-        ("apart", "2", "4.0"), ("its-twin", "0", "0.0"),
+    assert [(row["federation"], row["role"], row["round"], row["passes"]) for row in table][2:4] == [
+        ("apart", "federated", "2", "4.0"), ("its-twin", "centralised", "0", "0.0"),
     ]  # fmt: skip
     assert table[5]["map50_voc10"] == "0.375"
     assert table[5]["map50_coco"] == ""

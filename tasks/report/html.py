@@ -1,0 +1,134 @@
+"""One HTML page of a suite's result: nothing is loaded from elsewhere, no script; for a phone, a desk and paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.report import tables, text
+from tasks.spec.suite import Role
+from tasks.spec.suite_records import SuiteResult
+from tasks.suite.summary import Between, Summary, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_HERE = Path(__file__).parent
+
+
+def report_html(result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()) -> str:
+    """The page, whole.
+
+    before: an earlier result (the accepted one) that figures are held against. notes: what a reader must know before
+    comparing, said at the top.
+    """
+    import jinja2  # here, so that the core loads without it
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    css = (_HERE / "report.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(css=css, **_view(result, before, notes))
+
+
+def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str]) -> dict[str, Any]:
+    """What the template names."""
+    summary = summarise(result)
+    return {
+        "result": result,
+        "summary": summary,
+        "notes": notes,
+        "seeds": {between.experiment: _seeds(between) for between in summary.experiments},
+        "main": tables.main_table(summary),
+        "strips": [_strip(between, summary.metric) for between in summary.experiments],
+        "measures": tables.measures_table(summary),
+        "costs": tables.costs_table(summary),
+        "before": tables.before_table(result, before) if before is not None else None,
+        "runs": tables.runs_table(result),
+        "common": tables.common_fields(list(result.specs.values())),
+        "differing": tables.differing_fields(result.specs),
+        "devices": [tables.devices_table(between, summary) for between in summary.experiments if between.devices],
+        "clients": [tables.clients_table(row, summary.metric) for row in summary.rows if row.per_client],
+        "plots": _plots(result, summary),
+        "federations": _federations(result, summary),
+        "classes": [
+            {"table": tables.classes_table(between), "plot": _classes_plot(between)}
+            for between in summary.experiments
+            if any(row.per_class for row in between.rows.values())
+        ],
+        "plural": text.plural,
+    }
+
+
+def _seeds(between: Between) -> str:
+    seeds = dict.fromkeys(seed for row in between.rows.values() for seed in row.seeds)
+    return ", ".join(map(str, seeds))
+
+
+def _strip(between: Between, metric: str) -> dict[str, Any]:
+    """Where the roles' means stand from 0 to 1, in hundredths of the strip's width, and that in words."""
+    places = {
+        role: 100 * spread.mean
+        for role in tables.ORDER
+        if role in between.rows and (spread := between.rows[role].figures[metric]) is not None
+    }
+    words = ", ".join(f"{text.ROLE_NAMES[role]} {place / 100:.3f}" for role, place in places.items())
+    return {"places": {role: round(place, 2) for role, place in places.items()}, "words": words or "no figure"}
+
+
+def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
+    """Of every experiment its panels: by round, by bytes, by time."""
+    from tasks.figures.suite import BYS, experiment_plot  # here: matplotlib takes a second
+
+    return [
+        {
+            "experiment": between.experiment,
+            "panels": [
+                {"src": _inline(experiment_plot(result, between.experiment, by)), "alt": _alt(between, summary, by)}
+                for by in BYS
+            ],
+        }
+        for between in summary.experiments
+    ]
+
+
+def _federations(result: SuiteResult, summary: Summary) -> list[dict[str, str]]:
+    """All experiments in one panel by round, bytes and time; nothing where there is only one."""
+    from tasks.figures.suite import BYS, federations_plot
+
+    if len(summary.experiments) < 2:
+        return []
+    names = ", ".join(between.experiment for between in summary.experiments)
+    return [
+        {"src": _inline(federations_plot(result, by)), "alt": f"{summary.metric} by {by} of {names}, a line each"}
+        for by in BYS
+    ]
+
+
+def _classes_plot(between: Between) -> dict[str, str]:
+    from tasks.figures.suite import classes_plot
+
+    alt = f"Bars of the AP50 of every class of {between.experiment}; the table beside it has the figures"
+    return {"src": _inline(classes_plot(between)), "alt": alt}
+
+
+def _alt(between: Between, summary: Summary, by: str) -> str:
+    """What the panel shows, for those who do not see it."""
+    ends = []
+    roles: tuple[Role, ...] = tables.ORDER
+    for role in roles:
+        row = between.rows.get(role)
+        if row is not None:
+            ends.append(f"{text.ROLE_NAMES[role]} ends at {text.figure(row.figures[summary.metric])}")
+    return f"{summary.metric} by {by} of {between.experiment}: {'; '.join(ends)}"
+
+
+def _inline(figure: Figure) -> str:
+    """An SVG as the address of an image, so that its ids stay its own."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,121 @@
+"""The suite's tables for a paper: LaTeX with booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tasks.report import text
+from tasks.report.tables import MEASURES, ORDER
+from tasks.spec.suite_records import SuiteResult
+from tasks.suite.summary import Between, Spread, Summary, summarise
+
+_ESCAPED = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+_HEADS = {
+    "map50_voc10": r"mAP$_{50}^{\mathrm{VOC10}}$", "map50_voc07": r"mAP$_{50}^{\mathrm{VOC07}}$",
+    "map50_coco": r"mAP$_{50}^{\mathrm{COCO}}$", "map_coco": r"mAP$^{\mathrm{COCO}}$",
+    "recall": "Recall", "loss": "Loss",
+}  # fmt: skip
+_MISSING = "--"
+
+
+def latex_tables(result: SuiteResult) -> str:
+    """Two tables: each federation's metric between its references, and all measures by role.
+
+    They need the package booktabs. Figures are the mean ± the sample standard deviation over seeds. The number of
+    seeds is in the caption where all have the same, else in brackets behind each figure.
+    """
+    summary = summarise(result)
+    lines = [f"% {result.suite} {result.suite_run}, code {result.code_version}; \\usepackage{{booktabs}}"]
+    return "\n".join([*lines, *_between_references(result, summary), "", *_measures(result, summary), ""])
+
+
+def escaped(name: str) -> str:
+    """``name`` as LaTeX prints it."""
+    return "".join(_ESCAPED.get(letter, letter) for letter in name)
+
+
+def _between_references(result: SuiteResult, summary: Summary) -> list[str]:
+    metric = summary.metric
+    spreads = [_spreads(between, metric) for between in summary.experiments]
+    n = _common_n(spread for row in spreads for spread in row)
+    body = []
+    for between, row in zip(summary.experiments, spreads, strict=True):
+        cells = [_figure(spread, sign=place >= len(ORDER), n=n is None) for place, spread in enumerate(row)]
+        body.append(_line([escaped(between.experiment), *cells]))
+    heads = ["Experiment", "Local only", "Federated", "Centralised", "Gap to centralised", "Gain over local only"]
+    caption = (
+        f"{_HEADS[metric]} at the last round, {_over(n)}. Gap and gain are differences of the same seed's runs after "
+        "as many passes over the training images."
+    )
+    return _table(caption, f"tab:{result.suite}", "lrrrrr", heads, body)
+
+
+def _measures(result: SuiteResult, summary: Summary) -> list[str]:
+    body = []
+    for number, between in enumerate(summary.experiments):
+        body += [r"    \addlinespace"] if number else []
+        rows = [between.rows[role] for role in ORDER if role in between.rows]
+        for index, row in enumerate(rows):
+            who = [escaped(between.experiment) if index == 0 else "", text.ROLE_NAMES[row.role], str(len(row.seeds))]
+            body.append(_line([*who, *(_figure(row.figures[name]) for name in MEASURES)]))
+    heads = ["Experiment", "Role", "$n$", *(_HEADS[name] for name in MEASURES)]
+    return _table(
+        "All measures at the last round, mean $\\pm$ sample standard deviation over $n$ seeds.",
+        f"tab:{result.suite}-measures",
+        "llrrrrrrr",
+        heads,
+        body,
+    )
+
+
+def _spreads(between: Between, metric: str) -> list[Spread | None]:
+    """In the order of the columns."""
+    figures = [between.rows[role].figures[metric] if role in between.rows else None for role in ORDER]
+    pairs = [paired.difference if paired is not None else None for paired in (between.gap, between.gain)]
+    return [*figures, *pairs]
+
+
+def _table(caption: str, label: str, columns: str, heads: list[str], body: list[str]) -> list[str]:
+    return [
+        r"\begin{table}[t]",
+        r"  \centering",
+        f"  \\caption{{{caption}}}",
+        f"  \\label{{{label}}}",
+        f"  \\begin{{tabular}}{{{columns}}}",
+        r"    \toprule",
+        _line(heads),
+        r"    \midrule",
+        *body,
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+
+
+def _line(cells: list[str]) -> str:
+    return f"    {' & '.join(cells)} \\\\"
+
+
+def _figure(spread: Spread | None, *, sign: bool = False, n: bool = False) -> str:
+    """``n``: with the number of seeds behind it."""
+    if spread is None:
+        return _MISSING
+    shown = text.signed(spread) if sign else text.figure(spread)
+    shown = shown.replace(text.MINUS, "-").replace("±", r"\pm")
+    return f"${shown}$ ({spread.n})" if n else f"${shown}$"
+
+
+def _common_n(spreads: Iterable[Spread | None]) -> int | None:
+    """The number of seeds that all have; None where they differ."""
+    found = {spread.n for spread in spreads if spread is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _over(n: int | None) -> str:
+    if n == 1:
+        return "one seed"
+    seeds = f"{n} seeds" if n is not None else "seeds, their number in brackets"
+    return f"mean $\\pm$ sample standard deviation over {seeds}"

@@ -1,0 +1,261 @@
+"""The report's tables as plain cells: what they say, apart from how a page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tasks.report import text
+from tasks.spec.federation import MAP_NAMES, FederationSpec, flatten
+from tasks.spec.suite import Role
+from tasks.spec.suite_records import CellResult, SuiteResult
+from tasks.suite.summary import Between, Paired, Row, Spread, Summary, summarise
+
+# From the least that is expected to the most.
+ORDER: tuple[Role, ...] = ("local-only", "federated", "centralised")
+MEASURES = (*MAP_NAMES, "recall", "loss")
+# Fields that say most of an experiment, shown whether they differ or not.
+_MAIN = (
+    "data.kind", "data.name", "data.split", "data.test", "data.train_images", "data.clients.kind",
+    "data.clients.clients", "participation.clients", "participation.clients_per_round", "detector.kind",
+    "detector.width", "detector.height", "max_rounds", "training.local_epochs", "training.batch_size",
+    "training.optimizer.kind", "training.optimizer.lr", "training.device", "strategy.kind",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``note`` stands smaller below; ``strong`` marks what it is about; ``words``: no number; ``link``: an address."""
+
+    text: str
+    note: str = ""
+    strong: bool = False
+    words: bool = False
+    link: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column heads its row; where it is empty, the row above says it. ``cards``: few and wide rows, which a
+    phone shows one below the other. ``prose``: texts that may be long."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    cards: bool = False
+    prose: bool = False
+
+
+def main_table(summary: Summary) -> Table:
+    """Each federation's metric between its references, with the gap and the gain, paired by seed."""
+    rows = []
+    for between in summary.experiments:
+        cells = [Cell(between.experiment, strong=True)]
+        for role in ORDER:
+            row = between.rows.get(role)
+            spread = row.figures[summary.metric] if row is not None else None
+            note = _n(spread) + (_devices(row, between) if row is not None and role == "local-only" else "")
+            cells.append(Cell(text.figure(spread), note, strong=role == "federated"))
+        cells += [_paired(between.gap), _paired(between.gain)]
+        rows.append(cells)
+    head = ["experiment", "local only", "federated", "centralised", "gap to centralised", "gain over local only"]
+    return Table(f"{summary.metric} at the last round", head, rows, cards=True)
+
+
+def measures_table(summary: Summary) -> Table:
+    """All figures of the last round, and the best round's value of the metric."""
+    head = ["experiment", "role", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES), "best round’s"]
+    rows = [
+        [
+            *_who(row, number),
+            Cell(str(len(row.seeds))),
+            *(Cell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
+            Cell(text.figure(row.best)),
+        ]
+        for between in summary.experiments
+        for number, row in enumerate(_ordered(between))
+    ]
+    return Table(f"All measures at the last round; beside them the best round’s {summary.metric}", head, rows)
+
+
+def costs_table(summary: Summary) -> Table:
+    """Rounds to the target, time and bytes, of a run."""
+    head = [
+        "experiment", "role", "rounds", "passes", "rounds to target", "reached by", "wall time", "GPU time",
+        "exchanged", "moved",
+    ]  # fmt: skip
+    rows = []
+    for between in summary.experiments:
+        for number, row in enumerate(_ordered(between)):
+            rows.append(
+                [
+                    *_who(row, number),
+                    Cell(text.count(row.rounds)),
+                    Cell(text.count(row.passes)),
+                    Cell(text.count(row.rounds_to_target)),
+                    Cell(f"{row.reached} of {row.runs}"),
+                    Cell(text.duration(row.seconds)),
+                    Cell(text.duration(row.gpu_seconds) if row.gpu_seconds.greatest else text.NONE),
+                    Cell(text.size(row.exchanged)),
+                    Cell(text.size(row.moved)),
+                ]
+            )
+    return Table(
+        f"Costs of one run, over all of its rounds; the target is {summary.metric} {summary.target:g}", head, rows
+    )
+
+
+def classes_table(between: Between) -> Table:
+    """AP50 of every class at the last round, by role."""
+    rows = _ordered(between)
+    classes = list(dict.fromkeys(name for row in rows for name in row.per_class))
+    return Table(
+        f"{between.experiment}: AP50 by VOC 2010 of every class, at the last round",
+        ["class", *(f"{text.ROLE_NAMES[row.role]} (n\u00a0=\u00a0{len(row.seeds)})" for row in rows)],
+        [
+            [Cell(name), *(Cell(text.figure(row.per_class.get(name)), strong=row.role == "federated") for row in rows)]
+            for name in classes
+        ],
+    )
+
+
+def devices_table(between: Between, summary: Summary) -> Table:
+    """Local only: each device alone."""
+    return Table(
+        f"{between.experiment}: each device alone, scored on every device’s test images, at the last round",
+        ["device", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
+        [
+            [
+                Cell(str(row.device)),
+                Cell(str(len(row.seeds))),
+                *(Cell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
+            ]
+            for row in between.devices
+        ],
+    )
+
+
+def clients_table(row: Row, metric: str) -> Table:
+    """The global model on each client's own test set."""
+    return Table(
+        f"{row.experiment}: the {text.ROLE_NAMES[row.role]} model on each client’s own test images, at the last round; "
+        f"{text.plural(len(row.seeds), 'seed')}",
+        ["client", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
+        [
+            [Cell(client), *(Cell(text.figure(figures.get(name)), strong=name == metric) for name in MEASURES)]
+            for client, figures in row.per_client.items()
+        ],
+    )
+
+
+def before_table(result: SuiteResult, before: SuiteResult) -> Table:
+    """Now against an earlier result of the same suite, by experiment and role."""
+    metric = result.metric
+    now, then = ({(row.experiment, row.role): row for row in summarise(one).rows} for one in (result, before))
+    rows: list[list[Cell]] = []
+    for experiment in dict.fromkeys(name for name, _ in (*now, *then)):
+        for role in ORDER:
+            new, old = (found.get((experiment, role)) for found in (now, then))
+            if new is None and old is None:
+                continue
+            first = not rows or all(row[0].text != experiment for row in rows)
+            means = [row.figures[metric] if row is not None else None for row in (old, new)]
+            change = means[1].mean - means[0].mean if means[0] and means[1] else None
+            rows.append(
+                [
+                    Cell(experiment if first else "", strong=True),
+                    Cell(text.ROLE_NAMES[role], words=True),
+                    *(
+                        cell
+                        for row, mean in zip((old, new), means, strict=True)
+                        for cell in (Cell(text.figure(mean)), Cell(str(mean.n) if mean else text.NONE))
+                    ),
+                    Cell(text.NONE if change is None else text.signed_number(change), strong=True),
+                ]
+            )
+    caption = f"{metric} at the last round, against {before.suite_run} (code {before.code_version})"
+    return Table(caption, ["experiment", "role", "before", "n", "now", "n", "difference of means"], rows)
+
+
+def runs_table(result: SuiteResult) -> Table:
+    """Every run there is."""
+    head = ["run", "experiment", "role", "seed", "rounds", result.metric, "specification"]
+    rows = [
+        [
+            Cell(cell.federation, link=cell.mlflow_url),
+            Cell(cell.experiment, words=True),
+            Cell(_role(cell), words=True),
+            Cell(str(cell.seed)),
+            Cell(str(cell.last.round)),
+            Cell(text.figure(_single(cell.last.figures.get(result.metric)))),
+            Cell(cell.spec_digest[:12], words=True),
+        ]
+        for cell in result.cells
+    ]
+    return Table("Every run, with its figure at the last round", head, rows)
+
+
+def common_fields(specs: Sequence[FederationSpec]) -> list[tuple[str, str]]:
+    """Main fields that all of ``specs`` have alike."""
+    flat = [_flat(spec) for spec in specs]
+    return [
+        (name, _value(flat[0][name]))
+        for name in _MAIN
+        if flat and flat[0].get(name) is not None and all(fields.get(name) == flat[0][name] for fields in flat)
+    ]
+
+
+def differing_fields(specs: dict[str, FederationSpec]) -> Table | None:
+    """Every field in which any two experiments differ; None where there is none."""
+    flat = {name: _flat(spec) for name, spec in specs.items()}
+    names = sorted({name for fields in flat.values() for name in fields})
+    rows = []
+    for name in names:
+        values = [fields.get(name) for fields in flat.values()]
+        if any(value != values[0] for value in values):
+            rows.append([Cell(name), *(Cell(_value(value), words=True) for value in values)])
+    if not rows:
+        return None
+    return Table("Where the experiments differ", ["field", *flat], rows, prose=True)
+
+
+def _flat(spec: FederationSpec) -> dict[str, object]:
+    return {name: value for name, value in flatten(spec.model_dump(mode="json")).items() if name != "seed"}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return text.NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _ordered(between: Between) -> list[Row]:
+    return [between.rows[role] for role in ORDER if role in between.rows]
+
+
+def _who(row: Row, number: int) -> list[Cell]:
+    return [Cell(row.experiment if number == 0 else "", strong=True), Cell(text.ROLE_NAMES[row.role], words=True)]
+
+
+def _role(cell: CellResult) -> str:
+    return text.ROLE_NAMES[cell.role] + (f", device {cell.device}" if cell.device is not None else "")
+
+
+def _n(spread: Spread | None) -> str:
+    return f"n = {spread.n}" if spread is not None else ""
+
+
+def _devices(row: Row, between: Between) -> str:
+    """How many devices the mean is of, where the federation tells how many there are."""
+    federated = between.rows.get("federated")
+    of = f" of {federated.clients}" if federated is not None and federated.clients != len(row.devices) else ""
+    return f", {len(row.devices)}{of} devices"
+
+
+def _paired(paired: Paired | None) -> Cell:
+    difference = paired.difference if paired is not None else None
+    return Cell(text.signed(difference), _n(difference))
+
+
+def _single(value: float | None) -> Spread | None:
+    return None if value is None else Spread((value,))

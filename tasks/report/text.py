@@ -1,0 +1,73 @@
+"""Figures and costs as the report and the table write them."""
+
+from __future__ import annotations
+
+from tasks.spec.suite import Role
+from tasks.suite.summary import Spread
+
+NONE = "–"
+MINUS = "−"
+ROLE_NAMES: dict[Role, str] = {"centralised": "centralised", "federated": "federated", "local-only": "local only"}
+# What each figure is called above a column.
+FIGURE_NAMES = {"train_loss": "train loss", "loss": "test loss"}
+
+
+def figure(spread: Spread | None, digits: int = 3) -> str:
+    """``0.782 ± 0.007``; without ± with one seed."""
+    if spread is None:
+        return NONE
+    return f"{_fixed(spread.mean, digits)}{_deviation(spread, 1, digits)}"
+
+
+def signed(spread: Spread | None, digits: int = 3) -> str:
+    """``−0.107 ± 0.008``: a difference, with its sign."""
+    return NONE if spread is None else f"{signed_number(spread.mean, digits)}{_deviation(spread, 1, digits)}"
+
+
+def signed_number(value: float, digits: int = 3) -> str:
+    """``-0.0431`` as ``−0.043``, with a true minus sign; what rounds to nothing has none."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
+
+
+def count(spread: Spread | None) -> str:
+    """Of rounds or passes: whole numbers without decimals, where all of them are."""
+    if spread is None:
+        return NONE
+    digits = 0 if spread.n == 1 or spread.least == spread.greatest else 1
+    if spread.mean % 1 and digits == 0:
+        digits = 2
+    deviation = "" if spread.least == spread.greatest else _deviation(spread, 1, digits)
+    return f"{spread.mean:.{digits}f}{deviation}"
+
+
+def duration(spread: Spread | None) -> str:
+    """``18.3 ± 0.4 min``."""
+    if spread is None:
+        return NONE
+    most = spread.mean
+    unit, seconds = ("s", 1.0) if most < 120 else ("min", 60.0) if most < 7200 else ("h", 3600.0)
+    return f"{most / seconds:.1f}{_deviation(spread, seconds, 1)} {unit}"
+
+
+def size(spread: Spread | None) -> str:
+    """``2.84 ± 0.01 GB``, decimal units; without ± where all are equal."""
+    if spread is None:
+        return NONE
+    most = spread.mean
+    unit, bytes_, digits = ("GB", 1e9, 2) if most >= 1e9 else ("MB", 1e6, 1)
+    deviation = "" if spread.least == spread.greatest else _deviation(spread, bytes_, digits)
+    return f"{most / bytes_:.{digits}f}{deviation} {unit}"
+
+
+def plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _fixed(value: float, digits: int) -> str:
+    text = f"{abs(value):.{digits}f}"
+    return text if value >= 0 or float(text) == 0 else f"{MINUS}{text}"
+
+
+def _deviation(spread: Spread, unit: float, digits: int) -> str:
+    return "" if spread.sd is None else f" ± {spread.sd / unit:.{digits}f}"

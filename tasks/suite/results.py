@@ -1,0 +1,88 @@
+"""From the records of a run to its part of a suite's result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks.errors import FedbenchError
+from tasks.metrics.over_rounds import costs_by_round
+from tasks.spec.federation import MAP_NAMES, MapName
+from tasks.spec.records import EvaluationRecord, Metrics, RoundRecord
+from tasks.spec.suite import Cell
+from tasks.spec.suite_records import CellResult, Point
+
+# What a point has of a round, and a client of the last one.
+FIGURES: tuple[str, ...] = (*MAP_NAMES, "recall", "loss", "train_loss")
+CLIENT_FIGURES: tuple[str, ...] = (*MAP_NAMES, "recall", "loss")
+
+
+def cell_result(
+    cell: Cell,
+    federation: str,
+    records: Sequence[RoundRecord],
+    *,
+    metric: MapName,
+    target: float,
+    mlflow_url: str | None = None,
+) -> CellResult:
+    """What ``cell`` reached, from the ``records`` of rounds 0 to the last of the ``federation`` that is its run.
+
+    Raises:
+        FedbenchError: there are no records, or a round is missing before the last.
+    """
+    records = sorted(records, key=lambda record: record.round)
+    numbers = [record.round for record in records]
+    if not records or numbers != list(range(len(records))):
+        found = ", ".join(map(str, numbers)) or "none"
+        raise FedbenchError(f"{federation}: expected committed rounds from 0 to the last, found {found}")
+    costs = costs_by_round(records, cell.spec.training.local_epochs)
+    points = tuple(
+        Point(
+            round=record.round,
+            figures={name: getattr(record.metrics, name) for name in FIGURES},
+            passes=spent.passes,
+            seconds=spent.seconds,
+            exchanged=spent.exchanged,
+        )
+        for record, spent in zip(records, costs, strict=True)
+    )
+    last = records[-1]
+    return CellResult(
+        experiment=cell.experiment,
+        role=cell.role,
+        seed=cell.seed,
+        device=cell.device,
+        spec_digest=cell.spec.digest,
+        federation=federation,
+        clients=max(1, len(last.clients)),
+        points=points,
+        per_class=last.metrics.per_class,
+        per_client=_per_client(last.evaluations),
+        rounds_to_target=_first_at([record.metrics for record in records], metric, target),
+        moved=costs[-1].moved,
+        gpu_seconds=_turn_seconds(records) if cell.spec.training.device == "cuda" else 0.0,
+        mlflow_url=mlflow_url,
+    )
+
+
+def _first_at(history: Sequence[Metrics], metric: MapName, target: float) -> int | None:
+    """Number of the first round whose ``metric`` is at least ``target``."""
+    values = [getattr(metrics, metric) for metrics in history]
+    return next((number for number, value in enumerate(values) if value is not None and value >= target), None)
+
+
+def _per_client(evaluations: Sequence[EvaluationRecord]) -> dict[str, dict[str, float | None]]:
+    """Empty where all clients were scored on one test set."""
+    if len({evaluation.test_digest for evaluation in evaluations}) < 2:
+        return {}
+    return {
+        client: {name: getattr(evaluation, name) for name in CLIENT_FIGURES}
+        for evaluation in evaluations
+        for client in evaluation.clients
+    }
+
+
+def _turn_seconds(records: Sequence[RoundRecord]) -> float:
+    """Of training and evaluation turns; records name the GPU, not that it is one."""
+    updates = sum(update.seconds for record in records for update in record.updates)
+    return updates + sum(evaluation.seconds for record in records for evaluation in record.evaluations)

@@ -1,0 +1,238 @@
+"""A suite's result over its seeds: mean and spread of every figure, and each federation between its references.
+
+Figures are those of the last round, at which all runs of an experiment have seen as many images. The spread is the
+sample standard deviation over seeds (divisor n − 1), and there is none with one seed. *Local only* is first the mean
+over the devices of a seed; a seed at which a device is missing is left out, since its mean would be of other devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tasks.spec.federation import MapName
+from tasks.spec.suite import Role
+from tasks.spec.suite_records import CellResult, Point, SuiteResult
+from tasks.suite.results import FIGURES
+
+ROLES: tuple[Role, ...] = ("centralised", "federated", "local-only")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values over seeds: ``sd`` is the sample standard deviation, None with one value."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    @property
+    def least(self) -> float:
+        return min(self.values)
+
+    @property
+    def greatest(self) -> float:
+        return max(self.values)
+
+
+def spread_of(values: Iterable[float | None]) -> Spread | None:
+    """Of those that are not None; None without any."""
+    present = tuple(value for value in values if value is not None)
+    return Spread(present) if present else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One role of an experiment, or one ``device`` of its local-only role.
+
+    figures: at the last round, by name. best: the best round's value of the suite's metric, chosen for each run by
+    its test figures, so it flatters. reached: runs that came to the target; rounds_to_target is of those alone.
+    Costs are of a run, on the mean over devices for local only; ``exchanged`` is None for references, whose weights
+    nobody needs to send.
+    """
+
+    experiment: str
+    role: Role
+    device: str | None
+    devices: tuple[str, ...]
+    clients: int
+    seeds: tuple[int, ...]
+    runs: int
+    rounds: Spread
+    passes: Spread
+    figures: dict[str, Spread | None]
+    best: Spread | None
+    per_class: dict[str, Spread | None]
+    per_client: dict[str, dict[str, Spread | None]]
+    rounds_to_target: Spread | None
+    reached: int
+    seconds: Spread
+    exchanged: Spread | None
+    moved: Spread
+    gpu_seconds: Spread
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The federation less a reference, by seed: each pair after as many image passes as both have taken."""
+
+    difference: Spread
+    passes: float
+
+
+@dataclass(frozen=True)
+class Between:
+    """An experiment's roles side by side. ``gap``: to centralised, mostly negative. ``gain``: over local only."""
+
+    experiment: str
+    rows: dict[Role, Row]
+    devices: tuple[Row, ...]
+    gap: Paired | None
+    gain: Paired | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a result, in its order of experiments."""
+
+    metric: MapName
+    target: float
+    experiments: tuple[Between, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One for each experiment and role: centralised, federated, local only."""
+        return tuple(row for experiment in self.experiments for row in experiment.rows.values())
+
+
+# One seed's runs of a role: one, or of local only one for each device.
+Group = Sequence[CellResult]
+
+
+def summarise(result: SuiteResult) -> Summary:
+    """Mean and spread over seeds of each experiment and role, and the federations' gaps and gains."""
+    names = list(dict.fromkeys(cell.experiment for cell in result.cells))
+    return Summary(result.metric, result.target, tuple(_between(result, name) for name in names))
+
+
+def by_seed(result: SuiteResult, experiment: str, role: Role) -> dict[int, list[CellResult]]:
+    """The runs of a role by seed; of local only, the seeds that have every device, in the first seed's order."""
+    found: dict[int, list[CellResult]] = {}
+    for cell in result.cells:
+        if cell.experiment == experiment and cell.role == role:
+            found.setdefault(cell.seed, []).append(cell)
+    devices = list(dict.fromkeys(cell.device for cells in found.values() for cell in cells))
+    return {
+        seed: sorted(cells, key=lambda cell: devices.index(cell.device))
+        for seed, cells in found.items()
+        if len(cells) == len(devices)
+    }
+
+
+def _between(result: SuiteResult, experiment: str) -> Between:
+    groups = {role: by_seed(result, experiment, role) for role in ROLES}
+    rows: dict[Role, Row] = {
+        role: _row(result.metric, experiment, role, None, found) for role, found in groups.items() if found
+    }
+    alone: dict[str, dict[int, Group]] = {}
+    for cell in result.cells:
+        if cell.experiment == experiment and cell.role == "local-only" and cell.device is not None:
+            alone.setdefault(cell.device, {})[cell.seed] = [cell]
+    return Between(
+        experiment=experiment,
+        rows=rows,
+        devices=tuple(_row(result.metric, experiment, "local-only", device, found) for device, found in alone.items()),
+        gap=_paired(result.metric, groups["federated"], groups["centralised"]),
+        gain=_paired(result.metric, groups["federated"], groups["local-only"]),
+    )
+
+
+def _row(metric: MapName, experiment: str, role: Role, device: str | None, groups: Mapping[int, Group]) -> Row:
+    runs = [cell for group in groups.values() for cell in group]
+
+    def spread(value_of: Callable[[CellResult], float | None]) -> Spread | None:
+        return spread_of(_mean(map(value_of, group)) for group in groups.values())
+
+    def spreads(values_of: Callable[[CellResult], Mapping[str, float | None]]) -> dict[str, Spread | None]:
+        names = dict.fromkeys(name for cell in runs for name in values_of(cell))
+        return {
+            name: spread_of(_mean(values_of(cell).get(name) for cell in group) for group in groups.values())
+            for name in names
+        }
+
+    def cost(value_of: Callable[[CellResult], float]) -> Spread:
+        return Spread(tuple(statistics.fmean(map(value_of, group)) for group in groups.values()))
+
+    clients = list(dict.fromkeys(client for cell in runs for client in cell.per_client))
+    return Row(
+        experiment=experiment,
+        role=role,
+        device=device,
+        devices=tuple(dict.fromkeys(cell.device for cell in runs if cell.device is not None)),
+        clients=max(cell.clients for cell in runs),
+        seeds=tuple(groups),
+        runs=len(runs),
+        rounds=cost(lambda cell: cell.last.round),
+        passes=cost(lambda cell: cell.last.passes),
+        figures=dict.fromkeys(FIGURES) | spreads(lambda cell: cell.last.figures),
+        best=spread(lambda cell: _best(cell.points, metric)),
+        per_class=spreads(lambda cell: cell.per_class),
+        per_client={client: spreads(functools.partial(_figures_of, client=client)) for client in clients},
+        rounds_to_target=spread_of(cell.rounds_to_target for cell in runs),
+        reached=sum(cell.rounds_to_target is not None for cell in runs),
+        seconds=cost(lambda cell: cell.last.seconds),
+        exchanged=cost(lambda cell: cell.last.exchanged) if role == "federated" else None,
+        moved=cost(lambda cell: cell.moved),
+        gpu_seconds=cost(lambda cell: cell.gpu_seconds),
+    )
+
+
+def _paired(metric: MapName, federated: Mapping[int, Group], reference: Mapping[int, Group]) -> Paired | None:
+    differences: list[float] = []
+    common: list[float] = []
+    for seed in (seed for seed in federated if seed in reference):
+        run = federated[seed][0]
+        values = []
+        for other in reference[seed]:
+            passes = min(run.last.passes, other.last.passes)
+            mine, theirs = (_after(cell, passes).figures.get(metric) for cell in (run, other))
+            if mine is None or theirs is None:
+                break
+            values.append(mine - theirs)
+            common.append(passes)
+        else:
+            differences.append(statistics.fmean(values))
+    return Paired(Spread(tuple(differences)), min(common)) if differences else None
+
+
+def _after(cell: CellResult, passes: float) -> Point:
+    """The last round that took no more image passes than these."""
+    return [point for point in cell.points if point.passes <= passes * (1 + 1e-9)][-1]
+
+
+def _figures_of(cell: CellResult, client: str) -> Mapping[str, float | None]:
+    return cell.per_client.get(client, {})
+
+
+def _best(points: Sequence[Point], metric: MapName) -> float | None:
+    values = [value for point in points if (value := point.figures.get(metric)) is not None]
+    return max(values, default=None)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None where one of them is: a mean of other devices would not compare."""
+    found = list(values)
+    present = [value for value in found if value is not None]
+    return statistics.fmean(present) if len(present) == len(found) else None
