@@ -77,7 +77,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what the archive's reader raises
-        raise DataError(f"{path}: expected a state dict of torchvision: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an empty file's has no words
+        raise DataError(f"{path}: expected a state dict of torchvision: {reason}") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path}: expected a state dict of torchvision, tensors by name, found something else")
     return {str(name): tensor for name, tensor in state.items()}
