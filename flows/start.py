@@ -12,10 +12,10 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
-from tasks.detectors.weight_file import check_weights, lite0_file
+from tasks.detectors.weight_file import FileWeights, check_weights, fetch_weights, lite0_file, weight_file_name
 from tasks.errors import SpecError
 from tasks.spec.base import STORE_VERSION, parse
-from tasks.spec.detector import DarknetWeights, EfficientNetLite0Weights
+from tasks.spec.detector_parts import EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
 from tasks.spec.records import StoreVersion
 
@@ -108,13 +108,12 @@ def pin_weights(spec: FederationSpec, settings: Settings) -> FederationSpec:
     """Fix the digest of the initial weight file in the specification, if it names one without.
 
     Raises:
-        DataError: the file is missing.
+        DataError: the file is missing, and cannot be downloaded where that is asked for.
     """
     weights = spec.detector.weights
-    if not isinstance(weights, DarknetWeights) or weights.sha256 is not None:
+    if not isinstance(weights, FileWeights) or weights.sha256 is not None:
         return spec
-    digest = check_weights(weights, settings.weight_file(weights.name))
-    pinned = weights.model_copy(update={"sha256": digest})
+    pinned = weights.model_copy(update={"sha256": _weights_digest(spec, settings)})
     return spec.model_copy(update={"detector": spec.detector.model_copy(update={"weights": pinned})})
 
 
@@ -124,11 +123,19 @@ def require_weights(spec: FederationSpec, settings: Settings) -> None:
     Raises:
         DataError: it, or the package that holds it, is missing or another one.
     """
-    match spec.detector.weights:
-        case DarknetWeights() as weights:
-            check_weights(weights, settings.weight_file(weights.name))
-        case EfficientNetLite0Weights():
-            lite0_file()
+    _weights_digest(spec, settings)
+    if isinstance(spec.detector.weights, EfficientNetLite0Weights):
+        lite0_file()
+
+
+def _weights_digest(spec: FederationSpec, settings: Settings) -> str | None:
+    """sha256 of the initial weight file, checked, and fetched where that is asked for; None without one."""
+    name, weights = weight_file_name(spec.detector), spec.detector.weights
+    if name is None or not isinstance(weights, FileWeights):
+        return None
+    path = settings.weight_file(name)
+    fetch_weights(weights, path)
+    return check_weights(weights, path)
 
 
 def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.detectors.weight_file import weight_file_name
 from tasks.errors import DataError
 from tasks.model_file import ModelCard
 from tasks.spec.federation import FederationSpec
@@ -52,6 +53,12 @@ def licence_notes(spec: FederationSpec) -> tuple[str, ...]:
     if weights.kind == "darknet":
         digest = f" (sha256 {weights.sha256})" if weights.sha256 else ""
         notes.append(f"Initialised from the Darknet weight file {weights.name}{digest}: its own licence applies.")
+    elif weights.kind in ("torchvision", "torchvision-hub"):
+        digest = f" (sha256 {weights.sha256})" if weights.sha256 else ""
+        notes.append(
+            f"Initialised from the torchvision checkpoint {weight_file_name(spec.detector)}{digest}: its own licence, "
+            "and that of the data that it was trained on, applies."
+        )
     elif weights.kind == "efficientnet-lite0":
         notes.append(_LITE0)
     if spec.data.kind == "federated-street":

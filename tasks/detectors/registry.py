@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tasks.detectors.base import Detector
+from tasks.detectors.faster_rcnn import FasterRcnn
 from tasks.detectors.fcos import FcosLite0
 from tasks.detectors.yolo_network import YoloV3, YoloV3Tiny
 from tasks.spec.detector import DetectorSpec
@@ -16,6 +17,9 @@ DETECTORS: dict[str, Callable[[Any, int], Detector]] = {
     "yolov3": YoloV3,
     "yolov3-tiny": YoloV3Tiny,
     "fcos-lite0": FcosLite0,
+    "faster-rcnn-vgg16": FasterRcnn,
+    "faster-rcnn-resnet50-fpn": FasterRcnn,
+    "faster-rcnn-mobilenetv3-320-fpn": FasterRcnn,
 }
 
 

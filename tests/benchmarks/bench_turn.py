@@ -2,6 +2,7 @@
 
     pytest tests/benchmarks/bench_turn.py                          # holds the limits
     python tests/benchmarks/bench_turn.py                          # prints the figures
+    python tests/benchmarks/bench_turn.py --detector KIND          # of a turn of this detector alone
     python tests/benchmarks/bench_turn.py --run NAME --home HOME   # the parts of the rounds of a run that is there
 
 The turn is whole: weights from the cache, detector, training, check, sha256, and the upload to an S3 server on
@@ -19,85 +20,61 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 from torch import nn
 
 from flows.stored import opened_store, read_run
-from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
 from tasks.data.loading import TrainingLoader, training_loader
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import serialise, state_of
 from tasks.request_update import train_client
 from tasks.site import Site
-from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord, WeightRef
-from tasks.spec.training import AdamW, TrainingSpec
+from tasks.spec.training import AdamW
 from tasks.spec.turns import UpdateRequest
 
 RATIO_AT_LEAST = 0.97
 # Of the smallest run that there is, the smoke test's; of a real round it is a few per cent.
 REST_AT_MOST = 0.5
 REPEATS = 5
-# Street's mean client has 153 images. 320 pixels, as the original was measured.
-SPEC = FederationSpec(
-    data=SyntheticStreet(train_images=350, test_images=5),
-    detector=YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou"),
-    training=TrainingSpec(batch_size=4),
-)
+# Street's mean client has 153 images; one of five clients then has about as many.
+CLIENT_IMAGES, IMAGES = 153, 350
 LR, ROUND, SEED = 1e-3, 2, 11
 
 
-class Seconds(NamedTuple):
-    """By the clock, and of the processor: the second does not count what others do on a busy machine."""
-
-    wall: float
-    processor: float
-
-    @classmethod
-    def now(cls) -> Seconds:
-        return cls(time.perf_counter(), time.process_time())
-
-    def since(self) -> Seconds:
-        now = Seconds.now()
-        return Seconds(now.wall - self.wall, now.processor - self.processor)
-
-
-def loader_of(site: Site, client: str) -> TrainingLoader:
+def loader_of(site: Site, spec: FederationSpec, client: str) -> TrainingLoader:
     return training_loader(
-        site.data(SPEC.data).train[client],
-        width=SPEC.detector.width,
-        height=SPEC.detector.height,
-        batch_size=SPEC.training.batch_size,
+        site.data(spec.data).train[client],
+        width=spec.detector.width,
+        height=spec.detector.height,
+        batch_size=spec.training.batch_size,
         epochs=1,
-        seed=SPEC.seed,
+        seed=spec.seed,
         round=ROUND,
         client=client,
-        augmentation=SPEC.training.augmentation,
+        augmentation=spec.training.augmentation,
         workers=0,
         cache=site.images,
     )
 
 
-def bare_loop(site: Site, client: str) -> Seconds:
+def bare_loop(site: Site, spec: FederationSpec, client: str) -> Seconds:
     """The loop that anyone would write."""
-    model = build_detector(SPEC.detector, 7, seed=SPEC.seed).train()
+    model = build_detector(spec.detector, CLASSES, seed=spec.seed).train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    assert isinstance(SPEC.training.optimizer, AdamW)
-    decay = SPEC.training.optimizer.weight_decay
+    assert isinstance(spec.training.optimizer, AdamW)
+    decay = spec.training.optimizer.weight_decay
     groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, foreach=True)
-    loader = loader_of(site, client)
+    loader = loader_of(site, spec, client)
     started = Seconds.now()
     for batch in loader:
         outputs = model(batch.images)
@@ -109,14 +86,14 @@ def bare_loop(site: Site, client: str) -> Seconds:
     return started.since()
 
 
-def turn(site: Site, client: str, model: WeightRef) -> Seconds:
+def turn(site: Site, spec: FederationSpec, client: str, model: WeightRef) -> Seconds:
     """A client's turn, from its request to its record."""
     request = UpdateRequest(
         federation="bench",
-        spec=SPEC,
+        spec=spec,
         clients=(client,),
         round=ROUND,
-        spec_digest=SPEC.digest,
+        spec_digest=spec.digest,
         model=model,
         seeds={client: SEED},
         learning_rate=LR,
@@ -126,41 +103,21 @@ def turn(site: Site, client: str, model: WeightRef) -> Seconds:
     return started.since()
 
 
-def turn_figures(home: Path, repeats: int) -> dict[str, float]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(SPEC.training.threads)
-    settings = Settings(home=home)
-    try:
-        with EmbeddedServices(settings, prefect=False) as services:
-            site = Site(settings.model_copy(update={"s3": services.s3_endpoint()}))
-            site.objects.ensure_bucket()
-            state = state_of(build_detector(SPEC.detector, 7, seed=SPEC.seed))
-            stored = site.weights.put("bench/global.safetensors", serialise(state))
-            model = WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
-            train = site.data(SPEC.data).train
-            client = min(train, key=lambda name: abs(len(train[name]) - 153))
-            for _ in loader_of(site, client):  # every image is decoded once, for both
-                pass
-            images = len(train[client])
-            pairs = []
-            for number in range(repeats):
-                # Each goes first as often as the other.
-                if number % 2:
-                    whole = turn(site, client, model)
-                    pairs.append((whole, bare_loop(site, client)))
-                else:
-                    bare = bare_loop(site, client)
-                    pairs.append((turn(site, client, model), bare))
-    finally:
-        torch.set_num_threads(threads)
+def turn_figures(home: Path, detector: str, repeats: int, images: int = IMAGES) -> dict[str, float]:
+    """``images`` are those of all clients."""
+    spec = experiment(detector, images=images)
+    with measured_site(home, spec) as (site, model):
+        train = site.data(spec.data).train
+        client = min(train, key=lambda name: abs(len(train[name]) - CLIENT_IMAGES))
+        for _ in loader_of(site, spec, client):  # every image is decoded once, for both
+            pass
+        pairs = by_turns(lambda: bare_loop(site, spec, client), lambda: turn(site, spec, client, model), repeats)
+    count = len(train[client])
     return {
-        "images": images,
-        "turn_images_per_second": images / statistics.median(whole.wall for whole, _ in pairs),
-        "bare_images_per_second": images / statistics.median(bare.wall for _, bare in pairs),
-        "ratio": statistics.median(bare.wall / whole.wall for whole, bare in pairs),
-        "processor_ratio": statistics.median(bare.processor / whole.processor for whole, bare in pairs),
-        "least_ratio": min(bare.wall / whole.wall for whole, bare in pairs),
-        "most_ratio": max(bare.wall / whole.wall for whole, bare in pairs),
+        "images": count,
+        "turn_images_per_second": count / statistics.median(whole.wall for _, whole in pairs),
+        "bare_images_per_second": count / statistics.median(bare.wall for bare, _ in pairs),
+        **ratios(pairs),
     }
 
 
@@ -197,8 +154,9 @@ def _line(found: dict[str, float]) -> str:
 
 
 @pytest.mark.benchmark
-def test_a_turn_against_the_bare_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = turn_figures(tmp_path, REPEATS)
+@pytest.mark.parametrize("detector", MEASURED)
+def test_a_turn_against_the_bare_loop(detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = turn_figures(tmp_path, detector, REPEATS)
     with capsys.disabled():
         print("\n" + _line(found))
     assert found["ratio"] >= RATIO_AT_LEAST, found
@@ -217,13 +175,17 @@ def main() -> None:
     parser.add_argument("--run", help="name of a run; without it, a smoke run is made")
     parser.add_argument("--home", type=Path, help="the home that has it")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--detector", choices=DETECTORS, help="a turn of this detector alone")
+    parser.add_argument("--images", type=int, default=IMAGES, help="training images of all clients together")
     options = parser.parse_args()
     if options.run:
         print(_line(round_figures(records_of(options.home or Settings().home, options.run))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(_line(turn_figures(Path(folder), options.repeats)), flush=True)
-        print(_line(round_figures(smoke_records(Path(folder)))), flush=True)
+        detector = options.detector or MEASURED[0]
+        print(_line(turn_figures(Path(folder), detector, options.repeats, options.images)), flush=True)
+        if options.detector is None:
+            print(_line(round_figures(smoke_records(Path(folder)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,25 @@ TABLE: dict[str, Row] = {
     "backbone that does not learn": spec(
         {"detector": {"kind": "fcos-lite0", "backbone_lr": 0}}, "detector.backbone_lr: expected"
     ),
+    "frozen statistics that nobody measured": spec(
+        {"detector": {"kind": "faster-rcnn-resnet50-fpn", "norm": "frozen-batch-norm"}},
+        "detector.norm: expected group-norm or batch-norm with random weights",
+        "found frozen-batch-norm",
+    ),
+    "a torchvision file of no name": spec(
+        {"detector": {"kind": "faster-rcnn-vgg16", "weights": {"kind": "torchvision", "name": "../vgg16.pth"}}},
+        "detector.weights.name: expected text that matches",
+    ),
+    "a download that torchvision does not have": spec(
+        {
+            "detector": {
+                "kind": "faster-rcnn-vgg16",
+                "weights": {"kind": "torchvision-hub", "trained_on": "coco"},
+            }
+        },
+        "detector.weights.trained_on: expected imagenet",
+        "found coco",
+    ),
     "mask of no anchor": spec(
         {"detector": {**TINY, "masks": [[0], [9]]}},
         "detector.masks: expected different indices of the 6 anchors, 0 to 5, found [9]",

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
+from tiny_detectors import TINY
 from torch import Tensor
 
 from tasks.detectors.registry import DETECTORS, build_detector
 from tasks.detectors.state import state_of
 from tasks.errors import DataError
 from tasks.model_file import HEADER_KEY, ModelCard, card_text, load_model, read_card, write_model
-from tasks.spec.detector import DetectorSpec, YoloV3Tiny
+from tasks.spec.detector import YoloV3Tiny
 
 SPEC = YoloV3Tiny(width=64, height=64, batch_norm_momentum=0.3)
 CARD = ModelCard(
@@ -48,7 +48,7 @@ def good(tmp_path: Path, state: dict[str, Tensor]) -> Path:
 
 @pytest.mark.parametrize("kind", list(DETECTORS))
 def test_a_detector_comes_back_with_its_weights_and_its_card(kind: str, tmp_path: Path) -> None:
-    spec = TypeAdapter(DetectorSpec).validate_python({"kind": kind, "width": 64, "height": 64})
+    spec = TINY[kind]
     detector = build_detector(spec, 3, seed=7)
     for name, buffer in detector.named_buffers():
         if name.endswith("running_mean"):

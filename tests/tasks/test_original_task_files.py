@@ -249,7 +249,7 @@ def test_a_cfg_that_is_no_text(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[Any, str]] = {
     "faster": (
         {"model_name": "FasterRCNN", "model_config": "not/here.json"},
-        "model_name: FasterRCNN: not yet: Faster R-CNN is not among this version's detectors; expected yolo",
+        "model_name: FasterRCNN: expected yolo; tasks of Faster R-CNN are not converted, the preset street5_faster_",
     ),
     "other detector": ({"model_name": "ssd"}, "model_name: expected yolo, found ssd"),
     "no name": ({"model_name": None}, "model_name: expected yolo, found None"),

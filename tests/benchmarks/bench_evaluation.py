@@ -1,0 +1,168 @@
+"""What an evaluation costs beside the model and the metric.
+
+    pytest tests/benchmarks/bench_evaluation.py                    # holds the limit
+    python tests/benchmarks/bench_evaluation.py --detector KIND    # prints the figures of a detector
+
+The evaluation is whole, as a round has it: weights from the cache, the test set's digest, batches, losses,
+detections, their way to an S3 server on loopback and back, and all figures. Model and metric alone are written out
+here: a loop over the same batches, and the two metrics. They go by turns, on one thread, and the median ratio counts.
+The weights are untrained, so that detections are many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
+
+from infra.place import Leavings, Place
+from infra.slots import LocalSlots
+from tasks.data.samples import samples_digest
+from tasks.detectors.base import Targets
+from tasks.detectors.registry import build_detector
+from tasks.metrics.coco import evaluate_coco
+from tasks.metrics.detections import ImageDetections
+from tasks.metrics.voc import evaluate_voc
+from tasks.site import Site
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientInfo, WeightRef
+from tasks.spec.turns import EvaluationRequest
+from tasks.stop_and_eval import client_eval, evaluation_batches, score
+from tasks.training.evaluation import in_original_pixels
+
+SLOWER_AT_MOST = 0.10
+REPEATS = 5
+IMAGES = 191  # as Street has
+
+
+class Silent:
+    """Nobody looks on."""
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *arguments: None
+
+
+def alone(site: Site, spec: FederationSpec, client: str) -> Seconds:
+    """Model and metric: losses and detections of every batch, then VOC's figures and COCO's."""
+    model = build_detector(spec.detector, CLASSES, seed=spec.seed).eval()
+    samples, rules = site.data(spec.data).test[client], spec.evaluation
+    loader = evaluation_batches(site, spec, samples)
+    found: list[ImageDetections] = []
+    started = Seconds.now()
+    with torch.inference_mode():
+        for batch in loader:
+            outputs = model(batch.images)
+            torch.stack(list(model.loss(outputs, Targets(batch.boxes, batch.labels)).values())).sum().item()
+            detections = model.predict(
+                outputs,
+                score_threshold=rules.score_threshold,
+                nms_iou=rules.nms_iou,
+                max_detections=rules.max_detections,
+            )
+            found += [
+                in_original_pixels(item, model, width=samples[index].width, height=samples[index].height)
+                for item, index in zip(detections, batch.indices, strict=True)
+            ]
+    truth = [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
+    for metric in (evaluate_voc, evaluate_coco):
+        metric(
+            truth,
+            found,
+            site.data(spec.data).classes,
+            score_threshold=rules.score_threshold,
+            max_per_class=rules.max_detections,
+        )
+    return started.since()
+
+
+def evaluation(site: Site, spec: FederationSpec, client: str, model: WeightRef) -> Seconds:
+    """A round's evaluation of one test set in one part, from its request to its record."""
+    data = site.data(spec.data)
+    samples = data.test[client]
+    info = ClientInfo(
+        client=client,
+        train_size=len(data.train[client]),
+        test_size=len(samples),
+        test_digest=samples_digest(samples),
+        class_counts=dict.fromkeys(data.classes, 0),
+        host=site.host,
+        device="cpu",
+    )
+    place = Place(
+        settings=site.settings,
+        objects=site.objects,
+        weights=site.weights,
+        layout=site.layout("bench"),
+        slots=LocalSlots(1, [], {}),
+        take_turn=lambda request: None,
+        reporter=Silent(),  # type: ignore[arg-type]
+        committed=lambda record: None,
+        started=lambda run: None,
+        finished=_nothing,
+    )
+    request = EvaluationRequest(
+        federation="bench",
+        spec=spec,
+        clients=(client,),
+        round=1,
+        model=model,
+        test_digest=info.test_digest,
+        part=0,
+        parts=1,
+    )
+    started = Seconds.now()
+    reply = client_eval(site, request)
+    score(place, spec, [info], [reply], time.monotonic())
+    return started.since()
+
+
+async def _nothing(place: Place) -> Leavings:
+    return Leavings({}, None, None)
+
+
+def evaluation_figures(home: Path, detector: str, repeats: int, images: int = IMAGES) -> dict[str, float]:
+    spec = experiment(detector, images=50, test_images=images)
+    with measured_site(home, spec) as (site, model):
+        data = site.data(spec.data)
+        client = next(name for name in data.test if data.test[name])
+        count = len(data.test[client])
+        for _ in evaluation_batches(site, spec, data.test[client]):  # every image is decoded once, for both
+            pass
+        pairs = by_turns(lambda: alone(site, spec, client), lambda: evaluation(site, spec, client, model), repeats)
+    found = ratios(pairs)
+    return {"images": count, "slower": 1 / found["ratio"] - 1, **found}
+
+
+def _line(found: dict[str, float]) -> str:
+    return json.dumps({name: round(value, 3) for name, value in found.items()})
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("detector", MEASURED)
+def test_an_evaluation_against_model_and_metric(
+    detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluation_figures(tmp_path, detector, REPEATS)
+    with capsys.disabled():
+        print("\n" + _line(found))
+    assert found["slower"] <= SLOWER_AT_MOST, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--detector", choices=DETECTORS, default=MEASURED[0])
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--images", type=int, default=IMAGES, help="test images")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(_line(evaluation_figures(Path(folder), options.detector, options.repeats, options.images)))
+
+
+if __name__ == "__main__":
+    main()
