@@ -20,7 +20,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.faster_rcnn_parts import maps_of, parts_of
-from tasks.detectors.yolo_boxes import suppress
+from tasks.detectors.suppression import suppress
 from tasks.spec.detector import FasterRcnnSpec
 
 # Of ImageNet's images, on which the backbones were trained.

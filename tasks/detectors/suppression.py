@@ -15,15 +15,19 @@ MAX_CANDIDATES = 3000
 def suppress(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
 ) -> Detections:
-    """Class-wise non-maximum suppression (torchvision) of one image: boxes [N, 4], scores [N, classes]."""
+    """Class-wise non-maximum suppression (torchvision) of one image.
+
+    boxes: [N, 4], or [N, classes, 4] where each class has its own. scores: [N, classes].
+    """
     index, label = (scores > score_threshold).nonzero(as_tuple=True)
     candidate = scores[index, label]
     if len(candidate) > MAX_CANDIDATES:
         # A stable sort: equal scores keep the order of cells, whatever the library's version.
         order = candidate.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
         index, label, candidate = index[order], label[order], candidate[order]
-    kept = batched_nms(boxes[index], candidate, label, nms_iou)
-    boxes, candidate, label = boxes[index[kept]], candidate[kept], label[kept]
+    boxes = boxes[index] if boxes.ndim == 2 else boxes[index, label]
+    kept = batched_nms(boxes, candidate, label, nms_iou)
+    boxes, candidate, label = boxes[kept], candidate[kept], label[kept]
     rank = torch.zeros_like(label)
     for value in label.unique():
         of_class = label == value

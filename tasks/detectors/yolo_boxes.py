@@ -68,27 +68,3 @@ def decode(output: Tensor, scale: YoloScale) -> tuple[Tensor, Tensor]:
     boxes = decode_boxes(output[..., :4], cell_grid(rows, columns, output), anchors, scale)
     scores = torch.sigmoid(output[..., 4:5]) * torch.sigmoid(output[..., 5:])
     return boxes.reshape(batch, -1, 4), scores.reshape(batch, boxes[0].numel() // 4, -1)
-
-
-def suppress(
-    boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
-) -> Detections:
-    """Class-wise non-maximum suppression (torchvision) of one image.
-
-    boxes: [N, 4], or [N, classes, 4] where each class has its own. scores: [N, classes].
-    """
-    index, label = (scores > score_threshold).nonzero(as_tuple=True)
-    candidate = scores[index, label]
-    if len(candidate) > MAX_CANDIDATES:
-        # A stable sort: equal scores keep the order of cells, whatever the library's version.
-        order = candidate.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
-        index, label, candidate = index[order], label[order], candidate[order]
-    boxes = boxes[index] if boxes.ndim == 2 else boxes[index, label]
-    kept = batched_nms(boxes, candidate, label, nms_iou)
-    boxes, candidate, label = boxes[kept], candidate[kept], label[kept]
-    rank = torch.zeros_like(label)
-    for value in label.unique():
-        of_class = label == value
-        rank[of_class] = torch.arange(int(of_class.sum()), device=label.device)
-    keep = rank < max_detections
-    return Detections(boxes[keep], candidate[keep], label[keep])
