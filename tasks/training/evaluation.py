@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detections, Detector, Targets
+from tasks.errors import ClientError
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.training import EvaluationSpec
 
@@ -42,6 +44,9 @@ def evaluate(
     """Losses and detections of the images in ``batches``; boxes come back in pixels of the original images.
 
     ``samples`` is the whole test set: a batch's indices point into it.
+
+    Raises:
+        ClientError: a loss is NaN or infinite, naming the batch.
     """
     place = torch.device(device)
     detector.to(place).eval()
@@ -53,7 +58,10 @@ def evaluate(
         outputs = detector(batch.images.to(place, non_blocking=True))
         terms = detector.loss(outputs, Targets(batch.boxes, batch.labels).to(place))
         count = batch.images.shape[0]
-        batch_losses.append(float(torch.stack(list(terms.values())).sum().double()) * count)
+        loss = float(torch.stack(list(terms.values())).sum().double())
+        if not math.isfinite(loss):
+            raise ClientError(f"test loss is {loss} at batch {len(batch_losses) + 1}: the model has diverged")
+        batch_losses.append(loss * count)
         images += count
         found = detector.predict(
             outputs,
