@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from prefect import Flow
@@ -13,10 +12,10 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry
 
 from infra.residents.runs import cancel_residents
+from infra.services.crashed_runs import MOST_STARTS, had_begun, message_of
 
 log = logging.getLogger(__name__)
 
-MOST_STARTS = 5  # of one flow run, its first included
 ATTEMPTS = 6  # of asking a Prefect server that may itself be coming back
 
 
@@ -40,22 +39,12 @@ async def go_on(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
                 history = await client.read_flow_run_states(flow_run.id)
                 if current.state is None or not current.state.is_crashed():
                     return
-                if not had_begun(history) or current.run_count >= MOST_STARTS:
+                in_order = sorted(history, key=lambda item: item.timestamp)
+                if not had_begun([item.type.value for item in in_order]) or current.run_count >= MOST_STARTS:
                     return
-                message = f"It goes on from its last committed round (start {current.run_count + 1} of {MOST_STARTS})."
-                await client.set_flow_run_state(flow_run.id, AwaitingRetry(message=message), force=True)
+                retry: State[Any] = AwaitingRetry(message=message_of(current.run_count))
+                await client.set_flow_run_state(flow_run.id, retry, force=True)
                 return
         except Exception as error:
             log.warning("Prefect does not answer yet, attempt %d: %s", attempt, error)
             await asyncio.sleep(2**attempt)
-
-
-def had_begun(history: Sequence[State[Any]]) -> bool:
-    """Whether the run was Running since it was last scheduled: one that cannot begin would crash for ever."""
-    begun = False
-    for state in sorted(history, key=lambda item: item.timestamp):
-        if state.is_scheduled():
-            begun = False
-        elif state.is_running():
-            begun = True
-    return begun

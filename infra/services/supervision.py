@@ -1,4 +1,4 @@
-"""Looks after a stack: what has died of it is started again as it was, until ``fedbench down``.
+"""Looks after a stack: what has died of it is started again as it was, until ``fedbench down``; crashed runs go on.
 
     python -m infra.services.supervision PORT
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from infra.errors import InfraError
+from infra.services.crashed_runs import CrashedRuns
 from infra.services.credentials import read_keys
 from infra.services.environment_file import stack_environment
 from infra.services.ports import LOOPBACK
@@ -40,6 +41,7 @@ from infra.settings import S3Settings, Settings, load_settings
 log = logging.getLogger("supervisor")
 
 LOOK_SECONDS = 2.0
+RUNS_SECONDS = 10.0  # between two looks for runs that crashed
 FAILED_SECONDS = 30.0  # between two looks of which the first failed
 LONGEST_WAIT = 300.0  # seconds before one that keeps dying is started again
 STABLE_SECONDS = 600.0  # one that was not started for so long has its past forgiven
@@ -83,6 +85,7 @@ class Supervisor:
         self._home = settings.home.absolute()
         self._back_off = back_off or BackOff()
         self._started: dict[str, Service] = {}
+        self._next_runs = 0.0
 
     def look(self) -> bool:
         """Start what is dead and may be started now. Returns whether the stack is up, so that there is more to do.
@@ -93,6 +96,8 @@ class Supervisor:
         for service in self._started.values():
             service.is_alive()  # one that has ended is a zombie until its parent asks
         state = read_state(self._home)
+        if state.up and state.addresses and state.workers:
+            self._look_at_runs(state)
         # Without addresses: an `up` that did not come to its end is for the next `up`.
         if not state.up or not state.addresses or not self._due(state, (*SERVERS, *WORKERS)):
             return state.up
@@ -106,6 +111,19 @@ class Supervisor:
             return state.up
         finally:
             lock.release()
+
+    def _look_at_runs(self, state: StackState) -> None:
+        """Have runs that crashed go on, unless Prefect's server is away: then the next look will."""
+        now = time.monotonic()
+        if now < self._next_runs:
+            return
+        self._next_runs = now + RUNS_SECONDS
+        headers = stack_prefect(self._settings, state).health_headers()
+        try:
+            for name in CrashedRuns(self._address("prefect", state), headers).go_on():
+                log.info("run %s had crashed; it goes on", name)
+        except OSError as error:
+            log.debug("Prefect's server does not tell of runs: %s", error)
 
     def _due(self, state: StackState, names: tuple[str, ...]) -> list[str]:
         """Those of ``names`` that are dead and may be started."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -22,9 +23,10 @@ from prefect.states import Cancelled, Crashed, Pending, Running, State
 from workers import ROOT, make_pool, prefect_server
 
 from flows.deployments import deployments
-from flows.ends import MOST_STARTS, go_on
+from flows.ends import go_on
 from flows.federation import federation
 from infra.automations import NAME as AUTOMATION
+from infra.services.crashed_runs import MOST_STARTS, SETTLED_SECONDS, CrashedRuns
 from infra.worker.gpu_worker import GpuWorker
 
 pytestmark = pytest.mark.integration
@@ -124,14 +126,14 @@ def test_schedules_are_added_changed_and_ended(home: Path) -> None:
         return [(item.schedule.cron, item.schedule.timezone, item.active) for item in read(name).schedules]  # type: ignore[union-attr]
 
     assert schedules("federation/street5-laptop") == [("0 3 * * *", "UTC", False)]
-    asked = ("--schedule", "street5-laptop=0 4 * * *", "--schedule", "smoke=0 5 * * 1")
+    asked = ("--schedule", "street5-laptop=0 4 * * *", "--schedule", "federation/smoke=0 5 * * 1")
     told = deploy(home, *asked, "--timezone", "Asia/Tokyo")
     assert "runs at 0 4 * * * (Asia/Tokyo)" in told
     assert schedules("federation/street5-laptop") == [("0 4 * * *", "Asia/Tokyo", True)]
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", True)]
     deploy(home)
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", True)]
-    deploy(home, "--schedule", "smoke=off", "--schedule", "street5-laptop=off")
+    deploy(home, "--schedule", "federation/smoke=off", "--schedule", "street5-laptop=off")
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", False)]
 
 
@@ -208,3 +210,30 @@ def test_a_crashed_run_goes_on_if_it_had_begun(home: Path) -> None:
     assert through(run, Running(), crashed) == "Crashed"
     other = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
     assert through(other, Running(), Cancelled()) == "Cancelled"  # somebody's decision
+
+
+def test_a_crashed_run_goes_on_though_its_worker_ran_no_hook(home: Path) -> None:
+    """Prefect's server was away when it crashed."""
+    item = read(PRESET)
+    new, run, other = (
+        ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())) for _ in range(3)
+    )
+    lives = [(new, [Crashed()]), (run, [Running(), Crashed()]), (other, [Running(), Cancelled()])]
+
+    async def play(client: PrefectClient) -> None:
+        for each, states in lives:
+            for state in states:
+                await client.set_flow_run_state(each.id, state, force=True)
+
+    def states_now() -> list[str | None]:
+        return [ask(lambda client, each=each: client.read_flow_run(each.id)).state_name for each, _ in lives]
+
+    ask(play)
+    crashed, now = CrashedRuns(PREFECT_API_URL.value(), {}), datetime.now(UTC)
+    crashed.go_on(now)  # its hook may still come
+    assert states_now() == ["Crashed", "Crashed", "Cancelled"]
+    assert crashed.go_on(now + timedelta(hours=2)) == []  # nobody knows what for any more
+    later = now + timedelta(seconds=SETTLED_SECONDS + 5)
+    assert run.name in crashed.go_on(later)
+    assert states_now() == ["Crashed", "AwaitingRetry", "Cancelled"]
+    assert run.name not in crashed.go_on(later)

@@ -28,7 +28,7 @@ def what(process: psutil.Process) -> str:
     line = " ".join(process.cmdline())
     marks = {
         "serve s3": "store",
-        "prefect server": "prefect",
+        "prefect_sqlite server": "prefect",
         "bound.py": "launcher",
         "resource_tracker": "resource tracker",
         "forkserver": "slot or fork server",
