@@ -14,7 +14,7 @@ from flows.stored import read_history
 from flows.turn import take_turn
 from infra.errors import InfraError, PoolUnusable, RunLocked, SettingsError, TrackingUnavailable
 from infra.place import Place
-from infra.settings import Settings
+from infra.settings import S3Settings, Settings
 from infra.slots import LocalSlots, TurnRunner
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -68,9 +68,7 @@ def open_place(name: str, spec: FederationSpec, settings: Settings, progress: Pr
         PoolUnusable, SettingsError, SpecError: there is nowhere for its turns to run.
     """
     s3 = settings.s3
-    if s3.access_key is not None and s3.secret_key is not None:
-        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
-        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
+    turn_mlflow_to(s3)
     objects, layout = ObjectStore(s3), FederationLayout(s3.prefix, name)
     runner: TurnRunner = (
         pool_slots(name, spec, settings, progress.message)
@@ -98,6 +96,13 @@ def open_place(name: str, spec: FederationSpec, settings: Settings, progress: Pr
         started=report.flow_started,
         finished=report.finish,
     )
+
+
+def turn_mlflow_to(s3: S3Settings) -> None:
+    """Have MLflow's client in this process write files to the store, with its keys."""
+    if s3.access_key is not None and s3.secret_key is not None:
+        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
+        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
 
 
 def local_slots(settings: Settings, count: int) -> LocalSlots:

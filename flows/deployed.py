@@ -77,7 +77,7 @@ def place_settings() -> Settings:
     return settings
 
 
-def _stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
+def stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
     """What this machine's stack has lost comes back while the run goes on, though its supervisor be gone too."""
     services = EmbeddedServices(settings)
     return supervised(services) if services.uses_stack else contextlib.nullcontext()
@@ -97,7 +97,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     own_run = UUID(runtime.flow_run.id)
     progress = LogProgress(get_run_logger())
-    with run_lock(settings.home, name), _stack_supervised(settings):
+    with run_lock(settings.home, name), stack_supervised(settings):
         objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
         spec = await asyncio.to_thread(pin, spec, settings)
         await asyncio.to_thread(objects.ensure_bucket)

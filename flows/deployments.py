@@ -24,6 +24,7 @@ from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.presets import PRESETS
+from tasks.spec.suite_presets import SUITES
 
 PROCESS, GPU_WORKER = "process", "fedbench-gpu"
 SCHEDULE = "fedbench"  # the slug by which `fedbench deploy` finds the schedule that it made
@@ -113,7 +114,7 @@ def pools(names: PoolNames = PoolNames()) -> list[Pool]:
     """The pools, coordinators' first."""
     where = "in slots of machines: a GPU, a part of one, or CPU threads"
     return [
-        Pool(names.coordinators, PROCESS, "fedbench's coordinators: federations, clean-up. They take no slot."),
+        Pool(names.coordinators, PROCESS, "fedbench's coordinators: federations, suites, clean-up. They take no slot."),
         *(
             Pool(
                 name, GPU_WORKER, f"fedbench's turns, {'beside the data of a silo' if name in names.silos else where}."
@@ -127,6 +128,7 @@ def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
     """All deployments. Another one is another line here."""
     return [
         *(federation(preset, names.coordinators) for preset in PRESETS),
+        *(suite(preset, names.coordinators) for preset in SUITES),
         Deployment(
             entrypoint="flows.clean_up.clean_up",
             name="store",
@@ -163,6 +165,19 @@ def federation(preset: str, pool: str) -> Deployment:
     )
 
 
+def suite(preset: str, pool: str) -> Deployment:
+    """The deployment of a suite. Its cells take the slots, not it."""
+    return Deployment(
+        entrypoint="flows.suite.flow.suite",
+        name=preset,
+        pool=pool,
+        description=inspect.cleandoc(SUITES[preset].__doc__ or ""),
+        tags=("fedbench", "suite"),
+        parameters={"preset": preset, "compare": True},
+        schedule=Schedule("0 1 * * 6", active=False) if preset == "cpu" else None,
+    )
+
+
 def form_values(spec: FederationSpec) -> dict[str, Any]:
     """``spec`` as a form is filled in: whole, and without the fields that are left out."""
     return spec.model_dump(mode="json", exclude_none=True)
@@ -182,7 +197,8 @@ def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: 
         named = [deployment.full_name for deployment in table if name in (deployment.name, deployment.full_name)]
         if len(named) != 1:
             known = ", ".join(deployment.full_name for deployment in table)
-            raise SpecError(f"--schedule {item}: {name}: no such deployment; expected one of: {known}")
+            what = f"more than one deployment, {' and '.join(named)}" if named else "no such deployment"
+            raise SpecError(f"--schedule {item}: {name}: {what}; expected one of: {known}")
         if named[0] in found:
             raise SpecError(f"--schedule {item}: {name}: expected one schedule a deployment, found a second")
         found[named[0]] = None if cron == "off" else Schedule(cron, timezone)

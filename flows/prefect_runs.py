@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 from uuid import UUID
 
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -15,6 +17,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Crashed, State
 
 from infra.residents.runs import OPEN_STATES, cancel
@@ -22,14 +25,28 @@ from infra.residents.runs import OPEN_STATES, cancel
 log = logging.getLogger(__name__)
 
 
-async def tag_run(flow_run_id: UUID, name: str) -> None:
-    """Tag the federation's flow run, for the UI's filter, beside the tags of its deployment.
+# Id of the task run that a federation's flow run is shown below: of a suite's cell.
+PARENT_VARIABLE = "FEDBENCH_PARENT_TASK_RUN"
+
+
+async def tag_run(flow_run_id: UUID, name: str, *, kind: str = "federation") -> None:
+    """Tag the flow run of a federation or suite, for the UI's filter, beside the tags of its deployment.
 
     Not by ``prefect.tags``: that tags every task run too, and each would then ask for a concurrency slot by its tag.
     """
     async with get_client() as client:
         tags = (await client.read_flow_run(flow_run_id)).tags
-        await client.update_flow_run(flow_run_id, tags=list(dict.fromkeys([*tags, f"federation:{name}"])))
+        await client.update_flow_run(flow_run_id, tags=list(dict.fromkeys([*tags, f"{kind}:{name}"])))
+
+
+async def call(flow: Flow[..., Any], **parameters: Any) -> Any:
+    """Run ``flow`` here and wait for it; as a child of the task run that the environment names, if it does."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return await flow(**parameters)
+    async with get_client() as client:
+        run = await client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(parent))
+    return await run_flow(flow, flow_run=run, parameters=parameters)  # type: ignore[misc]
 
 
 async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:

@@ -42,6 +42,11 @@ class Services(Protocol):
     def mlflow_tracking_uri(self) -> str: ...
 
 
+def artifact_location(settings: Settings) -> str | None:
+    """Where our own MLflow keeps files: in the store. None for a server that settings name, which has its own place."""
+    return None if settings.mlflow_tracking_uri else f"s3://{settings.s3.bucket}/mlflow"
+
+
 class RunReport:
     """The MLflow run and the plots of one federation, over all of its attempts."""
 
@@ -64,13 +69,12 @@ class RunReport:
     def open(self, history: Sequence[RoundRecord]) -> None:
         """Find or make the MLflow run, and give it the committed rounds that it lacks."""
         self._wait()
-        s3 = self.settings.s3
         try:
             self._uri = self.services.mlflow_tracking_uri
             self._tracker = Tracker.open(
                 uri=self._uri,
                 experiment=self.settings.mlflow_experiment,
-                artifact_location=None if self.services.settings.mlflow_tracking_uri else f"s3://{s3.bucket}/mlflow",
+                artifact_location=artifact_location(self.services.settings),
                 federation=self.name,
                 spec_digest=self.spec.digest,
                 params=flatten(self.spec.model_dump(mode="json")),

@@ -70,7 +70,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
-    with run_lock(settings.home, name), EmbeddedRun(settings) as services, _terminate_as_interrupt():
+    with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
         progress.message("reading data, opening the store")
         spec = pin(spec, settings)
         services.start_store()
@@ -86,7 +86,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
             if model is not None:
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
-        _own_prefect(settings, services)
+        own_prefect(settings, services)
         with ThreadPoolExecutor(1) as starting:
             started = starting.submit(services.start)
             try:
@@ -98,7 +98,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
                 raise
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
-        with supervised(services), _prefect_drained():
+        with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
 
 
@@ -119,7 +119,7 @@ class EmbeddedRun(EmbeddedServices):
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM ends a run as cleanly as Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -132,7 +132,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def _own_prefect(settings: Settings, services: EmbeddedServices) -> None:
+def own_prefect(settings: Settings, services: EmbeddedServices) -> None:
     """Our own server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
     if services.prefect is not None:
         os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
@@ -176,7 +176,7 @@ def _run_until_done(
 
 
 @contextlib.contextmanager
-def _prefect_drained() -> Iterator[None]:
+def prefect_drained() -> Iterator[None]:
     """Prefect sends task runs' states and logs in the background, and waits for that when the interpreter exits:
     without end, if its server has been stopped. So they go out here, while the server is up.
     """
@@ -216,7 +216,7 @@ def _attempt(
 
     from flows.coordinator import open_place
     from flows.federation import federation
-    from flows.prefect_runs import close_dead_runs
+    from flows.prefect_runs import call, close_dead_runs
     from infra.federation_lease import FederationLease
     from infra.place import set_place
 
@@ -232,7 +232,7 @@ def _attempt(
         async with lease if services.shared else contextlib.nullcontext():
             try:
                 await close_dead_runs(name)
-                await federation(name=name, spec=spec)
+                await call(federation, name=name, spec=spec)
             finally:
                 await place.slots.close()
 

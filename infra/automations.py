@@ -33,7 +33,7 @@ SILENCE_SECONDS = 120
 NAME = "fedbench: close runs whose process is gone"
 Done = Literal["made", "changed", "there"]
 # Flows whose processes send the heartbeat this often; a server's other flows are none of ours.
-FLOWS = ("federation", "round", "round-0", "clean-up", "resident")
+FLOWS = ("federation", "round", "round-0", "clean-up", "resident", "suite")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 # A suspended run has no process, and is not dead.
 _ENDS = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended"))

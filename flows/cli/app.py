@@ -10,6 +10,7 @@ from importlib import metadata
 
 import typer
 
+from flows.cli.accepting import accept
 from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.deploying import deploy
@@ -21,7 +22,7 @@ from flows.cli.shared import EXIT_INTERRUPTED, EXIT_USAGE, out
 from flows.cli.silos import silo_policy
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
-from flows.cli.suites import accept
+from flows.cli.suite import suite_app
 
 app = typer.Typer(
     name="fedbench",
@@ -66,6 +67,7 @@ for _command in (
 ):
     app.command()(_command)
 app.command(name="list")(list_runs)
+app.add_typer(suite_app)
 app.add_typer(data_app)
 app.add_typer(original_app)
 

@@ -78,18 +78,18 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
     Raises:
         FedbenchError, InfraError: the flow's own; or Prefect's API failed, and the log says what had gone by then.
     """
-    from flows.run import _own_prefect, _prefect_drained
+    from flows.run import own_prefect, prefect_drained
     from infra.services.embedded import EmbeddedServices
 
     path = log_to(settings.home / "logs" / "clean-up.log", settings)
     services = EmbeddedServices(settings)
-    _own_prefect(settings, services)
+    own_prefect(settings, services)
     with services:
         os.environ.update(services.prefect_environment())
         from flows.clean_up import clean_up
 
         try:
-            with _prefect_drained():
+            with prefect_drained():
                 return asyncio.run(
                     clean_up(apply=True, older_than_days=older_than, runs=list(names) or None, run_folders=run_folders)
                 )

@@ -30,7 +30,10 @@ def twin(spec: FederationSpec) -> FederationSpec:
     Raises:
         SpecError: ``spec`` is a reference already.
     """
-    return _of_one_client(spec, {"pooled": True, "pooled_devices": spec.participation.clients})
+    change: dict[str, object] = {"pooled": True, "pooled_devices": spec.participation.clients}
+    if spec.participation.clients is None and "split" in type(spec.data).model_fields:
+        change["split"] = 5  # all images are the same ones: both splits' federations have one twin
+    return _of_one_client(spec, change)
 
 
 def local_only(spec: FederationSpec, device: str) -> FederationSpec:
@@ -40,7 +43,7 @@ def local_only(spec: FederationSpec, device: str) -> FederationSpec:
         SpecError: ``spec`` is a reference already, or has no such client.
     """
     clients = spec.clients
-    if clients is not None and device not in clients:
+    if clients is not None and device not in clients and not is_reference(spec):
         raise SpecError(f"data.local_only: expected one of the clients {', '.join(clients)}, found {device}")
     return _of_one_client(spec, {"local_only": device})
 

@@ -109,6 +109,12 @@ class SuiteSpec(Frozen, title="Suite"):
         cells = [[cell.experiment, cell.label, cell.spec.digest] for cell in cells_of(self, whole=False)]
         return hashlib.sha256(json.dumps([self.name, cells]).encode()).hexdigest()
 
+    def to_yaml(self) -> str:
+        """The suite as the YAML that :func:`load_suite` reads."""
+        import yaml  # here, so that the core loads without it
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
 
 def cell_label(role: Role, seed: int, device: str | None) -> str:
     """``s1234``, ``s1234-central``, ``s1234-local-3``: different within an experiment."""

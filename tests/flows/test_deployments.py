@@ -132,12 +132,13 @@ def test_schedules_are_asked_for_by_name() -> None:
     for wrong, says in {
         "street5": "expected NAME=CRON",
         "street5=": "expected NAME=CRON",
+        "smoke=0 3 * * *": "smoke: more than one deployment, federation/smoke and suite/smoke; expected one of",
         "street6=0 3 * * *": "street6: no such deployment; expected one of: federation/synthetic5",
     }.items():
         with pytest.raises(SpecError, match=says):
             with_schedules(table, [wrong], "UTC")
     with pytest.raises(SpecError, match="expected one schedule a deployment"):
-        with_schedules(table, ["smoke=0 3 * * *", "smoke=0 4 * * *"], "UTC")
+        with_schedules(table, ["street5=0 3 * * *", "street5=0 4 * * *"], "UTC")
 
 
 def test_a_schedule_that_cannot_be_read() -> None:

@@ -204,7 +204,7 @@ TABLE: dict[str, Row] = {
     ),
     "deploy: name": command("deploy", "--schedule", "street6=0 3 * * *", says=("street6: no such deployment",)),
     "deploy: cron": command(
-        "deploy", "--schedule", "smoke=0 3", says=("--schedule: expected five cron fields",), PREFECT_API_URL=NOBODY
+        "deploy", "--schedule", "street5=0 3", says=("--schedule: expected five cron fields",), PREFECT_API_URL=NOBODY
     ),
     "deploy: pool": command("deploy", "--silo-pool", "a/b", says=("--silo-pool: expected letters", "'a/b'")),
     # Data sets.

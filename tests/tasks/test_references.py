@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.federation import FedAvg, FederationSpec, Participation, changed_fields, parse_spec, with_fields
 from tasks.spec.presets import preset
 from tasks.spec.records import WeightRef
-from tasks.spec.references import is_twin, twin
+from tasks.spec.references import is_local_only, is_twin, local_only, twin
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import UpdateRequest, WakeUpRequest
 from tasks.training.seeds import derive_seed
@@ -216,3 +216,44 @@ def test_a_federation_of_one_device_and_its_twin_are_equal_to_the_bit(
         found.append((update.weights.sha256, update.train_loss, update.steps, ready.test_digest, ready.train_size))
     assert found[0] == found[1]
     assert found[0][0] != model.sha256
+
+
+# --- local only --------------------------------------------------------------------------------------------
+
+
+def test_local_only_differs_in_its_data_alone() -> None:
+    spec = preset("street5")
+    alone = local_only(spec, "3")
+    assert alone.clients == ("3",)
+    assert changed_fields(spec, alone) == {"data.local_only": (None, "3")}
+    assert is_local_only(spec, alone)
+    assert is_local_only(spec, alone.model_copy(update={"max_rounds": 99}))
+    assert not is_local_only(spec, twin(spec))
+    assert not is_twin(spec, alone)
+    assert not is_local_only(spec.model_copy(update={"seed": 5}), alone)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: local_only(preset("street5"), "6"), "expected one of the clients 1, 2, 3, 4, 5, found 6"),
+        (lambda: local_only(twin(preset("street5")), "1"), "data.pooled: expected a federation"),
+        (lambda: twin(local_only(preset("street5"), "1")), "data.local_only: expected a federation"),
+        (lambda: with_fields(SPEC, {"data.local_only": "9"}, source="x"), "a device of the data set, 1 to 5, found 9"),
+        (lambda: with_fields(twin(SPEC), {"data.local_only": "1"}, source="x"), "local_only: expected none where"),
+    ],
+)
+def test_what_cannot_be_local_only(make: Callable[[], FederationSpec], says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("test", ["global", "per-device"])
+def test_a_device_alone_has_its_own_images_and_everyones_tests(cache: Path, test: str) -> None:
+    federated = load(TINY.model_copy(update={"test": test}), cache)
+    alone = load(TINY.model_copy(update={"test": test, "local_only": "3"}), cache)
+    pooled = load(TINY.model_copy(update={"test": test, "pooled": True}), cache)
+    assert list(alone.train) == list(alone.test) == ["3"]
+    assert samples_digest(alone.train["3"]) == samples_digest(federated.train["3"])
+    assert samples_digest(alone.test["3"]) == samples_digest(pooled.test["all"])
+    assert alone.digest == federated.digest

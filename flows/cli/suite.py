@@ -1,0 +1,194 @@
+"""``fedbench suite``: run a benchmark's suite, see where it stands, write its report again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.shared import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Home,
+    err,
+    escaped,
+    home_option,
+    log_to,
+    out,
+    place_settings,
+    plain_errors,
+)
+from infra.settings import Settings
+from tasks.spec.suite import SuiteSpec, load_suite, with_seeds
+from tasks.spec.suite_presets import SUITES, suite_preset
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flows.suite.run import SuiteOutcome
+    from tasks.spec.suite_records import SuiteResult
+
+suite_app = typer.Typer(
+    name="suite", help="Suites: experiments over seeds, with their references.", no_args_is_help=True
+)
+
+SuiteRunName = Annotated[str, typer.Argument(metavar="SUITE_RUN", help="`fedbench suite list` shows them.")]
+
+
+@suite_app.command("run")
+def run(
+    what: Annotated[
+        str, typer.Argument(metavar="SUITE", help=f"A YAML file, or one of: {', '.join(SUITES)}.")
+    ] = "smoke",
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Of the suite run. [suite and digest]")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Instead of the experiments' own seeds; again for more.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Turns at a time, over all cells. [cores // threads]")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Fail when it is worse than the accepted result.")
+    ] = True,
+    home: Home = None,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too.")] = 0,
+) -> None:
+    """Run a suite: every experiment, seed and reference; the same command goes on where it was killed.
+
+    `fedbench suite run cpu` · `fedbench suite run my-suite.yaml --name 2026-11`
+    """
+    with plain_errors():
+        suite = choose_suite(what)
+        if seeds:
+            suite = with_seeds(suite, seeds)
+        settings = place_settings(home, slots)
+        outcome = _run(name, suite, settings, verbose, compare=compare)
+        out.print(result_table(outcome.result))
+        out.print(f"report: {outcome.folder / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def choose_suite(what: str) -> SuiteSpec:
+    """The suite of a preset or file.
+
+    Raises:
+        SpecError: there is none, or it has wrong fields.
+    """
+    path = Path(what)
+    from_file = path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in SUITES)
+    return load_suite(path) if from_file else suite_preset(what)
+
+
+def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *, compare: bool) -> SuiteOutcome:
+    log = log_to(settings.home / "suites" / f"{name or suite.name}.log", settings, verbose)
+
+    from flows.suite.run import run_suite
+
+    def say(line: str) -> None:
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    again = f"the same command goes on from what is done{home_option(settings) and f' (with{home_option(settings)})'}"
+    try:
+        return run_suite(name, suite, settings, say, compare=compare)
+    except KeyboardInterrupt:
+        err.print(f"\ninterrupted; {again}", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        from flows.suite.flow import SuiteFailed
+
+        if not isinstance(error, SuiteFailed):
+            raise
+        err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        err.print(f"log: {log} · {again}", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+@suite_app.command("show")
+def show(name: SuiteRunName, home: Home = None) -> None:
+    """Where a suite run stands, and what its cells have reached, without running anything."""
+    with plain_errors():
+        result = stored_result(place_settings(home), name)
+        out.print(result_table(result))
+        for cell in result.failed:
+            out.print(f"failed: {cell.cell}: {cell.reason}", soft_wrap=True, highlight=False, markup=False)
+        if result.missing:
+            out.print(f"not run yet: {', '.join(result.missing)}", soft_wrap=True, highlight=False)
+
+
+@suite_app.command("report")
+def report(
+    name: SuiteRunName,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder. [below home]")] = None,
+    home: Home = None,
+) -> None:
+    """Write the report of what a suite run has so far: HTML, CSV, LaTeX and plots."""
+    with plain_errors():
+        settings = place_settings(home)
+        result = stored_result(settings, name)
+        from flows.suite.leavings import write_files
+        from flows.suite.place import suite_folder
+        from tasks.report.files import report_files
+
+        folder = folder or suite_folder(settings, name) / "report"
+        write_files(folder, report_files(result))
+        out.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@suite_app.command("list")
+def list_suites(home: Home = None) -> None:
+    """The suite runs in the store."""
+    from rich.table import Table
+
+    from flows.stored import opened_store
+    from flows.suite.plan import read_plan
+    from infra.store.suite_layout import suite_runs
+
+    with plain_errors():
+        settings = place_settings(home)
+        table = Table("suite run", "suite", "cells done", "failed", box=None)
+        with opened_store(settings) as objects:
+            prefix = settings.s3.prefix
+            for name in suite_runs(prefix, objects.list(prefix)):
+                plan = read_plan(objects, prefix, name)
+                states = [record.state for cell in plan.to_run if (record := plan.record(cell)) is not None]
+                done, failed = states.count("done"), states.count("failed")
+                table.add_row(name, plan.suite.name, f"{done}/{len(plan.to_run)}", str(failed or ""))
+        if not table.row_count:
+            out.print("no suite run yet; start with: fedbench suite run")
+            return
+        out.print(table)
+
+
+def stored_result(settings: Settings, name: str) -> SuiteResult:
+    """What the store has of the suite run ``name``.
+
+    Raises:
+        SpecError: there is none of this name, or nothing of it has ended.
+    """
+    from flows.stored import opened_store
+    from flows.suite.plan import read_plan
+    from flows.suite.result import build_result
+    from tasks.errors import SpecError
+
+    with opened_store(settings) as objects:
+        result = build_result(read_plan(objects, settings.s3.prefix, name), settings)
+    if not result.cells and not result.failed:
+        raise SpecError(f"{name}: expected a cell that has ended, found none yet by this code ({result.code_version})")
+    return result
+
+
+def result_table(result: SuiteResult) -> Table:
+    """One row an experiment: its metric between its references."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from tasks.report.tables import main_table
+    from tasks.suite.summary import summarise
+
+    content = main_table(summarise(result))
+    table = Table(title=content.caption, box=None, title_justify="left", pad_edge=False)
+    for number, head in enumerate(content.head):
+        table.add_column(head, justify="left" if number == 0 else "right")
+    for row in content.rows:
+        table.add_row(
+            *(Text(cell.text + (f" ({cell.note})" if cell.note else ""), "bold" if cell.strong else "") for cell in row)
+        )
+    return table

@@ -1,0 +1,57 @@
+"""A suite that Prefect started: from a deployment, on its schedule or from the page, in a process of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from prefect.logging import get_run_logger
+
+from flows.coordinator import turn_mlflow_to
+from flows.deployed import NamedServices, default_name, place_settings, stack_supervised
+from flows.report import artifact_location
+from flows.start import slot_count
+from flows.suite.place import DEFAULT_CELLS, SuitePlace, child_environment, set_suite_place, suite_folder
+from flows.suite.plan import claim, pinned
+from infra.lock import require_free_disk, run_lock
+from infra.store.objects import ObjectStore
+from tasks.spec.suite import SuiteSpec
+from tasks.spec.suite_presets import suite_preset
+
+
+async def run_deployed(
+    name: str | None, preset: str, spec: SuiteSpec | None, cells: Callable[[], Awaitable[str]]
+) -> str:
+    """``cells`` at a place made from this machine's settings, which name store and servers.
+
+    Raises:
+        FedbenchError, InfraError: it cannot start; the message says why.
+    """
+    settings, logger = place_settings(), get_run_logger()
+    name = name or default_name()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_free_disk(settings.home, settings.min_free_megabytes, "runs' weights and logs (min_free_megabytes)")
+    with run_lock(settings.home, f"suite-{name}"), stack_supervised(settings):
+        suite = await asyncio.to_thread(pinned, spec or suite_preset(preset), settings)
+        objects = ObjectStore(settings.s3)
+        await asyncio.to_thread(objects.ensure_bucket)
+        plan = await asyncio.to_thread(claim, objects, settings.s3.prefix, name, suite)
+        capacity = (
+            DEFAULT_CELLS
+            if settings.pools.used
+            else max(slot_count(settings, experiment.spec) for experiment in suite.experiments)
+        )
+        turn_mlflow_to(settings.s3)
+        set_suite_place(
+            SuitePlace(
+                plan=plan,
+                settings=settings,
+                folder=suite_folder(settings, name),
+                capacity=capacity,
+                environment=child_environment(settings, FEDBENCH_PREFECT_API_URL=settings.prefect_api_url or ""),
+                mlflow_uri=NamedServices(settings).mlflow_tracking_uri,
+                mlflow_artifacts=artifact_location(settings),
+                say=logger.info,
+            )
+        )
+        return await cells()

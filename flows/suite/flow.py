@@ -1,0 +1,213 @@
+"""A suite as a Prefect flow: its cells are tasks, each a federation in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal
+from uuid import UUID
+
+from prefect import flow, runtime, task
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+
+from flows.artifacts import artifact_key
+from flows.ends import go_on
+from flows.prefect_runs import PARENT_VARIABLE, tag_run
+from flows.suite.cells import run_cell
+from flows.suite.leavings import leave
+from flows.suite.place import has_suite_place, suite_place
+from flows.suite.schedule import Estimate, duration, run_all, slots_of
+from infra.store.layout import FederationLayout
+from tasks.errors import FedbenchError
+from tasks.spec.base import ScheduledName
+from tasks.spec.suite import Cell, SuiteSpec
+
+LOOK_SECONDS = 10.0  # between two looks at the rounds of cells that run
+
+
+class CellFailed(FedbenchError):
+    """A cell has ended without a result."""
+
+
+class SuiteFailed(FedbenchError):
+    """Cells have failed, or the result is worse than the accepted one: all else is there."""
+
+
+def run_name() -> str:
+    """The suite run's name; that of its deployment and scheduled time when it has none."""
+    name: str | None = runtime.flow_run.parameters.get("name")
+    if name is None:
+        from flows.deployed import default_name
+
+        name = default_name()
+    return name
+
+
+@flow(name="suite", flow_run_name=run_name, persist_result=False, on_crashed=[go_on])
+async def suite(
+    name: ScheduledName = None,
+    preset: Literal["smoke", "cpu", "paper"] = "smoke",
+    spec: SuiteSpec | None = None,
+    compare: bool = True,
+) -> str:
+    """Run what a suite has not run yet, and leave its report. Returns the suite run's name.
+
+    Args:
+        name: What it is called. Left out: deployment and scheduled time, a new one every time. The name of one that
+            exists goes on with it: cells that are done by the same code are not run again.
+        preset: Which suite.
+        spec: A suite of your own, in place of the preset.
+        compare: Hold the result against the accepted one of the same suite, and fail when it is worse.
+
+    Raises:
+        SuiteFailed: cells failed, or the result is worse than the accepted one; the message names cell, metric,
+            before and after.
+        FedbenchError, InfraError: it cannot start; the message says why.
+    """
+    if has_suite_place():
+        return await cells(compare=compare)
+    from flows.suite.deployed import run_deployed  # here, because the command line has a place of its own
+
+    return await run_deployed(name, preset, spec, lambda: cells(compare=compare))
+
+
+async def cells(*, compare: bool) -> str:
+    """Run the cells of the current place that are not done, then leave the report."""
+    place = suite_place()
+    plan = place.plan
+    await tag_run(UUID(runtime.flow_run.get_id()), plan.name, kind="suite")
+    waiting = await asyncio.to_thread(plan.to_run.copy)
+    done = [cell for cell in waiting if await _is_done(cell)]
+    waiting = [cell for cell in waiting if cell not in done]
+    weights = {cell.name: 1 if place.settings.pools.used else slots_of(cell, place.capacity) for cell in plan.to_run}
+    progress = SuiteProgress(waiting, len(done), Estimate(weights, place.capacity))
+    await progress.open(done)
+
+    async def one(cell: Cell) -> None:
+        async with progress.running(cell):
+            with contextlib.suppress(CellFailed):  # its task is red, its record says why, the others go on
+                await run_one.with_options(task_run_name=cell.name)(cell.name, weights[cell.name])
+
+    async with progress.told():
+        await run_all(waiting, weights, place.capacity, one)
+    problems = await leave(place, compare=compare)
+    if problems:
+        raise SuiteFailed("\n".join(problems))
+    return plan.name
+
+
+async def _is_done(cell: Cell) -> bool:
+    record = await asyncio.to_thread(suite_place().plan.record, cell)
+    return record is not None and record.state == "done"
+
+
+@task(name="cell", persist_result=False)
+async def run_one(name: str, slots: int) -> str:
+    """One cell, to its end. Returns the name of its federation.
+
+    Raises:
+        CellFailed: it has ended without a result.
+    """
+    place = suite_place()
+    cell = next(cell for cell in place.plan.to_run if cell.name == name)
+    record = await run_cell(
+        place.plan,
+        cell,
+        place.folder,
+        None if place.settings.pools.used else slots,
+        {**place.environment, PARENT_VARIABLE: str(runtime.task_run.get_id())},
+    )
+    if record.state == "failed":
+        raise CellFailed(f"{name}: {record.reason}")
+    return record.federation
+
+
+class SuiteProgress:
+    """Where a suite stands, with an estimate of the time left: said as lines, and shown on Prefect's page."""
+
+    def __init__(self, waiting: Sequence[Cell], done: int, estimate: Estimate) -> None:
+        self._place = suite_place()
+        self._waiting, self._done, self._estimate = list(waiting), done, estimate
+        self._total = len(waiting) + done
+        self._running: dict[str, tuple[Cell, int]] = {}
+        self._artifact: UUID | None = None
+        self._said = ""
+
+    async def open(self, done: Sequence[Cell]) -> None:
+        for cell in done:
+            record = await asyncio.to_thread(self._place.plan.record, cell)
+            if record is not None:
+                self._estimate.ended(cell, record.seconds)
+        self._artifact = await acreate_progress_artifact(
+            progress=self._per_cent(),
+            key=artifact_key("suite-progress", self._place.plan.name),
+            description=self.line(),
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self, cell: Cell) -> AsyncIterator[None]:
+        self._waiting.remove(cell)
+        rounds = await self._rounds(cell)
+        self._running[cell.name] = (cell, rounds)
+        self._estimate.began(cell, rounds)
+        self._place.say(f"{cell.name} begins" + (f" after round {rounds}" if rounds else ""))
+        try:
+            yield
+        finally:
+            del self._running[cell.name]
+        self._done += 1
+        record = await asyncio.to_thread(self._place.plan.record, cell)
+        if record is not None:
+            self._estimate.ended(cell, record.seconds)
+            how = "done" if record.state == "done" else f"failed: {record.reason}"
+            self._place.say(f"{cell.name} {how}, {duration(record.seconds)} · {self.line()}")
+
+    @contextlib.asynccontextmanager
+    async def told(self) -> AsyncIterator[None]:
+        """Progress is told while this is open."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        await self._show()
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for name, (cell, _) in list(self._running.items()):
+                rounds = await self._rounds(cell)
+                if name in self._running:
+                    self._running[name] = (cell, rounds)
+                    self._estimate.stands_at(cell, rounds)
+            line = self.line()
+            if line != self._said:
+                self._said = line
+                self._place.say(line)
+            with contextlib.suppress(Exception):  # a page of Prefect's is no reason to stop
+                await self._show()
+
+    async def _show(self) -> None:
+        if self._artifact is not None:
+            await aupdate_progress_artifact(self._artifact, progress=self._per_cent(), description=self.line())
+
+    async def _rounds(self, cell: Cell) -> int:
+        """Rounds that are committed, beside the initial one."""
+        layout = FederationLayout(self._place.settings.s3.prefix, self._place.plan.federation(cell))
+        keys = await asyncio.to_thread(self._place.plan.objects.list, layout.rounds)
+        return max(len(layout.committed_rounds(keys)) - 1, 0)
+
+    def _per_cent(self) -> float:
+        rounds = sum(min(rounds / cell.spec.max_rounds, 1.0) for cell, rounds in self._running.values())
+        return min(100.0 * (self._done + rounds) / self._total, 100.0) if self._total else 100.0
+
+    def line(self) -> str:
+        """``3 of 12 cells · street5.s1 round 4 of 10 · about 25 min left``."""
+        parts = [f"{self._done} of {self._total} cells"]
+        parts += [f"{name} round {rounds} of {cell.spec.max_rounds}" for name, (cell, rounds) in self._running.items()]
+        if self._waiting or self._running:
+            left = self._estimate.left(self._waiting)
+            parts.append("time left not known yet" if left is None else f"about {duration(left)} left")
+        return " · ".join(parts)

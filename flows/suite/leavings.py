@@ -1,0 +1,92 @@
+"""What a suite run leaves: its result and report in the store and on this machine, in MLflow and on Prefect's page."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
+
+from flows.accept import accepted_result
+from flows.artifacts import artifact_key
+from flows.suite.place import SuitePlace
+from flows.suite.result import build_result
+from infra.errors import TrackingUnavailable
+from infra.suite_tracking import track_suite
+from tasks.report.files import report_files
+from tasks.report.markdown import report_markdown
+from tasks.spec.suite_records import SuiteResult
+from tasks.suite.regression import Comparison, compare_results
+
+log = logging.getLogger(__name__)
+
+
+async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
+    """Build the result, hold it against the accepted one, write and show it. Returns what is wrong, a line each.
+
+    Raises:
+        FedbenchError, InfraError: the result cannot be built or kept.
+    """
+    plan = place.plan
+    place.say("building the report")
+    result = await asyncio.to_thread(build_result, plan, place.settings, place.mlflow_uri)
+    await asyncio.to_thread(plan.objects.put_json, plan.layout.result, result.model_dump(mode="json"))
+    comparison: Comparison | None = None
+    before: SuiteResult | None = None
+    if compare:
+        comparison, before = await asyncio.to_thread(_held_against, place, result)
+    files = await asyncio.to_thread(report_files, result, before=before, notes=_notes(comparison))
+    await asyncio.to_thread(write_files, place.folder / "report", files)
+    for file, data in files.items():
+        await asyncio.to_thread(plan.objects.put_bytes, plan.layout.report(file), data)
+    page: str | None = None
+    try:
+        page = await asyncio.to_thread(
+            track_suite,
+            place.mlflow_uri,
+            place.settings.mlflow_experiment,
+            plan.name,
+            result.model_dump(mode="json"),
+            files,
+            suite=plan.suite.to_yaml(),
+            location=place.mlflow_artifacts,
+        )
+    except TrackingUnavailable as error:
+        log.warning("MLflow: %s", error)
+    await acreate_markdown_artifact(
+        key=artifact_key("suite", plan.name),
+        markdown=report_markdown(result, before=before, notes=_notes(comparison), page=page),
+        description=f"{len(result.cells)} of {len(plan.cells)} cells have a result.",
+    )
+    if page is not None:
+        await acreate_link_artifact(
+            page, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
+        )
+    place.say(f"report: {place.folder / 'report' / 'report.html'}")
+    failed = [f"cell {cell.cell} failed: {cell.reason}" for cell in result.failed]
+    return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
+
+
+def _held_against(place: SuitePlace, result: SuiteResult) -> tuple[Comparison | None, SuiteResult | None]:
+    objects, prefix = place.plan.objects, place.settings.s3.prefix
+    accepted = accepted_result(objects, prefix, result.suite)
+    if accepted is None:
+        place.say(f"no accepted result of suite {result.suite} yet: fedbench accept {result.suite_run}")
+        return None, None
+    return compare_results(accepted.result, result, place.plan.suite.rule), accepted.result
+
+
+def _notes(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return []
+    worse = [f"Regression: {item.message}" for item in comparison.regressions]
+    better = [f"Improvement: {item.message}" for item in comparison.improvements]
+    return [*worse, *better, *comparison.notes]
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write ``files`` into ``folder``, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, data in files.items():
+        (folder / file).write_bytes(data)

@@ -1,0 +1,131 @@
+"""A suite run in the store: what it runs, which of it has ended, and what the federations of its cells are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from flows.start import pin
+from infra.settings import Settings
+from infra.store.objects import ObjectStore
+from infra.store.suite_layout import SuiteLayout, suite_runs
+from tasks.code_version import DIGITS, code_version
+from tasks.errors import SpecError
+from tasks.spec.base import RECORD_VERSION, check_name, parse
+from tasks.spec.suite import Cell, Experiment, SuiteSpec, cells_of
+from tasks.spec.suite_records import CellRecord, SuiteStart
+
+LONGEST_NAME = 100  # of a federation
+
+
+@dataclass(frozen=True)
+class SuitePlan:
+    """A suite run: its cells, each specification once, and where they are kept."""
+
+    name: str
+    suite: SuiteSpec
+    code: str
+    layout: SuiteLayout
+    objects: ObjectStore
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, also those that have their specification in common."""
+        return cells_of(self.suite)
+
+    @property
+    def to_run(self) -> list[Cell]:
+        """Each specification once, under its first cell's name."""
+        first: dict[str, Cell] = {}
+        for cell in self.cells:
+            first.setdefault(cell.spec.digest, cell)
+        return list(first.values())
+
+    def federation(self, cell: Cell) -> str:
+        """``cpu-9f31ab02.street5.s1-central.3f2a9c1e``: of a cell's first name, and the code that runs it."""
+        first = next(item for item in self.cells if item.spec.digest == cell.spec.digest)
+        return f"{self.name}.{first.name}.{self.code[-DIGITS:]}"
+
+    def record(self, cell: Cell) -> CellRecord | None:
+        """How the cell ended when it was last run by this code; None when it has not."""
+        key = self.layout.cell(cell.spec.digest, self.code)
+        document = self.objects.get_json(key)
+        return None if document is None else parse(CellRecord, document, source=key, newest=RECORD_VERSION)
+
+    def keep(self, record: CellRecord) -> None:
+        """Write how a cell has ended."""
+        self.objects.put_json(self.layout.cell(record.spec_digest, self.code), record.model_dump(mode="json"))
+
+
+def default_name(suite: SuiteSpec) -> str:
+    """``cpu-9f31ab02``: the same suite has the same name, and goes on."""
+    return f"{suite.name}-{suite.digest[:8]}"
+
+
+def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
+    """``suite`` with what only data and weight files tell filled in, as :func:`flows.start.pin`.
+
+    Raises:
+        DataError, SpecError: naming the experiment too.
+    """
+    done: dict[str, Experiment] = {}
+    experiments = []
+    for experiment in suite.experiments:
+        key = experiment.spec.model_dump_json(include={"data", "detector", "participation"})
+        if key not in done:
+            done[key] = experiment.model_copy(update={"spec": pin(experiment.spec, settings)})
+        found = done[key].spec
+        spec = experiment.spec.model_copy(
+            update={"data": found.data, "detector": found.detector, "participation": found.participation}
+        )
+        experiments.append(experiment.model_copy(update={"spec": spec}))
+    return suite.model_copy(update={"experiments": tuple(experiments)})
+
+
+def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> SuitePlan:
+    """The suite run ``name`` of ``suite``: begun, or gone on with. The caller holds its lock.
+
+    Raises:
+        SpecError: the name cannot be one, or is that of another suite's run.
+    """
+    check_name(name, source="--name")
+    plan = SuitePlan(name, suite, code_version(), SuiteLayout(prefix, name), objects)
+    longest = max((plan.federation(cell) for cell in plan.to_run), key=len)
+    if len(longest) > LONGEST_NAME:
+        excess = len(longest) - LONGEST_NAME
+        raise SpecError(f"--name {name}: expected a name that is {excess} characters shorter: {longest} is too long")
+    start = SuiteStart(suite_run=name, suite=suite, digest=suite.digest, started=datetime.now(UTC))
+    if objects.get_json(plan.layout.suite) is None:
+        objects.put_json(plan.layout.suite, start.model_dump(mode="json"))
+        return plan
+    there = read_start(objects, prefix, name)
+    if there.digest != start.digest:
+        raise SpecError(
+            f"--name {name}: expected the suite that was begun under this name (digest {there.digest[:8]}), found "
+            f"another one (digest {start.digest[:8]}); choose another name"
+        )
+    return plan
+
+
+def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
+    """
+    Raises:
+        SpecError: there is no suite run of this name; lists those that there are.
+    """
+    check_name(name, source="suite run")
+    layout = SuiteLayout(prefix, name)
+    document = objects.get_json(layout.suite)
+    if document is None:
+        names = suite_runs(prefix, objects.list(prefix))
+        raise SpecError(f"{name}: no such suite run in the store; expected one of: {', '.join(names) or '(none yet)'}")
+    return parse(SuiteStart, document, source=layout.suite, newest=RECORD_VERSION)
+
+
+def read_plan(objects: ObjectStore, prefix: str, name: str) -> SuitePlan:
+    """The suite run ``name`` as it was begun, for the code that reads it.
+
+    Raises:
+        SpecError: there is no suite run of this name.
+    """
+    start = read_start(objects, prefix, name)
+    return SuitePlan(name, start.suite, code_version(), SuiteLayout(prefix, name), objects)

@@ -1,0 +1,71 @@
+"""The result of a suite run, from the federations that the store has of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from flows.stored import read_run
+from flows.suite.plan import SuitePlan
+from infra.errors import TrackingUnavailable
+from infra.settings import Settings
+from infra.tracking import find_page
+from tasks.environment import this_environment
+from tasks.spec.records import Environment
+from tasks.spec.suite_records import CellResult, FailedCell, SuiteResult
+from tasks.suite.results import cell_result
+
+
+def build_result(plan: SuitePlan, settings: Settings, mlflow_uri: str | None = None) -> SuiteResult:
+    """What the cells of ``plan`` that are done by this code have reached; the others by name.
+
+    mlflow_uri: of a server whose pages are linked to; None, or no server: none are.
+
+    Raises:
+        FedbenchError, InfraError: the store cannot be read.
+    """
+    results: list[CellResult] = []
+    failed, missing = [], []
+    environment: Environment | None = None
+    for cell in plan.cells:
+        record = plan.record(cell)
+        if record is None:
+            missing.append(cell.name)
+            continue
+        if record.state == "failed":
+            failed.append(FailedCell(cell=cell.name, reason=record.reason or "no reason is on record"))
+            continue
+        run = read_run(plan.objects, settings, record.federation)
+        environment = environment or run.records[-1].environment
+        results.append(
+            cell_result(
+                cell,
+                record.federation,
+                run.records,
+                metric=plan.suite.metric,
+                target=plan.suite.target,
+                mlflow_url=_page(settings, mlflow_uri, record.federation),
+            )
+        )
+    return SuiteResult(
+        suite=plan.suite.name,
+        suite_run=plan.name,
+        suite_digest=plan.suite.digest,
+        metric=plan.suite.metric,
+        target=plan.suite.target,
+        code_version=plan.code,
+        environment=environment or this_environment(plan.suite.experiments[0].spec),
+        created=datetime.now(UTC),
+        specs={experiment.name: experiment.spec for experiment in plan.suite.experiments},
+        cells=tuple(results),
+        failed=tuple(failed),
+        missing=tuple(missing),
+    )
+
+
+def _page(settings: Settings, uri: str | None, federation: str) -> str | None:
+    if uri is None or not uri.startswith("http"):
+        return None
+    try:
+        return find_page(uri, settings.mlflow_experiment, federation, uri)
+    except TrackingUnavailable:
+        return None

@@ -1,0 +1,97 @@
+"""A suite from the command line: services of this machine, then the flow; killed, the same command goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.run import EmbeddedRun, own_prefect, prefect_drained, terminate_as_interrupt
+from flows.start import slot_count
+from flows.suite.place import DEFAULT_CELLS, SuitePlace, child_environment, set_suite_place, suite_folder
+from flows.suite.plan import claim, default_name, pinned
+from infra.lock import require_free_disk, run_lock
+from infra.services.embedded import supervised
+from infra.settings import Settings
+from infra.store.objects import ObjectStore
+from tasks.spec.suite import SuiteSpec
+from tasks.spec.suite_records import SuiteResult
+
+
+@dataclass(frozen=True)
+class SuiteOutcome:
+    """What a suite run left: its result, and the folder of its report."""
+
+    name: str
+    result: SuiteResult
+    folder: Path
+
+
+def run_suite(
+    name: str | None, suite: SuiteSpec, settings: Settings, say: Callable[[str], None], *, compare: bool
+) -> SuiteOutcome:
+    """Run what ``suite`` has not run yet under ``name`` (default: suite and digest).
+
+    Raises:
+        SuiteFailed: cells failed, or the result is worse than the accepted one; the report is there.
+        FedbenchError, InfraError: it cannot start or go on; the message says why.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the cells were stopped.
+    """
+    capacity = (
+        DEFAULT_CELLS
+        if settings.pools.used
+        else max(slot_count(settings, experiment.spec) for experiment in suite.experiments)
+    )
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_free_disk(settings.home, settings.min_free_megabytes, "runs' weights and logs (min_free_megabytes)")
+    say("reading data")
+    suite = pinned(suite, settings)
+    name = name or default_name(suite)
+    with (
+        run_lock(settings.home, f"suite-{name}"),
+        EmbeddedRun(settings) as services,
+        terminate_as_interrupt(),
+    ):
+        say("starting services")
+        services.start_store()
+        resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
+        objects = ObjectStore(resolved.s3)
+        objects.ensure_bucket()
+        plan = claim(objects, settings.s3.prefix, name, suite)
+        environment = child_environment(settings)  # before our own Prefect's variables: a cell sets them for itself
+        own_prefect(settings, services)
+        services.start()
+        os.environ.update(services.prefect_environment())
+        folder = suite_folder(settings, name)
+        from flows.coordinator import turn_mlflow_to
+        from flows.report import artifact_location
+
+        turn_mlflow_to(resolved.s3)
+        place = SuitePlace(
+            plan=plan,
+            settings=resolved,
+            folder=folder,
+            capacity=capacity,
+            environment=environment,
+            mlflow_uri=services.mlflow_tracking_uri,
+            mlflow_artifacts=artifact_location(services.settings),
+            say=say,
+        )
+        with supervised(services), prefect_drained():
+            _flow(place, services, compare)
+        from flows.suite.result import build_result
+
+        return SuiteOutcome(name, build_result(plan, resolved), folder / "report")
+
+
+def _flow(place: SuitePlace, services: EmbeddedRun, compare: bool) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from flows.suite.flow import suite
+
+    set_suite_place(place)
+    names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings({names[key]: value for key, value in services.prefect_environment().items()}):
+        asyncio.run(suite(name=place.plan.name, spec=place.plan.suite, compare=compare))

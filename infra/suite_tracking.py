@@ -1,0 +1,140 @@
+"""A suite in MLflow: one parent run, whose children are the runs of its federations.
+
+MLflow's page shows the children below the parent, and compares them by what each is given here: the tags
+``fedbench.experiment``, ``fedbench.role``, ``fedbench.seed``, and the figures of its last round as ``final/…``.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.tracking import TAG_FEDERATION, answering, page_url
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TAG_SUITE = "fedbench.suite"
+TAG_SUITE_RUN = "fedbench.suite_run"
+_PARENT = "mlflow.parentRunId"
+_BATCH = 500
+
+
+def track_suite(
+    uri: str,
+    experiment: str,
+    suite_run: str,
+    result: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    *,
+    suite: str,
+    location: str | None = None,
+) -> str | None:
+    """Make, or bring up to date, the parent run of a dumped ``SuiteResult``, and hang its federations below it.
+
+    files: of the report, by name. suite: the specification as YAML. location: of the files of an experiment that is
+    made now. Returns the parent's page, if a server has one.
+
+    Raises:
+        TrackingUnavailable: the server does not answer, or refuses.
+    """
+    with answering(uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found is not None else client.create_experiment(experiment, location)
+        parent = _find(client, experiment_id, TAG_SUITE_RUN, suite_run)
+        run_id = (
+            client.create_run(experiment_id, tags=_tags(result), run_name=suite_run).info.run_id
+            if parent is None
+            else parent.info.run_id
+        )
+        if parent is not None:
+            _log(client, run_id, tags=_tags(result))
+        _log(client, run_id, metrics=_summary(result))
+        for cell in result["cells"]:
+            child = _find(client, experiment_id, TAG_FEDERATION, cell["federation"])
+            if child is not None:
+                tags = {
+                    _PARENT: run_id,
+                    TAG_SUITE: result["suite"],
+                    "fedbench.experiment": cell["experiment"],
+                    "fedbench.role": cell["role"],
+                    "fedbench.seed": str(cell["seed"]),
+                    **({"fedbench.device": cell["device"]} if cell["device"] is not None else {}),
+                }
+                _log(client, child.info.run_id, tags=tags, metrics=_final(cell))
+        with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
+            for name, data in {**files, "suite.yaml": suite.encode()}.items():
+                (Path(folder) / name).write_bytes(data)
+            client.log_artifacts(run_id, folder, "report")
+        client.set_terminated(run_id, "FAILED" if result["failed"] or result["missing"] else "FINISHED")
+    return page_url(uri, experiment_id, run_id) if uri.startswith("http") else None
+
+
+def _tags(result: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        TAG_SUITE_RUN: result["suite_run"],
+        TAG_SUITE: result["suite"],
+        "fedbench.suite_digest": result["suite_digest"],
+        "fedbench.code_version": result["code_version"],
+    }
+
+
+def _final(cell: Mapping[str, Any]) -> dict[str, float]:
+    last = cell["points"][-1]
+    figures = {f"final/{name}": value for name, value in last["figures"].items()}
+    costs = {
+        "final/rounds": last["round"],
+        "final/passes": last["passes"],
+        "final/seconds": last["seconds"],
+        "final/exchanged_bytes": last["exchanged"],
+        "final/gpu_seconds": cell["gpu_seconds"],
+        "final/rounds_to_target": cell["rounds_to_target"],
+    }
+    return {name: float(value) for name, value in {**figures, **costs}.items() if value is not None}
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, float]:
+    """Mean over seeds (and devices) of the suite's metric, by experiment and role."""
+    values: dict[str, list[float]] = {}
+    for cell in result["cells"]:
+        value = cell["points"][-1]["figures"].get(result["metric"])
+        if value is not None:
+            values.setdefault(f"{cell['experiment']}/{cell['role']}/{result['metric']}", []).append(value)
+    means = {name: math.fsum(found) / len(found) for name, found in values.items()}
+    counts = {name: float(len(result[name])) for name in ("cells", "failed", "missing")}
+    return {**means, **{f"cells/{'done' if name == 'cells' else name}": count for name, count in counts.items()}}
+
+
+def _find(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
+    runs: Sequence[Run] = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{tag}` = '{value}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Tags and metrics (at step 0, so that what is logged again replaces nothing but itself)."""
+    from mlflow.entities import Metric, RunTag
+    from mlflow.utils.time import get_current_time_millis
+
+    now = get_current_time_millis()
+    points = [Metric(name, value, now, 0) for name, value in (metrics or {}).items() if math.isfinite(value)]
+    for start in range(0, max(len(points), 1), _BATCH):
+        client.log_batch(
+            run_id,
+            metrics=points[start : start + _BATCH],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()] if start == 0 else [],
+        )

@@ -1,0 +1,21 @@
+"""Which code a result is of: a version alone would not tell two commits apart, nor a changed file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
+DIGITS = 8
+
+
+@functools.cache
+def code_version() -> str:
+    """``0.1.0-3f2a9c1e``: the version, and a digest of the sources that decide what is learned (this package's)."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return f"{metadata.version('fedbench')}-{digest.hexdigest()[:DIGITS]}"

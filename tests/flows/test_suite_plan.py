@@ -1,0 +1,93 @@
+"""A suite run in the store: begun, gone on with, refused. A real store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from flows.suite.plan import claim, default_name, pinned, read_plan, read_start
+from infra.settings import S3Settings, Settings
+from infra.store.objects import ObjectStore
+from tasks.errors import DataError, SpecError
+from tasks.spec.data import Coco, FederatedStreet
+from tasks.spec.federation import FederationSpec
+from tasks.spec.presets import preset
+from tasks.spec.suite import Experiment, SuiteSpec
+from tasks.spec.suite_records import CellRecord
+
+SPEC = preset("smoke")
+SUITE = SuiteSpec(
+    name="test",
+    experiments=(
+        Experiment(name="five", spec=SPEC, seeds=(1, 2)),
+        Experiment(
+            name="twenty",
+            spec=SPEC.model_copy(update={"data": SPEC.data.model_copy(update={"split": 20})}),
+            seeds=(1,),
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    return f"suites/{request.node.name}"
+
+
+def test_a_suite_run_is_begun_once_and_gone_on_with(s3_settings: S3Settings, prefix: str) -> None:
+    objects = ObjectStore(s3_settings)
+    plan = claim(objects, prefix, default_name(SUITE), SUITE)
+    begun = read_start(objects, prefix, plan.name).started
+    assert plan.name == f"test-{SUITE.digest[:8]}"
+    assert [cell.name for cell in plan.to_run] == [
+        "five.s1",
+        "five.s1-central",
+        "five.s2",
+        "five.s2-central",
+        "twenty.s1",
+    ]
+    assert len(plan.cells) == 6
+    shared = next(cell for cell in plan.cells if cell.name == "twenty.s1-central")
+    assert plan.federation(shared) == f"{plan.name}.five.s1-central.{plan.code[-8:]}"
+    record = CellRecord(
+        suite_run=plan.name,
+        cell="five.s1-central",
+        spec_digest=shared.spec.digest,
+        code_version=plan.code,
+        federation=plan.federation(shared),
+        state="done",
+        seconds=1.0,
+        ended=datetime.now(UTC),
+    )
+    plan.keep(record)
+    again = claim(objects, prefix, plan.name, SUITE)
+    assert again.record(shared) == record
+    assert [again.record(cell) for cell in again.to_run].count(None) == 4
+    assert read_start(objects, prefix, plan.name).started == begun
+    assert read_plan(objects, prefix, plan.name).suite == SUITE
+
+
+def test_a_name_is_one_suites(s3_settings: S3Settings, prefix: str) -> None:
+    objects = ObjectStore(s3_settings)
+    claim(objects, prefix, "mine", SUITE)
+    other = SUITE.model_copy(update={"experiments": SUITE.experiments[:1]})
+    with pytest.raises(SpecError, match="--name mine: expected the suite that was begun under this name"):
+        claim(objects, prefix, "mine", other)
+    with pytest.raises(SpecError, match="expected letters, digits"):
+        claim(objects, prefix, "a/b", SUITE)
+    with pytest.raises(SpecError, match="expected a name that is 21 characters shorter"):
+        claim(objects, prefix, "n" * 96, SUITE)
+    with pytest.raises(SpecError, match="yours: no such suite run in the store; expected one of: mine"):
+        read_start(objects, prefix, "yours")
+
+
+def test_data_are_read_before_anything_runs(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    street = FederationSpec(data=FederatedStreet())
+    for spec, says in ((street, "data.name: no folder is known"), (FederationSpec(data=Coco(name="mine")), "'mine'")):
+        asked = SuiteSpec(name="test", experiments=(Experiment(name="a", spec=SPEC), Experiment(name="b", spec=spec)))
+        with pytest.raises(DataError, match=says):
+            pinned(asked, settings)
+    assert pinned(SUITE, settings) == SUITE  # synthetic data are drawn from what the specification says

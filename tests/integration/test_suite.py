@@ -1,0 +1,176 @@
+"""A suite from the command line: killed and gone on with, with a cell that fails, its report, its runs in MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from homes import TINY, Home, assert_no_process_left, eventually
+from mlflow import MlflowClient
+
+from infra.store.suite_layout import ReferenceLayout, SuiteLayout
+from tasks.spec.suite_records import AcceptedResult, CellRecord, SuiteResult
+
+pytestmark = pytest.mark.integration
+
+SPEC = {**TINY, "max_rounds": 2, "participation": {"clients": ["4", "5"]}}
+# A loss that is not finite drops every client, so that the round fails.
+DIVERGES = {**SPEC, "training": {"batch_size": 4, "optimizer": {"kind": "sgd", "lr": 10.0}, "clip_norm": None}}
+SUITE: dict[str, Any] = {
+    "name": "tiny",
+    "experiments": [
+        {"name": "learns", "spec": SPEC, "seeds": [1], "local_only": True},
+        {"name": "diverges", "spec": DIVERGES, "seeds": [1], "centralised": False},
+    ],
+}
+CELLS = {"learns.s1", "learns.s1-central", "learns.s1-local-4", "learns.s1-local-5"}
+LAYOUT = SuiteLayout("federations", "first")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A suite run that was killed once, and what the command said when it had gone on."""
+
+    home: Home
+    said: str
+    code: int
+    done_before: dict[str, CellRecord]
+    path: Path
+
+    def records(self) -> dict[str, CellRecord]:
+        return records_of(self.home)
+
+    def result(self) -> SuiteResult:
+        return SuiteResult.model_validate_json(self.object(LAYOUT.result))
+
+    def object(self, key: str) -> bytes:
+        return self.home.object_path(key).read_bytes()
+
+
+def records_of(home: Home) -> dict[str, CellRecord]:
+    folder = home.object_path(LAYOUT.cells)
+    records = [CellRecord.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    return {record.cell: record for record in records}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    home = Home(tmp_path_factory.mktemp("suite"))
+    path = home.spec_file(SUITE, "suite")
+    command = ("suite", "run", path, "--name", "first")
+    process = home.start(*command, output=home.path / "killed.txt")
+    assert eventually(lambda: bool(records_of(home)), 300)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert children
+    psutil.wait_procs(children, timeout=30)
+    assert_no_process_left(home)
+    before = {name: record for name, record in records_of(home).items() if record.state == "done"}
+    assert before
+    done = home.run(*command, timeout=600)
+    return Finished(home, done.stdout, done.returncode, before, path)
+
+
+def test_a_killed_suite_goes_on_where_it_was(finished: Finished) -> None:
+    records = finished.records()
+    assert set(records) == CELLS | {"diverges.s1"}
+    for name, record in finished.done_before.items():
+        assert records[name] == record  # not run again
+    assert all(records[name].state == "done" for name in CELLS)
+    assert_no_process_left(finished.home)
+
+
+def test_a_failed_cell_does_not_stop_the_others(finished: Finished) -> None:
+    record = finished.records()["diverges.s1"]
+    assert record.state == "failed"
+    assert "loss is" in (record.reason or "")
+    assert finished.code == 1
+    assert "failed: cell diverges.s1 failed: " in finished.said
+    assert "5 of 5 cells" in finished.said
+
+
+def test_the_result_has_every_run_with_its_rounds(finished: Finished) -> None:
+    result = finished.result()
+    assert [(cell.role, cell.device) for cell in result.cells] == [
+        ("federated", None),
+        ("centralised", None),
+        ("local-only", "4"),
+        ("local-only", "5"),
+    ]
+    assert [failed.cell for failed in result.failed] == ["diverges.s1"]
+    assert result.missing == ()
+    for cell in result.cells:
+        assert [point.round for point in cell.points] == [0, 1, 2]
+        assert cell.last.passes == pytest.approx(2)
+        assert cell.last.figures["loss"] is not None
+
+
+def test_the_report_is_on_this_machine_and_in_the_store(finished: Finished) -> None:
+    folder = finished.home.path / "suites" / "first" / "report"
+    files = {path.name for path in folder.iterdir()}
+    assert {"report.html", "rounds.csv", "table.tex"} <= files
+    for file in files:
+        assert finished.object(LAYOUT.report(file)) == (folder / file).read_bytes()
+    page = (folder / "report.html").read_text()
+    assert "learns" in page
+    assert "diverges.s1" in page
+
+
+def test_mlflow_has_a_parent_with_the_federations_below_it(finished: Finished) -> None:
+    client = MlflowClient(f"sqlite:///{finished.home.path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fedbench")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parent = next(run for run in runs if run.data.tags.get("fedbench.suite_run") == "first")
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(CELLS)
+    by_name = {run.info.run_name: run for run in children}
+    for cell in finished.result().cells:
+        run = by_name[cell.federation]
+        assert run.data.tags["fedbench.role"] == cell.role
+        assert run.data.metrics["final/loss"] == pytest.approx(cell.last.figures["loss"])
+    assert parent.info.status == "FAILED"  # one cell has no result
+
+
+def test_what_the_store_has_is_shown_without_running(finished: Finished, tmp_path: Path) -> None:
+    shown = finished.home.run("suite", "show", "first")
+    assert shown.returncode == 0, shown.stdout
+    assert "learns" in shown.stdout
+    assert "failed: diverges.s1" in shown.stdout
+    listed = finished.home.run("suite", "list")
+    assert "4/5" in listed.stdout
+    written = finished.home.run("suite", "report", "first", "--out", tmp_path / "report")
+    assert written.returncode == 0, written.stdout
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    unknown = finished.home.run("suite", "show", "second")
+    assert unknown.returncode == 2
+    assert "second: no such suite run in the store; expected one of: first" in unknown.stdout
+
+
+def test_a_result_that_is_worse_than_the_accepted_one_fails(finished: Finished) -> None:
+    home, again = finished.home, ("suite", "run", finished.path, "--name", "first")
+    refused = home.run("accept", "first")
+    assert refused.returncode == 2
+    assert "diverges.s1 failed" in refused.stdout
+    assert home.run("accept", "first", "--incomplete", "--note", "as it is").returncode == 0
+    same = home.run(*again)
+    assert "regress" not in same.stdout.lower()
+    # What was accepted is made better than it was: now the same figures are worse.
+    key = home.object_path(ReferenceLayout("federations", "tiny").accepted)
+    accepted = AcceptedResult.model_validate_json(key.read_bytes())
+    better = accepted.result.model_dump(mode="json")
+    for cell in better["cells"]:
+        cell["points"][-1]["figures"]["map50_voc10"] = 0.9
+    document = {**accepted.model_dump(mode="json"), "result": better}
+    key.write_text(AcceptedResult.model_validate(document).model_dump_json())
+    worse = home.run(*again)
+    assert worse.returncode == 1
+    said = next(line for line in worse.stdout.splitlines() if "map50_voc10" in line and "0.9" in line)
+    assert "learns" in said
+    assert home.run(*again, "--no-compare").stdout.count("0.900") == 0
