@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 
 from prefect.logging import get_run_logger
 
-from flows.coordinator import turn_mlflow_to
+from flows.coordinator import Restarts, turn_mlflow_to
 from flows.deployed import NamedServices, default_name, place_settings, stack_supervised
 from flows.report import artifact_location
-from flows.start import slot_count
-from flows.suite.place import DEFAULT_CELLS, SuitePlace, child_environment, set_suite_place, suite_folder
+from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, pinned
 from infra.lock import require_free_disk, run_lock
 from infra.store.objects import ObjectStore
@@ -36,22 +35,25 @@ async def run_deployed(
         objects = ObjectStore(settings.s3)
         await asyncio.to_thread(objects.ensure_bucket)
         plan = await asyncio.to_thread(claim, objects, settings.s3.prefix, name, suite)
-        capacity = (
-            DEFAULT_CELLS
-            if settings.pools.used
-            else max(slot_count(settings, experiment.spec) for experiment in suite.experiments)
-        )
         turn_mlflow_to(settings.s3)
         set_suite_place(
             SuitePlace(
                 plan=plan,
                 settings=settings,
                 folder=suite_folder(settings, name),
-                capacity=capacity,
+                capacity=capacity_of(settings, suite),
                 environment=child_environment(settings, FEDBENCH_PREFECT_API_URL=settings.prefect_api_url or ""),
                 mlflow_uri=NamedServices(settings).mlflow_tracking_uri,
                 mlflow_artifacts=artifact_location(settings),
                 say=logger.info,
             )
         )
-        return await cells()
+        restarts = Restarts()
+        while True:
+            try:
+                return await cells()
+            except Exception as error:
+                if not restarts.allow(error):
+                    raise
+                logger.warning("%s", restarts.told(error), exc_info=True)
+                await asyncio.sleep(restarts.pause)

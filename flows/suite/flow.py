@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 from uuid import UUID
@@ -22,6 +23,8 @@ from infra.store.layout import FederationLayout
 from tasks.errors import FedbenchError
 from tasks.spec.base import ScheduledName
 from tasks.spec.suite import Cell, SuiteSpec
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0  # between two looks at the rounds of cells that run
 
@@ -77,10 +80,10 @@ async def cells(*, compare: bool) -> str:
     place = suite_place()
     plan = place.plan
     await tag_run(UUID(runtime.flow_run.get_id()), plan.name, kind="suite")
-    waiting = await asyncio.to_thread(plan.to_run.copy)
-    done = [cell for cell in waiting if await _is_done(cell)]
-    waiting = [cell for cell in waiting if cell not in done]
-    weights = {cell.name: 1 if place.settings.pools.used else slots_of(cell, place.capacity) for cell in plan.to_run}
+    all_cells = plan.to_run
+    done = [cell for cell in all_cells if await _is_done(cell)]
+    waiting = [cell for cell in all_cells if cell not in done]
+    weights = {cell.name: 1 if place.settings.pools.used else slots_of(cell, place.capacity) for cell in all_cells}
     progress = SuiteProgress(waiting, len(done), Estimate(weights, place.capacity))
     await progress.open(done)
 
@@ -177,17 +180,22 @@ class SuiteProgress:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            for name, (cell, _) in list(self._running.items()):
-                rounds = await self._rounds(cell)
-                if name in self._running:
-                    self._running[name] = (cell, rounds)
-                    self._estimate.stands_at(cell, rounds)
-            line = self.line()
-            if line != self._said:
-                self._said = line
-                self._place.say(line)
-            with contextlib.suppress(Exception):  # a page of Prefect's is no reason to stop
-                await self._show()
+            try:
+                await self._look()
+            except Exception as error:  # store or page are away: no reason to stop, the next look may find them
+                log.warning("progress: %s", error)
+
+    async def _look(self) -> None:
+        for name, (cell, _) in list(self._running.items()):
+            rounds = await self._rounds(cell)
+            if name in self._running:
+                self._running[name] = (cell, rounds)
+                self._estimate.stands_at(cell, rounds)
+        line = self.line()
+        if line != self._said:
+            self._said = line
+            self._place.say(line)
+        await self._show()
 
     async def _show(self) -> None:
         if self._artifact is not None:

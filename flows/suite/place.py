@@ -8,8 +8,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.start import slot_count
 from flows.suite.plan import SuitePlan
 from infra.settings import Settings
+from tasks.spec.suite import SuiteSpec
 
 DEFAULT_CELLS = 4  # at a time on work pools, whose workers share out their slots
 
@@ -36,6 +38,17 @@ class SuitePlace:
 def suite_folder(settings: Settings, name: str) -> Path:
     """Logs and report of a suite run on this machine."""
     return settings.home / "suites" / name
+
+
+def capacity_of(settings: Settings, suite: SuiteSpec) -> int:
+    """Slots of this machine; on work pools, cells at a time.
+
+    Raises:
+        SettingsError: a turn wants more than there is.
+    """
+    if settings.pools.used:
+        return DEFAULT_CELLS
+    return max(slot_count(settings, experiment.spec) for experiment in suite.experiments)
 
 
 def child_environment(settings: Settings, **variables: str) -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.run import EmbeddedRun, own_prefect, prefect_drained, terminate_as_interrupt
-from flows.start import slot_count
-from flows.suite.place import DEFAULT_CELLS, SuitePlace, child_environment, set_suite_place, suite_folder
+from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import supervised
@@ -39,11 +39,7 @@ def run_suite(
         FedbenchError, InfraError: it cannot start or go on; the message says why.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the cells were stopped.
     """
-    capacity = (
-        DEFAULT_CELLS
-        if settings.pools.used
-        else max(slot_count(settings, experiment.spec) for experiment in suite.experiments)
-    )
+    capacity = capacity_of(settings, suite)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_free_disk(settings.home, settings.min_free_megabytes, "runs' weights and logs (min_free_megabytes)")
     say("reading data")
@@ -80,10 +76,26 @@ def run_suite(
             say=say,
         )
         with supervised(services), prefect_drained():
-            _flow(place, services, compare)
+            _until_done(place, services, compare)
         from flows.suite.result import build_result
 
         return SuiteOutcome(name, build_result(plan, resolved), folder / "report")
+
+
+def _until_done(place: SuitePlace, services: EmbeddedRun, compare: bool) -> None:
+    """The flow, again from what is done while store or servers were away."""
+    from flows.coordinator import Restarts
+
+    restarts = Restarts()
+    while True:
+        try:
+            return _flow(place, services, compare)
+        except Exception as error:
+            if not restarts.allow(error):
+                raise
+            place.say(restarts.told(error))
+            time.sleep(restarts.pause)
+            services.ensure()
 
 
 def _flow(place: SuitePlace, services: EmbeddedRun, compare: bool) -> None:
