@@ -1,46 +1,45 @@
-"""Runs of deployments that crashed and that nobody has started again: they go on, from their last commit.
+"""Runs of deployments that crashed go on, from their last commit: as the same flow run, some seconds later.
 
-A worker's hook does that at once (:func:`flows.ends.go_on`), unless Prefect's server is away at that moment: then the
-worker says only later that the run has crashed, and runs no hook. A worker that was killed with its run says nothing
-at all. So the stack's supervisor looks too, by plain HTTP: it must not import Prefect.
+    python -m infra.services.crashed_runs FLOW_RUN_ID     # one of them; PREFECT_API_URL and _AUTH_STRING tell where
+
+A hook of the crashed run cannot start it again itself: after the hooks its worker says once more that the run has
+crashed, and would end what was just begun. So the hook starts the command above (:func:`flows.ends.go_on`), which waits
+until all has been said. And no hook is run when Prefect's server was away at that moment, or when the worker died with
+its run: so the stack's supervisor looks for such runs too. Plain HTTP: neither may import Prefect.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from infra.services.credentials import basic_auth
+
 log = logging.getLogger(__name__)
 
 FLOWS = ("federation", "suite")
 MOST_STARTS = 5  # of one flow run, its first included
-# The worker may still be about to say, a second time, that it crashed; its hook may be about to start it again.
-SETTLED_SECONDS = 20.0
+MOST_CRASHES = 3  # since it was last running: one that cannot begin would crash for ever
+SETTLED_SECONDS = 20.0  # since it was last said to have crashed
 FORGOTTEN = timedelta(hours=1)  # what crashed before that is for a person to start
 TIMEOUT_SECONDS = 10.0
+ASK_SECONDS = 3.0
+PATIENCE_SECONDS = 900.0  # of the command, with a server that is away
 
 
-def message_of(starts: int) -> str:
-    """Of the state that a crashed run is set to, which has been started so often."""
-    return f"It goes on from its last committed round (start {starts + 1} of {MOST_STARTS})."
-
-
-def had_begun(types: Sequence[str]) -> bool:
-    """Whether a run with these types of states, in order, was Running since it was last scheduled.
-
-    One that cannot begin would crash for ever.
-    """
-    begun = False
-    for kind in types:
-        if kind == "SCHEDULED":
-            begun = False
-        elif kind == "RUNNING":
-            begun = True
-    return begun
+def may_go_on(types: Sequence[str], starts: int) -> bool:
+    """Whether a run that was started so often, with these types of states in order, is to be started again."""
+    if "RUNNING" not in types or starts >= MOST_STARTS:
+        return False
+    since = types[::-1].index("RUNNING")
+    return list(types[::-1][:since]).count("CRASHED") <= MOST_CRASHES
 
 
 class CrashedRuns:
@@ -56,29 +55,42 @@ class CrashedRuns:
         Raises:
             OSError: the server does not answer, or refuses.
         """
-        now = now or datetime.now(UTC)
         chosen = {
             "flows": {"name": {"any_": list(FLOWS)}},
-            "flow_runs": {
-                "state": {"type": {"any_": ["CRASHED"]}},
-                "deployment_id": {"is_null_": False},
-            },
+            "flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}, "deployment_id": {"is_null_": False}},
             "sort": "START_TIME_DESC",
             "limit": 50,
         }
-        names = []
-        for run in self._post("/flow_runs/filter", chosen):
-            age = now - datetime.fromisoformat(run["state"]["timestamp"])
-            if not timedelta(seconds=SETTLED_SECONDS) <= age <= FORGOTTEN or run["run_count"] >= MOST_STARTS:
-                continue
-            history = self._get(f"/flow_run_states/?flow_run_id={run['id']}")
-            in_order = sorted(history, key=lambda state: datetime.fromisoformat(state["timestamp"]))
-            if not had_begun([state["type"] for state in in_order]):
-                continue
-            state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message_of(run["run_count"])}
-            self._post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
-            names.append(run["name"])
-        return names
+        runs = self._post("/flow_runs/filter", chosen)
+        return [run["name"] for run in runs if self._settled(run, now) and self._start_again(run)]
+
+    def go_on_with(self, run_id: str, now: datetime | None = None) -> bool:
+        """The same for one run. Returns whether nothing is left to do, as it has been set, or is not to be.
+
+        Raises:
+            OSError: the server does not answer, or refuses.
+        """
+        run = self._get(f"/flow_runs/{run_id}")
+        if run["state"]["type"] != "CRASHED":
+            return True
+        if not self._settled(run, now):
+            return False
+        self._start_again(run)
+        return True
+
+    def _settled(self, run: Mapping[str, Any], now: datetime | None) -> bool:
+        age = (now or datetime.now(UTC)) - datetime.fromisoformat(run["state"]["timestamp"])
+        return timedelta(seconds=SETTLED_SECONDS) <= age <= FORGOTTEN
+
+    def _start_again(self, run: Mapping[str, Any]) -> bool:
+        history = self._get(f"/flow_run_states/?flow_run_id={run['id']}")
+        in_order = sorted(history, key=lambda state: datetime.fromisoformat(state["timestamp"]))
+        if not may_go_on([state["type"] for state in in_order], run["run_count"]):
+            return False
+        message = f"It goes on from its last committed round (start {run['run_count'] + 1} of {MOST_STARTS})."
+        state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
+        answer = self._post(f"/flow_runs/{run['id']}/set_state", {"state": state})
+        return bool(answer["status"] == "ACCEPT")
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._ask(urllib.request.Request(f"{self._address}{path}", json.dumps(body).encode(), self._headers))
@@ -90,3 +102,20 @@ class CrashedRuns:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
             return json.load(answer)
+
+
+def main() -> None:
+    auth = os.environ.get("PREFECT_API_AUTH_STRING")
+    runs = CrashedRuns(os.environ["PREFECT_API_URL"], basic_auth(auth) if auth else {})
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    done = False
+    while not done and time.monotonic() < deadline:
+        time.sleep(ASK_SECONDS)
+        try:
+            done = runs.go_on_with(sys.argv[1])
+        except OSError as error:
+            log.warning("Prefect does not answer yet: %s", error)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,23 +10,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
 
 import pytest
-from homes import FEDBENCH
+from homes import FEDBENCH, eventually
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled, Crashed, Pending, Running, State
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Running, State
 from workers import ROOT, make_pool, prefect_server
 
 from flows.deployments import deployments
 from flows.ends import go_on
 from flows.federation import federation
 from infra.automations import NAME as AUTOMATION
-from infra.services.crashed_runs import MOST_STARTS, SETTLED_SECONDS, CrashedRuns
+from infra.services.crashed_runs import MOST_CRASHES, MOST_STARTS, SETTLED_SECONDS, CrashedRuns
 from infra.worker.gpu_worker import GpuWorker
 
 pytestmark = pytest.mark.integration
@@ -186,54 +186,59 @@ def test_a_wrong_parameter_is_refused_by_its_name(home: Path) -> None:
         assert says in refused.value.response.json()["detail"]
 
 
-def test_a_crashed_run_goes_on_if_it_had_begun(home: Path) -> None:
+def lives(*endings: list[State[Any]]) -> list[FlowRun]:
+    """Runs of a preset's deployment that have gone through these states."""
     item = read(PRESET)
-    new, run = (ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id for _ in "12")
-    crashed: State[Any] = Crashed(message="Its process is gone.")
 
-    def through(run: UUID, *states: State[Any]) -> str | None:
-        """The run's state after the hook that its worker runs when it crashed."""
-
-        async def play(client: PrefectClient) -> str | None:
+    async def play(client: PrefectClient) -> list[FlowRun]:
+        runs = []
+        for states in endings:
+            runs.append(await client.create_flow_run_from_deployment(item.id, state=Pending()))
             for state in states:
-                await client.set_flow_run_state(run, state, force=True)
-            await go_on(federation, await client.read_flow_run(run), states[-1])
-            return (await client.read_flow_run(run)).state_name
+                await client.set_flow_run_state(runs[-1].id, state, force=True)
+        return runs
 
-        return ask(play)
-
-    assert through(new, crashed) == "Crashed"  # it never began
-    assert through(run, Running(), crashed) == "AwaitingRetry"
-    assert through(run, Pending(), crashed) == "Crashed"  # not this time: it would crash for ever
-    for count in range(2, MOST_STARTS):
-        assert through(run, Running(), crashed) == "AwaitingRetry", count
-    assert through(run, Running(), crashed) == "Crashed"
-    other = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())).id
-    assert through(other, Running(), Cancelled()) == "Cancelled"  # somebody's decision
+    return ask(play)
 
 
-def test_a_crashed_run_goes_on_though_its_worker_ran_no_hook(home: Path) -> None:
-    """Prefect's server was away when it crashed."""
-    item = read(PRESET)
-    new, run, other = (
-        ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending())) for _ in range(3)
-    )
-    lives = [(new, [Crashed()]), (run, [Running(), Crashed()]), (other, [Running(), Cancelled()])]
+def states_of(runs: list[FlowRun]) -> list[str | None]:
+    return [ask(lambda client, run=run: client.read_flow_run(run.id)).state_name for run in runs]
 
-    async def play(client: PrefectClient) -> None:
-        for each, states in lives:
-            for state in states:
-                await client.set_flow_run_state(each.id, state, force=True)
 
-    def states_now() -> list[str | None]:
-        return [ask(lambda client, each=each: client.read_flow_run(each.id)).state_name for each, _ in lives]
-
-    ask(play)
+def test_crashed_runs_go_on_when_all_has_been_said(home: Path) -> None:
+    began: list[State[Any]] = [Running(), Crashed()]
+    late = [*began, AwaitingRetry(), Crashed(message="Its worker said so again.")]
+    runs = lives([Crashed()], began, late, [Running(), Cancelled()], [Running(), *[Crashed()] * (MOST_CRASHES + 1)])
     crashed, now = CrashedRuns(PREFECT_API_URL.value(), {}), datetime.now(UTC)
-    crashed.go_on(now)  # its hook may still come
-    assert states_now() == ["Crashed", "Crashed", "Cancelled"]
+    crashed.go_on(now)  # the worker may still be about to say something
+    as_they_were = ["Crashed", "Crashed", "Crashed", "Cancelled", "Crashed"]
+    assert states_of(runs) == as_they_were
     assert crashed.go_on(now + timedelta(hours=2)) == []  # nobody knows what for any more
     later = now + timedelta(seconds=SETTLED_SECONDS + 5)
-    assert run.name in crashed.go_on(later)
-    assert states_now() == ["Crashed", "AwaitingRetry", "Cancelled"]
-    assert run.name not in crashed.go_on(later)
+    assert {runs[1].name, runs[2].name} <= set(crashed.go_on(later))
+    assert states_of(runs) == ["Crashed", "AwaitingRetry", "AwaitingRetry", "Cancelled", "Crashed"]
+    assert not {run.name for run in runs} & set(crashed.go_on(later))
+
+
+def test_one_crashed_run_goes_on_a_number_of_times(home: Path) -> None:
+    crashed, (run,) = CrashedRuns(PREFECT_API_URL.value(), {}), lives([Running(), Crashed()])
+    assert not crashed.go_on_with(str(run.id))
+    for count in range(2, MOST_STARTS + 2):
+        later = datetime.now(UTC) + timedelta(seconds=SETTLED_SECONDS + 5)
+        assert crashed.go_on_with(str(run.id), later)
+        assert states_of([run]) == ["AwaitingRetry" if count <= MOST_STARTS else "Crashed"], count
+        ask(lambda client: client.set_flow_run_state(run.id, Running(), force=True))
+        assert crashed.go_on_with(str(run.id), later)  # it runs: nothing to do
+        ask(lambda client: client.set_flow_run_state(run.id, Crashed(), force=True))
+
+
+def test_the_hook_of_a_crashed_run_has_it_go_on(home: Path) -> None:
+    run, cancelled = lives([Running(), Crashed()], [Running(), Cancelled()])
+
+    async def hooks(client: PrefectClient) -> None:
+        for each in (run, cancelled):
+            await go_on(federation, await client.read_flow_run(each.id), Crashed())
+
+    ask(hooks)
+    assert eventually(lambda: states_of([run]) == ["AwaitingRetry"], 10 * SETTLED_SECONDS)
+    assert states_of([cancelled]) == ["Cancelled"]  # somebody's decision
