@@ -25,6 +25,7 @@ from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
 from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.errors import StoreUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices, supervised
 from infra.settings import Settings
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 # The file of a run's folder that its report writes last.
 REPORTED = "rounds.png"
+STORE_ATTEMPTS = 3
 CLOSE_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
 
@@ -73,21 +75,14 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
         progress.message("reading data, opening the store")
         spec = pin(spec, settings)
-        services.start_store()
-        objects = ObjectStore(services.s3_endpoint())
-        objects.ensure_bucket()
-        layout = FederationLayout(settings.s3.prefix, name)
-        if objects.get_json(layout.spec) is None:
-            require_weights(spec, settings)
-        claim_name(objects, layout, spec)
-        history = read_history(objects, layout)
+        history = _claimed(services, settings, name, spec)
         if stopped(spec, history) and (folder / REPORTED).exists():
             model = noted(folder, history)
             if model is not None:
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
         own_prefect(settings, services)
-        with ThreadPoolExecutor(1) as starting:
+        with _interrupts_kept(), ThreadPoolExecutor(1) as starting:
             started = starting.submit(services.start)
             try:
                 start_fork_server(PRELOAD)
@@ -100,6 +95,47 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         os.environ.update(services.prefect_environment())
         with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
+
+
+def _claimed(services: EmbeddedRun, settings: Settings, name: str, spec: FederationSpec) -> list[RoundRecord]:
+    """The name is ``spec``'s in the store; what it has of it. A store of our own that dies meanwhile is started again:
+    nobody else looks after it yet.
+    """
+    layout = FederationLayout(settings.s3.prefix, name)
+    attempts = 1 if services.s3 is None else STORE_ATTEMPTS
+    while True:
+        attempts -= 1
+        services.start_store()
+        try:
+            objects = ObjectStore(services.s3_endpoint())
+            objects.ensure_bucket()
+            if objects.get_json(layout.spec) is None:
+                require_weights(spec, settings)
+            claim_name(objects, layout, spec)
+            return read_history(objects, layout)
+        except StoreUnavailable:
+            if not attempts:
+                raise
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end this, also where what is being imported has swallowed the exception."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def _import_learning() -> None:

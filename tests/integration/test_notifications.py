@@ -97,6 +97,7 @@ def test_a_block_that_cannot_notify_is_refused_before_anything_is_made(
     assert automations() == []
 
 
+@pytest.mark.slow
 def test_what_a_failed_suite_says_arrives_and_other_failures_do_not(
     server: str, tmp_path: Path, received: tuple[str, list[dict[str, str]]]
 ) -> None:
