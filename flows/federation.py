@@ -23,7 +23,7 @@ from tasks.wake_up import wake_up
 
 
 def run_name() -> str:
-    """The federation's name; that of its deployment and scheduled time when it has none."""
+    """The name that a federation or suite is given; that of its deployment and scheduled time when it has none."""
     name: str | None = runtime.flow_run.parameters.get("name")
     if name is None:
         from flows.deployed import default_name

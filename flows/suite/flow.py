@@ -14,6 +14,7 @@ from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifa
 
 from flows.artifacts import artifact_key
 from flows.ends import go_on
+from flows.federation import run_name
 from flows.prefect_runs import PARENT_VARIABLE, tag_run
 from flows.suite.cells import run_cell
 from flows.suite.leavings import leave
@@ -35,16 +36,6 @@ class CellFailed(FedbenchError):
 
 class SuiteFailed(FedbenchError):
     """Cells have failed, or the result is worse than the accepted one: all else is there."""
-
-
-def run_name() -> str:
-    """The suite run's name; that of its deployment and scheduled time when it has none."""
-    name: str | None = runtime.flow_run.parameters.get("name")
-    if name is None:
-        from flows.deployed import default_name
-
-        name = default_name()
-    return name
 
 
 @flow(name="suite", flow_run_name=run_name, persist_result=False, on_crashed=[go_on])
