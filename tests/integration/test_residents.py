@@ -140,6 +140,7 @@ def test_an_idle_resident_and_one_of_nobody(stack: RunningStack) -> None:
     assert "expected the coordinator's store" in str(lost.state.message)
 
 
+@pytest.mark.slow
 def test_a_second_coordinator_is_refused_and_the_dead_ones_turn_is_taken(
     stack: RunningStack, local: list[str], tmp_path: Path
 ) -> None:
