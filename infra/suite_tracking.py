@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.tracking import TAG_FEDERATION, answering, page_url
+from infra.tracking import TAG_FEDERATION, answering, experiment_named, page_url, run_tagged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 TAG_SUITE = "fedbench.suite"
 TAG_SUITE_RUN = "fedbench.suite_run"
@@ -43,9 +42,8 @@ def track_suite(
         TrackingUnavailable: the server does not answer, or refuses.
     """
     with answering(uri) as client:
-        found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found is not None else client.create_experiment(experiment, location)
-        parent = _find(client, experiment_id, TAG_SUITE_RUN, suite_run)
+        experiment_id = experiment_named(client, experiment, location)
+        parent = run_tagged(client, experiment_id, TAG_SUITE_RUN, suite_run)
         run_id = (
             client.create_run(experiment_id, tags=_tags(result), run_name=suite_run).info.run_id
             if parent is None
@@ -55,7 +53,7 @@ def track_suite(
             _log(client, run_id, tags=_tags(result))
         _log(client, run_id, metrics=_summary(result))
         for cell in result["cells"]:
-            child = _find(client, experiment_id, TAG_FEDERATION, cell["federation"])
+            child = run_tagged(client, experiment_id, TAG_FEDERATION, cell["federation"])
             if child is not None:
                 tags = {
                     _PARENT: run_id,
@@ -107,16 +105,6 @@ def _summary(result: Mapping[str, Any]) -> dict[str, float]:
     means = {name: math.fsum(found) / len(found) for name, found in values.items()}
     counts = {name: float(len(result[name])) for name in ("cells", "failed", "missing")}
     return {**means, **{f"cells/{'done' if name == 'cells' else name}": count for name, count in counts.items()}}
-
-
-def _find(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
-    runs: Sequence[Run] = client.search_runs(
-        [experiment_id],
-        filter_string=f"tags.`{tag}` = '{value}'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    return runs[0] if runs else None
 
 
 def _log(

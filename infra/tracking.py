@@ -151,8 +151,8 @@ class Tracker:
         }
         with _answers(uri):
             client = _client(uri)
-            experiment_id = _experiment(client, experiment, artifact_location)
-            run = _find(client, experiment_id, federation)
+            experiment_id = experiment_named(client, experiment, artifact_location)
+            run = run_tagged(client, experiment_id, TAG_FEDERATION, federation)
             if run is None:
                 run = client.create_run(experiment_id, tags=tags, run_name=federation)
             else:
@@ -289,7 +289,12 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+def experiment_named(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """Id of the experiment, made if there is none, with its files at ``artifact_location``.
+
+    Raises:
+        TrackingUnavailable: it was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -310,10 +315,11 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
     return str(found.experiment_id)
 
 
-def _find(client: MlflowClient, experiment_id: str, federation: str) -> Run | None:
+def run_tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
+    """The first run of the experiment with this value of ``tag``."""
     runs = client.search_runs(
         [experiment_id],
-        filter_string=f"tags.`{TAG_FEDERATION}` = '{federation}'",
+        filter_string=f"tags.`{tag}` = '{value}'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )
@@ -324,7 +330,7 @@ def _locate(uri: str, experiment: str, federation: str) -> Run | None:
     with _answers(uri):
         client = _client(uri)
         found = client.get_experiment_by_name(experiment)
-        return None if found is None else _find(client, found.experiment_id, federation)
+        return None if found is None else run_tagged(client, found.experiment_id, TAG_FEDERATION, federation)
 
 
 @contextmanager

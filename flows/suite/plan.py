@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 from flows.start import pin
 from infra.settings import Settings
@@ -28,23 +29,27 @@ class SuitePlan:
     layout: SuiteLayout
     objects: ObjectStore
 
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
         """All cells, also those that have their specification in common."""
         return cells_of(self.suite)
 
-    @property
-    def to_run(self) -> list[Cell]:
-        """Each specification once, under its first cell's name."""
+    @cached_property
+    def _first(self) -> dict[str, Cell]:
+        """The first cell of each specification, by its digest."""
         first: dict[str, Cell] = {}
         for cell in self.cells:
             first.setdefault(cell.spec.digest, cell)
-        return list(first.values())
+        return first
+
+    @property
+    def to_run(self) -> list[Cell]:
+        """Each specification once, under its first cell's name."""
+        return list(self._first.values())
 
     def federation(self, cell: Cell) -> str:
         """``cpu-9f31ab02.street5.s1-central.3f2a9c1e``: of a cell's first name, and the code that runs it."""
-        first = next(item for item in self.cells if item.spec.digest == cell.spec.digest)
-        return f"{self.name}.{first.name}.{self.code[-DIGITS:]}"
+        return f"{self.name}.{self._first[cell.spec.digest].name}.{self.code[-DIGITS:]}"
 
     def record(self, cell: Cell) -> CellRecord | None:
         """How the cell ended when it was last run by this code; None when it has not."""

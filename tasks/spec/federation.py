@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse
+from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse, read_yaml
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -194,15 +194,7 @@ def load_spec(path: Path) -> FederationSpec:
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
     """
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
-        raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
-    return parse_spec({} if document is None else document, source=str(path))
+    return parse_spec(read_yaml(path), source=str(path))
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, Frozen, parse
+from tasks.spec.base import SPEC_VERSION, Frozen, parse, read_yaml
 from tasks.spec.federation import FederationSpec, MapName, load_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import is_reference, local_only, twin
@@ -183,15 +183,7 @@ def load_suite(path: Path) -> SuiteSpec:
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
     """
-    import yaml  # here, so that the core loads without it
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
-        raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
-    document = {} if document is None else document
+    document = read_yaml(path)
     if isinstance(document, dict) and isinstance(document.get("experiments"), list):
         document = {**document, "experiments": [_written_out(item, path) for item in document["experiments"]]}
     return parse_suite(document, source=str(path))

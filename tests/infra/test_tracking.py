@@ -343,7 +343,7 @@ def test_many_at_once_create_one_experiment(uri: str) -> None:
 
     def create() -> str:
         together.wait()
-        return tracking._experiment(client, "raced", None)
+        return tracking.experiment_named(client, "raced", None)
 
     with ThreadPoolExecutor(4) as pool:
         found = [future.result() for future in [pool.submit(create) for _ in range(4)]]
