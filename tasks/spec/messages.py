@@ -39,8 +39,15 @@ _LONGEST = 80  # characters of a value that is shown
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """One line a mistake: ``source``, the field's dotted path, what was expected, what was found."""
-    return "\n".join(
-        f"{source}: {_line(item, model)}" for item in error.errors(include_url=False, include_context=True)
+    items = error.errors(include_url=False, include_context=True)
+    return "\n".join(f"{source}: {_line(item, model)}" for item in items if not _of_its_items(item, items))
+
+
+def _of_its_items(item: Any, items: Sequence[Any]) -> bool:
+    """Whether a list is too short only because pydantic does not count items that have mistakes of their own."""
+    place = item["loc"]
+    return item["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in items
     )
 
 

@@ -86,6 +86,15 @@ def test_mistakes_are_named(fields: dict[str, Any], says: str) -> None:
         parse_suite(document, source="suite.yaml")
 
 
+def test_a_mistake_in_an_experiment_is_told_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_suite({"name": "test", "experiments": [{"name": "a", "spec": {}, "seed": 1}]}, source="suite.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("suite.yaml: experiments.0.seed: no such field; expected one of: name, spec, seeds")
+    with pytest.raises(SpecError, match="experiments: expected a list of at least 1"):
+        parse_suite({"name": "test", "experiments": []}, source="suite.yaml")
+
+
 def test_local_only_needs_devices_by_name() -> None:
     own = FederationSpec(data=Coco(name="mine", clients=ByField()))
     asked = suite(Experiment(name="a", spec=own, local_only=True))
