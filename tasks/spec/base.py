@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -66,23 +65,6 @@ class Frozen(BaseModel):
         schema = handler(core_schema)
         arrange(handler.resolve_ref_schema(schema))
         return schema
-
-
-def read_yaml(path: Path) -> Any:
-    """The document of a YAML (or JSON) file; an empty one is an empty mapping.
-
-    Raises:
-        SpecError: the file is missing, or is no YAML.
-    """
-    import yaml  # here, so that the core loads without it
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
-        raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
-    return {} if document is None else document
 
 
 def check_name(name: str, *, source: str) -> None:

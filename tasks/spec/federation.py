@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse, read_yaml
+from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
 from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.spec.yaml_files import read_yaml
 
 # What a round's Metrics have of mean average precision; measured as tasks.metrics says.
 MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, Frozen, parse, read_yaml
+from tasks.spec.base import SPEC_VERSION, Frozen, parse
 from tasks.spec.federation import FederationSpec, MapName, load_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import is_reference, local_only, twin
+from tasks.spec.yaml_files import read_yaml
 
 # Parts of federations' names, which have at most 100 characters.
 SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,23}$")]
