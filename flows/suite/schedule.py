@@ -58,6 +58,7 @@ class Estimate:
     _cells: dict[str, Cell] = field(default_factory=dict)
     _began: dict[str, tuple[float, int]] = field(default_factory=dict)
     _rounds: dict[str, int] = field(default_factory=dict)
+    _reached: dict[str, float] = field(default_factory=dict)  # when the last of a running cell's rounds was seen
 
     def ended(self, cell: Cell, seconds: float) -> None:
         """``cell`` has taken ``seconds`` for all of its rounds."""
@@ -68,12 +69,14 @@ class Estimate:
     def began(self, cell: Cell, rounds: int) -> None:
         """``cell`` runs, and had ``rounds`` committed before."""
         self._cells[cell.name] = cell
-        self._began[cell.name] = (self.clock(), rounds)
-        self._rounds[cell.name] = rounds
+        now = self.clock()
+        self._began[cell.name] = (now, rounds)
+        self._rounds[cell.name], self._reached[cell.name] = rounds, now
 
     def stands_at(self, cell: Cell, rounds: int) -> None:
         """``cell``, which runs, has ``rounds`` committed."""
-        self._rounds[cell.name] = rounds
+        if rounds != self._rounds[cell.name]:
+            self._rounds[cell.name], self._reached[cell.name] = rounds, self.clock()
 
     def left(self, waiting: Sequence[Cell]) -> float | None:
         """Wall seconds until all of ``waiting``, and those that run, have ended; None while nothing tells."""
@@ -83,6 +86,8 @@ class Estimate:
             if each is None:
                 return None
             seconds = each * max(cell.spec.max_rounds - self._rounds.get(cell.name, 0), 0)
+            if cell.name in self._began:  # a part of its round has passed
+                seconds = max(seconds - min(self.clock() - self._reached[cell.name], each), 0.0)
             work += seconds * min(self.weights.get(cell.name, 1), self.capacity)
             longest = max(longest, seconds)
         return max(work / self.capacity, longest)
@@ -116,7 +121,7 @@ class Estimate:
             return None
         began, before = self._began[name]
         done = self._rounds.get(name, 0) - before
-        return (self.clock() - began) / done if done > 0 else None
+        return (self._reached[name] - began) / done if done > 0 else None
 
 
 def duration(seconds: float) -> str:

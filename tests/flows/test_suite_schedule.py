@@ -81,6 +81,20 @@ def test_the_time_left_is_told_from_cells_that_are_alike() -> None:
     assert estimate.left([centralised[1]]) == pytest.approx(300)  # the other slot does not help
 
 
+def test_the_time_left_falls_within_a_round() -> None:
+    now = 0.0
+    estimate = Estimate(WEIGHTS, 2, clock=lambda: now)
+    cell = next(cell for cell in CELLS if cell.name == "a.s1")
+    estimate.began(cell, 0)
+    now = 10.0
+    estimate.stands_at(cell, 1)
+    now = 14.0
+    estimate.stands_at(cell, 1)
+    assert estimate.left([]) == pytest.approx(9 * 10 - 4)
+    now = 45.0  # late: the round is about to end, however long that has been said
+    assert estimate.left([]) == pytest.approx(8 * 10)
+
+
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (8.4, 240, 4799)] == ["8 s", "4 min", "80 min"]
     assert duration(5400) == "1 h 30 min"
