@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,15 +12,15 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flows.cli.data import data_of
+from flows.choice import ChosenData, choose_data
 from flows.models import OpenedModel
 from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.loading import Batch, EvaluationLoader
-from tasks.data.samples import FederatedData
 from tasks.errors import DataError, SpecError
 from tasks.evaluate_model import EvaluationSet, evaluate_model, evaluation_sets
 from tasks.model_card import FIGURES
+from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.records import EvaluationRecord, Metrics
 
@@ -71,9 +70,10 @@ def evaluate_opened(
         SpecError: the data are not known, or a field is neither theirs nor a rule of evaluation.
         DataError: the data cannot be used, do not fit the model, or are no longer those of the run.
     """
-    spec = _specified(model, data, fields)
+    chosen = choose_data(data) if data is not None else _own(model)
+    spec = _specified(model, chosen.spec, fields)
     own = data is None and spec.data == model.data
-    loaded = _load(spec, data, settings)
+    loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=settings.home / "cache" / "data")
     recorded = model.record.evaluations if model.record is not None and own else ()
     digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
     sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))
@@ -129,22 +129,19 @@ def classes_table(evaluated: Evaluated) -> Table:
     return table
 
 
-def _specified(model: OpenedModel, data: str | None, fields: dict[str, Any]) -> FederationSpec:
+def _own(model: OpenedModel) -> ChosenData:
+    if model.data is None:
+        raise SpecError(f"{model.title}: its card names no data; expected --data with a folder, a preset or a file")
+    return ChosenData(model.data)
+
+
+def _specified(model: OpenedModel, data: DataSpec, fields: dict[str, Any]) -> FederationSpec:
     """The model's detector with the data and the rules of its evaluation."""
     for name in fields:
         if name.split(".")[0] not in ("data", "evaluation"):
             raise SpecError(f"--set {name}: expected a field below evaluation or data")
-    chosen = data_of(data, None, []) if data is not None else model.data
-    if chosen is None:
-        raise SpecError(f"{model.title}: its card names no data; expected --data with a folder, a preset or a file")
-    spec = FederationSpec(detector=model.card.detector, data=chosen, evaluation=model.evaluation)
+    spec = FederationSpec(detector=model.card.detector, data=data, evaluation=model.evaluation)
     return with_fields(spec, fields, source="--set") if fields else spec
-
-
-def _load(spec: FederationSpec, given: str | None, settings: Settings) -> FederatedData:
-    folder = Path(given) if given is not None and Path(given).is_dir() else None
-    roots: Callable[[str], Path | None] = settings.data_root if folder is None else lambda name: folder
-    return load_data(spec.data, root_of=roots, cache=settings.home / "cache" / "data")
 
 
 def _check_unchanged(sets: Iterable[EvaluationSet], digests: dict[str, str]) -> None:

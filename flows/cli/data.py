@@ -6,15 +6,16 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.shared import Home, choose_spec, field_values, out, place_settings, plain_errors
+from flows.choice import Form, choose_data
+from flows.cli.shared import Home, field_values, out, place_settings, plain_errors
 from tasks.errors import DataError, SpecError
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from tasks.data.check import DataReport
 
 EXIT_ERRORS = 1
-
-Form = Literal["street", "coco", "voc"]
-CHECKED = "checked"  # the name of a data set that is given by its folder
 
 data_app = typer.Typer(name="data", help="Check a data set; write the synthetic one.", no_args_is_help=True)
 
@@ -55,10 +53,9 @@ def check(
 
     with plain_errors():
         settings = place_settings(home)
-        spec = data_of(what, form, assignments or [])
-        folder = Path(what)
-        roots = settings.data_root if not folder.is_dir() else lambda name: folder
-        report = check_data(spec, root_of=roots, cache=_cache(settings), near_bits=near_bits)
+        chosen = choose_data(what, form, field_values(assignments or []))
+        roots = chosen.roots(settings)
+        report = check_data(chosen.spec, root_of=roots, cache=_cache(settings), near_bits=near_bits)
         default = settings.home / "checks" / f"{Path(what).resolve().stem}.png"
         path = _draw(report, picture or default)
     _print(report, out)
@@ -80,7 +77,6 @@ def make(
 
     `fedbench data make DIR` · `fedbench data make DIR --form coco -s train_images=200 -s split=20`
     """
-
     with plain_errors():
         settings = place_settings(home)
         fields = {f"data.{name}": value for name, value in field_values(assignments or []).items()}
@@ -103,41 +99,6 @@ def make(
 
 def _cache(settings: Settings) -> Path:
     return settings.home / "cache" / "data"
-
-
-def data_of(what: str, form: Form | None, assignments: list[str]) -> DataSpec:
-    """The data of a specification, or of a folder in ``form``, with fields set."""
-
-    fields: dict[str, Any] = {f"data.{name}": value for name, value in field_values(assignments).items()}
-    root = Path(what)
-    if not root.is_dir():
-        if form is not None:
-            raise SpecError(f"--form {form}: expected a folder, found {what}")
-        return choose_spec(what, fields)[1].data
-    kinds: dict[Form, DataSpec] = {
-        "street": FederatedStreet(name=CHECKED),
-        "coco": Coco(name=CHECKED),
-        "voc": VocFolders(name=CHECKED),
-    }
-    data = kinds[form or _form_of(root)]
-    return with_fields(FederationSpec(data=data), fields, source=what).data
-
-
-def _form_of(root: Path) -> Form:
-    """
-    Raises:
-        SpecError: the folder has none of the forms.
-    """
-    if (root / "train_label.json").exists():
-        return "street"
-    if (root / "train.json").exists() or (root / "annotations").is_dir():
-        return "coco"
-    if any((folder / "Annotations").is_dir() for folder in (root, *root.iterdir())):
-        return "voc"
-    raise SpecError(
-        f"{root}: expected train_label.json (street), train.json or annotations/ (coco) or Annotations/ in it or in "
-        "a folder for each device (voc); or say --form"
-    )
 
 
 def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:

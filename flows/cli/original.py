@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.shared import Home, choose_spec, out, place_settings, plain_errors
+from flows.choice import choose_spec
+from flows.cli.shared import Home, out, place_settings, plain_errors
 from tasks.errors import ClientError, DataError, SpecError
 
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.choice import choose_spec, default_name
 from flows.cli.shared import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Home,
     RunName,
-    choose_spec,
-    default_name,
     err,
     escaped,
     field_values,

@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, errors without tracebacks, settings, specifications, the log."""
+"""What the commands share: the terminal, errors without tracebacks, settings, fields, the log."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from rich.console import Console
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
-from tasks.spec.federation import FederationSpec, load_spec, with_fields
-from tasks.spec.presets import PRESETS, preset
 
 WIDE = 100  # columns that the table with all four mAPs may take
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -75,20 +73,6 @@ def field_values(assignments: list[str]) -> dict[str, Any]:
         except (yaml.YAMLError, ValueError, RecursionError):
             raise SpecError(f"--set {item}: expected a YAML value after =") from None
     return fields
-
-
-def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]:
-    """The specification of a preset or file with fields set, and the base of its default name."""
-    path = Path(what)
-    from_file = path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in PRESETS)
-    spec = load_spec(path) if from_file else preset(what)
-    base = path.stem if from_file else what
-    return base, with_fields(spec, fields, source=what) if fields else spec
-
-
-def default_name(base: str, spec: FederationSpec) -> str:
-    """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
-    return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
 
 
 def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from flows.choice import default_name
 from flows.cli.app import app
-from flows.cli.shared import default_name
 from flows.run import describe
 from tasks.spec.presets import preset
 from tasks.spec.references import twin

@@ -1,0 +1,81 @@
+"""What an argument names: a preset, a YAML file, or a folder of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infra.settings import Settings
+from tasks.errors import SpecError
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
+from tasks.spec.federation import FederationSpec, load_spec, with_fields
+from tasks.spec.presets import PRESETS, preset
+
+Form = Literal["street", "coco", "voc"]
+CHOSEN = "chosen"  # the name of a data set that is given by its folder
+
+
+@dataclass(frozen=True)
+class ChosenData:
+    """Data, and the folder that they are in where one was given; else the settings know where."""
+
+    spec: DataSpec
+    folder: Path | None = None
+
+    def roots(self, settings: Settings) -> Callable[[str], Path | None]:
+        """Where a data set is on this machine, by its name."""
+        return settings.data_root if self.folder is None else lambda name: self.folder
+
+
+def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]:
+    """The specification of a preset or file with fields set, and the base of its default name."""
+    path = Path(what)
+    from_file = path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in PRESETS)
+    spec = load_spec(path) if from_file else preset(what)
+    base = path.stem if from_file else what
+    return base, with_fields(spec, fields, source=what) if fields else spec
+
+
+def default_name(base: str, spec: FederationSpec) -> str:
+    """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
+    return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
+
+
+def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | None = None) -> ChosenData:
+    """The data of a specification, or of a folder in ``form`` (None: what is in there tells), with fields set.
+
+    Raises:
+        SpecError: there is no such preset, file or folder, or a field is wrong.
+    """
+    below = {f"data.{name}": value for name, value in (fields or {}).items()}
+    root = Path(what)
+    if not root.is_dir():
+        if form is not None:
+            raise SpecError(f"--form {form}: expected a folder, found {what}")
+        return ChosenData(choose_spec(what, below)[1].data)
+    kinds: dict[Form, DataSpec] = {
+        "street": FederatedStreet(name=CHOSEN),
+        "coco": Coco(name=CHOSEN),
+        "voc": VocFolders(name=CHOSEN),
+    }
+    data = kinds[form or _form_of(root)]
+    return ChosenData(with_fields(FederationSpec(data=data), below, source=what).data, root)
+
+
+def _form_of(root: Path) -> Form:
+    """
+    Raises:
+        SpecError: the folder has none of the forms.
+    """
+    if (root / "train_label.json").exists():
+        return "street"
+    if (root / "train.json").exists() or (root / "annotations").is_dir():
+        return "coco"
+    if any((folder / "Annotations").is_dir() for folder in (root, *root.iterdir())):
+        return "voc"
+    raise SpecError(
+        f"{root}: expected train_label.json (street), train.json or annotations/ (coco) or Annotations/ in it or in "
+        "a folder for each device (voc); or say --form"
+    )
