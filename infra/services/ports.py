@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 
@@ -14,27 +15,37 @@ def free_port(preferred: int | None, host: str = LOOPBACK) -> int:
     """``preferred`` if it is free at ``host``, else any.
 
     Raises:
-        ServiceFailed: there is none.
+        ServiceFailed: there is none, or ``host`` is no address of this machine.
     """
     for port in (preferred, 0):
         if port is not None and (bound := bindable(port, host)) is not None:
             return bound
-    raise ServiceFailed(f"no port can be had at {host}: expected an address of this machine (ports.host)")
+    raise ServiceFailed(f"no port can be had at {host} (ports.host)")
 
 
 def bindable(port: int, host: str = LOOPBACK) -> int | None:
-    """``port`` (0: any) when it can be bound at ``host`` at the moment."""
+    """``port`` (0: any) when it can be bound at ``host`` at the moment.
+
+    Raises:
+        ServiceFailed: ``host`` is no address of this machine.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ServiceFailed(f"{host}: expected an address of this machine (ports.host)") from None
             return None
         return int(probe.getsockname()[1])
 
 
 def await_free_port(port: int, seconds: float, host: str = LOOPBACK) -> None:
-    """Wait at most ``seconds`` for whoever has ``port`` to leave it."""
+    """Wait at most ``seconds`` for whoever has ``port`` to leave it.
+
+    Raises:
+        ServiceFailed: ``host`` is no address of this machine.
+    """
     deadline = time.monotonic() + seconds
     while bindable(port, host) is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -273,13 +273,17 @@ class Service:
         self.folder.chmod(0o700)
         if not self._lock.acquire(note=STARTING if self.detached else ""):
             return
-        found = self._published()
-        if found is not None:
-            self._withdraw(found)  # nobody must take the dead one's address for the next one's
-            end_left_behind(found)
-            await_free_port(found.port, DYING_SECONDS, self.host)
-        self._port = self._wanted_port or (found.port if found is not None else None)
-        self._spawn()
+        try:
+            found = self._published()
+            if found is not None:
+                self._withdraw(found)  # nobody must take the dead one's address for the next one's
+                end_left_behind(found)
+                await_free_port(found.port, DYING_SECONDS, self.host)
+            self._port = self._wanted_port or (found.port if found is not None else None)
+            self._spawn()
+        except BaseException:
+            self.stop()  # else whoever ends it would wait for a start that is over
+            raise
 
     def _spawn(self) -> None:
         self._attempts += 1
