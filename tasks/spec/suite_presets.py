@@ -35,8 +35,8 @@ def smoke() -> SuiteSpec:
 
 
 def cpu() -> SuiteSpec:
-    """Real Federated Street on two CPU cores, without a GPU: eight passes over its images in each run."""
-    passes = 8
+    """Real Federated Street on two CPU cores, without a GPU: six passes over its images in each run."""
+    passes = 6
     laptop, scratch = (_of_passes(preset(name), passes) for name in ("street5_laptop", "street5"))
     twenty = laptop.model_copy(update={"data": FederatedStreet(split=20, digest=STREET_DIGEST)})
     return SuiteSpec(
