@@ -196,8 +196,7 @@ def main() -> None:
         os.set_inheritable(int(number), False)
     for name in sys.argv[3:]:
         importlib.import_module(name)
-    if "prefect" in sys.modules:
-        engine_child.set_up_logging()
+    engine_child.prepare()
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, so its pages stay shared
     server.tell(event="ready", seconds=time.monotonic() - began, **_report())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from infra.errors import ForkServerLost
 from infra.worker.warm_process import Child, ForkRequest, WarmProcess
@@ -19,8 +19,19 @@ log = logging.getLogger(__name__)
 class Forks:
     """A warm process, always: started again when it dies, replaced when it is worn."""
 
-    def __init__(self, preload: Sequence[str], *, runs: int, megabytes: int) -> None:
+    def __init__(
+        self, preload: Sequence[str], *, runs: int, megabytes: int, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        Args:
+            preload: Modules that the warm process imports.
+            runs: It is replaced after so many.
+            megabytes: It is replaced when it has grown by so many.
+            environment: Its variables; None: those of this process. Where a run's have the same settings of Prefect,
+                the run need not read them again.
+        """
         self.preload = tuple(preload)
+        self.environment = environment
         self.runs = runs
         self.megabytes = megabytes
         self._server: WarmProcess | None = None
@@ -73,7 +84,7 @@ class Forks:
     async def _started(self) -> WarmProcess:
         server = WarmProcess()
         try:
-            await server.start(self.preload)
+            await server.start(self.preload, self.environment)
         except BaseException:
             await server.stop()
             raise

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ import anyio
 import anyio.abc
 import httpx
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound, ObjectNotFound
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
@@ -88,7 +90,12 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
             ForkServerLost: it does not come up.
         """
         settings = self._settings.worker
-        self._forks = Forks(PRELOAD, runs=settings.runs_per_server, megabytes=settings.server_growth_megabytes)
+        self._forks = Forks(
+            PRELOAD,
+            runs=settings.runs_per_server,
+            megabytes=settings.server_growth_megabytes,
+            environment={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)},
+        )
         warming = asyncio.create_task(self._forks.start())
         try:
             await super().setup()

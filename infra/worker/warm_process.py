@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -97,8 +97,12 @@ class WarmProcess:
     def is_lost(self) -> bool:
         return self._channel is None
 
-    async def start(self, preload: Sequence[str]) -> None:
+    async def start(self, preload: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """
+        Args:
+            preload: Modules to import.
+            environment: Its variables; None: those of this process.
+
         Raises:
             ForkServerLost: it ended, or was not ready in time; why is in the worker's output.
         """
@@ -109,7 +113,9 @@ class WarmProcess:
         command = [sys.executable, "-P", "-m", "infra.worker.fork_server", *map(str, passed), *preload]
         try:
             # In a session of its own, out of reach of a terminal's Ctrl-C.
-            self._process = subprocess.Popen(command, pass_fds=passed, stdin=subprocess.DEVNULL, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, env=environment, pass_fds=passed, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         finally:
             theirs.close()
             os.close(tell)
