@@ -8,7 +8,8 @@ nothing.
 What brings a run back: a federation goes on from its last committed round, so a run that crashed is started again
 (:func:`flows.ends.go_on`), under its own id and name, on whichever worker is free. The flow itself
 has no retries: those of Prefect do not outlive its process, and repeat errors of the experiment too. It has no time
-limit either, as rounds take what they take; turns have one, ``participation.turn_deadline``.
+limit either, as rounds take what they take; turns have, ``participation.turn_deadline`` and
+``evaluation_deadline``.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class RunReport:
         request = SheetRequest(
             federation=self.name, spec=self.spec, clients=(tested[0],), model=best.model, images=SHEET_IMAGES
         )
-        replies = await hand_out(place, request)
+        replies = await hand_out(place, request, deadline=self.spec.participation.evaluation_deadline)
         for reply in replies:
             if reply.detections is not None:
                 ref = reply.detections

@@ -140,7 +140,11 @@ async def stop_and_eval(
     places = place.slots.split(names)
     answers = await asyncio.gather(
         *(
-            hand_out(place, request.model_copy(update={"part": part, "clients": places[part % len(places)]}))
+            hand_out(
+                place,
+                request.model_copy(update={"part": part, "clients": places[part % len(places)]}),
+                deadline=spec.participation.evaluation_deadline,
+            )
             for part in range(parts)
         )
     )

@@ -17,6 +17,13 @@ from tasks.spec.turns import AnyRequest, TurnReply
 
 log = logging.getLogger(__name__)
 
+# Of a phase's turns, in ``participation``.
+DEADLINES = {
+    "wake_up": "wake_up_deadline",
+    "request_update": "turn_deadline",
+    "stop_and_eval": "evaluation_deadline",
+    "sheet": "evaluation_deadline",
+}
 LOST = (SlotLost, StoreUnavailable, StoreCorrupt)
 
 Finished = Callable[[], Awaitable[set[str]]]
@@ -69,9 +76,8 @@ async def _hand_out(
             waiting = _without(waiting, await finished()) if finished else waiting
             late, waiting = (waiting[:1], waiting[1:]) if finished and not together else (waiting, ())
             if late:
-                setting = "wake_up_deadline" if request.phase == "wake_up" else "turn_deadline"
                 times = f" for each of {asked} clients" if together and asked > 1 else ""
-                reason = f"no answer within participation.{setting} ({deadline:g} s{times})"
+                reason = f"no answer within participation.{DEADLINES[request.phase]} ({deadline:g} s{times})"
                 replies.append(_failed(request, late, "deadline", reason))
         except LOST as error:
             attempt += 1

@@ -65,6 +65,12 @@ class Participation(Frozen, title="Participation"):
         description="Seconds after which a client's turn is ended; left out: it takes as long as it takes. With "
         "partial_sums those of a turn's clients are added up, after which the whole turn is.",
     )
+    evaluation_deadline: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which a turn of evaluation is ended, and its test set left out of the round's "
+        "figures; left out: it takes as long as it takes.",
+    )
     shards: int | None = Field(
         None,
         ge=1,
@@ -168,8 +174,11 @@ class FederationSpec(Frozen, title="Federation"):
             later["data"] = unset
         if self.best_metric == "map50_voc10":
             later["best_metric"] = True
-        if not self.participation.partial_sums:
-            later["participation"] = {"partial_sums"}
+        of_participation = {
+            field for field in ("partial_sums", "evaluation_deadline") if not getattr(self.participation, field)
+        }
+        if of_participation:
+            later["participation"] = of_participation
         canonical = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -16,8 +16,9 @@ from infra.place import set_place
 from infra.store.objects import ObjectStore
 from tasks.request_update import request_update
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import WeightRef
+from tasks.spec.records import ClientInfo, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest, WakeUpRequest
+from tasks.stop_and_eval import stop_and_eval
 from tasks.turns import hand_out
 
 MODEL = WeightRef(key="phases/x/rounds/0002/global.safetensors", sha256="a" * 64, bytes=1)
@@ -135,6 +136,33 @@ def test_without_results_in_the_store_a_deadline_is_for_the_whole_turn(hand: Any
     assert len(clients(done)) <= 2
     said = "no answer within participation.wake_up_deadline (1.5 s)"
     assert done.failures == [(client, "deadline", said) for client in "123"]
+
+
+def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectStore, tmp_path: Path) -> None:
+    phase_turns.write_script(tmp_path, {"1": ["ok"], "2": ["hang"]})
+    place, notes = make_place(object_store, tmp_path, "hangs", take_turn=phase_turns.take_turn, slots=2)
+    spec = FederationSpec(participation=Participation(evaluation_deadline=1.5))
+    clients = [
+        ClientInfo(
+            client=name, train_size=1, test_size=9, test_digest="d" * 64, class_counts={"x": 1}, host="h", device="cpu"
+        )
+        for name in "12"
+    ]
+
+    async def run() -> Any:
+        set_place(place)
+        try:
+            return await stop_and_eval.fn("hangs", spec, 3, clients, MODEL, "clients 1, 2")
+        finally:
+            await place.slots.close()
+
+    evaluation, failures, down, up = asyncio.run(run())
+    assert (evaluation, down, up) == (None, 0, 0)
+    said = "no answer within participation.evaluation_deadline (1.5 s)"
+    assert [(item.client, item.phase, item.kind, item.reason) for item in failures] == [
+        (client, "stop_and_eval", "deadline", said) for client in "12"
+    ]
+    assert len(notes.of("client_failed")) == 2
 
 
 def test_a_mistake_of_the_program_ends_the_run(hand: Any) -> None:
