@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import slot_turns
+from processes import came_true, gone
 
 from infra.errors import DeadlineExceeded, SlotLost
 from infra.slots import LocalSlots
@@ -30,20 +30,6 @@ def with_slots(count: int, use: Callable[[LocalSlots], Awaitable[None]], **envir
     asyncio.run(run())
 
 
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.02)
-
-
 def test_a_slot_stays_warm_and_gets_its_environment() -> None:
     async def use(slots: LocalSlots) -> None:
         first = await slots.run(slot_turns.process, None)
@@ -58,7 +44,7 @@ def test_a_slot_stays_warm_and_gets_its_environment() -> None:
         # Ctrl-C in a terminal reaches slots too; only the coordinator decides what it means.
         assert await slots.run(slot_turns.outlive_interrupt, None) == "done"
         await slots.close()
-        await eventually(lambda: gone(first))
+        await came_true(lambda: gone(first))
 
     with_slots(1, use, FEDBENCH_TEST_SECRET="for slots only")
 
@@ -130,7 +116,7 @@ def test_a_deadline_is_kept_by_ending_the_process(tmp_path: Path) -> None:
         with pytest.raises(DeadlineExceeded, match="over its deadline of 1 s"):
             await slots.run(slot_turns.work, str(marker), deadline=1.0)
         pid = int(marker.read_text())
-        await eventually(lambda: gone(pid))
+        await came_true(lambda: gone(pid))
         assert await slots.run(slot_turns.process, None, deadline=60) != pid
 
     with_slots(1, use)
@@ -141,12 +127,12 @@ def test_a_cancelled_turn_ends_at_once_and_frees_its_slot(tmp_path: Path) -> Non
 
     async def use(slots: LocalSlots) -> None:
         task = asyncio.create_task(slots.run(slot_turns.work, str(marker)))
-        await eventually(lambda: marker.exists() and marker.read_text() != "")
+        await came_true(lambda: marker.exists() and marker.read_text() != "")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         pid = int(marker.read_text())
-        await eventually(lambda: gone(pid))
+        await came_true(lambda: gone(pid))
         assert await slots.run(slot_turns.process, None) != pid
 
     with_slots(1, use)
@@ -161,10 +147,10 @@ def test_slots_end_when_their_coordinator_is_killed(tmp_path: Path) -> None:
         slots = [int(pid) for pid in host.stdout.readline().split()]
         assert len(set(slots)) == 2
         markers = [tmp_path / f"work{number}" for number in range(2)]
-        asyncio.run(eventually(lambda: all(marker.exists() for marker in markers)))
+        asyncio.run(came_true(lambda: all(marker.exists() for marker in markers)))
         family = {child.pid for child in psutil.Process(host.pid).children(recursive=True)}
         assert set(slots) <= family  # and their server, and the resource tracker
     finally:
         host.kill()
         host.wait()
-    asyncio.run(eventually(lambda: all(gone(pid) for pid in family)))
+    asyncio.run(came_true(lambda: all(gone(pid) for pid in family)))

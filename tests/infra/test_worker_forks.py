@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import came_true, gone
 
 from infra.errors import ForkServerLost
 from infra.lock import FileLock
@@ -68,24 +68,10 @@ def with_forks(use: Callable[[Forks], Awaitable[None]], *preload: str, runs: int
     asyncio.run(run())
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 async def lingering(forks: Forks, folder: Path, descriptor: int | None = None) -> tuple[Child, int]:
     """A child, and the number of a process that it started."""
     child = await forks.fork(request(folder, "linger"), descriptor)
-    await eventually((folder / "numbers").exists)
+    await came_true((folder / "numbers").exists)
     pid, helper = json.loads((folder / "numbers").read_text())
     assert pid == child.pid
     return child, helper
@@ -130,7 +116,7 @@ def test_a_killed_childs_end_is_told_when_all_of_it_is_gone(tmp_path: Path, numb
 def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
     async def use(forks: Forks) -> None:
         child = await forks.fork(request(tmp_path, "stubborn"))
-        await eventually((tmp_path / "numbers").exists)
+        await came_true((tmp_path / "numbers").exists)
         child.terminate(0.3)
         assert await child.wait() == -signal.SIGKILL
 
@@ -157,7 +143,7 @@ def test_children_die_with_the_warm_process_and_a_new_one_is_started(tmp_path: P
         server = await forks.start()
         os.kill(server.pid, signal.SIGKILL)
         assert await child.wait() == LOST
-        await eventually(lambda: gone(child.pid) and gone(helper))
+        await came_true(lambda: gone(child.pid) and gone(helper))
         assert await (await forks.fork(request(tmp_path, "seven"))).wait() == 7
         assert (await forks.start()).pid != server.pid
 
@@ -189,12 +175,12 @@ def test_it_is_replaced_after_so_many_runs_and_ends_with_its_last(tmp_path: Path
         child, _ = await lingering(forks, tmp_path)
         assert forks.server is first
         await (await forks.fork(request(tmp_path, "nothing"))).wait()
-        await eventually(lambda: forks.server is not first)
+        await came_true(lambda: forks.server is not first)
         assert await (await forks.fork(request(tmp_path, "seven"))).wait() == 7
         assert not gone(first.pid)  # its run goes on
         child.kill()
         await child.wait()
-        await eventually(lambda: gone(first.pid))
+        await came_true(lambda: gone(first.pid))
 
     with_forks(use, runs=2)
 
@@ -212,7 +198,7 @@ def test_it_is_replaced_when_it_has_grown(tmp_path: Path) -> None:
     async def use(forks: Forks) -> None:
         first = await forks.start()
         await (await forks.fork(request(tmp_path, "nothing"))).wait()
-        await eventually(lambda: forks.server is not first)
+        await came_true(lambda: forks.server is not first)
 
     with_forks(use, "growing", megabytes=20)
 
