@@ -20,7 +20,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
-from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, deployments, pools
+from flows.deployments import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, pools
 from infra.automations import dead_run_automation, ensure_automation, notification_block, regression_automation
 from infra.prefect_api import prefect_api
 from infra.settings import Settings
@@ -67,12 +67,13 @@ def cron_schedule(when: Schedule) -> CronSchedule:
 def deploy_to(
     settings: Settings,
     names: PoolNames,
+    table: Sequence[Deployment],
     schedules: Mapping[str, Schedule | None] | None = None,
     *,
     notify: str | None = None,
     dry_run: bool = False,
 ) -> tuple[str, list[Deployed]]:
-    """:func:`deploy_all` of the whole table on the server that ``settings`` lead to. Returns its API's address too.
+    """:func:`deploy_all` on the server that ``settings`` lead to. Returns its API's address too.
 
     Raises:
         SettingsError, SpecError, PrefectUnavailable: it cannot be done; the message says why.
@@ -82,7 +83,7 @@ def deploy_to(
         done = asyncio.run(
             deploy_all(
                 pools(names),
-                deployments(names),
+                table,
                 schedules or {},
                 coordinators=settings.pools.coordinator_runs,
                 notify=notify,

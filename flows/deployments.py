@@ -18,14 +18,18 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
-from tasks.spec.federation import FederationSpec
+from tasks.spec.base import check_name
+from tasks.spec.federation import FederationSpec, load_spec
 from tasks.spec.presets import PRESETS
+from tasks.spec.suite import SuiteSpec, load_suite
 from tasks.spec.suite_presets import SUITES
+from tasks.spec.yaml_files import read_yaml
 
 PROCESS, GPU_WORKER = "process", "fedbench-gpu"
 SCHEDULE = "fedbench"  # the slug by which `fedbench deploy` finds the schedule that it made
@@ -126,7 +130,7 @@ def pools(names: PoolNames = PoolNames()) -> list[Pool]:
 
 
 def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
-    """All deployments. Another one is another line here."""
+    """Those that come with fedbench. Another one is another line here."""
     return [
         *(federation(preset, names.coordinators) for preset in PRESETS),
         *(suite(preset, names.coordinators) for preset in SUITES),
@@ -153,33 +157,69 @@ def resident(pool: str) -> Deployment:
 
 
 def federation(preset: str, pool: str) -> Deployment:
-    """The deployment of a preset. Its runs are named for the time that they were scheduled for."""
-    spec = PRESETS[preset]()
-    return Deployment(
-        entrypoint="flows.federation.federation",
-        name=preset.replace("_", "-"),
-        pool=pool,
-        description=inspect.cleandoc(PRESETS[preset].__doc__ or ""),
-        tags=("fedbench", spec.data.kind, spec.detector.kind),
-        parameters={"spec": form_values(spec)},
-        schedule=Schedule("0 3 * * *", active=False) if preset == "street5_laptop" else None,
-    )
+    """The deployment of a preset."""
+    description = inspect.cleandoc(PRESETS[preset].__doc__ or "")
+    schedule = Schedule("0 3 * * *", active=False) if preset == "street5_laptop" else None
+    return _federation(preset.replace("_", "-"), pool, description, PRESETS[preset](), schedule)
 
 
 def suite(preset: str, pool: str) -> Deployment:
-    """The deployment of a suite. Its cells take the slots, not it."""
+    """The deployment of a suite that comes with fedbench."""
+    description = inspect.cleandoc(SUITES[preset].__doc__ or "")
+    schedule = Schedule("0 1 * * 6", active=False) if preset == "cpu" else None
+    return _suite(preset, pool, description, {"preset": preset}, schedule)
+
+
+def of_file(path: Path, pool: str) -> Deployment:
+    """The deployment of a YAML file: ``suite/<the suite's name>``, or ``federation/<the file's name>``.
+
+    Raises:
+        SpecError: the file is missing or wrong, or its deployment would have the name of one that comes with fedbench.
+    """
+    document = read_yaml(path)
+    if isinstance(document, dict) and "experiments" in document:
+        spec = load_suite(path)
+        found = _suite(spec.name, pool, f"The suite of {path.name}.", {"spec": form_values(spec)})
+    else:
+        name = path.stem.replace("_", "-")
+        check_name(name, source=f"{path}: the file's name")
+        found = _federation(name, pool, f"The federation of {path.name}.", load_spec(path))
+    if found.full_name in {item.full_name for item in deployments()}:
+        raise SpecError(f"{path}: {found.full_name} comes with fedbench; expected another name")
+    return found
+
+
+def _federation(
+    name: str, pool: str, description: str, spec: FederationSpec, schedule: Schedule | None = None
+) -> Deployment:
+    """Its runs are named for the time that they were scheduled for."""
     return Deployment(
-        entrypoint="flows.suite.flow.suite",
-        name=preset,
+        entrypoint="flows.federation.federation",
+        name=name,
         pool=pool,
-        description=inspect.cleandoc(SUITES[preset].__doc__ or ""),
-        tags=("fedbench", "suite"),
-        parameters={"preset": preset, "compare": True},
-        schedule=Schedule("0 1 * * 6", active=False) if preset == "cpu" else None,
+        description=description,
+        tags=("fedbench", spec.data.kind, spec.detector.kind),
+        parameters={"spec": form_values(spec)},
+        schedule=schedule,
     )
 
 
-def form_values(spec: FederationSpec) -> dict[str, Any]:
+def _suite(
+    name: str, pool: str, description: str, what: dict[str, Any], schedule: Schedule | None = None
+) -> Deployment:
+    """Its cells take the slots, not it."""
+    return Deployment(
+        entrypoint="flows.suite.flow.suite",
+        name=name,
+        pool=pool,
+        description=description,
+        tags=("fedbench", "suite"),
+        parameters={**what, "compare": True},
+        schedule=schedule,
+    )
+
+
+def form_values(spec: FederationSpec | SuiteSpec) -> dict[str, Any]:
     """``spec`` as a form is filled in: whole, and without the fields that are left out."""
     return spec.model_dump(mode="json", exclude_none=True)
 

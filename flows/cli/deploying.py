@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.cli.shared import Home, out, place_settings, plain_errors
+from tasks.errors import SpecError
 
 _WORDS = {
     False: {"made": "made", "changed": "brought up to date", "there": "there already"},
@@ -15,6 +17,10 @@ _WORDS = {
 
 
 def deploy(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="YAML files of federations and suites, to be deployments beside ours."),
+    ] = None,
     schedules: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,27 +49,43 @@ def deploy(
     A suite that is worse than its accepted result fails; with --notify its message is sent through that block, which
     you make on Prefect's page (Blocks) or by `prefect block create`. It stays until a later --notify names another.
 
-    `fedbench deploy` · `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
+    A file becomes the deployment federation/NAME-OF-THE-FILE or suite/NAME-OF-THE-SUITE, with all that it says. It is
+    not read again: after a change, deploy it anew.
+
+    `fedbench deploy` · `fedbench deploy suite.yaml --schedule "suite/yards=0 1 * * 6"` ·
+    `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
     """
     with plain_errors():
-        _deploy(schedules or [], timezone, silo_pools or [], notify, dry_run, home)
+        _deploy(files or [], schedules or [], timezone, silo_pools or [], notify, dry_run, home)
 
 
 def _deploy(
-    schedules: list[str], timezone: str, silo_pools: list[str], notify: str | None, dry_run: bool, home: Home
+    files: list[Path],
+    schedules: list[str],
+    timezone: str,
+    silo_pools: list[str],
+    notify: str | None,
+    dry_run: bool,
+    home: Home,
 ) -> None:
-    from flows.deployments import PoolNames, deployments, with_schedules
+    from flows.deployments import PoolNames, deployments, of_file, with_schedules
     from tasks.spec.base import check_name
 
     settings = place_settings(home)
     for name in silo_pools:
         check_name(name, source="--silo-pool")
     names = PoolNames.of(settings.pools, silo_pools)
-    asked = with_schedules(deployments(names), schedules, timezone)
+    table = deployments(names)
+    for file in files:
+        own = of_file(file, names.coordinators)
+        if own.full_name in {item.full_name for item in table}:
+            raise SpecError(f"{file}: a second file for {own.full_name}; expected another name")
+        table.append(own)
+    asked = with_schedules(table, schedules, timezone)
 
     from flows.deploy import deploy_to
 
-    address, done = deploy_to(settings, names, asked, notify=notify, dry_run=dry_run)
+    address, done = deploy_to(settings, names, table, asked, notify=notify, dry_run=dry_run)
     out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)
     width = max(len(item.name) for item in done)
     for item in done:

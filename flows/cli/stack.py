@@ -134,10 +134,10 @@ def logs(
 def _deploy(settings: Settings) -> None:
     """Pools, deployments and automations on the stack's Prefect server, unless they are there."""
     from flows.deploy import deploy_to
-    from flows.deployments import PoolNames
+    from flows.deployments import PoolNames, deployments
 
     names = PoolNames.of(settings.pools)
-    deploy_to(settings, names)
+    deploy_to(settings, names, deployments(names))
 
 
 def _stack(settings: Settings) -> Stack:

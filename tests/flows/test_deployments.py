@@ -21,6 +21,7 @@ from flows.deployments import (
     PoolNames,
     Schedule,
     deployments,
+    of_file,
     pools,
     prefect_yaml,
     with_schedules,
@@ -29,8 +30,9 @@ from infra.errors import PrefectUnavailable, SettingsError
 from infra.prefect_api import prefect_api
 from infra.settings import Settings
 from tasks.errors import SpecError
-from tasks.spec.federation import FederationSpec
+from tasks.spec.federation import FederationSpec, load_spec
 from tasks.spec.presets import PRESETS
+from tasks.spec.suite import SuiteSpec, load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {item.full_name: item for item in deployments()}
@@ -120,6 +122,43 @@ def test_prefect_refuses_a_wrong_field_by_its_name(
     with pytest.raises(ValidationError) as refused:
         validate({"spec": spec}, schema, raise_on_error=True)
     assert all(part in str(refused.value) for part in says), refused.value
+
+
+def test_a_file_is_a_deployment_of_its_own(tmp_path: Path, schema: dict[str, Any]) -> None:
+    (tmp_path / "my_yards.yaml").write_text("max_rounds: 3\ndetector: {kind: fcos-lite0}\n")
+    own = of_file(tmp_path / "my_yards.yaml", "fedbench")
+    assert own.full_name == "federation/my-yards"
+    assert FederationSpec.model_validate(own.parameters["spec"]) == load_spec(tmp_path / "my_yards.yaml")
+    validate(own.parameters, schema, raise_on_error=True)
+    (tmp_path / "suite.yaml").write_text(
+        "name: yards\nexperiments: [{name: e2, spec: my_yards.yaml, set: {training.local_epochs: 2}, seeds: [1]}]\n"
+    )
+    suite = of_file(tmp_path / "suite.yaml", "fedbench")
+    assert (suite.full_name, suite.pool) == ("suite/yards", "fedbench")
+    validate(suite.parameters, schema_of(suite), raise_on_error=True)
+    spec = SuiteSpec.model_validate(suite.parameters["spec"])
+    assert spec.digest == load_suite(tmp_path / "suite.yaml").digest
+    assert spec.experiments[0].spec.training.local_epochs == 2
+    assert with_schedules([*TABLE.values(), suite], ["yards=0 1 * * 6"], "UTC") == {
+        "suite/yards": Schedule("0 1 * * 6")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("smoke.yaml", "max_rounds: 3", "smoke.yaml: federation/smoke comes with fedbench; expected another name"),
+        ("s.yaml", "{name: cpu, experiments: [{name: a, spec: smoke}]}", "s.yaml: suite/cpu comes with fedbench"),
+        ("a b.yaml", "max_rounds: 3", "a b.yaml: the file's name: expected letters, digits"),
+        ("s.yaml", "{name: mine, experiments: []}", "s.yaml: experiments: "),
+        ("f.yaml", "max_round: 3", "f.yaml: max_round: "),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SpecError) as refused:
+        of_file(tmp_path / name, "fedbench")
+    assert says in str(refused.value)
 
 
 def test_schedules_are_asked_for_by_name() -> None:

@@ -137,6 +137,22 @@ def test_schedules_are_added_changed_and_ended(home: Path) -> None:
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", False)]
 
 
+def test_a_suite_of_ones_own_is_scheduled_and_stays(home: Path) -> None:
+    file = home / "suite.yaml"
+    file.write_text("{name: yards, experiments: [{name: e1, spec: smoke, seeds: [1]}]}\n")
+    told = deploy(home, str(file), "--schedule", "suite/yards=0 1 * * 6")
+    assert "runs at 0 1 * * 6 (UTC)" in told
+    before = read("suite/yards")
+    assert before.parameters["spec"]["experiments"][0]["name"] == "e1"
+    assert "suite/yards" not in deploy(home)  # without the file nothing is said of it, or done to it
+    assert read("suite/yards").updated == before.updated
+    file.write_text("{name: yards, experiments: [{name: e2, spec: smoke, seeds: [1]}]}\n")
+    assert deploy(home, str(file)).count("brought up to date") == 1
+    after = read("suite/yards")
+    assert after.parameters["spec"]["experiments"][0]["name"] == "e2"
+    assert [item.active for item in after.schedules] == [True]
+
+
 def test_pools_of_silos_and_the_limit_of_coordinators(home: Path) -> None:
     (home / "home").mkdir(exist_ok=True)
     (home / "home" / "settings.yaml").write_text("pools: {silos: {'1': silo-1}, coordinator_runs: 2}\n")
