@@ -187,13 +187,16 @@ def test_its_summary_shows_the_rounds_with_their_plots(
     rows = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
     assert rows == [["0", "0"], ["1", "5"], ["2", "5"], ["3", "5"]]
     pictures = "[...document.querySelectorAll('img')].filter(i => i.src.startsWith('data:'))"
-    page.wait_for(f"{pictures}.length === 2 && {pictures}.every(i => i.complete && i.naturalWidth > 500)", "plots")
-    assert page.run(f"{pictures}.map(i => i.alt)")[0].startswith("Loss, recall")
+    both = f"({pictures}.length === 2 && {pictures}.every(i => i.complete && i.naturalWidth > 500))"
+    # The page draws its pictures anew while the run goes on: what is asked of them is asked while they are there.
+    assert page.wait_for(f"{both} && {pictures}[0].alt", "plots").startswith("Loss, recall")
     shoot("prefect-summary")
     for number, name in enumerate(("plots", "sheet")):
-        page.run(f"{pictures}[{number}].scrollIntoView({{block: 'start', behavior: 'instant'}})")
+        scroll = f"{pictures}[{number}].scrollIntoView({{block: 'start', behavior: 'instant'}})"
+        page.wait_for(f"{both} && ({scroll}, true)", name)
         picture = shoot(f"prefect-summary-{name}")
-        box = page.run(f"(r => [r.left, r.top, r.right, r.bottom])({pictures}[{number}].getBoundingClientRect())")
+        edges = f"(r => [r.left, r.top, r.right, r.bottom])({pictures}[{number}].getBoundingClientRect())"
+        box = page.wait_for(f"{both} && {edges}", name)
         shown = picture.crop((int(box[0]), int(box[1]), int(box[2]), min(int(box[3]), picture.height)))
         assert shown.width > 600
         assert len(shown.getcolors(shown.width * shown.height) or []) > 50, f"{name} is blank"
