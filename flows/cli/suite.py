@@ -104,9 +104,17 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
 @suite_app.command("show")
 def show(name: SuiteRunName, home: Home = None) -> None:
     """Where a suite run stands, and what its cells have reached, without running anything."""
+    from tasks.code_version import code_version
+
     with plain_errors():
         result = stored_result(place_settings(home), name)
         out.print(result_table(result))
+        if result.code_version != code_version():
+            out.print(
+                f"run by code {result.code_version}; this is {code_version()}, and would run its cells anew",
+                soft_wrap=True,
+                highlight=False,
+            )
         for cell in result.failed:
             out.print(f"failed: {cell.cell}: {cell.reason}", soft_wrap=True, highlight=False, markup=False)
         if result.missing:
@@ -171,7 +179,7 @@ def stored_result(settings: Settings, name: str) -> SuiteResult:
     with opened_store(settings) as objects:
         result = build_result(read_plan(objects, settings.s3.prefix, name), settings)
     if not result.cells and not result.failed:
-        raise SpecError(f"{name}: expected a cell that has ended, found none yet by this code ({result.code_version})")
+        raise SpecError(f"{name}: expected a cell that has ended, found none yet")
     return result
 
 

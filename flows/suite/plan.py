@@ -127,10 +127,17 @@ def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
 
 
 def read_plan(objects: ObjectStore, prefix: str, name: str) -> SuitePlan:
-    """The suite run ``name`` as it was begun, for the code that reads it.
+    """The suite run as it was begun: with the cells that this code has run, else those of the code that ran the last.
 
     Raises:
         SpecError: there is no suite run of this name.
     """
-    start = read_start(objects, prefix, name)
-    return SuitePlan(name, start.suite, code_version(), SuiteLayout(prefix, name), objects)
+    start, layout = read_start(objects, prefix, name), SuiteLayout(prefix, name)
+    code = code_version()
+    records = [
+        parse(CellRecord, objects.get_json(key), source=key, newest=RECORD_VERSION)
+        for key in objects.list(layout.cells)
+    ]
+    if records and code not in {record.code_version for record in records}:
+        code = max(records, key=lambda record: record.ended).code_version
+    return SuitePlan(name, start.suite, code, layout, objects)

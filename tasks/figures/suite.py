@@ -177,7 +177,7 @@ def _draw_experiment(axes: Axes, result: SuiteResult, experiment: str, by: By, *
             axes.axhline(level, color=color, linestyle=line, linewidth=width, label=f"{name}, last round")
     _finish(axes, top)
     if axes.lines:
-        axes.legend(loc="lower right", fontsize=8.5, framealpha=0.85, edgecolor="none")
+        axes.legend(loc="best", fontsize=8.5, framealpha=0.85, edgecolor="none")
 
 
 def _draw_line(

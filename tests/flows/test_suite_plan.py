@@ -69,6 +69,31 @@ def test_a_suite_run_is_begun_once_and_gone_on_with(s3_settings: S3Settings, pre
     assert read_plan(objects, prefix, plan.name).suite == SUITE
 
 
+def test_what_other_code_has_run_is_read_but_not_gone_on_with(
+    s3_settings: S3Settings, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = ObjectStore(s3_settings)
+    for code, month in (("0.1.0-00000002", 2), ("0.1.0-00000001", 1)):
+        monkeypatch.setattr("flows.suite.plan.code_version", lambda code=code: code)
+        plan = claim(objects, prefix, "test", SUITE)
+        cell = plan.cells[0]
+        record = CellRecord(
+            suite_run=plan.name,
+            cell=cell.name,
+            spec_digest=cell.spec.digest,
+            code_version=plan.code,
+            federation=plan.federation(cell),
+            state="done",
+            seconds=1.0,
+            ended=datetime(2026, month, 1, tzinfo=UTC),
+        )
+        plan.keep(record)
+    assert read_plan(objects, prefix, "test").code == "0.1.0-00000001"  # its own, though another's is newer
+    monkeypatch.setattr("flows.suite.plan.code_version", lambda: "0.1.0-00000003")
+    assert read_plan(objects, prefix, "test").code == "0.1.0-00000002"
+    assert claim(objects, prefix, "test", SUITE).record(cell) is None
+
+
 def test_a_name_is_one_suites(s3_settings: S3Settings, prefix: str) -> None:
     objects = ObjectStore(s3_settings)
     claim(objects, prefix, "mine", SUITE)
