@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,8 @@ from tasks.errors import SpecError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
 from tasks.spec.federation import FederationSpec, load_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
+from tasks.spec.suite import SuiteSpec, load_suite
+from tasks.spec.suite_presets import SUITES, suite_preset
 
 Form = Literal["street", "coco", "voc"]
 CHOSEN = "chosen"  # the name of a data set that is given by its folder
@@ -32,10 +34,19 @@ class ChosenData:
 def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]:
     """The specification of a preset or file with fields set, and the base of its default name."""
     path = Path(what)
-    from_file = path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in PRESETS)
+    from_file = _is_file(what, PRESETS)
     spec = load_spec(path) if from_file else preset(what)
     base = path.stem if from_file else what
     return base, with_fields(spec, fields, source=what) if fields else spec
+
+
+def choose_suite(what: str) -> SuiteSpec:
+    """The suite of a preset or file.
+
+    Raises:
+        SpecError: there is none, or it has wrong fields.
+    """
+    return load_suite(Path(what)) if _is_file(what, SUITES) else suite_preset(what)
 
 
 def default_name(base: str, spec: FederationSpec) -> str:
@@ -62,6 +73,11 @@ def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | No
     }
     data = kinds[form or _form_of(root)]
     return ChosenData(with_fields(FederationSpec(data=data), below, source=what).data, root)
+
+
+def _is_file(what: str, presets: Container[str]) -> bool:
+    path = Path(what)
+    return path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in presets)
 
 
 def _form_of(root: Path) -> Form:

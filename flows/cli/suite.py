@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.choice import choose_suite
 from flows.cli.shared import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -20,8 +21,8 @@ from flows.cli.shared import (
     plain_errors,
 )
 from infra.settings import Settings
-from tasks.spec.suite import SuiteSpec, load_suite, with_seeds
-from tasks.spec.suite_presets import SUITES, suite_preset
+from tasks.spec.suite import SuiteSpec, with_seeds
+from tasks.spec.suite_presets import SUITES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,17 +65,6 @@ def run(
         outcome = _run(name, suite, settings, verbose, compare=compare)
         out.print(result_table(outcome.result))
         out.print(f"report: {outcome.folder / 'report.html'}", soft_wrap=True, highlight=False)
-
-
-def choose_suite(what: str) -> SuiteSpec:
-    """The suite of a preset or file.
-
-    Raises:
-        SpecError: there is none, or it has wrong fields.
-    """
-    path = Path(what)
-    from_file = path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in SUITES)
-    return load_suite(path) if from_file else suite_preset(what)
 
 
 def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *, compare: bool) -> SuiteOutcome:
