@@ -25,7 +25,7 @@ from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
 from tasks.spec.base import check_name
-from tasks.spec.federation import FederationSpec, load_spec
+from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.presets import PRESETS
 from tasks.spec.suite import SuiteSpec, load_suite
 from tasks.spec.suite_presets import SUITES
@@ -170,23 +170,36 @@ def suite(preset: str, pool: str) -> Deployment:
     return _suite(preset, pool, description, {"preset": preset}, schedule)
 
 
+def with_files(table: Sequence[Deployment], files: Sequence[Path], pool: str) -> list[Deployment]:
+    """``table``, and a deployment for each of ``files``.
+
+    Raises:
+        SpecError: a file is missing or wrong, or its deployment would have the name of another one.
+    """
+    taken = {item.full_name: "comes with fedbench" for item in table}
+    found = list(table)
+    for path in files:
+        own = of_file(path, pool)
+        if own.full_name in taken:
+            raise SpecError(f"{path}: {own.full_name} {taken[own.full_name]}; expected another name")
+        taken[own.full_name] = f"is that of {path} already"
+        found.append(own)
+    return found
+
+
 def of_file(path: Path, pool: str) -> Deployment:
     """The deployment of a YAML file: ``suite/<the suite's name>``, or ``federation/<the file's name>``.
 
     Raises:
-        SpecError: the file is missing or wrong, or its deployment would have the name of one that comes with fedbench.
+        SpecError: the file is missing or wrong.
     """
     document = read_yaml(path)
     if isinstance(document, dict) and "experiments" in document:
         spec = load_suite(path)
-        found = _suite(spec.name, pool, f"The suite of {path.name}.", {"spec": form_values(spec)})
-    else:
-        name = path.stem.replace("_", "-")
-        check_name(name, source=f"{path}: the file's name")
-        found = _federation(name, pool, f"The federation of {path.name}.", load_spec(path))
-    if found.full_name in {item.full_name for item in deployments()}:
-        raise SpecError(f"{path}: {found.full_name} comes with fedbench; expected another name")
-    return found
+        return _suite(spec.name, pool, f"The suite of {path.name}.", {"spec": form_values(spec)})
+    name = path.stem.replace("_", "-")
+    check_name(name, source=f"{path}: the file's name")
+    return _federation(name, pool, f"The federation of {path.name}.", parse_spec(document, source=str(path)))
 
 
 def _federation(

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from flows.cli.shared import Home, out, place_settings, plain_errors
-from tasks.errors import SpecError
 
 _WORDS = {
     False: {"made": "made", "changed": "brought up to date", "there": "there already"},
@@ -68,19 +67,14 @@ def _deploy(
     dry_run: bool,
     home: Home,
 ) -> None:
-    from flows.deployments import PoolNames, deployments, of_file, with_schedules
+    from flows.deployments import PoolNames, deployments, with_files, with_schedules
     from tasks.spec.base import check_name
 
     settings = place_settings(home)
     for name in silo_pools:
         check_name(name, source="--silo-pool")
     names = PoolNames.of(settings.pools, silo_pools)
-    table = deployments(names)
-    for file in files:
-        own = of_file(file, names.coordinators)
-        if own.full_name in {item.full_name for item in table}:
-            raise SpecError(f"{file}: a second file for {own.full_name}; expected another name")
-        table.append(own)
+    table = with_files(deployments(names), files, names.coordinators)
     asked = with_schedules(table, schedules, timezone)
 
     from flows.deploy import deploy_to

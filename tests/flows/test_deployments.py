@@ -24,6 +24,7 @@ from flows.deployments import (
     of_file,
     pools,
     prefect_yaml,
+    with_files,
     with_schedules,
 )
 from infra.errors import PrefectUnavailable, SettingsError
@@ -157,8 +158,17 @@ def test_a_file_is_a_deployment_of_its_own(tmp_path: Path, schema: dict[str, Any
 def test_a_wrong_file_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(SpecError) as refused:
-        of_file(tmp_path / name, "fedbench")
+        with_files(list(TABLE.values()), [tmp_path / name], "fedbench")
     assert says in str(refused.value)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "my_yards.yaml", tmp_path / "my-yards.yaml"]
+    for file in files:
+        file.write_text("max_rounds: 3")
+    with pytest.raises(SpecError, match=r"my-yards.yaml: federation/my-yards is that of .*my_yards.yaml already"):
+        with_files([], files, "fedbench")
+    assert [item.full_name for item in with_files([], files[:1], "fedbench")] == ["federation/my-yards"]
 
 
 def test_schedules_are_asked_for_by_name() -> None:
