@@ -133,11 +133,8 @@ def read_plan(objects: ObjectStore, prefix: str, name: str) -> SuitePlan:
         SpecError: there is no suite run of this name.
     """
     start, layout = read_start(objects, prefix, name), SuiteLayout(prefix, name)
-    code = code_version()
-    records = [
-        parse(CellRecord, objects.get_json(key), source=key, newest=RECORD_VERSION)
-        for key in objects.list(layout.cells)
-    ]
-    if records and code not in {record.code_version for record in records}:
+    code, keys = code_version(), list(objects.list(layout.cells))
+    if keys and code not in map(layout.code_of, keys):
+        records = [parse(CellRecord, objects.get_json(key), source=key, newest=RECORD_VERSION) for key in keys]
         code = max(records, key=lambda record: record.ended).code_version
     return SuitePlan(name, start.suite, code, layout, objects)

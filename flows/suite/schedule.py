@@ -44,6 +44,22 @@ def slots_of(cell: Cell, capacity: int) -> int:
 
 
 @dataclass
+class Running:
+    """A cell that runs: since when, from which round on, and when the last of its rounds was seen."""
+
+    cell: Cell
+    began: float
+    before: int
+    rounds: int
+    reached: float
+
+    def each(self) -> float | None:
+        """Seconds a round; None before the first is done."""
+        done = self.rounds - self.before
+        return (self.reached - self.began) / done if done > 0 else None
+
+
+@dataclass
 class Estimate:
     """Seconds that are left, from what cells have taken so far.
 
@@ -56,13 +72,11 @@ class Estimate:
     clock: Callable[[], float] = time.monotonic
     _round_seconds: dict[str, float] = field(default_factory=dict)  # of cells that have ended
     _cells: dict[str, Cell] = field(default_factory=dict)
-    _began: dict[str, tuple[float, int]] = field(default_factory=dict)
-    _rounds: dict[str, int] = field(default_factory=dict)
-    _reached: dict[str, float] = field(default_factory=dict)  # when the last of a running cell's rounds was seen
+    _running: dict[str, Running] = field(default_factory=dict)
 
     def ended(self, cell: Cell, seconds: float) -> None:
         """``cell`` has taken ``seconds`` for all of its rounds."""
-        self._began.pop(cell.name, None)
+        self._running.pop(cell.name, None)
         self._cells[cell.name] = cell
         self._round_seconds[cell.name] = seconds / cell.spec.max_rounds
 
@@ -70,38 +84,35 @@ class Estimate:
         """``cell`` runs, and had ``rounds`` committed before."""
         self._cells[cell.name] = cell
         now = self.clock()
-        self._began[cell.name] = (now, rounds)
-        self._rounds[cell.name], self._reached[cell.name] = rounds, now
+        self._running[cell.name] = Running(cell, began=now, before=rounds, rounds=rounds, reached=now)
 
     def stands_at(self, cell: Cell, rounds: int) -> None:
         """``cell``, which runs, has ``rounds`` committed."""
-        if rounds != self._rounds[cell.name]:
-            self._rounds[cell.name], self._reached[cell.name] = rounds, self.clock()
+        running = self._running[cell.name]
+        if rounds != running.rounds:
+            running.rounds, running.reached = rounds, self.clock()
 
     def left(self, waiting: Sequence[Cell]) -> float | None:
         """Wall seconds until all of ``waiting``, and those that run, have ended; None while nothing tells."""
         work, longest = 0.0, 0.0
-        for cell in [*(self._cells[name] for name in self._began), *waiting]:
+        for cell in [*(running.cell for running in self._running.values()), *waiting]:
             each = self._each(cell)
             if each is None:
                 return None
-            seconds = each * max(cell.spec.max_rounds - self._rounds.get(cell.name, 0), 0)
-            if cell.name in self._began:  # a part of its round has passed
-                seconds = max(seconds - min(self.clock() - self._reached[cell.name], each), 0.0)
+            seconds, running = each * cell.spec.max_rounds, self._running.get(cell.name)
+            if running is not None:  # some of its rounds have passed, and a part of one
+                passed = min(self.clock() - running.reached, each)
+                seconds = max(seconds - each * running.rounds - passed, 0.0)
             work += seconds * min(self.weights.get(cell.name, 1), self.capacity)
             longest = max(longest, seconds)
         return max(work / self.capacity, longest)
 
     def _each(self, cell: Cell) -> float | None:
         """Seconds a round."""
-        own = self._running_each(cell.name)
-        if own is not None:
-            return own
-        known = dict(self._round_seconds)
-        for name in self._began:
-            running = self._running_each(name)
-            if running is not None:
-                known.setdefault(name, running)
+        running = {name: each for name, item in self._running.items() if (each := item.each()) is not None}
+        if cell.name in running:
+            return running[cell.name]
+        known = running | self._round_seconds
         for alike in (
             lambda other: other.experiment == cell.experiment and other.role == cell.role,
             lambda other: other.role == cell.role,
@@ -115,13 +126,6 @@ class Estimate:
             if found:
                 return sum(found) / len(found)
         return None
-
-    def _running_each(self, name: str) -> float | None:
-        if name not in self._began:
-            return None
-        began, before = self._began[name]
-        done = self._rounds.get(name, 0) - before
-        return (self._reached[name] - began) / done if done > 0 else None
 
 
 def duration(seconds: float) -> str:

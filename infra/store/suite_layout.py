@@ -55,6 +55,10 @@ class SuiteLayout:
         """The record of a cell: by its specification's digest (hex) and the version of the code that ran it."""
         return f"{self.cells}{digest[:DIGEST_DIGITS]}-{code_version}.json"
 
+    def code_of(self, key: str) -> str:
+        """The code version in a cell's key."""
+        return key.removeprefix(self.cells)[DIGEST_DIGITS + 1 :].removesuffix(".json")
+
     @property
     def result(self) -> str:
         return f"{self.root}result.json"
