@@ -10,16 +10,15 @@ import contextlib
 import importlib
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from flows.interrupts import Interrupts, interrupts_deferred, terminate_as_interrupt
 from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
@@ -43,6 +42,7 @@ log = logging.getLogger(__name__)
 # The file of a run's folder that its report writes last.
 REPORTED = "rounds.png"
 STORE_ATTEMPTS = 3
+POLL_SECONDS = 0.1
 CLOSE_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
 
@@ -82,11 +82,13 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
         own_prefect(settings, services)
-        with _interrupts_kept(), ThreadPoolExecutor(1) as starting:
+        with interrupts_deferred() as interrupts, ThreadPoolExecutor(1) as starting:
             started = starting.submit(services.start)
             try:
                 start_fork_server(PRELOAD)
-                _import_learning()
+                _import_learning(interrupts)
+                while not wait([started], timeout=POLL_SECONDS).done:
+                    interrupts.check()
                 started.result()
             except BaseException:
                 services.stop()  # ends the wait for a server to come up, Ctrl-C's too
@@ -118,29 +120,10 @@ def _claimed(services: EmbeddedRun, settings: Settings, name: str, spec: Federat
                 raise
 
 
-@contextlib.contextmanager
-def _interrupts_kept() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end this, also where what is being imported has swallowed the exception."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if seen:
-        raise KeyboardInterrupt
-
-
-def _import_learning() -> None:
+def _import_learning(interrupts: Interrupts) -> None:
     """The seconds that the Prefect server takes to start are those that these imports take."""
     for module in ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure"):
+        interrupts.check()
         importlib.import_module(module)
     # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
     # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
@@ -152,20 +135,6 @@ class EmbeddedRun(EmbeddedServices):
 
     def __enter__(self) -> EmbeddedRun:
         return self
-
-
-@contextlib.contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as cleanly as Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 def own_prefect(settings: Settings, services: EmbeddedServices) -> None:

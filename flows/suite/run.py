@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.run import EmbeddedRun, own_prefect, prefect_drained, terminate_as_interrupt
+from flows.interrupts import terminate_as_interrupt
+from flows.run import EmbeddedRun, own_prefect, prefect_drained
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
 from infra.lock import require_free_disk, run_lock
