@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from infra.store.objects import ObjectStore
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: a file's tests go to one process, and so do all files that need the undisturbed run."""
+    sharing = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "undisturbed" if item.path in sharing else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def street_dir() -> Path:
     """Folder of the real Federated Street."""

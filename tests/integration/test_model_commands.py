@@ -76,7 +76,7 @@ def test_a_model_predicts_the_same_by_name_by_file_and_from_the_registry(
 ) -> None:
     images = images_of(undisturbed)[0].parent
     answers = []
-    for number, model in enumerate(("tiny", model_file, "models:/tiny@best", "models:/tiny/latest")):
+    for number, model in enumerate(("tiny", model_file, "models:/tiny@best")):
         out, path = tmp_path / str(number), tmp_path / f"{number}.json"
         result = shared_home.run("predict", model, images, "--out", out, "--score", 0, "--json", path)
         assert result.returncode == 0, result.stdout
