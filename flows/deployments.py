@@ -27,7 +27,7 @@ from tasks.errors import SpecError
 from tasks.spec.base import check_name
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.presets import PRESETS
-from tasks.spec.suite import SuiteSpec, load_suite
+from tasks.spec.suite import SuiteSpec, suite_of
 from tasks.spec.suite_presets import SUITES
 from tasks.spec.yaml_files import read_yaml
 
@@ -195,7 +195,7 @@ def of_file(path: Path, pool: str) -> Deployment:
     """
     document = read_yaml(path)
     if isinstance(document, dict) and "experiments" in document:
-        spec = load_suite(path)
+        spec = suite_of(document, path)
         return _suite(spec.name, pool, f"The suite of {path.name}.", {"spec": form_values(spec)})
     name = path.stem.replace("_", "-")
     check_name(name, source=f"{path}: the file's name")

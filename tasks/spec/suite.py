@@ -184,7 +184,15 @@ def load_suite(path: Path) -> SuiteSpec:
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
     """
-    document = read_yaml(path)
+    return suite_of(read_yaml(path), path)
+
+
+def suite_of(document: Any, path: Path) -> SuiteSpec:
+    """The suite of what :func:`load_suite` has read from ``path``.
+
+    Raises:
+        SpecError: it has wrong fields.
+    """
     if isinstance(document, dict) and isinstance(document.get("experiments"), list):
         document = {**document, "experiments": [_written_out(item, path) for item in document["experiments"]]}
     return parse_suite(document, source=str(path))

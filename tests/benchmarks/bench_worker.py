@@ -28,8 +28,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from infra.services.prefect_server import PrefectService
 from infra.worker.gpu_worker import GpuWorker
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-from workers import Worker, deploy, ended, eventually, make_pool, submit
+from waiting import eventually
+from workers import Worker, deploy, ended, make_pool, submit
 
 AT_ONCE = 4
 # Process worker ÷ ours: one run; four at once.

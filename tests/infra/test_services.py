@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import WithChildren, eventually, gone, session
+from processes import WithChildren, session
+from waiting import eventually, gone
 
 from infra.errors import ServiceFailed, SettingsError, StoreUnavailable
 from infra.services.embedded import EmbeddedServices

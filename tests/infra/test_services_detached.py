@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import WithChildren, eventually, gone, session
+from processes import WithChildren, session
+from waiting import eventually, gone
 
 from infra.errors import HomeInUse, ServiceFailed
 from infra.services.embedded import EmbeddedServices

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import slot_turns
-from processes import came_true, gone
+from waiting import came_true, gone
 
 from infra.errors import DeadlineExceeded, SlotLost
 from infra.slots import LocalSlots

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import eventually, gone
+from waiting import eventually, gone
 
 from infra.lock import FileLock
 from infra.services.credentials import draw_keys

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from processes import came_true, gone
+from waiting import came_true, gone
 
 from infra.errors import ForkServerLost
 from infra.lock import FileLock

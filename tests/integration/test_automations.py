@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from homes import eventually
+from waiting import eventually
 
 from infra.automations import (
     HEARTBEAT_SECONDS,

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser, browser
-from homes import assert_no_process_left, eventually
+from homes import assert_no_process_left
 from PIL import Image
 from stacks import RunningStack, running_stack
+from waiting import eventually
 
 from tasks.spec.federation import FederationSpec
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedRun
-from homes import TINY, Home, assert_consistent, digests, eventually
+from homes import TINY, Home, assert_consistent, digests
+from waiting import eventually
 
 from flows.leftovers import clean
 from flows.stored import opened_store

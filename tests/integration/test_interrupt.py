@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedRun
-from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests, eventually
+from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from waiting import eventually
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,10 @@ from uuid import UUID
 
 import psutil
 import pytest
-from homes import TINY, Home, assert_consistent, digests, eventually
+from homes import TINY, Home, assert_consistent, digests
 from stacks import PATIENCE, RunningStack, in_a_slot, running_stack
 from test_residents import slots_are_free
+from waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

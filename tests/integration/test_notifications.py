@@ -13,12 +13,13 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from homes import FEDBENCH, eventually
+from homes import FEDBENCH
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
+from waiting import eventually
 from workers import prefect_server
 
 from infra.automations import REGRESSIONS

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from homes import Home, assert_consistent, assert_tracked_once, digests, eventually, tiny
+from homes import Home, assert_consistent, assert_tracked_once, digests, tiny
 from safetensors.torch import load_file
+from waiting import eventually
 
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings

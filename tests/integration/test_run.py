@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import MANY_ROUNDS, FinishedRun
-from homes import (
-    TINY,
-    Home,
-    assert_consistent,
-    assert_no_process_left,
-    assert_tracked_once,
-    digests,
-    eventually,
-)
+from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from waiting import eventually
 
 from tasks.spec.federation import flatten
 

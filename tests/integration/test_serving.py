@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import FinishedRun, images_of
-from homes import Home, eventually, interruptible
+from homes import Home, interruptible
 from PIL import Image
+from waiting import eventually
 
 from flows.serving import serving_environment
 from infra.services.embedded import EmbeddedServices

@@ -13,17 +13,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from homes import (
-    TINY,
-    Home,
-    assert_consistent,
-    assert_no_process_left,
-    assert_tracked_once,
-    eventually,
-)
+from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once
 from stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack
+from waiting import eventually, gone
 
 from infra.services.s3 import S3Service
 from infra.settings import S3Settings
@@ -196,7 +189,7 @@ def test_without_its_supervisor_one_is_crashed_and_up_brings_back_both(stack: Ru
     before, addresses = stack.pids(), stack.variables
     for pid in (stack.pid("supervisor"), before["prefect"]):
         os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda pid=pid: _gone(pid), 20)  # type: ignore[misc]
+        assert eventually(lambda pid=pid: gone(pid), 20)  # type: ignore[misc]
     assert stack.states() == (1, {"s3": "up", "prefect": "crashed", "mlflow": "up", "supervisor": "crashed"})
     os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
     os.kill(before["s3"], signal.SIGKILL)
@@ -222,7 +215,7 @@ def test_a_run_goes_on_when_the_stack_is_ended_and_nothing_is_left(stack: Runnin
         ended = set(stack.pids().values())
         result = stack.home.run("down", timeout=PATIENCE)
         assert (result.returncode, result.stdout) == (0, "down\n")
-        assert all(map(_gone, ended))
+        assert all(map(gone, ended))
         assert not (stack.home.path / "stack.env").exists()
         assert run.wait(PATIENCE) == 0, output.read_text()
     finally:
@@ -250,7 +243,3 @@ def _until_interrupted(home: Home, *arguments: object, output: Path) -> Iterator
     finally:
         process.kill()
         process.wait()
-
-
-def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -10,8 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-from homes import TINY, Home, assert_no_process_left, eventually
+from homes import TINY, Home, assert_no_process_left
 from mlflow import MlflowClient
+from waiting import eventually
 
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
 from tasks.spec.suite_records import AcceptedResult, CellRecord, SuiteResult

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
-from homes import FEDBENCH, Home, assert_consistent, digests, eventually
+from homes import FEDBENCH, Home, assert_consistent, digests
 from machines import Machine, two_machines, why_not
+from waiting import eventually
 from workers import _registration
 
 from tasks.data.synthetic import CLASSES

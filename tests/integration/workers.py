@@ -14,12 +14,12 @@ from typing import Any
 from uuid import UUID
 
 import psutil
-from homes import eventually
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from waiting import eventually
 
 from infra.services import bound
 from infra.services.prefect_server import PrefectService
