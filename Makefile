@@ -57,7 +57,7 @@ unit: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not benchmark"
 
 integration: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "integration and not benchmark and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not benchmark and not slow"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

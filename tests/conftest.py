@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,18 +19,33 @@ for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
 STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
 SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 
+# Those that ask for the session's fixture of this name, or for one that needs it.
+OF_THE_UNDISTURBED_RUN = {
+    "test_cleaning.py",
+    "test_failing_client.py",
+    "test_interrupt.py",
+    "test_kill.py",
+    "test_model_commands.py",
+    "test_run.py",
+    "test_serving.py",
+}
+
 if TYPE_CHECKING:
     from infra.settings import S3Settings
     from infra.store.objects import ObjectStore
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file's tests go to one process, and so do all files that need the undisturbed run."""
-    sharing = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "undisturbed" if item.path in sharing else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one process, and so do all files that need the undisturbed run."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "undisturbed" if Path(file).name in OF_THE_UNDISTURBED_RUN else file
+
+    return ByFixtures(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
