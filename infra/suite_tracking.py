@@ -1,7 +1,7 @@
 """A suite in MLflow: one parent run, whose children are the runs of its federations.
 
-MLflow's page shows the children below the parent, and compares them by what each is given here: the tags
-``fedbench.experiment``, ``fedbench.role``, ``fedbench.seed``, and the figures of its last round as ``final/…``.
+MLflow's page shows the children below the parent, and compares them by what each is given here: its cell's name, the
+tags ``fedbench.experiment``, ``fedbench.role``, ``fedbench.seed``, and the figures of its last round as ``final/…``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlencode
 
 from infra.tracking import TAG_FEDERATION, answering, experiment_named, page_url, run_tagged
 
@@ -23,6 +24,13 @@ _PARENT = "mlflow.parentRunId"
 _BATCH = 500
 
 
+class SuitePages(NamedTuple):
+    """Pages of MLflow's: the parent run, and its children's charts side by side."""
+
+    parent: str
+    children: str
+
+
 def track_suite(
     uri: str,
     experiment: str,
@@ -31,12 +39,13 @@ def track_suite(
     files: Mapping[str, bytes],
     *,
     suite: str,
+    names: Mapping[str, str],
     location: str | None = None,
-) -> str | None:
+) -> SuitePages | None:
     """Make, or bring up to date, the parent run of a dumped ``SuiteResult``, and hang its federations below it.
 
-    files: of the report, by name. suite: the specification as YAML. location: of the files of an experiment that is
-    made now. Returns the parent's page, if a server has one.
+    files: of the report, by name. suite: the specification as YAML. names: what each federation's run is to be called.
+    location: of the files of an experiment that is made now. Returns the pages, if a server has them.
 
     Raises:
         TrackingUnavailable: the server does not answer, or refuses.
@@ -64,12 +73,27 @@ def track_suite(
                     **({"fedbench.device": cell["device"]} if cell["device"] is not None else {}),
                 }
                 _log(client, child.info.run_id, tags=tags, metrics=_final(cell))
+                client.update_run(child.info.run_id, name=names[cell["federation"]])
         with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
             for name, data in {**files, "suite.yaml": suite.encode()}.items():
                 (Path(folder) / name).write_bytes(data)
             client.log_artifacts(run_id, folder, "report")
         client.set_terminated(run_id, "FAILED" if result["failed"] or result["missing"] else "FINISHED")
-    return page_url(uri, experiment_id, run_id) if uri.startswith("http") else None
+    if not uri.startswith("http"):
+        return None
+    return SuitePages(page_url(uri, experiment_id, run_id), _charts(uri, experiment_id, run_id, result["metric"]))
+
+
+def _charts(uri: str, experiment_id: str, parent: str, metric: str) -> str:
+    """Sorted by a metric, since MLflow folds children below their parent while it sorts by date."""
+    query = {
+        "searchFilter": f"tags.`{_PARENT}` = '{parent}'",
+        "orderByKey": f"metrics.`final/{metric}`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+        "workflowType": "machine_learning",
+    }
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def _tags(result: Mapping[str, Any]) -> dict[str, str]:

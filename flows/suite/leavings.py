@@ -13,7 +13,7 @@ from flows.artifacts import artifact_key
 from flows.suite.place import SuitePlace
 from flows.suite.result import build_result
 from infra.errors import TrackingUnavailable
-from infra.suite_tracking import track_suite
+from infra.suite_tracking import SuitePages, track_suite
 from tasks.report.files import report_files
 from tasks.report.markdown import report_markdown
 from tasks.spec.suite_records import SuiteResult
@@ -40,9 +40,9 @@ async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
     await asyncio.to_thread(write_files, place.folder / "report", files)
     for file, data in files.items():
         await asyncio.to_thread(plan.objects.put_bytes, plan.layout.report(file), data)
-    page: str | None = None
+    pages: SuitePages | None = None
     try:
-        page = await asyncio.to_thread(
+        pages = await asyncio.to_thread(
             track_suite,
             place.mlflow_uri,
             place.settings.mlflow_experiment,
@@ -50,18 +50,19 @@ async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
             result.model_dump(mode="json"),
             files,
             suite=plan.suite.to_yaml(),
+            names={cell.federation: cell.name for cell in result.cells},
             location=place.mlflow_artifacts,
         )
     except TrackingUnavailable as error:
         log.warning("MLflow: %s", error)
     await acreate_markdown_artifact(
         key=artifact_key("suite", plan.name),
-        markdown=report_markdown(result, before=before, notes=_notes(comparison), page=page),
+        markdown=report_markdown(result, before=before, notes=_notes(comparison), page=pages and pages.parent),
         description=f"{len(result.cells)} of {len(plan.cells)} cells have a result.",
     )
-    if page is not None:
+    if pages is not None:
         await acreate_link_artifact(
-            page, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
+            pages.children, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
         )
     place.say(f"report: {place.folder / 'report' / 'report.html'}")
     failed = [f"cell {cell.cell} failed: {cell.reason}" for cell in result.failed]

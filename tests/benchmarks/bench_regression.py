@@ -1,12 +1,11 @@
 """The rule for regressions on the noise of real training: small federations over eight seeds.
 
 Three seeds are the accepted result; reruns are drawn from the runs of the five others. Planted are half the learning
-rate, and a class whose training boxes are gone. A run takes about 50 s of one core: a quarter of an hour in all.
+rate, and a class whose training boxes are gone. A run takes half a minute of one core: eight minutes in all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,8 +14,6 @@ from pathlib import Path
 import pytest
 from small_federations import train_federation
 
-from tasks.detectors import yolo_network
-from tasks.detectors.yolo_network import Conv
 from tasks.environment import this_environment
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import smoke
@@ -26,19 +23,20 @@ from tasks.spec.suite_records import CellResult, Point, SuiteResult
 from tasks.suite.regression import compare_results
 
 ACCEPTED, OTHERS = (1, 2, 3), (4, 5, 6, 7, 8)
-DROPPED = "basket"  # of those that this short training learns
+DROPPED = "basket"
 RERUNS = 20
 
+# The pretrained detector learns enough in four rounds that half a learning rate is a loss; a small network from scratch
+# does not.
 FIELDS = {
-    "max_rounds": 10,
-    "data.train_images": 240,
-    "data.test_images": 40,
-    "data.width": 128,
-    "data.height": 96,
-    "detector.width": 128,
-    "detector.batch_norm_momentum": 0.3,
-    "training.optimizer": {"kind": "adamw", "lr": 0.003},
-    "training.schedule": {"hold": 6, "decay": 4, "floor": 0.1},
+    "max_rounds": 4,
+    "data.train_images": 200,
+    "data.test_images": 60,
+    "data.width": 192,
+    "data.height": 160,
+    "detector": {"kind": "fcos-lite0", "width": 160, "height": 128},
+    "training.optimizer": {"kind": "adamw", "lr": 0.001},
+    "training.schedule": {"hold": 2, "decay": 2, "floor": 0.05},
 }
 
 
@@ -62,16 +60,9 @@ def figures(run: Metrics) -> dict[str, float | None]:
 
 
 @pytest.mark.benchmark
-def test_noise_between_seeds_is_no_regression_and_what_is_planted_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quarter = tuple(
-        dataclasses.replace(layer, filters=max(layer.filters // 4, 16)) if isinstance(layer, Conv) else layer
-        for layer in yolo_network.YOLOV3_TINY_LAYERS
-    )
-    monkeypatch.setattr(yolo_network, "YOLOV3_TINY_LAYERS", quarter)
+def test_noise_between_seeds_is_no_regression_and_what_is_planted_is(tmp_path: Path) -> None:
     spec = with_fields(smoke(), FIELDS, source="small")
-    slow = with_fields(spec, {"training.optimizer.lr": 0.0015}, source="small")
+    slow = with_fields(spec, {"training.optimizer.lr": 0.0005}, source="small")
 
     def runs(of: FederationSpec, seeds: tuple[int, ...], dropped: str | None = None) -> dict[int, Metrics]:
         found = {}

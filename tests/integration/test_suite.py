@@ -135,7 +135,8 @@ def test_mlflow_has_a_parent_with_the_federations_below_it(finished: Finished) -
     assert len(children) == len(CELLS)
     by_name = {run.info.run_name: run for run in children}
     for cell in finished.result().cells:
-        run = by_name[cell.federation]
+        run = by_name[cell.name]
+        assert run.data.tags["fedbench.federation"] == cell.federation
         assert run.data.tags["fedbench.role"] == cell.role
         assert run.data.metrics["final/loss"] == pytest.approx(cell.last.figures["loss"])
     assert parent.info.status == "FAILED"  # one cell has no result
