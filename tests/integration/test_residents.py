@@ -166,6 +166,7 @@ def test_a_second_coordinator_is_refused_and_the_dead_ones_turn_is_taken(
     assert digests(assert_consistent(home, "twice", rounds=12))[:4] == local
 
 
+@pytest.mark.slow  # as those of test_kill_pools.py
 def test_a_killed_resident_and_a_killed_worker_change_nothing(
     stack: RunningStack, local: list[str], tmp_path: Path
 ) -> None:

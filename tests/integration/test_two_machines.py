@@ -213,6 +213,7 @@ def test_a_federation_that_would_not_check_the_load_is_refused(silos: Silos) -> 
     assert "Traceback" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_client_whose_images_are_not_there_is_left_out_and_named(silos: Silos, on_two: list[RoundRecord]) -> None:
     images = silos.machines[1].folder / "images"
     (images / "4").rename(images.with_name("away"))
