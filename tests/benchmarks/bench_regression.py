@@ -1,7 +1,7 @@
 """The rule for regressions on the noise of real training: small federations over eight seeds.
 
-Three seeds are the accepted result; reruns are drawn from the runs of the five others. Planted are half the learning
-rate, and a class whose training boxes are gone. A run takes half a minute of one core: eight minutes in all.
+Three seeds are the accepted result, three others a rerun, in all ways there are. Planted are half the learning rate,
+and a class whose training boxes are gone. A run takes half a minute of one core: eight minutes in all.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tasks.spec.suite import RegressionRule
 from tasks.spec.suite_records import CellResult, Point, SuiteResult
 from tasks.suite.regression import compare_results
 
-ACCEPTED, OTHERS = (1, 2, 3), (4, 5, 6, 7, 8)
-DROPPED = "basket"
-RERUNS = 20
+SEEDS, ACCEPTED = (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3)
+DROPPED = "sunshade"
+FALSE_ALARMS_AT_MOST = 0.01  # of the reruns without any change
 
 # The pretrained detector learns enough in four rounds that half a learning rate is a loss; a small network from scratch
 # does not.
@@ -72,20 +72,25 @@ def test_noise_between_seeds_is_no_regression_and_what_is_planted_is(tmp_path: P
             print(f"seed {seed}: {figures(found[seed])} {found[seed].per_class}", flush=True)
         return found
 
-    noise, rule = runs(spec, ACCEPTED + OTHERS), RegressionRule()
-    accepted = result_of(spec, {seed: noise[seed] for seed in ACCEPTED})
-    triples = itertools.islice(itertools.permutations(OTHERS, 3), RERUNS)
-    alarms = [
-        compare_results(accepted, result_of(spec, {seed: noise[seed] for seed in triple}), rule).regressions
-        for triple in triples
+    noise, rule = runs(spec, SEEDS), RegressionRule()
+
+    def of(seeds: tuple[int, ...]) -> SuiteResult:
+        return result_of(spec, {seed: noise[seed] for seed in seeds})
+
+    accepted = of(ACCEPTED)
+    pairs = [
+        (before, after)
+        for before in itertools.combinations(SEEDS, 3)
+        for after in itertools.combinations(set(SEEDS) - set(before), 3)
     ]
-    print("reruns with an alarm:", sum(map(bool, alarms)), "of", RERUNS)
+    alarms = [bool(compare_results(of(before), of(after), rule).regressions) for before, after in pairs]
+    print("reruns with an alarm:", sum(alarms), "of", len(alarms))
     planted = {
         "half the learning rate": compare_results(accepted, result_of(slow, runs(slow, ACCEPTED)), rule),
         f"without {DROPPED}": compare_results(accepted, result_of(spec, runs(spec, ACCEPTED, DROPPED)), rule),
     }
     for what, comparison in planted.items():
         print(what, *(item.message for item in comparison.regressions), sep="\n  ", flush=True)
-    assert not any(alarms)
+    assert sum(alarms) <= FALSE_ALARMS_AT_MOST * len(alarms)
     assert planted["half the learning rate"].regressions
     assert f"AP {DROPPED}" in {item.metric for item in planted[f"without {DROPPED}"].regressions}
