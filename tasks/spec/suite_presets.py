@@ -28,7 +28,7 @@ def smoke() -> SuiteSpec:
         name="smoke",
         target=0.05,
         experiments=(
-            Experiment(name="yolov3-tiny", spec=tiny, seeds=_SEEDS[:2]),
+            Experiment(name="yolov3-tiny", spec=tiny, seeds=_SEEDS[:2], centralised=False),
             Experiment(name="laptop", spec=laptop, seeds=_SEEDS[:1], local_only=True),
         ),
     )

@@ -1,4 +1,4 @@
-"""A suite from the command line: killed and gone on with, with a cell that fails, its report, its runs in MLflow."""
+"""The suite ``smoke``, and a cell that fails: killed and gone on with, its report, its runs in MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,23 +14,22 @@ from mlflow import MlflowClient
 from waiting import eventually
 
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
+from tasks.spec.suite_presets import suite_preset
 from tasks.spec.suite_records import AcceptedResult, CellRecord, SuiteResult
 
 pytestmark = pytest.mark.integration
 
-SPEC = {**TINY, "max_rounds": 2, "participation": {"clients": ["4", "5"]}}
 # A loss that is not finite drops every client, so that the round fails.
-DIVERGES = {**SPEC, "training": {"batch_size": 4, "optimizer": {"kind": "sgd", "lr": 10.0}, "clip_norm": None}}
-ALONE = {**SPEC, "participation": {"clients": ["4"]}}
-SUITE: dict[str, Any] = {
-    "name": "tiny",
-    "experiments": [
-        {"name": "learns", "spec": SPEC, "seeds": [1]},
-        {"name": "alone", "spec": ALONE, "seeds": [1], "centralised": False, "local_only": True},
-        {"name": "diverges", "spec": DIVERGES, "seeds": [1], "centralised": False},
-    ],
+DIVERGES = {
+    **TINY,
+    "participation": {"clients": ["4", "5"]},
+    "training": {"batch_size": 4, "optimizer": {"kind": "sgd", "lr": 10.0}, "clip_norm": None},
 }
-CELLS = {"learns.s1", "learns.s1-central", "alone.s1", "alone.s1-local-4"}
+FAILING = {"name": "diverges", "spec": DIVERGES, "seeds": [1], "centralised": False}
+CELLS = {
+    *("yolov3-tiny.s1", "yolov3-tiny.s2", "laptop.s1"),
+    *("laptop.s1-central", "laptop.s1-local-1", "laptop.s1-local-2"),
+}
 LAYOUT = SuiteLayout("federations", "first")
 
 
@@ -64,7 +62,8 @@ def records_of(home: Home) -> dict[str, CellRecord]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     home = Home(tmp_path_factory.mktemp("suite"))
-    path = home.spec_file(SUITE, "suite")
+    smoke = suite_preset("smoke").model_dump(mode="json")
+    path = home.spec_file({**smoke, "experiments": [*smoke["experiments"], FAILING]}, "suite")
     command = ("suite", "run", path, "--name", "first")
     process = home.start(*command, output=home.path / "killed.txt")
     assert eventually(lambda: bool(records_of(home)), 300)
@@ -95,16 +94,18 @@ def test_a_failed_cell_does_not_stop_the_others(finished: Finished) -> None:
     assert "loss is" in (record.reason or "")
     assert finished.code == 1
     assert "failed: cell diverges.s1 failed: " in finished.said
-    assert "5 of 5 cells" in finished.said
+    assert "7 of 7 cells" in finished.said
 
 
 def test_the_result_has_every_run_with_its_rounds(finished: Finished) -> None:
     result = finished.result()
     assert [(cell.role, cell.device) for cell in result.cells] == [
         ("federated", None),
-        ("centralised", None),
         ("federated", None),
-        ("local-only", "4"),
+        ("federated", None),
+        ("centralised", None),
+        ("local-only", "1"),
+        ("local-only", "2"),
     ]
     assert [failed.cell for failed in result.failed] == ["diverges.s1"]
     assert result.missing == ()
@@ -121,7 +122,7 @@ def test_the_report_is_on_this_machine_and_in_the_store(finished: Finished) -> N
     for file in files:
         assert finished.object(LAYOUT.report(file)) == (folder / file).read_bytes()
     page = (folder / "report.html").read_text()
-    assert "learns" in page
+    assert "laptop" in page
     assert "diverges.s1" in page
 
 
@@ -145,10 +146,10 @@ def test_mlflow_has_a_parent_with_the_federations_below_it(finished: Finished) -
 def test_what_the_store_has_is_shown_without_running(finished: Finished, tmp_path: Path) -> None:
     shown = finished.home.run("suite", "show", "first")
     assert shown.returncode == 0, shown.stdout
-    assert "learns" in shown.stdout
+    assert "laptop" in shown.stdout
     assert "failed: diverges.s1" in shown.stdout
     listed = finished.home.run("suite", "list")
-    assert "4/5" in listed.stdout
+    assert "6/7" in listed.stdout
     written = finished.home.run("suite", "report", "first", "--out", tmp_path / "report")
     assert written.returncode == 0, written.stdout
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
@@ -162,7 +163,7 @@ def test_a_result_that_is_worse_than_the_accepted_one_fails(finished: Finished) 
     home, again = finished.home, ("suite", "run", finished.path, "--name", "first")
     assert home.run("accept", "first", "--incomplete", "--note", "as it is").returncode == 0
     # What was accepted is made better than it was: now the same figures are worse.
-    key = home.object_path(ReferenceLayout("federations", "tiny").accepted)
+    key = home.object_path(ReferenceLayout("federations", "smoke").accepted)
     accepted = AcceptedResult.model_validate_json(key.read_bytes())
     better = accepted.result.model_dump(mode="json")
     for cell in better["cells"]:
@@ -172,4 +173,4 @@ def test_a_result_that_is_worse_than_the_accepted_one_fails(finished: Finished) 
     worse = home.run(*again)
     assert worse.returncode == 1
     said = next(line for line in worse.stdout.splitlines() if "map50_voc10" in line and "0.9" in line)
-    assert "learns" in said
+    assert "yolov3-tiny" in said or "laptop" in said
