@@ -20,6 +20,7 @@ from PIL import Image
 from stacks import RunningStack, running_stack
 from waiting import eventually
 
+from infra.suite_tracking import track_suite
 from tasks.spec.federation import FederationSpec
 
 pytestmark = [
@@ -31,6 +32,8 @@ pytestmark = [
 PATIENCE = 300.0  # seconds, for servers and runs on a loaded machine
 FORM, API = "from-the-form", "through-the-api"
 DATA = {"train_images": 40, "test_images": 10, "width": 96, "height": 80}
+# The lines of each of MLflow's charts: name and number of points.
+_DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(line => [line.name, line.x.length]))"
 PREFECT_GREEN = (34, 158, 77)  # what Completed looks like
 
 
@@ -245,11 +248,10 @@ def test_mlflow_compares_the_two_runs(stack: RunningStack, page: Browser, shoot:
     page.click("[aria-label='Close']")  # the assistant's panel
     page.type_into("input[placeholder='Search metric charts']", "global")
     page.wait_for_text("global/map_coco")
-    drawn = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(line => [line.name, line.x.length]))"
     names = json.dumps([FORM, API])
-    both_in_each = f"{drawn}.every(lines => {names}.every(name => lines.some(line => line[0] === name)))"
-    page.wait_for(f"{drawn}.length === 6 && {both_in_each}", "both runs in each chart")
-    assert {tuple(line) for lines in page.run(drawn) for line in lines} == {(FORM, 4), (API, 4)}  # rounds 0 to 3
+    both_in_each = f"{_DRAWN}.every(lines => {names}.every(name => lines.some(line => line[0] === name)))"
+    page.wait_for(f"{_DRAWN}.length === 6 && {both_in_each}", "both runs in each chart")
+    assert {tuple(line) for lines in page.run(_DRAWN) for line in lines} == {(FORM, 4), (API, 4)}  # rounds 0 to 3
     page.move_away()
     shoot("mlflow-charts")
     both = {"runs": [first["run_id"], second["run_id"]], "experiments": [experiment]}
@@ -260,3 +262,37 @@ def test_mlflow_compares_the_two_runs(stack: RunningStack, page: Browser, shoot:
     for text in (FORM, API, "training.local_epochs"):  # the field that differs
         page.wait_for_text(text)
     shoot("mlflow-compare-runs")
+
+
+def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
+    stack: RunningStack,
+    page: Browser,
+    shoot: Callable[[str], Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in stack.variables.items():  # as a shell has them that sourced the stack's file
+        if name.startswith(("MLFLOW_", "AWS_")):
+            monkeypatch.setenv(name, value)
+    names = {FORM: "smoke.s1", API: "smoke.s2"}
+    last = {"round": 3, "passes": 3.0, "seconds": 1.0, "exchanged": 0}
+    cells = [
+        {
+            "experiment": "smoke", "role": "federated", "seed": seed, "device": None, "federation": federation,
+            "points": [last | {"figures": {"map50_voc10": 0.1 * seed}}], "gpu_seconds": 0, "rounds_to_target": None,
+        }
+        for seed, federation in enumerate(names, start=1)
+    ]  # fmt: skip
+    result = {
+        "suite_run": "night", "suite": "smoke", "suite_digest": "d", "code_version": "c", "metric": "map50_voc10",
+        "cells": cells, "failed": [], "missing": [],
+    }  # fmt: skip
+    pages = track_suite(stack.mlflow, "fedbench", "night", result, {}, suite="", names=names)
+    assert pages is not None
+    page.go(pages.children)
+    page.wait_for_text("2 matching runs")  # without the parent
+    shown = f"{_DRAWN}.some(lines => {json.dumps(list(names.values()))}.every(n => lines.some(line => line[0] === n)))"
+    page.wait_for(shown, "both cells in a chart")
+    shoot("mlflow-suite")
+    page.go(pages.parent)
+    for name in names.values():
+        page.wait_for_text(name)
