@@ -12,13 +12,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.interrupts import Interrupts, interrupts_deferred, terminate_as_interrupt
+from flows.interrupts import interrupts_deferred, terminate_as_interrupt
 from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # The file of a run's folder that its report writes last.
 REPORTED = "rounds.png"
+# What this process needs of the learning, and takes seconds to import.
+LEARNING = ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure")
 STORE_ATTEMPTS = 3
 POLL_SECONDS = 0.1
 CLOSE_SECONDS = 10.0
@@ -82,17 +84,11 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
         own_prefect(settings, services)
-        with interrupts_deferred() as interrupts, ThreadPoolExecutor(1) as starting:
-            started = starting.submit(services.start)
-            try:
-                start_fork_server(PRELOAD)
-                _import_learning(interrupts)
-                while not wait([started], timeout=POLL_SECONDS).done:
-                    interrupts.check()
-                started.result()
-            except BaseException:
-                services.stop()  # ends the wait for a server to come up, Ctrl-C's too
-                raise
+        start_fork_server(PRELOAD)
+        start_services(services, LEARNING)
+        # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
+        # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
+        sys.modules["torch"].set_num_threads(1)
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
         with supervised(services), prefect_drained():
@@ -120,14 +116,25 @@ def _claimed(services: EmbeddedRun, settings: Settings, name: str, spec: Federat
                 raise
 
 
-def _import_learning(interrupts: Interrupts) -> None:
-    """The seconds that the Prefect server takes to start are those that these imports take."""
-    for module in ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure"):
-        interrupts.check()
-        importlib.import_module(module)
-    # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
-    # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
-    sys.modules["torch"].set_num_threads(1)
+def start_services(services: EmbeddedServices, modules: Sequence[str]) -> None:
+    """Start what is to run, and import ``modules`` meanwhile: both take seconds. Ctrl-C and SIGTERM end it.
+
+    Raises:
+        ServiceFailed: a server did not come up.
+        KeyboardInterrupt: the services were stopped.
+    """
+    with interrupts_deferred() as interrupts, ThreadPoolExecutor(1) as starting:
+        started = starting.submit(services.start)
+        try:
+            for module in modules:
+                interrupts.check()
+                importlib.import_module(module)
+            while not wait([started], timeout=POLL_SECONDS).done:
+                interrupts.check()
+            started.result()
+        except BaseException:
+            services.stop()  # ends the wait for a server to come up, Ctrl-C's too
+            raise
 
 
 class EmbeddedRun(EmbeddedServices):

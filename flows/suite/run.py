@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.interrupts import terminate_as_interrupt
-from flows.run import EmbeddedRun, own_prefect, prefect_drained
+from flows.run import EmbeddedRun, own_prefect, prefect_drained, start_services
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
 from infra.lock import require_free_disk, run_lock
@@ -59,7 +59,7 @@ def run_suite(
         plan = claim(objects, settings.s3.prefix, name, suite)
         environment = child_environment(settings)  # before our own Prefect's variables: a cell sets them for itself
         own_prefect(settings, services)
-        services.start()
+        start_services(services, ("mlflow.tracking", "matplotlib.figure"))
         os.environ.update(services.prefect_environment())
         folder = suite_folder(settings, name)
         from flows.coordinator import turn_mlflow_to
