@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from flows.stored import listed
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout, accepted_suites, suite_runs
 from tasks.errors import SpecError
@@ -31,7 +32,7 @@ def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResu
     if objects.exists(layout.suite):
         raise SpecError(f"{suite_run}: expected a result, found none yet; run the suite to its end first")
     known = suite_runs(prefix, objects.list(layout.all_runs))
-    raise SpecError(f"{suite_run}: no such suite run in the store; expected one of: {', '.join(known) or '(none yet)'}")
+    raise SpecError(f"{suite_run}: no such suite run in the store; expected one of: {listed(known, suite_run)}")
 
 
 def suite_rule(objects: ObjectStore, prefix: str, suite_run: str) -> RegressionRule:

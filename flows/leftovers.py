@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from flows.start import run_folder
-from flows.stored import opened_store
+from flows.stored import listed, opened_store
 from infra.errors import InfraError, RunLocked, StoreCorrupt
 from infra.lock import run_lock
 from infra.machine_leftovers import machine_leftovers, registering_leftovers, remove_path, run_folder_leftovers
@@ -268,8 +268,7 @@ def _require(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         check_name(name, source="federation")
         if name not in known:
-            listed = ", ".join(known) or "(none yet)"
-            raise SpecError(f"{name}: no such federation in the store; expected one of: {listed}")
+            raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")
 
 
 def describe(leftovers: Sequence[Leftover]) -> str:

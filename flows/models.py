@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.stored import StoredRun, opened_store, read_run
+from flows.stored import StoredRun, listed, opened_store, read_run
 from infra.registered import fetch_registered, registered_models
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
@@ -121,7 +121,7 @@ def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun
         return read_run(objects, settings, reference)
     try:
         check_name(reference, source="MODEL")
-        tried = f"no run of this name in the store (it has: {', '.join(known) or 'none yet'})"
+        tried = f"no run of this name in the store (it has: {listed(known, reference)})"
     except SpecError:
         tried = "no run can be called so"
     path = Path(reference)
@@ -157,7 +157,7 @@ def _open_registered(reference: str, settings: Settings) -> OpenedModel:
         folder = fetch_registered(uri, services.s3_endpoint(), parsed["name"], version, Path(temporary))
         if folder is None:
             found = [SCHEME + name for name in registered_models(uri)]
-            raise SpecError(f"{reference}: no such model in the registry; it has: {', '.join(found) or 'none yet'}")
+            raise SpecError(f"{reference}: no such model in the registry; it has: {listed(found, reference)}")
         opened = _open_file(_single_file(folder, reference), reference)
     return opened
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, check_name, parse
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import RoundRecord
+
+MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ def opened_store(settings: Settings) -> Iterator[ObjectStore]:
         yield objects
 
 
+def listed(names: Sequence[str], wanted: str) -> str:
+    """``names`` for a message: few in full; of many, those most like ``wanted`` and how many more."""
+    if len(names) <= MOST_LISTED:
+        return ", ".join(names) or "(none yet)"
+    near = difflib.get_close_matches(wanted, names, n=MOST_LISTED, cutoff=0)
+    return f"{', '.join(near)}, and {len(names) - len(near)} more"
+
+
 def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
     """
     Raises:
@@ -46,7 +57,7 @@ def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
     document = objects.get_json(layout.spec)
     if document is None:
         names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
-        raise SpecError(f"{name}: no such federation in the store; expected one of: {', '.join(names) or '(none yet)'}")
+        raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(names, name)}")
     spec = parse_spec(document, source=layout.spec)
     records = read_history(objects, layout)
     return StoredRun(name, spec, records, _status(settings, name, spec, records))

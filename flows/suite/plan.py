@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from flows.start import pin
+from flows.stored import listed
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import SuiteLayout, suite_runs
@@ -122,7 +123,7 @@ def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
     document = objects.get_json(layout.suite)
     if document is None:
         names = suite_runs(prefix, objects.list(prefix))
-        raise SpecError(f"{name}: no such suite run in the store; expected one of: {', '.join(names) or '(none yet)'}")
+        raise SpecError(f"{name}: no such suite run in the store; expected one of: {listed(names, name)}")
     return parse(SuiteStart, document, source=layout.suite, newest=RECORD_VERSION)
 
 

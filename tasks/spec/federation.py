@@ -204,7 +204,10 @@ def load_spec(path: Path) -> FederationSpec:
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
     """
-    return parse_spec(read_yaml(path), source=str(path))
+    document = read_yaml(path)
+    if isinstance(document, dict) and "experiments" in document:
+        raise SpecError(f"{path}: expected a federation's specification, found a suite; fedbench suite run runs it")
+    return parse_spec(document, source=str(path))
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -193,6 +193,8 @@ def suite_of(document: Any, path: Path) -> SuiteSpec:
     Raises:
         SpecError: it has wrong fields.
     """
+    if isinstance(document, dict) and "experiments" not in document and "data" in document:
+        raise SpecError(f"{path}: expected a suite, found a federation's specification; fedbench run runs it")
     if isinstance(document, dict) and isinstance(document.get("experiments"), list):
         document = {**document, "experiments": [_written_out(item, path) for item in document["experiments"]]}
     return parse_suite(document, source=str(path))

@@ -11,7 +11,7 @@ import pytest
 from flows.artifacts import client_table
 from flows.round import Clock, clear_up, commit, shard_label
 from flows.start import claim_name, pin_data, slot_count
-from flows.stored import read_history, read_run, read_runs, stopped
+from flows.stored import listed, read_history, read_run, read_runs, stopped
 from infra.errors import SettingsError
 from infra.lock import run_lock
 from infra.place import Leavings, Place
@@ -191,3 +191,12 @@ def test_a_clock_gives_each_phase_its_own_time() -> None:
         clock.lap(phase)
     assert list(clock.laps) == ["a", "b"]
     assert all(0 <= seconds < 60 for seconds in clock.laps.values())
+
+
+def test_of_many_names_those_most_like_the_wanted_one_are_listed() -> None:
+    assert listed([], "street") == "(none yet)"
+    assert listed(["yards", "street"], "street") == "yards, street"
+    names = [f"run-{number}" for number in range(40)] + ["street5-0a1b"]
+    text = listed(names, "street5")
+    assert text.startswith("street5-0a1b, ")
+    assert text.endswith(", and 31 more")

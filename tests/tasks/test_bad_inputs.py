@@ -156,6 +156,7 @@ TABLE: dict[str, Row] = {
     "newer specification": file("version: 2\nmax_raunds: 3\n", f"version: 2 {NEWER}"),
     "version in words": file("version: one\n", "version: expected a whole number from 1 to 1, found 'one'"),
     "file: field": file("training: {batch_size: 0}\n", "training.batch_size: expected at least 1, found 0"),
+    "file: a suite's": file("experiments: []\n", "expected a federation's specification, found a suite"),
     "file: not YAML": file("max_rounds: [3\n", "expected YAML"),
     "file: not text": file(b"\xff\xfe\x00", "expected YAML"),
     "file: no such date": file("seed: 2020-99-99\n", "expected YAML", "month must be in 1..12"),

@@ -162,3 +162,10 @@ def test_suites_that_come_with_it(name: str) -> None:
 def test_a_suite_that_there_is_not() -> None:
     with pytest.raises(SpecError, match="nightly: no such suite or file; expected a YAML file or one of: smoke, cpu"):
         suite_preset("nightly")
+
+
+def test_a_federations_file_is_no_suite(tmp_path: Path) -> None:
+    path = tmp_path / "yards.yaml"
+    path.write_text("data: {kind: synthetic-street}\n")
+    with pytest.raises(SpecError, match=r"yards\.yaml: expected a suite, found a federation's specification"):
+        load_suite(path)
