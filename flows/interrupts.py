@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
+
+AGAIN_SECONDS = 0.05
 
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as cleanly as Ctrl-C."""
+    """SIGTERM ends a run as cleanly as Ctrl-C. Either comes again where it met a finalizer: Python would print and
+    forget the exception.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
+    def unraisable(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+        else:
+            hook(what)
+
+    old, hook = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, old)
 
 
@@ -45,8 +62,7 @@ class Interrupts:
 def interrupts_deferred() -> Iterator[Interrupts]:
     """Ctrl-C and SIGTERM raise at the next :meth:`Interrupts.check`, or at the end of this.
 
-    Raised wherever the process happens to be, they may be lost: a finalizer prints and forgets them, and so do modules
-    that catch everything around an import.
+    Raised wherever the process happens to be, they may be lost: modules catch everything around an import.
     """
     interrupts = Interrupts()
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]

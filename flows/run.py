@@ -84,8 +84,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
         own_prefect(settings, services)
-        start_fork_server(PRELOAD)
-        start_services(services, LEARNING)
+        start_services(services, LEARNING, preload=PRELOAD)
         # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
         # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
         sys.modules["torch"].set_num_threads(1)
@@ -116,8 +115,9 @@ def _claimed(services: EmbeddedRun, settings: Settings, name: str, spec: Federat
                 raise
 
 
-def start_services(services: EmbeddedServices, modules: Sequence[str]) -> None:
-    """Start what is to run, and import ``modules`` meanwhile: both take seconds. Ctrl-C and SIGTERM end it.
+def start_services(services: EmbeddedServices, modules: Sequence[str], *, preload: Sequence[str] = ()) -> None:
+    """Start what is to run, and meanwhile import ``modules``, and ``preload`` in the fork server, if it is to have any:
+    all take seconds. Ctrl-C and SIGTERM end it.
 
     Raises:
         ServiceFailed: a server did not come up.
@@ -126,6 +126,8 @@ def start_services(services: EmbeddedServices, modules: Sequence[str]) -> None:
     with interrupts_deferred() as interrupts, ThreadPoolExecutor(1) as starting:
         started = starting.submit(services.start)
         try:
+            if preload:
+                start_fork_server(preload)
             for module in modules:
                 interrupts.check()
                 importlib.import_module(module)

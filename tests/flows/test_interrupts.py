@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 import weakref
 from typing import Any
 
@@ -79,6 +81,34 @@ def test_an_ignored_signal_stays_ignored() -> None:
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_that_met_a_finalizer_comes_again(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+
+    def work() -> None:
+        thing = Thing()
+        weakref.finalize(thing, signal.raise_signal, number)
+        with terminate_as_interrupt():
+            del thing
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert printed == []
+    assert sys.unraisablehook == printed.append
+
+
+def test_other_errors_of_finalizers_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    thing = Thing()
+    weakref.finalize(thing, int, "x")
+    with terminate_as_interrupt():
+        del thing
+    assert [type(what.exc_value) for what in printed] == [ValueError]
 
 
 def test_sigterm_is_an_interrupt() -> None:
