@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 from homes import FEDBENCH
@@ -20,9 +21,11 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Running, State
+from typer.testing import CliRunner
 from waiting import eventually
 from workers import ROOT, make_pool, prefect_server
 
+from flows.cli.app import app
 from flows.deployments import deployments
 from flows.ends import go_on
 from flows.federation import federation
@@ -63,9 +66,22 @@ def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def deploy(home: Path, *arguments: str) -> str:
+def first_deploy(home: Path, *arguments: str) -> str:
     done = command(home, FEDBENCH, "deploy", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def deploy(home: Path, *arguments: str) -> str:
+    """The same command in this process, which has imported what it needs."""
+    variables = {
+        "FEDBENCH_HOME": str(home / "home"),
+        "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+        "COLUMNS": "160",
+    }
+    with mock.patch.dict(os.environ, variables):
+        done = CliRunner().invoke(app, ["deploy", *arguments])
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
@@ -74,11 +90,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for the commands, and a fresh server that has been deployed to once."""
     with prefect_server(tmp_path_factory.mktemp("server")):
         folder = tmp_path_factory.mktemp("user")
-        would = deploy(folder, "--dry-run")
+        would = first_deploy(folder, "--dry-run")
         assert would.count("would be made") == len(NAMES) + 3  # two pools, one automation
         assert ask(lambda client: client.read_deployments()) == []
         assert ask(lambda client: client.read_work_pools()) == []
-        made = deploy(folder)
+        made = first_deploy(folder)
         assert made.count("  made  http://127.0.0.1") == len(NAMES) + 3
         assert "start one: prefect worker start --pool gpu --type fedbench-gpu" in made
         yield folder

@@ -32,13 +32,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Digests of the rounds of the same federation on slots of its own."""
-    home = Home(tmp_path_factory.mktemp("local") / "home")
-    result = home.run("run", home.spec_file(TINY), "--name", "local", "-q", timeout=PATIENCE)
+def local(stack: RunningStack) -> list[str]:
+    """Digests of the rounds of the same federation on slots of its own, with the stack's servers."""
+    home = stack.home
+    without_pools = home.path / "local.yaml"
+    without_pools.write_text("{}")
+    environment = home.environment() | {"FEDBENCH_SETTINGS": str(without_pools)}
+    result = home.run("run", home.spec_file(TINY), "--name", "local", "-q", timeout=PATIENCE, environment=environment)
     assert result.returncode == 0, result.stdout
-    yield digests(home.records("local"))
-    home.remove_weights()
+    assert residents_of(stack, "local") == []
+    return digests(home.records("local"))
 
 
 def residents_of(stack: RunningStack, name: str) -> list[FlowRun]:
