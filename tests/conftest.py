@@ -19,7 +19,7 @@ for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
 STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
 SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 
-# Those that ask for the session's fixture of this name, or for one that needs it.
+# Files that ask for the session's fixture `undisturbed`, or for one that needs it.
 OF_THE_UNDISTURBED_RUN = {
     "test_cleaning.py",
     "test_failing_client.py",

@@ -63,7 +63,7 @@ def test_a_killed_server_comes_back_on_its_port_and_the_store_rides_it_out(
     half = services.settings.home / "s3" / "fedbench" / ".rclone_temp_put_half"
     half.write_bytes(b"half")
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: gone(pid))
+    assert eventually(lambda: gone(pid), 30)
     with pytest.raises(StoreUnavailable):
         ObjectStore(before, outage_seconds=0.0).get_bytes("a")
     child = os.fork()  # another process asks while the server is down
@@ -118,7 +118,7 @@ def test_another_run_shares_it_and_takes_over_when_the_holder_is_killed(tmp_path
         assert psutil.Process(server).ppid() == holder.pid
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        assert eventually(lambda: gone(server))
+        assert eventually(lambda: gone(server), 30)
         assert second.ensure()
         assert (second.address, second.is_holder, second.is_alive()) == (address, True, True)
     finally:
@@ -171,7 +171,7 @@ def test_killed_again_while_it_comes_back_it_still_keeps_its_port(tmp_path: Path
         service._process.wait()
         with ThreadPoolExecutor(1) as pool:
             ensured = pool.submit(service.ensure)
-            assert eventually(lambda: service.starts == 2 and service.is_alive())
+            assert eventually(lambda: service.starts == 2 and service.is_alive(), 30)
             service._process.kill()
             assert ensured.result(timeout=60)
         assert (service.address, service.starts) == (address, 3)
@@ -203,7 +203,7 @@ def test_stop_does_not_wait_for_a_start_in_another_thread(tmp_path: Path) -> Non
     service = _Silent(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(service.ensure)
-        assert eventually(service.is_alive)
+        assert eventually(service.is_alive, 30)
         service.stop()
         with pytest.raises(ServiceFailed, match="s3: stopped while it was coming up"):
             starting.result(timeout=service.start_seconds)
@@ -217,7 +217,7 @@ def test_the_children_of_a_service_end_with_it(tmp_path: Path) -> None:
     leader = _published(tmp_path).pid
     assert len(session(leader)) == 3  # launcher, command, its child
     service.stop()
-    assert eventually(lambda: session(leader) == [])
+    assert eventually(lambda: session(leader) == [], 30)
 
 
 def test_settings_that_name_services_start_none(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _start(home: Path, port: int) -> tuple[str, int]:
 
 def _kill(home: Path, pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: S3Service(home).running() is None)
+    assert eventually(lambda: S3Service(home).running() is None, 30)
 
 
 def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:

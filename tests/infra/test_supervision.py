@@ -75,7 +75,7 @@ def _kill(home: Path) -> int:
     pid = _pid(home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: S3Service(home).running() is None)
+    assert eventually(lambda: S3Service(home).running() is None, 30)
     return pid
 
 
@@ -139,12 +139,12 @@ def test_its_process_brings_back_and_ends_with_the_stack(home: Path) -> None:
     service = SupervisorService(home)
     service.ensure()
     before = _kill(home)
-    assert eventually(lambda: _pid(home) not in (None, before))
+    assert eventually(lambda: _pid(home) not in (None, before), 30)
     found = {item.name: item for item in Stack(Settings(home=home)).status()}
     assert (found["s3"].state, found["supervisor"].state) == ("up", "up")
     supervisor = found["supervisor"].pid
     assert supervisor is not None
-    assert eventually(lambda: "s3 had died; it is back at http://" in service.log_path.read_text())
+    assert eventually(lambda: "s3 had died; it is back at http://" in service.log_path.read_text(), 30)
     assert Stack(Settings(home=home)).down(print)
     assert gone(supervisor)
     assert S3Service(home).running() is None
@@ -155,7 +155,7 @@ def test_it_ends_by_itself_when_the_stack_is_no_more(home: Path) -> None:
     service = SupervisorService(home)
     service.ensure()
     write_state(home, StackState())
-    assert eventually(lambda: service.running() is None)
+    assert eventually(lambda: service.running() is None, 30)
     assert "the stack has been ended" in service.log_path.read_text()
 
 
