@@ -31,6 +31,8 @@ from tasks.spec.data import SyntheticStreet
 
 DRAWING = 1  # raised when the same specification gives other images; part of the folder's name
 CLASSES = tuple(drawing.PAINTERS)
+# The fields that decide what is drawn, and so name the folder.
+_DRAWN_FROM = {"kind", "train_images", "test_images", "test", "width", "height", "seed"}
 
 # Federated Street's training images by device_1_id (1 to 20), and the device_2_id that each belongs to.
 STREET_IMAGES = (163, 76, 50, 39, 52, 14, 38, 8, 34, 13, 18, 39, 32, 14, 37, 30, 27, 32, 15, 34)
@@ -67,9 +69,7 @@ def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     Raises:
         DataError: ``root`` cannot be written to.
     """
-    fields = spec.model_dump(mode="json", exclude={"split", "pooled", "pooled_devices", "local_only"}) | {
-        "drawing": DRAWING
-    }
+    fields = spec.model_dump(mode="json", include=_DRAWN_FROM) | {"drawing": DRAWING}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     final = root / digest
     if final.is_dir():

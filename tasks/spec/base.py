@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -48,6 +49,19 @@ CHOSEN = "Which of the choices above this is."
 Model = TypeVar("Model", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class AddedLater:
+    """Marks a field that a model got after digests of it had been written: ``Annotated[bool, AddedLater()]``.
+
+    At its default such a field is left out of :func:`digest_fields`, so that older digests still name their
+    experiments.
+
+    along_with: the field is left out exactly when this one of the same model is, whatever its own value.
+    """
+
+    along_with: str | None = None
+
+
 class Frozen(BaseModel):
     """Immutable, refuses unknown fields and non-finite numbers."""
 
@@ -65,6 +79,38 @@ class Frozen(BaseModel):
         schema = handler(core_schema)
         arrange(handler.resolve_ref_schema(schema))
         return schema
+
+
+def digest_fields(model: BaseModel) -> dict[str, Any]:
+    """``model`` as a JSON document, without the fields marked :class:`AddedLater` that are at their defaults."""
+    document: dict[str, Any] = model.model_dump(mode="json")
+    _leave_out_later(model, document)
+    return document
+
+
+def _leave_out_later(value: Any, document: Any) -> None:
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            if _left_out(value, name):
+                del document[name]
+            else:
+                _leave_out_later(getattr(value, name), document[name])
+    elif isinstance(value, tuple | list):
+        for item, its_document in zip(value, document, strict=True):
+            _leave_out_later(item, its_document)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _leave_out_later(item, document[str(name)])
+
+
+def _left_out(model: BaseModel, name: str) -> bool:
+    field = type(model).model_fields[name]
+    marker = next((item for item in field.metadata if isinstance(item, AddedLater)), None)
+    if marker is None:
+        return False
+    if marker.along_with is not None:
+        return _left_out(model, marker.along_with)
+    return bool(getattr(model, name) == field.get_default(call_default_factory=True))
 
 
 def check_name(name: str, *, source: str) -> None:

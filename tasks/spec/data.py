@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from tasks.spec.base import CHOSEN, ClientId, Frozen, Sha256
+from tasks.spec.base import CHOSEN, AddedLater, ClientId, Frozen, Sha256
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
@@ -93,13 +93,13 @@ def _devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, 
 class _Data(Frozen):
     """What all kinds of data have in common."""
 
-    pooled: bool = Field(
+    pooled: Annotated[bool, AddedLater()] = Field(
         False, description="All devices' training images as one client, named all: the centralised reference."
     )
-    pooled_devices: tuple[ClientId, ...] | None = Field(
+    pooled_devices: Annotated[tuple[ClientId, ...] | None, AddedLater(along_with="pooled")] = Field(
         None, min_length=1, description="Devices whose images are pooled; left out, every device of the data set."
     )
-    local_only: ClientId | None = Field(
+    local_only: Annotated[ClientId | None, AddedLater()] = Field(
         None,
         description="One device's training images alone, scored on the test images of all: the local-only reference.",
     )

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, ClientId, Frozen, parse
+from tasks.spec.base import SPEC_VERSION, AddedLater, ClientId, Frozen, digest_fields, parse
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -65,7 +65,7 @@ class Participation(Frozen, title="Participation"):
         description="Seconds after which a client's turn is ended; left out: it takes as long as it takes. With "
         "partial_sums those of a turn's clients are added up, after which the whole turn is.",
     )
-    evaluation_deadline: float | None = Field(
+    evaluation_deadline: Annotated[float | None, AddedLater()] = Field(
         None,
         gt=0,
         description="Seconds after which a turn of evaluation is ended, and its test set left out of the round's "
@@ -76,7 +76,7 @@ class Participation(Frozen, title="Participation"):
         ge=1,
         description="Turns a round's clients are packed into, by images; left out, one turn a client.",
     )
-    partial_sums: bool = Field(
+    partial_sums: Annotated[bool, AddedLater()] = Field(
         False,
         description="One weighted sum a turn goes to the store in place of an update for each client; for a strategy "
         "that adds only.",
@@ -115,7 +115,7 @@ class FederationSpec(Frozen, title="Federation"):
         None, gt=0, le=1, description="Stop when target_metric reaches this; left out: whatever it reaches."
     )
     target_metric: MapName = Field("map50_voc10", description="Mean average precision, by its rules, of target_map.")
-    best_metric: MapName = Field(
+    best_metric: Annotated[MapName, AddedLater()] = Field(
         "map50_voc10", description="What the best round is the best by: its weights are kept, best.json names them."
     )
     data: DataSpec = Field(SyntheticStreet(), discriminator="kind", description="What is learned from, and by whom.")
@@ -162,24 +162,8 @@ class FederationSpec(Frozen, title="Federation"):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON of the fields: the experiment's identity.
-
-        Fields that came later are in it where they are set, so that older digests still name their experiments.
-        """
-        later: dict[str, Any] = {}
-        unset = set() if self.data.pooled else {"pooled", "pooled_devices"}
-        if self.data.local_only is None:
-            unset.add("local_only")
-        if unset:
-            later["data"] = unset
-        if self.best_metric == "map50_voc10":
-            later["best_metric"] = True
-        of_participation = {
-            field for field in ("partial_sums", "evaluation_deadline") if not getattr(self.participation, field)
-        }
-        if of_participation:
-            later["participation"] = of_participation
-        canonical = json.dumps(self.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
+        """sha256 (hex) of the canonical JSON of :func:`~tasks.spec.base.digest_fields`: the experiment's identity."""
+        canonical = json.dumps(digest_fields(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:

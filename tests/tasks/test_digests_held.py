@@ -1,0 +1,219 @@
+"""Digests that name what people have begun and accepted: none of them may change.
+
+A federation goes on under the digest it was begun with; a suite's cells and accepted results are found by theirs; a
+specification pins its data by the content digest. A new field is marked :class:`tasks.spec.base.AddedLater`. Where
+a changed reading of data must change a content digest, CHANGELOG says so and the value here changes with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from tasks.data.catalog import load_data
+from tasks.data.samples import FederatedData, samples_digest
+from tasks.data.synthetic import make_synthetic_street
+from tasks.spec.base import AddedLater, Frozen, digest_fields
+from tasks.spec.data import ByField, ByList, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.federation import FederationSpec
+from tasks.spec.presets import PRESETS, preset
+from tasks.spec.references import local_only, twin
+from tasks.spec.suite_presets import SUITES, suite_preset
+
+# The first 16 hex digits, of: the federation, its centralised twin, device 1 alone.
+FEDERATIONS: dict[str, tuple[str, str, str]] = {
+    "synthetic5": ("e6b255e8d54bf620", "59cec3e75e0cc191", "12fe2cc43683dba3"),
+    "street5": ("44ac7ab3f90bb874", "3a5c415ce0684195", "e8b4328a4ed8a158"),
+    "street20": ("6eb8127d49d8a86e", "3a5c415ce0684195", "abf495633e922d96"),
+    "street5_laptop": ("405ade9cd617f065", "f983ba6ea5a084cc", "44806b3677ba4096"),
+    "street5_faster_rcnn": ("849b979ee48f0031", "a4b2bc87709b2cc2", "70d0e5bd8e43446c"),
+    "street5_faster_rcnn_laptop": ("b5ba11b6e09ded34", "f4473706a4113f82", "a4e8758655055404"),
+    "smoke": ("7d2e11f4ca930c8a", "8063fb87c57dae6c", "fb6f5a282aa388ce"),
+}
+SUITE_DIGESTS: dict[str, str] = {
+    "smoke": "26384f37471390d3",
+    "cpu": "bd604acfdd86a770",
+    "paper": "a61bd92eaeea4ba2",
+}
+# Of the whole content, and of the first client's test set.
+CONTENTS: dict[str, tuple[str, str]] = {
+    "street": ("945e897efa24f78a", "a2092c3240f237e3"),
+    "coco": ("ffdc051285345179", "4c9ced8d14bd2ce2"),
+    "voc by list": ("2f18bc676657562b", "615c1bd65837a8c0"),
+    "voc by folder": ("b31822687167e792", "b75395b222702057"),
+    "federated street": ("d7f19422545e1c93", "aa284d4d6a4f99b6"),
+    "synthetic street": ("aa127d359a91c69a", "964aa66cfd092d15"),
+}
+
+WIDTH, HEIGHT = 16, 12
+
+
+def first(digest: str) -> str:
+    return digest[:16]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_and_their_references_keep_their_digests(name: str) -> None:
+    spec = preset(name)
+    found = (spec.digest, twin(spec).digest, local_only(spec, "1").digest)
+    assert tuple(map(first, found)) == FEDERATIONS[name]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suite_presets_keep_their_digests(name: str) -> None:
+    assert first(suite_preset(name).digest) == SUITE_DIGESTS[name]
+
+
+def test_no_preset_is_missing_here() -> None:
+    assert (set(FEDERATIONS), set(SUITE_DIGESTS)) == (set(PRESETS), set(SUITES))
+
+
+def test_fields_that_came_later_are_in_the_digest_where_they_are_set() -> None:
+    spec, pooled = FederationSpec(), twin(FederationSpec())
+    assert "pooled" not in digest_fields(spec)["data"]
+    assert "pooled_devices" not in digest_fields(spec)["data"]
+    # As it was written from the first day that data could be pooled.
+    assert digest_fields(pooled)["data"]["pooled_devices"] is None
+    summed = spec.model_copy(update={"participation": spec.participation.model_copy(update={"partial_sums": True})})
+    assert digest_fields(summed)["participation"]["partial_sums"] is True
+    assert len({spec.digest, pooled.digest, summed.digest}) == 3
+
+
+def test_the_marker_reaches_every_depth() -> None:
+    class Inner(Frozen):
+        old: int = 1
+        new: Annotated[tuple[int, ...], AddedLater()] = Field((1,), description="Later.")
+
+    class Outer(Frozen):
+        one: Inner = Inner()
+        many: tuple[Inner, ...] = (Inner(), Inner(new=(2,)))
+        named: dict[str, Inner] = Field(default_factory=lambda: {"a": Inner()})
+
+    assert digest_fields(Outer()) == {
+        "one": {"old": 1},
+        "many": [{"old": 1}, {"old": 1, "new": [2]}],
+        "named": {"a": {"old": 1}},
+    }
+
+
+# Contents. The files are written here byte for byte, so that no version of an encoder counts.
+
+
+def png(shade: int) -> bytes:
+    """A grey image of ``WIDTH`` x ``HEIGHT``, its pixels stored without compression."""
+    rows = (bytes([0]) + bytes([shade]) * WIDTH) * HEIGHT
+    stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
+    stored += struct.pack(">I", zlib.adler32(rows))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stored) + chunk(b"IEND", b"")
+
+
+def write_images(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number in range(1, 7):
+        (folder / f"{number:06d}.png").write_bytes(png(30 * number))
+
+
+def street(root: Path) -> DataSpec:
+    (root / "Images").mkdir()
+    for number in range(1, 7):
+        (root / "Images" / f"{number:06d}.jpg").write_bytes(png(30 * number))
+    items = [{"class": "chair", "bbox": ["1", "2", "9", "10"]}, {"class": "table", "bbox": ["3", "3", "16", "12"]}]
+    train = [
+        {"image_id": f"{n:06d}", "device_1_id": str(n), "device_2_id": str(n), "items": items} for n in range(1, 6)
+    ]
+    (root / "train_label.json").write_text(json.dumps(train))
+    (root / "test_label.json").write_text(json.dumps([{"image_id": "000006", "items": items}]))
+    return FederatedStreet(name="mine")
+
+
+def coco(root: Path) -> DataSpec:
+    write_images(root / "images")
+    for file, numbers in (("train.json", range(1, 5)), ("test.json", range(5, 7))):
+        images = [
+            {"id": n, "file_name": f"{n:06d}.png", "width": WIDTH, "height": HEIGHT, "device": f"cam{n % 2}"}
+            for n in numbers
+        ]
+        boxes = [
+            {"id": n, "image_id": n, "category_id": 3 + n % 2, "bbox": [1, 1.5, 6, 7], "iscrowd": n % 2}
+            for n in numbers
+        ]
+        document = {
+            "images": [image if file == "train.json" else {**image, "device": None} for image in images],
+            "annotations": boxes,
+            "categories": [{"id": 3, "name": "bee"}, {"id": 4, "name": "ant"}],
+        }
+        (root / file).write_text(json.dumps(document))
+    return Coco(name="mine", clients=ByField())
+
+
+def voc_folder(root: Path, names: dict[str, list[int]]) -> None:
+    write_images(root / "JPEGImages")
+    (root / "Annotations").mkdir()
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for part, numbers in names.items():
+        (root / "ImageSets" / "Main" / f"{part}.txt").write_text("".join(f"{n:06d}\n" for n in numbers))
+        for n in numbers:
+            box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>10</ymax></bndbox>"
+            (root / "Annotations" / f"{n:06d}.xml").write_text(
+                f"<annotation><size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+                f"<object><name>chair</name><difficult>{n % 2}</difficult>{box}</object></annotation>"
+            )
+
+
+def voc_by_list(root: Path) -> DataSpec:
+    voc_folder(root, {"train": [1, 2, 3, 4], "test": [5, 6]})
+    (root / "clients.yaml").write_text("a: ['000001', '000002']\nb: ['000003', '000004']\n")
+    return VocFolders(name="mine", clients=ByList())
+
+
+def voc_by_folder(root: Path) -> DataSpec:
+    for device, train in (("2", [1, 2]), ("10", [3])):
+        voc_folder(root / device, {"train": train, "test": [6]})
+    return VocFolders(name="mine")
+
+
+FORMS: dict[str, Callable[[Path], DataSpec]] = {
+    "street": street,
+    "coco": coco,
+    "voc by list": voc_by_list,
+    "voc by folder": voc_by_folder,
+}
+
+
+def held(data: FederatedData) -> tuple[str, str]:
+    return first(data.digest), first(samples_digest(next(iter(data.test.values()))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_small_data_of_each_form_keep_their_content_digests(form: str, tmp_path: Path) -> None:
+    spec = FORMS[form](tmp_path)
+    assert held(load_data(spec, root_of=lambda name: tmp_path, cache=tmp_path / "cache")) == CONTENTS[form]
+
+
+@pytest.mark.parametrize("split", [5, 20])
+def test_federated_street_keeps_its_content_digests(split: int, street_dir: Path, tmp_path: Path) -> None:
+    spec = FederatedStreet.model_validate({"split": split})
+    assert held(load_data(spec, root_of=lambda name: street_dir, cache=tmp_path)) == CONTENTS["federated street"]
+
+
+def test_the_synthetic_street_keeps_its_folder(tmp_path: Path) -> None:
+    """Its images depend on the version of the encoder; what names them does not."""
+    small = SyntheticStreet(train_images=40, test_images=5, width=64, height=64)
+    folder = make_synthetic_street(small, tmp_path)
+    assert make_synthetic_street(small.model_copy(update={"split": 20, "pooled": True}), tmp_path) == folder
+    assert first(folder.name) == CONTENTS["synthetic street"][0]
+    labels = hashlib.sha256((folder / "train_label.json").read_bytes()).hexdigest()
+    assert first(labels) == CONTENTS["synthetic street"][1]
