@@ -99,7 +99,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
     progress = LogProgress(get_run_logger())
     with run_lock(settings.home, name), stack_supervised(settings):
         objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
-        spec = await asyncio.to_thread(pin, spec, settings)
+        spec = await asyncio.to_thread(pin, spec, settings, progress.message)
         await asyncio.to_thread(objects.ensure_bucket)
         async with FederationLease(objects, layout, settings.home, progress.message):
             if await asyncio.to_thread(objects.get_json, layout.spec) is None:

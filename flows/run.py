@@ -76,7 +76,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
         progress.message("reading data, opening the store")
-        spec = pin(spec, settings)
+        spec = pin(spec, settings, progress.message)
         history = _claimed(services, settings, name, spec)
         if stopped(spec, history) and (folder / REPORTED).exists():
             model = noted(folder, history)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image, UnidentifiedImageError
 
 from tasks.data.loading import to_input
+from tasks.data.pixels import UNREADABLE, read_rgb
 from tasks.detectors.base import Detector
 from tasks.model_file import ModelCard, load_model
+from tasks.spec.data import Exif
 from tasks.training.evaluation import in_original_pixels
 
 IMAGES_AT_ONCE = 8  # of a request's images; it bounds memory
@@ -60,7 +61,7 @@ class ServedDetector(PythonModel):
             raise _bad_input(f"params.score_threshold: expected at least 0 and less than 1, found {score_threshold}")
         if max_detections < 1:
             raise _bad_input(f"params.max_detections: expected at least 1, found {max_detections}")
-        images = [_decoded(row, text) for row, text in enumerate(model_input["image"])]
+        images = [_decoded(row, text, self.card.exif) for row, text in enumerate(model_input["image"])]
         answers: list[dict[str, Any]] = []
         for start in range(0, len(images), IMAGES_AT_ONCE):
             answers += self._detect(images[start : start + IMAGES_AT_ONCE], score_threshold, max_detections)
@@ -88,8 +89,8 @@ class ServedDetector(PythonModel):
         return answers
 
 
-def _decoded(row: int, text: object) -> Image.Image:
-    """RGB, as training saw it: an orientation tag is not looked at."""
+def _decoded(row: int, text: object, exif: Exif) -> Image.Image:
+    """RGB, read as training read it."""
     if not isinstance(text, str):
         raise _bad_input(f"row {row}: image: expected base64 as text, found {type(text).__name__}")
     try:
@@ -99,9 +100,8 @@ def _decoded(row: int, text: object) -> Image.Image:
             f"row {row}: image: expected an encoded image as base64, found {_shown(text)}: {error}"
         ) from None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return read_rgb(data, exif)
+    except UNREADABLE as error:
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else f"that cannot be decoded: {error}"
         raise _bad_input(
             f"row {row}: image: expected an encoded image (JPEG, PNG), found {len(data)} bytes {why}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -12,12 +14,15 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
+from tasks.data.entries import Faults
 from tasks.detectors.weight_file import FileWeights, check_weights, fetch_weights, lite0_file, weight_file_name
 from tasks.errors import SpecError
 from tasks.spec.base import STORE_VERSION, parse
 from tasks.spec.detector_parts import EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
 from tasks.spec.records import StoreVersion
+
+log = logging.getLogger(__name__)
 
 # What a slot has imported before its first turn.
 PRELOAD = ("flows.turn",)
@@ -46,8 +51,10 @@ def slot_count(settings: Settings, spec: FederationSpec) -> int:
     return settings.slots or max(cores // threads, 1)
 
 
-def pin(spec: FederationSpec, settings: Settings) -> FederationSpec:
+def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
     """``spec`` with what only data and weight files tell filled in, so that a later start cannot take others.
+
+    ``say`` gets a line for what the data have that may cost figures, beside the log.
 
     Clients with pools of their own (``pools.silos``) keep their data to themselves. Where only the data tell the
     devices, each silo has its own images alone, and there is no digest of the whole.
@@ -71,7 +78,7 @@ def pin(spec: FederationSpec, settings: Settings) -> FederationSpec:
             f"(pools.silos: {', '.join(own)}), found false"
         )
     if not own or not (own_images or (name is not None and settings.data_root(name) is None)):
-        spec = pin_data(spec, settings)
+        spec = pin_data(spec, settings, say)
     elif not own_images and getattr(data, "digest", None) is None:
         raise SpecError(
             f"data.digest: expected the content digest of data set {name}, because each silo must have all of it and "
@@ -80,7 +87,7 @@ def pin(spec: FederationSpec, settings: Settings) -> FederationSpec:
     return pin_weights(spec, settings)
 
 
-def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
+def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
     """Read (or draw) the data set on this machine and fix its digest in the specification.
 
     Devices that only the data tell are checked, and fixed as ``participation.clients`` if none are named.
@@ -89,7 +96,12 @@ def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
         DataError: the data set is missing or wrong.
         SpecError: the participation asks for devices that the data set does not have.
     """
-    data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
+    faults = Faults()
+    data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data", faults=faults)
+    for line in faults.notes.messages(spec.data):
+        log.warning("data: %s", line)
+        if say is not None:
+            say(f"data: {line}")
     changes: dict[str, BaseModel] = {}
     if getattr(spec.data, "digest", data.digest) is None:
         changes["data"] = spec.data.model_copy(update={"digest": data.digest})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image
-
+from tasks.data.loading import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet
 from tasks.site import Site
@@ -41,7 +40,7 @@ def _draw(site: Site, request: SheetRequest) -> TurnReply:
         device=request.spec.training.device,
     )
     drawn = [
-        (Image.open(sample.path).convert("RGB"), (sample.boxes, sample.labels), result.detections[index])
+        (read_sample(sample), (sample.boxes, sample.labels), result.detections[index])
         for index, sample in enumerate(chosen)
     ]
     buffer = io.BytesIO()

@@ -22,6 +22,7 @@ from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
 from tasks.spec.base import Frozen, Sha256, parse
+from tasks.spec.data import Exif
 from tasks.spec.detector import DetectorSpec
 from tasks.spec.training import EvaluationSpec
 
@@ -50,6 +51,11 @@ class ModelCard(Frozen):
         default_factory=dict, description="VOC 2010 AP at IoU 0.5 by class; null for a class without truth."
     )
     notes: tuple[str, ...] = Field((), description="Licences, and how the weights came about.")
+
+    @property
+    def exif(self) -> Exif:
+        """How its training read the orientation in EXIF; as stored if the card does not say."""
+        return "applied" if self.data is not None and self.data.get("exif") == "applied" else "as-stored"
 
 
 def write_model(path: Path, card: ModelCard, state: Mapping[str, Tensor]) -> None:

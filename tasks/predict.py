@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
-from tasks.data.entries import UNREADABLE, without_address
+from tasks.data.entries import is_utf8, without_address
 from tasks.data.loading import to_input
+from tasks.data.pixels import IMAGE_SUFFIXES, UNREADABLE, has_orientation, read_rgb
 from tasks.detectors.base import Detector
 from tasks.errors import DataError, SpecError
 from tasks.metrics.detections import ImageDetections
+from tasks.spec.data import Exif
 from tasks.training.evaluation import in_original_pixels
 
-# What a folder is searched for; a file that is named may have any suffix that Pillow reads.
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _JPEG = frozenset({".jpeg", ".jpg"})
-_UPRIGHT = 1
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded file: RGB pixels as they are stored. ``turned``: EXIF says that they are to be shown turned."""
+    """A decoded file, RGB. ``turned``: EXIF says that it is to be shown turned, and its pixels are as stored."""
 
     path: Path
     image: Image.Image
@@ -76,32 +74,28 @@ def drawn_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return targets
 
 
-def read_picture(path: Path) -> Picture:
-    """
+def read_picture(path: Path, exif: Exif = "as-stored") -> Picture:
+    """The image of a file, read as training reads it; ``exif`` as in the specification of the training data.
+
     Raises:
-        DataError: the file is missing or cannot be decoded.
+        DataError: the file is missing or cannot be decoded, or its name is not in UTF-8.
     """
+    if not is_utf8(str(path)):
+        raise DataError(f"{str(path)!r}: expected a file name in UTF-8; rename the file")
     try:
-        with Image.open(path) as image:
-            return Picture(path, image.convert("RGB"), _turned(image))
+        data = path.read_bytes()
+        return Picture(path, read_rgb(data, exif), exif == "as-stored" and has_orientation(data))
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{path}: the image cannot be read: {error.strerror}") from None
         raise DataError(f"{path}: expected an image that can be decoded: {without_address(error)}") from None
 
 
-def _turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT
-    except (*UNREADABLE, struct.error):  # the pixels are good, whatever is in there
-        return False
-
-
 @torch.inference_mode()
 def detect(
     detector: Detector, image: Image.Image, *, score: float, nms_iou: float, max_detections: int, device: str
 ) -> ImageDetections:
-    """What ``detector``, put into evaluation mode on ``device``, finds in one image, boxes in pixels of ``image``.
+    """What ``detector``, put into evaluation mode on ``device``, finds in an RGB image, boxes in pixels of ``image``.
 
     The image is stretched to the detector's input exactly as training and evaluation do it. Detections have a score
     above ``score``; of each class at most ``max_detections`` are left after non-maximum suppression at ``nms_iou``.

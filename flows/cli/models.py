@@ -92,8 +92,8 @@ def predict(
 ) -> None:
     """Draw what a model detects in images: copies with boxes, class names and scores. Boxes in JSON are in pixels.
 
-    Images are read as training reads them: stretched to the input, an orientation in EXIF is not applied. Exit code 1
-    when an image cannot be read; the others are done.
+    Images are read as training read them: stretched to the input, turned by EXIF only where data.exif said so, and of
+    16 bits the upper 8. Exit code 1 when an image cannot be read; the others are done.
 
     `fedbench predict street5-1a2b3c4d photo.jpg camera/ --out drawn --json boxes.json`
     """
@@ -177,7 +177,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
     from tasks.predict import detect, read_picture, save_picture
 
     classes = opened.card.classes
-    picture = read_picture(file)
+    picture = read_picture(file, opened.card.exif)
     found = detect(opened.detector, picture.image, max_detections=opened.evaluation.max_detections, **options)
     save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
     counts = Counter(classes[label] for label in found.labels)
@@ -195,7 +195,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
 
 
 def _as_json(found: ImageDetections, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Best first; boxes are xmin, ymin, xmax, ymax in pixels of the image as it is stored."""
+    """Best first; boxes are xmin, ymin, xmax, ymax in pixels of the image as it was read."""
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     ordered = sorted(rows, key=lambda row: -row[1])
     return [{"class": classes[label], "score": score, "box": box} for box, score, label in ordered]

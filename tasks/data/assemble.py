@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.data.entries import Entry, Faults, Parsed, natural, read_bytes, read_image, shown
+from tasks.data.entries import Entry, Faults, Parsed, natural, read_bytes, shown
+from tasks.data.images import Reading, read_image
 from tasks.data.partition import partition_samples
 from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.errors import DataError
@@ -130,13 +131,12 @@ def assemble(
     name: str,
     expected_digest: str | None,
     devices: Sequence[str] | None,
+    reading: Reading,
     partition: Partition | None = None,
-    slack: float = 0.0,
 ) -> FederatedData:
     """Open every image once and divide: by the entries' ``device``, or by ``partition``.
 
     Without a device in the test entries, all clients share one test set; so they do if their own are equal.
-    ``slack`` is in pixels, as in :func:`tasks.data.entries.read_image`.
 
     Raises:
         DataError: through ``faults``; and the content is not the expected one.
@@ -144,12 +144,13 @@ def assemble(
     train, test = _each_once(parsed, faults)
     samples: dict[str, ImageSample] = {}
     for entry in (*train, *test):
-        sample = read_image(root, entry, parsed.classes, faults, slack=slack)
+        sample = read_image(root, entry, parsed.classes, faults, reading)
         if sample is not None:
             samples[entry.inside] = sample
     lines = [f"{file} {digest}" for file, digest in parsed.files]
     lines += [f"{inside} {samples[inside].content}" for inside in sorted(samples)]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    # A folder's name that is not UTF-8 has been reported by now, and mistakes may be collected.
+    digest = hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         faults.add(
             f"{root}: data set {name!r} is not the one that was asked for: expected content digest "

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks.data.coco import load_coco
-from tasks.data.entries import Faults
+from tasks.data.entries import Faults, is_utf8
+from tasks.data.images import Reading
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.street import load_street
 from tasks.data.synthetic import make_synthetic_street
@@ -45,14 +46,18 @@ def _load_devices(
     folder = root_of(spec.name)
     if folder is None:
         raise DataError(_unknown_name(spec))
+    if not is_utf8(str(folder)):
+        raise DataError(f"data.name: {spec.name}: expected a folder whose path is in UTF-8, found {str(folder)!r}")
     if isinstance(spec, Coco):
         return load_coco(folder, spec, faults=faults)
     if isinstance(spec, VocFolders):
         return load_voc(folder, spec, faults=faults)
     if spec.form == "voc":
-        devices = VocFolders(name=spec.name, digest=spec.digest)
+        same = spec.model_dump(include={"name", "digest", "exif", "drop_duplicate_objects"})
+        devices = VocFolders.model_validate(same)
         return load_voc(folder / f"street_{spec.split}", devices, devices=spec.own_devices, faults=faults)
-    return load_street(folder, spec.split, name=spec.name, expected_digest=spec.digest, faults=faults)
+    reading = Reading(spec.exif, spec.drop_duplicate_objects)
+    return load_street(folder, spec.split, name=spec.name, expected_digest=spec.digest, faults=faults, reading=reading)
 
 
 def _unknown_name(spec: FederatedStreet | VocFolders | Coco) -> str:

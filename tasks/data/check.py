@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
+from tasks.data.notes import named
 from tasks.data.samples import FederatedData, ImageSample, class_counts
-from tasks.data.similar import HASH_SIDE, NEAR_BITS, difference_hash, nearest
+from tasks.data.similar import HASH_SIDE, NEAR_BITS, difference_hash, is_uniform, nearest, thumbnail
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec
+
+# Of 255: values of 14 bits stored in 16 are all below.
+DARK = 64
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def check_data(
     """Read all that ``spec`` names by device, decode every image once, and collect what is wrong.
 
     Errors: what :func:`tasks.data.catalog.load_data` refuses, and images that cannot be decoded. Warnings: images of
-    the same bytes; test images whose 256-bit difference hash is within ``near_bits`` of a training image's; a class
-    on one device only, or on none; difficult objects.
+    the same bytes; test images whose 256-bit difference hash is within ``near_bits`` of a training image's; images of
+    one colour; a class on one device only, or on none; difficult objects; and the readers' notes
+    (:class:`tasks.data.notes.Notes`).
 
     Raises:
         DataError: this machine has no folder for the data set.
@@ -73,10 +78,12 @@ def check_data(
     spec = spec.model_copy(update={"pooled": False, "pooled_devices": None, "local_only": None})
     data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
     placed = list(_placed(data))
-    hashes = _decode(placed, faults)
+    thumbnails = _decode(placed, faults)
     warnings = [
+        *faults.notes.messages(spec),
+        *_dark(faults, thumbnails),
         *_duplicates(placed),
-        *_near_duplicates(placed, hashes, near_bits),
+        *_near_duplicates(placed, thumbnails, near_bits),
         *_lonely_classes(data),
         *_difficult(placed),
     ]
@@ -108,15 +115,25 @@ def _placed(data: FederatedData) -> Iterator[_Placed]:
         yield from (_Placed(sample, "test", owner) for sample in samples)
 
 
-def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint64]]:
-    """The difference hash of every image that can be decoded."""
-    hashes: dict[Path, NDArray[np.uint64]] = {}
+def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint8]]:
+    """The thumbnail of every image that can be decoded."""
+    thumbnails: dict[Path, NDArray[np.uint8]] = {}
     for item in placed:
         try:
-            hashes[item.sample.path] = difference_hash(item.sample.path)
+            thumbnails[item.sample.path] = thumbnail(item.sample.path)
         except DataError as error:
             faults.add(str(error))
-    return hashes
+    return thumbnails
+
+
+def _dark(faults: Faults, thumbnails: dict[Path, NDArray[np.uint8]]) -> Iterator[str]:
+    """Images of 16 bits that use few of them: sensors of 10 and 12 bits are often stored so."""
+    dark = [path for path in faults.notes.deep if int(thumbnails.get(Path(path), np.full(1, 255)).max()) < DARK]
+    if dark:
+        yield (
+            f"{len(dark)} images of more than 8 bits a channel are nearly black once the upper 8 are read (no part is "
+            f"over {DARK - 1} of 255): scale their values to the whole range: {named(dark)}"
+        )
 
 
 def _duplicates(placed: list[_Placed]) -> Iterator[str]:
@@ -136,7 +153,14 @@ def _duplicates(placed: list[_Placed]) -> Iterator[str]:
             yield f"{len(same)} images are the same bytes{leak}{differ}: {', '.join(map(str, same))}"
 
 
-def _near_duplicates(placed: list[_Placed], hashes: dict[Path, NDArray[np.uint64]], near_bits: int) -> Iterator[str]:
+def _near_duplicates(placed: list[_Placed], thumbnails: dict[Path, NDArray[np.uint8]], near_bits: int) -> Iterator[str]:
+    uniform = {path for path, grey in thumbnails.items() if is_uniform(grey)}
+    if uniform:
+        yield (
+            f"{len(uniform)} images are of one colour, or nearly so; they are not compared for near-duplicates: "
+            f"{named([str(path) for path in thumbnails if path in uniform])}"
+        )
+    hashes = {path: difference_hash(grey) for path, grey in thumbnails.items() if path not in uniform}
     train = [item for item in placed if item.part == "train" and item.sample.path in hashes]
     test = [item for item in placed if item.part == "test" and item.sample.path in hashes]
     if not train or not test:

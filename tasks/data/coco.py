@@ -7,11 +7,13 @@ came from as an attribute of its own. Segmentations and keypoints are not read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from tasks.data.assemble import assemble, named_devices
-from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, read_json, shown
+from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, is_utf8, read_json, shown
+from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.spec.data import ByField, ByList, Coco
 
@@ -45,8 +47,8 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
         name=spec.name,
         expected_digest=spec.digest,
         devices=devices,
+        reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
         partition=None if isinstance(spec.clients, ByField | ByList) else spec.clients,
-        slack=SLACK,
     )
 
 
@@ -76,9 +78,27 @@ def _read_part(
         if thing is not None:
             things.setdefault(image, []).append(thing)
     found = (
-        _read_image_entry(path, item, images, field, things.get(item["id"], []), faults) for item in lists["images"]
+        _read_image_entry(path, item, _Images(root, images), field, things.get(item["id"], []), faults)
+        for item in lists["images"]
     )
     return [entry for entry in found if entry is not None], categories
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Where the images of one part are: ``folder`` is the specification's, below ``root``."""
+
+    root: Path
+    folder: str
+
+    def inside(self, name: str) -> str:
+        """The path from the root of the image ``name``, a path from the folder.
+
+        Some tools write it from the root, and so with the folder in it: it is read so where only that file is there.
+        """
+        path = name if self.folder == "." else f"{self.folder}/{name}"
+        from_root = path != name and "/" in name and is_utf8(name)
+        return name if from_root and not (self.root / path).exists() and (self.root / name).is_file() else path
 
 
 def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:
@@ -108,7 +128,7 @@ def _categories(path: Path, items: list[dict[str, Any]], faults: Faults) -> dict
     categories: dict[int, str] = {}
     for item in items:
         name = item.get("name")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not is_utf8(name):
             faults.add(f"{path}: category {item['id']}: name: expected a name, found {shown(name)}")
         elif name in categories.values():
             faults.add(f"{path}: category {item['id']}: name: expected every category once, found {name!r} again")
@@ -118,12 +138,19 @@ def _categories(path: Path, items: list[dict[str, Any]], faults: Faults) -> dict
 
 
 def _read_image_entry(
-    path: Path, item: dict[str, Any], images: str, field: str | None, things: list[Thing], faults: Faults
+    path: Path, item: dict[str, Any], images: _Images, field: str | None, things: list[Thing], faults: Faults
 ) -> Entry | None:
     where = f"{path}: image {item['id']}"
-    name = item.get("file_name")
-    if not isinstance(name, str) or not inside(name):
-        faults.add(f"{where}: file_name: expected a path inside the folder of images, found {shown(name)}")
+    found = item.get("file_name")
+    name = inside(found) if isinstance(found, str) else None
+    if name is None:
+        faults.add(
+            f"{where}: file_name: expected a path inside the folder of images, relative and without .., "
+            f"found {shown(found)}"
+        )
+        return None
+    if not is_utf8(name):
+        faults.add(f"{where}: file_name: expected a name in UTF-8, found {shown(found)}; rename the file")
         return None
     where = f"{where} ({name})"
     device = item.get(field) if field is not None else None
@@ -135,7 +162,7 @@ def _read_image_entry(
     return Entry(
         where=where,
         key=str(PurePosixPath(name).with_suffix("")),
-        inside=f"{images}/{name}",
+        inside=images.inside(name),
         device=None if device is None else str(device),
         things=tuple(things),
         size=(int(item["width"]), int(item["height"])) if stated else None,

@@ -1,9 +1,8 @@
-"""What readers of all forms share: an image as its annotation has it, mistakes, and the image's own file."""
+"""What readers of all forms share: an image as its annotation has it, and mistakes."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import re
@@ -12,31 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from tasks.data.samples import ImageSample
+from tasks.data.notes import Notes
 from tasks.errors import DataError
 
 Box = tuple[float, float, float, float]
 
-# What Pillow raises on bad files.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_END_OF_IMAGE = b"\xff\xd9"
-
 
 class Faults:
-    """Where readers report mistakes: the first one is raised, or all are collected (``collect=True``)."""
+    """Where readers report mistakes: the first one is raised, or all are collected (``collect=True``).
+
+    ``notes`` is what they found that is no mistake.
+    """
 
     def __init__(self, *, collect: bool = False) -> None:
         self.collect = collect
         self.errors: list[str] = []
+        self.notes = Notes()
 
     def add(self, message: str) -> None:
-        """
+        """Report ``message``; letters of it that are not UTF-8, as file names can have them, are escaped.
+
         Raises:
             DataError: with ``message``, unless mistakes are collected.
         """
+        message = message.encode(errors="backslashreplace").decode()
         if not self.collect:
             raise DataError(message)
         self.errors.append(message)
@@ -116,76 +114,24 @@ def check_box(at: str, box: Sequence[float], faults: Faults) -> Box | None:
     return None
 
 
-def read_image(
-    root: Path, entry: Entry, classes: tuple[str, ...], faults: Faults, *, slack: float
-) -> ImageSample | None:
-    """The sample of an entry: its file is read and hashed, its header parsed, nothing decoded.
+def inside(name: str) -> str | None:
+    """``name`` as a path below a folder, with forward slashes and without ``.``; None where it leads elsewhere.
 
-    An object of an unknown class or outside of the image is reported and left out. ``slack`` pixels outside are
-    taken for rounding, and cut.
+    Windows' backslashes and a leading ``./`` are tools' ways to write it.
     """
-    path = root / entry.inside
-    opened = _header(entry, path, faults)
-    if opened is None:
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    if not parts or "\0" in name or any(part in ("", "..") for part in parts):
         return None
-    width, height, content = opened
-    if entry.size is not None and entry.size != (width, height):
-        faults.add(
-            f"{entry.where}: {path}: expected the annotation's {entry.size[0]} x {entry.size[1]} pixels, "
-            f"found {width} x {height}"
-        )
-        return None
-    boxes, labels, difficult = [], [], []
-    for thing in entry.things:
-        left, top, right, bottom = thing.box
-        if thing.name not in classes:
-            known = ", ".join(classes) or "(none)"
-            faults.add(f"{entry.where}: class {thing.name!r} is in no training image; expected one of {known}")
-        elif left < -slack or top < -slack or right > width + slack or bottom > height + slack:
-            faults.add(
-                f"{thing.at}: bbox: expected a box inside the image of "
-                f"{width} x {height} pixels, found {left:g}, {top:g}, {right:g}, {bottom:g}"
-            )
-        else:
-            boxes.append((max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)))
-            labels.append(classes.index(thing.name))
-            difficult.append(thing.difficult)
-    return ImageSample(
-        path=path,
-        width=width,
-        height=height,
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        labels=np.array(labels, dtype=np.int64),
-        key=entry.key,
-        content=content,
-        difficult=np.array(difficult, dtype=np.bool_) if any(difficult) else None,
-    )
+    return "/".join(parts)
 
 
-def _header(entry: Entry, path: Path, faults: Faults) -> tuple[int, int, str] | None:
-    """Width, height and the file's sha256 (hex)."""
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` can be written in UTF-8: half a character of UTF-16 and bytes of other encodings cannot."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        faults.add(f"{entry.where}: {path}: the image cannot be read: {error.strerror}")
-        return None
-    try:
-        with Image.open(io.BytesIO(data)) as image:  # the header only
-            (width, height), kind = image.size, image.format
-    except UNREADABLE as error:
-        faults.add(f"{entry.where}: {path}: expected a readable image: {without_address(error)}")
-        return None
-    # A cut file still has a good header. Looking for JPEG's last marker costs nothing; decoding would.
-    if kind == "JPEG" and _END_OF_IMAGE not in data[-4096:]:
-        faults.add(f"{entry.where}: {path}: the image is truncated ({len(data)} bytes, no end-of-image marker)")
-        return None
-    return width, height, hashlib.sha256(data).hexdigest()
-
-
-def inside(name: str) -> bool:
-    """Whether ``name`` is a path that stays below the folder it is looked up in."""
-    parts = name.split("/")
-    return "\\" not in name and "\0" not in name and all(part not in ("", ".", "..") for part in parts)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tasks.data import augment
+from tasks.data.entries import without_address
+from tasks.data.pixels import UNREADABLE, UPRIGHT, read_rgb
 from tasks.data.samples import ImageSample
 from tasks.errors import ClientError
 from tasks.spec.training import Augmentation
@@ -37,8 +38,8 @@ class Batch:
     indices: list[int]
 
 
-def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
-    """The image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
+def read_sample(sample: ImageSample) -> Image.Image:
+    """The whole image of a sample in mode RGB: what its size and boxes are of.
 
     Raises:
         ClientError: the file cannot be read or decoded, or has changed since the data set was loaded.
@@ -48,39 +49,40 @@ def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]
     except OSError as error:
         raise ClientError(f"{sample.path}: the image cannot be read: {error.strerror}") from None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = to_input(image, width=width, height=height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ClientError(f"{sample.path}: expected an image that can be decoded: {error}") from None
+        image = read_rgb(data, "as-stored" if sample.turn == UPRIGHT else "applied")
+    except UNREADABLE as error:
+        raise ClientError(f"{sample.path}: expected an image that can be decoded: {without_address(error)}") from None
     if hashlib.sha256(data).hexdigest() != sample.content:
         raise ClientError(f"{sample.path}: the image has changed since the data set was loaded")
-    return pixels
+    return image
+
+
+def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
+    """The image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
+
+    Raises:
+        ClientError: as :func:`read_sample`.
+    """
+    return to_input(read_sample(sample), width=width, height=height)
 
 
 def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8]:
-    """What a detector sees of an image: uint8 [3, height, width], RGB, stretched without padding (bilinear).
-
-    Pixels are taken as they are stored: an orientation in EXIF is not applied, for the annotations of data sets are
-    in stored pixels too.
-
-    Raises:
-        OSError, SyntaxError, ValueError: Pillow cannot decode it.
-    """
-    pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    """What a detector sees of an image in mode RGB: uint8 [3, height, width], stretched without padding (bilinear)."""
+    pixels = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 
 class ImageCache:
     """Decoded images of one process, bounded in bytes; the least recently used go first. 0 keeps nothing.
 
-    Images are known by content, so it serves several clients and both splits at once. Sent to another
+    Images are known by content and turn, so it serves several clients and both splits at once. Sent to another
     process, it arrives there empty.
     """
 
     def __init__(self, megabytes: float) -> None:
         self.limit = int(megabytes * 1_000_000)
         self.bytes = 0
-        self._images: OrderedDict[tuple[str, int, int], NDArray[np.uint8]] = OrderedDict()
+        self._images: OrderedDict[tuple[str, int, int, int], NDArray[np.uint8]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -94,7 +96,7 @@ class ImageCache:
         Raises:
             ClientError: as :func:`decode`.
         """
-        key = (sample.content, width, height)
+        key = (sample.content, sample.turn, width, height)
         image = self._images.get(key)
         if image is not None:
             self._images.move_to_end(key)

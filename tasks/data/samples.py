@@ -20,6 +20,8 @@ class ImageSample:
     the file. ``difficult`` is bool [n], PASCAL VOC's flag; None: no object has it. An evaluation ignores
     difficult objects. Training and the test loss take them as any other: the devkit leaves it open, torchvision's
     ``VOCDetection`` hands them all over and Detectron2 trains on them (Darknet's ``voc_label.py`` drops them).
+    ``turn`` is the EXIF orientation that the reading applies, 1: pixels as they are stored; size and boxes are of what
+    is read.
     """
 
     path: Path
@@ -30,6 +32,7 @@ class ImageSample:
     key: str
     content: str
     difficult: NDArray[np.bool_] | None = None
+    turn: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +51,16 @@ class FederatedData:
 
 
 def samples_digest(samples: Iterable[ImageSample]) -> str:
-    """sha256 (hex) over image contents, boxes, labels and difficult ones, in order: equal test sets have one digest.
+    """sha256 (hex) over images as read, boxes, labels and difficult ones, in order: equal test sets have one digest.
 
     Paths and image ids do not count, so two machines that keep the set in different folders agree.
     """
     digest = hashlib.sha256()
     for sample in samples:
         # Counts come first, so that no two different lists of samples give the same bytes.
+        turned = "" if sample.turn == 1 else f" turned {sample.turn}"
         marked = sample.difficult is not None and bool(sample.difficult.any())
-        digest.update(f"{sample.content} {len(sample.labels)}{' difficult' * marked}\n".encode())
+        digest.update(f"{sample.content} {len(sample.labels)}{' difficult' * marked}{turned}\n".encode())
         digest.update(sample.boxes.astype("<f4").tobytes())
         digest.update(sample.labels.astype("<i8").tobytes())
         if sample.difficult is not None and marked:

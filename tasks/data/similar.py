@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.data.entries import UNREADABLE, without_address
+from tasks.data.entries import without_address
+from tasks.data.pixels import UNREADABLE, read_rgb
 from tasks.errors import DataError
 
 HASH_SIDE = 16  # 16 x 16 comparisons: 256 bits
@@ -23,22 +23,28 @@ different cameras in 84 and more (median 124). At 16 the same objects still stan
 _BLOCK = 512  # rows compared at a time: bounds the memory
 
 
-def difference_hash(path: Path) -> NDArray[np.uint64]:
-    """dHash of an image as uint64 [4]: a bit for each two neighbours of its 17 x 16 grey thumbnail, set if the left
-    one is brighter. The whole image is decoded; damage within a JPEG's data decodes to grey blocks, and is no
-    error.
+def thumbnail(path: Path) -> NDArray[np.uint8]:
+    """Grey levels [16, 17] of an image, each the mean of its part. The whole image is decoded; damage within a JPEG's
+    data decodes to grey blocks, and is no error.
 
     Raises:
         DataError: the file cannot be read or decoded.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            image.load()
-            grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+        image = read_rgb(path.read_bytes())
     except UNREADABLE as error:
         raise DataError(f"{path}: expected an image that can be decoded: {without_address(error)}") from None
-    pixels = np.asarray(grey)
-    return np.packbits(pixels[:, :-1] > pixels[:, 1:]).view(np.uint64)
+    return np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX))
+
+
+def difference_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """dHash of a thumbnail as uint64 [4]: a bit for each two neighbours in a row, set if the left one is brighter."""
+    return np.packbits(grey[:, :-1] > grey[:, 1:]).view(np.uint64)
+
+
+def is_uniform(grey: NDArray[np.uint8]) -> bool:
+    """Whether so few neighbours differ that the hash tells nothing: any two such images would be near-duplicates."""
+    return int((grey[:, :-1] != grey[:, 1:]).sum()) <= NEAR_BITS
 
 
 def nearest(queries: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.data.assemble import assemble, check_devices, devices_in_all_or_none
-from tasks.data.entries import Box, Entry, Faults, Parsed, Thing, check_box, read_json, shown
+from tasks.data.entries import Box, Entry, Faults, Parsed, Thing, check_box, is_utf8, read_json, shown
+from tasks.data.images import AS_STORED, Reading
 from tasks.data.samples import FederatedData
 
 TRAIN_LABELS, TEST_LABELS, IMAGES = "train_label.json", "test_label.json", "Images"
@@ -25,7 +26,13 @@ _IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # part of a path, so
 
 
 def load_street(
-    root: Path, split: Literal[5, 20], *, name: str, expected_digest: str | None, faults: Faults | None = None
+    root: Path,
+    split: Literal[5, 20],
+    *,
+    name: str,
+    expected_digest: str | None,
+    faults: Faults | None = None,
+    reading: Reading = AS_STORED,
 ) -> FederatedData:
     """Read labels and image headers; every image's bytes are read and hashed once, none is decoded.
 
@@ -56,7 +63,7 @@ def load_street(
         files=[(TRAIN_LABELS, train_hash), (TEST_LABELS, test_hash)],
         lists=(TRAIN_LABELS, TEST_LABELS),
     )
-    return assemble(root, parsed, faults, name=name, expected_digest=expected_digest, devices=devices)
+    return assemble(root, parsed, faults, name=name, expected_digest=expected_digest, devices=devices, reading=reading)
 
 
 def _read_labels(path: Path, device_key: str, faults: Faults) -> tuple[list[Entry], str]:
@@ -109,7 +116,7 @@ def _read_thing(at: str, item: Any, faults: Faults) -> Thing | None:
     if missing:
         faults.add(f"{at}: {missing[0]}: missing key")
         return None
-    if not isinstance(item["class"], str) or not item["class"]:
+    if not isinstance(item["class"], str) or not item["class"] or not is_utf8(item["class"]):
         faults.add(f"{at}: class: expected a name, found {shown(item['class'])}")
         return None
     box = _read_box(at, item["bbox"], faults)

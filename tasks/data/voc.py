@@ -19,12 +19,13 @@ from tasks.data.entries import (
     Parsed,
     Thing,
     check_box,
-    inside,
     natural,
     read_bytes,
     shown,
 )
+from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
+from tasks.data.voc_files import ImageFiles, list_images, read_list
 from tasks.spec.data import ByField, ByFolder, ByList, VocFolders
 
 JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS = "JPEGImages", "Annotations", "ImageSets/Main"
@@ -65,6 +66,7 @@ def load_voc(
         name=spec.name,
         expected_digest=spec.digest,
         devices=found,
+        reading=Reading(spec.exif, spec.drop_duplicate_objects),
         partition=None if isinstance(spec.clients, ByFolder | ByField | ByList) else spec.clients,
     )
 
@@ -105,13 +107,13 @@ def _read_folder(
     field: str | None,
 ) -> None:
     """Add the images of the VOC folder ``root/prefix`` to ``parsed``."""
-    folder = root / prefix
-    images: dict[str, str] = {}
+    images = list_images(root / prefix / JPEG_IMAGES, faults)
+    if images is None:
+        return
     try:
-        for path in sorted((folder / JPEG_IMAGES).iterdir(), reverse=True):  # of a.jpg and a.png the first is taken
-            images[path.stem] = path.name
+        annotated = {path.stem for path in (root / prefix / ANNOTATIONS).iterdir() if path.suffix == ".xml"}
     except OSError as error:
-        faults.add(f"{folder / JPEG_IMAGES}: the folder of images cannot be read: {error.strerror}")
+        faults.add(f"{root / prefix / ANNOTATIONS}: the folder of annotations cannot be read: {error.strerror}")
         return
     for part, entries in ((spec.train, parsed.train), (spec.test, parsed.test)):
         file = f"{prefix}{IMAGE_SETS}/{part}.txt"
@@ -119,14 +121,8 @@ def _read_folder(
         if data is None:
             continue
         parsed.files.append((file, hashlib.sha256(data).hexdigest()))
-        for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
-            key = line.strip()
-            if not key:
-                continue
-            if not inside(key) or "/" in key:
-                faults.add(f"{root / file}: line {number}: expected an image's name, found {shown(key)}")
-                continue
-            entry = _read_annotation(root, prefix, key, images.get(key, f"{key}.jpg"), parsed, faults, device, field)
+        for key in read_list(root / file, data, annotated, faults):
+            entry = _read_annotation(root, prefix, key, images, parsed, faults, device, field)
             if entry is not None:
                 entries.append(entry)
 
@@ -135,7 +131,7 @@ def _read_annotation(
     root: Path,
     prefix: str,
     key: str,
-    image: str,
+    images: ImageFiles,
     parsed: Parsed,
     faults: Faults,
     device: str | None,
@@ -157,6 +153,9 @@ def _read_annotation(
         return None
     if field is not None:
         device = (document.findtext(field) or "").strip() or None
+    image = images.of(key, document.findtext("filename") or "", str(path), faults)
+    if image is None:
+        return None
     found = (
         _read_object(f"{path}: object {number}", item, faults)
         for number, item in enumerate(document.findall("object"), 1)

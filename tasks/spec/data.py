@@ -11,7 +11,10 @@ from tasks.spec.base import CHOSEN, AddedLater, ClientId, Frozen, Sha256
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
 InsidePath = Annotated[str, StringConstraints(pattern=r"^[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*$")]
+# Such a path, or the folder itself.
+InsideFolder = Annotated[str, StringConstraints(pattern=r"^(\.|[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*)$")]
 Share = Annotated[float, Field(gt=0)]
+Exif = Literal["as-stored", "applied"]
 
 MAX_CLIENTS = 10_000
 # The one client of pooled data.
@@ -158,7 +161,20 @@ class SyntheticStreet(_Data, title="Synthetic street"):
         return _numbered(self.split)
 
 
-class FederatedStreet(_Data, title="Federated Street"):
+class _Files(_Data):
+    """What all data have in common that are read from files of others."""
+
+    exif: Annotated[Exif, AddedLater()] = Field(
+        "as-stored",
+        description="as-stored: pixels as they are in the file; applied: turned by the orientation in EXIF, as most "
+        "annotation tools and OpenCV show them. The boxes must be of the same reading; fedbench data check counts.",
+    )
+    drop_duplicate_objects: Annotated[bool, AddedLater()] = Field(
+        False, description="Of objects of one image with the same class and box only the first is read."
+    )
+
+
+class FederatedStreet(_Files, title="Federated Street"):
     """Federated Street (arXiv 1910.11089) as published: 956 images, 7 classes."""
 
     kind: Literal["federated-street"] = Field("federated-street", description=CHOSEN)
@@ -179,7 +195,7 @@ class FederatedStreet(_Data, title="Federated Street"):
         return _numbered(self.split)
 
 
-class _OwnData(_Data):
+class _OwnData(_Files):
     name: DataName = Field(description="Name that each machine maps to its own folder, in the setting data_roots.")
     digest: Sha256 | None = Field(
         None, description="Content digest of the data set; left out, it is filled in when the run starts."
@@ -218,8 +234,12 @@ class Coco(_OwnData, title="COCO"):
     kind: Literal["coco"] = Field("coco", description=CHOSEN)
     train: InsidePath = Field("train.json", description="Annotations of the training images.")
     test: InsidePath = Field("test.json", description="Annotations of the test images.")
-    train_images: InsidePath = Field("images", description="Folder of the training images.")
-    test_images: InsidePath = Field("images", description="Folder of the test images.")
+    train_images: InsideFolder = Field(
+        "images", description="Folder of the training images; a dot: the data set's folder itself."
+    )
+    test_images: InsideFolder = Field(
+        "images", description="Folder of the test images; a dot: the data set's folder itself."
+    )
     clients: CocoClients = Field(ByField(), description="How devices get their images.")
 
     @property

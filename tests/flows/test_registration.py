@@ -104,6 +104,22 @@ def test_line_breaks_in_base64_and_grey_images_are_taken(served: ServedDetector)
     assert ask(served, [broken]) == ask(served, [encoded(grey.convert("RGB"), "PNG")])
 
 
+def test_images_are_turned_and_scaled_as_training_read_them(served: ServedDetector) -> None:
+    image = noise(90, 64)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees, clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(buffer, format="PNG", exif=exif)
+    turned, upright = base64.b64encode(buffer.getvalue()).decode(), encoded(image, "PNG")
+    applied = ServedDetector()
+    applied.detector, applied.nms_iou = served.detector, served.nms_iou
+    applied.card = served.card.model_copy(update={"data": {"kind": "coco", "exif": "applied"}})
+    assert ask(applied, [turned, upright]) == ask(served, [upright, upright])
+    assert ask(served, [turned]) != ask(served, [upright])
+    grey = image.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert ask(served, [encoded(deep, "PNG")]) == ask(served, [encoded(grey, "PNG")])
+
+
 @pytest.mark.parametrize(
     ("images", "params", "message"),
     [

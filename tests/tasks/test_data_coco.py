@@ -103,6 +103,52 @@ def test_boxes_within_a_pixel_of_the_edge_are_cut(root: Path, documents: Any) ->
     np.testing.assert_array_equal(load_coco(root, SPEC).train["west"][0].boxes, [[0, 0, 64, 48]])
 
 
+SPELT = ["./sub/{}", "sub\\{}", ".\\sub\\.\\{}", "images/sub/{}", "images\\sub\\{}", "./images/sub/{}"]
+
+
+@pytest.mark.parametrize("spelling", SPELT)
+def test_file_names_as_other_tools_write_them(root: Path, documents: Any, spelling: str) -> None:
+    expected = load_coco(root, SPEC)
+    for document in documents:
+        for image in document["images"]:
+            image["file_name"] = spelling.format(f"{image['id']}.png")
+    write(root, *documents)
+    found = load_coco(root, SPEC)
+    assert [s.path for own in found.train.values() for s in own] == [
+        s.path for own in expected.train.values() for s in own
+    ]
+    (root / "clients.yaml").write_text("a: [1.png, 2.png]\nb: [3.png, images/sub/4.png]\n")
+    listed = load_coco(root, Coco(name="mine", clients=ByList()))
+    assert {d: len(samples) for d, samples in listed.train.items()} == {"a": 2, "b": 2}
+
+
+def test_a_name_is_looked_up_below_the_folder_first(root: Path, documents: Any) -> None:
+    train, test = documents
+    (root / "images" / "images" / "sub").mkdir(parents=True)
+    for image in train["images"]:
+        inner = root / "images" / "images" / image["file_name"]
+        (root / "images" / image["file_name"]).rename(inner)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images" / image["file_name"])
+        image["file_name"] = f"images/{image['file_name']}"
+    write(root, train, test)
+    found = load_coco(root, SPEC)
+    assert {s.path.parent.relative_to(root) for own in found.train.values() for s in own} == {Path("images/images/sub")}
+
+
+def test_the_folder_itself_may_hold_the_images(root: Path, documents: Any) -> None:
+    expected = load_coco(root, SPEC)
+    for image in documents[0]["images"]:
+        image["file_name"] = f"images/{image['file_name']}"
+    write(root, *documents)
+    found = load_coco(root, Coco(name="mine", train_images="."))
+    assert [s.content for own in found.train.values() for s in own] == [
+        s.content for own in expected.train.values() for s in own
+    ]
+    for wrong in ("", "..", "./images", "/"):
+        with pytest.raises(ValueError, match="train_images"):
+            Coco(name="mine", train_images=wrong)
+
+
 def set_annotation(**fields: Any) -> Callable[[Any, Any], object]:
     return lambda train, _: train["annotations"][1].update(fields)
 
@@ -141,6 +187,18 @@ WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     "no file name": (set_image(file_name=None), r"image 2: file_name: expected a path inside .* found None"),
     "file elsewhere": (set_image(file_name="../2.png"), r"image 2: file_name: .* found '../2.png'"),
     "absolute file": (set_image(file_name="/2.png"), r"image 2: file_name: .* found '/2.png'"),
+    "name of bytes": (
+        set_image(file_name="caf\udce9.png"),
+        r"train\.json: image 2: file_name: expected a name in UTF-8, found 'caf\\udce9.png'; rename the file",
+    ),
+    "half an emoji": (
+        set_image(file_name="\ud83d.png"),
+        r"image 2: file_name: expected a name in UTF-8, found '\\ud83d",
+    ),
+    "class of half an emoji": (
+        lambda train, _: train["categories"][0].update(name="\ud83d"),
+        r"category 9: name: expected a name, found '\\ud83d'",
+    ),
     "file not there": (set_image(file_name="9.png"), r"image 2 \(9\.png\): .*images/9\.png: the image cannot be read"),
     "one file twice": (set_image(file_name="sub/1.png"), r"image 2 .*expected every image once, .* in train\.json"),
     "tested on training": (

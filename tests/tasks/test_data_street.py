@@ -127,6 +127,11 @@ WRONG_LABELS: list[tuple[str, Edit, str]] = [
         r"class: expected a name, found 3",
     ),
     (
+        "class of half an emoji",
+        lambda train, _: train[0]["items"][0].update({"class": "\ud83d"}),
+        r"class: expected a name, found '\\ud83d'",
+    ),
+    (
         "class only in test",
         lambda _, test: test[0]["items"][0].update({"class": "cat"}),
         r"test_label.json: image 000007: class 'cat' .* expected one of basket, chair, table",

@@ -17,6 +17,7 @@ from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
+from tasks.model_file import ModelCard
 from tasks.predict import detect, drawn_files, image_files, read_picture, save_picture
 from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.training import EvaluationSpec
@@ -132,6 +133,30 @@ def test_damaged_exif_does_not_make_an_image_unreadable(pixels: Image.Image, tmp
     path = tmp_path / "odd.jpg"
     pixels.save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff\0\0")
     assert read_picture(path).image.size == (160, 90)
+
+
+def test_a_model_is_shown_what_its_training_was(pixels: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    pixels.save(path, exif=turned_exif())
+    stored, applied = read_picture(path), read_picture(path, "applied")
+    assert (stored.image.size, stored.turned) == ((160, 90), True)
+    assert (applied.image.size, applied.turned) == ((90, 160), False)
+    np.testing.assert_array_equal(np.asarray(applied.image), np.rot90(np.asarray(stored.image), -1))
+    card = ModelCard(detector=YoloV3Tiny(), classes=("a",))
+    readings = [card.model_copy(update={"data": data}).exif for data in (None, {"kind": "coco"}, {"exif": "applied"})]
+    assert readings == ["as-stored", "as-stored", "applied"]
+
+
+def test_grey_of_16_bits_and_names_of_other_encodings(pixels: Image.Image, tmp_path: Path) -> None:
+    grey = np.asarray(pixels.convert("L")).astype(np.uint16)
+    Image.fromarray(grey * 257).save(tmp_path / "grey.png")
+    expected = np.asarray(pixels.convert("L").convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "grey.png").image), expected)
+    odd = Path(f"{tmp_path}/caf\udce9.png")
+    pixels.save(odd.open("wb"), format="PNG")
+    with pytest.raises(DataError, match=r"caf\\udce9\.png': expected a file name in UTF-8; rename the file") as refusal:
+        read_picture(odd)
+    str(refusal.value).encode()
 
 
 def test_folders_are_searched_for_images_by_name(pixels: Image.Image, tmp_path: Path) -> None:

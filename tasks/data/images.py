@@ -1,0 +1,134 @@
+"""From an image as annotated to a sample: the file is read and hashed, its boxes are held against its size."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.data.entries import Box, Entry, Faults, Thing, is_utf8, without_address
+from tasks.data.notes import Oriented
+from tasks.data.pixels import UNREADABLE, UPRIGHT, Header, read_header, turned
+from tasks.data.samples import ImageSample
+from tasks.spec.data import Exif
+
+# Of the image's side. Shorter sides can round to nothing in 32 bits, here or where the boxes are scaled to an input.
+_SHORTEST = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images and objects are read. ``slack`` pixels outside of an image are taken for rounding, and cut."""
+
+    exif: Exif = "as-stored"
+    drop_duplicates: bool = False
+    slack: float = 0.0
+
+
+AS_STORED = Reading()
+
+
+def read_image(
+    root: Path, entry: Entry, classes: tuple[str, ...], faults: Faults, reading: Reading
+) -> ImageSample | None:
+    """The sample of an entry: its file is read and hashed, its header parsed, nothing decoded.
+
+    An object of an unknown class or outside of the image is reported and left out. One whose box is empty once it is
+    cut and stored in 32 bits is noted and left out.
+    """
+    path = root / entry.inside
+    opened = _header(entry, path, faults)
+    if opened is None:
+        return None
+    header, content = opened
+    if header.orientation != UPRIGHT:
+        faults.notes.oriented.append(Oriented(str(path), header.orientation, header.size, entry.size))
+    if header.deep:
+        faults.notes.deep.append(str(path))
+    turn = header.orientation if reading.exif == "applied" else UPRIGHT
+    size = turned(header.size, turn)
+    if entry.size is not None and entry.size != size:
+        faults.add(
+            f"{entry.where}: {path}: expected the annotation's {entry.size[0]} x {entry.size[1]} pixels, "
+            f"found {size[0]} x {size[1]}{_other_reading(header, entry.size, reading.exif)}"
+        )
+        return None
+    objects = _objects(entry, size, classes, faults, reading)
+    difficult = [thing.difficult for thing, _ in objects]
+    return ImageSample(
+        path=path,
+        width=size[0],
+        height=size[1],
+        boxes=np.array([box for _, box in objects], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([classes.index(thing.name) for thing, _ in objects], dtype=np.int64),
+        key=entry.key,
+        content=content,
+        difficult=np.array(difficult, dtype=np.bool_) if any(difficult) else None,
+        turn=turn,
+    )
+
+
+def _objects(
+    entry: Entry, size: tuple[int, int], classes: tuple[str, ...], faults: Faults, reading: Reading
+) -> list[tuple[Thing, Box]]:
+    """The usable objects of an image of ``size``, with their boxes cut to it and rounded to 32 bits."""
+    width, height = size
+    objects: list[tuple[Thing, Box]] = []
+    seen: set[tuple[str, Box]] = set()
+    for thing in entry.things:
+        left, top, right, bottom = thing.box
+        if thing.name not in classes:
+            known = ", ".join(classes) or "(none)"
+            faults.add(f"{entry.where}: class {thing.name!r} is in no training image; expected one of {known}")
+            continue
+        slack = reading.slack
+        if left < -slack or top < -slack or right > width + slack or bottom > height + slack:
+            faults.add(
+                f"{thing.at}: bbox: expected a box inside the image of "
+                f"{width} x {height} pixels, found {left:g}, {top:g}, {right:g}, {bottom:g}"
+            )
+            continue
+        cut = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
+        box: Box = tuple(np.array(cut, dtype=np.float32).tolist())
+        if box[2] - box[0] < width * _SHORTEST or box[3] - box[1] < height * _SHORTEST:
+            faults.notes.emptied.append(thing.at)
+            continue
+        if (thing.name, box) in seen:
+            faults.notes.duplicates.append(thing.at)
+            if reading.drop_duplicates:
+                continue
+        seen.add((thing.name, box))
+        objects.append((thing, box))
+    return objects
+
+
+def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | None:
+    """The image's header and the file's sha256 (hex)."""
+    if not is_utf8(entry.inside):
+        faults.add(f"{entry.where}: expected a file name in UTF-8, found {entry.inside!r}: rename the file")
+        return None
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        faults.add(f"{entry.where}: {path}: the image cannot be read: {error.strerror}")
+        return None
+    try:
+        header = read_header(data)
+    except UNREADABLE as error:
+        faults.add(f"{entry.where}: {path}: expected a readable image: {without_address(error)}")
+        return None
+    if not header.whole:
+        faults.add(f"{entry.where}: {path}: the image is truncated ({len(data)} bytes, no end-of-image marker)")
+        return None
+    return header, hashlib.sha256(data).hexdigest()
+
+
+def _other_reading(header: Header, stated: tuple[int, int], exif: Exif) -> str:
+    """What to set where only the other reading has the annotation's size."""
+    other: Exif = "as-stored" if exif == "applied" else "applied"
+    found = turned(header.size, header.orientation if other == "applied" else UPRIGHT)
+    if found != stated:
+        return ""
+    return f"; its EXIF orientation is {header.orientation}, and data.exif={other} reads it in the annotation's size"
