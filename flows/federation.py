@@ -14,7 +14,7 @@ from flows.artifacts import RunArtifacts
 from flows.ends import go_on, let_residents_go
 from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
-from flows.stored import read_history, stopped
+from flows.stored import read_history, require_scores, stopped
 from infra.place import current_place, has_place
 from tasks.errors import SpecError
 from tasks.spec.base import ScheduledName
@@ -58,7 +58,11 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
 
 
 async def rounds(name: str, spec: FederationSpec) -> int:
-    """Round after round of ``name``, at the current place."""
+    """Round after round of ``name``, at the current place.
+
+    Raises:
+        FedbenchError: all is committed, but every evaluation failed; or as :func:`federation`.
+    """
     place = current_place()
     flow_run_id = UUID(runtime.flow_run.get_id())
     await tag_run(flow_run_id, name)
@@ -86,4 +90,5 @@ async def rounds(name: str, spec: FederationSpec) -> int:
         # Not beside the next round: of two writers at once, SQLite's Prefect server turns one away, for two seconds.
         await shown.round_committed(history)
     await shown.finish(history, await place.finished(place))
+    require_scores(name, history)
     return history[-1].round

@@ -16,6 +16,7 @@ from flows.choice import ChosenData, choose_data
 from flows.models import OpenedModel
 from infra.settings import Settings
 from tasks.data.catalog import load_data
+from tasks.data.entries import Faults
 from tasks.data.loading import Batch, EvaluationLoader
 from tasks.errors import DataError, SpecError
 from tasks.evaluate_model import EvaluationSet, evaluate_model, evaluation_sets
@@ -64,7 +65,8 @@ def evaluate_opened(
 ) -> Evaluated:
     """Score ``model`` on the test split of ``data`` (a folder, preset or file; None: its own), with ``fields`` set.
 
-    A model on its own data is scored for the clients that are on record. ``console`` shows how far it is.
+    A model on its own data is scored for the clients that are on record. ``console`` shows how far it is,
+    and what the data have that may cost figures.
 
     Raises:
         SpecError: the data are not known, or a field is neither theirs nor a rule of evaluation.
@@ -73,7 +75,11 @@ def evaluate_opened(
     chosen = choose_data(data) if data is not None else _own(model)
     spec = _specified(model, chosen.spec, fields)
     own = data is None and spec.data == model.data
-    loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=settings.home / "cache" / "data")
+    faults = Faults()
+    cache = settings.home / "cache" / "data"
+    loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=cache, faults=faults)
+    for line in faults.notes.messages(spec.data):
+        console.print(f"warning: {line}", soft_wrap=True, highlight=False, markup=False)
     recorded = model.record.evaluations if model.record is not None and own else ()
     digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
     sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))

@@ -14,6 +14,7 @@ from typing import Protocol
 from matplotlib.figure import Figure
 
 from flows.registration import best_record, register
+from flows.stored import require_scores
 from infra.errors import InfraError, TrackingUnavailable
 from infra.place import Leavings, Place
 from infra.settings import Settings
@@ -113,7 +114,10 @@ class RunReport:
             log.warning("MLflow: round %d will be filled in later: %s", record.round, error)
 
     async def finish(self, place: Place) -> Leavings:
-        """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED."""
+        """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED.
+
+        If every evaluation failed, no round is the best: no model is registered, and the MLflow run is ended FAILED.
+        """
         self._wait()
         history: list[RoundRecord] = place.history
         files = self._draw(history)
@@ -130,10 +134,13 @@ class RunReport:
                 self._tracker.backfill([record.model_dump(mode="json") for record in history])
                 for file, data in files.items():
                     self._tracker.log_artifact_bytes(f"plots/{file}", data)
-                uri = f"s3://{place.objects.bucket}/{best.model.key}"
-                self._tracker.log_reference("best", uri, best.model.sha256)
-                self._register(place, self._tracker)
-                self._tracker.close("FINISHED")
+                if _scored(self.name, history):
+                    uri = f"s3://{place.objects.bucket}/{best.model.key}"
+                    self._tracker.log_reference("best", uri, best.model.sha256)
+                    self._register(place, self._tracker)
+                    self._tracker.close("FINISHED")
+                else:
+                    self._tracker.close("FAILED")
         except TrackingUnavailable as error:
             log.warning("MLflow: %s", error)
         for file, data in reversed(files.items()):
@@ -192,6 +199,14 @@ class RunReport:
                 return place.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
         reasons = [f"client {failure.client}: {failure.reason}" for reply in replies for failure in reply.failures]
         raise FedbenchError("; ".join(reasons) or "the sheet's turn was lost")
+
+
+def _scored(name: str, history: Sequence[RoundRecord]) -> bool:
+    try:
+        require_scores(name, history)
+    except FedbenchError:
+        return False
+    return True
 
 
 def _png(figure: Figure) -> bytes:

@@ -22,7 +22,7 @@ from flows.interrupts import interrupts_deferred, terminate_as_interrupt
 from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
-from flows.stored import read_history, stopped
+from flows.stored import read_history, require_scores, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import StoreUnavailable
 from infra.lock import require_free_disk, run_lock
@@ -79,6 +79,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         spec = pin(spec, settings, progress.message)
         history = _claimed(services, settings, name, spec)
         if stopped(spec, history) and (folder / REPORTED).exists():
+            require_scores(name, history)
             model = noted(folder, history)
             if model is not None:
                 return Outcome(history, folder, already_finished=True, model=model)

@@ -95,6 +95,21 @@ def stopped(spec: FederationSpec, history: Sequence[RoundRecord]) -> bool:
     return history[-1].round >= spec.max_rounds
 
 
+def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
+    """Hold that a round of ``history`` has figures, unless there was nothing to evaluate on.
+
+    Raises:
+        FedbenchError: every evaluation failed; says why the last one did.
+    """
+    failures = [failure for record in history for failure in record.dropped if failure.phase == "stop_and_eval"]
+    if failures and not any(record.evaluations for record in history):
+        last = failures[-1]
+        raise FedbenchError(
+            f"{name}: every evaluation failed, so no round has a figure and no model is registered; the last one: "
+            f"client {last.client}: {last.reason}"
+        )
+
+
 def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun]:
     """All federations of the store, by name."""
     names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.run import describe
-from flows.start import pin_data
+from flows.start import pin, pin_data
 from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.samples import samples_digest
@@ -166,3 +168,23 @@ def test_known_devices_are_left_to_the_specification(made: Path, home: Path) -> 
     pinned = pin_data(FederationSpec(data=FederatedStreet(name="mine", split=20)), settings)
     assert pinned.participation.clients is None
     assert len(pinned.clients or ()) == 20
+
+
+def test_a_run_says_at_its_start_what_its_data_may_cost(made: Path, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "coco", tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "test.json").read_text())
+    document["annotations"] += [{**item, "id": item["id"] + 1000} for item in document["annotations"]]
+    (tmp_path / "set" / "test.json").write_text(json.dumps(document))
+    settings = Settings(home=home, data_roots={"mine": tmp_path / "set"})
+    lines: list[str] = []
+    spec = FederationSpec(data=Coco(name="mine"))
+    pin(spec, settings, lines.append)
+    (line,) = lines
+    count = len(document["annotations"]) // 2
+    assert line.startswith(f"data: {count} objects repeat another one of their image, with the same class and box")
+    result = call("check", tmp_path / "set", "--form", "coco")
+    assert f"warning: {line.removeprefix('data: ').split(' (', 1)[0]}" in result.output
+    assert result.exit_code == 0
+    lines.clear()
+    pin(spec, settings.model_copy(update={"data_roots": {"mine": made / "coco"}}), lines.append)
+    assert lines == []

@@ -216,6 +216,13 @@ def test_evaluate_takes_a_folder_and_matches_its_classes_by_name(call: Any, file
         assert result.exit_code == 0, result.output
     one, two = (json.loads(path.read_text())["metrics"] for path in paths)
     assert one == two
+    document = json.loads((folder / "test.json").read_text())
+    repeated = [{**item, "id": item["id"] + 1000} for item in document["annotations"]]
+    (folder / "test.json").write_text(json.dumps({**document, "annotations": [*document["annotations"], *repeated]}))
+    words = ("--data", folder, "-s", "data.drop_duplicate_objects=true", "--threads", 1, "--json", paths[1])
+    result = call("evaluate", file, *words)
+    assert f"warning: {len(repeated)} objects repeat another one of their image" in result.output
+    assert json.loads(paths[1].read_text())["metrics"] == one
     for name in ("train.json", "test.json"):
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace('"gastank"', '"boat"'))

@@ -11,7 +11,7 @@ import pytest
 from flows.artifacts import client_table
 from flows.round import Clock, clear_up, commit, shard_label
 from flows.start import claim_name, pin_data, slot_count
-from flows.stored import listed, read_history, read_run, read_runs, stopped
+from flows.stored import listed, read_history, read_run, read_runs, require_scores, stopped
 from infra.errors import SettingsError
 from infra.lock import run_lock
 from infra.place import Leavings, Place
@@ -20,10 +20,10 @@ from infra.slots import LocalSlots
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
-from tasks.errors import DataError, SpecError
+from tasks.errors import DataError, FedbenchError, SpecError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import ClientFailure, Decision, Environment, EvaluationRecord, Metrics, RoundRecord, WeightRef
 from tasks.spec.training import TrainingSpec
 
 SPEC = FederationSpec(max_rounds=5)
@@ -104,6 +104,29 @@ def test_updates_and_more_globals_are_kept_by_setting(object_store: ObjectStore,
     keys = object_store.list(place.layout.root)
     assert [number for number in range(4) if place.layout.global_weights(number) in keys] == [1, 2, 3]
     assert [number for number in range(4) if place.layout.update_weights(number, "1") in keys] == [0, 1, 2, 3]
+
+
+def test_a_history_without_any_figure_is_a_failure(object_store: ObjectStore, settings: Settings) -> None:
+    place = place_of(object_store, settings, "unscored")
+    history = [record_of(place, number) for number in range(3)]
+    require_scores("unscored", history)  # no client had test images: nothing was tried
+    failures = [
+        (ClientFailure(client=client, phase="stop_and_eval", kind="client-error", reason=reason),)
+        for client, reason in (("1", "out of memory"), ("2", "test loss is nan"))
+    ]
+    failed = [
+        record.model_copy(update={"dropped": dropped}) for record, dropped in zip(history[1:], failures, strict=True)
+    ]
+    with pytest.raises(
+        FedbenchError,
+        match=r"^unscored: every evaluation failed, .* no model is registered; the last one: client 2: test loss",
+    ):
+        require_scores("unscored", [history[0], *failed])
+    scored = EvaluationRecord(
+        clients=("1",), test_digest="0" * 64, test_size=5, loss=None, map50_voc10=None, recall=None, per_class={},
+        score_threshold=0.1, seconds=0.1,
+    )  # fmt: skip
+    require_scores("unscored", [history[0].model_copy(update={"evaluations": (scored,)}), *failed])
 
 
 def test_a_name_belongs_to_one_experiment(object_store: ObjectStore, settings: Settings) -> None:

@@ -27,13 +27,18 @@ def training_images(home: Home, spec: FederationSpec, client: str) -> list[Path]
 
 @pytest.fixture(scope="module")
 def bad_home(shared_home: Home) -> Home:
-    """Client 3's images have a good header, so that it is ready, and a Huffman table that no decoder takes."""
+    """Client 3's images are damaged, which it does not see before it trains on them."""
     for path in training_images(shared_home, parse_spec(FAILING, source="test"), BAD):
-        data = bytearray(path.read_bytes())
-        table = data.index(b"\xff\xc4") + 5
-        data[table : table + 16] = b"\xff" * 16
-        path.write_bytes(data)
+        damage(path)
     return shared_home
+
+
+def damage(path: Path) -> None:
+    """A good header, so that the data set loads, and a Huffman table that no decoder takes."""
+    data = bytearray(path.read_bytes())
+    table = data.index(b"\xff\xc4") + 5
+    data[table : table + 16] = b"\xff" * 16
+    path.write_bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +109,35 @@ def test_a_deadline_that_nobody_keeps_is_named(shared_home: Home) -> None:
         assert f"client {client}" in failed
     assert "no answer within participation.turn_deadline (0.02 s)" in failed
     assert "fedbench resume late" in result.stdout
+
+
+def test_a_run_without_any_figure_has_failed_and_registers_nothing(shared_home: Home) -> None:
+    document = {**tiny(max_rounds=1, data={"seed": 9}), "participation": {"clients": ["4", "5"]}}
+    data = load_data(
+        parse_spec(document, source="test").data,
+        root_of=lambda name: None,
+        cache=shared_home.path / "cache" / "data",
+    )
+    for sample in data.test["4"]:
+        damage(sample.path)
+    command = ("run", shared_home.spec_file(document, "unscored"), "--name", "unscored", "--slots", 2)
+    result = shared_home.run(*command)
+    assert result.returncode == 1, result.stdout
+    failed = next(line for line in result.stdout.splitlines() if line.startswith("failed: "))
+    assert "unscored: every evaluation failed, so no round has a figure and no model is registered" in failed
+    assert "expected an image that can be decoded" in failed
+    assert "Traceback" not in result.stdout
+    records = shared_home.records("unscored")
+    assert [(record.round, len(record.evaluations), len(record.updates)) for record in records] == [
+        (0, 0, 0),
+        (1, 0, 2),
+    ]
+    assert_tracked_once(shared_home, "unscored", "FAILED", records)
+    assert shared_home.flow_runs("unscored")[0] == ("unscored", "FAILED")
+    folder = shared_home.path / "runs" / "unscored"
+    assert (folder / "rounds.png").exists()
+    assert not (folder / "model.json").exists()
+    again = shared_home.run(*command)
+    assert again.returncode == 1
+    assert failed in again.stdout.splitlines()
+    assert "starting services" not in again.stdout
