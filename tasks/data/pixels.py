@@ -40,7 +40,7 @@ _PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
 _WIDTH_TAG, _HEIGHT_TAG, _BITS_TAG = 256, 257, 258  # of TIFF
 
 # A JPEG marker: 0xFF, and a byte that is neither stuffing within a scan (0) nor a restart (0xD0 to 0xD7).
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _START, _TEMPORARY, _SCAN, _END = 0xD8, 0x01, 0xDA, 0xD9
 _LAST_BYTES = 4096
 
@@ -150,10 +150,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _jpeg_is_whole(data: bytes) -> bool:
     """Whether the first image of a JPEG file has its end marker.
 
-    Decoding would tell too, but costs much more. Cameras append a video or data of their own, so the marker need not be
-    near the end; nor does an end marker count that is of a thumbnail in the header. A damaged scan can hide the marker,
-    but decodes to grey blocks: one near the end of the file is enough.
+    Decoding would tell too, but costs much more. Mostly the marker is at the end of the file. Cameras append a video or
+    data of their own: then the segments are gone through, so that the end of a thumbnail in the header does not count.
     """
+    if bytes((0xFF, _END)) in data[-_LAST_BYTES:]:
+        return True
     position, scanned = 0, False
     while found := _MARKER.search(data, position):
         marker, position = found.group(1)[0], found.end()
@@ -162,4 +163,4 @@ def _jpeg_is_whole(data: bytes) -> bool:
         scanned = scanned or marker == _SCAN
         if marker not in (_START, _TEMPORARY, _END):
             position += int.from_bytes(data[position : position + 2])  # a segment states its own length
-    return bytes((0xFF, _END)) in data[-_LAST_BYTES:]
+    return False
