@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import exists, isfile
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -97,8 +98,9 @@ class _Images:
         Some tools write it from the root, and so with the folder in it: it is read so where only that file is there.
         """
         path = name if self.folder == "." else f"{self.folder}/{name}"
-        from_root = path != name and "/" in name and is_utf8(name)
-        return name if from_root and not (self.root / path).exists() and (self.root / name).is_file() else path
+        from_root = path != name and "/" in name
+        # Of os.path, because Path.exists raises for names that are too long.
+        return name if from_root and not exists(self.root / path) and isfile(self.root / name) else path
 
 
 def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:

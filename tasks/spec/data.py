@@ -162,7 +162,7 @@ class SyntheticStreet(_Data, title="Synthetic street"):
 
 
 class _Files(_Data):
-    """What all data have in common that are read from files of others."""
+    """Fields of all data that are read from files; the synthetic street is drawn."""
 
     exif: Annotated[Exif, AddedLater()] = Field(
         "as-stored",

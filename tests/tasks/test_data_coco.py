@@ -199,6 +199,10 @@ WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
         lambda train, _: train["categories"][0].update(name="\ud83d"),
         r"category 9: name: expected a name, found '\\ud83d'",
     ),
+    "name of 300 letters": (
+        set_image(file_name=f"sub/{'b' * 300}"),
+        r"image 2 .*: the image cannot be read: File name too",
+    ),
     "file not there": (set_image(file_name="9.png"), r"image 2 \(9\.png\): .*images/9\.png: the image cannot be read"),
     "one file twice": (set_image(file_name="sub/1.png"), r"image 2 .*expected every image once, .* in train\.json"),
     "tested on training": (
