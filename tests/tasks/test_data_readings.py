@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 
 from tasks.data.catalog import load_data
 from tasks.data.check import DataReport, check_data
+from tasks.data.export import write_voc
 from tasks.data.loading import ImageCache, decode, evaluation_loader
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.errors import DataError
@@ -124,6 +125,9 @@ def test_orientations_whose_reading_the_sizes_do_not_tell(own: OwnData) -> None:
         "which reading fits, and data.exif is as-stored. Most annotation tools and OpenCV show such images turned: if "
         f"the boxes were drawn so, set data.exif=applied: {own.path('1')} (3), {own.path('3')} (2)"
     )
+    (warning,) = own.check(exif="applied").warnings
+    assert "data.exif is applied. Most" in warning
+    assert "if the boxes were drawn so, that is right, else set data.exif=as-stored: " in warning
 
 
 def test_orientations_whose_reading_the_sizes_tell(own: OwnData) -> None:
@@ -245,9 +249,11 @@ def test_the_street_in_either_form_is_read_so_too(tmp_path: Path) -> None:
         spec: DataSpec = FederatedStreet(name="mine", **fields)
         return load_data(spec, root_of=lambda name: tmp_path, cache=tmp_path)
 
-    plain, read = load(), load(exif="applied", drop_duplicate_objects=True)
-    assert [len(data.test["1"][0].boxes) for data in (plain, read)] == [2, 1]
-    assert [data.test["1"][0].turn for data in (plain, read)] == [1, 3]
+    write_voc(load(), tmp_path / "street_5")
+    for form in ("json", "voc"):
+        plain, read = load(form=form), load(form=form, exif="applied", drop_duplicate_objects=True)
+        assert [len(data.test["1"][0].boxes) for data in (plain, read)] == [2, 1]
+        assert [data.test["1"][0].turn for data in (plain, read)] == [1, 3]
 
 
 def test_a_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
