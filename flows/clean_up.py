@@ -12,6 +12,7 @@ from pydantic import Field
 
 from flows.leftovers import DAYS, CleanUp, clean, describe
 from infra.settings import load_settings
+from tasks.plain_text import plain
 from tasks.spec.base import FederationName
 
 
@@ -41,9 +42,9 @@ async def clean_up(
     )
     logger = get_run_logger()
     for note in result.notes:
-        logger.info("%s", note)
+        logger.info("%s", plain(note))
     for key, reason in result.failed.items():
-        logger.warning("not removed: %s: %s", key, reason)
+        logger.warning("not removed: %s: %s", plain(key), plain(reason))
     await acreate_table_artifact(
         key="clean-up",
         table=result.rows(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
 from tasks.errors import FedbenchError, SpecError
+from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 from tasks.spec.turns import TurnReply
@@ -137,6 +139,7 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         read_reply=TurnReply.model_validate,
         say=say,
         code_version=metadata.version("fedbench"),
+        plain=partial(plain, limit=REASON_LIMIT),
     )
 
 
@@ -173,4 +176,4 @@ def place_failed(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What went wrong, for a line of the display."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return plain(text.splitlines()[0], 200)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from flows.choice import ChosenData, choose_data
 from flows.models import OpenedModel
@@ -20,6 +20,7 @@ from tasks.data.loading import Batch, EvaluationLoader
 from tasks.errors import DataError, SpecError
 from tasks.evaluate_model import EvaluationSet, evaluate_model, evaluation_sets
 from tasks.model_card import FIGURES
+from tasks.plain_text import NAME_LIMIT, plain
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.records import EvaluationRecord, Metrics
@@ -125,7 +126,7 @@ def classes_table(evaluated: Evaluated) -> Table:
     for title, _ in columns:
         table.add_column(title, justify="right")
     for name in evaluated.model.card.classes:
-        table.add_row(escape(name), *(_shown(values.get(name)) for _, values in columns))
+        table.add_row(Text(plain(name, NAME_LIMIT)), *(_shown(values.get(name)) for _, values in columns))
     return table
 
 
@@ -176,7 +177,7 @@ def _counted(console: Console, images: int) -> Iterator[Callable[[EvaluationLoad
 def _clients(record: EvaluationRecord) -> str:
     names = record.clients
     more = f" (+{len(names) - 3})" if len(names) > 3 else ""
-    return escape(f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}")
+    return f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
 
 
 def _shown(value: float | None) -> str:

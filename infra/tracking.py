@@ -42,6 +42,7 @@ _MAPS = ("map50_voc10", "map50_voc07", "map50_coco", "map_coco")
 _METRICS_PER_BATCH = 1000  # MLflow's limits, from mlflow.utils.validation
 _PARAMS_PER_BATCH = 100
 _PARAM_VALUE_LENGTH = 6000
+_PART_LENGTH = 100  # of a metric's name, of which MLflow takes 250 characters
 
 # About five seconds until a server that refuses is given up; MLflow's own defaults wait for minutes.
 _CLIENT_ENVIRONMENT = {
@@ -369,4 +370,4 @@ def _milliseconds(moment: datetime | str) -> int:
 
 def _part(name: str) -> str:
     """``name`` as one part of a metric's name: only the characters that MLflow takes, no slash."""
-    return re.sub(r"[^\w.\- :]", "_", name).strip(". ") or "_"
+    return re.sub(r"[^\w.\- :]", "_", name).strip(". ")[:_PART_LENGTH] or "_"

@@ -17,6 +17,7 @@ from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.partial_sums import by_object, incomplete_sums, weights_key
+from tasks.plain_text import REASON_LIMIT, plain
 from tasks.request_update import answers_plan
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
@@ -57,7 +58,7 @@ def require_quorum(
     """
     needed = quorum(spec, len(plan.cohort))
     if len(updates) < needed:
-        reasons = "; ".join(f"client {failure.client} ({failure.kind}): {failure.reason}" for failure in dropped)
+        reasons = "; ".join(f"client {failure.client} ({failure.kind}): {plain(failure.reason)}" for failure in dropped)
         raise FedbenchError(
             f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, "
             f"participation.min_updates is {needed}; missing: {reasons}"
@@ -112,7 +113,7 @@ def aggregate_updates(
             counted += shared
     counted.sort(key=lambda update: order[update.client])
     dropped = [
-        ClientFailure(client=client, phase="aggregate", kind="client-error", reason=reason)
+        ClientFailure(client=client, phase="aggregate", kind="client-error", reason=plain(reason, REASON_LIMIT))
         for client in sorted(refused, key=lambda client: order.get(client, len(order)))
         for reason in refused[client]
     ]

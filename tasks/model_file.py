@@ -21,6 +21,7 @@ from torch import Tensor
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, markdown
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.detector import DetectorSpec
 from tasks.spec.training import EvaluationSpec
@@ -108,9 +109,10 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     """The card for people, as Markdown; with ``uri``, how to serve that model of MLflow's registry."""
     size = f"{card.detector.width} × {card.detector.height}"
     lines = [
-        f"# {card.federation or card.detector.kind}",
+        f"# {markdown(card.federation or card.detector.kind)}",
         "",
-        f"`{card.detector.kind}` of {len(card.classes)} classes: {', '.join(card.classes)}. "
+        f"`{card.detector.kind}` of {len(card.classes)} classes: "
+        f"{', '.join(markdown(name, NAME_LIMIT) for name in card.classes)}. "
         f"Images are stretched to {size} pixels.",
     ]
     origin = {
@@ -124,7 +126,7 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     lines += _table("Figures on the test data", ("measure", "value"), card.metrics)
     lines += _table("Classes on the test data", ("class", "AP at IoU 0.5 (VOC 2010)"), card.per_class)
     if card.notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in card.notes)]
+        lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in card.notes)]
     return "\n".join([*lines, "", *_usage(uri)]) + "\n"
 
 
@@ -141,7 +143,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown(text)
 
 
 def _usage(uri: str | None) -> list[str]:

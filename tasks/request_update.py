@@ -18,6 +18,7 @@ from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
+from tasks.plain_text import REASON_LIMIT, plain
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
@@ -210,7 +211,7 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
 
 
 def _refusal(client: str, reason: str) -> ClientFailure:
-    return ClientFailure(client=client, phase="request_update", kind="client-error", reason=reason)
+    return ClientFailure(client=client, phase="request_update", kind="client-error", reason=plain(reason, REASON_LIMIT))
 
 
 @task(

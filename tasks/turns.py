@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from infra.errors import DeadlineExceeded, SlotLost, StoreCorrupt, StoreUnavailable
 from infra.place import Place
+from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.records import ClientFailure
 from tasks.spec.turns import AnyRequest, TurnReply
 
@@ -69,7 +70,7 @@ async def _hand_out(
             reply = await place.slots.run(
                 place.take_turn, request.model_copy(update={"clients": waiting}), deadline=limit
             )
-            replies.append(reply)
+            replies.append(with_plain_reasons(reply))
             break
         except DeadlineExceeded:
             asked = len(waiting)
@@ -82,14 +83,23 @@ async def _hand_out(
         except LOST as error:
             attempt += 1
             waiting = _without(waiting, await finished()) if finished else waiting
-            log.warning("%s of %s lost (attempt %d): %s", request.phase, ", ".join(waiting), attempt, error)
+            why = plain(str(error))  # a resident's own words may be in it
+            log.warning("%s of %s lost (attempt %d): %s", request.phase, ", ".join(waiting), attempt, why)
             if attempt > request.spec.participation.turn_retries:
-                reason = f"lost {attempt} times with its slot or store: {error}"
+                reason = f"lost {attempt} times with its slot or store: {why}"
                 replies.append(_failed(request, waiting, "infrastructure-lost", reason))
                 break
             for client in waiting:
-                place.reporter.client_retried(request.phase, client, attempt, str(error))
+                place.reporter.client_retried(request.phase, client, attempt, why)
     return replies
+
+
+def with_plain_reasons(reply: TurnReply) -> TurnReply:
+    """``reply`` with the reasons of its failures in one line without control characters: they go on record."""
+    failures = (
+        failure.model_copy(update={"reason": plain(failure.reason, REASON_LIMIT)}) for failure in reply.failures
+    )
+    return reply.model_copy(update={"failures": tuple(failures)}) if reply.failures else reply
 
 
 def _without(clients: Sequence[str], done: set[str]) -> tuple[str, ...]:

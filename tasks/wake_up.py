@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from infra.place import current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
+from tasks.plain_text import plain
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo
@@ -78,7 +79,7 @@ async def wake_up(
         await asyncio.sleep(ASK_AGAIN_SECONDS)
     report_failures(place, failures)
     if len(ready) < min_clients:
-        reasons = "; ".join(f"client {failure.client}: {failure.reason}" for failure in failures)
+        reasons = "; ".join(f"client {failure.client}: {plain(failure.reason)}" for failure in failures)
         raise FedbenchError(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
@@ -93,7 +94,7 @@ def _check_classes(ready: Iterable[ClientInfo]) -> None:
     for info in ready:
         classes.setdefault(tuple(info.class_counts), []).append(info.client)
     if len(classes) > 1:
-        shown = "; ".join(f"{', '.join(clients)}: {', '.join(names)}" for names, clients in classes.items())
+        shown = "; ".join(f"{', '.join(clients)}: {plain(', '.join(names))}" for names, clients in classes.items())
         raise FedbenchError(
             f"wake_up: expected the same classes at every client, found {shown}; data.classes names them"
         )

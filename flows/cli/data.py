@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.choice import Form, choose_data
 from flows.cli.shared import Home, field_values, out, place_settings, plain_errors
 from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
@@ -152,19 +153,20 @@ def _print(report: DataReport, out: Console) -> None:
         devices.add_column(title, justify="right")
     for device in report.devices:
         numbers = (device.train_images, sum(device.boxes.values()), device.test_images)
-        devices.add_row(device.device, *map(str, numbers))
+        devices.add_row(plain(device.device, NAME_LIMIT), *map(str, numbers))
     classes = Table("class", box=None)
     for title in ("training boxes", "on devices", "test boxes"):
         classes.add_column(title, justify="right")
     for name in data.classes:
         counts = [device.boxes[name] for device in report.devices]
-        classes.add_row(name, str(sum(counts)), str(sum(count > 0 for count in counts)), str(report.test_boxes[name]))
+        numbers = (sum(counts), sum(count > 0 for count in counts), report.test_boxes[name])
+        classes.add_row(plain(name, NAME_LIMIT), *map(str, numbers))
     for table in (devices, classes):
         if table.row_count:
             out.print(table)
     for title, messages in (("error", report.errors), ("warning", report.warnings)):
         for message in messages:
-            out.print(f"{title}: {message}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{title}: {plain(message, REASON_LIMIT)}", soft_wrap=True, highlight=False, markup=False)
     out.print(
         f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
         soft_wrap=True,

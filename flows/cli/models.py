@@ -12,6 +12,7 @@ import typer
 from flows.cli.shared import Home, err, field_values, out, place_settings, plain_errors
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, plain
 
 if TYPE_CHECKING:
     from flows.models import OpenedModel
@@ -181,7 +182,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
     found = detect(opened.detector, picture.image, max_detections=opened.evaluation.max_detections, **options)
     save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
     counts = Counter(classes[label] for label in found.labels)
-    what = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    what = ", ".join(f"{count} {plain(name, NAME_LIMIT)}" for name, count in counts.most_common()) or "nothing"
     note = " (its orientation in EXIF is not applied)" if picture.turned else ""
     entry = {
         "file": str(file),

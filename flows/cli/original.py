@@ -124,8 +124,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(conversion: Conversion) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("original", "here", box=None)
     for column in table.columns:
@@ -133,9 +133,9 @@ def _print(conversion: Conversion) -> None:
     file = None
     for row in conversion.rows:
         if row.file != file:
-            table.add_row(f"[bold]{escape(row.file)}[/]", "")
+            table.add_row(Text(row.file, "bold"), "")
         file = row.file
-        table.add_row(escape(f"  {row.field} {row.value}".rstrip()), escape(row.became))
+        table.add_row(f"  {row.field} {row.value}".rstrip(), row.became)
     out.print(table, highlight=False)
 
 

@@ -14,12 +14,13 @@ from flows.cli.shared import (
     Home,
     RunName,
     err,
-    escaped,
     field_values,
     home_option,
     out,
     place_settings,
     plain_errors,
+    print_command,
+    print_error,
     set_up_logging,
 )
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
@@ -103,18 +104,18 @@ def _run(name: str, spec: FederationSpec, settings: Settings, verbose: int, quie
         outcome = run_federation(name, spec, settings, progress)
     except KeyboardInterrupt:
         progress.close()
-        err.print(f"\ninterrupted; nothing committed is lost. Go on with: [bold]{command}[/]", soft_wrap=True)
+        print_command(err, "\ninterrupted; nothing committed is lost. Go on with: ", command)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (SpecError, DataError, SettingsError, RunLocked, StoreCorrupt):
         raise
     except (FedbenchError, InfraError):
-        err.print(f"log: {log_path} · go on with: [bold]{command}[/]", soft_wrap=True, highlight=False)
+        print_command(err, f"log: {log_path} · go on with: ", command)
         raise
     except Exception as error:
         logging.getLogger(__name__).exception("failed")
         progress.close()
-        err.print(f"[bold red]failed:[/] {type(error).__name__}: {escaped(error)}", soft_wrap=True, highlight=False)
-        err.print(f"log: {log_path} · go on with: [bold]{command}[/]", soft_wrap=True, highlight=False)
+        print_error("failed", f"{type(error).__name__}: {error}")
+        print_command(err, f"log: {log_path} · go on with: ", command)
         raise typer.Exit(EXIT_FAILED) from None
     finally:
         progress.close()
@@ -135,4 +136,4 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     if outcome.model is not None:
         out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
     out.print(f"plots: {outcome.folder}", soft_wrap=True, highlight=False)
-    out.print(f"pages: [bold]fedbench ui {name}{home_option(settings)}[/]", soft_wrap=True, highlight=False)
+    print_command(out, "pages: ", f"fedbench ui {name}{home_option(settings)}")

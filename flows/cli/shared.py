@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
+from rich.text import Text
 
+from flows.console import PlainConsole, PlainFormatter
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
@@ -20,10 +21,10 @@ from tasks.errors import DataError, FedbenchError, SpecError
 WIDE = 100  # columns that the table with all four mAPs may take
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-out = Console()
+out = PlainConsole()
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = WIDE  # a file or pipe has no width of its own
-err = Console(stderr=True)
+err = PlainConsole(stderr=True)
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The federation's name; `fedbench list` shows them.")]
@@ -35,17 +36,23 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (SpecError, DataError, SettingsError, RunLocked, HomeInUse) as error:
-        err.print(f"[bold red]error:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        print_error("error", str(error))
         raise typer.Exit(EXIT_USAGE) from None
     except (FedbenchError, InfraError) as error:
         if logging.getLogger().handlers:  # else Python itself would write it to the terminal, with its traceback
             logging.getLogger(__name__).error("failed: %s", error, exc_info=True)
-        err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        print_error("failed", str(error))
         raise typer.Exit(EXIT_FAILED) from None
 
 
-def escaped(error: Exception) -> str:
-    return str(error).replace("[", "\\[")
+def print_error(kind: str, message: str) -> None:
+    """Print ``kind: message`` on standard error, with the kind in red."""
+    err.print(Text.assemble((f"{kind}:", "bold red"), " ", message), soft_wrap=True, highlight=False)
+
+
+def print_command(console: PlainConsole, before: str, command: str) -> None:
+    """Print ``before`` and then ``command``, which is there to be copied, in bold."""
+    console.print(Text.assemble(before, (command, "bold")), soft_wrap=True, highlight=False)
 
 
 def place_settings(home: Path | None, slots: int | None = None) -> Settings:
@@ -84,7 +91,7 @@ def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
     """The log goes to ``path``, Prefect's too, and to the terminal when ``verbose``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers = [file]
     root.setLevel(settings.log_level)

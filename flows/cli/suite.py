@@ -13,12 +13,12 @@ from flows.cli.shared import (
     EXIT_INTERRUPTED,
     Home,
     err,
-    escaped,
     home_option,
     log_to,
     out,
     place_settings,
     plain_errors,
+    print_error,
 )
 from infra.settings import Settings
 from tasks.spec.suite import SuiteSpec, with_seeds
@@ -86,7 +86,7 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
 
         if not isinstance(error, SuiteFailed):
             raise
-        err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        print_error("failed", str(error))
         err.print(f"log: {log} · {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
 

@@ -19,6 +19,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# Of a federation, a suite's run or a suite, within a pattern: what tasks.spec.base lets them be called.
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
 
 @dataclass(frozen=True)
 class FederationLayout:
@@ -125,8 +128,11 @@ class FederationLayout:
 
 
 def federations(prefix: str, keys: Iterable[str]) -> list[str]:
-    """Names of the federations that have a ``spec.json`` among ``keys``, sorted."""
+    """Names of the federations that have a ``spec.json`` among ``keys``, sorted.
+
+    A key whose name no federation can have is somebody else's: it is left out.
+    """
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    pattern = re.compile(re.escape(folder) + r"([^/]+)/spec\.json")
+    pattern = re.compile(re.escape(folder) + rf"({NAME})/spec\.json")
     found = (pattern.fullmatch(key) for key in keys)
     return sorted(match[1] for match in found if match)

@@ -22,6 +22,7 @@ from tasks.figures.boxes import (
     pixel_box,
 )
 from tasks.metrics.detections import ImageDetections
+from tasks.plain_text import LABEL_LIMIT, plain
 
 # An image, its objects (boxes [m, 4] in pixels of the image, labels [m]) and what was found in it.
 SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
@@ -95,7 +96,7 @@ def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
     """What the boxes mean and the colour of each class, in as many lines as the width asks for."""
     font = ImageFont.load_default(_LEGEND_SIZE)
     line = _LEGEND_SIZE + 14
-    entries = ["truth", f"predicted, score at least {score:g}", *classes]
+    entries = ["truth", f"predicted, score at least {score:g}", *(plain(name, LABEL_LIMIT) for name in classes)]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     places, x, y = [], _GAP, _GAP
     for text in entries:
