@@ -15,8 +15,6 @@ LIMIT = 500  # of one text among others
 NAME_LIMIT = 80  # of a class or another name in a table
 LABEL_LIMIT = 40  # of a name in a plot
 _ELLIPSIS = "…"
-# Not printable by Python's rule, and harmless: spaces of other widths and letters of private fonts.
-_HARMLESS = frozenset({"Zs", "Co"})
 
 # What Markdown's dialects (CommonMark, GitHub's, and those of Prefect's and MLflow's pages) read as more than a letter:
 # some letters anywhere; a backslash before a sign; an underscore at a word's end; parts of addresses and of emojis'
@@ -33,14 +31,14 @@ _MARKDOWN = re.compile(
 _LIST_NUMBER = re.compile(r"^([0-9]+)([.)])(?= |$)")
 _NOT_IN_TARGETS = re.compile(r"[\s()<>\\\"'`\[\]|]")
 # What a spreadsheet takes for the start of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def visible(text: str) -> str:
     """``text`` with every character that has no glyph as its escape, such as ``\\x1b``; lines and tabs stay.
 
     These are control and format characters (with those that turn the reading direction round), line and paragraph
-    separators, surrogates, and code points without a character.
+    separators, surrogates, and code points that are no character, or one of a private font.
     """
     if text.isprintable():
         return text
@@ -90,12 +88,13 @@ def plot_label(text: str, limit: int = LABEL_LIMIT) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """``text`` as a cell that no spreadsheet takes for a formula: where it could be, an apostrophe stands before it."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """:func:`plain` as a cell that no spreadsheet takes for a formula: where it could be, an apostrophe comes first."""
+    shown = plain(text)
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 def _shown(letter: str) -> bool:
-    return letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) in _HARMLESS
+    return letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs"
 
 
 def _escape(letter: str) -> str:

@@ -21,6 +21,7 @@ from flows.cli.shared import (
     print_error,
 )
 from infra.settings import Settings
+from tasks.plain_text import plain
 from tasks.spec.suite import SuiteSpec, with_seeds
 from tasks.spec.suite_presets import SUITES
 
@@ -106,7 +107,7 @@ def show(name: SuiteRunName, home: Home = None) -> None:
                 highlight=False,
             )
         for cell in result.failed:
-            out.print(f"failed: {cell.cell}: {cell.reason}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"failed: {cell.cell}: {plain(cell.reason)}", soft_wrap=True, highlight=False, markup=False)
         if result.missing:
             out.print(f"not run yet: {', '.join(result.missing)}", soft_wrap=True, highlight=False)
 
