@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
 from tasks.errors import FedbenchError, SpecError
-from tasks.plain_text import REASON_LIMIT, plain
+from tasks.plain_text import plain
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 from tasks.spec.turns import TurnReply
@@ -139,7 +138,6 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         read_reply=TurnReply.model_validate,
         say=say,
         code_version=metadata.version("fedbench"),
-        plain=partial(plain, limit=REASON_LIMIT),
     )
 
 

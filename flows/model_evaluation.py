@@ -90,7 +90,7 @@ def title_of(evaluated: Evaluated) -> str:
     """One line: model, detector, data, rules."""
     spec, rules = evaluated.spec, evaluated.spec.evaluation
     return (
-        f"{evaluated.model.title} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · "
+        f"{plain(evaluated.model.title)} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · "
         f"{spec.data.kind} · score > {rules.score_threshold:g}, NMS over {rules.nms_iou:g}"
     )
 

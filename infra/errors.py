@@ -1,8 +1,23 @@
 """Errors of the place where a run happens. They say what was not reached, and what to check."""
 
+import unicodedata
+
+
+def _shown(letter: str) -> str:
+    """``letter``, or its escape if it has no glyph: as :func:`tasks.plain_text.visible`, a layer above, has it."""
+    if letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs":
+        return letter
+    return letter.encode("unicode_escape").decode("ascii")
+
 
 class InfraError(Exception):
-    """Base: the message is meant for the user, shown without a traceback."""
+    """Base: the message is meant for the user, shown without a traceback.
+
+    A message may hold what a resident, a server or the store has written. As text it has no control characters.
+    """
+
+    def __str__(self) -> str:
+        return "".join(map(_shown, super().__str__()))
 
 
 class SettingsError(InfraError):

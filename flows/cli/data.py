@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.choice import Form, choose_data
 from flows.cli.shared import Home, field_values, out, place_settings, plain_errors
 from tasks.errors import DataError, SpecError
-from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain
+from tasks.plain_text import NAME_LIMIT, plain
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.data.check import DataReport
 
 EXIT_ERRORS = 1
+_MESSAGE_LIMIT = 100_000  # characters; a message may list many files
 
 data_app = typer.Typer(name="data", help="Check a data set; write the synthetic one.", no_args_is_help=True)
 
@@ -166,7 +167,7 @@ def _print(report: DataReport, out: Console) -> None:
             out.print(table)
     for title, messages in (("error", report.errors), ("warning", report.warnings)):
         for message in messages:
-            out.print(f"{title}: {plain(message, REASON_LIMIT)}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{title}: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False, markup=False)
     out.print(
         f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
         soft_wrap=True,

@@ -36,7 +36,6 @@ FAILED_STARTS = 3
 # A pool without any resident for so long is said to wait.
 SILENT_SECONDS = 30.0
 CLOSE_SECONDS = 20.0
-ERROR_CHARACTERS = 2000  # of a resident's traceback
 
 
 class _NotTaken(Exception):
@@ -52,7 +51,6 @@ class ResidentSlots:
     read_reply: a reply's document as the reply.
     say: shown to whoever watches the run.
     code_version: a worker with another one refuses.
-    plain: makes what a resident wrote of a failure fit to be shown.
     """
 
     def __init__(
@@ -66,11 +64,10 @@ class ResidentSlots:
         read_reply: Callable[[dict[str, Any]], Any],
         say: Callable[[str], None],
         code_version: str,
-        plain: Callable[[str], str],
     ) -> None:
         self._objects, self._layout, self._settings = objects, layout, pools
         self._job_variables, self._read_reply, self._say = job_variables, read_reply, say
-        self._code_version, self._plain = code_version, plain
+        self._code_version = code_version
         names = dict.fromkeys(self.pool_of(client) for client in clients)
         self._pools = {name: Pool(name, pools.residents) for name in names}
         self.count = pools.residents * len(self._pools)
@@ -135,9 +132,8 @@ class ResidentSlots:
             if "reply" in answer:
                 return self._read_reply(answer["reply"])
             if answer.get("lost"):
-                raise SlotLost(f"{resident}: {self._plain(str(answer['lost']))}")
-            error = str(answer.get("error"))[-ERROR_CHARACTERS:]  # a traceback ends in what matters
-            raise RuntimeError(f"{resident}: {argument.phase} failed: {self._plain(error)}")
+                raise SlotLost(f"{resident}: {answer['lost']}")
+            raise RuntimeError(f"{resident}: {argument.phase} failed: {answer.get('error')}")
 
     async def close(self) -> None:
         """Let the idle residents go, and cancel the others."""
@@ -285,7 +281,7 @@ class ResidentSlots:
             resident.pool.offer(resident)
 
     def _ended(self, resident: Resident, kind: str, message: str) -> None:
-        self._lose(resident, self._plain(message), left=kind == "COMPLETED")
+        self._lose(resident, message, left=kind == "COMPLETED")
 
     async def _watch(self) -> None:
         """What events tell, by asking: they may have been lost; and residents whose whole machine is gone."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import io
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,19 +24,16 @@ from flows.coordinator import first_line, place_failed
 from flows.model_evaluation import classes_table
 from flows.progress import LineProgress, LiveProgress, LogProgress, Progress
 from flows.round_tables import class_table
-from infra.errors import SlotLost, StoreUnavailable
+from infra.errors import PoolUnusable, SlotLost, StoreUnavailable
 from infra.place import Leavings
-from infra.residents.mailbox import MAILBOX_VERSION, Mailbox
-from infra.residents.pool import Resident
-from infra.residents.slots import ResidentSlots
-from infra.settings import PoolSettings, Settings
-from infra.store.layout import FederationLayout, federations
+from infra.settings import Settings
+from infra.store.layout import federations
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import accepted_suites, suite_runs
 from infra.tracking import round_metrics
-from tasks.plain_text import LIMIT, NAME_LIMIT, REASON_LIMIT, plain
+from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain, visible
 from tasks.spec.base import RECORD_VERSION, parse
-from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
     ClientFailure,
     ClientInfo,
@@ -47,13 +44,11 @@ from tasks.spec.records import (
     RoundRecord,
     WeightRef,
 )
-from tasks.spec.turns import TurnReply, WakeUpRequest
+from tasks.spec.turns import TurnReply
 from tasks.turns import with_plain_reasons
 
 SHA = "a" * 64
 hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-# JSON, and so a record, has no half of a pair of surrogates.
-recorded = pytest.mark.parametrize("text", [text for text in HOSTILE.values() if "\ud83d" not in text])
 
 
 class Terminal(io.StringIO):
@@ -248,7 +243,7 @@ def test_the_log_on_prefects_page(text: str) -> None:
 # --- Prefect's page and MLflow -----------------------------------------------------------------------------
 
 
-@recorded
+@hostile
 def test_the_tables_on_prefects_page(text: str) -> None:
     """Prefect's page takes texts in the cells of a table for Markdown."""
     (_, dropped) = client_table(record(text))
@@ -265,7 +260,7 @@ def test_the_summary_on_prefects_page_holds_no_text_of_clients(monkeypatch: pyte
     assert "Model: models:/street&#64;best" in source
 
 
-@recorded
+@hostile
 def test_mlflow_takes_the_names_of_metrics(text: str) -> None:
     document = record(text).model_dump(mode="json")
     for name in round_metrics({**document, "plan": None}):
@@ -283,43 +278,24 @@ def test_reasons_go_on_record_as_one_line(text: str) -> None:
     assert reply.failures[0].client == "2"
 
 
-@recorded
+@hostile
 def test_what_is_on_record_already_is_read_as_it_stands(text: str) -> None:
     document = record(text).model_dump(mode="json")
     assert parse(RoundRecord, document, source="round.json", newest=RECORD_VERSION).model_dump(mode="json") == document
 
 
-@pytest.mark.parametrize("kind", ["lost", "error"])
-def test_what_a_resident_writes_of_its_failure(kind: str, object_store: ObjectStore) -> None:
-    layout = FederationLayout("hostile", kind)
-    text = "x" * 5000 + HOSTILE["a line of its own"] + HOSTILE["clear the screen"]
+@hostile
+def test_errors_of_places_and_of_data_are_printable(text: str) -> None:
+    """What a resident says of its failure is a SlotLost's message, what a file holds a DataError's."""
+    for error in (SlotLost(text), PoolUnusable(text), StoreUnavailable(text), DataError(text), SpecError(text)):
+        assert str(error) == visible(text)
 
-    async def ask() -> None:
-        slots = ResidentSlots(
-            object_store,
-            layout,
-            PoolSettings(turns="silo"),
-            ["1"],
-            job_variables={},
-            read_reply=TurnReply.model_validate,
-            say=print,
-            code_version="0",
-            plain=lambda words: plain(words, REASON_LIMIT),
-        )
-        (pool,) = slots._pools.values()
-        resident = Resident(1, pool, Mailbox(object_store, layout, "silo", "session", 1))
-        pool.residents.append(resident)
-        pool.offer(resident)
-        resident.mailbox.put_answer(1, {"version": MAILBOX_VERSION, kind: text})
-        await slots.run(lambda request: None, WakeUpRequest(federation=kind, spec=FederationSpec(), clients=("1",)))
 
-    with pytest.raises(SlotLost if kind == "lost" else RuntimeError) as failed:
-        asyncio.run(ask())
-    message = str(failed.value)
-    assert commands(message) == set()
-    assert "\n" not in message
-    assert len(message) < REASON_LIMIT + LIMIT
-    assert message.startswith("resident 1 of pool silo: ")
+def test_the_layers_agree_on_what_is_printable() -> None:
+    samples = (range(0x3100), range(0xD7F0, 0xE010), range(0xFE00, 0x10010), range(0xE0000, 0xE0200), (sys.maxunicode,))
+    every = "".join(chr(number) for numbers in samples for number in numbers)
+    assert str(SlotLost(every)) == visible(every)
+    assert commands(visible(every)) == {"\t"}
 
 
 def test_names_that_nobody_can_have_are_not_listed() -> None:
@@ -333,3 +309,14 @@ def test_the_errors_of_places_stay_readable() -> None:
     assert first_line(StoreUnavailable("bucket b at http://x does not answer\nmore")) == (
         "bucket b at http://x does not answer"
     )
+
+
+def test_a_file_name_that_is_no_utf_8_does_not_keep_a_round_from_the_store(object_store: ObjectStore) -> None:
+    name = b"camera-\xff.jpg".decode(errors="surrogateescape")  # as the file system gives it
+    failure = ClientFailure(
+        client="1", phase="wake_up", kind="client-error", reason=str(DataError(f"{name}: no image"))
+    )
+    reply = with_plain_reasons(TurnReply(failures=(failure,)))
+    object_store.put_json("hostile/reasons.json", reply.model_dump(mode="json"))
+    (stored,) = TurnReply.model_validate(object_store.get_json("hostile/reasons.json")).failures
+    assert stored.reason == "camera-\\udcff.jpg: no image"
