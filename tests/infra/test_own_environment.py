@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 import requests
+import websockets.proxy
+import websockets.uri
 from botocore.utils import get_environ_proxies
 from pydantic import SecretStr
 
@@ -141,6 +143,8 @@ def test_every_client_asks_loopback_itself_and_others_through_the_proxy(kept: di
         if "::1" not in url:
             assert get_environ_proxies(url) == {}, url
             assert urllib.request.proxy_bypass(httpx.URL(url).netloc.decode()), url  # urllib's and websockets'
+    assert websockets.proxy.get_proxy(websockets.uri.parse_uri("ws://127.0.0.1:1/x")) is None
+    assert websockets.proxy.get_proxy(websockets.uri.parse_uri("wss://prefect.example/x")) == PROXY
     for url in ("http://s3.example/x", "https://s3.example/x"):
         assert PROXY in get_environ_proxies(url).values(), url
         assert PROXY in requests.utils.get_environ_proxies(url).values(), url
