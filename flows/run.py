@@ -27,6 +27,7 @@ from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import StoreUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.services.embedded import EmbeddedServices, supervised
+from infra.services.own_environment import use_own_environment
 from infra.settings import Settings
 from infra.slots import start_fork_server
 from infra.store.layout import FederationLayout
@@ -83,7 +84,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
             if model is not None:
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
-        own_prefect(settings, services)
+        own_prefect(settings)
         start_services(services, LEARNING, preload=PRELOAD)
         # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
         # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
@@ -146,12 +147,9 @@ class EmbeddedRun(EmbeddedServices):
         return self
 
 
-def own_prefect(settings: Settings, services: EmbeddedServices) -> None:
+def own_prefect(settings: Settings) -> None:
     """Our own server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
-    if services.prefect is not None:
-        os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
-        for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
-            os.environ.pop(variable, None)
+    use_own_environment(settings)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ[HEARTBEAT_VARIABLE] = str(HEARTBEAT_SECONDS)
     os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -19,8 +19,8 @@ from tasks.spec.detector_parts import EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
 from tasks.spec.records import StoreVersion
 
-# What a slot has imported before its first turn.
-PRELOAD = ("flows.turn",)
+# What a slot has imported before its first turn. That imports Prefect too, which slots use for nothing.
+PRELOAD = ("infra.ignore_prefect_files", "flows.turn")
 
 
 def run_folder(settings: Settings, name: str) -> Path:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flows.console import PlainConsole, PlainFormatter
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
+from infra.services.own_environment import use_own_environment
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
 
@@ -55,13 +56,18 @@ def print_command(console: PlainConsole, before: str, command: str) -> None:
     console.print(Text.assemble(before, (command, "bold")), soft_wrap=True, highlight=False)
 
 
-def place_settings(home: Path | None, slots: int | None = None) -> Settings:
-    """Settings of this machine; options are fields of :class:`Settings` and win over environment and file."""
+def place_settings(home: Path | None, slots: int | None = None, *, deploys: bool = False) -> Settings:
+    """Settings of this machine; options are fields of :class:`Settings` and win over environment and file.
+
+    From here on this process's environment is that of its own servers. deploys: as :func:`use_own_environment` has it.
+    """
     if home is not None:
         os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
     if slots is not None:
         os.environ["FEDBENCH_SLOTS"] = str(slots)
-    return load_settings()
+    settings = load_settings()
+    use_own_environment(settings, deploys=deploys)
+    return settings
 
 
 def field_values(assignments: list[str]) -> dict[str, Any]:

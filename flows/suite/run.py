@@ -58,7 +58,7 @@ def run_suite(
         objects.ensure_bucket()
         plan = claim(objects, settings.s3.prefix, name, suite)
         environment = child_environment(settings)  # before our own Prefect's variables: a cell sets them for itself
-        own_prefect(settings, services)
+        own_prefect(settings)
         start_services(services, ("mlflow.tracking", "matplotlib.figure"))
         os.environ.update(services.prefect_environment())
         folder = suite_folder(settings, name)

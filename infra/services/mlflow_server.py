@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import os
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -83,7 +84,10 @@ class MlflowService(Service):
         if self.store.access_key is not None and self.store.secret_key is not None:
             variables["AWS_ACCESS_KEY_ID"] = self.store.access_key.get_secret_value()
             variables["AWS_SECRET_ACCESS_KEY"] = self.store.secret_key.get_secret_value()
-            variables["AWS_SESSION_TOKEN"] = ""  # the user's own belongs to other keys
+            variables["AWS_CONFIG_FILE"] = variables["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+        # As the store's own client has it: without keys, AWS's way to find some, whatever it takes.
+        used = "AWS_CA_BUNDLE" if self.store.access_key is not None else "AWS_"
+        variables |= {name: value for name, value in os.environ.items() if name.startswith(used)}
         if self.host != LOOPBACK:  # it refuses requests and pages of any other address but private ones
             names = [name for host in ("localhost", LOOPBACK, self.host) for name in (host, f"{host}:*")]
             variables["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(names)

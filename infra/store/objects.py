@@ -18,9 +18,9 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
@@ -36,6 +36,7 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 
 from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
+from infra.proxies import is_direct
 from infra.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ class ObjectStore:
 
     def _new_client(self) -> S3Client:
         keys = self.settings
-        loopback = urlsplit(keys.endpoint or "").hostname in ("127.0.0.1", "localhost", "::1")
+        loopback = is_direct(keys.endpoint or "")
         config = Config(
             region_name=keys.region,
             connect_timeout=5,
@@ -303,7 +304,8 @@ class ObjectStore:
             response_checksum_validation="when_required",
             proxies={} if loopback else None,  # {}: those of the environment do not apply
         )
-        return boto3.session.Session().client(
+        own = None if keys.access_key is None else _session_of_its_own()
+        return boto3.session.Session(botocore_session=own).client(
             "s3",
             endpoint_url=keys.endpoint,
             config=config,
@@ -351,6 +353,18 @@ class ObjectStore:
         if isinstance(error, BotoCoreError) and not isinstance(error, _TRANSIENT):
             return SettingsError(f"s3: {self._where}: {error}")
         return StoreUnavailable(f"{self._where} does not answer: {error}; is s3.endpoint right, and the server up?")
+
+
+def _session_of_its_own() -> botocore.session.Session:
+    """A session that reads neither AWS's files nor its variables: whoever has keys of ours has no use for a profile,
+    which may not exist, or ask for what the store does not have. Only AWS_CA_BUNDLE counts, for stores over TLS.
+    """
+    variables = {
+        name: (None, None, default, conversion)
+        for name, (_, _, default, conversion) in botocore.session.Session.SESSION_VARIABLES.items()
+    }
+    files = dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+    return botocore.session.Session({**variables, **files, "ca_bundle": (None, "AWS_CA_BUNDLE", None, None)})
 
 
 class _MissingObjectError(StoreCorrupt):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Commands change their process's environment: here only until the test ends."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

@@ -72,12 +72,17 @@ class Home:
         return path
 
     def run(
-        self, *arguments: object, timeout: float = 180.0, environment: dict[str, str] | None = None
+        self,
+        *arguments: object,
+        timeout: float = 180.0,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """The command ``fedbench`` to its end; stdout and stderr are one text."""
+        """The command ``fedbench`` to its end, in ``folder``; stdout and stderr are one text."""
         return subprocess.run(
             [FEDBENCH, *map(str, arguments)],
             env=environment or self.environment(),
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
