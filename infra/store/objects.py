@@ -37,6 +37,7 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 
 from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
+from infra.foreign_json import read_foreign
 from infra.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -293,7 +294,8 @@ class ObjectStore:
     def get_json(self, key: str, limit: int | None = None) -> Any:
         """The document at ``key``; None when there is none.
 
-        limit: the most bytes that it may have; for documents that others than the coordinator write.
+        limit: the most bytes that it may have. A document with a limit is one that others than the coordinator write:
+        it is held to :func:`infra.foreign_json.read_foreign`.
 
         Raises:
             StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, or is larger than ``limit``.
@@ -303,7 +305,7 @@ class ObjectStore:
         except _MissingObjectError:
             return None
         try:
-            document = json.loads(body, parse_constant=_no_number)
+            document = json.loads(body) if limit is None else read_foreign(body)
         except (ValueError, RecursionError) as error:
             raise StoreCorrupt(f"{key}: expected JSON in {self._where}: {error}") from None
         if document is None:  # to the caller it would look like no object
@@ -408,10 +410,6 @@ class _MissingObjectError(StoreCorrupt):
 
 class _MissingBucketError(SettingsError):
     """The bucket is not there."""
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _code(error: ClientError) -> str:

@@ -76,20 +76,21 @@ def test_a_document_that_is_not_json(object_store: ObjectStore) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"[" * 100_000, "maximum recursion depth"),
+        (b"[" * 100_000, "maximum recursion depth|inside each other"),
         (b"null", "found null"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b'{"a": "\xff"}', "codec can't decode"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits|in 64 bits"),
         (b"", "Expecting value"),
     ],
-    ids=["deep", "null", "nan", "infinity", "no UTF-8", "huge number", "empty"],
+    ids=["deep", "null", "no UTF-8", "huge number", "empty"],
 )
-def test_a_document_that_no_reader_can_use(content: bytes, problem: str, object_store: ObjectStore) -> None:
+@pytest.mark.parametrize("limit", [None, 1_000_000])
+def test_a_document_that_cannot_be_read(
+    content: bytes, problem: str, limit: int | None, object_store: ObjectStore
+) -> None:
     object_store.put_bytes("objects/strange.json", content)
-    with pytest.raises(StoreCorrupt, match=rf"objects/strange.json: expected .*{problem}"):
-        object_store.get_json("objects/strange.json")
+    with pytest.raises(StoreCorrupt, match=rf"objects/strange.json: expected .*({problem})"):
+        object_store.get_json("objects/strange.json", limit)
 
 
 def test_a_document_over_its_limit_is_not_read(object_store: ObjectStore) -> None:
