@@ -197,9 +197,7 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
             failed[client] = failure_of(request.phase, client, fault)
     for client in request.clients:
         if client not in answers and client not in failed:
-            failed[client] = failure_of(
-                request.phase, client, "the reply to its turn has no answer of it and no failure"
-            )
+            failed[client] = failure_of(request.phase, client, "its turn's reply has no answer and no failure of it")
     if strangers:
         names = ", ".join(sorted(strangers)[:10])
         log.warning("%s of %s: ignored answers for %s, not asked", request.phase, ", ".join(request.clients), names)
