@@ -22,9 +22,9 @@ from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
 from tasks.errors import FedbenchError, SpecError
 from tasks.plain_text import plain
+from tasks.replies import answer_limit, read_reply
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
-from tasks.spec.turns import TurnReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +135,8 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         settings.pools,
         spec.clients,
         job_variables=job_variables(spec),
-        read_reply=TurnReply.model_validate,
+        read_reply=read_reply,
+        answer_limit=answer_limit,
         say=say,
         code_version=metadata.version("fedbench"),
     )

@@ -22,6 +22,7 @@ from tasks.check_client_resource import check_client_resource
 from tasks.decide import decide
 from tasks.environment import this_environment
 from tasks.metrics.over_clients import aggregate_metrics
+from tasks.replies import not_counted
 from tasks.request_update import request_update, stored_updates
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
@@ -75,7 +76,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         plan=plan,
         clients=tuple(clients),
         updates=tuple(counted),
-        dropped=(*dropped, *refused, *unscored),
+        dropped=not_counted([*dropped, *refused, *unscored], counted, evaluations),
         model=model,
         evaluations=tuple(evaluations),
         metrics=metrics,
@@ -112,7 +113,7 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
         round=0,
         spec_digest=spec.digest,
         clients=tuple(clients),
-        dropped=(*place.not_ready, *unscored),
+        dropped=not_counted([*place.not_ready, *unscored], (), evaluations),
         model=model,
         evaluations=tuple(evaluations),
         metrics=metrics,

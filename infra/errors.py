@@ -52,6 +52,10 @@ class SlotLost(InfraError):
     """The process of a slot died in the middle of a turn."""
 
 
+class BadReply(InfraError):
+    """A turn's reply is no answer to its request, or says that the turn's program failed: the turn runs again."""
+
+
 class PoolUnusable(InfraError):
     """A work pool, or its deployment, is missing, or no resident starts on it; the message says what to do."""
 

@@ -17,7 +17,8 @@ from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.partial_sums import by_object, incomplete_sums, weights_key
-from tasks.plain_text import REASON_LIMIT, plain
+from tasks.plain_text import plain
+from tasks.replies import failure_of, not_counted
 from tasks.request_update import answers_plan
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
@@ -113,13 +114,14 @@ def aggregate_updates(
             counted += shared
     counted.sort(key=lambda update: order[update.client])
     dropped = [
-        ClientFailure(client=client, phase="aggregate", kind="client-error", reason=plain(reason, REASON_LIMIT))
+        failure_of("aggregate", client, reason)
         for client in sorted(refused, key=lambda client: order.get(client, len(order)))
         for reason in refused[client]
     ]
     if not counted:
         raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
-    return strategy.result(), counted, dropped
+    # A client whose first update counts is not dropped for a second one.
+    return strategy.result(), counted, list(not_counted(dropped, counted, ()))
 
 
 @task(

@@ -163,10 +163,13 @@ async def _new_plan(
         contacted = draw_clients(spec, ready, round_number, attempt)
         request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
         replies = await hand_out(place, request)
-        report_failures(place, [failure for reply in replies for failure in reply.failures])
+        failures = tuple(failure for reply in replies for failure in reply.failures)
+        report_failures(place, failures)
         answers = tuple(answer for reply in replies for answer in reply.answers)
         qualified = qualified_clients(spec, answers)
-        draws.append(Draw(attempt=attempt, contacted=contacted, answers=answers, qualified=qualified))
+        draws.append(
+            Draw(attempt=attempt, contacted=contacted, answers=answers, qualified=qualified, failures=failures)
+        )
         if len(qualified) > rule.min_qualified * len(contacted):
             break
         place.reporter.message(

@@ -18,7 +18,7 @@ from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
-from tasks.plain_text import REASON_LIMIT, plain
+from tasks.replies import failure_of, record_limit
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
@@ -27,6 +27,9 @@ from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
 from tasks.training.local import TrainingResult, train
 from tasks.turns import hand_out, report_failures
+
+# Bytes by which the header of an update may be larger than that of the global weights: both have the same tensors.
+HEADER_SLACK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     """Why ``update`` does not count in the round of ``plan``; None when it does.
 
     It counts when it was asked for: this federation, round and experiment, a client of the cohort, from the round's
-    global weights and with the client's seed, its weights where the plan expects them (``key``). Of a partial sum that
+    global weights and with the client's seed, its weights where the plan expects them (``key``), no larger than the
+    global weights. Of a partial sum that
     is half of it: all its clients must (:func:`tasks.partial_sums.incomplete_sums`).
     """
     if update.client not in plan.cohort:
@@ -176,7 +180,10 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     if fault is not None:
         return f"client {update.client}: {fault}"
     if update.weights.key != key:
-        return f"client {update.client}: weights: expected {key}, found {update.weights.key}"
+        return f"client {update.client}: weights: expected {key}, found {update.weights.key[:200]}"
+    most = plan.model.bytes + HEADER_SLACK
+    if update.weights.bytes > most:
+        return f"client {update.client}: weights: expected at most {most} bytes, found {update.weights.bytes}"
     return None
 
 
@@ -191,12 +198,12 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
     # Whether a partial sum is whole, the clients that are looked for do not tell.
     for client in plan.cohort if clients is None or plan.partial_sums else clients:
         key = layout.update_record(plan.round, client)
-        document = place.objects.get_json(key) if key in there else None
-        if document is None:
+        if key not in there:
             continue
         try:
+            document = place.objects.get_json(key, record_limit(plan))
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
-        except SpecError:
+        except (SpecError, StoreCorrupt):
             continue  # somebody else's object; the client trains anew and writes over it
         if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
             found[client] = update
@@ -211,7 +218,7 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
 
 
 def _refusal(client: str, reason: str) -> ClientFailure:
-    return ClientFailure(client=client, phase="request_update", kind="client-error", reason=plain(reason, REASON_LIMIT))
+    return failure_of("request_update", client, reason)
 
 
 @task(
@@ -241,8 +248,8 @@ async def request_update(
 
     rule = spec.participation
     replies = await hand_out(place, request, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
-    failures = [failure for reply in replies for failure in reply.failures]
-    dropped = {failure.client for failure in failures}
+    failures = [item for reply in replies for item in reply.failures]
+    dropped = {item.client for item in failures}
     updates: dict[str, UpdateRecord] = {}
     for update in (update for reply in replies for update in reply.updates):
         updates.setdefault(update.client, update)  # a second one never counts
@@ -254,10 +261,10 @@ async def request_update(
         reason = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
         if reason is not None:
             failures.append(_refusal(update.client, f"an update that was not asked for: {reason}"))
-    reasons = {failure.client: failure.reason for failure in failures}
+    reasons = {item.client: item.reason for item in failures}
     answering = {client: update for client, update in updates.items() if client not in reasons}
     failures += [_refusal(client, reason) for client, reason in incomplete_sums(answering, reasons).items()]
-    refused = {failure.client for failure in failures}
+    refused = {item.client for item in failures}
     kept = tuple(updates[client] for client in clients if client in updates and client not in refused)
     for update in kept:
         place.reporter.client_done(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,6 +13,7 @@ from infra.place import current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.plain_text import plain
+from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo
@@ -77,6 +78,8 @@ async def wake_up(
         if len(ready) >= min_clients or left <= ASK_AGAIN_SECONDS:
             break
         await asyncio.sleep(ASK_AGAIN_SECONDS)
+    ready, others = _of_one_class_list(spec, ready)
+    failures += others
     report_failures(place, failures)
     if len(ready) < min_clients:
         reasons = "; ".join(f"client {failure.client}: {plain(failure.reason)}" for failure in failures)
@@ -84,17 +87,37 @@ async def wake_up(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
         )
-    _check_classes(ready.values())
     place.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
 
 
-def _check_classes(ready: Iterable[ClientInfo]) -> None:
+def _of_one_class_list(
+    spec: FederationSpec, ready: dict[str, ClientInfo]
+) -> tuple[dict[str, ClientInfo], list[ClientFailure]]:
+    """The clients that have the federation's classes, and a failure for each of the others.
+
+    The classes are those that the specification names, else those of more than half of the ready clients.
+
+    Raises:
+        FedbenchError: neither gives the classes.
+    """
     classes: dict[tuple[str, ...], list[str]] = {}
-    for info in ready:
-        classes.setdefault(tuple(info.class_counts), []).append(info.client)
-    if len(classes) > 1:
+    for info in ready.values():
+        classes.setdefault(spec.class_order(info.class_counts), []).append(info.client)
+    if len(classes) < 2:
+        return ready, []
+    named = getattr(spec.data, "classes", None)
+    expected = named or max(classes, key=lambda names: len(classes[names]))
+    if not named and 2 * len(classes[expected]) <= len(ready):
         shown = "; ".join(f"{', '.join(clients)}: {plain(', '.join(names))}" for names, clients in classes.items())
         raise FedbenchError(
             f"wake_up: expected the same classes at every client, found {shown}; data.classes names them"
         )
+    failures = [
+        failure_of("wake_up", client, f"expected the classes {', '.join(expected)}; found {', '.join(names)}")
+        for names, clients in classes.items()
+        if names != expected
+        for client in clients
+    ]
+    others = {item.client for item in failures}
+    return {client: info for client, info in ready.items() if client not in others}, failures

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 
 from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
+from infra.foreign_json import read_foreign
 from infra.proxies import is_direct
 from infra.settings import S3Settings
 
@@ -118,13 +120,26 @@ class ObjectStore:
         """Write an object; it appears whole or not at all."""
         self._call(key, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=body))
 
-    def get_bytes(self, key: str) -> bytes:
+    def get_bytes(self, key: str, limit: int | None = None) -> bytes:
         """Content of an object.
 
+        limit: the most bytes that it may have. A larger one is refused before its content is read.
+
         Raises:
-            StoreCorrupt: there is none.
+            StoreCorrupt: there is none, or it is larger than ``limit``.
         """
-        return self._call(key, lambda s3: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+        def get(s3: S3Client) -> bytes:
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            with answer["Body"] as body:
+                if limit is None:
+                    return body.read()
+                self._check_size(key, answer["ContentLength"], limit)
+                content = body.read(limit + 1)  # whatever the length that the server named
+                self._check_size(key, len(content), limit)
+                return content
+
+        return self._call(key, get)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file as an object, in parts where large; it appears whole or not at all."""
@@ -138,14 +153,44 @@ class ObjectStore:
 
         self._call(key, put)
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, limit: int | None = None) -> None:
         """Write an object's content to ``path``, in parallel parts where large. Not checked: that is the
         caller's.
 
+        limit: the most bytes that the object may have. A larger one is refused before its content is written.
+
         Raises:
-            StoreCorrupt: there is no such object.
+            StoreCorrupt: there is no such object, or it is larger than ``limit``.
         """
-        self._call(key, lambda s3: s3.download_file(self.bucket, key, str(path), Config=_TRANSFER))
+        self._call(key, partial(self._get_file, key, path, limit))
+
+    def _get_file(self, key: str, path: Path, limit: int | None, s3: S3Client) -> None:
+        if limit is None:
+            s3.download_file(self.bucket, key, str(path), Config=_TRANSFER)
+            return
+        if limit < PART_BYTES:
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            with answer["Body"] as body:
+                self._check_size(key, answer["ContentLength"], limit)
+                content = body.read(limit + 1)
+            self._check_size(key, len(content), limit)
+            path.write_bytes(content)
+            return
+        self._check_size(key, s3.head_object(Bucket=self.bucket, Key=key)["ContentLength"], limit)
+        written, counting = 0, threading.Lock()
+
+        def count(more: int) -> None:
+            # The object may have been replaced by a larger one since its size was asked.
+            nonlocal written
+            with counting:
+                written += more
+                self._check_size(key, written, limit)
+
+        s3.download_file(self.bucket, key, str(path), Config=_TRANSFER, Callback=count)
+
+    def _check_size(self, key: str, found: int, limit: int) -> None:
+        if found > limit:
+            raise StoreCorrupt(f"{key}: expected at most {limit} bytes in {self._where}, found {found} or more")
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None when there is none (or no bucket: the answer to HEAD does not tell)."""
@@ -247,20 +292,26 @@ class ObjectStore:
         text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         self.put_bytes(key, text.encode())
 
-    def get_json(self, key: str) -> Any:
+    def get_json(self, key: str, limit: int | None = None) -> Any:
         """The document at ``key``; None when there is none.
 
+        limit: the most bytes that it may have. A document with a limit is one that others than the coordinator write:
+        it is held to :func:`infra.foreign_json.read_foreign`.
+
         Raises:
-            StoreCorrupt: it is not JSON.
+            StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, or is larger than ``limit``.
         """
         try:
-            body = self.get_bytes(key)
+            body = self.get_bytes(key, limit)
         except _MissingObjectError:
             return None
         try:
-            return json.loads(body)
-        except ValueError as error:
+            document = json.loads(body) if limit is None else read_foreign(body)
+        except (ValueError, RecursionError) as error:
             raise StoreCorrupt(f"{key}: expected JSON in {self._where}: {error}") from None
+        if document is None:  # to the caller it would look like no object
+            raise StoreCorrupt(f"{key}: expected a JSON document in {self._where}, found null")
+        return document
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there."""

@@ -30,6 +30,7 @@ SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
 TILE_WIDTH = 520
 _GAP = 12
 _LEGEND_SIZE = 17
+_LEGEND_HEIGHT = 4096  # at most
 _PAPER = (255, 255, 255)
 
 
@@ -60,6 +61,12 @@ def detection_sheet(
             sheet.paste(tile, (_GAP + column * (TILE_WIDTH + _GAP), top))
         top += max(tile.height for tile in row) + _GAP
     return sheet
+
+
+def most_pixels(images: int, columns: int = 3) -> int:
+    """Pixels of a sheet of so many images, none of which is more than four times as high as it is wide."""
+    rows = -(-images // columns)
+    return (columns * (TILE_WIDTH + _GAP) + _GAP) * (rows * (4 * TILE_WIDTH + _GAP) + _LEGEND_HEIGHT)
 
 
 def _tile(entry: SheetImage, classes: Sequence[str], score: float) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -159,6 +159,11 @@ class FederationSpec(Frozen, title="Federation"):
     def clients(self) -> tuple[str, ...] | None:
         """Who takes part: those named, or all devices; None where only the data tell, before they are read."""
         return self.participation.clients or self.data.devices
+
+    def class_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The classes ``names``, of which JSON keeps no order, in the order of a detector's labels."""
+        order = {name: label for label, name in enumerate(getattr(self.data, "classes", None) or ())}
+        return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
 
     @property
     def digest(self) -> str:

@@ -66,6 +66,7 @@ class Draw(Frozen):
     contacted: tuple[ClientId, ...]
     answers: tuple[ResourceAnswer, ...]
     qualified: tuple[ClientId, ...]
+    failures: tuple[ClientFailure, ...] = Field((), description="Clients that gave no answer, and why.")
 
 
 class RoundPlan(Frozen):

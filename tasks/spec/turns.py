@@ -52,6 +52,7 @@ class EvaluationRequest(TurnRequest):
     round: int = Field(ge=0)
     model: WeightRef
     test_digest: Sha256
+    test_size: int = Field(ge=1, description="Images of the whole test set.")
     part: int = Field(ge=0)
     parts: int = Field(ge=1)
 

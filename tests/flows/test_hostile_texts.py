@@ -33,7 +33,9 @@ from infra.store.suite_layout import accepted_suites, suite_runs
 from infra.tracking import round_metrics
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain, visible
+from tasks.replies import checked, failure_of
 from tasks.spec.base import RECORD_VERSION, parse
+from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
     ClientFailure,
     ClientInfo,
@@ -44,8 +46,7 @@ from tasks.spec.records import (
     RoundRecord,
     WeightRef,
 )
-from tasks.spec.turns import TurnReply
-from tasks.turns import with_plain_reasons
+from tasks.spec.turns import ResourceRequest, TurnReply
 
 SHA = "a" * 64
 hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
@@ -272,10 +273,10 @@ def test_mlflow_takes_the_names_of_metrics(text: str) -> None:
 
 @hostile
 def test_reasons_go_on_record_as_one_line(text: str) -> None:
+    request = ResourceRequest(federation="f", spec=FederationSpec(), clients=("2",))
     failure = ClientFailure.model_construct(client="2", phase="wake_up", kind="client-error", reason=text)
-    reply = with_plain_reasons(TurnReply.model_construct(failures=(failure,)))
-    assert reply.failures[0].reason == plain(text, REASON_LIMIT)
-    assert reply.failures[0].client == "2"
+    (found,) = checked(request, TurnReply.model_construct(failures=(failure,))).failures
+    assert (found.client, found.reason) == ("2", plain(text, REASON_LIMIT))
 
 
 @hostile
@@ -313,10 +314,7 @@ def test_the_errors_of_places_stay_readable() -> None:
 
 def test_a_file_name_that_is_no_utf_8_does_not_keep_a_round_from_the_store(object_store: ObjectStore) -> None:
     name = b"camera-\xff.jpg".decode(errors="surrogateescape")  # as the file system gives it
-    failure = ClientFailure(
-        client="1", phase="wake_up", kind="client-error", reason=str(DataError(f"{name}: no image"))
-    )
-    reply = with_plain_reasons(TurnReply(failures=(failure,)))
+    reply = TurnReply(failures=(failure_of("wake_up", "1", str(DataError(f"{name}: no image"))),))
     object_store.put_json("hostile/reasons.json", reply.model_dump(mode="json"))
     (stored,) = TurnReply.model_validate(object_store.get_json("hostile/reasons.json")).failures
     assert stored.reason == "camera-\\udcff.jpg: no image"

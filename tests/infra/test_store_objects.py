@@ -73,6 +73,35 @@ def test_a_document_that_is_not_json(object_store: ObjectStore) -> None:
         object_store.get_json("objects/torn.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[" * 100_000, "maximum recursion depth|inside each other"),
+        (b"null", "found null"),
+        (b'{"a": "\xff"}', "codec can't decode"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits|in 64 bits"),
+        (b"", "Expecting value"),
+    ],
+    ids=["deep", "null", "no UTF-8", "huge number", "empty"],
+)
+@pytest.mark.parametrize("limit", [None, 1_000_000])
+def test_a_document_that_cannot_be_read(
+    content: bytes, problem: str, limit: int | None, object_store: ObjectStore
+) -> None:
+    object_store.put_bytes("objects/strange.json", content)
+    with pytest.raises(StoreCorrupt, match=rf"objects/strange.json: expected .*({problem})"):
+        object_store.get_json("objects/strange.json", limit)
+
+
+def test_a_document_over_its_limit_is_not_read(object_store: ObjectStore) -> None:
+    object_store.put_bytes("objects/long.json", b'"' + b"x" * 998 + b'"')
+    assert object_store.get_json("objects/long.json", limit=1000) == "x" * 998
+    with pytest.raises(StoreCorrupt, match=r"objects/long.json: expected at most 999 bytes in bucket .*, found 1000"):
+        object_store.get_json("objects/long.json", limit=999)
+    with pytest.raises(StoreCorrupt, match=r"objects/long.json: expected at most 999 bytes"):
+        object_store.get_bytes("objects/long.json", limit=999)
+
+
 OPERATIONS: list[Callable[[ObjectStore, Path], object]] = [
     lambda store, path: store.get_bytes("k"),
     lambda store, path: store.put_bytes("k", b""),

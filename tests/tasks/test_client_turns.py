@@ -15,8 +15,10 @@ from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import initial_weights
 from tasks.data.samples import class_counts
-from tasks.draw_sheet import draw_sheet
+from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
+from tasks.evaluation_parts import read_part
+from tasks.replies import checked
 from tasks.request_update import answers_plan, client_update, stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
@@ -146,14 +148,17 @@ def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, plac
         requests = [
             EvaluationRequest(
                 federation=NAME, spec=SPEC, clients=("1", "2"), round=0, model=model,
-                test_digest=ready[0].test_digest, part=part, parts=parts,
+                test_digest=ready[0].test_digest, test_size=5, part=part, parts=parts,
             )
             for part in range(parts)
         ]  # fmt: skip
         replies = [client_eval(site, request) for request in requests]
         assert sum(reply.images for reply in replies) == 5
-        found.append(score(place, SPEC, ready, replies, 0.0).model_copy(update={"seconds": 0}))
-        assert found[-1].objects == class_counts(site.data(SPEC.data).test["1"], tuple(ready[0].class_counts))
+        classes, digest = tuple(ready[0].class_counts), ready[0].test_digest
+        assert all(checked(request, reply) == reply for request, reply in zip(requests, replies, strict=True))
+        read = [read_part(place, request, reply, 7) for request, reply in zip(requests, replies, strict=True)]
+        found.append(score(SPEC, ("1", "2"), classes, digest, read, 0.0).model_copy(update={"seconds": 0}))
+        assert found[-1].objects == class_counts(site.data(SPEC.data).test["1"], classes)
     assert found[0] == found[1]
     assert found[0].clients == ("1", "2")
     assert found[0].loss is not None
@@ -163,7 +168,8 @@ def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, plac
 
 def test_a_test_set_that_changed_is_not_scored(site: Site, model: WeightRef) -> None:
     request = EvaluationRequest(
-        federation=NAME, spec=SPEC, clients=("2", "3"), round=0, model=model, test_digest="a" * 64, part=0, parts=1
+        federation=NAME, spec=SPEC, clients=("2", "3"), round=0, model=model, test_digest="a" * 64, test_size=5,
+        part=0, parts=1,
     )  # fmt: skip
     reply = client_eval(site, request)
     assert [failure.client for failure in reply.failures] == ["2", "3"]
@@ -171,10 +177,11 @@ def test_a_test_set_that_changed_is_not_scored(site: Site, model: WeightRef) -> 
 
 
 def test_a_sheet_is_a_picture_in_the_store(site: Site, place: Place, model: WeightRef) -> None:
-    reply = draw_sheet(site, SheetRequest(federation=NAME, spec=SPEC, clients=("1",), model=model, images=3))
+    request = SheetRequest(federation=NAME, spec=SPEC, clients=("1",), model=model, images=3)
+    reply = draw_sheet(site, request)
     assert reply.images == 3
     assert reply.detections is not None
-    assert place.objects.get_bytes(reply.detections.key).startswith(b"\x89PNG")
+    assert read_sheet(place, request, checked(request, reply)).startswith(b"\x89PNG")
 
 
 def test_the_environment_is_what_equal_bits_depend_on(site: Site) -> None:

@@ -127,7 +127,9 @@ def requests(
     for spec in (SPEC, summed):
         reply = client_update(site, UpdateRequest(**{**common, "spec": spec}, **of_plan))
         assert ([update.client for update in reply.updates], reply.failures) == (list(OWN), ())
-    evaluation = EvaluationRequest(**common, round=0, model=model, test_digest=ready[0].test_digest, part=0, parts=2)
+    evaluation = EvaluationRequest(
+        **common, round=0, model=model, test_digest=ready[0].test_digest, test_size=5, part=0, parts=2
+    )
     assert client_eval(site, evaluation).failures == ()
     assert draw_sheet(site, SheetRequest(**common, model=model, images=2)).images == 2
     return store.requests
