@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from infra.place import current_place
+from infra.place import Place, current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo
+from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
 from tasks.turns import hand_out, report_failures
+
+log = logging.getLogger(__name__)
 
 # Between two askings of clients that are not ready.
 ASK_AGAIN_SECONDS = 5.0
@@ -84,8 +88,17 @@ async def wake_up(
             f"participation.min_clients is {min_clients}: {reasons}"
         )
     _check_classes(ready.values())
+    _warn_of_majority(place, ready.values())
     place.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
+
+
+def _warn_of_majority(place: Place, ready: Iterable[ClientInfo]) -> None:
+    held = majority({info.client: info.test_size for info in ready})
+    if held is not None:
+        text = f"warning: client {held[0]} counts for {held[1]:.2%} of the test figures, by its own count of its images"
+        log.warning("%s", text)
+        place.reporter.message(text)
 
 
 def _check_classes(ready: Iterable[ClientInfo]) -> None:

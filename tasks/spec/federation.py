@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -14,6 +15,7 @@ from tasks.errors import SpecError
 from tasks.spec.base import SPEC_VERSION, AddedLater, ClientId, Frozen, digest_fields, parse
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
+from tasks.spec.shares import least_clients
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
 
@@ -81,6 +83,13 @@ class Participation(Frozen, title="Participation"):
         description="One weighted sum a turn goes to the store in place of an update for each client; for a strategy "
         "that adds only.",
     )
+    max_weight_share: Annotated[float | None, AddedLater()] = Field(
+        None,
+        gt=0,
+        le=1,
+        description="The most that one client may count for in a round's model and figures, as a part of the whole; "
+        "the others share the rest by their images. Left out: a client counts by the images that it says it has.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Participation:
@@ -96,7 +105,21 @@ class Participation(Frozen, title="Participation"):
             raise ValueError(
                 f"min_updates: expected at most clients_per_round ({self.clients_per_round}), found {self.min_updates}"
             )
+        if self.clients is not None or self.clients_per_round is not None:
+            fault = self.share_fault(len(self.clients or ()))
+            if fault is not None:
+                raise ValueError(fault)
         return self
+
+    def share_fault(self, clients: int) -> str | None:
+        """Why ``max_weight_share`` cannot be held by a round of so many clients, or ``clients_per_round``; or None."""
+        count, share = self.clients_per_round or clients, self.max_weight_share
+        if share is None or count >= least_clients(share):
+            return None
+        return (
+            f"max_weight_share: expected at least {math.ceil(1e4 / count) / 1e4:g}, an equal share for each of {count} "
+            f"clients, found {share:g}"
+        )
 
 
 class FederationSpec(Frozen, title="Federation"):
@@ -154,6 +177,9 @@ class FederationSpec(Frozen, title="Federation"):
             value = getattr(self.participation, field)
             if value is not None and value > count:
                 raise ValueError(f"participation.{field}: expected at most {count}, the split's devices, found {value}")
+        fault = self.participation.share_fault(len(self.participation.clients or devices))
+        if fault is not None:
+            raise ValueError(f"participation.{fault}")
 
     @property
     def clients(self) -> tuple[str, ...] | None:

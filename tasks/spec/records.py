@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tasks.spec.base import RECORD_VERSION, STORE_VERSION, ClientId, FederationName, Frozen, Sha256
 from tasks.spec.federation import MapName
+from tasks.spec.shares import Weight
 
 
 class StoreVersion(Frozen):
@@ -41,11 +42,14 @@ class ClientInfo(Frozen):
 
 
 class ClientFailure(Frozen):
-    """A client that a phase dropped, and why."""
+    """A client that a phase dropped, and why.
+
+    ``model-diverged``, in ``stop_and_eval`` alone: the global model has no finite loss on its test set.
+    """
 
     client: ClientId
     phase: Literal["wake_up", "check_client_resource", "request_update", "aggregate", "stop_and_eval"]
-    kind: Literal["client-error", "deadline", "infrastructure-lost"]
+    kind: Literal["client-error", "deadline", "infrastructure-lost", "model-diverged"]
     reason: str
 
 
@@ -82,7 +86,17 @@ class RoundPlan(Frozen):
     seeds: dict[ClientId, int]
     learning_rate: float = Field(gt=0)
     partial_sums: bool = Field(False, description="Each turn answers with one partial sum of its clients' updates.")
+    train_sizes: dict[ClientId, int] | None = Field(
+        None, description="Training images that wake_up counted, by client; null in plans from before they were fixed."
+    )
+    weights: dict[ClientId, Weight] | None = Field(
+        None, description="What each client's update counts for; null in older plans, where its images are its weight."
+    )
     created: datetime
+
+    def weight_of(self, update: UpdateRecord) -> Weight:
+        """What ``update``, of a client of the cohort, counts for."""
+        return update.train_size if self.weights is None else self.weights[update.client]
 
 
 class UpdateRecord(Frozen):

@@ -12,6 +12,7 @@ from pydantic import Field
 from tasks.spec.base import ClientId, FederationName, Frozen, Sha256
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord, WeightRef
+from tasks.spec.shares import Weight
 
 
 class TurnRequest(Frozen):
@@ -43,6 +44,8 @@ class UpdateRequest(TurnRequest):
     model: WeightRef
     seeds: dict[ClientId, int]
     learning_rate: float = Field(gt=0)
+    train_sizes: dict[ClientId, int] | None = Field(None, description="Of the plan; a client that has others fails.")
+    weights: dict[ClientId, Weight] | None = Field(None, description="Of the plan; a partial sum is weighted by them.")
 
 
 class EvaluationRequest(TurnRequest):
