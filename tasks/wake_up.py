@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from infra.place import Place, current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
+from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
@@ -45,8 +47,11 @@ def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
                     device=site.device_name(request.spec),
                 )
             )
-        except FedbenchError as error:
-            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=str(error)))
+        except (FedbenchError, ValidationError) as error:
+            reason = (
+                explain(error, ClientInfo, f"client {client}") if isinstance(error, ValidationError) else str(error)
+            )
+            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=reason))
     return TurnReply(ready=tuple(ready), failures=tuple(failures))
 
 

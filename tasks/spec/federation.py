@@ -12,7 +12,16 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, AddedLater, ClientId, Frozen, digest_fields, parse
+from tasks.spec.base import (
+    MOST,
+    MOST_CLIENTS,
+    SPEC_VERSION,
+    AddedLater,
+    ClientId,
+    Frozen,
+    digest_fields,
+    parse,
+)
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
 from tasks.spec.shares import least_clients
@@ -47,35 +56,41 @@ class Participation(Frozen, title="Participation"):
         None, description="Devices that take part; left out, every device of the data set."
     )
     min_clients: int | None = Field(
-        None, ge=1, description="Clients that must be ready before round 1; left out, more than half."
+        None, ge=1, le=MOST_CLIENTS, description="Clients that must be ready before round 1; left out, more than half."
     )
-    wake_up_deadline: float = Field(120, gt=0, description="Seconds to wait for min_clients.")
-    clients_per_round: int | None = Field(None, ge=1, description="Clients drawn each round; left out, all ready ones.")
+    wake_up_deadline: float = Field(120, gt=0, le=MOST, description="Seconds to wait for min_clients.")
+    clients_per_round: int | None = Field(
+        None, ge=1, le=MOST_CLIENTS, description="Clients drawn each round; left out, all ready ones."
+    )
     check_load: bool = Field(False, description="Enforce max_load; for clients that have machines of their own.")
-    max_load: float = Field(0.4, gt=0, description="A client qualifies under this load per core.")
+    max_load: float = Field(0.4, gt=0, le=1e6, description="A client qualifies under this load per core.")
     min_qualified: float = Field(0.5, ge=0, lt=1, description="Strictly more than this part of the drawn must qualify.")
     max_draws: int = Field(10, ge=1, le=100, description="Draws before the round fails; a second longer between each.")
     min_updates: int | None = Field(
         None,
         ge=1,
+        le=MOST_CLIENTS,
         description="Quorum: updates without which a round fails; left out, more than half of the cohort.",
     )
     turn_retries: int = Field(2, ge=0, le=20, description="Times that a turn lost with its machine is run again.")
     turn_deadline: float | None = Field(
         None,
         gt=0,
+        le=MOST,
         description="Seconds after which a client's turn is ended; left out: it takes as long as it takes. With "
         "partial_sums those of a turn's clients are added up, after which the whole turn is.",
     )
     evaluation_deadline: Annotated[float | None, AddedLater()] = Field(
         None,
         gt=0,
+        le=MOST,
         description="Seconds after which a turn of evaluation is ended, and its test set left out of the round's "
         "figures; left out: it takes as long as it takes.",
     )
     shards: int | None = Field(
         None,
         ge=1,
+        le=MOST_CLIENTS,
         description="Turns a round's clients are packed into, by images; left out, one turn a client.",
     )
     partial_sums: Annotated[bool, AddedLater()] = Field(
@@ -129,7 +144,10 @@ class FederationSpec(Frozen, title="Federation"):
     seed: int = Field(1234, ge=0, lt=2**32, description="Every random draw comes from this seed.")
     max_rounds: int = Field(10, ge=1, le=100_000, description="The last round's number; the only field one may raise.")
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many rounds without a better patience_metric; left out: never."
+        None,
+        ge=1,
+        le=MOST,
+        description="Stop after this many rounds without a better patience_metric; left out: never.",
     )
     patience_metric: Literal[MapName, "loss"] = Field(
         "map50_voc10", description="What patience waits for: a higher mean average precision, or a lower test loss."

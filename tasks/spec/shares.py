@@ -10,8 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Annotated
 
-Weight = int | float
+from pydantic import Field
+
+from tasks.spec.base import MOST
+
+# From images that were counted, or a part of that.
+Weight = Annotated[int, Field(ge=0, le=MOST)] | Annotated[float, Field(ge=0, le=MOST)]
 
 # Shares are compared up to this relative difference: 0.2 and 5 clients fit, although 0.2 has no exact float.
 _TOLERANCE = Fraction(1, 10**9)
