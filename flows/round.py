@@ -16,6 +16,7 @@ from prefect import flow
 
 from flows.artifacts import show_clients
 from flows.prefect_runs import unsearched
+from flows.stored import put_best
 from flows.usable import usable_model
 from infra.place import Place, current_place
 from tasks.aggregate import counted_weights, initial_weights, require_quorum
@@ -215,21 +216,9 @@ async def evaluate_global(
 
 def commit(place: Place, record: RoundRecord) -> None:
     """Write the commit marker, then what follows from it, the best round."""
-    layout = place.layout
-    place.objects.put_json(layout.marker(record.round), record.model_dump(mode="json"))
-    best = record.decision.best_round
-    if best == record.round:
-        place.objects.put_json(
-            layout.best,
-            {
-                "version": 1,
-                "round": best,
-                "map50_voc10": record.decision.best_map50_voc10,
-                "metric": record.decision.best_metric,
-                "value": record.decision.best,
-                "weights": record.model.model_dump(mode="json"),
-            },
-        )
+    place.objects.put_json(place.layout.marker(record.round), record.model_dump(mode="json"))
+    if record.decision.best_round == record.round:
+        put_best(place.objects, place.layout, record)
 
 
 def clear_up(place: Place, record: RoundRecord) -> None:
