@@ -56,7 +56,8 @@ Count = Annotated[int, Field(ge=0, le=MOST)]
 Bytes = Annotated[int, Field(ge=0, le=10**18)]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 Loss = Annotated[float, Field(ge=-LARGEST_LOSS, le=LARGEST_LOSS)]
-Score = Annotated[float, Field(ge=0, le=1.001)]  # of parts that were rounded
+# Of parts that were rounded; COCO's tools write -1 for a figure that there is not.
+Score = Annotated[float, Field(ge=-1, le=1.001)]
 DerivedSeed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

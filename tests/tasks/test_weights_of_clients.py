@@ -22,6 +22,7 @@ from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
+from tasks.wake_up import wake_up
 
 SPEC = FederationSpec()
 LIMITED = FederationSpec(participation=Participation(max_weight_share=0.4, min_updates=1))
@@ -115,6 +116,27 @@ def test_who_holds_more_than_half_is_reported_once(noted: tuple[Place, Notes]) -
     assert len(notes.of("message")) == 1
     planned(place, LIMITED, SIZES)
     assert len(notes.of("message")) == 1
+
+
+def test_who_has_more_than_half_of_the_test_images_is_reported(noted: tuple[Place, Notes]) -> None:
+    place, notes = noted
+
+    def woken(sizes: dict[str, int]) -> list[str]:
+        ready = [info.model_copy(update={"test_size": sizes[info.client]}) for info in infos(dict.fromkeys(sizes, 9))]
+        place.take_turn = lambda request: TurnReply(ready=tuple(ready))
+        notes.calls.clear()
+
+        async def run() -> None:
+            set_place(place)
+            await wake_up.fn(place.layout.federation, SPEC, tuple(sizes), 2)
+
+        asyncio.run(run())
+        return [text for (text,) in notes.of("message")]
+
+    assert woken({"1": 50, "2": 50}) == []  # one test set for all
+    assert woken({"1": 50, "2": 150}) == [
+        "warning: client 2 counts for 75.00% of the test figures, by its own count of its images"
+    ]
 
 
 # --- updates ---------------------------------------------------------------------------------------------------
