@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from prefect import Flow
@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Crashed, State
+from prefect.utilities.annotations import quote
 
 from infra.residents.runs import OPEN_STATES, cancel
 
@@ -27,6 +28,13 @@ log = logging.getLogger(__name__)
 
 # Id of the task run that a federation's flow run is shown below: of a suite's cell.
 PARENT_VARIABLE = "FEDBENCH_PARENT_TASK_RUN"
+
+Records = TypeVar("Records")
+
+
+def unsearched(records: Records) -> Records:
+    """As a task's parameter: Prefect walks through each for futures, which for 1,000 clients takes 0.1 s a task."""
+    return cast(Records, quote(records))
 
 
 async def tag_run(flow_run_id: UUID, name: str, *, kind: str = "federation") -> None:

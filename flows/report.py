@@ -68,23 +68,33 @@ class RunReport:
         self._logging: Future[None] | None = None
 
     def open(self, history: Sequence[RoundRecord]) -> None:
-        """Find or make the MLflow run, and give it the committed rounds that it lacks."""
+        """Find or make the MLflow run, and give it the committed rounds that it lacks.
+
+        A federation that went back to an earlier round gets a new run.
+        """
         self._wait()
+        records = [record.model_dump(mode="json") for record in history]
         try:
-            self._uri = self.services.mlflow_tracking_uri
-            self._tracker = Tracker.open(
-                uri=self._uri,
-                experiment=self.settings.mlflow_experiment,
-                artifact_location=artifact_location(self.services.settings),
-                federation=self.name,
-                spec_digest=self.spec.digest,
-                params=flatten(self.spec.model_dump(mode="json")),
-                spec_yaml=self.spec.to_yaml(),
-                tags=self._tags,
-            )
-            self._tracker.backfill([record.model_dump(mode="json") for record in history])
+            self._tracker = self._open()
+            if self._tracker.has_other_rounds(records):
+                self._tracker.supersede()
+                self._tracker = self._open()
+            self._tracker.backfill(records)
         except TrackingUnavailable as error:
             log.warning("MLflow: %s", error)
+
+    def _open(self) -> Tracker:
+        self._uri = self.services.mlflow_tracking_uri
+        return Tracker.open(
+            uri=self._uri,
+            experiment=self.settings.mlflow_experiment,
+            artifact_location=artifact_location(self.services.settings),
+            federation=self.name,
+            spec_digest=self.spec.digest,
+            params=flatten(self.spec.model_dump(mode="json")),
+            spec_yaml=self.spec.to_yaml(),
+            tags=self._tags,
+        )
 
     def flow_started(self, flow_run_id: str) -> None:
         """Link the MLflow run to Prefect's."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TAG_FEDERATION = "fedbench.federation"
 TAG_SPEC_DIGEST = "fedbench.spec_digest"
 TAG_VERSION = "fedbench.version"
+TAG_SUPERSEDED = "fedbench.superseded"
 TAG_FLOW_RUN_ID = "prefect.flow_run_id"
 TAG_FLOW_RUN_URL = "prefect.flow_run_url"
 
@@ -116,9 +117,10 @@ def round_metrics(record: Mapping[str, Any]) -> dict[str, float]:
 class Tracker:
     """The open MLflow run of one federation. Every method may raise TrackingUnavailable."""
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, run_id: str, federation: str) -> None:
         self._client = client
         self._uri = uri
+        self._federation = federation
         self.experiment_id = experiment_id
         self.run_id = run_id
 
@@ -158,7 +160,7 @@ class Tracker:
                 run = client.create_run(experiment_id, tags=tags, run_name=federation)
             else:
                 client.update_run(run.info.run_id, status="RUNNING")
-            tracker = cls(client, uri, experiment_id, run.info.run_id)
+            tracker = cls(client, uri, experiment_id, run.info.run_id, federation)
             # A kill may have come between creating the run and its parameters: log what is missing.
             logged = run.data.params
             tracker._log_params({name: text for name, text in texts.items() if name not in logged})
@@ -193,6 +195,24 @@ class Tracker:
         """Numbers of the rounds that are logged whole."""
         with _answers(self._uri):
             return {point.step for point in self._client.get_metric_history(self.run_id, _ROUND_KEY)}
+
+    def has_other_rounds(self, records: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether a round is logged that is none of the dumped ``RoundRecord``: the federation went back since."""
+        committed = {(record["round"], _milliseconds(record["committed"])) for record in records}
+        with _answers(self._uri):
+            points = self._client.get_metric_history(self.run_id, _ROUND_KEY)
+        return any((point.step, point.timestamp) not in committed for point in points)
+
+    def supersede(self) -> None:
+        """End the run, and give up its place as the federation's: :meth:`open` then makes a new one.
+
+        MLflow cannot take a metric's points back, and two points at one step are two lines in its plots.
+        """
+        name = f"{self._federation} (superseded)"
+        with _answers(self._uri):
+            self._set_tags({TAG_FEDERATION: name, TAG_SUPERSEDED: self._federation})
+            self._client.update_run(self.run_id, name=name)
+            self._client.set_terminated(self.run_id, "KILLED")
 
     def backfill(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
         """Log those of the dumped ``RoundRecord`` that MLflow does not have yet; returns their rounds."""

@@ -23,3 +23,7 @@ class DataError(FedbenchError):
 
 class ClientError(FedbenchError):
     """A client's own fault (bad data, NaN, wrong shape): it is dropped from the round, with this reason."""
+
+
+class ModelDiverged(ClientError):
+    """A model gives no finite loss. The client that found out is not to blame."""

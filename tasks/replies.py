@@ -177,11 +177,11 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
     strangers = {item.client for item in reply.failures} - asked
     for item in reply.failures:
         if item.client in asked:
-            failed.setdefault(item.client, failure_of(request.phase, item.client, item.reason))
+            failed.setdefault(item.client, failure_of(request.phase, item.client, item.reason, _kind(request, item)))
     if isinstance(request, EvaluationRequest | SheetRequest):
         if failed:
-            reason = next(iter(failed.values())).reason
-            every = (failed.get(client) or failure_of(request.phase, client, reason) for client in request.clients)
+            first = next(iter(failed.values()))
+            every = (failed.get(client) or first.model_copy(update={"client": client}) for client in request.clients)
             return TurnReply(failures=tuple(every), downloaded=reply.downloaded, uploaded=reply.uploaded)
         _check_work(request, reply)
         return TurnReply(**{name: getattr(reply, name) for name in _OF_WORK})
@@ -211,6 +211,12 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
             "uploaded": reply.uploaded,
         }
     )
+
+
+def _kind(request: AnyRequest, failure: ClientFailure) -> str:
+    """A turn may say of its clients that they failed, and of an evaluation's model that it has no finite loss."""
+    of_model = failure.kind == "model-diverged" and isinstance(request, EvaluationRequest)
+    return failure.kind if of_model else "client-error"
 
 
 def _fault(request: AnyRequest, answer: Any) -> str | None:

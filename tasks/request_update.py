@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -23,6 +24,7 @@ from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.shares import Weight
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
 from tasks.training.local import TrainingResult, train
@@ -30,6 +32,7 @@ from tasks.turns import hand_out, report_failures
 
 # Bytes by which the header of an update may be larger than that of the global weights: both have the same tensors.
 HEADER_SLACK = 1 << 16
+Figure = TypeVar("Figure", int, Weight)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
         try:
             trained, state = train_client(site, request, client)
             if together:
-                mean.accumulate_state(state, trained.train_size, client=client)
+                weight = trained.train_size if request.weights is None else request.weights[client]
+                mean.accumulate_state(state, weight, client=client)
         except (ClientError, DataError) as error:
             failures.append(_refusal(client, str(error)))
             continue
@@ -91,6 +95,7 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     spec = request.spec
     data = site.data_of(spec.data, client)
     samples = data.train[client]
+    _check_size(len(samples), request, client)
     fetched = site.weights.get(request.model.key, request.model.sha256, request.model.bytes)
     detector = site.detector(spec, len(data.classes))
     load_state(detector, fetched.path)
@@ -119,6 +124,16 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     state = state_of(detector)
     check_finite(state, client=client)
     return Trained(client, len(samples), result, time.perf_counter() - started, fetched.downloaded), state
+
+
+def _check_size(found: int, request: UpdateRequest, client: str) -> None:
+    expected = found if request.train_sizes is None else request.train_sizes[client]
+    if found != expected:
+        raise ClientError(
+            f"client {client}: its training images have changed since wake_up: expected {expected}, found {found}"
+        )
+    if not found:
+        raise ClientError(f"client {client}: expected at least 1 training image, found none")
 
 
 def put_updates(
@@ -160,8 +175,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     """Why ``update`` does not count in the round of ``plan``; None when it does.
 
     It counts when it was asked for: this federation, round and experiment, a client of the cohort, from the round's
-    global weights and with the client's seed, its weights where the plan expects them (``key``), no larger than the
-    global weights. Of a partial sum that
+    global weights and with the client's seed, over as many images as ``wake_up`` counted (which its weight comes
+    from), its weights where the plan expects them (``key``), no larger than the global weights. Of a partial sum that
     is half of it: all its clients must (:func:`tasks.partial_sums.incomplete_sums`).
     """
     if update.client not in plan.cohort:
@@ -173,6 +188,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
         "model": plan.model.sha256,
         "seed": plan.seeds[update.client],
     }
+    if plan.train_sizes is not None:
+        expected["train_size"] = plan.train_sizes[update.client]
     for field, value in expected.items():
         if getattr(update, field) != value:
             return f"client {update.client}: {field}: expected {value}, found {getattr(update, field)}"
@@ -221,6 +238,10 @@ def _refusal(client: str, reason: str) -> ClientFailure:
     return failure_of("request_update", client, reason)
 
 
+def _of(figures: dict[str, Figure] | None, clients: Sequence[str]) -> dict[str, Figure] | None:
+    return None if figures is None else {client: figures[client] for client in clients}
+
+
 @task(
     name="request_update",
     task_run_name="request_update · round {round_number} · {label}",
@@ -241,6 +262,8 @@ async def request_update(
         model=plan.model,
         seeds={client: plan.seeds[client] for client in clients},
         learning_rate=plan.learning_rate,
+        train_sizes=_of(plan.train_sizes, clients),
+        weights=_of(plan.weights, clients),
     )
 
     async def finished() -> set[str]:

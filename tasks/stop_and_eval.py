@@ -19,7 +19,7 @@ from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state
-from tasks.errors import ClientError, DataError
+from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import Part, part_key, read_part
 from tasks.metrics.detections import in_order, merge, pack
 from tasks.metrics.scoring import evaluation_record
@@ -47,12 +47,13 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
         detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
         result, truth = _evaluate_part(site, request, detector, samples)
     except (ClientError, DataError) as error:
-        return TurnReply(
-            failures=tuple(
-                ClientFailure(client=client, phase="stop_and_eval", kind="client-error", reason=str(error))
-                for client in request.clients
-            )
+        failed = ClientFailure(
+            client=request.clients[0],
+            phase="stop_and_eval",
+            kind="model-diverged" if isinstance(error, ModelDiverged) else "client-error",
+            reason=str(error),
         )
+        return TurnReply(failures=tuple(failed.model_copy(update={"client": client}) for client in request.clients))
     tensors = {f"detections/{name}": array for name, array in pack(result.detections).items()}
     tensors |= {f"truth/{name}": array for name, array in pack_truth(truth).items()}
     stored = site.weights.put(part_key(site.layout(request.federation), request), save(tensors))

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
-from infra.place import current_place
+from infra.place import Place, current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.plain_text import plain
 from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
+from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
+from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
 from tasks.turns import hand_out, report_failures
+
+log = logging.getLogger(__name__)
 
 # Between two askings of clients that are not ready.
 ASK_AGAIN_SECONDS = 5.0
@@ -43,8 +49,11 @@ def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
                     device=site.device_name(request.spec),
                 )
             )
-        except FedbenchError as error:
-            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=str(error)))
+        except (FedbenchError, ValidationError) as error:
+            reason = (
+                explain(error, ClientInfo, f"client {client}") if isinstance(error, ValidationError) else str(error)
+            )
+            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=reason))
     return TurnReply(ready=tuple(ready), failures=tuple(failures))
 
 
@@ -87,8 +96,17 @@ async def wake_up(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
         )
+    _warn_of_majority(place, ready.values())
     place.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
+
+
+def _warn_of_majority(place: Place, ready: Iterable[ClientInfo]) -> None:
+    held = majority({info.client: info.test_size for info in ready})
+    if held is not None:
+        text = f"warning: client {held[0]} counts for {held[1]:.2%} of the test figures, by its own count of its images"
+        log.warning("%s", text)
+        place.reporter.message(text)
 
 
 def _of_one_class_list(

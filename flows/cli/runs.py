@@ -74,17 +74,37 @@ def run(
 def resume(
     name: RunName,
     max_rounds: Annotated[int | None, typer.Option(help="A larger last round extends the run.")] = None,
+    from_round: Annotated[
+        int | None,
+        typer.Option("--from", metavar="ROUND", min=0, help="Go on from this round; later ones are put aside."),
+    ] = None,
+    retrain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLIENT", help="Discard its stored update of the open round; again for more clients."),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
     home: Home = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a federation from its last committed round."""
+    """Go on with a federation from its last committed round.
+
+    `fedbench resume RUN --from 7` goes on from round 7, if its weights are kept: those of the best round and the last
+    two. Later rounds stay in the store, in the federation's folder `superseded`.
+
+    `fedbench resume RUN --retrain 3` has client 3 train again for a round that was interrupted.
+    """
+    from flows.resuming import prepare
     from flows.stored import stored_spec
 
     with plain_errors():
         settings = place_settings(home, slots)
-        spec = stored_spec(settings, name)
+        if from_round is None and not retrain:
+            spec = stored_spec(settings, name)
+        else:
+            spec, lines = prepare(settings, name, from_round=from_round, retrain=retrain or ())
+            for line in lines:
+                out.print(line, soft_wrap=True, highlight=False, markup=False)
         if max_rounds is not None:
             spec = with_fields(spec, {"max_rounds": max_rounds}, source=name)
         _run(name, spec, settings, verbose, quiet)

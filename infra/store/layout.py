@@ -9,6 +9,8 @@
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
 <prefix>/<federation>/sheet.png                                  detections of the best model
+<prefix>/<federation>/superseded/0001/superseded.json            a run that went on from an earlier round: which
+<prefix>/<federation>/superseded/0001/0007/round.json and all else   rounds it put aside, as they were
 <prefix>/<federation>/lease.json                                 whose the federation is (infra/federation_lease.py)
 <prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/residents)
 """
@@ -111,6 +113,31 @@ class FederationLayout:
 
     def evaluation_record(self, number: int, part: str) -> str:
         return f"{self.evaluations(number)}{part}.json"
+
+    @property
+    def superseded(self) -> str:
+        """Prefix of rounds that were put aside; ends with a slash."""
+        return f"{self.root}superseded/"
+
+    def superseded_record(self, folder: int) -> str:
+        return f"{self.superseded}{folder:04d}/superseded.json"
+
+    def put_aside(self, key: str, folder: int) -> str:
+        """Where the round's object ``key`` is once its round is put aside.
+
+        Not below a folder ``rounds/``: a silo's policy allows keys by what follows that.
+        """
+        return f"{self.superseded}{folder:04d}/{key.removeprefix(self.rounds)}"
+
+    def superseded_folders(self, keys: Iterable[str]) -> list[int]:
+        """Numbers of the folders below ``superseded/`` that have an object among ``keys``, ascending."""
+        pattern = re.compile(re.escape(self.superseded) + r"([0-9]{4,})/.+")
+        return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
+
+    def begun_rounds(self, keys: Iterable[str]) -> list[int]:
+        """Numbers of the rounds that have any object among ``keys``, ascending."""
+        pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/.+")
+        return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
 
     def committed_rounds(self, keys: Iterable[str]) -> list[int]:
         """Numbers of the rounds whose marker is among ``keys``, ascending."""

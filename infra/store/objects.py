@@ -43,13 +43,15 @@ from infra.settings import S3Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import DeleteObjectsOutputTypeDef
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, DeleteObjectsOutputTypeDef
 
 PART_BYTES = 16 * 1024 * 1024  # of an object that travels in parts
 WHOLE_BYTES = 64 * 1024 * 1024  # files above this are sent in parts: below, parts and their threads cost more
 _TRANSFER = TransferConfig(
     multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=3
 )
+# A copy in one request, as far as S3 takes that (5 GB): not every store copies in parts.
+_COPY = TransferConfig(multipart_threshold=5_000_000_000)
 _DELETE_BATCH = 1000  # the most that S3 takes in one request
 _REFUSED = frozenset(
     {
@@ -191,6 +193,15 @@ class ObjectStore:
     def _check_size(self, key: str, found: int, limit: int) -> None:
         if found > limit:
             raise StoreCorrupt(f"{key}: expected at most {limit} bytes in {self._where}, found {found} or more")
+
+    def copy(self, key: str, target: str) -> None:
+        """Copy an object within the store; its content does not travel.
+
+        Raises:
+            StoreCorrupt: there is no such object.
+        """
+        source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": key}
+        self._call(key, lambda s3: s3.copy(source, self.bucket, target, Config=_COPY))
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None when there is none (or no bucket: the answer to HEAD does not tell)."""

@@ -52,12 +52,23 @@ def load_state(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether no floating tensor holds NaN or infinity."""
+    return all(_finite(tensor) for tensor in state.values())
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # The extremes, in one pass: NaN comes through as NaN.
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
+
+
 def check_finite(state: Mapping[str, Tensor], *, client: str) -> None:
     """
     Raises:
         ClientError: a floating tensor holds NaN or infinity.
     """
     for name, tensor in state.items():
-        # The extremes, in one pass: NaN comes through as NaN.
-        if tensor.is_floating_point() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+        if not _finite(tensor):
             raise ClientError(f"client {client}: tensor {name} holds NaN or infinity after training")

@@ -44,7 +44,7 @@ Reference = Mapping[str, TensorSpec]
 class Strategy(Protocol):
     """How the updates of a round become the next global model. Updates are given in client order."""
 
-    def accumulate(self, file: Path, weight: int, *, client: str) -> None:
+    def accumulate(self, file: Path, weight: float, *, client: str) -> None:
         """Take in one update; on ClientError nothing has changed."""
 
     def result(self) -> dict[str, torch.Tensor]:

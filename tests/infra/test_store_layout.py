@@ -23,6 +23,16 @@ def test_keys() -> None:
     assert LAYOUT.marker(12345) == "federations/street5/rounds/12345/round.json"
 
 
+def test_keys_of_rounds_put_aside() -> None:
+    assert LAYOUT.superseded_record(2) == "federations/street5/superseded/0002/superseded.json"
+    key = LAYOUT.put_aside(LAYOUT.update_record(12, "c1"), 2)
+    assert key == "federations/street5/superseded/0002/0012/updates/c1.json"
+    keys = [key, LAYOUT.superseded_record(10), LAYOUT.plan(3), LAYOUT.update_record(12, "c1"), LAYOUT.spec]
+    assert LAYOUT.superseded_folders(keys) == [2, 10]
+    assert LAYOUT.begun_rounds(keys) == [3, 12]
+    assert LAYOUT.committed_rounds([LAYOUT.put_aside(LAYOUT.marker(3), 1)]) == []
+
+
 def test_prefix_may_be_empty_or_have_slashes() -> None:
     assert FederationLayout("", "a").spec == "a/spec.json"
     assert FederationLayout("/x/y/", "a").spec == "x/y/a/spec.json"

@@ -55,7 +55,13 @@ def test_a_large_file_travels_in_parts(size: int, object_store: ObjectStore, tmp
     object_store.get_file("objects/large.bin", tmp_path / "down")
     assert (tmp_path / "down").read_bytes() == content
     assert object_store.size("objects/large.bin") == len(content)
+    object_store.copy("objects/large.bin", "objects/elsewhere/copy.bin")
     object_store.delete(["objects/large.bin"])
+    object_store.get_file("objects/elsewhere/copy.bin", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == content
+    object_store.delete(["objects/elsewhere/copy.bin"])
+    with pytest.raises(StoreCorrupt, match=r"objects/large\.bin"):
+        object_store.copy("objects/large.bin", "objects/elsewhere/copy.bin")
 
 
 def test_a_missing_object(object_store: ObjectStore, tmp_path: Path) -> None:

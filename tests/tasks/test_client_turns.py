@@ -141,6 +141,20 @@ def test_a_bad_image_drops_its_client_alone(site: Site, place: Place, plan: Roun
     assert "4" not in stored_updates(place, plan)
 
 
+def test_a_client_that_has_other_images_than_at_wake_up_is_dropped(site: Site, plan: RoundPlan) -> None:
+    size = len(site.data(SPEC.data).train["5"])
+    sizes = {"4": 10**9, "5": size}
+    reply = client_update(site, update_request(plan, "4", "5").model_copy(update={"train_sizes": sizes}))
+    assert [update.client for update in reply.updates] == ["5"]
+    (failure,) = reply.failures
+    found = len(site.data(SPEC.data).train["4"])
+    assert (failure.client, failure.kind, failure.reason) == (
+        "4",
+        "client-error",
+        f"client 4: its training images have changed since wake_up: expected 1000000000, found {found}",
+    )
+
+
 def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, place: Place, model: WeightRef) -> None:
     ready = client_wake_up(site, wake(site, "1", "2")).ready
     found = []

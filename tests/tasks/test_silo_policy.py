@@ -172,11 +172,12 @@ def test_what_is_others_is_refused() -> None:
         layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
         layout.partial_sum(3, "1"), f"{layout.turns}silo-a/s/1/0001-answer.json",
         f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
+        *(layout.put_aside(key, 1) for key in (layout.update_weights(3, "4"), layout.update_record(3, "4"))),
     ]  # fmt: skip
     assert [key for key in written if allows(policy, "s3:PutObject", "fedbench", key)] == []
     read = [
         layout.spec, layout.plan(3), layout.update_weights(3, "1"), layout.update_weights(3, "4"), layout.marker(3),
-        f"{layout.turns}silo-a/s/1/0001-ask.json",
+        f"{layout.turns}silo-a/s/1/0001-ask.json", layout.put_aside(layout.global_weights(3), 1),
     ]  # fmt: skip
     assert [key for key in read if allows(policy, "s3:GetObject", "fedbench", key)] == []
     own = layout.update_weights(3, "4")
