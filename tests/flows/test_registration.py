@@ -21,7 +21,7 @@ from PIL import Image
 from flows import served_model
 from flows.registration import FILE, REQUIREMENTS, noted
 from flows.served_model import ServedDetector
-from infra.registry import signature
+from infra.model_folder import signature
 from tasks.answer_request import MAX_DETECTIONS, SCORE_THRESHOLD
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
