@@ -15,7 +15,7 @@ from flows.cli.accepting import accept
 from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.deploying import deploy
-from flows.cli.models import evaluate, predict, save_model
+from flows.cli.models import evaluate, predict, save_model, verify
 from flows.cli.original import export, original_app
 from flows.cli.runs import resume, run
 from flows.cli.served import serve, ui
@@ -53,6 +53,7 @@ for _command in (
     evaluate,
     predict,
     save_model,
+    verify,
     serve,
     ui,
     up,

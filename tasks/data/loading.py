@@ -66,7 +66,9 @@ def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8
     Raises:
         OSError, SyntaxError, ValueError: Pillow cannot decode it.
     """
-    pixels = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    # Of an RGB image, `convert` would be a copy as large as the image.
+    colours = image if image.mode == "RGB" else image.convert("RGB")
+    pixels = colours.resize((width, height), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 

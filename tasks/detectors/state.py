@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +31,15 @@ def serialise(state: Mapping[str, Tensor]) -> bytes:
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
     """Write the bytes of :func:`serialise` to a file, without a copy of them in memory."""
     save_file({name: state[name] for name in sorted(state)}, path)
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """sha256 of the state's safetensors bytes, which is what the record of a round names its weights by."""
+    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
+        path = Path(folder) / "state.safetensors"
+        write_state(state, path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_state(model: nn.Module, path: Path) -> None:

@@ -130,7 +130,7 @@ def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_
 
     with _until_interrupted(stack.home, "serve", "through", "--port", port, output=served) as server:
         assert eventually(lambda: server.poll() is not None or answers(), PATIENCE)
-    assert "models:/through@best, version 1" in served.read_text()
+    assert "through, round " in served.read_text()
     assert not any(secret in text for secret in secrets(stack) for text in (pages.read_text(), served.read_text()))
     assert stack.pids() == before
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
