@@ -121,7 +121,8 @@ class Supervisor:
         headers = stack_prefect(self._settings, state).health_headers()
         try:
             for name in CrashedRuns(self._address("prefect", state), headers).go_on():
-                log.info("run %s had crashed; it goes on", name)
+                # Whoever has Prefect's password may have named it.
+                log.info("run %s had crashed; it goes on", name if name.isprintable() else ascii(name))
         except OSError as error:
             log.debug("Prefect's server does not tell of runs: %s", error)
 
