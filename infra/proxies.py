@@ -1,8 +1,8 @@
 """Proxies of the environment: this machine's own servers are asked without one.
 
 The clients of a run (Prefect's httpx and websockets, MLflow's requests, boto3, urllib) all read ``http_proxy``,
-``https_proxy``, ``all_proxy`` and ``no_proxy``, in either case. So one change of ``no_proxy`` holds for all of them,
-and for every process that is started later.
+``https_proxy`` and ``no_proxy``, in either case. So one change of ``no_proxy`` holds for all of them, and for every
+process that is started later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 # have the first.
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 NO_PROXY = ("no_proxy", "NO_PROXY")  # urllib and httpx prefer the first, some tools read the second alone
-_PROXIES = tuple(name for scheme in ("http", "https", "all") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()))
+# botocore and urllib do not read the first.
+PROXIES = ("all_proxy", "http_proxy", "https_proxy")
 
 
 def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] = ()) -> None:
@@ -34,23 +35,30 @@ def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] =
     environment.update(dict.fromkeys(NO_PROXY, ",".join(exceptions)))
 
 
-def drop_unusable_proxies(environment: MutableMapping[str, str]) -> None:
+def drop_unusable_proxies(environment: MutableMapping[str, str], names: Iterable[str] = PROXIES) -> None:
     """Remove proxies that Prefect's client cannot use: it refuses to be made with one, whatever ``no_proxy`` says.
 
-    To be called where no server is asked through a proxy. Those for HTTP stay, for downloads.
+    To be called where nothing that reads the variables ``names`` (in either case) is to go through such a proxy. Those
+    for HTTP stay, for downloads.
     """
-    for name in _PROXIES:
-        url = environment.get(name)
+    for spelling in [spelling for name in names for spelling in (name, name.upper())]:
+        url = environment.get(spelling)
         if url and not _usable(url):
-            del environment[name]
+            del environment[spelling]
 
 
 def _usable(url: str) -> bool:
     """Whether httpx takes it."""
-    scheme = urlsplit(url if "://" in url else f"http://{url}").scheme
+    try:
+        scheme = urlsplit(url if "://" in url else f"http://{url}").scheme
+    except ValueError:
+        return False
     return scheme in ("http", "https") or (scheme in ("socks5", "socks5h") and find_spec("socksio") is not None)
 
 
 def is_direct(url: str, hosts: Iterable[str] = ()) -> bool:
     """Whether the server at ``url`` is on loopback or at one of ``hosts``."""
-    return urlsplit(url).hostname in (*LOOPBACK_HOSTS, *hosts)
+    try:
+        return urlsplit(url).hostname in (*LOOPBACK_HOSTS, *hosts)
+    except ValueError:  # no URL: its client says so
+        return False

@@ -46,7 +46,7 @@ def launch(
     launcher = [sys.executable, "-I", "-S", LAUNCHER, *(["--group"] if group else []), *bond]
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_VARIABLES)}
     bypass_proxies(environment)
-    drop_unusable_proxies(environment)
+    drop_unusable_proxies(environment, ["all_proxy"])
     with open_log(log_path) as log:
         return _STARTER.submit(
             subprocess.Popen,

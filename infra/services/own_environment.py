@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 
 from infra.errors import ServiceFailed
-from infra.proxies import bypass_proxies, drop_unusable_proxies, is_direct
+from infra.proxies import PROXIES, bypass_proxies, drop_unusable_proxies, is_direct
 from infra.services.ports import LOOPBACK
 from infra.services.stack_state import StackState, read_state, without_own_addresses
 from infra.settings import Settings
@@ -52,7 +52,8 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
         if url is not None and url.startswith(("http://", "https://")) and not is_direct(url, hosts)
     ]
     if not remote and (own_prefect or named.prefect_api_url is not None):
-        drop_unusable_proxies(os.environ)
+        # A store elsewhere must rather fail than be asked without the proxy that it is meant to be asked through.
+        drop_unusable_proxies(os.environ, PROXIES if named.s3.endpoint is None else ["all_proxy"])
         _drop_missing_certificates()
     if own_prefect:
         folder = settings.home.absolute() / "prefect"
