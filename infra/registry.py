@@ -145,7 +145,7 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
     )
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed in here
-        scratch.mkdir(parents=True)
+        scratch.mkdir(mode=0o700, parents=True)
         folder = scratch / "mlflow"
         _save(best, folder, logged.model_id, logged.artifact_location, tracker.run_id)
         client.log_model_artifacts(logged.model_id, str(folder))

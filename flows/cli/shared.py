@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
+from infra.private import narrow, private_process
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
 
@@ -54,7 +55,11 @@ def place_settings(home: Path | None, slots: int | None = None) -> Settings:
         os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
     if slots is not None:
         os.environ["FEDBENCH_SLOTS"] = str(slots)
-    return load_settings()
+    settings = load_settings()
+    narrowed = narrow(settings.home)
+    if narrowed is not None:
+        err.print(narrowed, soft_wrap=True, highlight=False, markup=False)
+    return settings
 
 
 def field_values(assignments: list[str]) -> dict[str, Any]:
@@ -81,7 +86,8 @@ def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
 
 
 def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
-    """The log goes to ``path``, Prefect's too, and to the terminal when ``verbose``."""
+    """The log goes to ``path`` below the home, Prefect's too, and to the terminal when ``verbose``."""
+    private_process(settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
