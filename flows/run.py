@@ -26,7 +26,9 @@ from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import StoreUnavailable
 from infra.lock import require_free_disk, run_lock
+from infra.private import private_process
 from infra.services.embedded import EmbeddedServices, supervised
+from infra.services.login_page import how_to_log_in
 from infra.settings import Settings
 from infra.slots import start_fork_server
 from infra.store.layout import FederationLayout
@@ -71,7 +73,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     """
     if not settings.pools.used:  # else this machine need not have what a turn asks
         slot_count(settings, spec)
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
@@ -90,6 +92,8 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         sys.modules["torch"].set_num_threads(1)
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
+        if services.prefect is not None:
+            progress.message(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
         with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
 
@@ -146,12 +150,21 @@ class EmbeddedRun(EmbeddedServices):
         return self
 
 
+def how_to_log_in_to(services: EmbeddedServices) -> str:
+    """One line about the file that opens the pages of our Prefect server while a run goes on."""
+    path = services.login_page("run")
+    assert path is not None, "our Prefect server is up"
+    return how_to_log_in(path)
+
+
 def own_prefect(settings: Settings, services: EmbeddedServices) -> None:
     """Our own server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
     if services.prefect is not None:
         os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
         for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
             os.environ.pop(variable, None)
+    # A client that finds no address would start a server without credentials: Prefect's default profile has it so.
+    os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ[HEARTBEAT_VARIABLE] = str(HEARTBEAT_SECONDS)
     os.environ.setdefault("DO_NOT_TRACK", "1")

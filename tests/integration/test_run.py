@@ -11,6 +11,8 @@ from conftest import MANY_ROUNDS, FinishedRun
 from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
 from waiting import eventually
 
+from infra.services.credentials import read_keys
+from infra.services.login_page import how_to_log_in, login_path
 from tasks.spec.federation import flatten
 
 pytestmark = pytest.mark.integration
@@ -29,6 +31,21 @@ def test_it_prints_its_rounds_and_where_all_is(undisturbed: FinishedRun) -> None
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.log").stat().st_size > 0
     assert_no_process_left(undisturbed.home)
+
+
+def test_the_home_is_private_whatever_it_was_and_whatever_the_umask(undisturbed: FinishedRun) -> None:
+    assert undisturbed.open_to_others == ()
+    said = f"{undisturbed.home.path}: others could enter it (0777); from now on only you can (0700)"
+    assert undisturbed.result.stdout.count(said) == 1
+
+
+def test_it_says_once_how_to_log_in_and_not_the_password(undisturbed: FinishedRun) -> None:
+    page, keys = login_path(undisturbed.home.path, "run"), read_keys(undisturbed.home.path / "services")
+    assert undisturbed.result.stdout.count(how_to_log_in(page)) == 1
+    log = (undisturbed.home.path / "runs" / "tiny" / "run.log").read_text()
+    for text in (undisturbed.result.stdout, log):
+        assert not any(word in text for word in keys.model_dump().values())
+    assert keys.prefect_auth in page.read_text()
 
 
 def test_the_store_holds_every_round_and_the_best_and_last_weights(undisturbed: FinishedRun) -> None:
