@@ -7,9 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from infra.services.credentials import basic_auth
 
 SCRIPT = Path(__file__).with_name("stranger_script.py")
 NOBODY = 65534
@@ -91,6 +95,27 @@ class Target:
     routes: Routes
     sockets: list[str]
     public: list[str]
+
+
+def prefect_target(page: str, auth: str) -> Target:
+    """A running server's routes as it describes them itself to whoever has ``auth``, and its websockets."""
+    request = urllib.request.Request(f"{page}/api/openapi.json", headers=basic_auth(auth))
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        described = json.load(answer)["paths"]
+    routes = [(f"/api{path}", [method.upper() for method in methods]) for path, methods in described.items()]
+    routes += [(path, ["GET"]) for path in ("/docs", "/redoc", "/openapi.json", "/api/docs", "/api/openapi.json")]
+    sockets = ["/api/events/in", "/api/events/out", "/api/logs/out", "/api/task_runs/subscriptions/scheduled"]
+    return Target(urlsplit(page).port or 80, routes, sockets, PREFECT_PUBLIC)
+
+
+def mlflow_target(page: str) -> Target:
+    """Some of a running server's routes, one of each kind: it does not describe them itself."""
+    routes = [("/", ["GET"]), ("/version", ["GET"]), ("/graphql", ["POST"]), ("/signup", ["GET"])]
+    routes += [("/api/2.0/mlflow/experiments/search", ["GET", "POST"]), ("/v1/traces", ["POST"])]
+    routes += [("/get-artifact", ["GET"]), ("/model-versions/get-artifact", ["GET"])]
+    routes += [(f"/{api}/2.0/mlflow-artifacts/artifacts/mlflow/x", ["GET", "PUT"]) for api in ("api", "ajax-api")]
+    routes += [("/ajax-api/2.0/mlflow/users/create", ["POST"]), ("/gateway/mlflow/v1/models", ["GET"])]
+    return Target(urlsplit(page).port or 80, routes, [], MLFLOW_PUBLIC)
 
 
 class Stranger:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from infra.errors import SettingsError
+from infra.services import mlflow_gate
 from infra.services.credentials import USER, StackKeys, basic_auth, draw_keys
 from infra.services.ports import LOOPBACK, page_origins
 from infra.services.process import Service
@@ -126,7 +127,7 @@ class MlflowService(Service):
         file["mlflow"] = {
             "database_uri": f"sqlite:///{database}",
             "default_permission": "READ",
-            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+            "authorization_function": mlflow_gate.FUNCTION,
             # Else each request hashes the password anew, which takes longer than most requests.
             "auth_cache_ttl_seconds": "300",
         }

@@ -144,6 +144,8 @@ def test_its_services_find_each_other(services: dict[str, dict[str, Any]]) -> No
     assert all(listening[host] == port for host, port in addresses)
     for name in ("s3", "prefect", "mlflow"):
         assert listening[name] in " ".join([*services[name]["command"], *services[name]["healthcheck"]["test"]])
+    public = services["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert services["prefect"]["environment"]["PREFECT_SERVER_UI_API_URL"] == f"{public}/api"
     assert "mlflow:5000" in services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
 
 

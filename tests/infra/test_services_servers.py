@@ -139,6 +139,29 @@ def test_nobody_without_credentials_gets_anything_but_static_files(servers: Serv
     assert found == {name: [] for name in ("prefect", "prefect sockets", "mlflow", "mlflow sockets")}
 
 
+def test_no_page_of_another_origin_reads_what_the_browser_may(servers: Servers) -> None:
+    """Credentials that a browser keeps are sent by foreign pages too, those of other ports of this machine included."""
+    tracked, api = f"{servers.mlflow.address}/api/2.0/mlflow", servers.services.prefect_api_url
+    experiments = f"{tracked}/experiments/get-by-name?experiment_name={MARKER}"
+    artifacts = f"{servers.mlflow.address}/api/2.0/mlflow-artifacts/artifacts?path=mlflow"
+    mlflow, prefect = basic_auth(servers.mlflow.keys.mlflow_auth), basic_auth(servers.prefect.auth)
+    foreign = ("http://evil.example", "http://127.0.0.1:1", "http://localhost:1", "null")
+    for url in (experiments, artifacts):
+        assert _get(url, mlflow)[0] in (200, 404)
+        assert _get(url, {**mlflow, "Origin": servers.mlflow.address})[0] in (200, 404)
+        assert {_get(url, {**mlflow, "Origin": origin})[0] for origin in foreign} == {403}
+    with httpx.Client(trust_env=False, headers=prefect) as client:
+        for origin in (servers.prefect.ui_url, servers.prefect.ui_url.replace("127.0.0.1", "localhost")):
+            assert (
+                client.get(f"{api}/version", headers={"Origin": origin}).headers["access-control-allow-origin"]
+                == origin
+            )
+        for origin in foreign:
+            assert "access-control-allow-origin" not in client.get(f"{api}/version", headers={"Origin": origin}).headers
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            assert client.options(f"{api}/flows/filter", headers=asked).status_code == 400
+
+
 def test_another_user_cannot_enter_the_home(servers: Servers) -> None:
     stranger = Stranger()
     if not stranger.is_another:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import MANY_ROUNDS, FinishedRun
 from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from strangers import Stranger, mlflow_target, prefect_target
 from waiting import eventually
 
 from infra.services.credentials import read_keys
@@ -173,6 +175,29 @@ def test_runs_are_compared(undisturbed: FinishedRun, one_slot: FinishedRun, shar
     assert "gap to centralised" not in result.stdout
     written = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"report.html", "table.tex", "comparison.csv", "by-round.png", "federations-by-bytes.svg"} <= written
+
+
+def test_the_pages_of_a_run_ask_for_credentials(shared_home: Home, tmp_path: Path) -> None:
+    output = tmp_path / "pages.txt"
+    pages = shared_home.start("ui", "tiny", "--no-browser", output=output)
+    try:
+        assert eventually(lambda: pages.poll() is not None or "Ctrl-C ends it" in output.read_text(), 300)
+        said = output.read_text()
+        assert said.count(how_to_log_in(login_path(shared_home.path, "ui"))) == 1, said
+        keys = read_keys(shared_home.path / "services")
+        assert not any(word in said for word in keys.model_dump().values())
+        addresses = {
+            name.lower(): page for name, page in re.findall(r"^(Prefect|MLflow) +(http://\S+?:\d+)", said, re.M)
+        }
+        targets = {
+            "prefect": prefect_target(addresses["prefect"], keys.prefect_auth),
+            "mlflow": mlflow_target(addresses["mlflow"]),
+        }
+        found = Stranger().try_all("tiny", **targets)  # the name of the run
+        assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
+    finally:
+        pages.terminate()
+        pages.wait(60)
 
 
 def test_resume_show_and_list(undisturbed: FinishedRun, shared_home: Home) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once
 from stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack
+from strangers import Stranger, mlflow_target, prefect_target
 from waiting import eventually, gone
 
 from infra.services.login_page import how_to_log_in, login_path
@@ -79,6 +80,13 @@ def test_nothing_is_answered_without_credentials(stack: RunningStack) -> None:
         with pytest.raises(urllib.error.HTTPError) as caught:
             stack.call(path, body, known=False)
         assert caught.value.code == 401
+    targets = {
+        "prefect": prefect_target(stack.prefect, stack.keys.prefect_auth),
+        "mlflow": mlflow_target(stack.mlflow),
+    }
+    assert len(targets["prefect"].routes) > 150
+    found = Stranger().try_all("before", **targets)  # the name of a run
+    assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(stack.variables["FEDBENCH_S3__ENDPOINT"])
     assert caught.value.code in (400, 403)  # unsigned
