@@ -186,12 +186,10 @@ def test_the_pages_of_a_run_ask_for_credentials(shared_home: Home, tmp_path: Pat
         assert said.count(how_to_log_in(login_path(shared_home.path, "ui"))) == 1, said
         keys = read_keys(shared_home.path / "services")
         assert not any(word in said for word in keys.model_dump().values())
-        addresses = {
-            name.lower(): page for name, page in re.findall(r"^(Prefect|MLflow) +(http://\S+?:\d+)", said, re.M)
-        }
+        addresses = dict(re.findall(r"^(Prefect|MLflow) +(http://\S+?:\d+)", said, re.MULTILINE))
         targets = {
-            "prefect": prefect_target(addresses["prefect"], keys.prefect_auth),
-            "mlflow": mlflow_target(addresses["mlflow"]),
+            "prefect": prefect_target(addresses["Prefect"], keys.prefect_auth),
+            "mlflow": mlflow_target(addresses["MLflow"]),
         }
         found = Stranger().try_all("tiny", **targets)  # the name of the run
         assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
