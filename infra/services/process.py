@@ -266,7 +266,7 @@ class Service:
             )
         if not self._accepts(running.address):
             return False
-        if self._takes_anybody(running.address):
+        if running.address != self._address and self._takes_anybody(running.address):
             raise HomeInUse(
                 f"{self.name}: process {running.pid}, of an older fedbench, has a server that asks for no credentials; "
                 "wait for it to end, or end it, and start again"

@@ -55,7 +55,7 @@ def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
     assert "--pool gpu --type fedbench-gpu" in commands["gpu-worker"]
     assert "--pool fedbench --type process" in commands["coordinator"]
     assert "--app-name basic-auth" in commands["mlflow"]
-    assert commands["prefect"].startswith("prefect server start")
+    assert commands["prefect"].startswith("python -P -m infra.services.prefect_closed server start")
     (devices,) = services["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
     assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")
