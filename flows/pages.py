@@ -9,6 +9,7 @@ import time
 import typer
 from rich.console import Console
 
+from infra.private import private_process
 from infra.services.embedded import EmbeddedServices
 from infra.services.login_page import how_to_log_in
 from infra.services.mlflow_server import MlflowService
@@ -25,6 +26,7 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
     """
     from flows.stored import read_run
 
+    private_process(settings.home)
     with EmbeddedServices(settings) as services:
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
