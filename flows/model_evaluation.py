@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flows.choice import ChosenData, choose_data
 from flows.models import OpenedModel
+from infra.private import data_cache
 from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.loading import Batch, EvaluationLoader
@@ -74,7 +75,7 @@ def evaluate_opened(
     chosen = choose_data(data) if data is not None else _own(model)
     spec = _specified(model, chosen.spec, fields)
     own = data is None and spec.data == model.data
-    loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=settings.home / "cache" / "data")
+    loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=data_cache(settings.home))
     recorded = model.record.evaluations if model.record is not None and own else ()
     digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
     sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))

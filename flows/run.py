@@ -26,7 +26,9 @@ from flows.stored import read_history, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import StoreUnavailable
 from infra.lock import require_free_disk, run_lock
+from infra.private import private_process
 from infra.services.embedded import EmbeddedServices, supervised
+from infra.services.login_page import how_to_log_in
 from infra.services.own_environment import use_own_environment
 from infra.settings import Settings
 from infra.slots import start_fork_server
@@ -72,7 +74,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     """
     if not settings.pools.used:  # else this machine need not have what a turn asks
         slot_count(settings, spec)
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
@@ -91,6 +93,8 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         sys.modules["torch"].set_num_threads(1)
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
+        if services.prefect is not None:
+            progress.message(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
         with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
 
@@ -145,6 +149,13 @@ class EmbeddedRun(EmbeddedServices):
 
     def __enter__(self) -> EmbeddedRun:
         return self
+
+
+def how_to_log_in_to(services: EmbeddedServices) -> str:
+    """One line about the file that opens the pages of our Prefect server while a run goes on."""
+    path = services.login_page("run")
+    assert path is not None, "our Prefect server is up"
+    return how_to_log_in(path)
 
 
 def own_prefect(settings: Settings) -> None:

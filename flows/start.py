@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from infra.errors import SettingsError
+from infra.private import data_cache
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -89,7 +90,7 @@ def pin_data(spec: FederationSpec, settings: Settings) -> FederationSpec:
         DataError: the data set is missing or wrong.
         SpecError: the participation asks for devices that the data set does not have.
     """
-    data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
+    data = load_data(spec.data, root_of=settings.data_root, cache=data_cache(settings.home))
     changes: dict[str, BaseModel] = {}
     if getattr(spec.data, "digest", data.digest) is None:
         changes["data"] = spec.data.model_copy(update={"digest": data.digest})

@@ -104,7 +104,7 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
     )
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed in here
-        scratch.mkdir(parents=True)
+        scratch.mkdir(mode=0o700, parents=True)
         folder = scratch / "mlflow"
         save_folder(best.files, folder, Origin(model_id=logged.model_id, run_id=tracker.run_id))
         client.log_model_artifacts(logged.model_id, str(folder))

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from flows.choice import Form, choose_data
 from flows.cli.shared import Home, field_values, out, place_settings, plain_errors
+from infra.private import data_cache
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import NAME_LIMIT, plain
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
 if TYPE_CHECKING:
-    from infra.settings import Settings
     from tasks.data.check import DataReport
 
 EXIT_ERRORS = 1
@@ -57,7 +57,7 @@ def check(
         settings = place_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
         roots = chosen.roots(settings)
-        report = check_data(chosen.spec, root_of=roots, cache=_cache(settings), near_bits=near_bits)
+        report = check_data(chosen.spec, root_of=roots, cache=data_cache(settings.home), near_bits=near_bits)
         default = settings.home / "checks" / f"{Path(what).resolve().stem}.png"
         path = _draw(report, picture or default)
     _print(report, out)
@@ -87,7 +87,7 @@ def make(
             raise SpecError(f"--set kind: expected {SyntheticStreet().kind}, the set that can be drawn")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
-        _write(spec, form, folder, _cache(settings))
+        _write(spec, form, folder, data_cache(settings.home))
     kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
     out.print(f"written: {folder}", soft_wrap=True, highlight=False, markup=False)
     out.print(
@@ -97,10 +97,6 @@ def make(
         highlight=False,
         markup=False,
     )
-
-
-def _cache(settings: Settings) -> Path:
-    return settings.home / "cache" / "data"
 
 
 def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:

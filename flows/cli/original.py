@@ -13,6 +13,7 @@ import typer
 
 from flows.choice import choose_spec
 from flows.cli.shared import Home, out, place_settings, plain_errors
+from infra.private import data_cache
 from tasks.errors import ClientError, DataError, SpecError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _convert_weights(
     if federation.detector.kind not in ("yolov3", "yolov3-tiny"):
         raise SpecError(f"detector.kind: expected yolov3 or yolov3-tiny, found {federation.detector.kind}")
     arrays = read_arrays(file)
-    data = load_data(federation.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
+    data = load_data(federation.data, root_of=settings.data_root, cache=data_cache(settings.home))
     if federation.participation.clients is not None:
         data = restrict(data, federation.participation.clients)
     detector = build_detector(federation.detector, len(data.classes), seed=federation.seed)

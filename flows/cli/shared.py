@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flows.console import PlainConsole, PlainFormatter
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
+from infra.private import narrow, private_process
 from infra.services.own_environment import use_own_environment
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
@@ -67,6 +68,9 @@ def place_settings(home: Path | None, slots: int | None = None, *, deploys: bool
         os.environ["FEDBENCH_SLOTS"] = str(slots)
     settings = load_settings()
     use_own_environment(settings, deploys=deploys)
+    narrowed = narrow(settings.home)
+    if narrowed is not None:
+        err.print(narrowed, soft_wrap=True, highlight=False, markup=False)
     return settings
 
 
@@ -94,7 +98,8 @@ def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
 
 
 def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
-    """The log goes to ``path``, Prefect's too, and to the terminal when ``verbose``."""
+    """The log goes to ``path`` below the home, Prefect's too, and to the terminal when ``verbose``."""
+    private_process(settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -43,6 +43,7 @@ def up(
     """
     from infra.services.database import refuse_password, shown
     from infra.services.environment_file import environment_path
+    from infra.services.login_page import how_to_log_in, login_path
 
     with plain_errors():
         for url, setting in (
@@ -63,6 +64,8 @@ def up(
         out.print(_table(stack.status()))
         for name, uri in stack.databases().items():
             out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False, markup=False)
+    login = how_to_log_in(login_path(settings.home, "up"))
+    out.print(f"pages: {login}", soft_wrap=True, highlight=False, markup=False)
     print_command(out, "credentials: ", f"source {environment_path(settings.home)}")
     print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 

@@ -60,6 +60,8 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
         _remove(PREFECT_PREFIXES)
         os.environ["PREFECT_HOME"] = str(folder)
         os.environ["PREFECT_PROFILES_PATH"] = str(folder / "profiles.toml")
+        # A client that finds no address would start a server without credentials: Prefect's default profile has it so.
+        os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
         importlib.import_module("infra.ignore_prefect_files")
     if named.mlflow_tracking_uri is None:
         _remove(MLFLOW_PREFIXES)

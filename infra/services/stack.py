@@ -16,9 +16,11 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from infra.errors import HomeInUse, SettingsError
+from infra.private import private_home
 from infra.services.credentials import draw_keys, read_keys
 from infra.services.database import check_postgresql, mlflow_database_uri, prefect_database_url
 from infra.services.environment_file import remove_environment, stack_environment, write_environment
+from infra.services.login_page import write_login_page
 from infra.services.mlflow_server import default_tracking_uri
 from infra.services.ports import LOOPBACK
 from infra.services.process import Service
@@ -94,7 +96,7 @@ class Stack:
             SettingsError: a database URL cannot be used, or is not that of the stack that is up.
             InfraError: a database cannot be reached, or a service did not come up.
         """
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_home(self.home)
         with self._alone(say):
             draw_keys(self.home / "services")
             found_state = read_state(self.home)
@@ -330,7 +332,9 @@ class Stack:
 
     def _tell_clients(self, state: StackState) -> None:
         store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
-        write_environment(self.home, state.addresses, store, read_keys(self.home / "services"))
+        keys, addresses = read_keys(self.home / "services"), state.addresses
+        write_environment(self.home, addresses, store, keys)
+        write_login_page(self.home, "up", keys, addresses["prefect"].removesuffix("/api"), addresses["mlflow"])
 
 
 def _foreign_addresses(settings: Settings, state: StackState) -> dict[str, str]:

@@ -171,8 +171,8 @@ class WeightStore:
 
     def _keep(self, temporary: Path, sha256: str) -> None:
         path = self.path(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.chmod(0o444)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.chmod(0o400)
         temporary.replace(path)
 
     @contextmanager

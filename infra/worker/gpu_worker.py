@@ -33,6 +33,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
+from infra.private import private_home
 from infra.settings import load_settings
 from infra.worker.configuration import GpuJobConfiguration, GpuVariables
 from infra.worker.engine_child import PRELOAD
@@ -73,6 +74,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
             SettingsError: a setting is wrong, or asks for what this machine does not have.
         """
         self._settings = load_settings()
+        private_home(self._settings.home)
         slots = plan_slots(self._settings, find_gpus(), machine_cores())
         super().__init__(work_pool_name, limit=min(limit or len(slots), len(slots)), **options)
         self._leases = SlotLeases(slots, self._settings.home / "slots")

@@ -55,7 +55,7 @@ def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
     assert "--pool gpu --type fedbench-gpu" in commands["gpu-worker"]
     assert "--pool fedbench --type process" in commands["coordinator"]
     assert "--app-name basic-auth" in commands["mlflow"]
-    assert commands["prefect"].startswith("prefect server start")
+    assert commands["prefect"].startswith("python -P -m infra.services.prefect_closed server start")
     (devices,) = services["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
     assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")
@@ -144,6 +144,8 @@ def test_its_services_find_each_other(services: dict[str, dict[str, Any]]) -> No
     assert all(listening[host] == port for host, port in addresses)
     for name in ("s3", "prefect", "mlflow"):
         assert listening[name] in " ".join([*services[name]["command"], *services[name]["healthcheck"]["test"]])
+    public = services["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert services["prefect"]["environment"]["PREFECT_SERVER_UI_API_URL"] == f"{public}/api"
     assert "mlflow:5000" in services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
 
 
