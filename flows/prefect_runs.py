@@ -21,6 +21,9 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Crashed, State
 
 from infra.residents.runs import OPEN_STATES, cancel
+from infra.worker.prefect_private import refuse_stored_results
+
+refuse_stored_results()  # in every process that runs federations or suites, or reads what state they are in
 
 log = logging.getLogger(__name__)
 

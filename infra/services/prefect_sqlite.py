@@ -13,9 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from packaging.specifiers import SpecifierSet
-
-TESTED = SpecifierSet(">=3.9.1,<3.10")
+from infra.prefect_versions import TESTED
 
 log = logging.getLogger(__name__)
 
