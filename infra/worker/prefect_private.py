@@ -30,6 +30,7 @@ from prefect.states import Cancelling, Crashed, Failed, State
 
 from infra.errors import InfraError, StoredResultRefused
 from infra.prefect_versions import TESTED
+from infra.text import printable
 
 
 def require_tested(installed: str) -> None:
@@ -340,6 +341,7 @@ def _reason(flow_run: FlowRun) -> str:
     assert state is not None
     what = "a result" if state.data is not None else "no result"
     return (
-        f"Prefect run {flow_run.name} ({flow_run.id}): expected a run that has not begun, found state {state.name} "
-        f"with {what} that this process did not store; nothing was loaded. Somebody else writes to this Prefect server"
+        f"Prefect run {printable(flow_run.name)} ({flow_run.id}): expected a run that has not begun, found state "
+        f"{printable(state.name)} with {what} that this process did not store; nothing was loaded. Somebody else "
+        "writes to this Prefect server"
     )

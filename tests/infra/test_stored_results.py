@@ -21,6 +21,7 @@ from prefect.states import aget_state_exception, get_state_exception
 from flows.deployments import deployments
 from infra.errors import InfraError, StoredResultRefused
 from infra.prefect_versions import TESTED
+from infra.worker import engine_child
 from infra.worker.prefect_private import accept_stored_results, refuse_stored_results, require_tested
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,16 @@ def test_a_planted_result_runs_nothing(tmp_path: Path, kind: str) -> None:
     with pytest.raises(StoredResultRefused, match="stored result: refused"):
         load(plant.data)
     assert not plant.marker.exists()
+
+
+def test_a_worker_can_let_its_runs_load_results_again(tmp_path: Path) -> None:
+    plant = make_plants(tmp_path / "plants")["pickle"]
+    for allowed in (True, False):
+        engine_child.guard(stored_results=allowed)
+        with contextlib.suppress(Exception):
+            load(plant.data)
+        assert plant.marker.exists() == allowed
+        plant.marker.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
