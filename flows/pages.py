@@ -9,6 +9,7 @@ import time
 import typer
 from rich.console import Console
 
+from flows.planted import hold_back_planted
 from infra.services.embedded import EmbeddedServices
 from infra.services.environment_file import environment_path
 from infra.services.mlflow_server import MlflowService
@@ -29,6 +30,8 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         read_run(objects, settings, name)
+        os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, lambda line: console.print(line, soft_wrap=True, markup=False))
         mlflow = None
         tracking = services.mlflow_tracking_uri
         if tracking.startswith("http"):
@@ -58,7 +61,6 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
 
 def prefect_page(services: EmbeddedServices, name: str) -> str:
     """Page of the federation's newest flow run; the list of its runs when there is none."""
-    os.environ.update(services.prefect_environment())
     from flows.prefect_runs import newest_run
 
     base = services.prefect_api_url.removesuffix("/api")

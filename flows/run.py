@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.planted import hold_back_planted
 from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
@@ -90,6 +91,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         sys.modules["torch"].set_num_threads(1)
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, progress.message)
         with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
 

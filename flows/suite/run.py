@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.interrupts import terminate_as_interrupt
+from flows.planted import hold_back_planted
 from flows.run import EmbeddedRun, own_prefect, prefect_drained, start_services
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
@@ -61,6 +62,7 @@ def run_suite(
         own_prefect(settings, services)
         start_services(services, ("mlflow.tracking", "matplotlib.figure"))
         os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, say)
         folder = suite_folder(settings, name)
         from flows.coordinator import turn_mlflow_to
         from flows.report import artifact_location

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from infra.services.credentials import basic_auth
+from infra.services.exposed import note_start
 from infra.services.ports import LOOPBACK
 from infra.services.process import Service
 
@@ -48,6 +49,7 @@ class PrefectService(Service):
 
     def prepare(self) -> None:
         (self.home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
+        note_start(self.home, credentials=self.auth is not None, database_url=self.database_url)
 
     def environment(self, port: int) -> dict[str, str]:
         folder = self.home / "prefect"
