@@ -78,12 +78,9 @@ class Finding:
         return "; ".join(part for part in (f"{self.kind} {self.name}", self.done, self.remove) if part)
 
 
-def note_start(home: Path, *, credentials: bool, database_url: str | None) -> None:
-    """Keep the list when a server is about to be started on a database."""
-    fresh = database_url is None and not (home / "prefect" / "prefect.db").exists()
-    if not credentials:
-        _write(home, [name for name in _guarded(home) if name != _name(database_url)])
-    elif fresh:
+def note_start(home: Path, database_url: str | None) -> None:
+    """Put a database that does not exist yet on the list, when a server with credentials is about to make it."""
+    if database_url is None and not (home / "prefect" / "prefect.db").exists():
         note_guarded(home, database_url)
 
 
@@ -93,7 +90,9 @@ def is_guarded(home: Path, database_url: str | None) -> bool:
 
 
 def note_guarded(home: Path, database_url: str | None) -> None:
-    _write(home, sorted({*_guarded(home), _name(database_url)}))
+    """Put the database on the list."""
+    names = sorted({*_guarded(home), _name(database_url)})
+    write_private(home / "prefect" / LIST, json.dumps(names))
 
 
 def _name(database_url: str | None) -> str:
@@ -106,11 +105,6 @@ def _guarded(home: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
-
-
-def _write(home: Path, names: Sequence[str]) -> None:
-    if list(names) != _guarded(home):
-        write_private(home / "prefect" / LIST, json.dumps(list(names)))
 
 
 def hold_back(api: PrefectJson, own: Own, folder: Path) -> tuple[list[Finding], Path | None]:

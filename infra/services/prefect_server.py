@@ -49,7 +49,8 @@ class PrefectService(Service):
 
     def prepare(self) -> None:
         (self.home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
-        note_start(self.home, credentials=self.auth is not None, database_url=self.database_url)
+        if self.auth is not None:
+            note_start(self.home, self.database_url)
 
     def environment(self, port: int) -> dict[str, str]:
         folder = self.home / "prefect"

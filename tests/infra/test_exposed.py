@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.services.exposed import Finding, is_guarded, note_guarded, note_start, report
+from infra.services.exposed import LIST, Finding, is_guarded, note_guarded, report
 from infra.services.prefect_server import PrefectService
 
 POSTGRESQL = "postgresql+asyncpg://user:hidden@db/prefect"
@@ -18,39 +18,29 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_fresh_database_is_guarded_from_its_first_server_with_credentials_on(home: Path) -> None:
+def test_a_fresh_database_is_guarded_from_its_first_server_on(home: Path) -> None:
     assert not is_guarded(home, None)
     PrefectService(home, auth="fedbench:secret").prepare()
     assert is_guarded(home, None)
     (home / "prefect" / "prefect.db").touch()
-    note_start(home, credentials=True, database_url=None)
+    PrefectService(home, auth="fedbench:secret").prepare()
     assert is_guarded(home, None)
 
 
-def test_one_server_without_credentials_ends_that_until_it_is_looked_through(home: Path) -> None:
-    note_start(home, credentials=True, database_url=None)
-    PrefectService(home).prepare()
+def test_a_database_that_an_earlier_version_made_is_not_until_it_is_looked_through(home: Path) -> None:
     (home / "prefect" / "prefect.db").touch()
-    note_start(home, credentials=True, database_url=None)
+    PrefectService(home, auth="fedbench:secret").prepare()
     assert not is_guarded(home, None)
     note_guarded(home, None)
     assert is_guarded(home, None)
 
 
-def test_a_database_that_an_earlier_version_made_is_not_guarded(home: Path) -> None:
-    (home / "prefect" / "prefect.db").touch()
-    note_start(home, credentials=True, database_url=None)
-    assert not is_guarded(home, None)
-
-
 def test_each_database_counts_for_itself_and_no_password_is_written(home: Path) -> None:
-    note_start(home, credentials=True, database_url=POSTGRESQL)
+    PrefectService(home, auth="fedbench:secret", database_url=POSTGRESQL).prepare()
     assert not is_guarded(home, POSTGRESQL)  # whether it is fresh is not known
     note_guarded(home, POSTGRESQL)
     assert is_guarded(home, POSTGRESQL)
     assert not is_guarded(home, None)
-    note_start(home, credentials=False, database_url=None)
-    assert is_guarded(home, POSTGRESQL)
     (written,) = (home / "prefect").iterdir()
     assert "hidden" not in written.read_text()
     assert written.stat().st_mode & 0o777 == 0o600
@@ -58,7 +48,7 @@ def test_each_database_counts_for_itself_and_no_password_is_written(home: Path) 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1, {}]", '{"SQLite": true}'])
 def test_a_damaged_list_guards_nothing(home: Path, content: str) -> None:
-    (home / "prefect" / "guarded-databases.json").write_text(content)
+    (home / "prefect" / LIST).write_text(content)
     assert not is_guarded(home, None)
 
 

@@ -16,14 +16,14 @@ from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
-from workers import prefect_server, read
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from workers import read
 
 from flows.clean_up import clean_up
 from flows.planted import own
 from infra.errors import StoredResultRefused
-from infra.services.credentials import FILE, basic_auth, read_keys
+from infra.services.credentials import FILE, read_keys
 from infra.services.exposed import hold_back, report
-from infra.services.prefect_json import PrefectJson
 from infra.services.publication import read_publication
 from infra.settings import Settings
 from infra.worker.prefect_private import accept_stored_results, refuse_stored_results
@@ -33,20 +33,17 @@ pytestmark = pytest.mark.integration
 KINDS = ("pickle", "json", "named", "parsed", "block")
 
 
-def write_access(home: Path) -> PrefectJson:
-    """To the Prefect server that runs for the home."""
-    publication = read_publication(home / "services" / "prefect.json")
-    assert publication is not None
-    assert publication.address is not None
-    keyed = (home / "services" / FILE).exists()
-    return PrefectJson(publication.address, basic_auth(read_keys(home / "services").prefect_auth) if keyed else {})
-
-
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacker]:
-    """Of a server that this process's Prefect is turned to."""
-    home, folder = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("others")
-    with prefect_server(home), pytest.MonkeyPatch.context() as patch:
+def other(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacker]:
+    """One who can write to the Prefect server of the shared home, which this process's Prefect is turned to."""
+    folder, services = tmp_path_factory.mktemp("others"), shared_home.path / "services"
+    publication = read_publication(services / "prefect.json")
+    assert publication is not None
+    auth = read_keys(services).prefect_auth if (services / FILE).exists() else None
+    with (
+        temporary_settings({PREFECT_API_URL: publication.address, PREFECT_API_AUTH_STRING: auth}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.syspath_prepend(str(folder))
         yield attacker(current_access(), folder)
 
@@ -136,8 +133,7 @@ def test_a_database_is_looked_through_and_what_is_planted_is_held_back(other: At
     }
 
 
-def test_a_run_of_the_command_line_ends_with_one_line(shared_home: Home, tmp_path: Path) -> None:
-    other = attacker(write_access(shared_home.path), tmp_path / "others")
+def test_a_run_of_the_command_line_ends_with_one_line(other: Attacker, shared_home: Home) -> None:
     with Attack(other, "pickle") as attack:
         result = shared_home.run("run", shared_home.spec_file(TINY), "--name", "attacked", "--slots", 1)
     assert attack.hit, result.stdout

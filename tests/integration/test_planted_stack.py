@@ -13,7 +13,7 @@ from stacks import PATIENCE, RunningStack, running_stack
 from waiting import eventually
 
 from infra.services.credentials import basic_auth
-from infra.services.exposed import note_start
+from infra.services.exposed import LIST
 from infra.services.prefect_json import PrefectJson
 from infra.services.prefect_server import PrefectService
 
@@ -41,10 +41,10 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     service = PrefectService(home)
     service.ensure()
     try:
-        made = plant_in_database(attacker(PrefectJson(service.address, {}), folder))
+        made = plant_in_database(attacker(PrefectJson(service.address, service.health_headers()), folder))
     finally:
         service.stop()
-    note_start(home, credentials=False, database_url=None)
+    (home / "prefect" / LIST).unlink(missing_ok=True)  # earlier versions had none, and asked for no credentials
     with running_stack(home) as stack:
         api = PrefectJson(stack.variables["PREFECT_API_URL"], basic_auth(stack.keys.prefect_auth))
         other = attacker(api, folder, "again")
