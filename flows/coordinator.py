@@ -12,7 +12,14 @@ from prefect.exceptions import PrefectHTTPStatusError
 from flows.start import PRELOAD, slot_count
 from flows.stored import read_history
 from flows.turn import take_turn
-from infra.errors import InfraError, PoolUnusable, RunLocked, SettingsError, TrackingUnavailable
+from infra.errors import (
+    InfraError,
+    PoolUnusable,
+    RunLocked,
+    SettingsError,
+    StoredResultRefused,
+    TrackingUnavailable,
+)
 from infra.place import Place
 from infra.settings import S3Settings, Settings
 from infra.slots import LocalSlots, TurnRunner
@@ -161,7 +168,7 @@ def place_failed(error: BaseException) -> bool:
         if isinstance(current, httpx.TransportError | ConnectionError):
             return True
         if isinstance(current, InfraError) and not isinstance(
-            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked
+            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked | StoredResultRefused
         ):
             return True
         if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:

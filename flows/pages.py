@@ -9,6 +9,7 @@ import time
 import typer
 from rich.console import Console
 
+from flows.planted import hold_back_planted
 from infra.private import private_process
 from infra.services.embedded import EmbeddedServices
 from infra.services.login_page import how_to_log_in
@@ -31,6 +32,8 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         read_run(objects, settings, name)
+        os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, lambda line: console.print(line, soft_wrap=True, markup=False))
         mlflow = None
         tracking = services.mlflow_tracking_uri
         if tracking.startswith("http"):
@@ -63,7 +66,6 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
 
 def prefect_page(services: EmbeddedServices, name: str) -> str:
     """Page of the federation's newest flow run; the list of its runs when there is none."""
-    os.environ.update(services.prefect_environment())
     from flows.prefect_runs import newest_run
 
     base = services.prefect_api_url.removesuffix("/api")

@@ -22,6 +22,9 @@ from prefect.states import Cancelled, Crashed, State
 from prefect.utilities.annotations import quote
 
 from infra.residents.runs import OPEN_STATES, cancel
+from infra.worker.prefect_private import refuse_stored_results
+
+refuse_stored_results()  # in every process that runs federations or suites, or reads what state they are in
 
 log = logging.getLogger(__name__)
 

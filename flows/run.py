@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.planted import hold_back_planted
 from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
@@ -95,6 +96,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         os.environ.update(services.prefect_environment())
         if services.prefect is not None:
             progress.message(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
+        hold_back_planted(settings, services.prefect, progress.message)
         with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
 

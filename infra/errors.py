@@ -44,6 +44,10 @@ class PrefectUnavailable(InfraError):
     """Prefect's API does not answer, or refuses."""
 
 
+class StoredResultRefused(InfraError):
+    """A run's state in Prefect has a result that no run of ours stored, or something asked to load a stored result."""
+
+
 class ServiceFailed(InfraError):
     """An embedded service (S3, Prefect, MLflow) did not come up."""
 

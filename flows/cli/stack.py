@@ -41,6 +41,7 @@ def up(
 
     `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
     """
+    from flows.planted import hold_back_planted
     from infra.services.database import refuse_password, shown
     from infra.services.environment_file import environment_path
     from infra.services.login_page import how_to_log_in, login_path
@@ -55,7 +56,7 @@ def up(
                 os.environ[f"FEDBENCH_{setting.upper()}"] = url
         settings = place_settings(home)
         stack = _stack(settings)
-        started = stack.up(_say)
+        started = stack.up(_say, lambda prefect: hold_back_planted(settings, prefect, _say))
         if workers and (started or not stack.workers_up()):
             _deploy(settings)
             started |= stack.up_workers(_say)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.interrupts import terminate_as_interrupt
+from flows.planted import hold_back_planted
 from flows.run import EmbeddedRun, how_to_log_in_to, own_prefect, prefect_drained, start_services
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
@@ -64,6 +65,7 @@ def run_suite(
         os.environ.update(services.prefect_environment())
         if services.prefect is not None:
             say(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
+        hold_back_planted(settings, services.prefect, say)
         folder = suite_folder(settings, name)
         from flows.coordinator import turn_mlflow_to
         from flows.report import artifact_location

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from infra.services.credentials import basic_auth, draw_keys
+from infra.services.exposed import note_start
 from infra.services.ports import LOOPBACK, page_origins
 from infra.services.process import Service
 
@@ -65,6 +66,7 @@ class PrefectService(Service):
 
     def prepare(self) -> None:
         (self.home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
+        note_start(self.home, self.database_url)
 
     def environment(self, port: int) -> dict[str, str]:
         folder = self.home / "prefect"

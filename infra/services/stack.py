@@ -23,6 +23,7 @@ from infra.services.environment_file import remove_environment, stack_environmen
 from infra.services.login_page import write_login_page
 from infra.services.mlflow_server import default_tracking_uri
 from infra.services.ports import LOOPBACK
+from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
 from infra.services.stack_services import (
     SERVERS,
@@ -88,8 +89,10 @@ class Stack:
         state = read_state(self.home)
         return [self._status(name, state) for name in SERVICES if state.workers or name not in WORKERS]
 
-    def up(self, say: Callable[[str], None]) -> bool:
+    def up(self, say: Callable[[str], None], look: Callable[[PrefectService], None]) -> bool:
         """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
+
+        look: called with Prefect's server when that answers, before anything may run what its database has.
 
         Raises:
             HomeInUse: a run has services of its own open.
@@ -117,12 +120,14 @@ class Stack:
                     )
             if state.up and all(found.state == "up" for found in before) and self._addresses() == state.addresses:
                 self._tell_clients(state)  # the file may have been removed
+                look(self._answering_prefect(state))
                 return self._supervise(state)
             self._check_databases(state)
             state = state.model_copy(update={"up": True})
             write_state(self.home, state)
             try:
                 self._start(state, before, say)
+                look(self._answering_prefect(read_state(self.home)))
             except BaseException:
                 self._take_back(before)
                 write_state(self.home, found_state)
@@ -202,6 +207,11 @@ class Stack:
     def _bare(self, name: str) -> Service:
         """The service to look at or to end, which takes no credentials and no store."""
         return bare_service(name, self.settings, read_state(self.home).host)
+
+    def _answering_prefect(self, state: StackState) -> PrefectService:
+        service = stack_prefect(self.settings, state)
+        service.ensure()
+        return service
 
     def _supervise(self, state: StackState) -> bool:
         """Have the supervisor up. Returns whether it had to be started."""

@@ -263,8 +263,8 @@ def test_a_stack_that_is_up_stays_at_its_address(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FEDBENCH_PORTS__HOST", "203.0.113.7")
     write_state(tmp_path, StackState(up=True))
     with pytest.raises(SettingsError, match=r"ports\.host: .* is up at 127\.0\.0\.1, found 203.*fedbench down"):
-        Stack(load_settings()).up(lambda line: None)
+        Stack(load_settings()).up(lambda line: None, lambda prefect: None)
     write_state(tmp_path, StackState())
     with pytest.raises(ServiceFailed, match=r"203\.0\.113\.7: expected an address of this machine \(ports\.host\)"):
-        Stack(load_settings()).up(lambda line: None)
+        Stack(load_settings()).up(lambda line: None, lambda prefect: None)
     assert not read_state(tmp_path).up
