@@ -61,7 +61,8 @@ def serve_model(
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
         )
-        console.print(f"{opened.title}: {address.url}/invocations (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+        line = f"{opened.title}: {address.url}/invocations (Ctrl-C ends it)"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
