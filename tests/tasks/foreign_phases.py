@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from foreign_silos import CLIENTS, FOREIGN, SPEC, Silos, info
+from foreign_silos import CLIENTS, DIGEST, FOREIGN, SPEC, Silos, info
 from pydantic import BaseModel
 
 from tasks.aggregate import aggregate_updates
@@ -64,7 +64,7 @@ def taken_over(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
     """The records of an interrupted round; the foreign silo's is what ``tamper`` makes of its answer's first update."""
     for client in CLIENTS:
         request = UpdateRequest(
-            federation="foreign", spec=spec, clients=(client,), round=3, spec_digest=SPEC.digest, model=silos.model,
+            federation="foreign", spec=spec, clients=(client,), round=3, spec_digest=DIGEST, model=silos.model,
             seeds={}, learning_rate=0.1,
         )  # fmt: skip
         silos.put_record(request)

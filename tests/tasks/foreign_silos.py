@@ -42,6 +42,7 @@ CLIENTS, FOREIGN, CLASSES, TEST_SIZE = ("1", "2", "3"), "2", ("car", "van"), 11
 SPEC = FederationSpec(
     participation=Participation(clients=CLIENTS, turn_retries=1), evaluation=EvaluationSpec(batch_size=2)
 )
+DIGEST = SPEC.digest
 Content = bytes | int  # of an object; a number: so many zeros, which take no memory
 
 
@@ -175,7 +176,7 @@ class Silos:
 
     def new_plan(self) -> RoundPlan:
         return RoundPlan(
-            federation=self.place.layout.federation, round=3, spec_digest=SPEC.digest, model=self.model,
+            federation=self.place.layout.federation, round=3, spec_digest=DIGEST, model=self.model,
             draws=(Draw(attempt=1, contacted=CLIENTS, answers=(), qualified=CLIENTS),), cohort=CLIENTS,
             shards=tuple((client,) for client in CLIENTS), seeds={client: 100 + int(client) for client in CLIENTS},
             learning_rate=0.01, created=datetime(2026, 1, 1, tzinfo=UTC),
