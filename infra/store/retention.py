@@ -32,7 +32,7 @@ _RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed,
 _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
-_EVALUATION = re.compile(r"evaluations/[^/]+\.(safetensors|json)")
+_EVALUATION = re.compile(r"evaluations/([^/]+/)?[^/]+\.(safetensors|json)")
 
 
 @dataclass(frozen=True)
