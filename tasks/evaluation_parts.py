@@ -42,7 +42,7 @@ class Part:
 def part_key(layout: FederationLayout, request: EvaluationRequest) -> str:
     """Where the turn of ``request`` leaves its detections and truth."""
     part = f"{request.test_digest[:16]}-{request.part:03d}-of-{request.parts:03d}"
-    return layout.evaluation_tensors(request.round, part)
+    return layout.evaluation_part(request.round, request.clients[0], part)
 
 
 def most_detections(request: EvaluationRequest, classes: int) -> int:

@@ -5,7 +5,7 @@
 <prefix>/<federation>/rounds/0007/global.safetensors             result of round 7; 0000: initial model
 <prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
 <prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   in place of its clients' own; <client>: the first
-<prefix>/<federation>/rounds/0007/evaluations/<part>.safetensors and .json
+<prefix>/<federation>/rounds/0007/evaluations/<client>/<part>.safetensors   <client>: the first of the turn
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
 <prefix>/<federation>/sheet.png                                  detections of the best model
@@ -107,6 +107,10 @@ class FederationLayout:
 
     def evaluations(self, number: int) -> str:
         return f"{self.round(number)}evaluations/"
+
+    def evaluation_part(self, number: int, client: str, part: str) -> str:
+        """A part of an evaluation, from a turn whose first client is ``client``: its silo's own folder."""
+        return self.evaluation_tensors(number, f"{client}/{part}")
 
     def evaluation_tensors(self, number: int, part: str) -> str:
         return f"{self.evaluations(number)}{part}.safetensors"

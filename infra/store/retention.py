@@ -34,7 +34,7 @@ _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the
 _SUPERSEDED = re.compile(r"superseded/[0-9]{4,}/.+")
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
-_EVALUATION = re.compile(r"evaluations/[^/]+\.(safetensors|json)")
+_EVALUATION = re.compile(r"evaluations/([^/]+/)?[^/]+\.(safetensors|json)")
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ UNFINISHED = [
     "rounds/0005/updates/1.json",
     "rounds/0005/global.safetensors",
     "rounds/0005/evaluations/p.safetensors",
+    "rounds/0005/evaluations/1/p.safetensors",
 ]
 
 
@@ -83,10 +84,10 @@ def test_updates_of_a_committed_round_go_unless_they_are_kept() -> None:
 def test_evaluations_of_a_committed_round_go_after_an_hour() -> None:
     kept, parts = (
         listing([name for name in COMMITTED if "global" not in name], DAYS),
-        ["rounds/0004/evaluations/p.safetensors"],
+        ["rounds/0004/evaluations/p.safetensors", "rounds/0004/evaluations/1/p.safetensors"],
     )
     assert plan(kept + listing(parts, 59 * MINUTES)) == {}
-    assert plan(kept + listing(parts, 61 * MINUTES)) == {parts[0]: OLD_EVALUATION}
+    assert plan(kept + listing(parts, 61 * MINUTES)) == dict.fromkeys(parts, OLD_EVALUATION)
 
 
 def test_an_unfinished_round_goes_when_nothing_was_written_for_long() -> None:

@@ -7,12 +7,13 @@ what one would write into the store is written when it is rung. The store is a c
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
 import io
 import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,13 @@ from tasks.replies import answer_limit, batches_of, images_of, read_reply
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, Draw, RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec
-from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest
+from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest
 
 CLIENTS, FOREIGN, CLASSES, TEST_SIZE = ("1", "2", "3"), "2", ("car", "van"), 11
 SPEC = FederationSpec(
     participation=Participation(clients=CLIENTS, turn_retries=1), evaluation=EvaluationSpec(batch_size=2)
 )
+DIGEST = SPEC.digest
 Content = bytes | int  # of an object; a number: so many zeros, which take no memory
 
 
@@ -131,8 +133,12 @@ class Silos:
     notes: Notes
     store: MemoryStore
 
+    tamper: Callable[[AnyRequest, dict[str, Any]], Content] | None = None
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)  # its threads are used again by the next phase
+
     def begin(self, tamper: Callable[[AnyRequest, dict[str, Any]], Content] | None = None) -> None:
         """An empty store, and new residents."""
+        self.tamper = tamper
         self.store.client.objects.clear()
         self.notes.calls.clear()
         pools = PoolSettings(silos={client: f"silo-{client}" for client in CLIENTS}, residents=1)
@@ -156,14 +162,21 @@ class Silos:
 
     def put(self, key: str, content: bytes) -> WeightRef:
         """As a silo does: past the coordinator's cache."""
-        import hashlib
-
         self.store.client.objects[key] = content
         return WeightRef(key=key, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
+    def put_record(self, request: UpdateRequest) -> None:
+        """The record of an update as its silo leaves it in the store."""
+        (client,) = request.clients
+        document = self.honest(request)["updates"][0]
+        content: Content = json.dumps(document).encode()
+        if self.tamper is not None and client == FOREIGN:
+            content = self.tamper(request, document)
+        self.store.client.objects[self.place.layout.update_record(3, client)] = content
+
     def new_plan(self) -> RoundPlan:
         return RoundPlan(
-            federation=self.place.layout.federation, round=3, spec_digest=SPEC.digest, model=self.model,
+            federation=self.place.layout.federation, round=3, spec_digest=DIGEST, model=self.model,
             draws=(Draw(attempt=1, contacted=CLIENTS, answers=(), qualified=CLIENTS),), cohort=CLIENTS,
             shards=tuple((client,) for client in CLIENTS), seeds={client: 100 + int(client) for client in CLIENTS},
             learning_rate=0.01, created=datetime(2026, 1, 1, tzinfo=UTC),
@@ -241,12 +254,3 @@ def memory_watched() -> Iterator[None]:
 def _kilobytes(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
-
-
-def finite(document: Any) -> bool:
-    """Whether a document holds numbers that JSON has."""
-    if isinstance(document, dict):
-        return all(map(finite, document.values()))
-    if isinstance(document, list):
-        return all(map(finite, document))
-    return not isinstance(document, float) or math.isfinite(document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 from foreign_answers import CASES, Tamper, in_place
+from foreign_phases import PHASES, drawn, pictured, scored, taken_over
 from foreign_silos import (
-    CLIENTS,
     FOREIGN,
     SPEC,
     TEST_SIZE,
@@ -24,21 +23,18 @@ from foreign_silos import (
     sheet,
 )
 
-from tasks.aggregate import aggregate_updates
-from tasks.check_client_resource import check_client_resource
-from tasks.draw_sheet import read_sheet
 from tasks.errors import FedbenchError
-from tasks.request_update import request_update, stored_updates
-from tasks.spec.records import ClientFailure, EvaluationRecord
-from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply, UpdateRequest
-from tasks.stop_and_eval import clients_by_test_set, stop_and_eval
-from tasks.turns import hand_out
+from tasks.spec.records import EvaluationRecord
+from tasks.spec.turns import AnyRequest
+from tasks.stop_and_eval import clients_by_test_set
 from tasks.wake_up import wake_up
 
 
 @pytest.fixture(scope="module")
-def silos(tmp_path_factory: pytest.TempPathFactory) -> Silos:
-    return make_silos(tmp_path_factory.mktemp("coordinator"))
+def silos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silos]:
+    found = make_silos(tmp_path_factory.mktemp("coordinator"))
+    with found.runner:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -48,35 +44,6 @@ def watched() -> Iterator[None]:
         yield
 
 
-def awake(silos: Silos) -> tuple[list[str], list[ClientFailure]]:
-    ready, failures = asyncio.run(wake_up.fn("foreign", SPEC, CLIENTS, 2))
-    return [item.client for item in ready], failures
-
-
-def updated(silos: Silos) -> tuple[list[str], list[ClientFailure]]:
-    async def ask() -> list[TurnReply]:
-        return await asyncio.gather(*(request_update.fn(SPEC, silos.plan, 3, (name,), name) for name in CLIENTS))
-
-    replies = asyncio.run(ask())
-    updates = [update for reply in replies for update in reply.updates]
-    _, counted, dropped = aggregate_updates(silos.place, SPEC, silos.plan, updates)
-    return [item.client for item in counted], [item for reply in replies for item in reply.failures] + dropped
-
-
-def evaluated(silos: Silos) -> tuple[EvaluationRecord | None, list[ClientFailure]]:
-    infos = [info(name) for name in CLIENTS]
-    evaluation, failures, _, _ = asyncio.run(stop_and_eval.fn("foreign", SPEC, 3, infos, silos.model, "all"))
-    return evaluation, failures
-
-
-def scored(silos: Silos) -> tuple[list[str], list[ClientFailure]]:
-    evaluation, failures = evaluated(silos)
-    return list(evaluation.clients) if evaluation else [], failures
-
-
-COUNTED = {"wake_up": awake, "request_update": updated, "stop_and_eval": scored}
-
-
 @pytest.mark.parametrize(
     ("phase", "name", "tamper", "reason"), CASES, ids=[f"{phase}-{name}" for phase, name, _, _ in CASES]
 )
@@ -84,8 +51,9 @@ def test_a_malformed_answer_drops_its_client_alone(
     silos: Silos, phase: str, name: str, tamper: Tamper, reason: str
 ) -> None:
     silos.begin(lambda request, document: tamper(silos, request, document))
-    counted, failures = COUNTED[phase](silos)
-    assert counted == ["1", "3"]
+    outcome = PHASES[phase](silos, SPEC)
+    failures = outcome.dropped
+    assert outcome.counted == ["1", "3"]
     assert {item.client for item in failures} == {FOREIGN}
     assert re.search(reason, failures[0].reason, re.DOTALL), failures[0].reason
     assert len(failures[0].reason) <= 2000
@@ -94,18 +62,18 @@ def test_a_malformed_answer_drops_its_client_alone(
 
 def test_undisturbed_all_count(silos: Silos) -> None:
     silos.begin()
-    assert [COUNTED[phase](silos) for phase in COUNTED] == [(["1", "2", "3"], [])] * 3
-    assert evaluated(silos)[0] is not None
+    outcomes = [PHASES[phase](silos, SPEC) for phase in PHASES]
+    assert [(outcome.counted, outcome.dropped) for outcome in outcomes] == [(["1", "2", "3"], [])] * len(PHASES)
 
 
 def test_a_part_is_done_elsewhere_with_the_same_figures(silos: Silos) -> None:
     silos.begin()
-    undisturbed, _ = evaluated(silos)
+    undisturbed = scored(silos).records[0]
     silos.begin(lambda request, document: b"[]")
-    disturbed, failures = evaluated(silos)
-    assert undisturbed is not None
-    assert disturbed is not None
-    assert (disturbed.clients, [item.client for item in failures]) == (("1", "3"), ["2"])
+    outcome = scored(silos)
+    disturbed = outcome.records[0]
+    assert isinstance(disturbed, EvaluationRecord)
+    assert (disturbed.clients, [item.client for item in outcome.dropped]) == (("1", "3"), ["2"])
     same = {"clients": (), "seconds": 0}
     assert disturbed.model_copy(update=same) == undisturbed.model_copy(update=same)
     assert disturbed.test_size == TEST_SIZE
@@ -121,10 +89,9 @@ def test_who_claims_anothers_test_set_in_another_size_is_scored_alone(silos: Sil
 
 def test_a_silo_that_gives_no_load_is_on_record(silos: Silos) -> None:
     silos.begin(lambda request, document: b'{"version": 1, "error": "no load here"}')
-    infos = [info(name) for name in CLIENTS]
-    plan = asyncio.run(check_client_resource.fn("foreign", SPEC, 3, infos, silos.model))
-    assert plan.cohort == ("1", "3")
-    (failure,) = plan.draws[0].failures
+    outcome = drawn(silos)
+    assert outcome.counted == ["1", "3"]
+    (failure,) = outcome.dropped
     assert (failure.client, failure.phase) == (FOREIGN, "check_client_resource")
     assert failure.reason.endswith("no load here")
 
@@ -136,7 +103,7 @@ def test_without_a_majority_the_classes_must_be_named(silos: Silos) -> None:
 
     silos.begin(others)
     with pytest.raises(FedbenchError, match=r"expected the same classes at every client, found 1: car, van; 2: x"):
-        asyncio.run(wake_up.fn("foreign", SPEC, ("1", "2"), 2))
+        silos.runner.run(wake_up.fn("foreign", SPEC, ("1", "2"), 2))
 
 
 @pytest.mark.parametrize(
@@ -152,37 +119,16 @@ def test_without_a_majority_the_classes_must_be_named(silos: Silos) -> None:
 )
 def test_a_sheet_that_cannot_be_shown_is_refused(silos: Silos, content: Content, problem: str | None) -> None:
     silos.begin(lambda request, document: in_place(content)(silos, request, document))
-    request = SheetRequest(federation="foreign", spec=SPEC, clients=(FOREIGN,), model=silos.model, images=3)
-    found: list[bytes] = []
-
-    async def accept(asked: AnyRequest, reply: TurnReply) -> None:
-        assert isinstance(asked, SheetRequest)
-        found.append(await asyncio.to_thread(read_sheet, silos.place, asked, reply))
-
-    replies = asyncio.run(hand_out(silos.place, request, accept=accept))
-    reasons = [item.reason for reply in replies for item in reply.failures]
+    outcome = pictured(silos)
+    reasons = [item.reason for item in outcome.dropped]
     if problem is None:
-        assert (found, reasons) == ([content], [])
+        assert (outcome.counted, reasons) == (["1", "2", "3"], [])
     else:
-        assert found == []
+        assert outcome.counted == ["1", "3"]
         assert re.search(problem, reasons[0])
 
 
 @pytest.mark.parametrize("record", [b"[" * 500_000, b"null", b"\xff", 300_000_000, b'{"version": 1}', b"{}" * 20_000])
 def test_a_strange_record_in_the_store_is_not_taken_over(silos: Silos, record: Content) -> None:
-    silos.begin()
-    updated(silos)
-    layout = silos.place.layout
-    for client in CLIENTS:
-        reply = silos.honest(_update_request(silos, client))
-        silos.store.put_json(layout.update_record(3, client), reply["updates"][0])
-    assert list(stored_updates(silos.place, silos.plan)) == ["1", "2", "3"]
-    silos.store.client.objects[layout.update_record(3, FOREIGN)] = record
-    assert list(stored_updates(silos.place, silos.plan)) == ["1", "3"]
-
-
-def _update_request(silos: Silos, client: str) -> Any:
-    return UpdateRequest(
-        federation="foreign", spec=SPEC, clients=(client,), round=3, spec_digest=SPEC.digest, model=silos.model,
-        seeds={}, learning_rate=0.1,
-    )  # fmt: skip
+    silos.begin(lambda request, document: record)
+    assert taken_over(silos).counted == ["1", "3"]

@@ -161,8 +161,12 @@ def test_nothing_is_allowed_that_no_silo_does(requests: list[tuple[str, str]], s
         for action, pattern in patterns
         if not any(action == other and fnmatch.fnmatchcase(resource, pattern) for other, resource in done)
     }
-    # Only the first client of a turn gives a partial sum its name.
-    assert idle == {("s3:PutObject", f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/updates/_sum-5.safetensors")}
+    # Only the first client of a turn gives a partial sum, or a part of an evaluation, its place.
+    rounds = f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/"
+    assert idle == {
+        ("s3:PutObject", f"{rounds}updates/_sum-5.safetensors"),
+        ("s3:PutObject", f"{rounds}evaluations/5/*.safetensors"),
+    }
 
 
 def test_what_is_others_is_refused() -> None:
@@ -170,7 +174,7 @@ def test_what_is_others_is_refused() -> None:
     written = [
         layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),
         layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
-        layout.partial_sum(3, "1"), f"{layout.turns}silo-a/s/1/0001-answer.json",
+        layout.partial_sum(3, "1"), layout.evaluation_part(3, "1", "p"), f"{layout.turns}silo-a/s/1/0001-answer.json",
         f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
         *(layout.put_aside(key, 1) for key in (layout.update_weights(3, "4"), layout.update_record(3, "4"))),
     ]  # fmt: skip
