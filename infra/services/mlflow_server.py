@@ -87,7 +87,7 @@ class MlflowService(Service):
             variables["AWS_CONFIG_FILE"] = variables["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
         # As the store's own client has it: without keys, AWS's way to find some, whatever it takes.
         used = "AWS_CA_BUNDLE" if self.store.access_key is not None else "AWS_"
-        variables |= {name: value for name, value in os.environ.items() if name.startswith(used)}
+        variables = {name: value for name, value in os.environ.items() if name.startswith(used)} | variables
         if self.host != LOOPBACK:  # it refuses requests and pages of any other address but private ones
             names = [name for host in ("localhost", LOOPBACK, self.host) for name in (host, f"{host}:*")]
             variables["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(names)
