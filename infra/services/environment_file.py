@@ -50,8 +50,8 @@ def write_environment(home: Path, addresses: Mapping[str, str], store: S3Setting
         lines.append(f"export {name}={shlex.quote(value)}")
     servers = [urlsplit(address).hostname or "" for address in addresses.values()]
     hosts = ",".join(dict.fromkeys((*LOOPBACK_HOSTS, *filter(None, servers))))
-    for name in NO_PROXY:  # after what the shell has already
-        lines.append(f'export {name}="${{{name}:+${name},}}{hosts}"')
+    for name in NO_PROXY:  # after what the shell has already; * is everything, and only by itself
+        lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="${{{name}:+${name},}}{hosts}"')
     path = environment_path(home)
     write_private(path, "\n".join(lines) + "\n")
     return path

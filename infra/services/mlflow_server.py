@@ -105,8 +105,7 @@ class MlflowService(Service):
             variables["AWS_CONFIG_FILE"] = variables["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
         # As the store's own client has it: without keys, AWS's way to find some, whatever it takes.
         used = "AWS_CA_BUNDLE" if self.store.access_key is not None else "AWS_"
-        variables |= {name: value for name, value in os.environ.items() if name.startswith(used)}
-        return variables
+        return {name: value for name, value in os.environ.items() if name.startswith(used)} | variables
 
     def command(self, port: int) -> list[str]:
         # It runs for weeks, and is asked every two seconds by each run whether it is there: no line for each request.

@@ -22,7 +22,10 @@ from pydantic import SecretStr
 
 from infra.errors import SettingsError
 from infra.proxies import LOOPBACK_HOSTS, bypass_proxies
+from infra.services.credentials import draw_keys
+from infra.services.environment_file import write_environment
 from infra.services.launch import launch
+from infra.services.mlflow_server import MlflowService
 from infra.services.own_environment import use_own_environment
 from infra.services.stack_state import StackState, write_state
 from infra.settings import PortSettings, S3Settings, Settings
@@ -219,6 +222,35 @@ def test_a_service_is_started_without_the_users_variables(tmp_path: Path) -> Non
     assert (found["OWN"], found["OTHER"], found["http_proxy"]) == ("1", "x", PROXY)
     assert "ALL_PROXY" not in found
     assert "127.0.0.1" in found["no_proxy"].split(",")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "127.0.0.1,localhost,::1,192.0.2.7"),
+        ("a.example", "a.example,127.0.0.1,localhost,::1,192.0.2.7"),
+        ("*", "*"),
+    ],
+)
+def test_a_shell_that_sources_a_stacks_file_asks_its_servers_directly(before: str, after: str, tmp_path: Path) -> None:
+    addresses = {name: "http://192.0.2.7:1" for name in ("s3", "prefect", "mlflow")}
+    path = write_environment(tmp_path, addresses, S3Settings(), draw_keys(tmp_path / "services"))
+    for name in ("no_proxy", "NO_PROXY"):
+        variables = {name: before} if before else {}
+        script = f'set -eu; source "$1"; printf %s "${name}"'
+        assert subprocess.check_output(["bash", "-c", script, "-", str(path)], env=variables, text=True) == after
+
+
+def test_mlflows_server_has_awss_own_way_to_find_keys_only_where_there_are_none(tmp_path: Path) -> None:
+    own = {"AWS_PROFILE": "work", "AWS_CA_BUNDLE": "/ca", "AWS_DEFAULT_REGION": "elsewhere"}
+    os.environ.update(own)
+    store = S3Settings(endpoint="https://s3.example", region="here")
+    found = MlflowService(tmp_path, store).environment(1)
+    assert (found["AWS_PROFILE"], found["AWS_CA_BUNDLE"], found["AWS_DEFAULT_REGION"]) == ("work", "/ca", "here")
+    keys = {"access_key": SecretStr("k"), "secret_key": SecretStr("s")}
+    found = MlflowService(tmp_path, store.model_copy(update=keys)).environment(1)
+    assert (found["AWS_CA_BUNDLE"], found["AWS_CONFIG_FILE"]) == ("/ca", os.devnull)
+    assert "AWS_PROFILE" not in found
 
 
 # The store's client.
