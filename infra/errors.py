@@ -1,13 +1,6 @@
 """Errors of the place where a run happens. They say what was not reached, and what to check."""
 
-import unicodedata
-
-
-def _shown(letter: str) -> str:
-    """``letter``, or its escape if it has no glyph: as :func:`tasks.plain_text.visible`, a layer above, has it."""
-    if letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs":
-        return letter
-    return letter.encode("unicode_escape").decode("ascii")
+from infra.plain_text import visible
 
 
 class InfraError(Exception):
@@ -17,7 +10,7 @@ class InfraError(Exception):
     """
 
     def __str__(self) -> str:
-        return "".join(map(_shown, super().__str__()))
+        return visible(super().__str__())
 
 
 class SettingsError(InfraError):

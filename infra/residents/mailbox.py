@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import BadReply, SettingsError, SlotLost, StoreRefused
+from infra.plain_text import cut
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from infra.texts import cut
 
 MAILBOX_VERSION = 1
 ASK, ANSWER = "-ask.json", "-answer.json"  # after the number of the turn

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from infra.plain_text import printable
 from infra.services.database import shown
 from infra.services.prefect_json import PrefectJson
 from infra.services.publication import write_private
-from infra.text import printable
 
 LIST = "guarded-databases.json"
 SQLITE = "SQLite"
