@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from flows.prefect_runs import unsearched
 from infra.place import Place
 from tasks.aggregate import aggregate, require_quorum
-from tasks.errors import FedbenchError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
 from tasks.turns import report_failures
@@ -80,13 +79,7 @@ async def usable_model(
         report_failures(place, spoilers)
         refused += spoilers
         left = [update for update in counted if update not in largest]
-        try:
-            require_quorum(spec, plan, left, [*dropped, *refused])
-        except FedbenchError as error:
-            clients = "".join(f" --retrain {failure.client}" for failure in refused)
-            raise FedbenchError(
-                f"{error}; to discard a client's update and train it again: fedbench resume {plan.federation}{clients}"
-            ) from None
+        require_quorum(spec, plan, left, [*dropped, *refused])
         attempt += 1
 
 

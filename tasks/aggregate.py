@@ -56,7 +56,7 @@ def require_quorum(
 ) -> None:
     """
     Raises:
-        FedbenchError: too few updates; names the missing clients and why each is missing.
+        FedbenchError: too few updates; names the missing clients and why each is missing. The round stays open.
     """
     needed, share = quorum(spec, len(plan.cohort)), spec.participation.max_weight_share
     if len(updates) < needed:
@@ -68,7 +68,17 @@ def require_quorum(
     reasons = "; ".join(f"client {failure.client} ({failure.kind}): {plain(failure.reason)}" for failure in dropped)
     raise FedbenchError(
         f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, {rule}; missing: {reasons}"
+        + _how_to_go_on(plan, dropped)
     )
+
+
+def _how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
+    """An update that was refused here is in the store, and would be refused again whenever the round goes on."""
+    clients = dict.fromkeys(failure.client for failure in dropped if failure.phase == "aggregate")
+    if not clients:
+        return ""
+    options = "".join(f" --retrain {client}" for client in clients)
+    return f"; to discard stored updates and train again: fedbench resume {plan.federation}{options}"
 
 
 def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> dict[str, Weight] | None:
@@ -125,7 +135,8 @@ def aggregate_updates(
         for reason in refused[client]
     ]
     if not counted:
-        raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
+        reasons = "; ".join(item.reason for item in dropped)
+        raise ClientError(f"round {plan.round}: no update counts: {reasons}{_how_to_go_on(plan, dropped)}")
     # A client whose first update counts is not dropped for a second one.
     return strategy.result(), counted, list(not_counted(dropped, counted, ()))
 

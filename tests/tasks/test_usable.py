@@ -160,7 +160,21 @@ def test_a_round_that_loses_its_quorum_ends_with_one_line_that_says_how_to_go_on
         "client 3 (client-error): the new global model of 5 updates cannot be used"
     )
     name = round3.plan.federation
-    assert text.endswith(f"train it again: fedbench resume {name} --retrain 3 --retrain 4 --retrain 5")
+    assert text.endswith(f"train again: fedbench resume {name} --retrain 3 --retrain 4 --retrain 5")
+
+
+def test_a_round_without_its_quorum_for_updates_that_do_not_fit_says_how_to_go_on_too(round3: Round) -> None:
+    """They are in the store, so the round would fail in the same way again and again."""
+    bad = [round3.update(client, float("nan")) for client in "124"]
+    name = round3.plan.federation
+    for updates, says in (
+        ([*bad, round3.update("3", 1.0), round3.update("5", 1.0)], r"2 of 5 updates came"),
+        (bad, "no update counts"),
+    ):
+        with pytest.raises(
+            FedbenchError, match=f"{says}.* fedbench resume {name} --retrain 1 --retrain 2 --retrain 4$"
+        ):
+            round3.run(updates)
 
 
 def test_a_partial_sum_is_dropped_whole(round3: Round) -> None:
