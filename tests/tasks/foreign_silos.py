@@ -158,7 +158,6 @@ class Silos:
         self.place.weights.forget(path.stem for path in self.place.weights.cache_dir.glob("??/*.safetensors"))
         self.model = self.put(self.place.layout.global_weights(2), state(0))
         self.plan = self.new_plan()
-        set_place(self.place)
 
     def put(self, key: str, content: bytes) -> WeightRef:
         """As a silo does: past the coordinator's cache."""
@@ -206,6 +205,7 @@ class Silos:
 def make_silos(folder: Path) -> Silos:
     store = MemoryStore()
     place, notes = make_place(store, folder, "foreign", slots=1)
+    set_place(place)  # before there is a runner, which keeps the context that it finds
     return Silos(place, notes, store)
 
 
