@@ -3,7 +3,8 @@
 Prefect's page keeps its auth string in the browser's storage for its own address, which no other page can write. So
 the file posts the string to the server, and the server, if the string is right, answers with a page that stores it.
 The string is then in no address, no history and no process's arguments, which ``ps`` shows to others.
-MLflow's page uses HTTP's basic authentication: the file links to ``http://user:password@host``, which browsers take.
+MLflow's page uses HTTP's basic authentication: the file links to ``http://user:password@host``, which browsers take
+and remember.
 """
 
 from __future__ import annotations
@@ -56,9 +57,13 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
     if mlflow is not None:
         user, _, password = keys.mlflow_auth.partition(":")
         scheme, _, rest = mlflow.partition("://")
-        address = f"{scheme}://{quote(user)}:{quote(password)}@{rest}"
+        # The page itself cannot be opened so: a page whose URL has credentials may not send requests. An address of
+        # one word has the browser remember them, and then the page comes into the same tab.
+        word = f"{scheme}://{quote(user)}:{quote(password)}@{rest.partition('/')[0]}/version"
+        then = html.escape(f"setTimeout(() => window.open({_js(mlflow)}, 'mlflow'), 1500)")
         parts.append(
-            f'<p><a href="{html.escape(address)}">Open MLflow</a></p>'
+            f'<p><a href="{html.escape(word)}" target="mlflow" onclick="{then}">Open MLflow</a> '
+            f'(<a href="{html.escape(mlflow)}" target="mlflow">again</a>)</p>'
             f"<p>MLflow asks for user <code>{user}</code>, password <code>{html.escape(password)}</code></p>"
         )
     path = login_path(home, command)

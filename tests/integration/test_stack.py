@@ -131,7 +131,8 @@ def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_
     assert how_to_log_in(login) in pages.read_text()
     page = login.read_text()
     assert f'action="{stack.prefect}/fedbench-login"' in page
-    assert f'href="http://{stack.keys.mlflow_auth}@{stack.mlflow.removeprefix("http://")}/#/experiments/' in page
+    assert f'href="http://{stack.keys.mlflow_auth}@{stack.mlflow.removeprefix("http://")}/version"' in page
+    assert f'href="{stack.mlflow}/#/experiments/' in page
     (port,) = free_ports(1)
     served = tmp_path / "served.txt"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
