@@ -6,6 +6,7 @@ names, or in the bytes of that. Arbitrary bytes alone would be refused at the fi
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,7 @@ def changed_json(document: Any, steps: Sequence[tuple[int, int, Any]]) -> Any:
         if not found:
             break
         holder, key = found[position % len(found)]
+        value = copy.deepcopy(value)  # those of NASTY are no case's own
         if action <= 1:
             holder[key] = value
         elif action == 2:
