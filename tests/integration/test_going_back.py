@@ -28,12 +28,6 @@ def test_a_damaged_round_is_put_aside_and_done_again(shared_home: Home, undistur
     assert refused.returncode == 2, refused.stdout
     assert f"{layout.marker(ROUNDS)}: updates.0.train_size: expected at most 1000000000" in refused.stdout
     assert f"fedbench resume {NAME} --from ROUND" in refused.stdout
-    listed = home.run("list")
-    assert listed.returncode == 0, listed.stdout
-    assert "damaged" in listed.stdout
-    not_kept = home.run("resume", NAME, "--from", 7)
-    assert not_kept.returncode == 2, not_kept.stdout
-    assert "--from: expected a round whose global weights are kept" in not_kept.stdout
 
     back = home.run("resume", NAME, "--from", ROUNDS - 1, "--slots", 2, "-q")
     assert back.returncode == 0, back.stdout
@@ -46,9 +40,6 @@ def test_a_damaged_round_is_put_aside_and_done_again(shared_home: Home, undistur
 
     # As a round that was interrupted before its commit.
     marker.unlink()
-    unknown = home.run("resume", NAME, "--retrain", "1")
-    assert unknown.returncode == 2, unknown.stdout
-    assert "--retrain: expected a client of round 2 (3, 4, 5), found 1" in unknown.stdout
     again = home.run("resume", NAME, "--retrain", "3", "--slots", 2, "-q")
     assert again.returncode == 0, again.stdout
     assert "client 3: no update of round 2 is stored" in again.stdout
