@@ -3,6 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+INSTALL_TOOLS := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+  -r requirements-setup.txt
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --quiet \
+  --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint unit integration slow bench lock clean
@@ -16,7 +20,7 @@ help:
 	@echo "make integration  tests that start real services and runs (a quarter of an hour)"
 	@echo "make slow         integration tests that wait, or kill, for many minutes each"
 	@echo "make bench        benchmarks"
-	@echo "make lock         compile requirements.txt from pyproject.toml again"
+	@echo "make lock         compile requirements.txt and requirements-setup.txt again, to the newest versions"
 	@echo "make clean        remove .venv and the tools' caches"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13) that .venv is made with"
 
@@ -32,12 +36,14 @@ $(BIN)/uv:
 	  echo "error: $(PYTHON) cannot create virtual environments: on Debian and Ubuntu, apt install python3-venv" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(INSTALL_TOOLS)
 
-# The requirements with all that they need are pinned; fedbench itself is installed over them, adding none.
-.venv/.installed: requirements.txt pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.txt
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+# The requirements with all that they need are pinned, with the hashes of their files, and so are uv and what fedbench
+# itself is built with; it is installed over them, adding none.
+.venv/.installed: requirements.txt requirements-setup.txt pyproject.toml | $(BIN)/uv
+	$(INSTALL_TOOLS)
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 run: setup
@@ -66,8 +72,8 @@ bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s
 
 lock: $(BIN)/uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra laptop --extra postgresql \
-	  --upgrade --quiet --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
+	$(COMPILE) --extra dev --extra laptop --extra postgresql pyproject.toml -o requirements.txt
+	printf '%s\n' uv 'hatchling>=1.25,<2' editables | $(COMPILE) --constraints requirements.txt - -o requirements-setup.txt
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

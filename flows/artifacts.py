@@ -18,6 +18,7 @@ from prefect.artifacts import (
 
 from flows.stored import stopped
 from infra.place import Leavings
+from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
@@ -120,11 +121,11 @@ def _sheet(png: bytes) -> list[str]:
 def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> str:
     """The federation's rounds as a Markdown table, its plots, and where to read on."""
     reason = history[-1].decision.reason or "nothing yet"
-    lines = [f"# {name}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
+    lines = [f"# {markdown(name)}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
     if leavings.page is not None:
-        lines += [f"All figures, plots and the model: [MLflow run]({leavings.page})", ""]
+        lines += [f"All figures, plots and the model: [MLflow run]({link_target(leavings.page)})", ""]
     if leavings.model is not None:
-        lines += [f"Model: `{leavings.model}`", ""]
+        lines += [f"Model: {markdown(leavings.model)}", ""]
     lines += [
         "| round | clients | train loss | test loss | map50_voc10 | map_coco | recall | MB up | seconds |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -142,15 +143,15 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> st
 
 
 def client_table(record: RoundRecord) -> list[dict[str, object]]:
-    """Rows of the round's table artifact: one a client."""
+    """Rows of the round's table artifact: one a client. Prefect's page shows the texts of a table as Markdown."""
     updates = {update.client: update for update in record.updates}
-    reasons = {failure.client: f"{failure.kind}: {failure.reason}" for failure in record.dropped}
+    reasons = {failure.client: markdown(f"{failure.kind}: {failure.reason}") for failure in record.dropped}
     rows: list[dict[str, object]] = []
     for client in sorted({info.client for info in record.clients} | reasons.keys(), key=lambda c: (len(c), c)):
         update = updates.get(client)
         rows.append(
             {
-                "client": client,
+                "client": markdown(client),
                 "images": update.train_size if update else None,
                 "train loss": float(_loss(update.train_loss)) if update else None,
                 "steps": update.steps if update else None,

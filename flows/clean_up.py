@@ -12,7 +12,11 @@ from pydantic import Field
 
 from flows.leftovers import DAYS, CleanUp, clean, describe
 from infra.settings import load_settings
+from infra.worker.prefect_private import refuse_stored_results
+from tasks.plain_text import plain
 from tasks.spec.base import FederationName
+
+refuse_stored_results()  # in every process that can run this flow, before its engine begins
 
 
 @flow(name="clean-up", flow_run_name="clean-up", persist_result=False)
@@ -41,9 +45,9 @@ async def clean_up(
     )
     logger = get_run_logger()
     for note in result.notes:
-        logger.info("%s", note)
+        logger.info("%s", plain(note))
     for key, reason in result.failed.items():
-        logger.warning("not removed: %s: %s", key, reason)
+        logger.warning("not removed: %s: %s", plain(key), plain(reason))
     await acreate_table_artifact(
         key="clean-up",
         table=result.rows(),

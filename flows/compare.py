@@ -18,6 +18,7 @@ from infra.errors import SettingsError
 from infra.settings import Settings
 from tasks.errors import SpecError
 from tasks.metrics.over_rounds import Costs, best_round, costs_by_round
+from tasks.plain_text import NAME_LIMIT, plain
 from tasks.report import text
 from tasks.report.files import report_files
 from tasks.report.text import signed_number as signed
@@ -112,7 +113,7 @@ def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
     if classes:
         table.add_row(Text("AP50 voc10 by class", "dim"))
     for name in classes:
-        _figures(table, f"  {name}", [item.best.per_class.get(name) for item in compared])
+        _figures(table, f"  {plain(name, NAME_LIMIT)}", [item.best.per_class.get(name) for item in compared])
     table.add_row(Text("over all rounds", "dim"))
     _factors(table, "seconds", [item.costs[-1].seconds for item in compared], ".0f")
     exchanged = [None if is_reference(item.run.spec) else item.costs[-1].exchanged / 1e6 for item in compared]

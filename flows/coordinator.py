@@ -12,7 +12,14 @@ from prefect.exceptions import PrefectHTTPStatusError
 from flows.start import PRELOAD, slot_count
 from flows.stored import read_history
 from flows.turn import take_turn
-from infra.errors import InfraError, PoolUnusable, RunLocked, SettingsError, TrackingUnavailable
+from infra.errors import (
+    InfraError,
+    PoolUnusable,
+    RunLocked,
+    SettingsError,
+    StoredResultRefused,
+    TrackingUnavailable,
+)
 from infra.place import Place
 from infra.settings import S3Settings, Settings
 from infra.slots import LocalSlots, TurnRunner
@@ -21,9 +28,10 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
 from tasks.errors import FedbenchError, SpecError
+from tasks.plain_text import plain
+from tasks.replies import answer_limit, read_reply
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
-from tasks.spec.turns import TurnReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +142,8 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         settings.pools,
         spec.clients,
         job_variables=job_variables(spec),
-        read_reply=TurnReply.model_validate,
+        read_reply=read_reply,
+        answer_limit=answer_limit,
         say=say,
         code_version=metadata.version("fedbench"),
     )
@@ -159,7 +168,7 @@ def place_failed(error: BaseException) -> bool:
         if isinstance(current, httpx.TransportError | ConnectionError):
             return True
         if isinstance(current, InfraError) and not isinstance(
-            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked
+            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked | StoredResultRefused
         ):
             return True
         if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
@@ -173,4 +182,4 @@ def place_failed(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What went wrong, for a line of the display."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return plain(text.splitlines()[0], 200)

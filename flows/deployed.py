@@ -28,6 +28,7 @@ from infra.errors import SettingsError
 from infra.federation_lease import FederationLease
 from infra.lock import require_free_disk, run_lock
 from infra.place import set_place
+from infra.private import private_process
 from infra.services.database import mlflow_database_uri
 from infra.services.embedded import EmbeddedServices, supervised
 from infra.settings import Settings, load_settings
@@ -93,7 +94,7 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
         FedbenchError, InfraError: it cannot start; the message says why.
     """
     settings = place_settings()
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     own_run = UUID(runtime.flow_run.id)
     progress = LogProgress(get_run_logger())

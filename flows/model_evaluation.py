@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from flows.choice import ChosenData, choose_data
 from flows.models import OpenedModel
+from infra.private import data_cache
 from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
@@ -21,6 +22,7 @@ from tasks.data.loading import Batch, EvaluationLoader
 from tasks.errors import DataError, SpecError
 from tasks.evaluate_model import EvaluationSet, evaluate_model, evaluation_sets
 from tasks.model_card import FIGURES
+from tasks.plain_text import NAME_LIMIT, plain
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.records import EvaluationRecord, Metrics
@@ -76,10 +78,10 @@ def evaluate_opened(
     spec = _specified(model, chosen.spec, fields)
     own = data is None and spec.data == model.data
     faults = Faults()
-    cache = settings.home / "cache" / "data"
+    cache = data_cache(settings.home)
     loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=cache, faults=faults)
     for line in faults.notes.messages(spec.data):
-        console.print(f"warning: {line}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"warning: {line}", soft_wrap=True)
     recorded = model.record.evaluations if model.record is not None and own else ()
     digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
     sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))
@@ -95,7 +97,7 @@ def title_of(evaluated: Evaluated) -> str:
     """One line: model, detector, data, rules."""
     spec, rules = evaluated.spec, evaluated.spec.evaluation
     return (
-        f"{evaluated.model.title} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · "
+        f"{plain(evaluated.model.title)} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · "
         f"{spec.data.kind} · score > {rules.score_threshold:g}, NMS over {rules.nms_iou:g}"
     )
 
@@ -131,7 +133,7 @@ def classes_table(evaluated: Evaluated) -> Table:
     for title, _ in columns:
         table.add_column(title, justify="right")
     for name in evaluated.model.card.classes:
-        table.add_row(escape(name), *(_shown(values.get(name)) for _, values in columns))
+        table.add_row(Text(plain(name, NAME_LIMIT)), *(_shown(values.get(name)) for _, values in columns))
     return table
 
 
@@ -182,7 +184,7 @@ def _counted(console: Console, images: int) -> Iterator[Callable[[EvaluationLoad
 def _clients(record: EvaluationRecord) -> str:
     names = record.clients
     more = f" (+{len(names) - 3})" if len(names) > 3 else ""
-    return escape(f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}")
+    return f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
 
 
 def _shown(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import load_state
+from tasks.detectors.state import load_state, state_sha256
 from tasks.errors import DataError, SpecError
 from tasks.model_card import card_of
-from tasks.model_file import ModelCard, load_model
+from tasks.model_file import ModelCard, load_model, read_state
 from tasks.spec.base import check_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, parse_spec
@@ -147,19 +148,60 @@ def _require_weights(objects: ObjectStore, settings: Settings, run: StoredRun, r
 
 
 def _open_registered(reference: str, settings: Settings) -> OpenedModel:
-    parsed = _URI.fullmatch(reference)
-    if parsed is None:
-        raise SpecError(f"{reference}: expected {SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS or {SCHEME}NAME/latest")
-    version = parsed["version"] or parsed["alias"]
+    """A model of the registry by its safetensors file: whatever code is beside it is not looked at."""
+    name, version = parsed_uri(reference)
     services = EmbeddedServices(settings, prefect=False)
     with services, tempfile.TemporaryDirectory(prefix="fedbench-") as temporary:
         uri = services.mlflow_tracking_uri
-        folder = fetch_registered(uri, services.s3_endpoint(), parsed["name"], version, Path(temporary))
+        folder = fetch_registered(uri, services.s3_endpoint(), name, version, Path(temporary))
         if folder is None:
             found = [SCHEME + name for name in registered_models(uri)]
             raise SpecError(f"{reference}: no such model in the registry; it has: {listed(found, reference)}")
-        opened = _open_file(_single_file(folder, reference), reference)
-    return opened
+        path = _single_file(folder, reference)
+        objects = ObjectStore(services.s3_endpoint())
+        objects.ensure_bucket()
+        if name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
+            return _on_record(reference, read_run(objects, settings, name), path)
+        opened = _open_file(path, reference)
+    return dataclasses.replace(opened, title=f"{opened.title}, which no run in the store vouches for")
+
+
+def parsed_uri(reference: str) -> tuple[str, str]:
+    """Name, and version (a number, ``latest`` or ``@alias``), of a model of the registry.
+
+    Raises:
+        SpecError: it is no such URI.
+    """
+    parsed = _URI.fullmatch(reference)
+    if parsed is None:
+        raise SpecError(f"{reference}: expected {SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS or {SCHEME}NAME/latest")
+    return parsed["name"], parsed["version"] or parsed["alias"]
+
+
+def _on_record(reference: str, run: StoredRun, path: Path) -> OpenedModel:
+    """The model of the run's round whose weights the file has. Its detector and card are those of the record.
+
+    Raises:
+        DataError: the weights are those of no committed round.
+    """
+    state = read_state(path)
+    record = record_of_weights(run.records, state_sha256(state))
+    if record is None:
+        raise DataError(
+            f"{reference}: expected the weights of a committed round of {run.name}, found others: the registered file "
+            f"was changed, or another version of safetensors wrote it; the run's own model is called {run.name}"
+        )
+    card = card_of(run.spec, record)
+    detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
+    detector.load_state_dict(state)
+    return OpenedModel(f"{reference} ({run.name}, round {record.round})", detector.eval(), card, run.spec, record)
+
+
+def record_of_weights(records: Sequence[RoundRecord], sha256: str) -> RoundRecord | None:
+    """A round that left these weights: the best one if it did, else the latest."""
+    found = [record for record in records if record.model.sha256 == sha256]
+    best = records[-1].decision.best_round if records else None
+    return next((record for record in found if record.round == best), found[-1] if found else None)
 
 
 def _single_file(folder: Path, reference: str) -> Path:

@@ -9,8 +9,10 @@ import time
 import typer
 from rich.console import Console
 
+from flows.planted import hold_back_planted
+from infra.private import private_process
 from infra.services.embedded import EmbeddedServices
-from infra.services.environment_file import environment_path
+from infra.services.login_page import how_to_log_in
 from infra.services.mlflow_server import MlflowService
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
@@ -25,10 +27,13 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
     """
     from flows.stored import read_run
 
+    private_process(settings.home)
     with EmbeddedServices(settings) as services:
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         read_run(objects, settings, name)
+        os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, lambda line: console.print(line, soft_wrap=True, markup=False))
         mlflow = None
         tracking = services.mlflow_tracking_uri
         if tracking.startswith("http"):
@@ -42,10 +47,13 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
             pages = {"Prefect": prefect_page(services, name), "MLflow": mlflow_page(settings, tracking, name, base)}
             for title, page in pages.items():
                 console.print(f"{title:8}{page}", soft_wrap=True)
-                if open_browser:
-                    typer.launch(page)
-            if services.uses_stack:
-                console.print(f"They ask for the credentials in {environment_path(settings.home)}.", soft_wrap=True)
+            own_mlflow = mlflow is not None or services.mlflow is not None  # ours, or the stack's
+            login = services.login_page("ui", pages["Prefect"], pages["MLflow"] if own_mlflow else None)
+            if login is not None:
+                console.print(how_to_log_in(login), soft_wrap=True, highlight=False, markup=False)
+            if open_browser:
+                for page in pages.values() if login is None else [login.as_uri()]:
+                    typer.launch(page)  # `ps` shows it to others: an address, or a file that they cannot read
             console.print("Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -58,7 +66,6 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
 
 def prefect_page(services: EmbeddedServices, name: str) -> str:
     """Page of the federation's newest flow run; the list of its runs when there is none."""
-    os.environ.update(services.prefect_environment())
     from flows.prefect_runs import newest_run
 
     base = services.prefect_api_url.removesuffix("/api")

@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.round_tables import megabytes, number_of, round_table
+from tasks.plain_text import plain, plain_lines
 from tasks.spec.records import RoundRecord
 
 _NAMED_CLIENTS = 8  # up to this many clients of a phase are shown by name
@@ -91,12 +92,12 @@ class Progress:
         """The phase dropped the client; ``kind`` is that of ``ClientFailure``."""
         with self._lock:
             self.failed.append(client)
-            self._say(f"{self._at(phase)}: client {client} dropped ({kind}): {_one_line(reason)}", "red")
+            self._say(f"{self._at(phase)}: client {client} dropped ({kind}): {plain(reason)}", "red")
 
     def client_retried(self, phase: str, client: str, attempt: int, reason: str) -> None:
         """A lost turn runs again; ``attempt`` counts the repetitions from 1."""
         with self._lock:
-            self._say(f"{self._at(phase)}: client {client} lost, retry {attempt}: {_one_line(reason)}", "yellow")
+            self._say(f"{self._at(phase)}: client {client} lost, retry {attempt}: {plain(reason)}", "yellow")
 
     def phase_finished(self, phase: str, seconds: float) -> None:
         with self._lock:
@@ -154,7 +155,7 @@ class LineProgress(Progress):
         self._console = console
 
     def _say(self, text: str, style: str) -> None:
-        for line in text.splitlines():
+        for line in plain_lines(text).splitlines():
             self._console.print(Text(f"[{clock(self.elapsed)}] {line}", style), soft_wrap=True)
         self._console.file.flush()
 
@@ -194,7 +195,7 @@ class LogProgress(LineProgress):
         self._logger = logger
 
     def _say(self, text: str, style: str) -> None:
-        for line in text.splitlines():
+        for line in plain_lines(text).splitlines():
             self._logger.log(logging.WARNING if style in ("red", "yellow") else logging.INFO, "%s", line)
 
 
@@ -212,7 +213,7 @@ class LiveProgress(Progress):
         self._live.stop()
 
     def _say(self, text: str, style: str) -> None:
-        self._console.print(Text(text, style))
+        self._console.print(Text(plain_lines(text), style))
 
     def _show_federation(self) -> None:
         self._live.start()
@@ -288,10 +289,6 @@ def clock(seconds: float) -> str:
     """``3723.4`` as ``1:02:03``."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _count(number: int, noun: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
 import tasks
+from infra.model_folder import ModelFiles
 from infra.place import Place
 from infra.registry import BestModel, model_uri, register_best
 from infra.tracking import Tracker
@@ -33,6 +34,33 @@ def best_record(history: Sequence[RoundRecord]) -> RoundRecord:
     return history[history[-1].decision.best_round]
 
 
+def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[], Path]) -> ModelFiles:
+    """The parts of the registered model of ``record``'s round, by the installed code.
+
+    weights: returns a safetensors file with the round's checked weights; called when the model file is written.
+
+    Raises:
+        DataError: the record names no client.
+    """
+    # Here, because a finished run is printed without torch.
+    from tasks.model_card import card_of
+    from tasks.model_file import card_text, read_state, write_model
+
+    card = card_of(spec, record)
+
+    def write(path: Path) -> None:
+        write_model(path, card, read_state(weights()))
+
+    return ModelFiles(
+        code=Path(__file__).with_name("served_model.py"),
+        packages=(Path(tasks.__path__[0]),),
+        requirements=REQUIREMENTS,
+        write_model=write,
+        card=card_text(card, uri=model_uri(record.federation)),
+        config={"nms_iou": spec.evaluation.nms_iou},
+    )
+
+
 def register(place: Place, tracker: Tracker, name: str, spec: FederationSpec, folder: Path) -> Registered:
     """Register the best model of ``place.history`` once, and note it in the run's ``folder``.
 
@@ -40,19 +68,12 @@ def register(place: Place, tracker: Tracker, name: str, spec: FederationSpec, fo
         TrackingUnavailable: MLflow or its artifact store failed.
         DataError, StoreUnavailable, StoreCorrupt: the weights cannot be had.
     """
-    # Here, because a finished run is printed without torch.
-    from safetensors.torch import load_file
-
-    from tasks.model_card import card_of
-    from tasks.model_file import card_text, write_model
-
     record = best_record(place.history)
-    card = card_of(spec, record)
 
-    def write(path: Path) -> None:
-        fetched = place.weights.get(record.model.key, record.model.sha256, record.model.bytes)
-        write_model(path, card, load_file(fetched.path))
+    def weights() -> Path:
+        return place.weights.get(record.model.key, record.model.sha256, record.model.bytes).path
 
+    figures = record.metrics.model_dump()
     version = register_best(
         tracker,
         BestModel(
@@ -61,15 +82,10 @@ def register(place: Place, tracker: Tracker, name: str, spec: FederationSpec, fo
             spec_digest=record.spec_digest,
             code_version=record.environment.fedbench,
             weights_sha256=record.model.sha256,
-            code=Path(__file__).with_name("served_model.py"),
-            packages=(Path(tasks.__path__[0]),),
-            requirements=REQUIREMENTS,
-            write_model=write,
-            card=card_text(card, uri=model_uri(name)),
-            config={"nms_iou": spec.evaluation.nms_iou},
+            files=model_files(spec, record, weights),
             tags={
                 f"fedbench.{measure}": str(value)
-                for measure, value in card.metrics.items()
+                for measure, value in figures.items()
                 if measure.startswith("map") and value is not None
             },
         ),

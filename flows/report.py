@@ -5,6 +5,7 @@ MLflow is a view of the store. When it is unreachable the run goes on, and the m
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.spec.federation import FederationSpec, flatten
 from tasks.spec.records import RoundRecord
-from tasks.spec.turns import SheetRequest
+from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
 from tasks.turns import hand_out
 
 log = logging.getLogger(__name__)
@@ -68,23 +69,33 @@ class RunReport:
         self._logging: Future[None] | None = None
 
     def open(self, history: Sequence[RoundRecord]) -> None:
-        """Find or make the MLflow run, and give it the committed rounds that it lacks."""
+        """Find or make the MLflow run, and give it the committed rounds that it lacks.
+
+        A federation that went back to an earlier round gets a new run.
+        """
         self._wait()
+        records = [record.model_dump(mode="json") for record in history]
         try:
-            self._uri = self.services.mlflow_tracking_uri
-            self._tracker = Tracker.open(
-                uri=self._uri,
-                experiment=self.settings.mlflow_experiment,
-                artifact_location=artifact_location(self.services.settings),
-                federation=self.name,
-                spec_digest=self.spec.digest,
-                params=flatten(self.spec.model_dump(mode="json")),
-                spec_yaml=self.spec.to_yaml(),
-                tags=self._tags,
-            )
-            self._tracker.backfill([record.model_dump(mode="json") for record in history])
+            self._tracker = self._open()
+            if self._tracker.has_other_rounds(records):
+                self._tracker.supersede()
+                self._tracker = self._open()
+            self._tracker.backfill(records)
         except TrackingUnavailable as error:
             log.warning("MLflow: %s", error)
+
+    def _open(self) -> Tracker:
+        self._uri = self.services.mlflow_tracking_uri
+        return Tracker.open(
+            uri=self._uri,
+            experiment=self.settings.mlflow_experiment,
+            artifact_location=artifact_location(self.services.settings),
+            federation=self.name,
+            spec_digest=self.spec.digest,
+            params=flatten(self.spec.model_dump(mode="json")),
+            spec_yaml=self.spec.to_yaml(),
+            tags=self._tags,
+        )
 
     def flow_started(self, flow_run_id: str) -> None:
         """Link the MLflow run to Prefect's."""
@@ -189,16 +200,26 @@ class RunReport:
         tested = [info.client for info in best.clients if info.test_size]
         if not tested:
             raise FedbenchError("no client has test images")
-        request = SheetRequest(
-            federation=self.name, spec=self.spec, clients=(tested[0],), model=best.model, images=SHEET_IMAGES
-        )
-        replies = await hand_out(place, request, deadline=self.spec.participation.evaluation_deadline)
-        for reply in replies:
-            if reply.detections is not None:
-                ref = reply.detections
-                return place.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
-        reasons = [f"client {failure.client}: {failure.reason}" for reply in replies for failure in reply.failures]
-        raise FedbenchError("; ".join(reasons) or "the sheet's turn was lost")
+        # Here, because a finished run is printed without torch.
+        from tasks.draw_sheet import read_sheet
+
+        sheets: list[bytes] = []
+
+        async def accept(asked: AnyRequest, reply: TurnReply) -> None:
+            assert isinstance(asked, SheetRequest)
+            sheets.append(await asyncio.to_thread(read_sheet, place, asked, reply))
+
+        reasons = []
+        for client, *_ in place.slots.split(tested):  # a place that fails leaves it to the next one
+            request = SheetRequest(
+                federation=self.name, spec=self.spec, clients=(client,), model=best.model, images=SHEET_IMAGES
+            )
+            deadline = self.spec.participation.evaluation_deadline
+            for reply in await hand_out(place, request, deadline=deadline, accept=accept):
+                reasons += [f"client {failure.client}: {failure.reason}" for failure in reply.failures]
+            if sheets:
+                return sheets[0]
+        raise FedbenchError("; ".join(reasons))
 
 
 def _scored(name: str, history: Sequence[RoundRecord]) -> bool:

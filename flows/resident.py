@@ -25,6 +25,7 @@ from flows.turn import take_turn
 from infra.errors import InfraError
 from infra.residents.bell import Bell, coordinator_of, resident_of
 from infra.residents.mailbox import MAILBOX_VERSION, Mailbox, require_session
+from infra.worker.prefect_private import refuse_stored_results
 from tasks.site import this_site
 from tasks.spec.base import FederationName
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply, UpdateRequest
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="phase")])
 ALIVE_SECONDS = 5.0  # between the signs that a resident gives while a turn runs
+
+
+refuse_stored_results()  # in every process that can run this flow, before its engine begins
 
 
 class TurnThread:

@@ -10,18 +10,21 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from functools import partial
 
 from prefect import flow
-from prefect.utilities.annotations import quote
 
 from flows.artifacts import show_clients
+from flows.prefect_runs import unsearched
+from flows.stored import put_best
+from flows.usable import usable_model
 from infra.place import Place, current_place
-from tasks.aggregate import aggregate, initial_weights, require_quorum
+from tasks.aggregate import counted_weights, initial_weights, require_quorum
 from tasks.check_client_resource import check_client_resource
 from tasks.decide import decide
 from tasks.environment import this_environment
 from tasks.metrics.over_clients import aggregate_metrics
+from tasks.replies import not_counted
 from tasks.request_update import request_update, stored_updates
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
@@ -35,8 +38,6 @@ from tasks.spec.records import (
 )
 from tasks.spec.turns import TurnReply
 from tasks.stop_and_eval import clients_by_test_set, stop_and_eval
-
-Records = TypeVar("Records")
 
 
 @flow(
@@ -61,11 +62,14 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     dropped = [*place.not_ready, *dropped]
     require_quorum(spec, plan, updates, dropped)
     clock.lap("request_update")
-    model, counted, refused = await aggregate(spec, unsearched(plan), round_number, unsearched(updates))
-    clock.lap("aggregate")
-    evaluations, unscored, eval_down, eval_up = await evaluate_global(federation, spec, round_number, clients, model)
-    clock.lap("stop_and_eval")
-    metrics = aggregate_metrics(counted, evaluations)
+    evaluate = partial(evaluate_global, federation, spec, round_number, clients)
+    new = await usable_model(place, spec, plan, updates, dropped, evaluate, clock.lap)
+    metrics = aggregate_metrics(
+        new.updates,
+        new.evaluations,
+        weights=counted_weights(spec, plan, new.updates),
+        max_share=spec.participation.max_weight_share,
+    )
     decision = await decide(spec, round_number, unsearched([*(record.metrics for record in history), metrics]))
     clock.lap("decide")
     record = RoundRecord(
@@ -74,15 +78,15 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         spec_digest=spec.digest,
         plan=plan,
         clients=tuple(clients),
-        updates=tuple(counted),
-        dropped=(*dropped, *refused, *unscored),
-        model=model,
-        evaluations=tuple(evaluations),
+        updates=tuple(new.updates),
+        dropped=not_counted([*dropped, *new.dropped, *new.unscored], new.updates, new.evaluations),
+        model=new.model,
+        evaluations=tuple(new.evaluations),
         metrics=metrics,
         decision=decision,
         seconds=clock.laps,
-        bytes_up=up + eval_up,
-        bytes_down=down + eval_down,
+        bytes_up=up + new.bytes_up,
+        bytes_down=down + new.bytes_down,
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
@@ -106,13 +110,13 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     clock.lap("initial_weights")
     evaluations, unscored, down, up = await evaluate_global(federation, spec, 0, clients, model)
     clock.lap("stop_and_eval")
-    metrics = aggregate_metrics([], evaluations)
+    metrics = aggregate_metrics([], evaluations, max_share=spec.participation.max_weight_share)
     record = RoundRecord(
         federation=federation,
         round=0,
         spec_digest=spec.digest,
         clients=tuple(clients),
-        dropped=(*place.not_ready, *unscored),
+        dropped=not_counted([*place.not_ready, *unscored], (), evaluations),
         model=model,
         evaluations=tuple(evaluations),
         metrics=metrics,
@@ -128,13 +132,8 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     return record
 
 
-def unsearched(records: Records) -> Records:
-    """As a task's parameter: Prefect walks through each for futures, which for 1,000 clients takes 0.1 s a task."""
-    return cast(Records, quote(records))
-
-
 class Clock:
-    """Wall time of one phase after the other, in seconds."""
+    """Wall time of one phase after the other, in seconds; a phase that comes again is added to."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -142,7 +141,7 @@ class Clock:
 
     def lap(self, phase: str) -> None:
         now = time.monotonic()
-        self.laps[phase] = round(now - self._last, 4)
+        self.laps[phase] = round(self.laps.get(phase, 0) + now - self._last, 4)
         self._last = now
 
 
@@ -182,9 +181,14 @@ def shard_label(clients: Sequence[str]) -> str:
 
 
 async def evaluate_global(
-    federation: str, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
+    federation: str,
+    spec: FederationSpec,
+    round_number: int,
+    clients: Sequence[ClientInfo],
+    model: WeightRef,
+    suffix: str = "",
 ) -> tuple[list[EvaluationRecord], list[ClientFailure], int, int]:
-    """One task a test set, all at once."""
+    """One task a test set, all at once; ``suffix`` is for their names."""
     place = current_place()
     started = time.monotonic()
     groups = list(clients_by_test_set(clients).values())
@@ -197,7 +201,7 @@ async def evaluate_global(
                 round_number,
                 unsearched(group),
                 model,
-                shard_label([info.client for info in group]),
+                shard_label([info.client for info in group]) + suffix,
             )
             for group in groups
         )
@@ -213,21 +217,9 @@ async def evaluate_global(
 
 def commit(place: Place, record: RoundRecord) -> None:
     """Write the commit marker, then what follows from it, the best round."""
-    layout = place.layout
-    place.objects.put_json(layout.marker(record.round), record.model_dump(mode="json"))
-    best = record.decision.best_round
-    if best == record.round:
-        place.objects.put_json(
-            layout.best,
-            {
-                "version": 1,
-                "round": best,
-                "map50_voc10": record.decision.best_map50_voc10,
-                "metric": record.decision.best_metric,
-                "value": record.decision.best,
-                "weights": record.model.model_dump(mode="json"),
-            },
-        )
+    place.objects.put_json(place.layout.marker(record.round), record.model_dump(mode="json"))
+    if record.decision.best_round == record.round:
+        put_best(place.objects, place.layout, record)
 
 
 def clear_up(place: Place, record: RoundRecord) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.planted import hold_back_planted
 from flows.progress import Progress
 from flows.registration import noted
 from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
@@ -26,7 +27,10 @@ from flows.stored import read_history, require_scores, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.errors import StoreUnavailable
 from infra.lock import require_free_disk, run_lock
+from infra.private import private_process
 from infra.services.embedded import EmbeddedServices, supervised
+from infra.services.login_page import how_to_log_in
+from infra.services.own_environment import use_own_environment
 from infra.settings import Settings
 from infra.slots import start_fork_server
 from infra.store.layout import FederationLayout
@@ -71,7 +75,7 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
     """
     if not settings.pools.used:  # else this machine need not have what a turn asks
         slot_count(settings, spec)
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
     folder = run_folder(settings, name)
     with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
@@ -84,13 +88,16 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
             if model is not None:
                 return Outcome(history, folder, already_finished=True, model=model)
         progress.message("starting services")
-        own_prefect(settings, services)
+        own_prefect(settings)
         start_services(services, LEARNING, preload=PRELOAD)
         # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
         # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
         sys.modules["torch"].set_num_threads(1)
         # Read when this process imports Prefect: from here on it may.
         os.environ.update(services.prefect_environment())
+        if services.prefect is not None:
+            progress.message(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
+        hold_back_planted(settings, services.prefect, progress.message)
         with supervised(services), prefect_drained():
             return _run_until_done(name, spec, settings, services, progress)
 
@@ -147,12 +154,16 @@ class EmbeddedRun(EmbeddedServices):
         return self
 
 
-def own_prefect(settings: Settings, services: EmbeddedServices) -> None:
+def how_to_log_in_to(services: EmbeddedServices) -> str:
+    """One line about the file that opens the pages of our Prefect server while a run goes on."""
+    path = services.login_page("run")
+    assert path is not None, "our Prefect server is up"
+    return how_to_log_in(path)
+
+
+def own_prefect(settings: Settings) -> None:
     """Our own server has nothing to do with the user's own Prefect. Set before anything imports Prefect."""
-    if services.prefect is not None:
-        os.environ["PREFECT_HOME"] = str(settings.home / "prefect")
-        for variable in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
-            os.environ.pop(variable, None)
+    use_own_environment(settings)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ[HEARTBEAT_VARIABLE] = str(HEARTBEAT_SECONDS)
     os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -1,73 +1,89 @@
-"""A federation's best model over HTTP: MLflow's server for models, given the store and the registry of this place."""
+"""``fedbench serve``: a model over HTTP by the installed code. Of the store only checked weights are read."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
+import socket
+from dataclasses import dataclass
 
+import uvicorn
 from rich.console import Console
 
-from infra.registry import best_version, model_uri
-from infra.services.embedded import EmbeddedServices
-from infra.services.launch import LAUNCHER
-from infra.settings import S3Settings, Settings
-from infra.store.objects import ObjectStore
-from infra.tracking import mlflow_environment
-from tasks.errors import SpecError
+from flows.model_server import ServerLimits, model_app
+from flows.models import open_model
+from infra.errors import SettingsError
+from infra.settings import Settings
+from tasks.answer_request import Limits, ModelAnswers
+
+STOP_SECONDS = 5  # for the requests in progress, at Ctrl-C
+CONNECTIONS = 100
 
 
-def serving_environment(s3: S3Settings, tracking_uri: str) -> dict[str, str]:
-    """This process's environment, with what MLflow's command needs to find the model and its files."""
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri}
-    if s3.access_key is not None and s3.secret_key is not None:
-        keys = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
-        environment |= mlflow_environment(s3.endpoint, s3.region, *keys)
-    # MLflow starts `uvicorn` by its name.
-    environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return environment
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
-def serve_model(settings: Settings, name: str, console: Console, *, host: str, port: int) -> int:
-    """Serve ``models:/NAME@best`` until Ctrl-C: 0; 1 when MLflow's server ends by itself.
+def serve_model(
+    settings: Settings,
+    reference: str,
+    console: Console,
+    *,
+    address: Address,
+    limits: Limits,
+    body_bytes: int,
+    number: int | None = None,
+) -> None:
+    """Serve the model that ``reference`` names until Ctrl-C; of a run, that of round ``number`` or its best round.
 
     Raises:
-        SpecError: there is no federation of this name, or it has no registered model.
-        TrackingUnavailable: MLflow does not answer.
-        ServiceFailed: the store did not come up.
+        SettingsError: the address cannot be had.
+        SpecError: there is no such model.
+        DataError: the model cannot be used, or is not the one on record.
+        InfraError: the store or MLflow cannot be reached.
     """
-    from flows.stored import read_run
-
-    with EmbeddedServices(settings, prefect=False) as services:
-        s3, tracking_uri = services.s3_endpoint(), services.mlflow_tracking_uri
-        objects = ObjectStore(s3)
-        objects.ensure_bucket()
-        read_run(objects, settings, name)
-        version = best_version(tracking_uri, name)
-        if version is None:
-            raise SpecError(
-                f"{name}: no model is registered; a finished run registers its best: fedbench resume {name}"
-            )
-        uri = model_uri(name)
-        console.print(f"{uri}, version {version}: http://{host}:{port}/invocations (Ctrl-C ends it)", soft_wrap=True)
-        server = subprocess.Popen(
-            [
-                # It and its children end with this process, however that ends.
-                *(sys.executable, "-I", "-S", LAUNCHER, "--group", str(os.getpid())),
-                *(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"),
-                *("--host", host, "--port", str(port), "--workers", "1"),
-            ],
-            env=serving_environment(s3, tracking_uri),
-            start_new_session=True,
+    with _listening(address) as listener:
+        opened = open_model(reference, settings, number)  # its services are stopped when it is here
+        answers = ModelAnswers(
+            opened.detector,
+            opened.card.classes,
+            nms_iou=opened.evaluation.nms_iou,
+            exif=opened.card.exif,
+            limits=limits,
         )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                model_app(answers, ServerLimits(body_bytes=body_bytes)),
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        line = f"{opened.title}: {address.url}/invocations (Ctrl-C ends it)"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
         try:
-            return 1 if server.wait() else 0
+            server.run(sockets=[listener])
         except KeyboardInterrupt:
             console.print("stopped")
-            return 0
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGTERM)
-                server.wait()
+
+
+def _listening(address: Address) -> socket.socket:
+    """
+    Raises:
+        SettingsError: the address is not this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"--host {address.host} --port {address.port}: expected a free port of this machine: {error.strerror}"
+        ) from None

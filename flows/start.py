@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from infra.errors import SettingsError
+from infra.private import data_cache
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -24,8 +25,8 @@ from tasks.spec.records import StoreVersion
 
 log = logging.getLogger(__name__)
 
-# What a slot has imported before its first turn.
-PRELOAD = ("flows.turn",)
+# What a slot has imported before its first turn. That imports Prefect too, which slots use for nothing.
+PRELOAD = ("infra.ignore_prefect_files", "flows.turn")
 
 
 def run_folder(settings: Settings, name: str) -> Path:
@@ -97,7 +98,7 @@ def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None
         SpecError: the participation asks for devices that the data set does not have.
     """
     faults = Faults()
-    data = load_data(spec.data, root_of=settings.data_root, cache=settings.home / "cache" / "data", faults=faults)
+    data = load_data(spec.data, root_of=settings.data_root, cache=data_cache(settings.home), faults=faults)
     for line in faults.notes.messages(spec.data):
         log.warning("data: %s", line)
         if say is not None:

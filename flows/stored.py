@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from infra.errors import StoreCorrupt
 from infra.lock import FileLock
 from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
@@ -22,7 +23,7 @@ MOST_LISTED = 10
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A federation as the store has it; ``status`` is running, finished or stopped."""
+    """A federation as the store has it; ``status`` is running, finished, stopped or damaged."""
 
     name: str
     spec: FederationSpec
@@ -52,37 +53,70 @@ def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
     Raises:
         SpecError: there is no federation of this name; lists those that there are. Or a record is damaged.
     """
+    spec = read_spec(objects, settings, name)
+    records = read_history(objects, FederationLayout(settings.s3.prefix, name))
+    return StoredRun(name, spec, records, _status(settings, name, spec, records))
+
+
+def read_spec(objects: ObjectStore, settings: Settings, name: str) -> FederationSpec:
+    """The specification of a federation, whatever its rounds are like.
+
+    Raises:
+        SpecError: there is no federation of this name; lists those that there are.
+    """
     check_name(name, source="federation")
     layout = FederationLayout(settings.s3.prefix, name)
     document = objects.get_json(layout.spec)
     if document is None:
         names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
         raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(names, name)}")
-    spec = parse_spec(document, source=layout.spec)
-    records = read_history(objects, layout)
-    return StoredRun(name, spec, records, _status(settings, name, spec, records))
+    return parse_spec(document, source=layout.spec)
 
 
-def read_history(objects: ObjectStore, layout: FederationLayout) -> list[RoundRecord]:
-    """Records of the committed rounds, from 0.
+def read_history(objects: ObjectStore, layout: FederationLayout, last: int | None = None) -> list[RoundRecord]:
+    """Records of the committed rounds, from 0; with ``last``, of no later round.
 
     Raises:
         SpecError: a record is of a newer version, or is damaged.
         FedbenchError: a round's marker is missing before the last.
     """
     numbers = layout.committed_rounds(objects.list(layout.rounds))
+    if last is not None:
+        numbers = [number for number in numbers if number <= last]
     if numbers != list(range(len(numbers))):
         missing = min(set(range(numbers[-1])) - set(numbers))
         raise FedbenchError(f"{layout.federation}: {layout.marker(missing)} is missing in the store")
-    return [
-        parse(
-            RoundRecord,
-            objects.get_json(layout.marker(number)),
-            source=layout.marker(number),
-            newest=RECORD_VERSION,
-        )
-        for number in numbers
-    ]
+    return [_read_record(objects, layout, number) for number in numbers]
+
+
+def _read_record(objects: ObjectStore, layout: FederationLayout, number: int) -> RoundRecord:
+    source = layout.marker(number)
+    document = objects.get_json(source)
+    try:
+        return parse(RoundRecord, document, source=source, newest=RECORD_VERSION)
+    except SpecError as error:
+        version = document.get("version") if isinstance(document, dict) else None
+        if not number or version != RECORD_VERSION:
+            raise
+        raise SpecError(
+            f"{error}\nto put this round aside and go on from an earlier one: "
+            f"fedbench resume {layout.federation} --from ROUND"
+        ) from None
+
+
+def put_best(objects: ObjectStore, layout: FederationLayout, record: RoundRecord) -> None:
+    """Write ``best.json``: ``record`` is the best round's."""
+    objects.put_json(
+        layout.best,
+        {
+            "version": 1,
+            "round": record.round,
+            "map50_voc10": record.decision.best_map50_voc10,
+            "metric": record.decision.best_metric,
+            "value": record.decision.best,
+            "weights": record.model.model_dump(mode="json"),
+        },
+    )
 
 
 def stopped(spec: FederationSpec, history: Sequence[RoundRecord]) -> bool:
@@ -111,9 +145,18 @@ def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
 
 
 def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun]:
-    """All federations of the store, by name."""
-    names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
-    return [read_run(objects, settings, name) for name in names]
+    """All federations of the store, by name; one whose records cannot be read has none, and is damaged.
+
+    Raises:
+        SpecError: a specification cannot be read.
+    """
+    runs = []
+    for name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
+        try:
+            runs.append(read_run(objects, settings, name))
+        except (FedbenchError, StoreCorrupt):
+            runs.append(StoredRun(name, read_spec(objects, settings, name), [], "damaged"))
+    return runs
 
 
 def stored_spec(settings: Settings, name: str) -> FederationSpec:

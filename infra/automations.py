@@ -71,9 +71,12 @@ def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
 REGRESSIONS = "fedbench: tell of failed suites"
 SUITE_FLOW = "suite"
 _SUBJECT = "fedbench: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}"
-_BODY = (
-    "{{ flow_run.state.message }}\n\nPrefect flow run {{ flow_run.id }}"  # a server need not know its page's address
-)
+# A cell's reason may hold what a client wrote. It is a value of this template and never a template itself, but a block
+# may read it as more than text: chats take <…> for links and calls to all, @… for calls, ](…) for a link's target, and
+# a custom webhook {{…}} for a placeholder of its own.
+_OTHER_LETTERS = {"<": "‹", ">": "›", "@": "＠", "](": "] (", "{{": "{ {"}
+_MESSAGE = "flow_run.state.message" + "".join(f" | replace({old!r}, {new!r})" for old, new in _OTHER_LETTERS.items())
+_BODY = f"{{{{ {_MESSAGE} }}}}\n\nPrefect flow run {{{{ flow_run.id }}}}"  # a server need not know its page's address
 
 
 def regression_automation(block: UUID, flow: str = SUITE_FLOW) -> AutomationCore:

@@ -1,8 +1,16 @@
 """Errors of the place where a run happens. They say what was not reached, and what to check."""
 
+from infra.plain_text import visible
+
 
 class InfraError(Exception):
-    """Base: the message is meant for the user, shown without a traceback."""
+    """Base: the message is meant for the user, shown without a traceback.
+
+    A message may hold what a resident, a server or the store has written. As text it has no control characters.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class SettingsError(InfraError):
@@ -29,12 +37,20 @@ class PrefectUnavailable(InfraError):
     """Prefect's API does not answer, or refuses."""
 
 
+class StoredResultRefused(InfraError):
+    """A run's state in Prefect has a result that no run of ours stored, or something asked to load a stored result."""
+
+
 class ServiceFailed(InfraError):
     """An embedded service (S3, Prefect, MLflow) did not come up."""
 
 
 class SlotLost(InfraError):
     """The process of a slot died in the middle of a turn."""
+
+
+class BadReply(InfraError):
+    """A turn's reply is no answer to its request, or says that the turn's program failed: the turn runs again."""
 
 
 class PoolUnusable(InfraError):

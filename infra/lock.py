@@ -46,7 +46,7 @@ class FileLock:
         """
         if self._descriptor is not None:
             raise RuntimeError(f"{self.path}: this object holds the lock already")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not _flock(descriptor, timeout):

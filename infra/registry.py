@@ -6,29 +6,22 @@ newest best. What is registered is a pyfunc *model from code* with a safetensors
 
 from __future__ import annotations
 
-import base64
-import io
-import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from infra.model_folder import CARD_FILE, ModelFiles, Origin, save_folder
 from infra.tracking import TAG_FEDERATION, TAG_SPEC_DIGEST, TAG_VERSION, Tracker, answering
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
 
 ALIAS = "best"
-CARD_FILE = "MODEL_CARD.md"
 TAG_WEIGHTS = "fedbench.weights_sha256"
 TAG_ROUND = "fedbench.round"
-SCORE_THRESHOLD = 0.3  # as predict and the sheets have it
-MAX_DETECTIONS = 100
 _DESCRIPTION_LENGTH = 5000  # what MLflow's database has room for
 
 
@@ -38,11 +31,7 @@ class BestModel:
 
     name: the federation's, which is the registered model's too: its characters are those that MLflow takes.
     weights_sha256: digest of the global weights, by which a version is found again.
-    code: the file with the pyfunc model; it finds ``write_model``'s file as the artifact ``model``.
-    packages: folders of Python code that go with it; their requirements are ``requirements`` (distributions).
-    write_model: writes the model file to the path that it is given.
-    card: Markdown, the version's description and ``MODEL_CARD.md``.
-    config: the pyfunc model's ``model_config``.
+    files: what is registered; its card is the version's description too.
     """
 
     name: str
@@ -50,12 +39,7 @@ class BestModel:
     spec_digest: str
     code_version: str
     weights_sha256: str
-    code: Path
-    packages: tuple[Path, ...]
-    requirements: tuple[str, ...]
-    write_model: Callable[[Path], None]
-    card: str
-    config: Mapping[str, Any]
+    files: ModelFiles
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,7 +56,7 @@ def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
 
     Raises:
         TrackingUnavailable: MLflow or its artifact store does not answer or refuses.
-        Whatever ``write_model`` raises.
+        Whatever ``files.write_model`` raises.
     """
     with tracker.answering() as client:
         version = _find(client, best)
@@ -91,31 +75,6 @@ def best_version(uri: str, name: str) -> str | None:
     with answering(uri) as client:
         found = client.search_registered_models(f"name = '{name}'")
         return str(found[0].aliases[ALIAS]) if found and ALIAS in found[0].aliases else None
-
-
-def signature() -> ModelSignature:
-    """Base64 images in; for each a list of detections out."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
-
-    box = Array(DataType.double)
-    detection = [Property("class", DataType.string), Property("score", DataType.double), Property("box", box)]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([ColSpec(Array(Object(detection)), "detections")]),
-        params=ParamSchema(
-            [
-                ParamSpec("score_threshold", DataType.double, SCORE_THRESHOLD),
-                ParamSpec("max_detections", DataType.long, MAX_DETECTIONS),
-            ]
-        ),
-    )
-
-
-def pinned(distributions: tuple[str, ...]) -> list[str]:
-    """``["torch==2.9.1"]``: the installed versions, without a build's local part (``+cpu``), which indexes lack."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in distributions]
 
 
 def _find(client: MlflowClient, best: BestModel) -> str | None:
@@ -145,9 +104,9 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
     )
     try:
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed in here
-        scratch.mkdir(parents=True)
+        scratch.mkdir(mode=0o700, parents=True)
         folder = scratch / "mlflow"
-        _save(best, folder, logged.model_id, logged.artifact_location, tracker.run_id)
+        save_folder(best.files, folder, Origin(model_id=logged.model_id, run_id=tracker.run_id))
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     except BaseException:
@@ -167,34 +126,10 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
         source=logged.artifact_location,  # models:/<id> is looked up at the process's own tracking URI
         run_id=tracker.run_id,
         tags=tags,
-        description=_shortened(best.card),
+        description=_shortened(best.files.card),
         model_id=logged.model_id,
     )
     return str(version.version)
-
-
-def _save(best: BestModel, folder: Path, model_id: str, location: str, run_id: str) -> None:
-    """The MLflow model in ``folder``, which must not exist."""
-    import pandas as pd  # type: ignore[import-untyped]
-    from mlflow import pyfunc
-    from mlflow.models import Model
-
-    # It warns where pip is not installed, as in uv's environments.
-    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
-    file = folder.with_name("model.safetensors")
-    best.write_model(file)
-    pyfunc.save_model(
-        path=str(folder),
-        mlflow_model=Model(artifact_path=location, model_uuid=model_id, run_id=run_id, model_id=model_id),
-        python_model=str(best.code),
-        artifacts={"model": str(file)},
-        code_paths=[str(package) for package in best.packages],
-        signature=signature(),
-        input_example=(pd.DataFrame({"image": [_example_image()]}), {"score_threshold": SCORE_THRESHOLD}),
-        pip_requirements=pinned(best.requirements),  # given, they are not searched for by loading the model
-        model_config=dict(best.config),
-    )
-    (folder / CARD_FILE).write_text(best.card, encoding="utf-8")
 
 
 def _shortened(card: str) -> str:
@@ -202,11 +137,3 @@ def _shortened(card: str) -> str:
     if len(card) <= _DESCRIPTION_LENGTH:
         return card
     return card[: _DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest
-
-
-def _example_image() -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 48), (96, 104, 112)).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

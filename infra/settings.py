@@ -70,6 +70,11 @@ class WorkerSettings(BaseModel):
     drain_seconds: float = Field(60.0, ge=0, description="What a stopping worker leaves its runs to finish.")
     runs_per_server: int = Field(200, ge=1, description="Runs forked from one warm process before it is replaced.")
     server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
+    stored_results: bool = Field(
+        False,
+        description="Let runs of this worker, fedbench's own too, load results that Prefect stored (persist_result, "
+        "caches). Only for flows of your own that need it: a stored result can run any code when it is loaded.",
+    )
 
 
 DEFAULT_TURN_POOL = "gpu"

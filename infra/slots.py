@@ -35,6 +35,7 @@ class TurnRunner(Protocol):
         """
         Raises:
             SlotLost: the process that held the turn died.
+            BadReply: what came back is no reply, or says that the turn failed; of slots in other hands than ours.
             DeadlineExceeded: ``deadline`` seconds passed; the process has been ended.
         """
         ...

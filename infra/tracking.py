@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TAG_FEDERATION = "fedbench.federation"
 TAG_SPEC_DIGEST = "fedbench.spec_digest"
 TAG_VERSION = "fedbench.version"
+TAG_SUPERSEDED = "fedbench.superseded"
 TAG_FLOW_RUN_ID = "prefect.flow_run_id"
 TAG_FLOW_RUN_URL = "prefect.flow_run_url"
 
@@ -42,6 +43,7 @@ _MAPS = ("map50_voc10", "map50_voc07", "map50_coco", "map_coco")
 _METRICS_PER_BATCH = 1000  # MLflow's limits, from mlflow.utils.validation
 _PARAMS_PER_BATCH = 100
 _PARAM_VALUE_LENGTH = 6000
+_PART_LENGTH = 100  # of a metric's name, of which MLflow takes 250 characters
 
 # About five seconds until a server that refuses is given up; MLflow's own defaults wait for minutes.
 _CLIENT_ENVIRONMENT = {
@@ -115,9 +117,10 @@ def round_metrics(record: Mapping[str, Any]) -> dict[str, float]:
 class Tracker:
     """The open MLflow run of one federation. Every method may raise TrackingUnavailable."""
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, run_id: str, federation: str) -> None:
         self._client = client
         self._uri = uri
+        self._federation = federation
         self.experiment_id = experiment_id
         self.run_id = run_id
 
@@ -157,7 +160,7 @@ class Tracker:
                 run = client.create_run(experiment_id, tags=tags, run_name=federation)
             else:
                 client.update_run(run.info.run_id, status="RUNNING")
-            tracker = cls(client, uri, experiment_id, run.info.run_id)
+            tracker = cls(client, uri, experiment_id, run.info.run_id, federation)
             # A kill may have come between creating the run and its parameters: log what is missing.
             logged = run.data.params
             tracker._log_params({name: text for name, text in texts.items() if name not in logged})
@@ -192,6 +195,24 @@ class Tracker:
         """Numbers of the rounds that are logged whole."""
         with _answers(self._uri):
             return {point.step for point in self._client.get_metric_history(self.run_id, _ROUND_KEY)}
+
+    def has_other_rounds(self, records: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether a round is logged that is none of the dumped ``RoundRecord``: the federation went back since."""
+        committed = {(record["round"], _milliseconds(record["committed"])) for record in records}
+        with _answers(self._uri):
+            points = self._client.get_metric_history(self.run_id, _ROUND_KEY)
+        return any((point.step, point.timestamp) not in committed for point in points)
+
+    def supersede(self) -> None:
+        """End the run, and give up its place as the federation's: :meth:`open` then makes a new one.
+
+        MLflow cannot take a metric's points back, and two points at one step are two lines in its plots.
+        """
+        name = f"{self._federation} (superseded)"
+        with _answers(self._uri):
+            self._set_tags({TAG_FEDERATION: name, TAG_SUPERSEDED: self._federation})
+            self._client.update_run(self.run_id, name=name)
+            self._client.set_terminated(self.run_id, "KILLED")
 
     def backfill(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
         """Log those of the dumped ``RoundRecord`` that MLflow does not have yet; returns their rounds."""
@@ -369,4 +390,4 @@ def _milliseconds(moment: datetime | str) -> int:
 
 def _part(name: str) -> str:
     """``name`` as one part of a metric's name: only the characters that MLflow takes, no slash."""
-    return re.sub(r"[^\w.\- :]", "_", name).strip(". ") or "_"
+    return re.sub(r"[^\w.\- :]", "_", name).strip(". ")[:_PART_LENGTH] or "_"

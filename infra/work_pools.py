@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _WORKERS = {worker.type: worker for worker in (ProcessWorker, GpuWorker)}
 
 
+def default_template(kind: str) -> dict[str, Any]:
+    """The job template of a new pool of this type."""
+    return _WORKERS[kind].get_default_base_job_template()
+
+
 async def find_pool(client: PrefectClient, name: str, kind: str) -> WorkPool | None:
     """The pool; None when there is none.
 
@@ -47,9 +52,12 @@ async def ensure_pool(client: PrefectClient, name: str, kind: str, description: 
     """
     pool = await find_pool(client, name, kind)
     if pool is None:
-        template: dict[str, Any] = _WORKERS[kind].get_default_base_job_template()
         wanted = WorkPoolCreate(
-            name=name, type=kind, description=description, base_job_template=template, concurrency_limit=limit
+            name=name,
+            type=kind,
+            description=description,
+            base_job_template=default_template(kind),
+            concurrency_limit=limit,
         )
         await client.create_work_pool(wanted)
         return "made"

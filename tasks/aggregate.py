@@ -14,13 +14,16 @@ from torch import Tensor
 from infra.errors import StoreCorrupt
 from infra.place import Place, current_place
 from tasks.detectors.initial import initial_detector
-from tasks.detectors.state import state_of, write_state
+from tasks.detectors.state import is_finite, state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.partial_sums import by_object, incomplete_sums, weights_key
+from tasks.plain_text import plain
+from tasks.replies import failure_of, not_counted
 from tasks.request_update import answers_plan
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
-from tasks.strategies.base import read_reference
+from tasks.spec.shares import Weight, limiting_factors, lowered
+from tasks.strategies.base import Strategy, read_reference
 from tasks.strategies.registry import build_strategy
 from tasks.turns import report_failures
 
@@ -53,15 +56,51 @@ def require_quorum(
 ) -> None:
     """
     Raises:
-        FedbenchError: too few updates; names the missing clients and why each is missing.
+        FedbenchError: too few updates; names the missing clients and why each is missing. The round stays open.
     """
-    needed = quorum(spec, len(plan.cohort))
+    needed, share = quorum(spec, len(plan.cohort)), spec.participation.max_weight_share
     if len(updates) < needed:
-        reasons = "; ".join(f"client {failure.client} ({failure.kind}): {failure.reason}" for failure in dropped)
-        raise FedbenchError(
-            f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, "
-            f"participation.min_updates is {needed}; missing: {reasons}"
-        )
+        rule = f"participation.min_updates is {needed}"
+    elif counted_weights(spec, plan, updates) is None:
+        rule = f"too few for participation.max_weight_share ({share:g})"
+    else:
+        return
+    reasons = "; ".join(f"client {failure.client} ({failure.kind}): {plain(failure.reason)}" for failure in dropped)
+    raise FedbenchError(
+        f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, {rule}; missing: {reasons}"
+        + _how_to_go_on(plan, dropped)
+    )
+
+
+def _how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
+    """An update that was refused here is in the store, and would be refused again whenever the round goes on."""
+    clients = dict.fromkeys(failure.client for failure in dropped if failure.phase == "aggregate")
+    if not clients:
+        return ""
+    options = "".join(f" --retrain {client}" for client in clients)
+    return f"; to discard stored updates and train again: fedbench resume {plan.federation}{options}"
+
+
+def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> dict[str, Weight] | None:
+    """What each of ``updates`` counts for when they are all that count, by client.
+
+    The plan limits what a client of the cohort holds. When some of the cohort are dropped the others hold more, so
+    the limit is applied again over those that count: a model never has more than the limit of one client. A partial
+    sum is lowered as a whole.
+
+    Returns None when they are too few for the limit; the round then fails like one below its quorum.
+    """
+    weights = {update.client: plan.weight_of(update) for update in updates}
+    share = spec.participation.max_weight_share
+    if share is None:
+        return weights
+    objects = [[weights[update.client] for update in shared] for shared in by_object(updates)]
+    factors = limiting_factors([(sum(parts), max(parts)) for parts in objects], share)
+    if factors is None:
+        return None
+    for shared, factor in zip(by_object(updates), factors, strict=True):
+        weights |= {update.client: lowered(weights[update.client], factor) for update in shared}
+    return weights
 
 
 def aggregate_updates(
@@ -79,11 +118,36 @@ def aggregate_updates(
     """
     start = place.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
     reference = read_reference(start.path, client="(global model)")
-    strategy = build_strategy(spec.strategy, reference)
     order = {client: number for number, client in enumerate(plan.cohort)}
+    kept, refused = _asked_for(place, plan, sorted(updates, key=lambda item: order.get(item.client, len(order))))
+    while True:
+        strategy, weights = build_strategy(spec.strategy, reference), _weights(spec, plan, kept)
+        counted, misfits = _stream(place, strategy, weights, kept)
+        for client, reason in misfits.items():
+            refused.setdefault(client, []).append(reason)
+        counted.sort(key=lambda update: order[update.client])
+        if not counted or all(weights[client] == weight for client, weight in _weights(spec, plan, counted).items()):
+            break
+        kept = counted  # without those that did not fit, the limit of a client's weight lowers the others' too
+    dropped = [
+        failure_of("aggregate", client, reason)
+        for client in sorted(refused, key=lambda client: order.get(client, len(order)))
+        for reason in refused[client]
+    ]
+    if not counted:
+        reasons = "; ".join(item.reason for item in dropped)
+        raise ClientError(f"round {plan.round}: no update counts: {reasons}{_how_to_go_on(plan, dropped)}")
+    # A client whose first update counts is not dropped for a second one.
+    return strategy.result(), counted, list(not_counted(dropped, counted, ()))
+
+
+def _asked_for(
+    place: Place, plan: RoundPlan, updates: Sequence[UpdateRecord]
+) -> tuple[list[UpdateRecord], dict[str, list[str]]]:
+    """Those that the plan asked for, each once and its partial sum whole; and why the others do not count."""
     asked: dict[str, UpdateRecord] = {}
     refused: dict[str, list[str]] = {}
-    for update in sorted(updates, key=lambda item: order.get(item.client, len(order))):
+    for update in updates:
         foreign = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
         if foreign is not None:
             refused.setdefault(update.client, []).append(f"an update that was not asked for: {foreign}")
@@ -95,42 +159,55 @@ def aggregate_updates(
     incomplete = incomplete_sums(asked, {client: reasons[0] for client, reasons in refused.items()})
     for client, reason in incomplete.items():
         refused.setdefault(client, []).append(reason)
+    return [update for update in asked.values() if update.client not in incomplete], refused
+
+
+def _weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> dict[str, Weight]:
+    """As :func:`counted_weights`; the plan's where they are too few, in a round that :func:`require_quorum` ends."""
+    weights = counted_weights(spec, plan, updates)
+    return {update.client: plan.weight_of(update) for update in updates} if weights is None else weights
+
+
+def _stream(
+    place: Place, strategy: Strategy, weights: Mapping[str, Weight], updates: Sequence[UpdateRecord]
+) -> tuple[list[UpdateRecord], dict[str, str]]:
+    """Give each object of ``updates`` to ``strategy``. Returns the updates that it took, and why it refused others."""
     counted: list[UpdateRecord] = []
-    for shared in by_object([update for update in asked.values() if update.client not in incomplete]):
-        weights, clients = shared[0].weights, [update.client for update in shared]
+    refused: dict[str, str] = {}
+    for shared in by_object(updates):
+        ref, clients = shared[0].weights, [update.client for update in shared]
         label = ", ".join(clients)
         try:
             try:
-                fetched = place.weights.get(weights.key, weights.sha256, weights.bytes)
+                fetched = place.weights.get(ref.key, ref.sha256, ref.bytes)
             except StoreCorrupt as error:
                 raise ClientError(f"client {label}: {error}") from None
-            strategy.accumulate(fetched.path, sum(update.train_size for update in shared), client=label)
+            strategy.accumulate(fetched.path, sum(weights[client] for client in clients), client=label)
         except ClientError as error:
-            for client in clients:
-                refused.setdefault(client, []).append(str(error))
+            refused |= dict.fromkeys(clients, str(error))
         else:
             counted += shared
-    counted.sort(key=lambda update: order[update.client])
-    dropped = [
-        ClientFailure(client=client, phase="aggregate", kind="client-error", reason=reason)
-        for client in sorted(refused, key=lambda client: order.get(client, len(order)))
-        for reason in refused[client]
-    ]
-    if not counted:
-        raise ClientError(f"round {plan.round}: no update counts: " + "; ".join(item.reason for item in dropped))
-    return strategy.result(), counted, dropped
+    return counted, refused
 
 
 @task(
     name="aggregate",
-    task_run_name="aggregate · round {round_number}",
+    task_run_name="aggregate · {label}",
     cache_policy=NO_CACHE,
     persist_result=False,
 )
 async def aggregate(
-    spec: FederationSpec, plan: RoundPlan, round_number: int, updates: Sequence[UpdateRecord]
-) -> tuple[WeightRef, list[UpdateRecord], list[ClientFailure]]:
+    spec: FederationSpec,
+    plan: RoundPlan,
+    updates: Sequence[UpdateRecord],
+    dropped: Sequence[ClientFailure],
+    label: str,
+) -> tuple[WeightRef | None, list[UpdateRecord], list[ClientFailure]]:
     """The round's global weights, stored; the updates that count; the clients dropped for an update that does not fit.
+
+    The weights are None, and not stored, when they are not all finite.
+
+    dropped: clients that were dropped before, for the message about a quorum that is missed.
 
     Raises:
         FedbenchError: fewer updates than the quorum count.
@@ -138,9 +215,10 @@ async def aggregate(
     place = current_place()
     started = time.monotonic()
     place.reporter.phase_started("aggregate", 0)
-    state, counted, dropped = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates)
-    report_failures(place, dropped)
-    require_quorum(spec, plan, counted, dropped)
-    model = await asyncio.to_thread(store_global, place, round_number, state)
+    state, counted, misfits = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates)
+    report_failures(place, misfits)
+    require_quorum(spec, plan, counted, [*dropped, *misfits])
+    finite = await asyncio.to_thread(is_finite, state)
+    model = await asyncio.to_thread(store_global, place, plan.round, state) if finite else None
     place.reporter.phase_finished("aggregate", time.monotonic() - started)
-    return model, counted, dropped
+    return model, counted, misfits

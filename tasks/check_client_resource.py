@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import os
 import random
 import time
@@ -20,10 +21,13 @@ from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientInfo, Draw, ResourceAnswer, RoundPlan, WeightRef
+from tasks.spec.shares import limited, majority
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
 from tasks.turns import hand_out, report_failures
+
+log = logging.getLogger(__name__)
 
 # The original waits a second more each time, at most ten.
 MAX_WAIT_SECONDS = 10
@@ -129,22 +133,44 @@ async def check_client_resource(
     if plan is None:
         plan = await _new_plan(place, federation, spec, round_number, clients, model)
         await asyncio.to_thread(place.objects.put_json, place.layout.plan(round_number), plan.model_dump(mode="json"))
+    warn_of_majority(place, plan)
     place.reporter.phase_finished("check_client_resource", time.monotonic() - started)
     return plan
+
+
+def warn_of_majority(place: Place, plan: RoundPlan) -> None:
+    """Report a client that holds more than half of the round's weight; not again while it does so round after round."""
+    held = majority(plan.weights or {})
+    if held is None:
+        return
+    client, share = held
+    text = (
+        f"round {plan.round}: warning: client {client} holds {share:.2%} of the weight, by its own count of its "
+        "training images; participation.max_weight_share limits it"
+    )
+    log.warning("%s", text)
+    before = place.history[-1].plan if place.history else None
+    already = majority(before.weights or {}) if before is not None else None
+    if already is None or already[0] != client:
+        place.reporter.message(text)
 
 
 def read_plan(
     place: Place, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
 ) -> RoundPlan | None:
-    """The plan of an open round, if it still holds: same experiment, same global weights, its cohort ready."""
+    """The plan of an open round, if it still holds: same experiment, same global weights, its cohort ready.
+
+    A client that has other training images than before needs a new plan, or it could never answer this one.
+    """
     key = place.layout.plan(round_number)
     document = place.objects.get_json(key)
     if document is None:
         return None
     plan = parse(RoundPlan, document, source=key, newest=RECORD_VERSION)
-    ready = {info.client for info in clients}
+    sizes = {info.client: info.train_size for info in clients}
     # A raised max_rounds changes the digest but none of the plan's rounds.
-    same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= ready
+    same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= sizes.keys()
+    same = same and all(sizes[client] == size for client, size in (plan.train_sizes or {}).items())
     return plan.model_copy(update={"spec_digest": spec.digest}) if same else None
 
 
@@ -163,10 +189,13 @@ async def _new_plan(
         contacted = draw_clients(spec, ready, round_number, attempt)
         request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
         replies = await hand_out(place, request)
-        report_failures(place, [failure for reply in replies for failure in reply.failures])
+        failures = tuple(failure for reply in replies for failure in reply.failures)
+        report_failures(place, failures)
         answers = tuple(answer for reply in replies for answer in reply.answers)
         qualified = qualified_clients(spec, answers)
-        draws.append(Draw(attempt=attempt, contacted=contacted, answers=answers, qualified=qualified))
+        draws.append(
+            Draw(attempt=attempt, contacted=contacted, answers=answers, qualified=qualified, failures=failures)
+        )
         if len(qualified) > rule.min_qualified * len(contacted):
             break
         place.reporter.message(
@@ -181,6 +210,12 @@ async def _new_plan(
         )
     chosen = set(qualified)
     sizes = {info.client: info.train_size for info in clients if info.client in chosen}
+    try:
+        weights = limited(sizes, rule.max_weight_share)
+    except ValueError as error:
+        raise FedbenchError(
+            f"round {round_number}: participation.max_weight_share ({rule.max_weight_share}): {error}"
+        ) from None
     return RoundPlan(
         federation=federation,
         round=round_number,
@@ -192,5 +227,7 @@ async def _new_plan(
         seeds={client: derive_seed(spec.seed, "turn", round_number, client) for client in sizes},
         learning_rate=learning_rate(spec.training.optimizer.lr, spec.training.schedule, round_number),
         partial_sums=rule.partial_sums,
+        train_sizes=sizes,
+        weights=weights,
         created=datetime.now(UTC),
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 
+from PIL import Image
+
+from infra.errors import BadReply, StoreCorrupt
+from infra.place import Place
 from tasks.data.loading import read_sample
 from tasks.errors import ClientError, DataError
-from tasks.figures.sheet import detection_sheet
+from tasks.figures.sheet import detection_sheet, most_pixels
 from tasks.site import Site
 from tasks.spec.records import ClientFailure, WeightRef
 from tasks.spec.turns import SheetRequest, TurnReply
@@ -24,6 +28,32 @@ def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
                 ClientFailure(client=request.clients[0], phase="stop_and_eval", kind="client-error", reason=str(error)),
             )
         )
+
+
+def read_sheet(place: Place, request: SheetRequest, reply: TurnReply) -> bytes:
+    """The PNG that ``reply``, which answers ``request``, names in the store; it can be decoded.
+
+    Raises:
+        BadReply: it is missing, too large, not of its sha256, or no such picture.
+        StoreUnavailable: the store does not answer.
+    """
+    ref, key, most = reply.detections, place.layout.sheet, most_pixels(request.images)
+    if ref is None or ref.key != key:
+        raise BadReply(f"reply: detections: expected {key}, found {ref.key[:200] if ref else 'none'}")
+    if ref.bytes > 3 * most:  # a PNG that is larger than its pixels is none of ours
+        raise BadReply(f"{key}: expected at most {3 * most} bytes, found {ref.bytes}")
+    try:
+        content = place.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
+    except StoreCorrupt as error:
+        raise BadReply(str(error)) from None
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as sheet:
+            if sheet.mode != "RGB" or sheet.width * sheet.height > most:
+                raise ValueError(f"{sheet.mode}, {sheet.width} x {sheet.height}")
+            sheet.load()
+    except Exception as error:  # whatever a decoder makes of strange bytes
+        raise BadReply(f"{key}: expected an RGB picture in PNG of at most {most} pixels, found {error}") from None
+    return content
 
 
 def _draw(site: Site, request: SheetRequest) -> TurnReply:

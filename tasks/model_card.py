@@ -32,7 +32,7 @@ def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...]
     figures = record.metrics.model_dump()
     return ModelCard(
         detector=spec.detector,
-        classes=tuple(record.clients[0].class_counts),
+        classes=spec.class_order(record.clients[0].class_counts),
         data=spec.data.model_dump(mode="json"),
         clients=tuple(client for evaluation in record.evaluations for client in evaluation.clients) or None,
         evaluation=spec.evaluation,

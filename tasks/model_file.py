@@ -21,6 +21,7 @@ from torch import Tensor
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, markdown
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.data import Exif
 from tasks.spec.detector import DetectorSpec
@@ -28,6 +29,14 @@ from tasks.spec.training import EvaluationSpec
 
 HEADER_KEY = "fedbench"
 CARD_VERSION: Literal[1] = 1
+VOUCHED = (
+    "The weights are those of the round above: the run's record has their sha256. `fedbench verify` compares every "
+    "file of a registered model with that record and the installed fedbench; MLflow itself checks nothing.",
+    "Each client reports its own counts of images and boxes, its losses and its evaluations. They are its own word: "
+    "nobody else has seen its images. The figures above are means of these reports, weighted by the reported counts.",
+    "The weights are the mean of the clients' updates, weighted by the reported counts. What a client trained on is "
+    "not checked.",
+)
 _NAMED = 5  # wrong tensors that a message names
 
 
@@ -92,6 +101,20 @@ def read_card(path: Path) -> ModelCard:
     return _read_header(path)[0]
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; its card is not looked at.
+
+    Raises:
+        DataError: the file is missing, or is no safetensors file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a model file (safetensors)")
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _not_safetensors(path, error) from None
+
+
 def load_model(path: Path) -> tuple[Detector, ModelCard]:
     """The detector of a model file in evaluation mode, on the CPU, and its card.
 
@@ -102,11 +125,7 @@ def load_model(path: Path) -> tuple[Detector, ModelCard]:
     detector = build_detector(card.detector, len(card.classes), seed=0)
     expected = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
     _check_tensors(path, expected, found)
-    try:
-        state = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _not_safetensors(path, error) from None
-    detector.load_state_dict(state)
+    detector.load_state_dict(read_state(path))
     return detector.eval(), card
 
 
@@ -114,9 +133,10 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     """The card for people, as Markdown; with ``uri``, how to serve that model of MLflow's registry."""
     size = f"{card.detector.width} × {card.detector.height}"
     lines = [
-        f"# {card.federation or card.detector.kind}",
+        f"# {markdown(card.federation or card.detector.kind)}",
         "",
-        f"`{card.detector.kind}` of {len(card.classes)} classes: {', '.join(card.classes)}. "
+        f"`{card.detector.kind}` of {len(card.classes)} classes: "
+        f"{', '.join(markdown(name, NAME_LIMIT) for name in card.classes)}. "
         f"Images are stretched to {size} pixels.",
     ]
     origin = {
@@ -129,8 +149,10 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     lines += _table("Data", ("field", "value"), card.data or {})
     lines += _table("Figures on the test data", ("measure", "value"), card.metrics)
     lines += _table("Classes on the test data", ("class", "AP at IoU 0.5 (VOC 2010)"), card.per_class)
+    if card.federation is not None:
+        lines += ["", "## What is vouched for", "", *(f"- {line}" for line in VOUCHED)]
     if card.notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in card.notes)]
+        lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in card.notes)]
     return "\n".join([*lines, "", *_usage(uri)]) + "\n"
 
 
@@ -147,7 +169,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown(text)
 
 
 def _usage(uri: str | None) -> list[str]:
@@ -166,11 +188,12 @@ def _usage(uri: str | None) -> list[str]:
     if uri is not None:
         lines += [
             "",
-            "To serve it over HTTP: `fedbench serve` where it was trained; elsewhere, with the tracking server's "
-            "address in `MLFLOW_TRACKING_URI` (and, for an S3 store, its endpoint and keys):",
+            "To serve it over HTTP: `fedbench serve` where the run's store is. Elsewhere MLflow's own server runs the "
+            "code that is stored with the model and checks nothing, so `fedbench verify` comes first:",
             "",
             "```",
-            f"mlflow models serve -m {uri} --env-manager local --port 5001",
+            f"fedbench verify {uri} --save model",
+            "mlflow models serve -m model --env-manager local --port 5001",
             "curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\",
             """  -d '{"dataframe_records": [{"image": "'$(base64 < street.jpg | tr -d '\\n')'"}]}'""",
             "```",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,14 +19,20 @@ from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
+from tasks.replies import failure_of, record_limit
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.shares import Weight
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
 from tasks.training.local import TrainingResult, train
 from tasks.turns import hand_out, report_failures
+
+# Bytes by which the header of an update may be larger than that of the global weights: both have the same tensors.
+HEADER_SLACK = 1 << 16
+Figure = TypeVar("Figure", int, Weight)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
         try:
             trained, state = train_client(site, request, client)
             if together:
-                mean.accumulate_state(state, trained.train_size, client=client)
+                weight = trained.train_size if request.weights is None else request.weights[client]
+                mean.accumulate_state(state, weight, client=client)
         except (ClientError, DataError) as error:
             failures.append(_refusal(client, str(error)))
             continue
@@ -87,6 +95,7 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     spec = request.spec
     data = site.data_of(spec.data, client)
     samples = data.train[client]
+    _check_size(len(samples), request, client)
     fetched = site.weights.get(request.model.key, request.model.sha256, request.model.bytes)
     detector = site.detector(spec, len(data.classes))
     load_state(detector, fetched.path)
@@ -115,6 +124,16 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     state = state_of(detector)
     check_finite(state, client=client)
     return Trained(client, len(samples), result, time.perf_counter() - started, fetched.downloaded), state
+
+
+def _check_size(found: int, request: UpdateRequest, client: str) -> None:
+    expected = found if request.train_sizes is None else request.train_sizes[client]
+    if found != expected:
+        raise ClientError(
+            f"client {client}: its training images have changed since wake_up: expected {expected}, found {found}"
+        )
+    if not found:
+        raise ClientError(f"client {client}: expected at least 1 training image, found none")
 
 
 def put_updates(
@@ -156,7 +175,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     """Why ``update`` does not count in the round of ``plan``; None when it does.
 
     It counts when it was asked for: this federation, round and experiment, a client of the cohort, from the round's
-    global weights and with the client's seed, its weights where the plan expects them (``key``). Of a partial sum that
+    global weights and with the client's seed, over as many images as ``wake_up`` counted (which its weight comes
+    from), its weights where the plan expects them (``key``), no larger than the global weights. Of a partial sum that
     is half of it: all its clients must (:func:`tasks.partial_sums.incomplete_sums`).
     """
     if update.client not in plan.cohort:
@@ -168,6 +188,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
         "model": plan.model.sha256,
         "seed": plan.seeds[update.client],
     }
+    if plan.train_sizes is not None:
+        expected["train_size"] = plan.train_sizes[update.client]
     for field, value in expected.items():
         if getattr(update, field) != value:
             return f"client {update.client}: {field}: expected {value}, found {getattr(update, field)}"
@@ -175,7 +197,10 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     if fault is not None:
         return f"client {update.client}: {fault}"
     if update.weights.key != key:
-        return f"client {update.client}: weights: expected {key}, found {update.weights.key}"
+        return f"client {update.client}: weights: expected {key}, found {update.weights.key[:200]}"
+    most = plan.model.bytes + HEADER_SLACK
+    if update.weights.bytes > most:
+        return f"client {update.client}: weights: expected at most {most} bytes, found {update.weights.bytes}"
     return None
 
 
@@ -190,12 +215,12 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
     # Whether a partial sum is whole, the clients that are looked for do not tell.
     for client in plan.cohort if clients is None or plan.partial_sums else clients:
         key = layout.update_record(plan.round, client)
-        document = place.objects.get_json(key) if key in there else None
-        if document is None:
+        if key not in there:
             continue
         try:
+            document = place.objects.get_json(key, record_limit(plan))
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
-        except SpecError:
+        except (SpecError, StoreCorrupt):
             continue  # somebody else's object; the client trains anew and writes over it
         if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
             found[client] = update
@@ -210,7 +235,11 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
 
 
 def _refusal(client: str, reason: str) -> ClientFailure:
-    return ClientFailure(client=client, phase="request_update", kind="client-error", reason=reason)
+    return failure_of("request_update", client, reason)
+
+
+def _of(figures: dict[str, Figure] | None, clients: Sequence[str]) -> dict[str, Figure] | None:
+    return None if figures is None else {client: figures[client] for client in clients}
 
 
 @task(
@@ -233,6 +262,8 @@ async def request_update(
         model=plan.model,
         seeds={client: plan.seeds[client] for client in clients},
         learning_rate=plan.learning_rate,
+        train_sizes=_of(plan.train_sizes, clients),
+        weights=_of(plan.weights, clients),
     )
 
     async def finished() -> set[str]:
@@ -240,8 +271,8 @@ async def request_update(
 
     rule = spec.participation
     replies = await hand_out(place, request, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
-    failures = [failure for reply in replies for failure in reply.failures]
-    dropped = {failure.client for failure in failures}
+    failures = [item for reply in replies for item in reply.failures]
+    dropped = {item.client for item in failures}
     updates: dict[str, UpdateRecord] = {}
     for update in (update for reply in replies for update in reply.updates):
         updates.setdefault(update.client, update)  # a second one never counts
@@ -253,10 +284,10 @@ async def request_update(
         reason = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
         if reason is not None:
             failures.append(_refusal(update.client, f"an update that was not asked for: {reason}"))
-    reasons = {failure.client: failure.reason for failure in failures}
+    reasons = {item.client: item.reason for item in failures}
     answering = {client: update for client, update in updates.items() if client not in reasons}
     failures += [_refusal(client, reason) for client, reason in incomplete_sums(answering, reasons).items()]
-    refused = {failure.client for failure in failures}
+    refused = {item.client for item in failures}
     kept = tuple(updates[client] for client in clients if client in updates and client not in refused)
     for update in kept:
         place.reporter.client_done(

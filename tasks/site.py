@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from infra.private import private_home
 from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -29,6 +30,7 @@ class Site:
     """Made once a process and kept warm between turns; nothing in it belongs to a client or a round."""
 
     def __init__(self, settings: Settings) -> None:
+        private_home(settings.home)
         self.settings = settings
         self.objects = ObjectStore(settings.s3)
         self.weights = WeightStore(self.objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)

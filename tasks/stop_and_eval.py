@@ -7,28 +7,28 @@ leaves its detections in the store, and the figures are computed once, over all 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Sequence
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from infra.place import Place, current_place
 from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state
-from tasks.errors import ClientError, DataError
-from tasks.metrics.detections import ImageDetections, in_order, merge, pack, unpack
+from tasks.errors import ClientError, DataError, ModelDiverged
+from tasks.evaluation_parts import Part, part_key, read_part
+from tasks.metrics.detections import in_order, merge, pack
 from tasks.metrics.scoring import evaluation_record
-from tasks.metrics.truth import Truth, pack_truth, unpack_truth
+from tasks.metrics.truth import Truth, pack_truth
+from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
-from tasks.spec.turns import EvaluationRequest, TurnReply
+from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
 from tasks.training.evaluation import PartResult, evaluate
 from tasks.turns import hand_out, report_failures
 
@@ -47,16 +47,16 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
         detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
         result, truth = _evaluate_part(site, request, detector, samples)
     except (ClientError, DataError) as error:
-        return TurnReply(
-            failures=tuple(
-                ClientFailure(client=client, phase="stop_and_eval", kind="client-error", reason=str(error))
-                for client in request.clients
-            )
+        failed = ClientFailure(
+            client=request.clients[0],
+            phase="stop_and_eval",
+            kind="model-diverged" if isinstance(error, ModelDiverged) else "client-error",
+            reason=str(error),
         )
+        return TurnReply(failures=tuple(failed.model_copy(update={"client": client}) for client in request.clients))
     tensors = {f"detections/{name}": array for name, array in pack(result.detections).items()}
     tensors |= {f"truth/{name}": array for name, array in pack_truth(truth).items()}
-    part = f"{request.test_digest[:16]}-{request.part:03d}-of-{request.parts:03d}"
-    stored = site.weights.put(site.layout(request.federation).evaluation_tensors(request.round, part), save(tensors))
+    stored = site.weights.put(part_key(site.layout(request.federation), request), save(tensors))
     return TurnReply(
         images=result.images,
         batch_losses=tuple(result.batch_losses),
@@ -93,11 +93,14 @@ def _evaluate_part(
     return result, {index: (sample.boxes, sample.labels, sample.difficult) for index, sample in chosen.items()}
 
 
-def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[str, list[ClientInfo]]:
-    """Clients by the digest of their test set, in client order."""
-    groups: dict[str, list[ClientInfo]] = {}
+def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[tuple[str, int], list[ClientInfo]]:
+    """Clients by digest and images of their test set, in client order.
+
+    Who claims another's digest with another number of images gets an evaluation of its own, and does not disturb that.
+    """
+    groups: dict[tuple[str, int], list[ClientInfo]] = {}
     for info in clients:
-        groups.setdefault(info.test_digest, []).append(info)
+        groups.setdefault((info.test_digest, info.test_size), []).append(info)
     return groups
 
 
@@ -117,84 +120,104 @@ async def stop_and_eval(
 ) -> tuple[EvaluationRecord | None, list[ClientFailure], int, int]:
     """Score ``model`` on the test set that ``clients`` share.
 
-    Returns the evaluation (None when it failed), the failures, and the bytes down and up.
+    Returns the evaluation (None when it failed), the failures, and the bytes down and up. An evaluation is of the
+    clients that did not fail.
     """
     place = current_place()
     started = time.monotonic()
-    size, digest = clients[0].test_size, clients[0].test_digest
+    size = clients[0].test_size
     names = tuple(info.client for info in clients)
     if size == 0:
         return None, [], 0, 0
-    parts = min(place.slots.count, math.ceil(size / spec.evaluation.batch_size))
+    parts = min(place.slots.count, -(-size // spec.evaluation.batch_size))
     request = EvaluationRequest(
         federation=federation,
         spec=spec,
         clients=names,
         round=round_number,
         model=model,
-        test_digest=digest,
+        test_digest=clients[0].test_digest,
+        test_size=size,
         part=0,
         parts=parts,
     )
-    # The test set is the same at all of them, so that any place may do any part.
-    places = place.slots.split(names)
-    answers = await asyncio.gather(
-        *(
-            hand_out(
-                place,
-                request.model_copy(update={"part": part, "clients": places[part % len(places)]}),
-                deadline=spec.participation.evaluation_deadline,
-            )
-            for part in range(parts)
+    classes = spec.class_order(clients[0].class_counts)
+    requests = [request.model_copy(update={"part": part}) for part in range(parts)]
+    answers = await asyncio.gather(*(_ask_for_part(place, request, len(classes)) for request in requests))
+    found = [part for part, _ in answers if part is not None]
+    replies = [reply for _, replies in answers for reply in replies]
+    failures = {item.client: item for reply in replies for item in reply.failures}
+    scored = tuple(name for name in names if name not in failures) if len(found) == parts else ()
+    evaluation = None
+    if scored:
+        try:
+            evaluation = await asyncio.to_thread(score, spec, scored, classes, request.test_digest, found, started)
+        except DataError as error:
+            failures |= {name: failure_of("stop_and_eval", name, str(error)) for name in scored}
+    report_failures(place, list(failures.values()))
+    if evaluation is not None:
+        place.reporter.client_done(
+            "stop_and_eval",
+            label.removeprefix("clients ").removeprefix("client "),
+            f"map50_voc10 {_shown(evaluation.map50_voc10)}, loss {_shown(evaluation.loss)} on {size} images",
         )
-    )
-    replies = [reply for answer in answers for reply in answer]
-    failures = {failure.client: failure for reply in replies for failure in reply.failures}
     down, up = sum(reply.downloaded for reply in replies), sum(reply.uploaded for reply in replies)
-    if failures:
-        report_failures(place, list(failures.values()))
-        return None, list(failures.values()), down, up
-    evaluation = await asyncio.to_thread(score, place, spec, clients, replies, started)
-    place.reporter.client_done(
-        "stop_and_eval",
-        label.removeprefix("clients ").removeprefix("client "),
-        f"map50_voc10 {_shown(evaluation.map50_voc10)}, loss {_shown(evaluation.loss)} on {size} images",
-    )
-    return evaluation, [], down, up
+    return evaluation, list(failures.values()), down, up
+
+
+async def _ask_for_part(
+    place: Place, request: EvaluationRequest, classes: int
+) -> tuple[Part | None, Sequence[TurnReply]]:
+    """One part of the evaluation, None if it failed everywhere; and the replies, failures included.
+
+    The test set is the same at all clients of ``request``, so that any place may do any part: the next one does it
+    where one fails, and only the clients of that place are dropped.
+    """
+    found: list[Part] = []
+
+    async def accept(asked: AnyRequest, reply: TurnReply) -> None:
+        assert isinstance(asked, EvaluationRequest)
+        found.append(await asyncio.to_thread(read_part, place, asked, reply, classes))
+
+    replies: list[TurnReply] = []
+    places = place.slots.split(request.clients)
+    for turn in range(len(places)):
+        clients = places[(request.part + turn) % len(places)]
+        replies += await hand_out(
+            place,
+            request.model_copy(update={"clients": clients}),
+            deadline=request.spec.participation.evaluation_deadline,
+            accept=accept,
+        )
+        if found:
+            return found[0], replies
+    return None, replies
 
 
 def score(
-    place: Place,
     spec: FederationSpec,
-    clients: Sequence[ClientInfo],
-    replies: Sequence[TurnReply],
+    clients: Sequence[str],
+    classes: Sequence[str],
+    test_digest: str,
+    parts: Sequence[Part],
     started: float,
 ) -> EvaluationRecord:
-    """The figures of one test set from its parts; the same however it was parted."""
-    found: list[dict[int, ImageDetections]] = []
-    truth: list[dict[int, Truth]] = []
-    for reply in replies:
-        if reply.detections is None:
-            continue
-        ref = reply.detections
-        arrays = load_file(place.weights.get(ref.key, ref.sha256, ref.bytes).path)
-        found.append(unpack(_under("detections/", arrays), source=ref.key))
-        truth.append(unpack_truth(_under("truth/", arrays), source=ref.key))
-    images = sum(reply.images for reply in replies)
+    """The figures of the test set of ``clients`` from its parts; the same however it was parted.
+
+    Raises:
+        DataError: the parts are not those of one test set.
+    """
+    truth, found = merge(part.truth for part in parts), merge(part.detections for part in parts)
     return evaluation_record(
-        in_order(merge(truth), images),
-        in_order(merge(found), images),
-        [value for reply in replies for value in reply.batch_losses],
-        clients=tuple(info.client for info in clients),
-        classes=tuple(clients[0].class_counts),
-        test_digest=clients[0].test_digest,
+        in_order(truth, len(truth)),
+        in_order(found, len(truth)),
+        [value for part in parts for value in part.batch_losses],
+        clients=tuple(clients),
+        classes=classes,
+        test_digest=test_digest,
         spec=spec.evaluation,
         started=started,
     )
-
-
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _shown(value: float | None) -> str:

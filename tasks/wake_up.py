@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
-from infra.place import current_place
+from infra.place import Place, current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
+from tasks.plain_text import plain
+from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
+from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
+from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
 from tasks.turns import hand_out, report_failures
+
+log = logging.getLogger(__name__)
 
 # Between two askings of clients that are not ready.
 ASK_AGAIN_SECONDS = 5.0
@@ -41,8 +49,11 @@ def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
                     device=site.device_name(request.spec),
                 )
             )
-        except FedbenchError as error:
-            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=str(error)))
+        except (FedbenchError, ValidationError) as error:
+            reason = (
+                explain(error, ClientInfo, f"client {client}") if isinstance(error, ValidationError) else str(error)
+            )
+            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=reason))
     return TurnReply(ready=tuple(ready), failures=tuple(failures))
 
 
@@ -76,24 +87,55 @@ async def wake_up(
         if len(ready) >= min_clients or left <= ASK_AGAIN_SECONDS:
             break
         await asyncio.sleep(ASK_AGAIN_SECONDS)
+    ready, others = _of_one_class_list(spec, ready)
+    failures += others
     report_failures(place, failures)
     if len(ready) < min_clients:
-        reasons = "; ".join(f"client {failure.client}: {failure.reason}" for failure in failures)
+        reasons = "; ".join(f"client {failure.client}: {plain(failure.reason)}" for failure in failures)
         raise FedbenchError(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
         )
-    _check_classes(ready.values())
+    _warn_of_majority(place, ready.values())
     place.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
 
 
-def _check_classes(ready: Iterable[ClientInfo]) -> None:
+def _warn_of_majority(place: Place, ready: Iterable[ClientInfo]) -> None:
+    held = majority({info.client: info.test_size for info in ready})
+    if held is not None:
+        text = f"warning: client {held[0]} counts for {held[1]:.2%} of the test figures, by its own count of its images"
+        log.warning("%s", text)
+        place.reporter.message(text)
+
+
+def _of_one_class_list(
+    spec: FederationSpec, ready: dict[str, ClientInfo]
+) -> tuple[dict[str, ClientInfo], list[ClientFailure]]:
+    """The clients that have the federation's classes, and a failure for each of the others.
+
+    The classes are those that the specification names, else those of more than half of the ready clients.
+
+    Raises:
+        FedbenchError: neither gives the classes.
+    """
     classes: dict[tuple[str, ...], list[str]] = {}
-    for info in ready:
-        classes.setdefault(tuple(info.class_counts), []).append(info.client)
-    if len(classes) > 1:
-        shown = "; ".join(f"{', '.join(clients)}: {', '.join(names)}" for names, clients in classes.items())
+    for info in ready.values():
+        classes.setdefault(spec.class_order(info.class_counts), []).append(info.client)
+    if len(classes) < 2:
+        return ready, []
+    named = getattr(spec.data, "classes", None)
+    expected = named or max(classes, key=lambda names: len(classes[names]))
+    if not named and 2 * len(classes[expected]) <= len(ready):
+        shown = "; ".join(f"{', '.join(clients)}: {plain(', '.join(names))}" for names, clients in classes.items())
         raise FedbenchError(
             f"wake_up: expected the same classes at every client, found {shown}; data.classes names them"
         )
+    failures = [
+        failure_of("wake_up", client, f"expected the classes {', '.join(expected)}; found {', '.join(names)}")
+        for names, clients in classes.items()
+        if names != expected
+        for client in clients
+    ]
+    others = {item.client for item in failures}
+    return {client: info for client, info in ready.items() if client not in others}, failures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 OF_THE_UNDISTURBED_RUN = {
     "test_cleaning.py",
     "test_failing_client.py",
+    "test_going_back.py",
     "test_interrupt.py",
     "test_kill.py",
     "test_model_commands.py",
@@ -46,6 +47,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "undisturbed" if Path(file).name in OF_THE_UNDISTURBED_RUN else file
 
     return ByFixtures(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a test has written reaches the process that reports it: xdist sends no text with a lone surrogate."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Heavy packages are imported by the commands that need them, so that ``--help`` a
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import metadata
 
 import typer
@@ -14,15 +15,16 @@ from flows.cli.accepting import accept
 from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.deploying import deploy
-from flows.cli.models import evaluate, predict, save_model
+from flows.cli.models import evaluate, predict, save_model, verify
 from flows.cli.original import export, original_app
 from flows.cli.runs import resume, run
 from flows.cli.served import serve, ui
-from flows.cli.shared import EXIT_INTERRUPTED, EXIT_USAGE, out
+from flows.cli.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, out
 from flows.cli.silos import silo_policy
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
 from flows.cli.suite import suite_app
+from tasks.plain_text import visible
 
 app = typer.Typer(
     name="fedbench",
@@ -51,6 +53,7 @@ for _command in (
     evaluate,
     predict,
     save_model,
+    verify,
     serve,
     ui,
     up,
@@ -83,6 +86,8 @@ def main() -> None:
         # Click's usage errors know how to show themselves, and which code they end with.
         show = getattr(error, "show", None)
         if show is None:
-            raise
+            # As Python would, but for control characters in the message.
+            sys.stderr.write(visible(traceback.format_exc()))
+            sys.exit(EXIT_FAILED)
         show()
         sys.exit(getattr(error, "exit_code", EXIT_USAGE))

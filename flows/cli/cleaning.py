@@ -83,7 +83,7 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
 
     path = log_to(settings.home / "logs" / "clean-up.log", settings)
     services = EmbeddedServices(settings)
-    own_prefect(settings, services)
+    own_prefect(settings)
     with services:
         os.environ.update(services.prefect_environment())
         from flows.clean_up import clean_up

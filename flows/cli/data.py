@@ -14,15 +14,17 @@ from rich.table import Table
 
 from flows.choice import Form, choose_data
 from flows.cli.shared import Home, field_values, out, place_settings, plain_errors
+from infra.private import data_cache
 from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, plain
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
 if TYPE_CHECKING:
-    from infra.settings import Settings
     from tasks.data.check import DataReport
 
 EXIT_ERRORS = 1
+_MESSAGE_LIMIT = 100_000  # characters; a message may list many files
 
 data_app = typer.Typer(name="data", help="Check a data set; write the synthetic one.", no_args_is_help=True)
 
@@ -55,7 +57,7 @@ def check(
         settings = place_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
         roots = chosen.roots(settings)
-        report = check_data(chosen.spec, root_of=roots, cache=_cache(settings), near_bits=near_bits)
+        report = check_data(chosen.spec, root_of=roots, cache=data_cache(settings.home), near_bits=near_bits)
         default = settings.home / "checks" / f"{Path(what).resolve().stem}.png"
         path = _draw(report, picture or default)
     _print(report, out)
@@ -85,7 +87,7 @@ def make(
             raise SpecError(f"--set kind: expected {SyntheticStreet().kind}, the set that can be drawn")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
-        _write(spec, form, folder, _cache(settings))
+        _write(spec, form, folder, data_cache(settings.home))
     kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
     out.print(f"written: {folder}", soft_wrap=True, highlight=False, markup=False)
     out.print(
@@ -95,10 +97,6 @@ def make(
         highlight=False,
         markup=False,
     )
-
-
-def _cache(settings: Settings) -> Path:
-    return settings.home / "cache" / "data"
 
 
 def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:
@@ -152,19 +150,20 @@ def _print(report: DataReport, out: Console) -> None:
         devices.add_column(title, justify="right")
     for device in report.devices:
         numbers = (device.train_images, sum(device.boxes.values()), device.test_images)
-        devices.add_row(device.device, *map(str, numbers))
+        devices.add_row(plain(device.device, NAME_LIMIT), *map(str, numbers))
     classes = Table("class", box=None)
     for title in ("training boxes", "on devices", "test boxes"):
         classes.add_column(title, justify="right")
     for name in data.classes:
         counts = [device.boxes[name] for device in report.devices]
-        classes.add_row(name, str(sum(counts)), str(sum(count > 0 for count in counts)), str(report.test_boxes[name]))
+        numbers = (sum(counts), sum(count > 0 for count in counts), report.test_boxes[name])
+        classes.add_row(plain(name, NAME_LIMIT), *map(str, numbers))
     for table in (devices, classes):
         if table.row_count:
             out.print(table)
     for title, messages in (("error", report.errors), ("warning", report.warnings)):
         for message in messages:
-            out.print(f"{title}: {message}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{title}: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False, markup=False)
     out.print(
         f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
         soft_wrap=True,

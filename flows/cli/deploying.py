@@ -70,7 +70,7 @@ def _deploy(
     from flows.deployments import PoolNames, deployments, with_files, with_schedules
     from tasks.spec.base import check_name
 
-    settings = place_settings(home)
+    settings = place_settings(home, deploys=True)
     for name in silo_pools:
         check_name(name, source="--silo-pool")
     names = PoolNames.of(settings.pools, silo_pools)

@@ -1,4 +1,4 @@
-"""``fedbench evaluate``, ``predict`` and ``save-model``: what to do with a model once it is trained."""
+"""``fedbench evaluate``, ``predict``, ``verify`` and ``save-model``: what to do with a model once it is trained."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.shared import Home, err, field_values, out, place_settings, plain_errors
+from flows.cli.shared import EXIT_USAGE, Home, err, field_values, out, place_settings, plain_errors
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
+from tasks.plain_text import NAME_LIMIT, plain
 
 if TYPE_CHECKING:
     from flows.models import OpenedModel
     from tasks.metrics.detections import ImageDetections
 
 EXIT_ERRORS = 1
+MOST_DIFFERENCES = 50
 SCORE = 0.3  # that of the sheets' boxes, tasks.figures.boxes.DRAWN_SCORE
 
 Device = Literal["cpu", "cuda"]
@@ -131,6 +133,46 @@ def predict(
         raise typer.Exit(EXIT_ERRORS)
 
 
+def verify(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="models:/NAME@ALIAS, models:/NAME/VERSION, a run (its registered best), or a downloaded folder.",
+        ),
+    ],
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="RUN", help="Whose model it must be. [the registered name; a folder: its card]"),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep the downloaded model here if nothing differs.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Compare every file of a registered model with the run's record and the installed code. Exit code 2: they differ.
+
+    MLflow checks nothing before it runs a model's code: this is the line before `mlflow models serve`.
+
+    `fedbench verify models:/street5@best --save model && mlflow models serve -m model --env-manager local`
+    """
+    from flows.verifying import verify_model
+
+    with plain_errors():
+        verified = verify_model(place_settings(home), model, run=run, save=save)
+    for difference in verified.differences[:MOST_DIFFERENCES]:
+        out.print(str(difference), soft_wrap=True, highlight=False, markup=False)
+    if len(verified.differences) > MOST_DIFFERENCES:
+        out.print(f"and {len(verified.differences) - MOST_DIFFERENCES} more")
+    for note in verified.notes:
+        err.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+    count = len(verified.differences)
+    found = f"{count} differ: do not serve this model" if count else "as on record"
+    out.print(f"{verified.title}: {verified.files} files, {found}", soft_wrap=True, highlight=False, markup=False)
+    if verified.differences:
+        raise typer.Exit(EXIT_USAGE)
+
+
 def save_model(
     model: Model,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The model file, *.safetensors; replaced if there.")],
@@ -181,7 +223,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
     found = detect(opened.detector, picture.image, max_detections=opened.evaluation.max_detections, **options)
     save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
     counts = Counter(classes[label] for label in found.labels)
-    what = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    what = ", ".join(f"{count} {plain(name, NAME_LIMIT)}" for name, count in counts.most_common()) or "nothing"
     note = " (its orientation in EXIF is not applied)" if picture.turned else ""
     entry = {
         "file": str(file),

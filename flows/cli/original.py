@@ -13,6 +13,7 @@ import typer
 
 from flows.choice import choose_spec
 from flows.cli.shared import Home, out, place_settings, plain_errors
+from infra.private import data_cache
 from tasks.errors import ClientError, DataError, SpecError
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(conversion: Conversion) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("original", "here", box=None)
     for column in table.columns:
@@ -133,9 +134,9 @@ def _print(conversion: Conversion) -> None:
     file = None
     for row in conversion.rows:
         if row.file != file:
-            table.add_row(f"[bold]{escape(row.file)}[/]", "")
+            table.add_row(Text(row.file, "bold"), "")
         file = row.file
-        table.add_row(escape(f"  {row.field} {row.value}".rstrip()), escape(row.became))
+        table.add_row(f"  {row.field} {row.value}".rstrip(), row.became)
     out.print(table, highlight=False)
 
 
@@ -156,7 +157,7 @@ def _convert_weights(
     if federation.detector.kind not in ("yolov3", "yolov3-tiny"):
         raise SpecError(f"detector.kind: expected yolov3 or yolov3-tiny, found {federation.detector.kind}")
     arrays = read_arrays(file)
-    data = load_data(federation.data, root_of=settings.data_root, cache=settings.home / "cache" / "data")
+    data = load_data(federation.data, root_of=settings.data_root, cache=data_cache(settings.home))
     if federation.participation.clients is not None:
         data = restrict(data, federation.participation.clients)
     detector = build_detector(federation.detector, len(data.classes), seed=federation.seed)

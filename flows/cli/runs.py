@@ -14,12 +14,13 @@ from flows.cli.shared import (
     Home,
     RunName,
     err,
-    escaped,
     field_values,
     home_option,
     out,
     place_settings,
     plain_errors,
+    print_command,
+    print_error,
     set_up_logging,
 )
 from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
@@ -73,17 +74,37 @@ def run(
 def resume(
     name: RunName,
     max_rounds: Annotated[int | None, typer.Option(help="A larger last round extends the run.")] = None,
+    from_round: Annotated[
+        int | None,
+        typer.Option("--from", metavar="ROUND", min=0, help="Go on from this round; later ones are put aside."),
+    ] = None,
+    retrain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLIENT", help="Discard its stored update of the open round; again for more clients."),
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
     home: Home = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a federation from its last committed round."""
+    """Go on with a federation from its last committed round.
+
+    `fedbench resume RUN --from 7` goes on from round 7, if its weights are kept: those of the best round and the last
+    two. Later rounds stay in the store, in the federation's folder `superseded`.
+
+    `fedbench resume RUN --retrain 3` has client 3 train again for a round that was interrupted.
+    """
+    from flows.resuming import prepare
     from flows.stored import stored_spec
 
     with plain_errors():
         settings = place_settings(home, slots)
-        spec = stored_spec(settings, name)
+        if from_round is None and not retrain:
+            spec = stored_spec(settings, name)
+        else:
+            spec, lines = prepare(settings, name, from_round=from_round, retrain=retrain or ())
+            for line in lines:
+                out.print(line, soft_wrap=True, highlight=False, markup=False)
         if max_rounds is not None:
             spec = with_fields(spec, {"max_rounds": max_rounds}, source=name)
         _run(name, spec, settings, verbose, quiet)
@@ -103,18 +124,18 @@ def _run(name: str, spec: FederationSpec, settings: Settings, verbose: int, quie
         outcome = run_federation(name, spec, settings, progress)
     except KeyboardInterrupt:
         progress.close()
-        err.print(f"\ninterrupted; nothing committed is lost. Go on with: [bold]{command}[/]", soft_wrap=True)
+        print_command(err, "\ninterrupted; nothing committed is lost. Go on with: ", command)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (SpecError, DataError, SettingsError, RunLocked, StoreCorrupt):
         raise
     except (FedbenchError, InfraError):
-        err.print(f"log: {log_path} · go on with: [bold]{command}[/]", soft_wrap=True, highlight=False)
+        print_command(err, f"log: {log_path} · go on with: ", command)
         raise
     except Exception as error:
         logging.getLogger(__name__).exception("failed")
         progress.close()
-        err.print(f"[bold red]failed:[/] {type(error).__name__}: {escaped(error)}", soft_wrap=True, highlight=False)
-        err.print(f"log: {log_path} · go on with: [bold]{command}[/]", soft_wrap=True, highlight=False)
+        print_error("failed", f"{type(error).__name__}: {error}")
+        print_command(err, f"log: {log_path} · go on with: ", command)
         raise typer.Exit(EXIT_FAILED) from None
     finally:
         progress.close()
@@ -135,4 +156,4 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     if outcome.model is not None:
         out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
     out.print(f"plots: {outcome.folder}", soft_wrap=True, highlight=False)
-    out.print(f"pages: [bold]fedbench ui {name}{home_option(settings)}[/]", soft_wrap=True, highlight=False)
+    print_command(out, "pages: ", f"fedbench ui {name}{home_option(settings)}")

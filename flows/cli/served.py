@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.models import Model, Round
 from flows.cli.shared import Home, RunName, out, place_settings, plain_errors
 
 
@@ -22,13 +23,32 @@ def ui(
 
 
 def serve(
-    name: RunName,
+    model: Model,
     home: Home = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+    number: Round = None,
+    rows: Annotated[int, typer.Option("--max-images", min=1, help="Images of a request.")] = 32,
+    megapixels: Annotated[float, typer.Option("--max-megapixels", min=0.01, help="Size of an image, in 10^6.")] = 40,
+    megabytes: Annotated[float, typer.Option("--max-megabytes", min=0.01, help="Size of a request, in 10^6.")] = 64,
 ) -> None:
-    """Serve a federation's best model over HTTP until Ctrl-C."""
-    from flows.serving import serve_model
+    """Serve a model over HTTP until Ctrl-C, with the interface of MLflow's model server.
+
+    The installed code serves the model: of the store or the registry only its weights are read, and they are checked.
+    Requests beyond a limit are refused (413; an image that is too large: 400).
+
+    `fedbench serve synthetic5-e6b255e8` · `fedbench serve m.safetensors --port 8080`
+    """
+    from flows.serving import Address, serve_model
+    from tasks.answer_request import Limits
 
     with plain_errors():
-        raise typer.Exit(serve_model(place_settings(home), name, out, host=host, port=port))
+        serve_model(
+            place_settings(home),
+            model,
+            out,
+            address=Address(host, port),
+            limits=Limits(rows=rows, pixels=round(megapixels * 1e6)),
+            body_bytes=round(megabytes * 1e6),
+            number=number,
+        )

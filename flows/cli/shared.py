@@ -11,19 +11,22 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
+from rich.text import Text
 
+from flows.console import PlainConsole, PlainFormatter
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
+from infra.private import narrow, private_process
+from infra.services.own_environment import use_own_environment
 from infra.settings import Settings, load_settings
 from tasks.errors import DataError, FedbenchError, SpecError
 
 WIDE = 100  # columns that the table with all four mAPs may take
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-out = Console()
+out = PlainConsole()
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = WIDE  # a file or pipe has no width of its own
-err = Console(stderr=True)
+err = PlainConsole(stderr=True)
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The federation's name; `fedbench list` shows them.")]
@@ -35,26 +38,40 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (SpecError, DataError, SettingsError, RunLocked, HomeInUse) as error:
-        err.print(f"[bold red]error:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        print_error("error", str(error))
         raise typer.Exit(EXIT_USAGE) from None
     except (FedbenchError, InfraError) as error:
         if logging.getLogger().handlers:  # else Python itself would write it to the terminal, with its traceback
             logging.getLogger(__name__).error("failed: %s", error, exc_info=True)
-        err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        print_error("failed", str(error))
         raise typer.Exit(EXIT_FAILED) from None
 
 
-def escaped(error: Exception) -> str:
-    return str(error).replace("[", "\\[")
+def print_error(kind: str, message: str) -> None:
+    """Print ``kind: message`` on standard error, with the kind in red."""
+    err.print(Text.assemble((f"{kind}:", "bold red"), " ", message), soft_wrap=True, highlight=False)
 
 
-def place_settings(home: Path | None, slots: int | None = None) -> Settings:
-    """Settings of this machine; options are fields of :class:`Settings` and win over environment and file."""
+def print_command(console: PlainConsole, before: str, command: str) -> None:
+    """Print ``before`` and then ``command``, which is there to be copied, in bold."""
+    console.print(Text.assemble(before, (command, "bold")), soft_wrap=True, highlight=False)
+
+
+def place_settings(home: Path | None, slots: int | None = None, *, deploys: bool = False) -> Settings:
+    """Settings of this machine; options are fields of :class:`Settings` and win over environment and file.
+
+    From here on this process's environment is that of its own servers. deploys: as :func:`use_own_environment` has it.
+    """
     if home is not None:
         os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
     if slots is not None:
         os.environ["FEDBENCH_SLOTS"] = str(slots)
-    return load_settings()
+    settings = load_settings()
+    use_own_environment(settings, deploys=deploys)
+    narrowed = narrow(settings.home)
+    if narrowed is not None:
+        err.print(narrowed, soft_wrap=True, highlight=False, markup=False)
+    return settings
 
 
 def field_values(assignments: list[str]) -> dict[str, Any]:
@@ -81,10 +98,11 @@ def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
 
 
 def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
-    """The log goes to ``path``, Prefect's too, and to the terminal when ``verbose``."""
+    """The log goes to ``path`` below the home, Prefect's too, and to the terminal when ``verbose``."""
+    private_process(settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers = [file]
     root.setLevel(settings.log_level)

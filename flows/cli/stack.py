@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.shared import Home, err, home_option, out, place_settings, plain_errors
+from flows.cli.shared import Home, err, home_option, out, place_settings, plain_errors, print_command
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ def up(
 
     `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
     """
+    from flows.planted import hold_back_planted
     from infra.services.database import refuse_password, shown
     from infra.services.environment_file import environment_path
+    from infra.services.login_page import how_to_log_in, login_path
 
     with plain_errors():
         for url, setting in (
@@ -54,7 +56,7 @@ def up(
                 os.environ[f"FEDBENCH_{setting.upper()}"] = url
         settings = place_settings(home)
         stack = _stack(settings)
-        started = stack.up(_say)
+        started = stack.up(_say, lambda prefect: hold_back_planted(settings, prefect, _say))
         if workers and (started or not stack.workers_up()):
             _deploy(settings)
             started |= stack.up_workers(_say)
@@ -63,8 +65,10 @@ def up(
         out.print(_table(stack.status()))
         for name, uri in stack.databases().items():
             out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False, markup=False)
-    out.print(f"credentials: [bold]source {environment_path(settings.home)}[/]", soft_wrap=True, highlight=False)
-    out.print(f"end: [bold]fedbench down{home_option(settings)}[/]", soft_wrap=True, highlight=False)
+    login = how_to_log_in(login_path(settings.home, "up"))
+    out.print(f"pages: {login}", soft_wrap=True, highlight=False, markup=False)
+    print_command(out, "credentials: ", f"source {environment_path(settings.home)}")
+    print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 
 
 def down(home: Home = None) -> None:
@@ -86,7 +90,7 @@ def status(home: Home = None) -> None:
             names = ", ".join(service.name for service in found if service.run == run)
             out.print(f"{names}: process {run}, a run of this home, has its own", soft_wrap=True, highlight=False)
         if any(service.state in ("crashed", "silent") for service in found):
-            out.print(f"bring back: [bold]fedbench up{home_option(settings)}[/]", soft_wrap=True, highlight=False)
+            print_command(out, "bring back: ", f"fedbench up{home_option(settings)}")
     if any(service.state != "up" for service in found):
         raise typer.Exit(EXIT_NOT_UP)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.shared import WIDE, Home, RunName, out, place_settings, plain_errors
+from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.federation import MapName
 
 
@@ -17,6 +18,8 @@ def show(
     home: Home = None,
 ) -> None:
     """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
+    from rich.text import Text
+
     from flows.round_tables import best_line, class_table, round_table
     from flows.run import describe
     from flows.stored import opened_store, read_run
@@ -25,7 +28,8 @@ def show(
         settings = place_settings(home)
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
-        out.print(f"[bold]{name}[/] · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}")
+        what = f" · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}"
+        out.print(Text.assemble((name, "bold"), what))
         if stored.records:
             out.print(round_table(stored.records, wide=out.width >= WIDE))
             decision, environment = stored.records[-1].decision, stored.records[-1].environment
@@ -40,10 +44,10 @@ def show(
         for record in stored.records:
             for failure in record.dropped:
                 out.print(
-                    f"round {record.round}: client {failure.client} dropped ({failure.kind}): {failure.reason}",
+                    f"round {record.round}: client {failure.client} dropped ({failure.kind}): "
+                    f"{plain(failure.reason, REASON_LIMIT)}",
                     soft_wrap=True,
                     highlight=False,
-                    markup=False,
                 )
 
 

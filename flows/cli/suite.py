@@ -13,14 +13,15 @@ from flows.cli.shared import (
     EXIT_INTERRUPTED,
     Home,
     err,
-    escaped,
     home_option,
     log_to,
     out,
     place_settings,
     plain_errors,
+    print_error,
 )
 from infra.settings import Settings
+from tasks.plain_text import plain
 from tasks.spec.suite import SuiteSpec, with_seeds
 from tasks.spec.suite_presets import SUITES
 
@@ -86,7 +87,7 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
 
         if not isinstance(error, SuiteFailed):
             raise
-        err.print(f"[bold red]failed:[/] {escaped(error)}", soft_wrap=True, highlight=False)
+        print_error("failed", str(error))
         err.print(f"log: {log} · {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
 
@@ -106,7 +107,7 @@ def show(name: SuiteRunName, home: Home = None) -> None:
                 highlight=False,
             )
         for cell in result.failed:
-            out.print(f"failed: {cell.cell}: {cell.reason}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"failed: {cell.cell}: {plain(cell.reason)}", soft_wrap=True, highlight=False, markup=False)
         if result.missing:
             out.print(f"not run yet: {', '.join(result.missing)}", soft_wrap=True, highlight=False)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flows.suite.plan import SuitePlan
 from infra.services import bound
+from tasks.plain_text import plain
 from tasks.spec.suite import Cell
 from tasks.spec.suite_records import CellRecord
 
@@ -86,6 +87,6 @@ def _reason(log: Path, start: int, code: int) -> str:
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.startswith(("error: ", "failed: "))]
     if said:
-        return said[-1][:_REASON_CHARACTERS]
+        return plain(said[-1], _REASON_CHARACTERS)
     ending = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"its process {ending}; see {log}"

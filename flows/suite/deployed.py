@@ -13,6 +13,7 @@ from flows.report import artifact_location
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, pinned
 from infra.lock import require_free_disk, run_lock
+from infra.private import private_process
 from infra.store.objects import ObjectStore
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.suite_presets import suite_preset
@@ -28,7 +29,7 @@ async def run_deployed(
     """
     settings, logger = place_settings(), get_run_logger()
     name = name or default_name()
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "runs' weights and logs (min_free_megabytes)")
     with run_lock(settings.home, f"suite-{name}"), stack_supervised(settings):
         suite = await asyncio.to_thread(pinned, spec or suite_preset(preset), settings)

@@ -22,6 +22,7 @@ from flows.suite.place import has_suite_place, suite_place
 from flows.suite.schedule import Estimate, duration, run_all, slots_of
 from infra.store.layout import FederationLayout
 from tasks.errors import FedbenchError
+from tasks.plain_text import plain
 from tasks.spec.base import ScheduledName
 from tasks.spec.suite import Cell, SuiteSpec
 
@@ -113,7 +114,7 @@ async def run_one(name: str, slots: int) -> str:
         {**place.environment, PARENT_VARIABLE: str(runtime.task_run.get_id())},
     )
     if record.state == "failed":
-        raise CellFailed(f"{name}: {record.reason}")
+        raise CellFailed(f"{name}: {plain(record.reason or '')}")
     return record.federation
 
 
@@ -154,7 +155,7 @@ class SuiteProgress:
         record = await asyncio.to_thread(self._place.plan.record, cell)
         if record is not None:
             self._estimate.ended(cell, record.seconds)
-            how = "done" if record.state == "done" else f"failed: {record.reason}"
+            how = "done" if record.state == "done" else f"failed: {plain(record.reason or '')}"
             self._place.say(f"{cell.name} {how}, {duration(record.seconds)} · {self.line()}")
 
     @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from flows.suite.place import SuitePlace
 from flows.suite.result import build_result
 from infra.errors import TrackingUnavailable
 from infra.suite_tracking import SuitePages, track_suite
+from tasks.plain_text import plain
 from tasks.report.files import report_files
 from tasks.report.markdown import report_markdown
 from tasks.spec.suite_records import SuiteResult
@@ -65,7 +66,7 @@ async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
             pages.children, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
         )
     place.say(f"report: {place.folder / 'report' / 'report.html'}")
-    failed = [f"cell {cell.cell} failed: {cell.reason}" for cell in result.failed]
+    failed = [f"cell {cell.cell} failed: {plain(cell.reason)}" for cell in result.failed]
     return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
 
 

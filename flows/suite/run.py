@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.interrupts import terminate_as_interrupt
-from flows.run import EmbeddedRun, own_prefect, prefect_drained, start_services
+from flows.planted import hold_back_planted
+from flows.run import EmbeddedRun, how_to_log_in_to, own_prefect, prefect_drained, start_services
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
 from infra.lock import require_free_disk, run_lock
+from infra.private import private_process
 from infra.services.embedded import supervised
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
@@ -41,7 +43,7 @@ def run_suite(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the cells were stopped.
     """
     capacity = capacity_of(settings, suite)
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "runs' weights and logs (min_free_megabytes)")
     say("reading data")
     suite = pinned(suite, settings)
@@ -58,9 +60,12 @@ def run_suite(
         objects.ensure_bucket()
         plan = claim(objects, settings.s3.prefix, name, suite)
         environment = child_environment(settings)  # before our own Prefect's variables: a cell sets them for itself
-        own_prefect(settings, services)
+        own_prefect(settings)
         start_services(services, ("mlflow.tracking", "matplotlib.figure"))
         os.environ.update(services.prefect_environment())
+        if services.prefect is not None:
+            say(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
+        hold_back_planted(settings, services.prefect, say)
         folder = suite_folder(settings, name)
         from flows.coordinator import turn_mlflow_to
         from flows.report import artifact_location

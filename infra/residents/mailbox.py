@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import SettingsError, StoreRefused
+from infra.errors import BadReply, SettingsError, SlotLost, StoreRefused
+from infra.plain_text import cut
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 
@@ -52,9 +53,35 @@ class Mailbox:
     def put_answer(self, number: int, document: dict[str, Any]) -> None:
         self.objects.put_json(f"{self.folder}{number:04d}{ANSWER}", document)
 
-    def get_answer(self, number: int) -> dict[str, Any] | None:
-        document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}{ANSWER}")
-        return document
+    def get_answer(self, number: int, limit: int) -> Any:
+        """The answer to turn ``number``, unchecked; None: nothing yet.
+
+        limit: the most bytes that it may have.
+
+        Raises:
+            StoreCorrupt: it is larger, or no JSON.
+        """
+        return self.objects.get_json(f"{self.folder}{number:04d}{ANSWER}", limit)
+
+
+def reply_in(answer: Any) -> Any:
+    """The reply's document in an answer, unchecked.
+
+    Raises:
+        SlotLost: the answer says that the turn was lost with its place.
+        BadReply: the answer says that the turn failed, or is none.
+    """
+    version = answer.get("version") if isinstance(answer, dict) else None
+    if version != MAILBOX_VERSION or isinstance(version, bool):
+        found = f"version {version!r}"[:80] if isinstance(answer, dict) else type(answer).__name__
+        raise BadReply(f"expected an answer of version {MAILBOX_VERSION}, found {found}")
+    if "reply" in answer:
+        return answer["reply"]
+    for field, error in (("lost", SlotLost), ("error", BadReply)):
+        reason = answer.get(field)
+        if isinstance(reason, str) and reason:
+            raise error(cut(reason))
+    raise BadReply("expected an answer with a reply, or with why there is none")
 
 
 def session_folder(layout: FederationLayout, pool: str, session: str) -> str:

@@ -19,10 +19,10 @@ from uuid import uuid4
 from prefect.client.schemas.objects import State
 from prefect.events import Event
 
-from infra.errors import DeadlineExceeded, PoolUnusable, SlotLost
+from infra.errors import BadReply, DeadlineExceeded, PoolUnusable, SlotLost, StoreCorrupt
 from infra.residents import runs
 from infra.residents.bell import Bell, coordinator_of, resident_of
-from infra.residents.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session
+from infra.residents.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session, reply_in
 from infra.residents.pool import Pool, Resident
 from infra.settings import PoolSettings
 from infra.store.layout import FederationLayout
@@ -48,7 +48,8 @@ class ResidentSlots:
     pools: where turns go; clients named in ``pools.silos`` have a pool of their own.
     clients: those of the federation, for the pools that they need.
     job_variables: what a resident asks of its slot (threads, device).
-    read_reply: a reply's document as the reply.
+    read_reply: a request and its reply's document, unchecked, as the reply; raises BadReply.
+    answer_limit: the most bytes that the answer to a request may have.
     say: shown to whoever watches the run.
     code_version: a worker with another one refuses.
     """
@@ -61,12 +62,14 @@ class ResidentSlots:
         clients: Sequence[str],
         *,
         job_variables: dict[str, Any],
-        read_reply: Callable[[dict[str, Any]], Any],
+        read_reply: Callable[[Any, Any], Any],
+        answer_limit: Callable[[Any], int],
         say: Callable[[str], None],
         code_version: str,
     ) -> None:
         self._objects, self._layout, self._settings = objects, layout, pools
-        self._job_variables, self._read_reply, self._say = job_variables, read_reply, say
+        self._job_variables, self._say = job_variables, say
+        self._read_reply, self._answer_limit = read_reply, answer_limit
         self._code_version = code_version
         names = dict.fromkeys(self.pool_of(client) for client in clients)
         self._pools = {name: Pool(name, pools.residents) for name in names}
@@ -114,7 +117,7 @@ class ResidentSlots:
         """``turn`` is not sent: a resident does what the request's phase asks (:mod:`flows.turn`).
 
         Raises:
-            SlotLost, DeadlineExceeded: as :class:`~infra.slots.TurnRunner` has them.
+            SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.slots.TurnRunner` has them.
             PoolUnusable: no resident starts on the pool.
         """
         pool = self._pools[self.pool_of(argument.clients[0])]
@@ -126,14 +129,19 @@ class ResidentSlots:
         while True:
             resident = await pool.lease(self._balance)
             try:
-                answer = await self._ask(resident, document, deadline)
+                answer = await self._ask(resident, document, deadline, self._answer_limit(argument))
+                reply = self._read_reply(argument, reply_in(answer))
             except _NotTaken:
                 continue
-            if "reply" in answer:
-                return self._read_reply(answer["reply"])
-            if answer.get("lost"):
-                raise SlotLost(f"{resident}: {answer['lost']}")
-            raise RuntimeError(f"{resident}: {argument.phase} failed: {answer.get('error')}")
+            except SlotLost as error:
+                pool.offer(resident)
+                raise SlotLost(f"{resident}: {error}") from None
+            except (BadReply, StoreCorrupt) as error:
+                # Another resident takes the turn, even if no other one is there.
+                await self._end(resident, f"its answer cannot be used: {error}")
+                raise BadReply(f"{resident}: {error}") from None
+            pool.offer(resident)
+            return reply
 
     async def close(self) -> None:
         """Let the idle residents go, and cancel the others."""
@@ -200,11 +208,12 @@ class ResidentSlots:
 
     # A turn.
 
-    async def _ask(self, resident: Resident, document: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+    async def _ask(self, resident: Resident, document: dict[str, Any], deadline: float | None, limit: int) -> Any:
+        """The resident's answer, unchecked; the resident is not offered to other turns yet."""
         resident.turns += 1
         number = resident.turns
         began = resident.heard = time.monotonic()
-        answer: dict[str, Any] | None = None
+        answer: Any = None
         await asyncio.to_thread(resident.mailbox.put_ask, number, document)
         await self._ring(resident, "fedbench.turn.asked")
         while answer is None:
@@ -217,13 +226,12 @@ class ResidentSlots:
                 await asyncio.wait_for(resident.changed.wait(), patience if left is None else min(patience, left))
             resident.changed.clear()
             gone = resident.gone
-            answer = await asyncio.to_thread(resident.mailbox.get_answer, number)
+            answer = await asyncio.to_thread(resident.mailbox.get_answer, number, limit)
             if answer is None and gone is not None:
                 if resident.left:
                     raise _NotTaken
-                raise SlotLost(f"{resident}: {gone}")
+                raise SlotLost(gone)
         resident.pool.failed_starts = 0
-        resident.pool.offer(resident)
         return answer
 
     async def _ring(self, resident: Resident, event: str) -> None:
@@ -272,8 +280,9 @@ class ResidentSlots:
             elif resident.run is not None and identifier == f"prefect.flow-run.{resident.run}":
                 resident.heard = now
                 if event.event.rpartition(".")[2] in ("Crashed", "Failed", "Cancelled", "Completed", "TimedOut"):
-                    state = event.payload.get("validated_state") or {}
-                    self._ended(resident, state.get("type", ""), state.get("message") or event.event)
+                    state = event.payload.get("validated_state")
+                    state = state if isinstance(state, dict) else {}  # a silo may ring as Prefect
+                    self._ended(resident, state.get("type", ""), str(state.get("message") or event.event))
 
     def _welcome(self, resident: Resident) -> None:
         if not resident.ready and resident.gone is None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from infra.proxies import is_direct
 from infra.services.credentials import basic_auth
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,9 @@ class CrashedRuns:
         return self._ask(urllib.request.Request(f"{self._address}{path}", headers=self._headers))
 
     def _ask(self, request: urllib.request.Request) -> Any:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        # A server of another machine may be reached through a proxy alone.
+        proxies = [urllib.request.ProxyHandler({})] if is_direct(self._address) else []
+        opener = urllib.request.build_opener(*proxies)
         with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
             return json.load(answer)
 

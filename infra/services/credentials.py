@@ -1,4 +1,8 @@
-"""Credentials of a home's stack: drawn once, kept over restarts, in a file that only its owner can read (0600)."""
+"""Credentials of a home's servers: drawn once, kept over restarts, in a file that only its owner can read (0600).
+
+All servers of a home take the same ones, those of ``fedbench up`` and those of a run: runs that share a server find
+them in the file, and what a browser has stored stays right.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from infra.errors import ServiceFailed
+from infra.lock import FileLock
 from infra.services.publication import write_private
 
 USER = "fedbench"
@@ -43,11 +48,16 @@ def draw_keys(folder: Path) -> StackKeys:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    if not (folder / FILE).exists():
-        # URL-safe: they stand in shells and URLs as they are.
-        prefect, mlflow, secret = (secrets.token_urlsafe(24) for _ in range(3))
-        keys = StackKeys(prefect_password=prefect, mlflow_password=mlflow, mlflow_secret_key=secret)
-        write_private(folder / FILE, keys.model_dump_json())
+    lock = FileLock(folder / f"{FILE}.lock")
+    lock.acquire(timeout=None)  # runs that start at the same time have the same credentials
+    try:
+        if not (folder / FILE).exists():
+            # URL-safe: they stand in shells and URLs as they are.
+            prefect, mlflow, secret = (secrets.token_urlsafe(24) for _ in range(3))
+            keys = StackKeys(prefect_password=prefect, mlflow_password=mlflow, mlflow_secret_key=secret)
+            write_private(folder / FILE, keys.model_dump_json())
+    finally:
+        lock.release()
     return read_keys(folder)
 
 

@@ -7,10 +7,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from infra.errors import InfraError, ServiceFailed
+from infra.private import private_home
+from infra.services.credentials import draw_keys
 from infra.services.database import mlflow_database_uri, prefect_database_url
+from infra.services.login_page import write_login_page
 from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
@@ -78,7 +82,7 @@ class EmbeddedServices:
         Raises:
             ServiceFailed: one did not come up; those that did are stopped.
         """
-        self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_home(self.settings.home)
         try:
             for step in (Service.begin, Service.complete):
                 for service in self.services:
@@ -97,7 +101,7 @@ class EmbeddedServices:
         Raises:
             ServiceFailed: it did not come up.
         """
-        self.settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_home(self.settings.home)
         if self.s3 is not None:
             self.s3.ensure()
 
@@ -147,9 +151,20 @@ class EmbeddedServices:
     def prefect_environment(self) -> dict[str, str]:
         """What Prefect's clients must have in their environment, credentials of our own server included."""
         variables = {"PREFECT_API_URL": self.prefect_api_url}
-        if self.prefect is not None and self.prefect.auth is not None:
+        if self.prefect is not None:
             variables["PREFECT_API_AUTH_STRING"] = self.prefect.auth
         return variables
+
+    def login_page(self, command: str, prefect_page: str | None = None, mlflow_page: str | None = None) -> Path | None:
+        """Write the page with which ``command`` has a person logged in. Returns its path; None: no server is ours.
+
+        prefect_page: URL at our Prefect server; None: its front page. mlflow_page: URL at an MLflow server of ours.
+        """
+        prefect = None if self.prefect is None else prefect_page or self.prefect.ui_url
+        if prefect is None and mlflow_page is None:
+            return None
+        home = self.settings.home
+        return write_login_page(home, command, draw_keys(home.absolute() / "services"), prefect, mlflow_page)
 
     @property
     def mlflow_tracking_uri(self) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from infra.proxies import LOOPBACK_HOSTS, NO_PROXY
 from infra.services.credentials import USER, StackKeys
 from infra.services.publication import write_private
 from infra.settings import S3Settings
@@ -46,6 +48,10 @@ def write_environment(home: Path, addresses: Mapping[str, str], store: S3Setting
     lines = ["# Written by fedbench up; fedbench down removes it. It holds credentials."]
     for name, value in stack_environment(home, addresses, store, keys).items():
         lines.append(f"export {name}={shlex.quote(value)}")
+    servers = [urlsplit(address).hostname or "" for address in addresses.values()]
+    hosts = ",".join(dict.fromkeys((*LOOPBACK_HOSTS, *filter(None, servers))))
+    for name in NO_PROXY:  # after what the shell has already; * is everything, and only by itself
+        lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="${{{name}:+${name},}}{hosts}"')
     path = environment_path(home)
     write_private(path, "\n".join(lines) + "\n")
     return path

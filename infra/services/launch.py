@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.proxies import bypass_proxies, drop_unusable_proxies
 from infra.services.logs import open_log
 
-# Settings of the user's own rclone, Prefect and MLflow, and our credentials, are none of the embedded
-# services'.
-FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "FEDBENCH_")
+# Settings of the user's own rclone, Prefect, MLflow and AWS, and our credentials, are none of the embedded
+# services'. In any case: Prefect reads its own so.
+FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "FEDBENCH_")
 
 # The kernel's parent-death signal comes when the *thread* that forked ends, so one that lives as long as the
 # process starts them all, whichever thread asks.
@@ -43,7 +44,9 @@ def launch(
     inherited = [] if lock is None else [lock]
     bond = ["--detached", str(lock)] if inherited else [str(os.getpid())]
     launcher = [sys.executable, "-I", "-S", LAUNCHER, *(["--group"] if group else []), *bond]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN_VARIABLES)}
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_VARIABLES)}
+    bypass_proxies(environment)
+    drop_unusable_proxies(environment, ["all_proxy"])
     with open_log(log_path) as log:
         return _STARTER.submit(
             subprocess.Popen,

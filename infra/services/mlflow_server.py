@@ -1,16 +1,22 @@
-"""MLflow's server with its UI, for ``fedbench ui`` and ``up``; other runs write to the backend store directly."""
+"""MLflow's server with its UI, for ``fedbench ui`` and ``up``; other runs write to the backend store directly.
+
+It asks for credentials whoever starts it: it writes to the store as its owner, models that others load included.
+"""
 
 from __future__ import annotations
 
 import configparser
 import io
+import os
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from infra.errors import SettingsError
-from infra.services.credentials import USER, StackKeys, basic_auth
-from infra.services.ports import LOOPBACK
+from infra.services import mlflow_gate
+from infra.services.credentials import USER, StackKeys, basic_auth, draw_keys
+from infra.services.ports import LOOPBACK, page_origins
 from infra.services.process import Service
 from infra.services.publication import write_private
 from infra.settings import S3Settings
@@ -27,6 +33,7 @@ class MlflowService(Service):
     start_seconds: ClassVar[float] = 300.0  # 22 s on an idle slow core
     patience_seconds: ClassVar[float] = 30.0
     has_children: ClassVar[bool] = True  # uvicorn and its worker
+    health_path = "/version"  # asks for the credentials, as /health does not
 
     def __init__(
         self,
@@ -39,12 +46,10 @@ class MlflowService(Service):
         host: str = LOOPBACK,
         detached: bool = False,
     ) -> None:
-        """keys: credentials that the server asks for; None: none."""
+        """keys: credentials that the server asks for; None: the home's, drawn when they are first needed."""
         super().__init__(home, port=port, host=host, detached=detached)
         self.store = store
-        self.keys = keys
-        # The latter asks for credentials.
-        self.health_path = "/health" if keys is None else "/version"
+        self._keys = keys
         self.backend_store_uri = backend_store_uri or default_tracking_uri(home)
         if self.backend_store_uri.startswith(("http://", "https://")):
             raise SettingsError(
@@ -52,18 +57,23 @@ class MlflowService(Service):
                 f"found a server's URL; open {self.backend_store_uri} instead"
             )
 
+    @cached_property
+    def keys(self) -> StackKeys:
+        """
+        Raises:
+            ServiceFailed: the home's credentials are damaged.
+        """
+        return self._keys or draw_keys(self.folder)
+
     def health_headers(self) -> dict[str, str]:
-        return {} if self.keys is None else basic_auth(self.keys.mlflow_auth)
+        return basic_auth(self.keys.mlflow_auth)
 
     def client_environment(self) -> dict[str, str]:
         """What MLflow's clients must have in their environment."""
-        if self.keys is None:
-            return {}
         return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": self.keys.mlflow_password}
 
     def prepare(self) -> None:
-        if self.keys is not None:
-            write_private(self._auth_path, self._auth_settings())
+        write_private(self._auth_path, self._auth_settings())
 
     def environment(self, port: int) -> dict[str, str]:
         # Through the environment: the URI may hold a password.
@@ -77,31 +87,37 @@ class MlflowService(Service):
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "1",
             "AWS_DEFAULT_REGION": self.store.region,
+            # Its default takes requests for every private address.
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(self._allowed_hosts()),
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(page_origins(self.host, port)),
+            "MLFLOW_AUTH_CONFIG_PATH": str(self._auth_path),
+            "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.keys.mlflow_password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.keys.mlflow_secret_key,
+            # A route that MLflow's authorization does not know is refused.
+            "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",
         }
         if self.store.endpoint is not None:
             variables["MLFLOW_S3_ENDPOINT_URL"] = self.store.endpoint
         if self.store.access_key is not None and self.store.secret_key is not None:
             variables["AWS_ACCESS_KEY_ID"] = self.store.access_key.get_secret_value()
             variables["AWS_SECRET_ACCESS_KEY"] = self.store.secret_key.get_secret_value()
-            variables["AWS_SESSION_TOKEN"] = ""  # the user's own belongs to other keys
-        if self.host != LOOPBACK:  # it refuses requests and pages of any other address but private ones
-            names = [name for host in ("localhost", LOOPBACK, self.host) for name in (host, f"{host}:*")]
-            variables["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(names)
-            variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = self.address_at(port)
-        if self.keys is not None:
-            variables["MLFLOW_AUTH_CONFIG_PATH"] = str(self._auth_path)
-            variables["MLFLOW_AUTH_ADMIN_USERNAME"] = USER
-            variables["MLFLOW_AUTH_ADMIN_PASSWORD"] = self.keys.mlflow_password
-            variables["MLFLOW_FLASK_SERVER_SECRET_KEY"] = self.keys.mlflow_secret_key
-        return variables
+            variables["AWS_CONFIG_FILE"] = variables["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+        # As the store's own client has it: without keys, AWS's way to find some, whatever it takes.
+        used = "AWS_CA_BUNDLE" if self.store.access_key is not None else "AWS_"
+        return {name: value for name, value in os.environ.items() if name.startswith(used)} | variables
 
     def command(self, port: int) -> list[str]:
         # It runs for weeks, and is asked every two seconds by each run whether it is there: no line for each request.
-        of_stack = [] if self.keys is None else ["--app-name", "basic-auth", "--uvicorn-opts", "--no-access-log"]
+        options = ["--app-name", "basic-auth", "--uvicorn-opts", "--no-access-log"]
         return [
-            *(sys.executable, "-m", "mlflow", "server", *of_stack),
+            *(sys.executable, "-m", "mlflow", "server", *options),
             *("--host", self.host, "--port", str(port), "--workers", "1"),
         ]
+
+    def _allowed_hosts(self) -> list[str]:
+        hosts = dict.fromkeys(("localhost", LOOPBACK, self.host))
+        return [name for host in hosts for name in (host, f"{host}:*")]
 
     @property
     def _auth_path(self) -> Path:
@@ -114,7 +130,7 @@ class MlflowService(Service):
         file["mlflow"] = {
             "database_uri": f"sqlite:///{database}",
             "default_permission": "READ",
-            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+            "authorization_function": mlflow_gate.FUNCTION,
             # Else each request hashes the password anew, which takes longer than most requests.
             "auth_cache_ttl_seconds": "300",
         }

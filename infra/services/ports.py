@@ -40,6 +40,12 @@ def bindable(port: int, host: str = LOOPBACK) -> int | None:
         return int(probe.getsockname()[1])
 
 
+def page_origins(host: str, port: int) -> list[str]:
+    """Origins that a browser gives the pages of the server at ``host``."""
+    names = [LOOPBACK, "localhost"] if host == LOOPBACK else [host]
+    return [f"http://{name}:{port}" for name in names]
+
+
 def await_free_port(port: int, seconds: float, host: str = LOOPBACK) -> None:
     """Wait at most ``seconds`` for whoever has ``port`` to leave it.
 

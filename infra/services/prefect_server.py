@@ -1,13 +1,19 @@
-"""The embedded Prefect server: API and UI in one process, SQLite under ``<home>/prefect``, or PostgreSQL."""
+"""The embedded Prefect server: API and UI in one process, SQLite under ``<home>/prefect``, or PostgreSQL.
+
+It asks for credentials whoever starts it: other users of the machine reach its port too, and whoever can write to it
+has the engine of a run load what they wrote.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from infra.services.credentials import basic_auth
-from infra.services.ports import LOOPBACK
+from infra.services.credentials import basic_auth, draw_keys
+from infra.services.exposed import note_start
+from infra.services.ports import LOOPBACK, page_origins
 from infra.services.process import Service
 
 
@@ -19,6 +25,7 @@ class PrefectService(Service):
     name: ClassVar[str] = "prefect"
     start_seconds: ClassVar[float] = 300.0  # a fresh database is migrated first: 16 s on an idle slow core
     patience_seconds: ClassVar[float] = 30.0
+    health_path = "/api/admin/version"  # asks for the credentials, as /api/health does not
 
     def __init__(
         self,
@@ -30,17 +37,28 @@ class PrefectService(Service):
         host: str = LOOPBACK,
         detached: bool = False,
     ) -> None:
-        """auth: ``user:password`` that the API asks for; None: none. database_url: None: SQLite."""
+        """auth: ``user:password`` that the API asks for; None: the home's, drawn when they are first needed.
+
+        database_url: None: SQLite.
+        """
         super().__init__(home, port=port, host=host, detached=detached)
-        self.auth = auth
+        self._auth = auth
         self.database_url = database_url
-        self.health_path = "/api/health" if auth is None else "/api/admin/version"
+
+    @cached_property
+    def auth(self) -> str:
+        """What Prefect calls an auth string.
+
+        Raises:
+            ServiceFailed: the home's credentials are damaged.
+        """
+        return self._auth or draw_keys(self.folder).prefect_auth
 
     def address_at(self, port: int) -> str:
         return f"{super().address_at(port)}/api"
 
     def health_headers(self) -> dict[str, str]:
-        return {} if self.auth is None else basic_auth(self.auth)
+        return basic_auth(self.auth)
 
     @property
     def ui_url(self) -> str:
@@ -48,10 +66,11 @@ class PrefectService(Service):
 
     def prepare(self) -> None:
         (self.home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
+        note_start(self.home, self.database_url)
 
     def environment(self, port: int) -> dict[str, str]:
         folder = self.home / "prefect"
-        variables = {
+        return {
             "PREFECT_HOME": str(folder),
             "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database_url
@@ -60,13 +79,13 @@ class PrefectService(Service):
             "PREFECT_SERVER_UI_ENABLED": "true",
             "PREFECT_SERVER_UI_API_URL": self.address_at(port),  # else the page asks the default port
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_API_AUTH_STRING": self.auth,
+            # Prefect's default lets pages of every origin read its answers.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(page_origins(self.host, port)),
             "DO_NOT_TRACK": "1",
         }
-        if self.auth is not None:
-            variables["PREFECT_SERVER_API_AUTH_STRING"] = self.auth
-        return variables
 
     def command(self, port: int) -> list[str]:
-        module = "prefect" if self.database_url is not None else "infra.services.prefect_sqlite"
+        module = "infra.services.prefect_closed"
         # -P: a folder of the user's with a package `infra` must not be taken for ours.
         return [sys.executable, "-P", "-m", module, "server", "start", "--host", self.host, "--port", str(port)]

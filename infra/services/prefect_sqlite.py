@@ -1,4 +1,4 @@
-"""Prefect's server on SQLite, without its refusals: ``python -m infra.services.prefect_sqlite server start …``.
+"""Prefect's server on SQLite, without its refusals.
 
 Prefect begins most transactions as readers (``BEGIN DEFERRED``). SQLite lets no reader become a writer when another
 has written meanwhile (``SQLITE_BUSY_SNAPSHOT``), whatever the time-out for locks; the server then answers 503, and its
@@ -13,9 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from packaging.specifiers import SpecifierSet
-
-TESTED = SpecifierSet(">=3.9.1,<3.10")
+from infra.prefect_versions import TESTED
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +40,3 @@ def write_from_the_start() -> bool:
 
     AioSqliteConfiguration.begin_transaction = begin  # type: ignore[method-assign]
     return True
-
-
-if __name__ == "__main__":
-    from prefect.cli import app
-
-    write_from_the_start()
-    app()

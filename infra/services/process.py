@@ -21,6 +21,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -265,6 +266,11 @@ class Service:
             )
         if not self._accepts(running.address):
             return False
+        if running.address != self._address and self._takes_anybody(running.address):
+            raise HomeInUse(
+                f"{self.name}: process {running.pid}, of an older fedbench, has a server that asks for no credentials; "
+                "wait for it to end, or end it, and start again"
+            )
         self._port, self._address = found.port, running.address
         return True
 
@@ -351,9 +357,17 @@ class Service:
             self._fail(f"{address} does not take the credentials that are in {self.folder}")
         return status in self.healthy
 
-    def _ask(self, address: str, timeout: float) -> int | None:
-        """The HTTP status of its answer, None when there is none within ``timeout`` seconds."""
-        return ask_status(urljoin(address, self.health_path), self.health_headers(), timeout)
+    def _takes_anybody(self, address: str) -> bool:
+        """Whether a service that is to ask for credentials answers without them."""
+        return bool(self.health_headers()) and self._ask(address, 5.0, {}) in self.healthy
+
+    def _ask(self, address: str, timeout: float, headers: Mapping[str, str] | None = None) -> int | None:
+        """The HTTP status of its answer, None when there is none within ``timeout`` seconds.
+
+        headers: None: those of :meth:`health_headers`.
+        """
+        sent = self.health_headers() if headers is None else headers
+        return ask_status(urljoin(address, self.health_path), sent, timeout)
 
     def _published(self) -> Publication | None:
         return read_publication(self._publication)

@@ -16,11 +16,14 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from infra.errors import HomeInUse, SettingsError
+from infra.private import private_home
 from infra.services.credentials import draw_keys, read_keys
 from infra.services.database import check_postgresql, mlflow_database_uri, prefect_database_url
 from infra.services.environment_file import remove_environment, stack_environment, write_environment
+from infra.services.login_page import write_login_page
 from infra.services.mlflow_server import default_tracking_uri
 from infra.services.ports import LOOPBACK
+from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
 from infra.services.stack_services import (
     SERVERS,
@@ -86,15 +89,17 @@ class Stack:
         state = read_state(self.home)
         return [self._status(name, state) for name in SERVICES if state.workers or name not in WORKERS]
 
-    def up(self, say: Callable[[str], None]) -> bool:
+    def up(self, say: Callable[[str], None], look: Callable[[PrefectService], None]) -> bool:
         """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
+
+        look: called with Prefect's server when that answers, before anything may run what its database has.
 
         Raises:
             HomeInUse: a run has services of its own open.
             SettingsError: a database URL cannot be used, or is not that of the stack that is up.
             InfraError: a database cannot be reached, or a service did not come up.
         """
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_home(self.home)
         with self._alone(say):
             draw_keys(self.home / "services")
             found_state = read_state(self.home)
@@ -115,12 +120,14 @@ class Stack:
                     )
             if state.up and all(found.state == "up" for found in before) and self._addresses() == state.addresses:
                 self._tell_clients(state)  # the file may have been removed
+                look(self._answering_prefect(state))
                 return self._supervise(state)
             self._check_databases(state)
             state = state.model_copy(update={"up": True})
             write_state(self.home, state)
             try:
                 self._start(state, before, say)
+                look(self._answering_prefect(read_state(self.home)))
             except BaseException:
                 self._take_back(before)
                 write_state(self.home, found_state)
@@ -200,6 +207,11 @@ class Stack:
     def _bare(self, name: str) -> Service:
         """The service to look at or to end, which takes no credentials and no store."""
         return bare_service(name, self.settings, read_state(self.home).host)
+
+    def _answering_prefect(self, state: StackState) -> PrefectService:
+        service = stack_prefect(self.settings, state)
+        service.ensure()
+        return service
 
     def _supervise(self, state: StackState) -> bool:
         """Have the supervisor up. Returns whether it had to be started."""
@@ -330,7 +342,9 @@ class Stack:
 
     def _tell_clients(self, state: StackState) -> None:
         store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
-        write_environment(self.home, state.addresses, store, read_keys(self.home / "services"))
+        keys, addresses = read_keys(self.home / "services"), state.addresses
+        write_environment(self.home, addresses, store, keys)
+        write_login_page(self.home, "up", keys, addresses["prefect"].removesuffix("/api"), addresses["mlflow"])
 
 
 def _foreign_addresses(settings: Settings, state: StackState) -> dict[str, str]:

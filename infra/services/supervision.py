@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from infra.errors import InfraError
+from infra.plain_text import printable
 from infra.services.crashed_runs import CrashedRuns
 from infra.services.credentials import read_keys
 from infra.services.environment_file import stack_environment
@@ -121,7 +122,8 @@ class Supervisor:
         headers = stack_prefect(self._settings, state).health_headers()
         try:
             for name in CrashedRuns(self._address("prefect", state), headers).go_on():
-                log.info("run %s had crashed; it goes on", name)
+                # Whoever has Prefect's password may have named it.
+                log.info("run %s had crashed; it goes on", printable(name))
         except OSError as error:
             log.debug("Prefect's server does not tell of runs: %s", error)
 

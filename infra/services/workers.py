@@ -43,6 +43,9 @@ class WorkerService(Service):
             "PREFECT_WORKER_WEBSERVER_HOST": LOOPBACK,
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
             "FEDBENCH_WORKER__DRAIN_SECONDS": str(DRAIN_SECONDS),
+            # The store's keys are among the variables; a profile of the user's belongs to other servers.
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "DO_NOT_TRACK": "1",
             "NO_COLOR": "1",
         }

@@ -5,10 +5,12 @@
 <prefix>/<federation>/rounds/0007/global.safetensors             result of round 7; 0000: initial model
 <prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
 <prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   in place of its clients' own; <client>: the first
-<prefix>/<federation>/rounds/0007/evaluations/<part>.safetensors and .json
+<prefix>/<federation>/rounds/0007/evaluations/<client>/<part>.safetensors   <client>: the first of the turn
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
 <prefix>/<federation>/sheet.png                                  detections of the best model
+<prefix>/<federation>/superseded/0001/superseded.json            a run that went on from an earlier round: which
+<prefix>/<federation>/superseded/0001/0007/round.json and all else   rounds it put aside, as they were
 <prefix>/<federation>/lease.json                                 whose the federation is (infra/federation_lease.py)
 <prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/residents)
 """
@@ -18,6 +20,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Of a federation, a suite's run or a suite, within a pattern: what tasks.spec.base lets them be called.
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,40 @@ class FederationLayout:
     def evaluations(self, number: int) -> str:
         return f"{self.round(number)}evaluations/"
 
+    def evaluation_part(self, number: int, client: str, part: str) -> str:
+        """A part of an evaluation, from a turn whose first client is ``client``: its silo's own folder."""
+        return self.evaluation_tensors(number, f"{client}/{part}")
+
     def evaluation_tensors(self, number: int, part: str) -> str:
         return f"{self.evaluations(number)}{part}.safetensors"
 
     def evaluation_record(self, number: int, part: str) -> str:
         return f"{self.evaluations(number)}{part}.json"
+
+    @property
+    def superseded(self) -> str:
+        """Prefix of rounds that were put aside; ends with a slash."""
+        return f"{self.root}superseded/"
+
+    def superseded_record(self, folder: int) -> str:
+        return f"{self.superseded}{folder:04d}/superseded.json"
+
+    def put_aside(self, key: str, folder: int) -> str:
+        """Where the round's object ``key`` is once its round is put aside.
+
+        Not below a folder ``rounds/``: a silo's policy allows keys by what follows that.
+        """
+        return f"{self.superseded}{folder:04d}/{key.removeprefix(self.rounds)}"
+
+    def superseded_folders(self, keys: Iterable[str]) -> list[int]:
+        """Numbers of the folders below ``superseded/`` that have an object among ``keys``, ascending."""
+        pattern = re.compile(re.escape(self.superseded) + r"([0-9]{4,})/.+")
+        return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
+
+    def begun_rounds(self, keys: Iterable[str]) -> list[int]:
+        """Numbers of the rounds that have any object among ``keys``, ascending."""
+        pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/.+")
+        return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
 
     def committed_rounds(self, keys: Iterable[str]) -> list[int]:
         """Numbers of the rounds whose marker is among ``keys``, ascending."""
@@ -125,8 +159,11 @@ class FederationLayout:
 
 
 def federations(prefix: str, keys: Iterable[str]) -> list[str]:
-    """Names of the federations that have a ``spec.json`` among ``keys``, sorted."""
+    """Names of the federations that have a ``spec.json`` among ``keys``, sorted.
+
+    A key whose name no federation can have is somebody else's: it is left out.
+    """
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    pattern = re.compile(re.escape(folder) + r"([^/]+)/spec\.json")
+    pattern = re.compile(re.escape(folder) + rf"({NAME})/spec\.json")
     found = (pattern.fullmatch(key) for key in keys)
     return sorted(match[1] for match in found if match)

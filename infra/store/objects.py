@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
@@ -36,17 +37,21 @@ from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 
 from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
+from infra.foreign_json import read_foreign
+from infra.proxies import is_direct
 from infra.settings import S3Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import DeleteObjectsOutputTypeDef
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, DeleteObjectsOutputTypeDef
 
 PART_BYTES = 16 * 1024 * 1024  # of an object that travels in parts
 WHOLE_BYTES = 64 * 1024 * 1024  # files above this are sent in parts: below, parts and their threads cost more
 _TRANSFER = TransferConfig(
     multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=3
 )
+# A copy in one request, as far as S3 takes that (5 GB): not every store copies in parts.
+_COPY = TransferConfig(multipart_threshold=5_000_000_000)
 _DELETE_BATCH = 1000  # the most that S3 takes in one request
 _REFUSED = frozenset(
     {
@@ -117,13 +122,26 @@ class ObjectStore:
         """Write an object; it appears whole or not at all."""
         self._call(key, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=body))
 
-    def get_bytes(self, key: str) -> bytes:
+    def get_bytes(self, key: str, limit: int | None = None) -> bytes:
         """Content of an object.
 
+        limit: the most bytes that it may have. A larger one is refused before its content is read.
+
         Raises:
-            StoreCorrupt: there is none.
+            StoreCorrupt: there is none, or it is larger than ``limit``.
         """
-        return self._call(key, lambda s3: s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+        def get(s3: S3Client) -> bytes:
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            with answer["Body"] as body:
+                if limit is None:
+                    return body.read()
+                self._check_size(key, answer["ContentLength"], limit)
+                content = body.read(limit + 1)  # whatever the length that the server named
+                self._check_size(key, len(content), limit)
+                return content
+
+        return self._call(key, get)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file as an object, in parts where large; it appears whole or not at all."""
@@ -137,14 +155,53 @@ class ObjectStore:
 
         self._call(key, put)
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, limit: int | None = None) -> None:
         """Write an object's content to ``path``, in parallel parts where large. Not checked: that is the
         caller's.
+
+        limit: the most bytes that the object may have. A larger one is refused before its content is written.
+
+        Raises:
+            StoreCorrupt: there is no such object, or it is larger than ``limit``.
+        """
+        self._call(key, partial(self._get_file, key, path, limit))
+
+    def _get_file(self, key: str, path: Path, limit: int | None, s3: S3Client) -> None:
+        if limit is None:
+            s3.download_file(self.bucket, key, str(path), Config=_TRANSFER)
+            return
+        if limit < PART_BYTES:
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            with answer["Body"] as body:
+                self._check_size(key, answer["ContentLength"], limit)
+                content = body.read(limit + 1)
+            self._check_size(key, len(content), limit)
+            path.write_bytes(content)
+            return
+        self._check_size(key, s3.head_object(Bucket=self.bucket, Key=key)["ContentLength"], limit)
+        written, counting = 0, threading.Lock()
+
+        def count(more: int) -> None:
+            # The object may have been replaced by a larger one since its size was asked.
+            nonlocal written
+            with counting:
+                written += more
+                self._check_size(key, written, limit)
+
+        s3.download_file(self.bucket, key, str(path), Config=_TRANSFER, Callback=count)
+
+    def _check_size(self, key: str, found: int, limit: int) -> None:
+        if found > limit:
+            raise StoreCorrupt(f"{key}: expected at most {limit} bytes in {self._where}, found {found} or more")
+
+    def copy(self, key: str, target: str) -> None:
+        """Copy an object within the store; its content does not travel.
 
         Raises:
             StoreCorrupt: there is no such object.
         """
-        self._call(key, lambda s3: s3.download_file(self.bucket, key, str(path), Config=_TRANSFER))
+        source: CopySourceTypeDef = {"Bucket": self.bucket, "Key": key}
+        self._call(key, lambda s3: s3.copy(source, self.bucket, target, Config=_COPY))
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None when there is none (or no bucket: the answer to HEAD does not tell)."""
@@ -246,20 +303,26 @@ class ObjectStore:
         text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         self.put_bytes(key, text.encode())
 
-    def get_json(self, key: str) -> Any:
+    def get_json(self, key: str, limit: int | None = None) -> Any:
         """The document at ``key``; None when there is none.
 
+        limit: the most bytes that it may have. A document with a limit is one that others than the coordinator write:
+        it is held to :func:`infra.foreign_json.read_foreign`.
+
         Raises:
-            StoreCorrupt: it is not JSON.
+            StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, or is larger than ``limit``.
         """
         try:
-            body = self.get_bytes(key)
+            body = self.get_bytes(key, limit)
         except _MissingObjectError:
             return None
         try:
-            return json.loads(body)
-        except ValueError as error:
+            document = json.loads(body) if limit is None else read_foreign(body)
+        except (ValueError, RecursionError) as error:
             raise StoreCorrupt(f"{key}: expected JSON in {self._where}: {error}") from None
+        if document is None:  # to the caller it would look like no object
+            raise StoreCorrupt(f"{key}: expected a JSON document in {self._where}, found null")
+        return document
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there."""
@@ -290,7 +353,7 @@ class ObjectStore:
 
     def _new_client(self) -> S3Client:
         keys = self.settings
-        loopback = urlsplit(keys.endpoint or "").hostname in ("127.0.0.1", "localhost", "::1")
+        loopback = is_direct(keys.endpoint or "")
         config = Config(
             region_name=keys.region,
             connect_timeout=5,
@@ -303,7 +366,8 @@ class ObjectStore:
             response_checksum_validation="when_required",
             proxies={} if loopback else None,  # {}: those of the environment do not apply
         )
-        return boto3.session.Session().client(
+        own = None if keys.access_key is None else _session_of_its_own()
+        return boto3.session.Session(botocore_session=own).client(
             "s3",
             endpoint_url=keys.endpoint,
             config=config,
@@ -351,6 +415,18 @@ class ObjectStore:
         if isinstance(error, BotoCoreError) and not isinstance(error, _TRANSIENT):
             return SettingsError(f"s3: {self._where}: {error}")
         return StoreUnavailable(f"{self._where} does not answer: {error}; is s3.endpoint right, and the server up?")
+
+
+def _session_of_its_own() -> botocore.session.Session:
+    """A session that reads neither AWS's files nor its variables: whoever has keys of ours has no use for a profile,
+    which may not exist, or ask for what the store does not have. Only AWS_CA_BUNDLE counts, for stores over TLS.
+    """
+    variables = {
+        name: (None, None, default, conversion)
+        for name, (_, _, default, conversion) in botocore.session.Session.SESSION_VARIABLES.items()
+    }
+    files = dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+    return botocore.session.Session({**variables, **files, "ca_bundle": (None, "AWS_CA_BUNDLE", None, None)})
 
 
 class _MissingObjectError(StoreCorrupt):

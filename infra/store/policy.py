@@ -3,8 +3,8 @@
 A silo reads global weights and its own letters, and writes its answers, its clients' updates and what the test set
 gave; not the updates of others, no plan, no commit. It lists and deletes nothing.
 
-Two things that it may write are not its own alone: parts of an evaluation (any silo that has the test set does any of
-them) and the sheet of detections. One that was written over is noticed: records name weights by sha256.
+One thing that it may write is not its own alone: the sheet of detections. One that was written over is noticed:
+replies name objects by sha256.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def read_patterns(prefix: str, pool: str, federation: str = ANY) -> tuple[str, .
 def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> tuple[str, ...]:
     """Keys that residents of ``pool`` write, where the silo has ``clients``."""
     layout = FederationLayout(prefix, federation)
-    of_rounds = [layout.evaluation_tensors(0, ANY)]
+    of_rounds = []
     for client in clients:
         of_rounds += [
             layout.update_weights(0, client),
             layout.update_record(0, client),
             layout.partial_sum(0, client),
+            layout.evaluation_part(0, client, ANY),
         ]
     answers = f"{session_folder(layout, pool, ANY)}{ANY}{ANSWER}"
     return (answers, layout.sheet, *(_any_round(layout, key) for key in of_rounds))

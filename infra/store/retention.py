@@ -22,6 +22,7 @@ YOUNG = timedelta(hours=1)
 OLD_GLOBAL = "global weights, neither best nor among the last"
 OLD_UPDATE = "update of a committed round"
 OLD_EVALUATION = "evaluation of a committed round"
+SUPERSEDED = "of a round that was put aside"
 NEVER_COMMITTED = "of a round that was never committed"
 NO_RECORD = "named by no record"
 SERVER_TEMPORARY = "the S3 server's temporary file"
@@ -30,9 +31,10 @@ INCOMPLETE_UPLOAD = "incomplete upload"
 _SERVER_TEMPORARY = ".rclone_temp_"  # what its names start with
 _RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed, wherever they are
 _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
+_SUPERSEDED = re.compile(r"superseded/[0-9]{4,}/.+")
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
-_EVALUATION = re.compile(r"evaluations/[^/]+\.(safetensors|json)")
+_EVALUATION = re.compile(r"evaluations/([^/]+/)?[^/]+\.(safetensors|json)")
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,15 @@ def federation_leftovers(
         keep_updates=retention.keep_updates,
         abandoned=now - max(entry.modified for entry in entries) >= max(retention.older_than, YOUNG),
     )
+    old = now - max(retention.older_than, YOUNG)
     found = []
     for entry in entries:
-        reason = rules.reason(entry.key.removeprefix(layout.root), young=now - entry.modified < YOUNG)
+        name = entry.key.removeprefix(layout.root)
+        if _SUPERSEDED.fullmatch(name):
+            # Records stay, of whatever use they may be; weights are large.
+            reason = SUPERSEDED if entry.modified <= old and not name.endswith(".json") else None
+        else:
+            reason = rules.reason(name, young=now - entry.modified < YOUNG)
         if reason is not None:
             found.append(Leftover(entry.key, entry.bytes, reason, layout.federation))
     return found

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from infra.store.layout import NAME
+
 DIGEST_DIGITS = 16  # of a specification's sha256 that a cell's key has
 
 
@@ -100,13 +102,13 @@ class ReferenceLayout:
 
 def suite_runs(prefix: str, keys: Iterable[str]) -> list[str]:
     """Names of the suite runs that have a ``suite.json`` among ``keys``, sorted."""
-    pattern = re.compile(re.escape(_below(prefix, "_suites")) + r"([^/]+)/suite\.json")
+    pattern = re.compile(re.escape(_below(prefix, "_suites")) + rf"({NAME})/suite\.json")
     found = (pattern.fullmatch(key) for key in keys)
     return sorted(match[1] for match in found if match)
 
 
 def accepted_suites(prefix: str, keys: Iterable[str]) -> list[str]:
     """Names of the suites that have an ``accepted.json`` among ``keys``, sorted."""
-    pattern = re.compile(re.escape(_below(prefix, "_references")) + r"([^/]+)/accepted\.json")
+    pattern = re.compile(re.escape(_below(prefix, "_references")) + rf"({NAME})/accepted\.json")
     found = (pattern.fullmatch(key) for key in keys)
     return sorted(match[1] for match in found if match)

@@ -87,8 +87,8 @@ class WeightStore:
         """A local file with the content that a record names: from the cache, else from the store.
 
         Raises:
-            StoreCorrupt: the object is missing, or twice in a row not of this sha256 and size; names the key,
-                what was expected and what was found.
+            StoreCorrupt: the object is missing, larger than ``size``, or twice in a row not of this sha256 and
+                size; names the key, what was expected and what was found. No more than ``size`` bytes are written.
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
         """
         path = self.path(sha256)
@@ -161,7 +161,7 @@ class WeightStore:
         found = ""
         for _ in range(2):
             with self._temporary() as temporary:
-                self.objects.get_file(key, temporary)
+                self.objects.get_file(key, temporary, size)
                 digest, length = _digest(temporary), temporary.stat().st_size
                 if (digest, length) == (sha256, size):
                     self._keep(temporary, sha256)
@@ -171,8 +171,8 @@ class WeightStore:
 
     def _keep(self, temporary: Path, sha256: str) -> None:
         path = self.path(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.chmod(0o444)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.chmod(0o400)
         temporary.replace(path)
 
     @contextmanager

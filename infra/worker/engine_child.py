@@ -71,6 +71,8 @@ def _end(code: int) -> NoReturn:
 
 def _do(request: dict[str, Any]) -> None:
     enter(request["environment"], request["folder"], request["threads"], quiet=request["quiet"])
+    if "prefect" in sys.modules:  # preloaded, but in tests of the fork server alone
+        guard(stored_results=request["stored_results"])
     if request["task"] == "engine":
         sys.argv = ["prefect.engine"]
         with warnings.catch_warnings():
@@ -80,6 +82,16 @@ def _do(request: dict[str, Any]) -> None:
         from infra.worker.prefect_private import run_hooks
 
         run_hooks(os.environ["PREFECT__FLOW_RUN_ID"], request["task"], request["message"])
+
+
+def guard(*, stored_results: bool) -> None:
+    """Whether Prefect may load stored results in this process is its worker's setting, never the run's."""
+    from infra.worker.prefect_private import accept_stored_results, refuse_stored_results
+
+    if stored_results:
+        accept_stored_results()
+    else:
+        refuse_stored_results()
 
 
 def enter(environment: dict[str, str], folder: str, threads: int, *, quiet: bool) -> None:

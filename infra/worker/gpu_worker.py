@@ -33,13 +33,14 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
+from infra.private import private_home
 from infra.settings import load_settings
 from infra.worker.configuration import GpuJobConfiguration, GpuVariables
 from infra.worker.engine_child import PRELOAD
 from infra.worker.forks import Forks
 from infra.worker.gpus import find_gpus
 from infra.worker.leases import SlotLeases, machine_cores, plan_slots
-from infra.worker.prefect_private import Supervision
+from infra.worker.prefect_private import Supervision, refuse_stored_results
 from infra.worker.wake import Waker
 from infra.worker.warm_process import Child, ForkRequest
 
@@ -72,7 +73,9 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         Raises:
             SettingsError: a setting is wrong, or asks for what this machine does not have.
         """
+        refuse_stored_results()  # in this process: to parse a run's state would import what the state names
         self._settings = load_settings()
+        private_home(self._settings.home)
         slots = plan_slots(self._settings, find_gpus(), machine_cores())
         super().__init__(work_pool_name, limit=min(limit or len(slots), len(slots)), **options)
         self._leases = SlotLeases(slots, self._settings.home / "slots")
@@ -169,6 +172,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
                     folder=str(Path(folder).resolve()),
                     threads=lease.slot.threads,
                     quiet=not configuration.stream_output,
+                    stored_results=self._settings.worker.stored_results,
                 )
                 child = await self._forks.fork(request, lease.descriptor)
                 self._children[child.pid] = (child, configuration.grace_seconds)
@@ -242,6 +246,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
                 folder=folder,
                 task="crashed" if kind == "crashed" else "cancellation",
                 message=message,
+                stored_results=self._settings.worker.stored_results,
             )
             child = await self._forks.fork(request)
             with anyio.move_on_after(HOOK_SECONDS) as scope:

@@ -1,7 +1,10 @@
-"""All that the worker uses of Prefect's private parts, and the versions that it was tested with.
+"""All that fedbench uses of Prefect's private parts.
 
-They are what Prefect's own process worker is made of: how a run's process is watched, cancelled with its hooks, and
-reported when it crashes. With them a forked child is for Prefect a process like any other.
+For the worker they are what Prefect's own process worker is made of: how a run's process is watched, cancelled with its
+hooks, and reported when it crashes. With them a forked child is for Prefect a process like any other.
+
+For every process that runs flows they are the places where Prefect loads stored results: see
+:func:`refuse_stored_results`.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Protocol
@@ -16,16 +20,17 @@ from uuid import UUID
 
 import anyio
 import anyio.abc
-from packaging.specifiers import SpecifierSet
+import prefect.flow_engine
+import prefect.results
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_flow_run
-from prefect.states import Cancelling, Crashed, State
+from prefect.states import Cancelling, Crashed, Failed, State
 
-from infra.errors import InfraError
-
-TESTED = SpecifierSet(">=3.9.1,<3.10")
+from infra.errors import InfraError, StoredResultRefused
+from infra.plain_text import printable
+from infra.prefect_versions import TESTED
 
 
 def require_tested(installed: str) -> None:
@@ -35,14 +40,15 @@ def require_tested(installed: str) -> None:
     """
     if installed not in TESTED:
         raise InfraError(
-            f"prefect: the fedbench-gpu worker uses private parts of Prefect, tested with {TESTED}, found {installed}; "
-            "install one of those, or use a process worker"
+            f"prefect: fedbench uses private parts of Prefect, tested with {TESTED}, found {installed}; install one of "
+            "those"
         )
 
 
 require_tested(version("prefect"))
 
 # Below the check: with another version these may be gone.
+from prefect._internal import result_records  # noqa: E402
 from prefect.runner._flow_run_executor import FlowRunExecutorContext  # noqa: E402
 from prefect.runner._hook_runner import HookRunner  # noqa: E402
 from prefect.runner._process_manager import ProcessHandle  # noqa: E402
@@ -210,3 +216,132 @@ def run_hooks(flow_run_id: str, kind: str, message: str) -> None:
             await runner.run_cancellation_hooks(flow_run, Cancelling(message=message))
 
     asyncio.run(load_and_run())
+
+
+# Stored results. The record in storage names the serializer that reads it: cloudpickle, or JSON whose decoder imports
+# classes by name. Whoever may write to Prefect's server can set a run to Completed with a record of their own, so a
+# process that loads results can be made to run any code.
+
+_REFUSED = (
+    "Prefect was to load a stored result: refused, because loading one can run any code, and fedbench's runs store none"
+)
+# Where something was replaced, its name there, and what was there before.
+_replaced: list[tuple[Any, str, Any]] = []
+
+
+def refuse_stored_results() -> None:
+    """Have this process load no result that Prefect stored, import nothing that a stored record names, and let no flow
+    run begin whose state has one. Safe to call again.
+
+    Results that a flow or task returns in this process are not concerned: Prefect keeps them in memory.
+    """
+    if _replaced:
+        return
+    results, engine = prefect.results, prefect.flow_engine
+    for where, name, instead in (
+        # All that reads a record passes one of these two.
+        (results.ResultRecord, "deserialize", classmethod(_refuse)),
+        (results.ResultRecord, "deserialize_from_result_and_metadata", classmethod(_refuse)),
+        # Before them, a block of the server says where the record is, and the record is fetched from there.
+        (results.ResultStore, "_from_metadata", classmethod(_refuse_later)),
+        (results.ResultStore, "_read", _refuse),
+        (results.ResultStore, "_aread", _refuse_later),
+        # A task looks for a cached result: it finds none, and runs.
+        (results.ResultStore, "_exists", lambda store, key: False),
+        (results.ResultStore, "_aexists", _false_later),
+        # To parse a state imports the pickle library that its record names. Without a known type it is kept as data.
+        (result_records, "lookup_type", _no_serializer),
+        # A storage block that the server sets for all flows would have their results stored, and looked for, there.
+        (results, "_read_server_default_result_storage_block_id", lambda: None),
+        (results, "_aread_server_default_result_storage_block_id", _none_later),
+        (engine.FlowRunEngine, "begin_run", _checked(engine.FlowRunEngine.begin_run)),
+        (engine.AsyncFlowRunEngine, "begin_run", _checked_later(engine.AsyncFlowRunEngine.begin_run)),
+    ):
+        _replaced.append((where, name, vars(where)[name]))
+        setattr(where, name, instead)
+
+
+def accept_stored_results() -> None:
+    """Undo :func:`refuse_stored_results` in this process."""
+    while _replaced:
+        where, name, before = _replaced.pop()
+        setattr(where, name, before)
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise StoredResultRefused(_REFUSED)
+
+
+async def _refuse_later(*_: Any, **__: Any) -> Any:
+    raise StoredResultRefused(_REFUSED)
+
+
+def _no_serializer(*_: Any, **__: Any) -> Any:
+    raise KeyError("stored results are refused, so no serializer is known")
+
+
+async def _none_later() -> None:
+    return None
+
+
+async def _false_later(store: Any, key: str) -> bool:
+    return False
+
+
+def _checked(begin: Callable[[Any], State[Any]]) -> Callable[[Any], State[Any]]:
+    @wraps(begin)
+    def begin_run(engine: Any) -> State[Any]:
+        reason = _tampered_before(engine)
+        if reason is None:
+            state = begin(engine)
+            reason = _tampered_since(engine)
+            if reason is None:
+                return state
+        engine.set_state(Failed(message=reason), force=True)
+        raise StoredResultRefused(reason)
+
+    return begin_run
+
+
+def _checked_later(begin: Callable[[Any], Awaitable[State[Any]]]) -> Callable[[Any], Awaitable[State[Any]]]:
+    @wraps(begin)
+    async def begin_run(engine: Any) -> State[Any]:
+        reason = _tampered_before(engine)
+        if reason is None:
+            state = await begin(engine)
+            reason = _tampered_since(engine)
+            if reason is None:
+                return state
+        await engine.set_state(Failed(message=reason), force=True)
+        raise StoredResultRefused(reason)
+
+    return begin_run
+
+
+def _tampered_before(engine: Any) -> str | None:
+    """Why the run must not begin; None: it may. A flow that stores results may find those of an attempt before."""
+    state = engine.flow_run.state
+    if engine.flow.persist_result is not False or state is None or state.data is None:
+        return None
+    return _reason(engine.flow_run)
+
+
+def _tampered_since(engine: Any) -> str | None:
+    """Why the result of the run that has just begun must not be asked for; None: it goes on.
+
+    Prefect's engine takes a state that the server answers with, instead of Running, for the end of the run.
+    """
+    state = engine.flow_run.state
+    own = isinstance(state.data, prefect.results.ResultRecord | BaseException)  # of this process: it failed to begin
+    return _reason(engine.flow_run) if state.is_completed() or (state.data is not None and not own) else None
+
+
+def _reason(flow_run: FlowRun) -> str:
+    state = flow_run.state
+    assert state is not None
+    what = "a result" if state.data is not None else "no result"
+    return (
+        f"Prefect run {printable(flow_run.name)} ({flow_run.id}): expected a run that has not begun, found state "
+        f"{printable(state.name)} with {what} that this process did not store; nothing was loaded. Somebody else "
+        "writes to this Prefect server"
+    )

@@ -31,6 +31,7 @@ class ForkRequest:
 
     environment: all its variables. folder: its working folder. threads: torch's. quiet: its output goes nowhere.
     task: Prefect's engine for a run, or the hooks of one that ended otherwise, with the state's ``message``.
+    stored_results: Prefect may load results that it stored.
     """
 
     environment: dict[str, str]
@@ -39,6 +40,7 @@ class ForkRequest:
     quiet: bool = False
     task: Literal["engine", "crashed", "cancellation"] = "engine"
     message: str = ""
+    stored_results: bool = False
 
 
 class Child:

@@ -82,7 +82,11 @@ def read_rgb(data: bytes, exif: Exif = "as-stored") -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         orientation = _orientation(image, data)
         turned_by_pillow = image.format == "TIFF"
-        pixels = _eight_bits(image).convert("RGB")
+        pixels = _eight_bits(image)
+        # Of an RGB image, `convert` would be a copy as large as the image.
+        pixels.load()
+        if pixels.mode != "RGB":
+            pixels = pixels.convert("RGB")
     if turned_by_pillow == (exif == "applied"):
         return pixels
     turn = (_TURNS_BACK if turned_by_pillow else _TURNS).get(orientation)
@@ -135,6 +139,8 @@ def _has_sixteen_bits(image: Image.Image) -> bool:
 
 
 def _require_range(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ValueError("it is EPS, a program that Pillow would have Ghostscript run; write it as PNG or JPEG")
     if image.mode in ("I", "F") and not _has_sixteen_bits(image):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise ValueError(f"its pixels are {kind}, which have no stated range; write it with 8 or 16 bits a channel")

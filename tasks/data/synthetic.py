@@ -75,7 +75,7 @@ def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     if final.is_dir():
         return final
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_stale(root, digest)
         draft = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=root))
         try:

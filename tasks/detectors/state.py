@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +33,15 @@ def write_state(state: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: state[name] for name in sorted(state)}, path)
 
 
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """sha256 of the state's safetensors bytes, which is what the record of a round names its weights by."""
+    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
+        path = Path(folder) / "state.safetensors"
+        write_state(state, path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load_state(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into ``model``, which must have exactly its tensors.
 
@@ -52,12 +63,23 @@ def load_state(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether no floating tensor holds NaN or infinity."""
+    return all(_finite(tensor) for tensor in state.values())
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # The extremes, in one pass: NaN comes through as NaN.
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
+
+
 def check_finite(state: Mapping[str, Tensor], *, client: str) -> None:
     """
     Raises:
         ClientError: a floating tensor holds NaN or infinity.
     """
     for name, tensor in state.items():
-        # The extremes, in one pass: NaN comes through as NaN.
-        if tensor.is_floating_point() and not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+        if not _finite(tensor):
             raise ClientError(f"client {client}: tensor {name} holds NaN or infinity after training")

@@ -28,6 +28,16 @@ HUB_FILES = {
     ("faster-rcnn-mobilenetv3-320-fpn", "imagenet"): "mobilenet_v3_large-8738ca79.pth",
     ("faster-rcnn-mobilenetv3-320-fpn", "coco"): "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
 }
+# Of these files. The names have the first eight digits alone, and who gives other bytes can match those.
+PUBLISHED_SHA256 = {
+    "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth": "258fb6c638b15964ddcdd1ae0748c5eef1be9e732750120cc857feed3faac384",
+    "mobilenet_v3_large-8738ca79.pth": "8738ca797c879b547d18bbd15da5736ff2557b2036a9af72225393ca61759a04",
+    "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth": (
+        "907ea3f91ff92242bc1baea8049276a3e76bca48ce7560bd268cc029f37977b5"
+    ),
+}
 HUB_SECONDS = 60.0  # without a byte
 # The end of a published name is the start of the file's sha256.
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.pth$")
@@ -49,10 +59,17 @@ def fetch_weights(weights: object, path: Path) -> None:
     """Download torchvision's file to ``path``, where the specification asks for it and it is not there yet.
 
     Raises:
-        DataError: it cannot be downloaded, or is not the one that was specified.
+        DataError: it cannot be downloaded, is not the one that torchvision has published, or the specification asks
+            for another one.
     """
     if not isinstance(weights, TorchvisionHubWeights) or path.exists():
         return
+    published = PUBLISHED_SHA256[path.name]
+    if weights.sha256 not in (None, published):
+        raise DataError(
+            f"detector.weights.sha256: torchvision-hub: expected {published}, that of {path.name}, "
+            f"found {weights.sha256}"
+        )
     url = HUB + path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +95,8 @@ def fetch_weights(weights: object, path: Path) -> None:
 def check_weights(weights: FileWeights, path: Path, *, name: str | None = None) -> str:
     """sha256 (hex) of the weight file at ``path``, held against the specification's when that has one.
 
-    A torchvision file's is also held against the digits at the end of its ``name``, by default the path's.
+    Of a torchvision file that is known by its ``name`` (by default the path's), it must be the published one. With
+    another name it must start with the digits at that name's end, if there are any.
 
     Raises:
         DataError: the file is missing or another one.
@@ -94,7 +112,12 @@ def check_weights(weights: FileWeights, path: Path, *, name: str | None = None) 
         raise DataError(
             f"detector.weights.sha256: {path}: expected {weights.sha256}, found {found}: it is another file"
         )
-    named = None if isinstance(weights, DarknetWeights) else _NAMED_DIGEST.search(name or path.name)
+    if isinstance(weights, DarknetWeights):
+        return found
+    published = PUBLISHED_SHA256.get(name or path.name, found)
+    if found != published:
+        raise DataError(f"{path}: expected sha256 {published}, which torchvision has published, found {found}")
+    named = _NAMED_DIGEST.search(name or path.name)
     if named and not found.startswith(named[1]):
         raise DataError(f"{path}: expected a sha256 that starts as its name says, {named[1]}, found {found}")
     return found

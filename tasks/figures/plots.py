@@ -15,6 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
 from tasks.spec.records import RoundRecord
 
@@ -105,8 +106,12 @@ def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figur
                 fontsize=9,
                 color="white" if dark else _INK if count else "#9CA3AF",
             )
-    axes.set_xticks(range(len(devices)), [f"{name}\n{sum_}" for name, sum_ in zip(devices, table.sum(0), strict=True)])
-    axes.set_yticks(range(len(classes)), [f"{name}  {sum_}" for name, sum_ in zip(classes, table.sum(1), strict=True)])
+    axes.set_xticks(
+        range(len(devices)), [f"{plot_label(name)}\n{sum_}" for name, sum_ in zip(devices, table.sum(0), strict=True)]
+    )
+    axes.set_yticks(
+        range(len(classes)), [f"{plot_label(name)}  {sum_}" for name, sum_ in zip(classes, table.sum(1), strict=True)]
+    )
     axes.set_xlabel("device, and its boxes in all")
     axes.set_ylabel("class, and its boxes in all")
     axes.tick_params(length=0, labelsize=9)
@@ -171,7 +176,7 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
             cells.scatter(*zip(*lost, strict=True), marker="x", color=ORANGE, s=28, linewidths=1.6, label="dropped")
         )
     top.legend(handles=handles, frameon=False, loc="best")
-    cells.set_yticks(range(len(clients)), clients, fontsize=8)
+    cells.set_yticks(range(len(clients)), [plot_label(client) for client in clients], fontsize=8)
     cells.set_xlim(*edges)
     cells.xaxis.set_major_locator(MaxNLocator(integer=True))
     cells.tick_params(length=0)

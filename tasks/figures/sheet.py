@@ -22,6 +22,7 @@ from tasks.figures.boxes import (
     pixel_box,
 )
 from tasks.metrics.detections import ImageDetections
+from tasks.plain_text import LABEL_LIMIT, plain
 
 # An image, its objects (boxes [m, 4] in pixels of the image, labels [m]) and what was found in it.
 SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
@@ -29,6 +30,7 @@ SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
 TILE_WIDTH = 520
 _GAP = 12
 _LEGEND_SIZE = 17
+_LEGEND_HEIGHT = 4096  # at most
 _PAPER = (255, 255, 255)
 
 
@@ -59,6 +61,12 @@ def detection_sheet(
             sheet.paste(tile, (_GAP + column * (TILE_WIDTH + _GAP), top))
         top += max(tile.height for tile in row) + _GAP
     return sheet
+
+
+def most_pixels(images: int, columns: int = 3) -> int:
+    """Pixels of a sheet of so many images, none of which is more than four times as high as it is wide."""
+    rows = -(-images // columns)
+    return (columns * (TILE_WIDTH + _GAP) + _GAP) * (rows * (4 * TILE_WIDTH + _GAP) + _LEGEND_HEIGHT)
 
 
 def _tile(entry: SheetImage, classes: Sequence[str], score: float) -> Image.Image:
@@ -95,7 +103,7 @@ def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
     """What the boxes mean and the colour of each class, in as many lines as the width asks for."""
     font = ImageFont.load_default(_LEGEND_SIZE)
     line = _LEGEND_SIZE + 14
-    entries = ["truth", f"predicted, score at least {score:g}", *classes]
+    entries = ["truth", f"predicted, score at least {score:g}", *(plain(name, LABEL_LIMIT) for name in classes)]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     places, x, y = [], _GAP, _GAP
     for text in entries:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tasks.figures.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, style_axes
+from tasks.plain_text import plot_label
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.course import Course, course_of
@@ -84,7 +85,7 @@ def classes_plot(between: Between) -> Figure:
     """
     main = between.rows.get("federated") or next(iter(between.rows.values()))
     classes = list(dict.fromkeys(name for row in between.rows.values() for name in row.per_class))
-    longest = max((len(name) for name in classes), default=0)
+    longest = max((len(plot_label(name)) for name in classes), default=0)
     height = 0.34 * max(1, len(classes))
     figure, (axes,) = _figure(1, 1, height=height, left=min(2.4, 0.3 + 0.09 * longest), below=0.3)
     style_axes(axes, f"{between.experiment}: by class", "", x="AP50 (VOC 2010), last round")
@@ -111,7 +112,7 @@ def classes_plot(between: Between) -> Figure:
             x, y, linestyle="", marker=marker, markersize=size, color=color, markeredgecolor=edge,
             markeredgewidth=width, label=_NAMES[role], zorder=4,
         )  # fmt: skip
-    axes.set_yticks(y, classes)
+    axes.set_yticks(y, [plot_label(name) for name in classes])
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1)

@@ -110,11 +110,11 @@ def unpack_columns(
         raise DataError(
             f"{source}: expected the arrays {', '.join(expected)}, found {', '.join(sorted(arrays)) or 'none'}"
         )
-    total = len(arrays["boxes"])
+    total = len(arrays["boxes"]) if arrays["boxes"].ndim else -1
     index = np.dtype(np.int64)
     for name, dtype in {"images": index, "counts": index, **columns}.items():
         array = arrays[name]
-        shape = (total, 4) if name == "boxes" else (total,) if name in columns else (len(arrays["images"]),)
+        shape = (total, 4) if name == "boxes" else (total,) if name in columns else arrays["images"].shape[:1] or (-1,)
         if array.dtype != dtype or array.shape != shape:
             raise DataError(
                 f"{source}: {name}: expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}"
@@ -122,7 +122,7 @@ def unpack_columns(
     images, counts = arrays["images"], arrays["counts"]
     if (images < 0).any() or (np.diff(images) <= 0).any():
         raise DataError(f"{source}: images: expected indices from 0 in ascending order, each once")
-    if (counts < 0).any() or counts.sum() != total:
+    if (counts < 0).any() or (counts > total).any() or counts.sum() != total:  # a sum of larger ones could overflow
         raise DataError(f"{source}: counts: expected {total} in all, the number of boxes, found {counts.sum()}")
     ends = np.cumsum(counts)
     return {

@@ -1,6 +1,6 @@
 """Phase 7: the figures of a round over its clients.
 
-The train loss is weighted by training images, as FedAvg weights the updates (arXiv 1602.05629, Alg. 1);
+The train loss is weighted as the updates are in FedAvg, by training images (arXiv 1602.05629, Alg. 1);
 test figures by test images, beside the plain mean over clients that the original benchmark (arXiv
 1910.11089) reported.
 """
@@ -8,21 +8,32 @@ test figures by test images, beside the plain mean over clients that the origina
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from tasks.errors import FedbenchError
 from tasks.spec.records import EvaluationRecord, Metrics, UpdateRecord
+from tasks.spec.shares import Weight, limiting_factors
 
 _FIGURES = ("loss", "map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall")
 _BY_CLASS = ("per_class", "per_class_coco", "per_class_recall")
 
 # For each client that has the figure: its weight, its weight in the plain mean, and the figure.
-Rows = list[tuple[int, int, float | None]]
+Rows = list[tuple[Fraction, int, float | None]]
 
 
-def aggregate_metrics(updates: Sequence[UpdateRecord], evaluations: Sequence[EvaluationRecord]) -> Metrics:
+def aggregate_metrics(
+    updates: Sequence[UpdateRecord],
+    evaluations: Sequence[EvaluationRecord],
+    *,
+    weights: Mapping[str, Weight] | None = None,
+    max_share: float | None = None,
+) -> Metrics:
     """Aggregate a round's updates (none in round 0) and evaluations.
+
+    weights: what each client's update counted for; left out, its training images.
+    max_share: the most that one client's test images may count for, as a part of the whole; where clients are too few
+        for that, each counts the same.
 
     Clients that share an evaluation count each. A figure that a client does not have (None) is left out of
     the mean; one that no client has is None. ``unweighted`` holds the plain means under ``train_loss``,
@@ -33,10 +44,13 @@ def aggregate_metrics(updates: Sequence[UpdateRecord], evaluations: Sequence[Eva
     """
     _each_once((update.client for update in updates), "updates")
     _each_once((client for evaluation in evaluations for client in evaluation.clients), "evaluations")
-    figures: dict[str, Rows] = {"train_loss": [(update.train_size, 1, update.train_loss) for update in updates]}
+    counted = {update.client: update.train_size for update in updates} if weights is None else weights
+    losses: Rows = [(Fraction(counted[update.client]), 1, update.train_loss) for update in updates]
+    figures: dict[str, Rows] = {"train_loss": losses}
+    rows = list(zip(_weights(evaluations, max_share), map(_clients, evaluations), evaluations, strict=True))
     for name in _FIGURES:
-        figures[name] = [(*_weights(evaluation), getattr(evaluation, name)) for evaluation in evaluations]
-    by_class = {field: _rows_by_class(evaluations, field) for field in _BY_CLASS}
+        figures[name] = [(*both, getattr(evaluation, name)) for *both, evaluation in rows]
+    by_class = {field: _rows_by_class(rows, field) for field in _BY_CLASS}
     unweighted = {name: _plain(rows) for name, rows in figures.items()}
     unweighted |= {f"per_class/{name}": _plain(rows) for name, rows in by_class["per_class"].items()}
     return Metrics.model_validate(
@@ -46,11 +60,11 @@ def aggregate_metrics(updates: Sequence[UpdateRecord], evaluations: Sequence[Eva
     )
 
 
-def _rows_by_class(evaluations: Sequence[EvaluationRecord], field: str) -> dict[str, Rows]:
+def _rows_by_class(rows: Sequence[tuple[Fraction, int, EvaluationRecord]], field: str) -> dict[str, Rows]:
     # Sorted names: Metrics must not depend on which evaluation came first.
-    classes = sorted({name for evaluation in evaluations for name in getattr(evaluation, field)})
+    classes = sorted({name for _, _, evaluation in rows for name in getattr(evaluation, field)})
     return {
-        name: [(*_weights(evaluation), getattr(evaluation, field).get(name)) for evaluation in evaluations]
+        name: [(weight, clients, getattr(evaluation, field).get(name)) for weight, clients, evaluation in rows]
         for name in classes
     }
 
@@ -63,15 +77,26 @@ def _plain(rows: Rows) -> float | None:
     return _mean((plain, value) for _, plain, value in rows)
 
 
-def _weights(evaluation: EvaluationRecord) -> tuple[int, int]:
-    """Weight by test images and weight as clients."""
-    return evaluation.test_size * len(evaluation.clients), len(evaluation.clients)
+def _clients(evaluation: EvaluationRecord) -> int:
+    return len(evaluation.clients)
 
 
-def _mean(rows: Iterable[tuple[int, float | None]]) -> float | None:
+def _weights(evaluations: Sequence[EvaluationRecord], max_share: float | None) -> list[Fraction]:
+    """Weights by test images, those of all clients of an evaluation together."""
+    sizes = [evaluation.test_size * _clients(evaluation) for evaluation in evaluations]
+    if max_share is None:
+        return [Fraction(size) for size in sizes]
+    parts = [(size, evaluation.test_size) for size, evaluation in zip(sizes, evaluations, strict=True)]
+    factors = limiting_factors(parts, max_share)
+    if factors is None:
+        return [Fraction(_clients(evaluation) if evaluation.test_size else 0) for evaluation in evaluations]
+    return [size * factor for size, factor in zip(sizes, factors, strict=True)]
+
+
+def _mean(rows: Iterable[tuple[Fraction | int, float | None]]) -> float | None:
     """Weighted mean, rounded once: equal figures give that figure; the order of clients changes no bit."""
     present = [(weight, Fraction(value)) for weight, value in rows if value is not None]
-    total = sum(weight for weight, _ in present)
+    total = sum((weight for weight, _ in present), Fraction())
     return float(sum((weight * value for weight, value in present), Fraction()) / total) if total else None
 
 

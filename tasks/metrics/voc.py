@@ -18,6 +18,8 @@ import numpy.typing as npt
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.truth import Truth, check_labels, check_lengths, checked_truth, mean_over_classes
 
+_PAIRS = 1 << 18  # of a box and an object that are compared at a time: each takes some 100 bytes
+
 
 @dataclass(frozen=True)
 class VocResult:
@@ -144,6 +146,11 @@ def _most_overlapped(
     """For each box the object of its class that it overlaps most (the first of equals), and their IoU."""
     if not len(boxes) or not len(wanted):
         return np.zeros(len(boxes), np.int64), np.full(len(boxes), -1.0)
+    step = max(_PAIRS // len(wanted), 1)
+    if len(boxes) > step:
+        parts = [slice(start, start + step) for start in range(0, len(boxes), step)]
+        found = [_most_overlapped(boxes[part], labels[part], wanted, wanted_labels) for part in parts]
+        return np.concatenate([best for best, _ in found]), np.concatenate([overlap for _, overlap in found])
     left, right = boxes[:, None, :].astype(np.float64), wanted[None, :, :]
     with np.errstate(invalid="ignore", over="ignore"):  # a box that is not finite overlaps nothing
         width = np.minimum(left[..., 2], right[..., 2]) - np.maximum(left[..., 0], right[..., 0]) + 1

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
+from tasks.plain_text import spreadsheet_cell
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.results import FIGURES
 
@@ -19,12 +20,14 @@ def rounds_csv(result: SuiteResult) -> str:
     """One row for each experiment, role, device, seed and round; lines end in ``\\n``, a figure there is not is empty.
 
     ``seconds`` and ``bytes_exchanged`` are from the start to that round. ``last_round`` is 1 in a run's last row, where
-    alone ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds`` of the whole run stand.
+    alone ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds`` of the whole run stand. A text that a
+    spreadsheet would take for a formula has an apostrophe before it; names as fedbench makes them never begin like one.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    writer.writerows(_rows(result))
+    for row in _rows(result):
+        writer.writerow([spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row])
     return text.getvalue()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.plain_text import visible
 from tasks.report import tables, text
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
@@ -29,10 +30,15 @@ def report_html(result: SuiteResult, *, before: SuiteResult | None = None, notes
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_printable,
     )  # fmt: skip
     css = (_HERE / "report.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(css=css, **_view(result, before, notes))
+
+
+def _printable(value: object) -> object:
+    """What an expression of the template gives, without control characters; autoescape does the rest."""
+    return visible(value) if type(value) is str else value  # Markup, a subclass, is what is HTML already
 
 
 def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tasks.plain_text import plain
 from tasks.report import text
 from tasks.report.tables import MEASURES, ORDER
 from tasks.spec.suite_records import SuiteResult
@@ -28,13 +29,13 @@ def latex_tables(result: SuiteResult) -> str:
     seeds is in the caption where all have the same, else in brackets behind each figure.
     """
     summary = summarise(result)
-    lines = [f"% {result.suite} {result.suite_run}, code {result.code_version}; \\usepackage{{booktabs}}"]
+    lines = [f"% {result.suite} {result.suite_run}, code {plain(result.code_version)}; \\usepackage{{booktabs}}"]
     return "\n".join([*lines, *_between_references(result, summary), "", *_measures(result, summary), ""])
 
 
 def escaped(name: str) -> str:
     """``name`` as LaTeX prints it."""
-    return "".join(_ESCAPED.get(letter, letter) for letter in name)
+    return "".join(_ESCAPED.get(letter, letter) for letter in plain(name))
 
 
 def _between_references(result: SuiteResult, summary: Summary) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tasks.plain_text import REASON_LIMIT, link_target, markdown
 from tasks.report.tables import Cell, Table, before_table, costs_table, main_table, measures_table
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import summarise
@@ -20,26 +21,23 @@ def report_markdown(
     tables = [main_table(summary), measures_table(summary), costs_table(summary)]
     if before is not None:
         tables.insert(1, before_table(result, before))
-    lines = [f"# {result.suite_run}", "", f"Suite {result.suite}, code {result.code_version}.", ""]
+    lines = [f"# {markdown(result.suite_run)}", ""]
+    lines += [f"Suite {markdown(result.suite)}, code {markdown(result.code_version)}.", ""]
     if page is not None:
-        lines += [f"All runs, plots and the report: [MLflow]({page})", ""]
-    lines += [f"- {_escaped(note)}" for note in notes]
-    lines += [f"- Cell {cell.cell} failed: {_escaped(cell.reason)}" for cell in result.failed]
-    lines += [f"- Not run yet: {', '.join(result.missing)}"] if result.missing else []
+        lines += [f"All runs, plots and the report: [MLflow]({link_target(page)})", ""]
+    lines += [f"- {markdown(note, REASON_LIMIT)}" for note in notes]
+    lines += [f"- Cell {markdown(cell.cell)} failed: {markdown(cell.reason)}" for cell in result.failed]
+    lines += [f"- Not run yet: {', '.join(map(markdown, result.missing))}"] if result.missing else []
     return "\n".join([*lines, *(line for table in tables for line in _rows(table))]) + "\n"
 
 
 def _rows(table: Table) -> list[str]:
     marks = ["---", *("---:" for _ in table.head[1:])]
     rows = [[_cell(cell) for cell in row] for row in table.rows]
-    lines = [f"| {' | '.join(row)} |" for row in ([_escaped(head) for head in table.head], marks, *rows)]
-    return ["", f"**{_escaped(table.caption)}**", "", *lines]
+    lines = [f"| {' | '.join(row)} |" for row in ([markdown(head) for head in table.head], marks, *rows)]
+    return ["", f"**{markdown(table.caption)}**", "", *lines]
 
 
 def _cell(cell: Cell) -> str:
-    text = _escaped(cell.text + (f" ({cell.note})" if cell.note else ""))
+    text = markdown(cell.text + (f" ({cell.note})" if cell.note else ""))
     return f"**{text}**" if cell.strong and text else text
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.plain_text import web_address
 from tasks.report import text
 from tasks.spec.federation import MAP_NAMES, FederationSpec, flatten
 from tasks.spec.suite import Role
@@ -182,7 +183,7 @@ def runs_table(result: SuiteResult) -> Table:
     head = ["run", "experiment", "role", "seed", "rounds", result.metric, "specification"]
     rows = [
         [
-            Cell(cell.federation, link=cell.mlflow_url),
+            Cell(cell.federation, link=web_address(cell.mlflow_url or "")),
             Cell(cell.experiment, words=True),
             Cell(_role(cell), words=True),
             Cell(str(cell.seed)),

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     StringConstraints,
     TypeAdapter,
@@ -42,6 +44,30 @@ ScheduledName = Annotated[
     ),
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+# Bounds of what records hold: far beyond anything real, far within what JSON, SQLite, MLflow and float64 take. A record
+# that one of its readers cannot read would stop its federation for ever.
+MOST = 10**9
+MOST_CLIENTS = 100_000
+MOST_CLASSES = 10_000
+LONGEST_TEXT = 2000
+LARGEST_LOSS = 1e40  # a mean of sums of float32 numbers
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Bytes = Annotated[int, Field(ge=0, le=10**18)]
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Loss = Annotated[float, Field(ge=-LARGEST_LOSS, le=LARGEST_LOSS)]
+# Of parts that were rounded; COCO's tools write -1 for a figure that there is not.
+Score = Annotated[float, Field(ge=-1, le=1.001)]
+DerivedSeed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+# Text that is there to be read: a longer one is cut, not refused.
+ReadText = Annotated[str, AfterValidator(_shortened), Field(json_schema_extra={"maxLength": LONGEST_TEXT})]
+ClassName = Annotated[str, StringConstraints(max_length=500)]
 
 # Description of every ``kind``.
 CHOSEN = "Which of the choices above this is."

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from tasks.spec.base import CHOSEN, AddedLater, ClientId, Frozen, Sha256
+from tasks.spec.base import CHOSEN, MOST, AddedLater, ClientId, Frozen, Sha256
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
 InsidePath = Annotated[str, StringConstraints(pattern=r"^[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*$")]
 # Such a path, or the folder itself.
 InsideFolder = Annotated[str, StringConstraints(pattern=r"^(\.|[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*)$")]
-Share = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=MOST)]
 Exif = Literal["as-stored", "applied"]
 
 MAX_CLIENTS = 10_000

@@ -46,7 +46,8 @@ class TorchvisionWeights(Frozen, title="torchvision file"):
     """A checkpoint as torchvision publishes it (``.pth``): of the whole detector, or of its backbone's classifier.
 
     What the file does not hold for this detector (everything but the backbone; class outputs for another number of
-    classes) is drawn from the seed. The hexadecimal digits at the end of a published name are held against the file.
+    classes) is drawn from the seed. The hexadecimal digits at the end of a published name are held against the file,
+    and of a file that ``torchvision-hub`` would fetch, all of its sha256.
     """
 
     kind: Literal["torchvision"] = Field("torchvision", description=CHOSEN)
@@ -60,7 +61,8 @@ class TorchvisionWeights(Frozen, title="torchvision file"):
 class TorchvisionHubWeights(Frozen, title="torchvision download"):
     """The checkpoint that torchvision publishes for this detector, fetched from download.pytorch.org.
 
-    It is fetched once, into the folder of weight files, when a run starts and the file is not there yet.
+    It is fetched once, into the folder of weight files, when a run starts and the file is not there yet. Its sha256
+    must be the published one, which fedbench knows.
     """
 
     kind: Literal["torchvision-hub"] = Field("torchvision-hub", description=CHOSEN)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, AddedLater, ClientId, Frozen, digest_fields, parse
+from tasks.spec.base import (
+    MOST,
+    MOST_CLIENTS,
+    SPEC_VERSION,
+    AddedLater,
+    ClientId,
+    Frozen,
+    digest_fields,
+    parse,
+)
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3Tiny
+from tasks.spec.shares import least_clients
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
 
@@ -45,41 +56,54 @@ class Participation(Frozen, title="Participation"):
         None, description="Devices that take part; left out, every device of the data set."
     )
     min_clients: int | None = Field(
-        None, ge=1, description="Clients that must be ready before round 1; left out, more than half."
+        None, ge=1, le=MOST_CLIENTS, description="Clients that must be ready before round 1; left out, more than half."
     )
-    wake_up_deadline: float = Field(120, gt=0, description="Seconds to wait for min_clients.")
-    clients_per_round: int | None = Field(None, ge=1, description="Clients drawn each round; left out, all ready ones.")
+    wake_up_deadline: float = Field(120, gt=0, le=MOST, description="Seconds to wait for min_clients.")
+    clients_per_round: int | None = Field(
+        None, ge=1, le=MOST_CLIENTS, description="Clients drawn each round; left out, all ready ones."
+    )
     check_load: bool = Field(False, description="Enforce max_load; for clients that have machines of their own.")
-    max_load: float = Field(0.4, gt=0, description="A client qualifies under this load per core.")
+    max_load: float = Field(0.4, gt=0, le=1e6, description="A client qualifies under this load per core.")
     min_qualified: float = Field(0.5, ge=0, lt=1, description="Strictly more than this part of the drawn must qualify.")
     max_draws: int = Field(10, ge=1, le=100, description="Draws before the round fails; a second longer between each.")
     min_updates: int | None = Field(
         None,
         ge=1,
+        le=MOST_CLIENTS,
         description="Quorum: updates without which a round fails; left out, more than half of the cohort.",
     )
     turn_retries: int = Field(2, ge=0, le=20, description="Times that a turn lost with its machine is run again.")
     turn_deadline: float | None = Field(
         None,
         gt=0,
+        le=MOST,
         description="Seconds after which a client's turn is ended; left out: it takes as long as it takes. With "
         "partial_sums those of a turn's clients are added up, after which the whole turn is.",
     )
     evaluation_deadline: Annotated[float | None, AddedLater()] = Field(
         None,
         gt=0,
+        le=MOST,
         description="Seconds after which a turn of evaluation is ended, and its test set left out of the round's "
         "figures; left out: it takes as long as it takes.",
     )
     shards: int | None = Field(
         None,
         ge=1,
+        le=MOST_CLIENTS,
         description="Turns a round's clients are packed into, by images; left out, one turn a client.",
     )
     partial_sums: Annotated[bool, AddedLater()] = Field(
         False,
         description="One weighted sum a turn goes to the store in place of an update for each client; for a strategy "
         "that adds only.",
+    )
+    max_weight_share: Annotated[float | None, AddedLater()] = Field(
+        None,
+        gt=0,
+        le=1,
+        description="The most that one client may count for in a round's model and figures, as a part of the whole; "
+        "the others share the rest by their images. Left out: a client counts by the images that it says it has.",
     )
 
     @model_validator(mode="after")
@@ -96,7 +120,21 @@ class Participation(Frozen, title="Participation"):
             raise ValueError(
                 f"min_updates: expected at most clients_per_round ({self.clients_per_round}), found {self.min_updates}"
             )
+        if self.clients is not None or self.clients_per_round is not None:
+            fault = self.share_fault(len(self.clients or ()))
+            if fault is not None:
+                raise ValueError(fault)
         return self
+
+    def share_fault(self, clients: int) -> str | None:
+        """Why ``max_weight_share`` cannot be held by a round of so many clients, or ``clients_per_round``; or None."""
+        count, share = self.clients_per_round or clients, self.max_weight_share
+        if share is None or count >= least_clients(share):
+            return None
+        return (
+            f"max_weight_share: expected at least {math.ceil(1e4 / count) / 1e4:g}, an equal share for each of {count} "
+            f"clients, found {share:g}"
+        )
 
 
 class FederationSpec(Frozen, title="Federation"):
@@ -106,7 +144,10 @@ class FederationSpec(Frozen, title="Federation"):
     seed: int = Field(1234, ge=0, lt=2**32, description="Every random draw comes from this seed.")
     max_rounds: int = Field(10, ge=1, le=100_000, description="The last round's number; the only field one may raise.")
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many rounds without a better patience_metric; left out: never."
+        None,
+        ge=1,
+        le=MOST,
+        description="Stop after this many rounds without a better patience_metric; left out: never.",
     )
     patience_metric: Literal[MapName, "loss"] = Field(
         "map50_voc10", description="What patience waits for: a higher mean average precision, or a lower test loss."
@@ -154,11 +195,19 @@ class FederationSpec(Frozen, title="Federation"):
             value = getattr(self.participation, field)
             if value is not None and value > count:
                 raise ValueError(f"participation.{field}: expected at most {count}, the split's devices, found {value}")
+        fault = self.participation.share_fault(len(self.participation.clients or devices))
+        if fault is not None:
+            raise ValueError(f"participation.{fault}")
 
     @property
     def clients(self) -> tuple[str, ...] | None:
         """Who takes part: those named, or all devices; None where only the data tell, before they are read."""
         return self.participation.clients or self.data.devices
+
+    def class_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The classes ``names``, of which JSON keeps no order, in the order of a detector's labels."""
+        order = {name: label for label, name in enumerate(getattr(self.data, "classes", None) or ())}
+        return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
 
     @property
     def digest(self) -> str:

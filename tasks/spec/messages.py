@@ -75,7 +75,10 @@ def _line(item: Any, model: type[BaseModel]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"{type(value).__name__} too long to print"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 

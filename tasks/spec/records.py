@@ -10,8 +10,26 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.spec.base import RECORD_VERSION, STORE_VERSION, ClientId, FederationName, Frozen, Sha256
+from tasks.spec.base import (
+    MOST_CLASSES,
+    MOST_CLIENTS,
+    RECORD_VERSION,
+    STORE_VERSION,
+    Bytes,
+    ClassName,
+    ClientId,
+    Count,
+    DerivedSeed,
+    FederationName,
+    Frozen,
+    Loss,
+    ReadText,
+    Score,
+    Seconds,
+    Sha256,
+)
 from tasks.spec.federation import MapName
+from tasks.spec.shares import Weight
 
 
 class StoreVersion(Frozen):
@@ -23,49 +41,53 @@ class StoreVersion(Frozen):
 class WeightRef(Frozen):
     """An object of weights: where it is, what it must hash to, and its size in bytes."""
 
-    key: str
+    key: str = Field(max_length=1024)
     sha256: Sha256
-    bytes: int = Field(ge=0)
+    bytes: Bytes
 
 
 class ClientInfo(Frozen):
     """Phase 1, ``wake_up``: what a ready client says of itself."""
 
     client: ClientId
-    train_size: int = Field(ge=0, description="Training images.")
-    test_size: int = Field(ge=0, description="Test images.")
+    train_size: Count = Field(description="Training images.")
+    test_size: Count = Field(description="Test images.")
     test_digest: Sha256 = Field(description="Content digest of its test set; equal ones share an evaluation.")
-    class_counts: dict[str, int] = Field(description="Training boxes by class.")
-    host: str
-    device: str
+    class_counts: dict[ClassName, Count] = Field(max_length=MOST_CLASSES, description="Training boxes by class.")
+    host: ReadText
+    device: ReadText
 
 
 class ClientFailure(Frozen):
-    """A client that a phase dropped, and why."""
+    """A client that a phase dropped, and why.
+
+    ``model-diverged``, in ``stop_and_eval`` alone: the global model has no finite loss on its test set.
+    """
 
     client: ClientId
     phase: Literal["wake_up", "check_client_resource", "request_update", "aggregate", "stop_and_eval"]
-    kind: Literal["client-error", "deadline", "infrastructure-lost"]
-    reason: str
+    kind: Literal["client-error", "deadline", "infrastructure-lost", "model-diverged"]
+    reason: ReadText
 
 
 class ResourceAnswer(Frozen):
     """Phase 2, ``check_client_resource``: a client's load, without what this benchmark's own slots use."""
 
     client: ClientId
-    load: float = Field(ge=0, description="1-minute load average per core.")
-    free_memory: int = Field(ge=0, description="Bytes.")
-    gpu_free_memory: int | None = Field(None, ge=0, description="Bytes; null without a GPU.")
+    load: float = Field(ge=0, le=1e6, description="1-minute load average per core.")
+    free_memory: Bytes = Field(description="Bytes.")
+    gpu_free_memory: Bytes | None = Field(None, description="Bytes; null without a GPU.")
     gpu_utilisation: float | None = Field(None, ge=0, le=1)
 
 
 class Draw(Frozen):
     """One draw of clients for a round, their answers, and those under the load limit."""
 
-    attempt: int = Field(ge=1)
+    attempt: int = Field(ge=1, le=100)
     contacted: tuple[ClientId, ...]
     answers: tuple[ResourceAnswer, ...]
     qualified: tuple[ClientId, ...]
+    failures: tuple[ClientFailure, ...] = Field((), description="Clients that gave no answer, and why.")
 
 
 class RoundPlan(Frozen):
@@ -73,16 +95,26 @@ class RoundPlan(Frozen):
 
     version: Literal[1] = RECORD_VERSION
     federation: FederationName
-    round: int = Field(ge=1)
+    round: Count = Field(ge=1)
     spec_digest: Sha256
     model: WeightRef = Field(description="The global weights that every client of the cohort starts from.")
     draws: tuple[Draw, ...]
     cohort: tuple[ClientId, ...] = Field(description="Clients that are asked for an update, in client order.")
     shards: tuple[tuple[ClientId, ...], ...] = Field(description="Clients of each turn, greatest turn first.")
-    seeds: dict[ClientId, int]
-    learning_rate: float = Field(gt=0)
+    seeds: dict[ClientId, DerivedSeed]
+    learning_rate: float = Field(gt=0, le=10)
     partial_sums: bool = Field(False, description="Each turn answers with one partial sum of its clients' updates.")
+    train_sizes: dict[ClientId, Count] | None = Field(
+        None, description="Training images that wake_up counted, by client; null in plans from before they were fixed."
+    )
+    weights: dict[ClientId, Weight] | None = Field(
+        None, description="What each client's update counts for; null in older plans, where its images are its weight."
+    )
     created: datetime
+
+    def weight_of(self, update: UpdateRecord) -> Weight:
+        """What ``update``, of a client of the cohort, counts for."""
+        return update.train_size if self.weights is None else self.weights[update.client]
 
 
 class UpdateRecord(Frozen):
@@ -93,26 +125,27 @@ class UpdateRecord(Frozen):
 
     version: Literal[1] = RECORD_VERSION
     federation: FederationName
-    round: int = Field(ge=1)
+    round: Count = Field(ge=1)
     client: ClientId
     spec_digest: Sha256
     model: Sha256 = Field(description="sha256 of the global weights that the client started from.")
-    seed: int
+    seed: DerivedSeed
     weights: WeightRef
     shard: tuple[ClientId, ...] | None = Field(
         None,
         min_length=1,
+        max_length=MOST_CLIENTS,
         description="Clients whose mean, weighted by train_size, the weights are; null: this client's own.",
     )
-    train_size: int = Field(ge=1)
-    train_loss: float = Field(description="Mean loss over the images of all local epochs.")
-    loss_terms: dict[str, float] = Field(default_factory=dict)
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    seconds: float = Field(ge=0, description="Wall time of the client's turn.")
-    train_seconds: float = Field(ge=0, description="Wall time of the training loop alone.")
-    bytes_down: int = Field(ge=0, description="Bytes that the client needed from the store (raw size of the weights).")
-    host: str
-    device: str
+    train_size: Count = Field(ge=1)
+    train_loss: Loss = Field(description="Mean loss over the images of all local epochs.")
+    loss_terms: dict[ClassName, Loss] = Field(default_factory=dict, max_length=100)
+    steps: Count = Field(ge=1, description="Optimiser steps.")
+    seconds: Seconds = Field(description="Wall time of the client's turn.")
+    train_seconds: Seconds = Field(description="Wall time of the training loop alone.")
+    bytes_down: Bytes = Field(description="Bytes that the client needed from the store (raw size of the weights).")
+    host: ReadText
+    device: ReadText
 
     @property
     def bytes_up(self) -> int:
@@ -128,39 +161,39 @@ class EvaluationRecord(Frozen):
 
     clients: tuple[ClientId, ...]
     test_digest: Sha256
-    test_size: int = Field(ge=0)
-    loss: float | None = Field(description="Mean loss per test image, BatchNorm in evaluation mode.")
-    map50_voc10: float | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any truth.")
-    map50_voc07: float | None = Field(None, description="VOC 2007 mAP (11 points) at IoU 0.5.")
-    map50_coco: float | None = Field(None, description="COCO mAP at IoU 0.5.")
-    map_coco: float | None = Field(None, description="COCO mAP, mean of IoU 0.50 to 0.95.")
-    recall: float | None = Field(description="Part of the objects found at IoU 0.5 by VOC's rule, mean over classes.")
-    per_class: dict[str, float | None] = Field(
+    test_size: Count
+    loss: Loss | None = Field(description="Mean loss per test image, BatchNorm in evaluation mode.")
+    map50_voc10: Score | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any truth.")
+    map50_voc07: Score | None = Field(None, description="VOC 2007 mAP (11 points) at IoU 0.5.")
+    map50_coco: Score | None = Field(None, description="COCO mAP at IoU 0.5.")
+    map_coco: Score | None = Field(None, description="COCO mAP, mean of IoU 0.50 to 0.95.")
+    recall: Score | None = Field(description="Part of the objects found at IoU 0.5 by VOC's rule, mean over classes.")
+    per_class: dict[str, Score | None] = Field(
         description="VOC 2010 AP at IoU 0.5 by class; null for a class without truth, here and below."
     )
-    per_class_coco: dict[str, float | None] = Field(default_factory=dict, description="COCO AP by class, as map_coco.")
-    per_class_recall: dict[str, float | None] = Field(default_factory=dict, description="Recall by class.")
-    objects: dict[str, int] = Field(
+    per_class_coco: dict[str, Score | None] = Field(default_factory=dict, description="COCO AP by class, as map_coco.")
+    per_class_recall: dict[str, Score | None] = Field(default_factory=dict, description="Recall by class.")
+    objects: dict[str, Count] = Field(
         default_factory=dict, description="Test objects by class, difficult ones left out; empty in older records."
     )
-    score_threshold: float
-    seconds: float = Field(ge=0)
+    score_threshold: float = Field(ge=0, le=1)
+    seconds: Seconds
 
 
 class Metrics(Frozen):
     """Phase 7: over clients, weighted by test size, beside the plain mean that the original reported."""
 
-    train_loss: float | None = None
-    loss: float | None = None
-    map50_voc10: float | None = None
-    map50_voc07: float | None = None
-    map50_coco: float | None = None
-    map_coco: float | None = None
-    recall: float | None = None
-    per_class: dict[str, float | None] = Field(default_factory=dict)
-    per_class_coco: dict[str, float | None] = Field(default_factory=dict)
-    per_class_recall: dict[str, float | None] = Field(default_factory=dict)
-    unweighted: dict[str, float | None] = Field(default_factory=dict)
+    train_loss: Loss | None = None
+    loss: Loss | None = None
+    map50_voc10: Score | None = None
+    map50_voc07: Score | None = None
+    map50_coco: Score | None = None
+    map_coco: Score | None = None
+    recall: Score | None = None
+    per_class: dict[str, Score | None] = Field(default_factory=dict)
+    per_class_coco: dict[str, Score | None] = Field(default_factory=dict)
+    per_class_recall: dict[str, Score | None] = Field(default_factory=dict)
+    unweighted: dict[str, Loss | None] = Field(default_factory=dict)
 
 
 class Decision(Frozen):
@@ -168,10 +201,10 @@ class Decision(Frozen):
 
     stop: bool
     reason: Literal["max_rounds", "patience", "target_map"] | None = None
-    best_round: int = Field(ge=0)
-    best_map50_voc10: float | None = Field(None, description="Of the best round.")
+    best_round: Count
+    best_map50_voc10: Score | None = Field(None, description="Of the best round.")
     best_metric: MapName = Field("map50_voc10", description="What the best round is the best by.")
-    best_value: float | None = Field(None, description="That figure; null in records from before there was a choice.")
+    best_value: Score | None = Field(None, description="That figure; null in records from before there was a choice.")
 
     @property
     def best(self) -> float | None:
@@ -187,7 +220,7 @@ class Environment(Frozen):
     torch: str
     torchvision: str
     cpu: str
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=10_000)
 
 
 class RoundRecord(Frozen):
@@ -195,7 +228,7 @@ class RoundRecord(Frozen):
 
     version: Literal[1] = RECORD_VERSION
     federation: FederationName
-    round: int = Field(ge=0)
+    round: Count
     spec_digest: Sha256
     plan: RoundPlan | None = Field(None, description="Null in round 0, the initial model.")
     clients: tuple[ClientInfo, ...]
@@ -205,8 +238,8 @@ class RoundRecord(Frozen):
     evaluations: tuple[EvaluationRecord, ...]
     metrics: Metrics
     decision: Decision
-    seconds: dict[str, float] = Field(description="Wall time of each phase.")
-    bytes_up: int = Field(0, ge=0)
-    bytes_down: int = Field(0, ge=0)
+    seconds: dict[str, Seconds] = Field(description="Wall time of each phase.")
+    bytes_up: Bytes = 0
+    bytes_down: Bytes = 0
     environment: Environment
     committed: datetime

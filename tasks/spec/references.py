@@ -15,7 +15,16 @@ from tasks.spec.federation import FedAvg, FederationSpec, Participation, changed
 
 # How a coordinator treats several clients; with one there is nothing to draw, wait for or pack. A turn's deadline is
 # meant for one device's images.
-_OF_SEVERAL = ("clients", "min_clients", "clients_per_round", "min_updates", "shards", "turn_deadline", "partial_sums")
+_OF_SEVERAL = (
+    "clients",
+    "min_clients",
+    "clients_per_round",
+    "min_updates",
+    "shards",
+    "turn_deadline",
+    "partial_sums",
+    "max_weight_share",
+)
 # None of them says what is learned in a round: a run and its twin may differ in them.
 _STOPPING = ("max_rounds", "patience", "patience_metric", "target_map", "target_metric", "best_metric")
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from tasks.errors import SpecError
-from tasks.spec.base import SPEC_VERSION, Frozen, parse
+from tasks.spec.base import MOST, SPEC_VERSION, Frozen, parse
 from tasks.spec.federation import FederationSpec, MapName, load_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import is_reference, local_only, twin
@@ -40,7 +40,7 @@ class Experiment(Frozen, title="Experiment"):
         False, description="Run each device alone too, scored on the test images of all, for local_seeds seeds."
     )
     local_seeds: int | None = Field(
-        None, ge=1, description="The first so many seeds have the local-only reference; left out, all of them."
+        None, ge=1, le=MOST, description="The first so many seeds have the local-only reference; left out, all of them."
     )
 
     @model_validator(mode="after")

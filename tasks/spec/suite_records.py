@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.spec.base import RECORD_VERSION, FederationName, Frozen, Sha256
+from tasks.spec.base import RECORD_VERSION, Bytes, Count, FederationName, Frozen, Loss, Score, Seconds, Sha256
 from tasks.spec.federation import FederationSpec, MapName
 from tasks.spec.records import Environment
-from tasks.spec.suite import ExperimentName, Role, SuiteName, SuiteSpec, cell_label
+from tasks.spec.suite import ExperimentName, Role, Seed, SuiteName, SuiteSpec, cell_label
 
 
 class SuiteStart(Frozen):
@@ -37,7 +37,7 @@ class CellRecord(Frozen):
     federation: FederationName
     state: Literal["done", "failed"]
     reason: str | None = Field(None, description="Of a failed cell: what its last start said.")
-    seconds: float = Field(ge=0)
+    seconds: Seconds
     ended: datetime
 
 
@@ -48,11 +48,11 @@ class Point(Frozen):
     passes: over the run's training images, on the mean. seconds: wall. exchanged: bytes that clients needed and sent.
     """
 
-    round: int = Field(ge=0)
-    figures: dict[str, float | None]
-    passes: float
-    seconds: float
-    exchanged: int
+    round: Count
+    figures: dict[str, Loss | None]
+    passes: float = Field(ge=0, le=1e12)
+    seconds: Seconds
+    exchanged: Bytes
 
 
 class CellResult(Frozen):
@@ -60,20 +60,22 @@ class CellResult(Frozen):
 
     experiment: ExperimentName
     role: Role
-    seed: int
+    seed: Seed
     device: str | None = None
     spec_digest: Sha256
     federation: FederationName
-    clients: int = Field(ge=1)
+    clients: Count = Field(ge=1)
     points: tuple[Point, ...] = Field(min_length=1, description="Rounds 0 to the last.")
-    per_class: dict[str, float | None] = Field(description="AP50 by VOC 2010, by class, at the last round.")
-    per_client: dict[str, dict[str, float | None]] = Field(
+    per_class: dict[str, Score | None] = Field(description="AP50 by VOC 2010, by class, at the last round.")
+    per_client: dict[str, dict[str, Loss | None]] = Field(
         default_factory=dict,
         description="By client, where clients have test sets of their own: the four mAPs, recall, loss; last round.",
     )
-    rounds_to_target: int | None = Field(None, description="First round at which the suite's metric is at its target.")
-    moved: int = Field(ge=0, description="Bytes to and from the store, over all rounds.")
-    gpu_seconds: float = Field(0, ge=0, description="Seconds of clients' turns on GPUs, over all rounds.")
+    rounds_to_target: Count | None = Field(
+        None, description="First round at which the suite's metric is at its target."
+    )
+    moved: Bytes = Field(description="Bytes to and from the store, over all rounds.")
+    gpu_seconds: Seconds = Field(0, description="Seconds of clients' turns on GPUs, over all rounds.")
     mlflow_url: str | None = None
 
     @property
@@ -101,7 +103,7 @@ class SuiteResult(Frozen):
     suite_run: FederationName
     suite_digest: Sha256
     metric: MapName
-    target: float
+    target: float = Field(ge=0, le=1)
     code_version: str
     environment: Environment
     created: datetime

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.base import CHOSEN, Frozen
+from tasks.spec.base import CHOSEN, MOST, Frozen
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _BETAS = "Decay of the running means of the gradient and of its square."
@@ -57,10 +57,12 @@ class Schedule(Frozen, title="Schedule"):
     It never looks at ``max_rounds``, so that a run that is extended goes on as if it had been longer from the start.
     """
 
-    hold: int = Field(1_000_000, ge=0, description="Rounds at the full learning rate.")
-    decay: int = Field(0, ge=0, description="Rounds over which it falls to the floor.")
+    hold: int = Field(1_000_000, ge=0, le=MOST, description="Rounds at the full learning rate.")
+    decay: int = Field(0, ge=0, le=MOST, description="Rounds over which it falls to the floor.")
     floor: float = Field(0.05, ge=0, le=1, description="Last learning rate, as a part of the first.")
-    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up in round 1; later rounds have none.")
+    warmup_steps: int = Field(
+        10, ge=0, le=MOST, description="Steps of linear warm-up in round 1; later rounds have none."
+    )
 
 
 class Augmentation(Frozen, title="Augmentation"):
@@ -80,7 +82,7 @@ class TrainingSpec(Frozen, title="Training"):
     accumulate: int = Field(1, ge=1, le=1024, description="Forward passes per optimiser step.")
     optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind", description="How weights are changed in a step.")
     schedule: Schedule = Field(Schedule(), title="Schedule of the learning rate")
-    clip_norm: float | None = Field(10.0, gt=0, description="Largest norm of the gradient; None: not clipped.")
+    clip_norm: float | None = Field(10.0, gt=0, le=MOST, description="Largest norm of the gradient; None: not clipped.")
     augmentation: Augmentation = Augmentation()
     multi_scale: tuple[int, int] | None = Field(
         None,

@@ -5,13 +5,28 @@ A client's own errors come back inside the reply; an exception from a turn means
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.spec.base import ClientId, FederationName, Frozen, Sha256
+from tasks.spec.base import (
+    LARGEST_LOSS,
+    MOST,
+    MOST_CLIENTS,
+    Bytes,
+    ClientId,
+    Count,
+    DerivedSeed,
+    FederationName,
+    Frozen,
+    Sha256,
+)
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord, WeightRef
+from tasks.spec.shares import Weight
+
+# At most 1024 images' loss.
+BatchLoss = Annotated[float, Field(ge=-1024 * LARGEST_LOSS, le=1024 * LARGEST_LOSS)]
 
 
 class TurnRequest(Frozen):
@@ -38,22 +53,25 @@ class UpdateRequest(TurnRequest):
     """Phase 3: train each client, one after the other, from exactly these global weights."""
 
     phase: Literal["request_update"] = "request_update"
-    round: int = Field(ge=1)
+    round: Count = Field(ge=1)
     spec_digest: Sha256
     model: WeightRef
-    seeds: dict[ClientId, int]
-    learning_rate: float = Field(gt=0)
+    seeds: dict[ClientId, DerivedSeed]
+    learning_rate: float = Field(gt=0, le=10)
+    train_sizes: dict[ClientId, Count] | None = Field(None, description="Of the plan; a client that has others fails.")
+    weights: dict[ClientId, Weight] | None = Field(None, description="Of the plan; a partial sum is weighted by them.")
 
 
 class EvaluationRequest(TurnRequest):
     """Phase 6: score one part of the test set that these clients share: batches ``part``, ``part + parts``, …"""
 
     phase: Literal["stop_and_eval"] = "stop_and_eval"
-    round: int = Field(ge=0)
+    round: Count
     model: WeightRef
     test_digest: Sha256
-    part: int = Field(ge=0)
-    parts: int = Field(ge=1)
+    test_size: Count = Field(ge=1, description="Images of the whole test set.")
+    part: Count
+    parts: Count = Field(ge=1)
 
 
 class SheetRequest(TurnRequest):
@@ -70,12 +88,14 @@ AnyRequest = WakeUpRequest | ResourceRequest | UpdateRequest | EvaluationRequest
 class TurnReply(Frozen):
     """What a turn did, for each client: an answer of its phase's kind, or a failure."""
 
-    failures: tuple[ClientFailure, ...] = ()
-    ready: tuple[ClientInfo, ...] = ()
-    answers: tuple[ResourceAnswer, ...] = ()
-    updates: tuple[UpdateRecord, ...] = ()
-    downloaded: int = Field(0, ge=0, description="Bytes that really came from the store to this machine.")
-    uploaded: int = Field(0, ge=0, description="Bytes that went to the store.")
-    batch_losses: tuple[float, ...] = Field((), description="Phase 6: loss times images of each batch of the part.")
-    images: int = Field(0, ge=0)
+    failures: tuple[ClientFailure, ...] = Field((), max_length=MOST_CLIENTS)
+    ready: tuple[ClientInfo, ...] = Field((), max_length=MOST_CLIENTS)
+    answers: tuple[ResourceAnswer, ...] = Field((), max_length=MOST_CLIENTS)
+    updates: tuple[UpdateRecord, ...] = Field((), max_length=MOST_CLIENTS)
+    downloaded: Bytes = Field(0, description="Bytes that really came from the store to this machine.")
+    uploaded: Bytes = Field(0, description="Bytes that went to the store.")
+    batch_losses: tuple[BatchLoss, ...] = Field(
+        (), max_length=MOST, description="Phase 6: loss times images of each batch of the part."
+    )
+    images: Count = 0
     detections: WeightRef | None = Field(None, description="Phase 6: the part's detections and truth; the sheet's PNG.")

@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from tasks.errors import ClientError
 
+# Bytes of a header: some 100 for each tensor of a model.
+MOST_HEADER = 1 << 22
 # The names that safetensors' header gives to types (https://github.com/huggingface/safetensors, "Format").
 _DTYPES = {
     "F64": torch.float64,
@@ -42,11 +44,25 @@ Reference = Mapping[str, TensorSpec]
 class Strategy(Protocol):
     """How the updates of a round become the next global model. Updates are given in client order."""
 
-    def accumulate(self, file: Path, weight: int, *, client: str) -> None:
+    def accumulate(self, file: Path, weight: float, *, client: str) -> None:
         """Take in one update; on ClientError nothing has changed."""
 
     def result(self) -> dict[str, torch.Tensor]:
         """The new global state."""
+
+
+def check_header(file: Path, most: int = MOST_HEADER) -> None:
+    """Refuse a safetensors file whose header, which takes many times its bytes in memory, has more than ``most``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the header is larger, or there is none.
+    """
+    with file.open("rb") as content:
+        length = content.read(8)
+    size = int.from_bytes(length, "little")
+    if len(length) < 8 or size > most:
+        raise ValueError(f"a header of {size} bytes, expected at most {most}" if len(length) == 8 else "no header")
 
 
 def reference_of(state: Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
@@ -62,6 +78,7 @@ def read_reference(file: Path, *, client: str) -> dict[str, TensorSpec]:
     """
     found = {}
     try:
+        check_header(file)
         with safe_open(file, framework="pt") as update:
             for name in update.keys():  # noqa: SIM118 (no mapping)
                 entry = update.get_slice(name)
@@ -71,7 +88,7 @@ def read_reference(file: Path, *, client: str) -> dict[str, TensorSpec]:
                         f"client {client}: tensor {name}: expected one of {', '.join(_DTYPES)}, found {kind}"
                     )
                 found[name] = TensorSpec(tuple(entry.get_shape()), _DTYPES[kind])
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ClientError(f"client {client}: expected an update in safetensors format, found {error}") from None
     return found
 

@@ -39,11 +39,11 @@ class FedAvg:
     def __init__(self, reference: Reference | None = None) -> None:
         self._reference = reference
         self._state: dict[str, torch.Tensor] = {}
-        self._weight = 0
+        self._weight: float = 0
         self._clients: set[str] = set()
 
-    def accumulate(self, file: Path, weight: int, *, client: str) -> None:
-        """Add the update in ``file``, a safetensors file, with ``weight`` training images.
+    def accumulate(self, file: Path, weight: float, *, client: str) -> None:
+        """Add the update in ``file``, a safetensors file, with ``weight``: its training images, unless it is limited.
 
         Raises:
             ClientError: naming the client and the tensor: another shape or type, NaN, infinite or beyond half
@@ -57,7 +57,7 @@ class FedAvg:
         with safe_open(file, framework="pt") as update:
             self._add(reference, update.get_tensor, weight, client)
 
-    def accumulate_state(self, state: Mapping[str, torch.Tensor], weight: int, *, client: str) -> None:
+    def accumulate_state(self, state: Mapping[str, torch.Tensor], weight: float, *, client: str) -> None:
         """Add an update that is in memory, on the CPU; it is copied. The bits are those of :meth:`accumulate`.
 
         Raises:
@@ -69,13 +69,13 @@ class FedAvg:
         check_tensors(reference, found, client=client)
         self._add(reference, state.__getitem__, weight, client)
 
-    def _check_turn(self, weight: int, client: str) -> None:
+    def _check_turn(self, weight: float, client: str) -> None:
         if client in self._clients:
             raise ClientError(f"client {client}: expected one update in a round, found a second")
-        if weight < 1:
-            raise ClientError(f"client {client}: expected a weight of at least 1 training image, found {weight}")
+        if weight <= 0:
+            raise ClientError(f"client {client}: expected a weight of more than 0, found {weight}")
 
-    def _add(self, reference: Reference, tensor_of: Callable[[str], torch.Tensor], weight: int, client: str) -> None:
+    def _add(self, reference: Reference, tensor_of: Callable[[str], torch.Tensor], weight: float, client: str) -> None:
         for name, (_, dtype) in reference.items():
             if dtype.is_floating_point:
                 _check_finite(tensor_of(name), name, client)

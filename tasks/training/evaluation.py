@@ -13,7 +13,7 @@ import torch
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detections, Detector, Targets
-from tasks.errors import ClientError
+from tasks.errors import ModelDiverged
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.training import EvaluationSpec
 
@@ -46,7 +46,7 @@ def evaluate(
     ``samples`` is the whole test set: a batch's indices point into it.
 
     Raises:
-        ClientError: a loss is NaN or infinite, naming the batch.
+        ModelDiverged: a loss is NaN or infinite; names the batch.
     """
     place = torch.device(device)
     detector.to(place).eval()
@@ -60,7 +60,7 @@ def evaluate(
         count = batch.images.shape[0]
         loss = float(torch.stack(list(terms.values())).sum().double())
         if not math.isfinite(loss):
-            raise ClientError(f"test loss is {loss} at batch {len(batch_losses) + 1}: the model has diverged")
+            raise ModelDiverged(f"test loss is {loss} at batch {len(batch_losses) + 1}: the model has diverged")
         batch_losses.append(loss * count)
         images += count
         found = detector.predict(

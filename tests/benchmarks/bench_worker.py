@@ -23,7 +23,7 @@ from uuid import UUID
 
 import psutil
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from infra.services.prefect_server import PrefectService
 from infra.worker.gpu_worker import GpuWorker
@@ -77,7 +77,7 @@ def measure(folder: Path, postgres: str | None, repeats: int = REPEATS) -> Figur
     service.ensure()
     workers: list[Worker] = []
     try:
-        with temporary_settings({PREFECT_API_URL: service.address}):
+        with temporary_settings({PREFECT_API_URL: service.address, PREFECT_API_AUTH_STRING: service.auth}):
             deployments = []
             for kind in (GpuWorker, ProcessWorker):
                 make_pool(f"pool-{kind.type}", kind.type, kind.get_default_base_job_template())

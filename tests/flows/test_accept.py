@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from test_stored import SPEC
@@ -60,6 +63,13 @@ class Place:
         result = result_of(run, scores, **more)
         self.objects.put_json(SuiteLayout(self.prefix, run).result, result.model_dump(mode="json"))
         return result
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Commands change their process's environment: here only until the test ends."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

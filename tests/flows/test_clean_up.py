@@ -25,6 +25,7 @@ from infra.store.retention import (
     OLD_GLOBAL,
     OLD_UPDATE,
     SERVER_TEMPORARY,
+    SUPERSEDED,
     Leftover,
     Retention,
     federation_leftovers,
@@ -45,6 +46,7 @@ UNFINISHED = [
     "rounds/0005/updates/1.json",
     "rounds/0005/global.safetensors",
     "rounds/0005/evaluations/p.safetensors",
+    "rounds/0005/evaluations/1/p.safetensors",
 ]
 
 
@@ -82,10 +84,10 @@ def test_updates_of_a_committed_round_go_unless_they_are_kept() -> None:
 def test_evaluations_of_a_committed_round_go_after_an_hour() -> None:
     kept, parts = (
         listing([name for name in COMMITTED if "global" not in name], DAYS),
-        ["rounds/0004/evaluations/p.safetensors"],
+        ["rounds/0004/evaluations/p.safetensors", "rounds/0004/evaluations/1/p.safetensors"],
     )
     assert plan(kept + listing(parts, 59 * MINUTES)) == {}
-    assert plan(kept + listing(parts, 61 * MINUTES)) == {parts[0]: OLD_EVALUATION}
+    assert plan(kept + listing(parts, 61 * MINUTES)) == dict.fromkeys(parts, OLD_EVALUATION)
 
 
 def test_an_unfinished_round_goes_when_nothing_was_written_for_long() -> None:
@@ -121,6 +123,20 @@ def test_objects_that_no_record_names_go_when_nothing_was_written_for_long() -> 
     kept = [name for name in COMMITTED if "global" not in name]
     assert plan(listing(kept + strange + guarded, 8 * DAYS)) == dict.fromkeys(strange, NO_RECORD)
     assert plan(listing(kept + strange + guarded, 6 * DAYS)) == {}
+
+
+def test_weights_of_rounds_put_aside_go_one_after_the_other_and_their_records_stay() -> None:
+    kept = listing([name for name in COMMITTED if "global" not in name], 2 * MINUTES)
+    aside = ["superseded/0001/0005/global.safetensors", "superseded/0001/0005/updates/1.safetensors"]
+    records = [
+        "superseded/0001/superseded.json", "superseded/0001/0005/round.json", "superseded/0001/0005/plan.json",
+        "superseded/0001/0005/updates/1.json",
+    ]  # fmt: skip
+    assert plan(kept + listing(aside + records, 6 * DAYS)) == {}
+    assert plan(kept + listing(aside + records, 8 * DAYS)) == dict.fromkeys(aside, SUPERSEDED)
+    assert plan(kept + listing(aside[:1], 8 * DAYS) + listing(aside[1:], 6 * DAYS)) == {aside[0]: SUPERSEDED}
+    keys = [f"{LAYOUT.root}{name}" for name in COMMITTED + aside + records]
+    assert {key for key in keys if "superseded" in key} <= set(removal_steps(LAYOUT, keys)[0])
 
 
 def test_the_servers_temporary_files_go_after_an_hour() -> None:

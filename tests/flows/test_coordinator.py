@@ -6,7 +6,15 @@ import httpx
 import pytest
 
 from flows.coordinator import LONGEST_PAUSE, MAX_RESTARTS, Restarts
-from infra.errors import InfraError, PoolUnusable, RunLocked, ServiceFailed, SettingsError, StoreUnavailable
+from infra.errors import (
+    InfraError,
+    PoolUnusable,
+    RunLocked,
+    ServiceFailed,
+    SettingsError,
+    StoredResultRefused,
+    StoreUnavailable,
+)
 from tasks.errors import DataError
 
 
@@ -22,7 +30,15 @@ def test_it_goes_on_after_what_may_come_back_but_not_for_ever(error: Exception) 
 
 
 @pytest.mark.parametrize(
-    "error", [SettingsError("no"), PoolUnusable("no"), RunLocked("no"), DataError("no"), ValueError("no")]
+    "error",
+    [
+        SettingsError("no"),
+        PoolUnusable("no"),
+        RunLocked("no"),
+        StoredResultRefused("no"),
+        DataError("no"),
+        ValueError("no"),
+    ],
 )
 def test_it_ends_after_what_would_happen_again(error: Exception) -> None:
     restarts = Restarts()

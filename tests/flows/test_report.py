@@ -33,6 +33,41 @@ def record_of(number: int) -> RoundRecord:
     )
 
 
+def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow's artifacts
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api", mlflow_tracking_uri=uri)
+
+    def points(run: str | None) -> list[tuple[int, float]]:
+        assert run is not None
+        with tracking.answering(uri) as client:
+            return [(point.step, point.timestamp) for point in client.get_metric_history(run, "round")]
+
+    def opened(*records: RoundRecord) -> str | None:
+        report = RunReport("street", SPEC, settings, NamedServices(settings), tmp_path / "street")
+        report.open(records)
+        report.close("KILLED")
+        return tracking.find_run(uri, settings.mlflow_experiment, "street")
+
+    records = [record_of(number) for number in range(3)]
+    first = opened(*records)
+    assert opened(*records) == opened(*records[:3]) == first
+    # Round 2 was put aside, and done again.
+    again = records[2].model_copy(update={"committed": records[2].committed + timedelta(days=1)})
+    second = opened(records[0], records[1], again)
+    assert second != first
+    assert points(second) == [(point.round, 1000 * point.committed.timestamp()) for point in (*records[:2], again)]
+    assert [step for step, _ in points(first)] == [0, 1, 2]
+    with tracking.answering(uri) as client:
+        assert client.get_run(first).info.run_name == "street (superseded)"
+        assert client.get_run(first).data.tags[tracking.TAG_SUPERSEDED] == "street"
+    third = opened(records[0])  # put aside, and nothing done since
+    assert third not in (first, second)
+    assert points(third) == [(0, 1000 * records[0].committed.timestamp())]
+
+
 def test_rounds_are_logged_beside_the_next_ones_and_all_before_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

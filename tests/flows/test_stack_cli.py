@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Commands change their process's environment: here only until the test ends."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture
@@ -52,7 +62,8 @@ def test_logs_of_all_or_of_one(home: Path) -> None:
     assert (
         "SERVICE: expected one of s3, prefect, mlflow, worker, coordinator, supervisor, found postgres" in result.output
     )
-    (home / "logs").mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    (home / "logs").mkdir()
     (home / "logs" / "s3.log").write_text("first\n[bold]second[/]\n")
     (home / "logs" / "mlflow.log").write_text("third\n")
     result = CliRunner().invoke(app, ["logs", "-n", "1"])

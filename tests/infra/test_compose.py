@@ -55,7 +55,7 @@ def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
     assert "--pool gpu --type fedbench-gpu" in commands["gpu-worker"]
     assert "--pool fedbench --type process" in commands["coordinator"]
     assert "--app-name basic-auth" in commands["mlflow"]
-    assert commands["prefect"].startswith("prefect server start")
+    assert commands["prefect"].startswith("python -P -m infra.services.prefect_closed server start")
     (devices,) = services["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
     assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")
@@ -144,6 +144,8 @@ def test_its_services_find_each_other(services: dict[str, dict[str, Any]]) -> No
     assert all(listening[host] == port for host, port in addresses)
     for name in ("s3", "prefect", "mlflow"):
         assert listening[name] in " ".join([*services[name]["command"], *services[name]["healthcheck"]["test"]])
+    public = services["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert services["prefect"]["environment"]["PREFECT_SERVER_UI_API_URL"] == f"{public}/api"
     assert "mlflow:5000" in services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
 
 
@@ -199,7 +201,7 @@ def test_the_image_runs_as_nobody_special_and_copies_what_is_there() -> None:
     assert [steps[index][1] for index in users] == ["fedbench"]
     assert not any(word in ("RUN", "COPY") for word, _ in steps[users[0] :])
     json.loads(steps[-1][1])
-    made = re.search(r"chown fedbench:fedbench (.*?) &&", text)
+    made = re.search(r"chown fedbench:fedbench ([^&\n]*)", text)
     assert made is not None
     assert set(made[1].split()) == {"/srv/home", "/srv/s3", "/srv/mlflow"}
 

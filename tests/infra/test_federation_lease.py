@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from infra import federation_lease
 from infra.errors import RunLocked
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectService]:
     service = PrefectService(tmp_path_factory.mktemp("prefect"))
     service.ensure()
     try:
-        yield service.address
+        yield service
     finally:
         service.stop()
 
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class Coordinators:
     """Of one federation; ``said`` is what they were told of waiting."""
 
-    def __init__(self, objects: ObjectStore, name: str, folder: Path, server: str) -> None:
+    def __init__(self, objects: ObjectStore, name: str, folder: Path, server: PrefectService) -> None:
         self.objects, self.layout = objects, FederationLayout("leases", name)
         self.folder, self.server = folder, server
         self.said: list[str] = []
@@ -50,13 +50,14 @@ class Coordinators:
         return int(note["generation"])
 
     def play(self, scene: Coroutine[Any, Any, None]) -> None:
-        with temporary_settings({PREFECT_API_URL: self.server}):
+        named = {PREFECT_API_URL: self.server.address, PREFECT_API_AUTH_STRING: self.server.auth}
+        with temporary_settings(named):
             asyncio.run(scene)
 
 
 @pytest.fixture
 def coordinators(
-    object_store: ObjectStore, tmp_path: Path, server: str, request: pytest.FixtureRequest
+    object_store: ObjectStore, tmp_path: Path, server: PrefectService, request: pytest.FixtureRequest
 ) -> Coordinators:
     return Coordinators(object_store, request.node.name, tmp_path, server)
 

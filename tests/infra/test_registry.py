@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from infra import registry, tracking
+from infra import model_folder, tracking
 from infra.errors import TrackingUnavailable
+from infra.model_folder import ModelFiles, Origin, pinned, read_origin, save_folder
 from infra.registry import BestModel, best_version, model_uri, register_best
 from infra.tracking import Tracker
 
@@ -73,22 +74,24 @@ def make(tmp_path: Path) -> Callable[..., BestModel]:
     (package / "__pycache__").mkdir(parents=True)
     (package / "__init__.py").write_text("NAME = 'helper'\n")
 
-    def build(sha: str = SHA, **changes: Any) -> BestModel:
-        best = BestModel(
-            name="street.1",
-            round=3,
-            spec_digest=SHA,
-            code_version="0.1.0",
-            weights_sha256=sha,
+    def build(sha: str = SHA, *, round: int = 3, **changes: Any) -> BestModel:
+        files = ModelFiles(
             code=code,
             packages=(package,),
             requirements=("mlflow", "torch"),
             write_model=lambda path: path.write_text(f"weights {sha[:1]}") and None,
             card="# The card\n",
             config={"nms_iou": 0.5},
+        )
+        return BestModel(
+            name="street.1",
+            round=round,
+            spec_digest=SHA,
+            code_version="0.1.0",
+            weights_sha256=sha,
+            files=dataclasses.replace(files, **changes),
             tags={"fedbench.map50_voc10": "0.5"},
         )
-        return dataclasses.replace(best, **changes)
 
     return build
 
@@ -207,5 +210,47 @@ def test_a_long_card_is_shortened_in_the_description_alone(
 
 
 def test_local_versions_are_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.metadata, "version", lambda name: "2.9.1+cpu")
-    assert registry.pinned(("torch",)) == ["torch==2.9.1"]
+    monkeypatch.setattr(model_folder.metadata, "version", lambda name: "2.9.1+cpu")
+    assert pinned(("torch",)) == ["torch==2.9.1"]
+
+
+ORIGIN = Origin(model_id=f"m-{'1' * 32}", run_id="b" * 32, created="2026-01-02 03:04:05.678901", python="3.12.1")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_equal_parts_and_origins_give_equal_bytes(make: Callable[..., BestModel], tmp_path: Path) -> None:
+    folders = [tmp_path / name / "mlflow" for name in ("one", "two", "three")]
+    other = dataclasses.replace(ORIGIN, run_id="3" * 32)
+    for folder, origin in zip(folders, (ORIGIN, ORIGIN, other), strict=True):
+        folder.parent.mkdir()
+        save_folder(make().files, folder, origin)
+    one, two, three = (contents(folder) for folder in folders)
+    assert one == two
+    assert {path for path in one if one[path] != three[path]} == {"MLmodel"}
+    assert str(tmp_path) not in one["MLmodel"].decode()  # no path of this machine
+    assert read_origin(one["MLmodel"].decode()) == ORIGIN
+    assert read_origin(three["MLmodel"].decode()) == other
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("run_id: " + "b" * 32, "run_id: ../../x"),
+        ("model_id: m-" + "1" * 32, "model_id: s3://elsewhere"),
+        ("python_version: 3.12.1", "python_version: 3.12.1; import x"),
+        ("'2026-01-02 03:04:05.678901'", "!!python/object/apply:os.system [x]"),
+    ],
+)
+def test_an_origin_has_values_of_its_form_alone(
+    make: Callable[..., BestModel], tmp_path: Path, line: str, instead: str
+) -> None:
+    text = (
+        f"model_id: m-{'1' * 32}\nrun_id: {'b' * 32}\nutc_time_created: '2026-01-02 03:04:05.678901'\n"
+        "    python_version: 3.12.1\n"
+    )
+    assert read_origin(text) == ORIGIN
+    assert line in text
+    assert read_origin(text.replace(line, instead)) is None

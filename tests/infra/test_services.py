@@ -16,7 +16,8 @@ import pytest
 from processes import WithChildren, session
 from waiting import eventually, gone
 
-from infra.errors import ServiceFailed, SettingsError, StoreUnavailable
+from infra.errors import HomeInUse, ServiceFailed, SettingsError, StoreUnavailable
+from infra.services.credentials import basic_auth, read_keys
 from infra.services.embedded import EmbeddedServices
 from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
@@ -242,3 +243,46 @@ def test_commands_and_variables_of_the_servers(tmp_path: Path) -> None:
     prefect = PrefectService(tmp_path)
     assert prefect.address_at(4200) == "http://127.0.0.1:4200/api"
     assert prefect.environment(5000)["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    keys = read_keys(tmp_path / "services")  # drawn by whoever needs them first
+    assert prefect.environment(5000)["PREFECT_SERVER_API_AUTH_STRING"] == keys.prefect_auth
+    assert mlflow.environment(5000)["MLFLOW_AUTH_ADMIN_PASSWORD"] == keys.mlflow_password
+    for service in (mlflow, prefect):
+        assert not any(word in " ".join(service.command(5000)) for word in keys.model_dump().values())
+
+
+def test_runs_that_start_at_once_draw_the_same_credentials(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from infra.services.credentials import draw_keys; "
+    script += "sys.stdin.readline(); print(draw_keys(Path(sys.argv[1])).model_dump_json())"
+    command = [sys.executable, "-c", script, str(tmp_path / "services")]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("now\n")
+        process.stdin.flush()
+    assert len({process.communicate(timeout=60)[0] for process in started}) == 1
+
+
+class TakesAnybody(S3Service):
+    """A server that answers whoever asks, as those of older versions did."""
+
+    healthy = frozenset({200})
+
+    def command(self, port: int) -> list[str]:
+        return [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+
+
+class AsksForCredentials(TakesAnybody):
+    def health_headers(self) -> dict[str, str]:
+        return basic_auth("fedbench:password")
+
+
+def test_a_server_without_credentials_of_an_older_run_is_not_shared(tmp_path: Path) -> None:
+    older = TakesAnybody(tmp_path)
+    older.ensure()
+    try:
+        with pytest.raises(HomeInUse, match=rf"s3: process {os.getpid()}, of an older fedbench, .* no credentials"):
+            AsksForCredentials(tmp_path).ensure()
+    finally:
+        older.stop()

@@ -161,7 +161,7 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
     with EmbeddedServices(settings, prefect=False) as run:
         assert run.s3 is not None
         with pytest.raises(HomeInUse, match=rf"s3: process {os.getpid()} \(a run, .* must not be opened twice"):
-            Stack(settings).up(print)
+            Stack(settings).up(print, lambda prefect: None)
         assert not read_state(home).up
         assert [(found.state, found.run) for found in Stack(settings).status()] == [
             ("down", os.getpid()),

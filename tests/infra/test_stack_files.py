@@ -241,7 +241,13 @@ def test_the_servers_listen_where_the_settings_say(tmp_path: Path, monkeypatch: 
     variables = mlflow.environment(1234)
     assert "203.0.113.7:*" in variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://203.0.113.7:1234"
-    assert "MLFLOW_SERVER_ALLOWED_HOSTS" not in stack_mlflow(settings, StackState(), STORE).environment(1234)
+    assert prefect.environment(1234)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://203.0.113.7:1234"
+    # Whoever opens the page on this machine may call it by either name; no other machine's name is taken.
+    local = stack_mlflow(settings, StackState(), STORE).environment(1234)
+    assert local["MLFLOW_SERVER_ALLOWED_HOSTS"] == "localhost,localhost:*,127.0.0.1,127.0.0.1:*"
+    both = "http://127.0.0.1:1234,http://localhost:1234"
+    assert local["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == both
+    assert stack_prefect(settings, StackState()).environment(1234)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == both
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "224.0.0.1", "example"])
@@ -257,8 +263,8 @@ def test_a_stack_that_is_up_stays_at_its_address(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FEDBENCH_PORTS__HOST", "203.0.113.7")
     write_state(tmp_path, StackState(up=True))
     with pytest.raises(SettingsError, match=r"ports\.host: .* is up at 127\.0\.0\.1, found 203.*fedbench down"):
-        Stack(load_settings()).up(lambda line: None)
+        Stack(load_settings()).up(lambda line: None, lambda prefect: None)
     write_state(tmp_path, StackState())
     with pytest.raises(ServiceFailed, match=r"203\.0\.113\.7: expected an address of this machine \(ports\.host\)"):
-        Stack(load_settings()).up(lambda line: None)
+        Stack(load_settings()).up(lambda line: None, lambda prefect: None)
     assert not read_state(tmp_path).up

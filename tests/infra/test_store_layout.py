@@ -18,9 +18,20 @@ def test_keys() -> None:
     assert LAYOUT.update_record(12, "c1") == "federations/street5/rounds/0012/updates/c1.json"
     assert LAYOUT.partial_sum(12, "c1") == "federations/street5/rounds/0012/updates/_sum-c1.safetensors"
     assert LAYOUT.partial_sum(12, "c1").startswith(LAYOUT.updates(12))
+    assert LAYOUT.evaluation_part(1, "5", "a-0") == LAYOUT.evaluations(1) + "5/a-0.safetensors"
     assert LAYOUT.evaluation_tensors(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.safetensors"
     assert LAYOUT.evaluation_record(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.json"
     assert LAYOUT.marker(12345) == "federations/street5/rounds/12345/round.json"
+
+
+def test_keys_of_rounds_put_aside() -> None:
+    assert LAYOUT.superseded_record(2) == "federations/street5/superseded/0002/superseded.json"
+    key = LAYOUT.put_aside(LAYOUT.update_record(12, "c1"), 2)
+    assert key == "federations/street5/superseded/0002/0012/updates/c1.json"
+    keys = [key, LAYOUT.superseded_record(10), LAYOUT.plan(3), LAYOUT.update_record(12, "c1"), LAYOUT.spec]
+    assert LAYOUT.superseded_folders(keys) == [2, 10]
+    assert LAYOUT.begun_rounds(keys) == [3, 12]
+    assert LAYOUT.committed_rounds([LAYOUT.put_aside(LAYOUT.marker(3), 1)]) == []
 
 
 def test_prefix_may_be_empty_or_have_slashes() -> None:

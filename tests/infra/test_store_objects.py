@@ -55,7 +55,13 @@ def test_a_large_file_travels_in_parts(size: int, object_store: ObjectStore, tmp
     object_store.get_file("objects/large.bin", tmp_path / "down")
     assert (tmp_path / "down").read_bytes() == content
     assert object_store.size("objects/large.bin") == len(content)
+    object_store.copy("objects/large.bin", "objects/elsewhere/copy.bin")
     object_store.delete(["objects/large.bin"])
+    object_store.get_file("objects/elsewhere/copy.bin", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == content
+    object_store.delete(["objects/elsewhere/copy.bin"])
+    with pytest.raises(StoreCorrupt, match=r"objects/large\.bin"):
+        object_store.copy("objects/large.bin", "objects/elsewhere/copy.bin")
 
 
 def test_a_missing_object(object_store: ObjectStore, tmp_path: Path) -> None:
@@ -71,6 +77,35 @@ def test_a_document_that_is_not_json(object_store: ObjectStore) -> None:
     object_store.put_bytes("objects/torn.json", b'{"version": 1, ')
     with pytest.raises(StoreCorrupt, match=r"objects/torn.json: expected JSON"):
         object_store.get_json("objects/torn.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[" * 100_000, "maximum recursion depth|inside each other"),
+        (b"null", "found null"),
+        (b'{"a": "\xff"}', "codec can't decode"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits|in 64 bits"),
+        (b"", "Expecting value"),
+    ],
+    ids=["deep", "null", "no UTF-8", "huge number", "empty"],
+)
+@pytest.mark.parametrize("limit", [None, 1_000_000])
+def test_a_document_that_cannot_be_read(
+    content: bytes, problem: str, limit: int | None, object_store: ObjectStore
+) -> None:
+    object_store.put_bytes("objects/strange.json", content)
+    with pytest.raises(StoreCorrupt, match=rf"objects/strange.json: expected .*({problem})"):
+        object_store.get_json("objects/strange.json", limit)
+
+
+def test_a_document_over_its_limit_is_not_read(object_store: ObjectStore) -> None:
+    object_store.put_bytes("objects/long.json", b'"' + b"x" * 998 + b'"')
+    assert object_store.get_json("objects/long.json", limit=1000) == "x" * 998
+    with pytest.raises(StoreCorrupt, match=r"objects/long.json: expected at most 999 bytes in bucket .*, found 1000"):
+        object_store.get_json("objects/long.json", limit=999)
+    with pytest.raises(StoreCorrupt, match=r"objects/long.json: expected at most 999 bytes"):
+        object_store.get_bytes("objects/long.json", limit=999)
 
 
 OPERATIONS: list[Callable[[ObjectStore, Path], object]] = [

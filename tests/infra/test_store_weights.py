@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save
 
 from infra.errors import StoreCorrupt
 from infra.settings import S3Settings
-from infra.store.objects import ObjectStore
+from infra.store.objects import PART_BYTES, ObjectStore
 from infra.store.weights import IN_USE_SECONDS, WeightStore
 
 
@@ -63,9 +63,30 @@ def test_a_damaged_object_is_refused_and_not_cached(damage: str, object_store: O
     store = _cache(object_store, tmp_path / "b")
     found = hashlib.sha256(bad[damage]).hexdigest()
     expected = rf"{ref.key}: expected sha256 {ref.sha256}, {ref.bytes} bytes.*found sha256 {found}"
+    if damage == "longer":
+        expected = rf"{ref.key}: expected at most {ref.bytes} bytes in bucket .*, found {ref.bytes + 1} or more"
     with pytest.raises(StoreCorrupt, match=expected):
         store.get(ref.key, ref.sha256, ref.bytes)
     assert [path for path in (tmp_path / "b").rglob("*") if path.suffix != ".lock" and path.is_file()] == []
+
+
+def test_no_more_is_written_than_the_record_says(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes on both sides of PART_BYTES, from which objects travel in parts; the second grows after HEAD."""
+    for size in (1000, PART_BYTES + 1000):
+        object_store.put_bytes("weights/grown", bytes(size + 2_000_000))
+        with pytest.raises(StoreCorrupt, match=rf"weights/grown: expected at most {size} bytes"):
+            object_store.get_file("weights/grown", tmp_path / "file", size)
+        assert not (tmp_path / "file").exists()
+    client = object_store._s3()
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "head_object", lambda **names: {"ContentLength": size})
+        with pytest.raises(StoreCorrupt, match=rf"weights/grown: expected at most {size} bytes"):
+            object_store.get_file("weights/grown", tmp_path / "file", size)
+    object_store.get_file("weights/grown", tmp_path / "file", size + 2_000_000)
+    assert (tmp_path / "file").stat().st_size == size + 2_000_000
+    object_store.delete(["weights/grown"])
 
 
 def test_a_missing_object_is_named(object_store: ObjectStore, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class FinishedRun:
     spec: Path
     result: subprocess.CompletedProcess[str]
     records: list[RoundRecord]
+    open_to_others: tuple[str, ...] = ()
 
 
 def images_of(run: FinishedRun) -> list[Path]:
@@ -40,12 +41,13 @@ def images_of(run: FinishedRun) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
-    """Three rounds on two slots, on a fresh home."""
+    """Three rounds on two slots, on a fresh home that others may enter, by a user whose files are open to all."""
     home = Home(tmp_path_factory.mktemp("undisturbed") / "home")
+    home.path.chmod(0o777)
     spec = home.spec_file(TINY)
-    result = home.run("run", spec, "--name", "tiny", "--slots", 2)
+    result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)
     assert result.returncode == 0, result.stdout
-    yield FinishedRun(home, "tiny", spec, result, home.records("tiny"))
+    yield FinishedRun(home, "tiny", spec, result, home.records("tiny"), tuple(home.open_to_others()))
     home.remove_weights()
 
 

@@ -72,18 +72,25 @@ class Home:
         return path
 
     def run(
-        self, *arguments: object, timeout: float = 180.0, environment: dict[str, str] | None = None
+        self,
+        *arguments: object,
+        timeout: float = 180.0,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
+        umask: int = -1,
     ) -> subprocess.CompletedProcess[str]:
-        """The command ``fedbench`` to its end; stdout and stderr are one text."""
+        """The command ``fedbench`` to its end, in ``folder``; stdout and stderr are one text. umask: -1: the same."""
         return subprocess.run(
             [FEDBENCH, *map(str, arguments)],
             env=environment or self.environment(),
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=timeout,
             start_new_session=True,
+            umask=umask,
             check=False,
         )
 
@@ -155,6 +162,11 @@ class Home:
                 if process.environ().get(MARK) == self.mark:
                     found.append(process)
         return found
+
+    def open_to_others(self) -> list[str]:
+        """The home, and files and folders below it, that give others any right."""
+        found = [path for path in (self.path, *self.path.rglob("*")) if not path.is_symlink()]
+        return [f"{path}: {path.stat().st_mode & 0o777:03o}" for path in found if path.stat().st_mode & 0o077]
 
     def remove_weights(self) -> None:
         """Hundreds of megabytes that pytest would keep for the next runs; the logs stay."""

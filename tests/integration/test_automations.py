@@ -47,33 +47,37 @@ asyncio.run(named(sys.argv[3]))
 """
 
 
+Api = dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Prefect server with the automation."""
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A Prefect server with the automation, as its clients' environment has it."""
     store = S3Settings(endpoint="http://127.0.0.1:9")  # none is needed
     with EmbeddedServices(Settings(home=tmp_path_factory.mktemp("automations"), s3=store)) as services:
-        yield services.prefect_api_url
+        yield services.prefect_environment()
 
 
-def at(api: str, question: Callable[[Any], Any]) -> Any:
+def at(api: Api, question: Callable[[Any], Any]) -> Any:
     """What the Prefect server at ``api`` answers a client."""
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     async def ask() -> Any:
         async with get_client() as client:
             return await question(client)
 
-    with temporary_settings({PREFECT_API_URL: api}):
+    names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings({names[name]: value for name, value in api.items()}):
         return asyncio.run(ask())
 
 
-def state(api: str, run: str) -> str:
+def state(api: Api, run: str) -> str:
     found = at(api, lambda client: client.read_flow_run(UUID(run)))
     return str(found.state.type.value)
 
 
-def heartbeats(api: str, run: str) -> int:
+def heartbeats(api: Api, run: str) -> int:
     """Heartbeats of the run that the server has seen."""
     wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
     answer = at(api, lambda client: client.request("POST", "/events/filter", json={"filter": wanted}))
@@ -83,11 +87,11 @@ def heartbeats(api: str, run: str) -> int:
 class Run:
     """A process that runs a flow until a file appears."""
 
-    def __init__(self, api: str, folder: Path, flow: str, kind: str = "idle") -> None:
+    def __init__(self, api: Api, folder: Path, flow: str, kind: str = "idle") -> None:
         folder.mkdir()
         self.started, self.end = folder / "started", folder / "end"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(folder), HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS)}
+        environment |= {**api, "PREFECT_HOME": str(folder), HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS)}
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", FLOW, flow, str(self.started), str(self.end), kind],
@@ -99,14 +103,14 @@ class Run:
         return self.started.read_text()
 
 
-def ensured(api: str, automation: Any = None) -> UUID:
+def ensured(api: Api, automation: Any = None) -> UUID:
     async def ensure(client: Any) -> UUID:
         return (await ensure_automation(automation or dead_run_automation()))[0]
 
     return at(api, ensure)
 
 
-def test_it_is_made_once_and_brought_up_to_date(api: str) -> None:
+def test_it_is_made_once_and_brought_up_to_date(api: Api) -> None:
     first = ensured(api)
 
     def changed_at() -> str:
@@ -130,7 +134,7 @@ def test_it_is_made_once_and_brought_up_to_date(api: str) -> None:
     at(api, lambda client: client.resume_automation(first))
 
 
-def test_a_killed_run_is_closed_and_a_starved_one_is_not(api: str, tmp_path: Path) -> None:
+def test_a_killed_run_is_closed_and_a_starved_one_is_not(api: Api, tmp_path: Path) -> None:
     ensured(api)
     killed = Run(api, tmp_path / "killed", "federation")
     starved = Run(api, tmp_path / "starved", "round", "busy")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from PIL import Image
 from stacks import RunningStack, running_stack
 from waiting import eventually
 
+from infra.services.login_page import login_path
 from infra.suite_tracking import track_suite
 from tasks.spec.federation import FederationSpec
 
@@ -296,3 +298,21 @@ def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
     page.go(pages.parent)
     for name in names.values():
         page.wait_for_text(name)
+
+
+def test_one_click_opens_each_page_logged_in(stack: RunningStack, tmp_path: Path) -> None:
+    """In a browser that has seen neither, from the page that only the owner of the home can read."""
+    login = login_path(stack.home.path, "up").as_uri()
+    assert login in stack.output
+    with browser(tmp_path / "profile") as page:
+        page.patience = 120
+        page.go(login)
+        page.click("button", "Open Prefect")
+        page.wait_for_text("Event Feed")  # beside the page's login there is no menu
+        assert page.address().startswith(stack.prefect)
+        page.go(login)
+        page.click("a", "Open MLflow")
+        time.sleep(5)  # another tab opens; from now on the browser has the credentials
+        page.go(stack.mlflow)
+        page.wait_for_text("Experiments")
+        assert "Failed to" not in page.text()

@@ -19,11 +19,10 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Running, State
 from typer.testing import CliRunner
 from waiting import eventually
-from workers import ROOT, make_pool, prefect_server
+from workers import ROOT, client_variables, make_pool, prefect_server
 
 from flows.cli.app import app
 from flows.deployments import deployments
@@ -31,6 +30,7 @@ from flows.ends import go_on
 from flows.federation import federation
 from infra.automations import NAME as AUTOMATION
 from infra.services.crashed_runs import MOST_CRASHES, MOST_STARTS, SETTLED_SECONDS, CrashedRuns
+from infra.services.credentials import basic_auth
 from infra.worker.gpu_worker import GpuWorker
 
 pytestmark = pytest.mark.integration
@@ -57,7 +57,7 @@ def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     foreign = ("FEDBENCH_", "PREFECT_", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     environment = kept | {
-        "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+        **client_variables(),
         "PREFECT_HOME": str(home / "client"),
         "FEDBENCH_HOME": str(home / "home"),
         "NO_COLOR": "1",
@@ -76,7 +76,7 @@ def deploy(home: Path, *arguments: str) -> str:
     """The same command in this process, which has imported what it needs."""
     variables = {
         "FEDBENCH_HOME": str(home / "home"),
-        "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+        **client_variables(),
         "COLUMNS": "160",
     }
     with mock.patch.dict(os.environ, variables):
@@ -238,11 +238,16 @@ def states_of(runs: list[FlowRun]) -> list[str | None]:
     return [ask(lambda client, run=run: client.read_flow_run(run.id)).state_name for run in runs]
 
 
+def crashed_runs() -> CrashedRuns:
+    variables = client_variables()
+    return CrashedRuns(variables["PREFECT_API_URL"], basic_auth(variables["PREFECT_API_AUTH_STRING"]))
+
+
 def test_crashed_runs_go_on_when_all_has_been_said(home: Path) -> None:
     began: list[State[Any]] = [Running(), Crashed()]
     late = [*began, AwaitingRetry(), Crashed(message="Its worker said so again.")]
     runs = lives([Crashed()], began, late, [Running(), Cancelled()], [Running(), *[Crashed()] * (MOST_CRASHES + 1)])
-    crashed, now = CrashedRuns(PREFECT_API_URL.value(), {}), datetime.now(UTC)
+    crashed, now = crashed_runs(), datetime.now(UTC)
     crashed.go_on(now)  # the worker may still be about to say something
     as_they_were = ["Crashed", "Crashed", "Crashed", "Cancelled", "Crashed"]
     assert states_of(runs) == as_they_were
@@ -254,7 +259,7 @@ def test_crashed_runs_go_on_when_all_has_been_said(home: Path) -> None:
 
 
 def test_one_crashed_run_goes_on_a_number_of_times(home: Path) -> None:
-    crashed, (run,) = CrashedRuns(PREFECT_API_URL.value(), {}), lives([Running(), Crashed()])
+    crashed, (run,) = crashed_runs(), lives([Running(), Crashed()])
     assert not crashed.go_on_with(str(run.id))
     for count in range(2, MOST_STARTS + 2):
         later = datetime.now(UTC) + timedelta(seconds=SETTLED_SECONDS + 5)

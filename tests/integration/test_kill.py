@@ -27,7 +27,7 @@ def what(process: psutil.Process) -> str:
     line = " ".join(process.cmdline())
     marks = {
         "serve s3": "store",
-        "prefect_sqlite server": "prefect",
+        "prefect_closed server": "prefect",
         "bound.py": "launcher",
         "resource_tracker": "resource tracker",
         "forkserver": "slot or fork server",

@@ -46,7 +46,7 @@ def kind_of(process: psutil.Process) -> str | None:
             return "coordinator" if "prefect" in line else None
         marks = {
             "serve s3": "store",
-            "prefect_sqlite server": "prefect",
+            "prefect_closed server": "prefect",
             "worker start --with-healthcheck --pool gpu": "worker",
         }
         return next((name for mark, name in marks.items() if mark in line), None)

@@ -18,9 +18,8 @@ from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL
 from waiting import eventually
-from workers import prefect_server
+from workers import client_variables, prefect_server
 
 from infra.automations import REGRESSIONS
 
@@ -61,7 +60,7 @@ def received() -> Iterator[tuple[str, list[dict[str, str]]]]:
 def deploy(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBENCH_", "PREFECT_"))}
     environment = kept | {
-        "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+        **client_variables(),
         "PREFECT_HOME": str(home / "client"),
         "FEDBENCH_HOME": str(home / "home"),
         "NO_COLOR": "1",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import MANY_ROUNDS, FinishedRun
 from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from strangers import Stranger, mlflow_target, prefect_target
 from waiting import eventually
 
+from infra.services.credentials import read_keys
+from infra.services.login_page import how_to_log_in, login_path
 from tasks.spec.federation import flatten
 
 pytestmark = pytest.mark.integration
@@ -29,6 +33,21 @@ def test_it_prints_its_rounds_and_where_all_is(undisturbed: FinishedRun) -> None
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.log").stat().st_size > 0
     assert_no_process_left(undisturbed.home)
+
+
+def test_the_home_is_private_whatever_it_was_and_whatever_the_umask(undisturbed: FinishedRun) -> None:
+    assert undisturbed.open_to_others == ()
+    said = f"{undisturbed.home.path}: others could enter it (0777); from now on only you can (0700)"
+    assert undisturbed.result.stdout.count(said) == 1
+
+
+def test_it_says_once_how_to_log_in_and_not_the_password(undisturbed: FinishedRun) -> None:
+    page, keys = login_path(undisturbed.home.path, "run"), read_keys(undisturbed.home.path / "services")
+    assert undisturbed.result.stdout.count(how_to_log_in(page)) == 1
+    log = (undisturbed.home.path / "runs" / "tiny" / "run.log").read_text()
+    for text in (undisturbed.result.stdout, log):
+        assert not any(word in text for word in keys.model_dump().values())
+    assert keys.prefect_auth in page.read_text()
 
 
 def test_the_store_holds_every_round_and_the_best_and_last_weights(undisturbed: FinishedRun) -> None:
@@ -156,6 +175,27 @@ def test_runs_are_compared(undisturbed: FinishedRun, one_slot: FinishedRun, shar
     assert "gap to centralised" not in result.stdout
     written = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"report.html", "table.tex", "comparison.csv", "by-round.png", "federations-by-bytes.svg"} <= written
+
+
+def test_the_pages_of_a_run_ask_for_credentials(shared_home: Home, tmp_path: Path) -> None:
+    output = tmp_path / "pages.txt"
+    pages = shared_home.start("ui", "tiny", "--no-browser", output=output)
+    try:
+        assert eventually(lambda: pages.poll() is not None or "Ctrl-C ends it" in output.read_text(), 300)
+        said = output.read_text()
+        assert said.count(how_to_log_in(login_path(shared_home.path, "ui"))) == 1, said
+        keys = read_keys(shared_home.path / "services")
+        assert not any(word in said for word in keys.model_dump().values())
+        addresses = dict(re.findall(r"^(Prefect|MLflow) +(http://\S+?:\d+)", said, re.MULTILINE))
+        targets = {
+            "prefect": prefect_target(addresses["Prefect"], keys.prefect_auth),
+            "mlflow": mlflow_target(addresses["MLflow"]),
+        }
+        found = Stranger().try_all("tiny", **targets)  # the name of the run
+        assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
+    finally:
+        pages.terminate()
+        pages.wait(60)
 
 
 def test_resume_show_and_list(undisturbed: FinishedRun, shared_home: Home) -> None:

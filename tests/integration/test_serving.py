@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import signal
 import site
 import socket
@@ -28,9 +27,10 @@ from homes import Home, interruptible
 from PIL import Image
 from waiting import eventually
 
-from flows.serving import serving_environment
 from infra.services.embedded import EmbeddedServices
-from infra.settings import Settings
+from infra.settings import S3Settings, Settings
+from infra.store.objects import ObjectStore
+from infra.tracking import mlflow_environment
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import load_state
 from tasks.model_file import load_model
@@ -140,6 +140,16 @@ class Server:
         with contextlib.suppress(OSError):
             return bool(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=5).status == 200)
         return self.process.poll() is not None
+
+
+def serving_environment(s3: S3Settings, tracking_uri: str) -> dict[str, str]:
+    """This process's environment, with what MLflow's command needs to find the model and its files."""
+    assert s3.access_key is not None
+    assert s3.secret_key is not None
+    keys = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
+    return {
+        **os.environ, "MLFLOW_TRACKING_URI": tracking_uri, **mlflow_environment(s3.endpoint, s3.region, *keys)
+    }  # fmt: skip
 
 
 def free_port() -> int:
@@ -260,7 +270,10 @@ def test_the_default_parameters_keep_confident_detections_alone(
     ("document", "message"),
     [
         ({"dataframe_records": [{"image": "###"}]}, "row 0: image: expected an encoded image as base64, found '###'"),
-        ({"dataframe_records": [{"image": "aGFsbG8="}]}, "row 0: image: expected an encoded image (JPEG, PNG)"),
+        (
+            {"dataframe_records": [{"image": "aGFsbG8="}]},
+            "row 0: image: expected an encoded image (BMP, ",
+        ),
         ({"dataframe_records": [{"picture": "aGFsbG8="}]}, "Model is missing inputs ['image']"),
         (
             {"dataframe_records": [{"image": "aGFsbG8="}], "params": {"score_threshold": -1.0}},
@@ -276,33 +289,82 @@ def test_bad_requests_are_told(served: Server, document: Any, message: str) -> N
     assert served.answers()
 
 
-def test_the_command_serves_it_too(shared_home: Home, images: list[tuple[Image.Image, str]], tmp_path: Path) -> None:
-    port = free_port()
-    command = [Path(sys.executable).parent / "fedbench", "serve", "tiny", "--port", port]
-    output = tmp_path / "output.txt"
-    with started(command, port, output, env=shared_home.environment()) as server:
-        status, answer = server.post({"dataframe_records": [{"image": images[0][1]}]})
-    assert status == 200, answer
-    assert f"models:/tiny@best, version 1: http://127.0.0.1:{port}/invocations" in output.read_text()
-    assert server.process.returncode == 0
+@pytest.fixture
+def planted(undisturbed: FinishedRun, shared_home: Home, tmp_path: Path) -> Iterator[Path]:
+    """Code in files of the registered model that MLflow would run; the path is there when some of it ran."""
+    marker = tmp_path / "ran"
+    found, alias = versions(shared_home, "tiny")
+    location = found[alias].source.removeprefix("s3://fedbench/")
+    keys = [f"{location}/served_model.py", f"{location}/code/tasks/__init__.py"]
+    file = tmp_path / "file.py"
+    with EmbeddedServices(Settings(home=shared_home.path), prefect=False) as services:
+        objects = ObjectStore(services.s3_endpoint())
+        before = {key: shared_home.object_path(key).read_text() for key in keys}
+        for key, text in before.items():
+            file.write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n{text}")
+            objects.put_file(key, file)
+        yield marker
+        for key, text in before.items():
+            file.write_text(text)
+            objects.put_file(key, file)
+
+
+def test_the_command_serves_it_too_and_runs_no_code_of_the_store(
+    shared_home: Home, planted: Path, images: list[tuple[Image.Image, str]], tmp_path: Path
+) -> None:
+    request = {"dataframe_records": [{"image": images[0][1]}], "params": {"score_threshold": 0.0}}
+    answers = []
+    for model in ("tiny", "models:/tiny@best"):
+        port, output = free_port(), tmp_path / f"{model[:6]}.txt"
+        command = [Path(sys.executable).parent / "fedbench", "serve", model, "--port", port]
+        with started(command, port, output, env=shared_home.environment()) as server:
+            status, answer = server.post(request)
+            assert status == 200, answer
+            answers.append(answer["predictions"])
+            assert server.post({"inputs": ["x"] * 33})[0] == 413
+        assert f"round {best(shared_home.records('tiny')).round}" in output.read_text()
+        assert f": http://127.0.0.1:{port}/invocations (Ctrl-C ends it)" in output.read_text()
+        assert server.process.returncode == 0
+    assert answers[0] == answers[1]
+    assert answers[0][0]["detections"]
+    assert not planted.exists()
+
+
+def test_a_model_is_verified_before_mlflow_serves_it(shared_home: Home, tmp_path: Path) -> None:
+    good = shared_home.run("verify", "tiny", "--save", tmp_path / "model")
+    assert good.returncode == 0, good.stdout
+    assert good.stdout.strip().endswith("files, as on record")
+    assert (tmp_path / "model" / "MLmodel").is_file()
+
+
+def test_a_planted_model_does_not_pass(shared_home: Home, planted: Path, tmp_path: Path) -> None:
+    bad = shared_home.run("verify", "models:/tiny@best", "--save", tmp_path / "model")
+    assert bad.returncode == 2, bad.stdout
+    assert "served_model.py: line 1: expected " in bad.stdout
+    assert "code/tasks/__init__.py: line 1: expected " in bad.stdout
+    assert not (tmp_path / "model").exists()
+    assert not planted.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the children of a killed process on Linux alone")
-def test_its_server_ends_with_a_killed_command(shared_home: Home, tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_killed_command(shared_home: Home, tmp_path: Path) -> None:
     class Marked(Home):
         mark = "served"
 
     home, port = Marked(shared_home.path), free_port()
     command = [Path(sys.executable).parent / "fedbench", "serve", "tiny", "--port", port]
     with started(command, port, tmp_path / "output.txt", env=home.environment()) as server:
-        assert len(home.processes()) > 2
+        assert home.processes()
         server.process.kill()
         server.process.wait()
         assert eventually(lambda: not home.processes(), 30), home.processes()
 
 
-def test_nothing_is_served_of_an_unknown_federation(shared_home: Home) -> None:
-    result = shared_home.run("serve", "nobody")
+def test_nothing_is_served_of_an_unknown_federation_or_at_a_taken_port(shared_home: Home) -> None:
+    result = shared_home.run("serve", "nobody", "--port", free_port())
     assert result.returncode == 2, result.stdout
-    assert "nobody: no such federation in the store" in result.stdout
-    assert shutil.which("uvicorn", path=str(Path(sys.executable).parent))  # what the command starts by name
+    assert "nobody: no such model: no run of this name in the store" in result.stdout
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = shared_home.run("serve", "tiny", "--port", taken.getsockname()[1])
+    assert result.returncode == 2, result.stdout
+    assert "expected a free port of this machine" in result.stdout

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once
 from stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack
+from strangers import Stranger, mlflow_target, prefect_target
 from waiting import eventually, gone
 
+from infra.services.login_page import how_to_log_in, login_path
 from infra.services.s3 import S3Service
 from infra.settings import S3Settings
 from infra.store.objects import ObjectStore
@@ -55,6 +57,7 @@ def test_it_says_where_everything_is_and_which_port_was_taken(stack: RunningStac
     for name in ("s3", "prefect"):
         assert f"http://127.0.0.1:{stack.ports[name]}" in stack.output
     assert f"source {stack.home.path / 'stack.env'}" in stack.output
+    assert how_to_log_in(login_path(stack.home.path, "up")) in stack.output
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
 
 
@@ -77,6 +80,13 @@ def test_nothing_is_answered_without_credentials(stack: RunningStack) -> None:
         with pytest.raises(urllib.error.HTTPError) as caught:
             stack.call(path, body, known=False)
         assert caught.value.code == 401
+    targets = {
+        "prefect": prefect_target(stack.prefect, stack.keys.prefect_auth),
+        "mlflow": mlflow_target(stack.mlflow),
+    }
+    assert len(targets["prefect"].routes) > 150
+    found = Stranger().try_all("before", **targets)  # the name of a run
+    assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(stack.variables["FEDBENCH_S3__ENDPOINT"])
     assert caught.value.code in (400, 403)  # unsigned
@@ -117,7 +127,12 @@ def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_
         assert eventually(lambda: ui.poll() is not None or "Ctrl-C ends it" in pages.read_text(), PATIENCE)
     assert f"{stack.prefect}/runs/flow-run/" in pages.read_text()
     assert f"{stack.mlflow}/#/experiments/" in pages.read_text()
-    assert f"They ask for the credentials in {stack.home.path / 'stack.env'}." in pages.read_text()
+    login = login_path(stack.home.path, "ui")
+    assert how_to_log_in(login) in pages.read_text()
+    page = login.read_text()
+    assert f'action="{stack.prefect}/fedbench-login"' in page
+    assert f'href="http://{stack.keys.mlflow_auth}@{stack.mlflow.removeprefix("http://")}/version"' in page
+    assert f'href="{stack.mlflow}/#/experiments/' in page
     (port,) = free_ports(1)
     served = tmp_path / "served.txt"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -130,7 +145,7 @@ def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_
 
     with _until_interrupted(stack.home, "serve", "through", "--port", port, output=served) as server:
         assert eventually(lambda: server.poll() is not None or answers(), PATIENCE)
-    assert "models:/through@best, version 1" in served.read_text()
+    assert "through, round " in served.read_text()
     assert not any(secret in text for secret in secrets(stack) for text in (pages.read_text(), served.read_text()))
     assert stack.pids() == before
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+from attacks import REFUSED, Attack, attacker, current_access
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
@@ -168,6 +169,25 @@ def test_a_run_that_reports_no_end_is_crashed(flows: dict[str, UUID], worker: Wo
     crashed = ended(submit(flows["vanish"], {"marker": str(tmp_path / "none")}))
     assert crashed.state_name == "Crashed"
     assert "reported no final state" in message_of(crashed)
+
+
+@pytest.mark.parametrize("kind", ["block", "json"])
+def test_a_run_that_another_user_sets_to_completed_runs_none_of_their_code(
+    flows: dict[str, UUID], worker: Worker, tmp_path: Path, kind: str
+) -> None:
+    other = attacker(current_access(), tmp_path / "others", f"planted-{kind}")
+    with Attack(other, kind) as attack:
+        run = submit(flows["look"], {"marker": str(tmp_path / "seen")})
+        refused = ended_as(run, "FAILED")
+    assert attack.hit == [str(run)]
+    assert REFUSED in message_of(refused)
+    assert other.ran() == []
+    assert not (tmp_path / "seen").exists()
+
+
+def ended_as(run: UUID, kind: str) -> FlowRun:
+    assert eventually(lambda: str(read(run).state_type) == f"StateType.{kind}", 60), read(run).state
+    return read(run)
 
 
 def test_the_warm_process_is_started_again(flows: dict[str, UUID], worker: Worker, tmp_path: Path) -> None:

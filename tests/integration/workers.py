@@ -18,7 +18,7 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from waiting import eventually
 
 from infra.services import bound
@@ -35,10 +35,17 @@ def prefect_server(home: Path) -> Iterator[str]:
     home.mkdir(parents=True, exist_ok=True)
     service.ensure()
     try:
-        with temporary_settings({PREFECT_API_URL: service.address}):
+        with temporary_settings({PREFECT_API_URL: service.address, PREFECT_API_AUTH_STRING: service.auth}):
             yield service.address
     finally:
         service.stop()
+
+
+def client_variables() -> dict[str, str]:
+    """Variables with which a process has this context's Prefect server, with its credentials."""
+    auth = PREFECT_API_AUTH_STRING.value()
+    named = {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    return named if auth is None else {**named, "PREFECT_API_AUTH_STRING": auth}
 
 
 class Worker:
@@ -51,7 +58,7 @@ class Worker:
         foreign = ("FEDBENCH_", "PREFECT_", "CUDA_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         environment = kept | {
-            "PREFECT_API_URL": PREFECT_API_URL.value(),
+            **client_variables(),
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",

@@ -32,12 +32,12 @@ def attempts(folder: Path) -> list[tuple[str, int]]:
 def take_turn(request: UpdateRequest) -> TurnReply:
     """Do what the script says: ok, die, hang, unreachable, corrupt, client-error, bug. The last action repeats."""
     from infra.errors import StoreCorrupt, StoreUnavailable
-    from tasks.spec.records import ClientFailure, ResourceAnswer
+    from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
     from tasks.spec.turns import TurnReply
 
     folder = Path(os.environ["FEDBENCH_TEST_FOLDER"])
     script = json.loads((folder / "script.json").read_text())
-    answers, failures = [], []
+    updates, failures = [], []
     for client in request.clients:
         before = sum(name == client for name, _ in attempts(folder))
         with (folder / "attempts").open("a") as file:
@@ -58,9 +58,16 @@ def take_turn(request: UpdateRequest) -> TurnReply:
                 ClientFailure(client=client, phase="request_update", kind="client-error", reason="bad image")
             )
         else:
-            answers.append(ResourceAnswer(client=client, load=0, free_memory=1))
+            updates.append(
+                UpdateRecord(
+                    federation=request.federation, round=request.round, client=client, spec_digest=request.spec_digest,
+                    model=request.model.sha256, seed=1, weights=WeightRef(key="k", sha256="c" * 64, bytes=1),
+                    train_size=3, train_loss=1.0, steps=1, seconds=1, train_seconds=1, bytes_down=1, host="here",
+                    device="cpu",
+                )
+            )  # fmt: skip
             (folder / "done" / client).touch()
-    return TurnReply(answers=tuple(answers), failures=tuple(failures))
+    return TurnReply(updates=tuple(updates), failures=tuple(failures))
 
 
 def unasked_update(request: UpdateRequest) -> TurnReply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import torch
 from phase_place import make_place, make_plan
 from safetensors.torch import load_file
 
+from infra.foreign_json import read_foreign
 from infra.place import Place
+from infra.residents.mailbox import MAILBOX_VERSION, reply_in
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import initial_weights
 from tasks.data.samples import class_counts
-from tasks.draw_sheet import draw_sheet
+from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
+from tasks.evaluation_parts import read_part
+from tasks.replies import answer_limit, checked, read_reply
 from tasks.request_update import answers_plan, client_update, stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
@@ -24,7 +29,7 @@ from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
-from tasks.spec.turns import EvaluationRequest, SheetRequest, UpdateRequest, WakeUpRequest
+from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import client_eval, clients_by_test_set, score
 from tasks.wake_up import client_wake_up
 
@@ -80,8 +85,16 @@ def wake(site: Site, *clients: str, spec: FederationSpec = SPEC) -> WakeUpReques
     return WakeUpRequest(federation=NAME, spec=spec, clients=clients)
 
 
+def as_answered(request: AnyRequest, reply: TurnReply) -> TurnReply:
+    """``reply`` as it comes back from a resident."""
+    answer = json.dumps({"version": MAILBOX_VERSION, "reply": reply.model_dump(mode="json")}, indent=1)
+    assert len(answer) < answer_limit(request)
+    return checked(request, read_reply(request, reply_in(read_foreign(answer.encode()))))
+
+
 def test_a_client_says_what_it_has_or_why_it_is_not_ready(site: Site) -> None:
     reply = client_wake_up(site, wake(site, "1", "5", "9"))
+    assert as_answered(wake(site, "1", "5", "9"), reply) == reply
     data = site.data(SPEC.data)
     assert [(info.client, info.train_size, info.test_size) for info in reply.ready] == [
         ("1", len(data.train["1"]), 5), ("5", len(data.train["5"]), 5),
@@ -105,6 +118,7 @@ def test_an_update_is_in_the_store_as_its_record_says_and_comes_again_bit_for_bi
     site: Site, place: Place, plan: RoundPlan
 ) -> None:
     reply = client_update(site, update_request(plan, "5", "3"))
+    assert as_answered(update_request(plan, "5", "3"), reply) == reply
     assert reply.failures == ()
     assert [update.client for update in reply.updates] == ["5", "3"]
     assert stored_updates(place, plan) == {update.client: update for update in reply.updates}
@@ -139,6 +153,20 @@ def test_a_bad_image_drops_its_client_alone(site: Site, place: Place, plan: Roun
     assert "4" not in stored_updates(place, plan)
 
 
+def test_a_client_that_has_other_images_than_at_wake_up_is_dropped(site: Site, plan: RoundPlan) -> None:
+    size = len(site.data(SPEC.data).train["5"])
+    sizes = {"4": 10**9, "5": size}
+    reply = client_update(site, update_request(plan, "4", "5").model_copy(update={"train_sizes": sizes}))
+    assert [update.client for update in reply.updates] == ["5"]
+    (failure,) = reply.failures
+    found = len(site.data(SPEC.data).train["4"])
+    assert (failure.client, failure.kind, failure.reason) == (
+        "4",
+        "client-error",
+        f"client 4: its training images have changed since wake_up: expected 1000000000, found {found}",
+    )
+
+
 def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, place: Place, model: WeightRef) -> None:
     ready = client_wake_up(site, wake(site, "1", "2")).ready
     found = []
@@ -146,14 +174,17 @@ def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, plac
         requests = [
             EvaluationRequest(
                 federation=NAME, spec=SPEC, clients=("1", "2"), round=0, model=model,
-                test_digest=ready[0].test_digest, part=part, parts=parts,
+                test_digest=ready[0].test_digest, test_size=5, part=part, parts=parts,
             )
             for part in range(parts)
         ]  # fmt: skip
         replies = [client_eval(site, request) for request in requests]
         assert sum(reply.images for reply in replies) == 5
-        found.append(score(place, SPEC, ready, replies, 0.0).model_copy(update={"seconds": 0}))
-        assert found[-1].objects == class_counts(site.data(SPEC.data).test["1"], tuple(ready[0].class_counts))
+        classes, digest = tuple(ready[0].class_counts), ready[0].test_digest
+        assert all(as_answered(request, reply) == reply for request, reply in zip(requests, replies, strict=True))
+        read = [read_part(place, request, reply, 7) for request, reply in zip(requests, replies, strict=True)]
+        found.append(score(SPEC, ("1", "2"), classes, digest, read, 0.0).model_copy(update={"seconds": 0}))
+        assert found[-1].objects == class_counts(site.data(SPEC.data).test["1"], classes)
     assert found[0] == found[1]
     assert found[0].clients == ("1", "2")
     assert found[0].loss is not None
@@ -163,7 +194,8 @@ def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, plac
 
 def test_a_test_set_that_changed_is_not_scored(site: Site, model: WeightRef) -> None:
     request = EvaluationRequest(
-        federation=NAME, spec=SPEC, clients=("2", "3"), round=0, model=model, test_digest="a" * 64, part=0, parts=1
+        federation=NAME, spec=SPEC, clients=("2", "3"), round=0, model=model, test_digest="a" * 64, test_size=5,
+        part=0, parts=1,
     )  # fmt: skip
     reply = client_eval(site, request)
     assert [failure.client for failure in reply.failures] == ["2", "3"]
@@ -171,10 +203,11 @@ def test_a_test_set_that_changed_is_not_scored(site: Site, model: WeightRef) -> 
 
 
 def test_a_sheet_is_a_picture_in_the_store(site: Site, place: Place, model: WeightRef) -> None:
-    reply = draw_sheet(site, SheetRequest(federation=NAME, spec=SPEC, clients=("1",), model=model, images=3))
+    request = SheetRequest(federation=NAME, spec=SPEC, clients=("1",), model=model, images=3)
+    reply = draw_sheet(site, request)
     assert reply.images == 3
     assert reply.detections is not None
-    assert place.objects.get_bytes(reply.detections.key).startswith(b"\x89PNG")
+    assert read_sheet(place, request, as_answered(request, reply)).startswith(b"\x89PNG")
 
 
 def test_the_environment_is_what_equal_bits_depend_on(site: Site) -> None:

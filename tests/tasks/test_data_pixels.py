@@ -165,3 +165,10 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_image() -> None:
     cut = whole[: len(whole) * 3 // 4]
     assert cut.count(b"\xff\xd9") == 1
     assert not read_header(cut).whole
+
+
+@pytest.mark.parametrize("read", [read_header, read_rgb])
+def test_a_program_is_no_image(read: Callable[[bytes], object]) -> None:
+    """Pillow has Ghostscript run an EPS file."""
+    with pytest.raises(ValueError, match="EPS"):
+        read(written(Image.new("RGB", (8, 8)), "EPS"))

@@ -107,6 +107,16 @@ def test_images_without_objects_give_finite_losses(name: str, training: bool) ->
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
 
 
+def test_a_model_that_one_huge_update_has_spoiled_gives_no_finite_loss_and_no_other_error(name: str) -> None:
+    detector = detector_of(name).eval()
+    with torch.no_grad():
+        for tensor in detector.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(0.8).add_(2e37)  # one of five of 1e38
+    with torch.inference_mode():
+        assert not torch.isfinite(total(detector, images_of(2), targets_of(1, 0)))
+
+
 def test_a_few_steps_on_one_image_lower_its_loss(name: str) -> None:
     detector = detector_of(name).train()
     # The proposals move with the weights, and more so than the loss can follow at the others' rate.

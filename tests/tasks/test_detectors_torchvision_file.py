@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
+import threading
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from tasks.detectors.faster_rcnn import FasterRcnn
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.registry import build_detector
 from tasks.detectors.torchvision_file import load_checkpoint
-from tasks.detectors.weight_file import HUB, HUB_FILES
+from tasks.detectors.weight_file import HUB, HUB_FILES, PUBLISHED_SHA256
 from tasks.errors import DataError
 from tasks.model_card import licence_notes
 from tasks.spec.federation import FederationSpec
@@ -225,7 +229,11 @@ def test_a_file_that_is_missing_or_another_one(coco: Path) -> None:
         require_weights(named("coco.pth", sha256="0" * 64), settings)
     other = coco.parent / "vgg16-397923af.pth"
     other.write_bytes(b"not VGG16")
-    with pytest.raises(DataError, match=r"vgg16-397923af\.pth: expected a sha256 that starts as its name says"):
+    with pytest.raises(DataError, match=r"vgg16-397923af\.pth: expected sha256 397923af8e\w+, which torchvision has"):
+        pin_weights(named(other.name), settings)
+    other = coco.parent / "mine-397923af.pth"
+    other.write_bytes(b"not VGG16")
+    with pytest.raises(DataError, match=r"mine-397923af\.pth: expected a sha256 that starts as its name says"):
         pin_weights(named(other.name), settings)
 
 
@@ -238,32 +246,71 @@ def test_the_published_files_are_torchvisions() -> None:
         (MOBILE, "coco"): FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1,
     }
     assert {key: HUB + name for key, name in HUB_FILES.items()} == {key: item.url for key, item in published.items()}
+    assert PUBLISHED_SHA256.keys() == set(HUB_FILES.values())
+    for name, digest in PUBLISHED_SHA256.items():
+        assert re.fullmatch(r"[0-9a-f]{64}", digest)
+        assert name.endswith(f"-{digest[:8]}.pth")
 
 
-def test_a_download_happens_on_request_and_once(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The one file that a server on loopback publishes, as torchvision's for MobileNet's detector."""
     digest = hashlib.sha256(coco.read_bytes()).hexdigest()
-    source, name = tmp_path / "hub", f"detector-{digest[:8]}.pth"
-    source.mkdir()
-    (source / name).hardlink_to(coco)
-    monkeypatch.setattr(weight_file, "HUB", f"{source.as_uri()}/")
-    monkeypatch.setitem(weight_file.HUB_FILES, (MOBILE, "coco"), name)
+    file = tmp_path / "hub" / f"detector-{digest[:8]}.pth"
+    file.parent.mkdir()
+    file.hardlink_to(coco)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=file.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setattr(weight_file, "HUB", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setitem(weight_file.HUB_FILES, (MOBILE, "coco"), file.name)
+        monkeypatch.setitem(weight_file.PUBLISHED_SHA256, file.name, digest)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield file
+        server.shutdown()
+
+
+def asked(**fields: str) -> FederationSpec:
+    return FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision-hub", "trained_on": "coco", **fields}))
+
+
+def test_a_download_happens_on_request_and_once(hub: Path, tmp_path: Path) -> None:
+    name, digest = hub.name, hashlib.sha256(hub.read_bytes()).hexdigest()
     settings = Settings(home=tmp_path / "home")
-    asked = FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision-hub", "trained_on": "coco"}))
     with pytest.raises(DataError, match=rf"weights\.name: {name}: .*cannot be read"):
         pin_weights(FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision", "name": name})), settings)
-    pinned = pin_weights(asked, settings)
-    (source / name).unlink()
+    pinned = pin_weights(asked(), settings)
+    hub.unlink()
     require_weights(pinned, settings)
     assert [path.name for path in (tmp_path / "home" / "weights").iterdir()] == [name]
     _, report = initial_detector(pinned.detector, 3, seed=1, file_of=settings.weight_file)
     assert str(report).startswith(f"{name}: backbone.body (262 tensors)")
     assert f"{name} (sha256 {digest})" in licence_notes(pinned)[0]
 
-    # A download that is not there, or damaged, leaves no file.
-    settings = Settings(home=tmp_path / "other")
-    with pytest.raises(DataError, match=rf"torchvision-hub: file:.*{name} cannot be downloaded: .*put the file at "):
-        pin_weights(asked, settings)
-    (source / name).write_bytes(b"half of it")
-    with pytest.raises(DataError, match=r"expected a sha256 that starts as its name says"):
-        pin_weights(asked, settings)
-    assert not list((tmp_path / "other" / "weights").iterdir())
+
+def test_a_download_that_fails_or_is_another_file_leaves_none(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path / "home")
+    whole = hub.read_bytes()
+    digest = hashlib.sha256(whole).hexdigest()
+    hub.unlink()
+    with pytest.raises(
+        DataError, match=rf"torchvision-hub: http:.*{hub.name} cannot be downloaded: .*put the file at "
+    ):
+        pin_weights(asked(), settings)
+    hub.write_bytes(b"half of it")
+    with pytest.raises(DataError, match=rf"expected sha256 {digest}, which torchvision has published, found"):
+        pin_weights(asked(), settings)
+    # What has the digits of the name, and is not what was published.
+    hub.write_bytes(whole)
+    monkeypatch.setitem(weight_file.PUBLISHED_SHA256, hub.name, digest[:-1] + "x")
+    with pytest.raises(
+        DataError, match=rf"expected sha256 {digest[:-1]}x, which torchvision has published, found {digest}"
+    ):
+        pin_weights(asked(), settings)
+    # The specification asks for another one: nothing is fetched.
+    hub.unlink()
+    with pytest.raises(DataError, match=rf"weights\.sha256: torchvision-hub: expected .*{hub.name}, found 0{{64}}"):
+        require_weights(asked(sha256="0" * 64), settings)
+    assert not list((tmp_path / "home" / "weights").iterdir())

@@ -246,3 +246,15 @@ def test_detections_merged_from_parts_give_exactly_the_same_figures() -> None:
     parts = [{image: found[image] for image in range(start, len(found), 3)} for start in (2, 0, 1)]
     merged = merge(unpack(pack(part)) for part in parts)
     assert _evaluate(truth, in_order(merged, len(found))) == whole
+
+
+def test_many_pairs_are_compared_in_steps_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    corners = generator.integers(0, 60, (50, 2))
+    boxes = np.hstack([corners, corners + generator.integers(5, 40, (50, 2))]).astype(np.float32)
+    labels = generator.integers(0, 3, 50)
+    truth = [_truth(boxes[:20].tolist(), labels[:20].tolist())]
+    found = [_found(boxes.tolist(), generator.random(50).tolist(), labels.tolist())]
+    whole = _evaluate(truth, found)
+    monkeypatch.setattr("tasks.metrics.voc._PAIRS", 70)  # 3 boxes at a time
+    assert _evaluate(truth, found) == whole

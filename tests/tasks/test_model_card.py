@@ -17,7 +17,7 @@ SHA = "b" * 64
 
 def record(**fields: Any) -> RoundRecord:
     info = ClientInfo(
-        client="1", train_size=4, test_size=2, test_digest=SHA, class_counts={"b": 3, "a": 0}, host="h", device="cpu"
+        client="1", train_size=4, test_size=2, test_digest=SHA, class_counts={"a": 0, "b": 3}, host="h", device="cpu"
     )
     base = RoundRecord(
         federation="mine",
@@ -38,9 +38,9 @@ def record(**fields: Any) -> RoundRecord:
 
 
 def test_the_card_has_what_the_record_says() -> None:
-    spec = parse_spec({"data": {"kind": "coco", "name": "mine"}}, source="test")
+    spec = parse_spec({"data": {"kind": "coco", "name": "mine", "classes": ["b", "a"]}}, source="test")
     card = card_of(spec, record(), notes=("statistics re-estimated",))
-    assert card.classes == ("b", "a")  # by index, as the clients said
+    assert card.classes == ("b", "a")  # by index, as the specification names them: a record's JSON is sorted
     assert card.detector == spec.detector
     assert (card.federation, card.round, card.spec_digest, card.code_version) == ("mine", 2, SHA, "0.1.0")
     assert card.data == spec.data.model_dump(mode="json")

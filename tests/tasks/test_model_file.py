@@ -105,15 +105,30 @@ def test_the_text_has_origin_data_figures_classes_notes_and_use() -> None:
         "| digest | – |",
         "| map50_voc10 | 0.4321 |",
         "| loss | – |",
-        r"| gas\|tank | 0.25 |",
+        "| gas&#124;tank | 0.25 |",  # no other cell begins
         "| chair | – |",
         "- one note",
         "- another",
         "from tasks.model_file import load_model",
-        "mlflow models serve -m models:/mine-1@best --env-manager local --port 5001",
+        "fedbench verify models:/mine-1@best --save model",
+        "mlflow models serve -m model --env-manager local --port 5001",
     ):
         assert row in text.splitlines(), row
-    assert "mlflow" not in card_text(CARD)
+    assert "mlflow models" not in card_text(CARD)
+
+
+def test_the_text_of_a_runs_model_says_what_is_vouched_for() -> None:
+    section = card_text(CARD).partition("## What is vouched for\n")[2].partition("\n## ")[0]
+    for what in (
+        "counts of images",
+        "losses",
+        "evaluations",
+        "They are its own word",
+        "sha256",
+        "MLflow itself checks",
+    ):
+        assert what in section, what
+    assert "vouched" not in card_text(CARD.model_copy(update={"federation": None}))
 
 
 def _rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, dict[str, Tensor]], None]:

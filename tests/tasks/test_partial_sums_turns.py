@@ -61,6 +61,14 @@ def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round) -> 
     assert [client for _, client, _ in round3.notes.of("client_done")] == ["1", "2", "3"]
 
 
+def test_a_sum_is_weighted_as_the_plan_says(round3: Round) -> None:
+    weights = {"1": 10, "2": 5.5, "3": 7}
+    round3.plan = round3.plan.model_copy(update={"weights": weights, "train_sizes": {"1": 10, "2": 30, "3": 7}})
+    state = round3.mean(round3.run().updates)
+    exact = sum(weight * client_state(client)["w"].double() for client, weight in weights.items()) / 22.5
+    torch.testing.assert_close(state["w"].double(), exact, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(("action", "says"), [("client-error", "bad image"), ("nan", "expected finite values")])
 @pytest.mark.parametrize("client", ["1", "2"])
 def test_a_client_that_fails_is_left_out_of_the_sum(round3: Round, client: str, action: str, says: str) -> None:

@@ -127,7 +127,9 @@ def requests(
     for spec in (SPEC, summed):
         reply = client_update(site, UpdateRequest(**{**common, "spec": spec}, **of_plan))
         assert ([update.client for update in reply.updates], reply.failures) == (list(OWN), ())
-    evaluation = EvaluationRequest(**common, round=0, model=model, test_digest=ready[0].test_digest, part=0, parts=2)
+    evaluation = EvaluationRequest(
+        **common, round=0, model=model, test_digest=ready[0].test_digest, test_size=5, part=0, parts=2
+    )
     assert client_eval(site, evaluation).failures == ()
     assert draw_sheet(site, SheetRequest(**common, model=model, images=2)).images == 2
     return store.requests
@@ -159,8 +161,12 @@ def test_nothing_is_allowed_that_no_silo_does(requests: list[tuple[str, str]], s
         for action, pattern in patterns
         if not any(action == other and fnmatch.fnmatchcase(resource, pattern) for other, resource in done)
     }
-    # Only the first client of a turn gives a partial sum its name.
-    assert idle == {("s3:PutObject", f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/updates/_sum-5.safetensors")}
+    # Only the first client of a turn gives a partial sum, or a part of an evaluation, its place.
+    rounds = f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/"
+    assert idle == {
+        ("s3:PutObject", f"{rounds}updates/_sum-5.safetensors"),
+        ("s3:PutObject", f"{rounds}evaluations/5/*.safetensors"),
+    }
 
 
 def test_what_is_others_is_refused() -> None:
@@ -168,13 +174,14 @@ def test_what_is_others_is_refused() -> None:
     written = [
         layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),
         layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
-        layout.partial_sum(3, "1"), f"{layout.turns}silo-a/s/1/0001-answer.json",
+        layout.partial_sum(3, "1"), layout.evaluation_part(3, "1", "p"), f"{layout.turns}silo-a/s/1/0001-answer.json",
         f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
+        *(layout.put_aside(key, 1) for key in (layout.update_weights(3, "4"), layout.update_record(3, "4"))),
     ]  # fmt: skip
     assert [key for key in written if allows(policy, "s3:PutObject", "fedbench", key)] == []
     read = [
         layout.spec, layout.plan(3), layout.update_weights(3, "1"), layout.update_weights(3, "4"), layout.marker(3),
-        f"{layout.turns}silo-a/s/1/0001-ask.json",
+        f"{layout.turns}silo-a/s/1/0001-ask.json", layout.put_aside(layout.global_weights(3), 1),
     ]  # fmt: skip
     assert [key for key in read if allows(policy, "s3:GetObject", "fedbench", key)] == []
     own = layout.update_weights(3, "4")

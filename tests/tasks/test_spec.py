@@ -93,3 +93,12 @@ def test_a_specification_does_not_change() -> None:
         spec.max_rounds = 3  # type: ignore[misc]
     assert hash(spec) == hash(FederationSpec())
     assert yaml.safe_load(spec.to_yaml())["version"] == 1
+
+
+def test_classes_are_in_the_order_of_labels_however_json_has_them() -> None:
+    named = parse_spec({"data": {"kind": "coco", "name": "mine", "classes": ["van", "car", "bus"]}}, source="test")
+    assert named.class_order(["bus", "car", "van"]) == ("van", "car", "bus")
+    unnamed = parse_spec({"data": {"kind": "coco", "name": "mine"}}, source="test")
+    assert unnamed.class_order(["van", "car", "bus"]) == ("bus", "car", "van")
+    # Of a client that has others: none is lost.
+    assert named.class_order(["x", "car", "a"]) == ("car", "a", "x")

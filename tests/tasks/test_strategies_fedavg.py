@@ -221,7 +221,7 @@ def test_a_second_update_of_a_client_never_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weight", [0, -3])
 def test_a_weight_without_images_is_refused(tmp_path: Path, weight: int) -> None:
     file = _write(tmp_path, "1", {"w": torch.tensor([1.0])})
-    with pytest.raises(ClientError, match=f"client 1: expected a weight of at least 1 .* found {weight}"):
+    with pytest.raises(ClientError, match=f"client 1: expected a weight of more than 0, found {weight}"):
         FedAvg().accumulate(file, weight, client="1")
 
 

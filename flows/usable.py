@@ -1,0 +1,94 @@
+"""A round's new global model: aggregated and evaluated, again and again without the updates that spoil it.
+
+Usually once. A model that is not finite, or gives no finite loss on any test set, is never committed: the largest
+update is dropped, and the rest aggregated and evaluated again, until the model can be used or too few updates are left.
+All follows from the plan and the stored updates, so a round that is interrupted here decides the same when it resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from flows.prefect_runs import unsearched
+from infra.place import Place
+from tasks.aggregate import aggregate, require_quorum
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
+from tasks.turns import report_failures
+from tasks.usable import largest_update, model_fault
+
+# Scores a model, under a label's suffix: evaluations, failures, bytes down and up.
+Evaluate = Callable[[WeightRef, str], Awaitable[tuple[list[EvaluationRecord], list[ClientFailure], int, int]]]
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A round's result. ``dropped``: clients whose updates did not count; ``unscored``: those without an evaluation."""
+
+    model: WeightRef
+    updates: list[UpdateRecord]
+    dropped: list[ClientFailure]
+    evaluations: list[EvaluationRecord]
+    unscored: list[ClientFailure]
+    bytes_down: int
+    bytes_up: int
+
+
+async def usable_model(
+    place: Place,
+    spec: FederationSpec,
+    plan: RoundPlan,
+    updates: Sequence[UpdateRecord],
+    dropped: Sequence[ClientFailure],
+    evaluate: Evaluate,
+    lap: Callable[[str], None],
+) -> NewModel:
+    """The model of ``updates``, or of as many of them as make a usable one.
+
+    dropped: clients that were dropped before, for the message about a quorum that is missed.
+    lap: called with a phase's name after it.
+
+    Raises:
+        FedbenchError: too few updates are left. The round stays open; the message says how to go on.
+    """
+    refused: list[ClientFailure] = []
+    left = list(updates)
+    attempt, bytes_down, bytes_up = 1, 0, 0
+    while True:
+        suffix = f" · attempt {attempt}" if attempt > 1 else ""
+        model, counted, misfits = await aggregate(
+            spec, unsearched(plan), unsearched(left), unsearched([*dropped, *refused]), f"round {plan.round}{suffix}"
+        )
+        refused += misfits
+        lap("aggregate")
+        if model is None:
+            fault = "not all of its values are finite"
+        else:
+            evaluations, unscored, down, up = await evaluate(model, suffix)
+            bytes_down, bytes_up = bytes_down + down, bytes_up + up
+            lap("stop_and_eval")
+            spoiled = model_fault(evaluations, unscored)
+            if spoiled is None:
+                return NewModel(model, counted, refused, evaluations, unscored, bytes_down, bytes_up)
+            fault = spoiled
+            place.weights.forget({model.sha256} - {update.weights.sha256 for update in counted})
+        largest, size = await asyncio.to_thread(largest_update, place, plan, counted)
+        spoilers = _spoilers(largest, size, len(counted), fault)
+        report_failures(place, spoilers)
+        refused += spoilers
+        left = [update for update in counted if update not in largest]
+        require_quorum(spec, plan, left, [*dropped, *refused])
+        attempt += 1
+
+
+def _spoilers(largest: Sequence[UpdateRecord], size: float, of: int, fault: str) -> list[ClientFailure]:
+    together = f", with {len(largest) - 1} other clients in its partial sum" if len(largest) > 1 else ""
+    reason = (
+        f"the new global model of {of} updates cannot be used ({fault}); this update is the farthest from the last "
+        f"model (L2 norm {size:.6g}{together})"
+    )
+    return [
+        ClientFailure(client=update.client, phase="aggregate", kind="client-error", reason=reason) for update in largest
+    ]

@@ -1,0 +1,50 @@
+"""JSON that others than the coordinator wrote, without what Python reads and then cannot write or compute with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+DEEPEST = 32  # lists and mappings inside each other
+
+
+def read_foreign(body: bytes) -> Any:
+    """The document in ``body``: UTF-8, no NaN, whole numbers in 64 bits, text without lone surrogates, not deep.
+
+    Raises:
+        ValueError: it is none; the message says what was expected.
+    """
+    try:
+        document = json.loads(body.decode(), parse_constant=_no_number, parse_int=_in_64_bits)
+    except RecursionError:
+        raise ValueError(f"expected at most {DEEPEST} lists and mappings inside each other, found more") from None
+    _check(document, may_have_surrogates=b"\\u" in body)
+    return document
+
+
+def _check(document: Any, *, may_have_surrogates: bool) -> None:
+    level = [[document]]  # what is in the lists and mappings of one depth
+    for _ in range(DEEPEST + 1):
+        below = []
+        for items in level:
+            for item in items:
+                if isinstance(item, list):
+                    below.append(item)
+                elif isinstance(item, dict):
+                    below.append([*item.values(), *item.keys()])
+                elif may_have_surrogates and isinstance(item, str):
+                    item.encode()  # UnicodeEncodeError is a ValueError
+        if not below:
+            return
+        level = below
+    raise ValueError(f"expected at most {DEEPEST} lists and mappings inside each other, found more")
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _in_64_bits(digits: str) -> int:
+    if len(digits) > 21 or abs(int(digits)) >= 2**64:
+        raise ValueError(f"expected a whole number in 64 bits, found {digits[:40]}")
+    return int(digits)

@@ -1,0 +1,173 @@
+"""An MLflow model as a folder: rendered from its parts, so that equal parts and an equal origin give equal bytes.
+
+What is in it is a pyfunc *model from code* with a safetensors artifact: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+CARD_FILE = "MODEL_CARD.md"
+ML_MODEL = "MLmodel"
+MODEL_FILE = "artifacts/model.safetensors"
+SCORE_THRESHOLD = 0.3  # as predict and the sheets have it
+MAX_DETECTIONS = 100
+_HEX = "[0-9a-f]{32}"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The parts of a model.
+
+    code: the file with the pyfunc model; it finds ``write_model``'s file as the artifact ``model``.
+    packages: folders of Python code that go with it; their requirements are ``requirements`` (distributions).
+    write_model: writes the model file to the path that it is given.
+    card: Markdown, ``MODEL_CARD.md``.
+    config: the pyfunc model's ``model_config``.
+    """
+
+    code: Path
+    packages: tuple[Path, ...]
+    requirements: tuple[str, ...]
+    write_model: Callable[[Path], None]
+    card: str
+    config: Mapping[str, Any]
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that differs between two folders of the same parts. It says when and where the model was registered.
+
+    None of it decides what MLflow loads or runs, but ``python``: a version of Python, for environments that MLflow
+    makes.
+    """
+
+    model_id: str
+    run_id: str
+    created: str = field(default_factory=_now)
+    python: str = field(default_factory=platform.python_version)
+
+
+# Where ``MLmodel`` has an origin's fields, and the only values that they may have.
+_ORIGIN = {
+    "model_id": re.compile(rf"^model_id: (m-{_HEX})$", re.MULTILINE),
+    "run_id": re.compile(rf"^run_id: '?({_HEX})'?$", re.MULTILINE),  # YAML quotes one of digits alone
+    "created": re.compile(
+        r"^utc_time_created: '([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6})'$", re.MULTILINE
+    ),
+    "python": re.compile(r"^    python_version: (3\.[0-9]{1,2}\.[0-9]{1,2})$", re.MULTILINE),
+}
+
+
+def read_origin(ml_model: str) -> Origin | None:
+    """The origin that the text of an ``MLmodel`` gives; None when a field is missing or is not of its form."""
+    found = {name: pattern.search(ml_model) for name, pattern in _ORIGIN.items()}
+    values = {name: match[1] for name, match in found.items() if match is not None}
+    return Origin(**values) if len(values) == len(_ORIGIN) else None
+
+
+def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
+    """Write the MLflow model to ``folder``, which must not exist; ``model.safetensors`` is written beside it.
+
+    Raises:
+        Whatever ``files.write_model`` raises.
+    """
+    import pandas as pd  # type: ignore[import-untyped]
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    # It warns where pip is not installed, as in uv's environments.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs that it looks at the example
+    file = folder.with_name("model.safetensors")
+    files.write_model(file)
+    pyfunc.save_model(
+        path=str(folder),
+        mlflow_model=Model(artifact_path="model"),
+        python_model=str(files.code),
+        artifacts={"model": str(file)},
+        code_paths=[str(package) for package in files.packages],
+        signature=signature(),
+        input_example=(pd.DataFrame({"image": [_example_image()]}), {"score_threshold": SCORE_THRESHOLD}),
+        pip_requirements=pinned(files.requirements),  # given, they are not searched for by loading the model
+        model_config=dict(files.config),
+    )
+    (folder / CARD_FILE).write_text(files.card, encoding="utf-8")
+    _settle(folder, files, origin)
+
+
+def _settle(folder: Path, files: ModelFiles, origin: Origin) -> None:
+    """Replace what MLflow has written of this machine (paths, versions of its tools) by what ``origin`` says."""
+    path = folder / ML_MODEL
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document |= {"model_id": origin.model_id, "model_uuid": origin.model_id, "run_id": origin.run_id}
+    document["utc_time_created"] = origin.created
+    document.pop("model_size_bytes", None)
+    flavor = document["flavors"]["python_function"]
+    flavor["model_code_path"] = files.code.name  # MLflow looks at the name alone
+    flavor["artifacts"]["model"]["uri"] = Path(MODEL_FILE).name
+    flavor["python_version"] = origin.python
+    flavor.pop("cloudpickle_version", None)  # nothing is pickled
+    _dump(path, document)
+    requirements = pinned(files.requirements)
+    conda = [f"python={origin.python}", "pip", {"pip": requirements}]
+    _dump(folder / "conda.yaml", {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": conda})
+    build = ["pip", "setuptools", "wheel"]
+    environment = {"python": origin.python, "build_dependencies": build, "dependencies": ["-r requirements.txt"]}
+    _dump(folder / "python_env.yaml", environment)
+
+
+def _dump(path: Path, document: Any) -> None:
+    path.write_text(yaml.safe_dump(document, default_flow_style=False, sort_keys=True), encoding="utf-8")
+
+
+def signature() -> ModelSignature:
+    """Base64 images in; for each a list of detections out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    box = Array(DataType.double)
+    detection = [Property("class", DataType.string), Property("score", DataType.double), Property("box", box)]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([ColSpec(Array(Object(detection)), "detections")]),
+        params=ParamSchema(
+            [
+                ParamSpec("score_threshold", DataType.double, SCORE_THRESHOLD),
+                ParamSpec("max_detections", DataType.long, MAX_DETECTIONS),
+            ]
+        ),
+    )
+
+
+def pinned(distributions: tuple[str, ...]) -> list[str]:
+    """``["torch==2.9.1"]``: the installed versions, without a build's local part (``+cpu``), which indexes lack."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in distributions]
+
+
+def _example_image() -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (96, 104, 112)).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

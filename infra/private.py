@@ -1,0 +1,78 @@
+"""The home of a user is nobody else's: its rights, whatever the umask, and those of a home that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+from infra.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+PRIVATE_UMASK = 0o077
+OTHERS = 0o077  # the bits of a mode that give anybody but the owner anything
+
+
+def private_home(home: Path) -> None:
+    """Have the folder ``home``, for its owner alone (0700). Wider rights are taken back, with a warning.
+
+    Folders above that are missing are made as the umask says, but never writable by others: whoever could rename the
+    home could put another in its place.
+
+    Raises:
+        SettingsError: it is no folder, or another user's whose rights this process cannot change.
+    """
+    for folder in reversed(home.absolute().parents):
+        if not folder.exists():
+            folder.mkdir(mode=0o755, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        raise SettingsError(f"home: expected a folder, found a file: {home}") from None
+    narrowed = narrow(home)
+    if narrowed is not None:
+        log.warning("%s", narrowed)
+
+
+def private_process(home: Path) -> None:
+    """Have ``home`` private, and all that this process writes from now on: for processes that write below it alone.
+
+    Raises:
+        SettingsError: see :func:`private_home`.
+    """
+    private_home(home)
+    os.umask(PRIVATE_UMASK)
+
+
+def data_cache(home: Path) -> Path:
+    """The folder of drawn data sets, in a home that is private.
+
+    Raises:
+        SettingsError: see :func:`private_home`.
+    """
+    private_home(home)
+    return home / "cache" / "data"
+
+
+def narrow(home: Path) -> str | None:
+    """Take from others what rights they have to ``home``, if it is there. Returns one line about that; None: no rights.
+
+    Raises:
+        SettingsError: it is another user's whose rights this process cannot change.
+    """
+    try:
+        mode = stat.S_IMODE(home.stat().st_mode)
+    except OSError:  # none yet, or none that could be used; who uses it says so
+        return None
+    if not mode & OTHERS:
+        return None
+    try:
+        home.chmod(mode & ~OTHERS)
+    except PermissionError:
+        raise SettingsError(
+            f"home: expected a folder of your own (user {os.geteuid()}), found one of user {home.stat().st_uid} that "
+            f"others may enter: {home}; name one below it"
+        ) from None
+    return f"{home}: others could enter it ({mode:04o}); from now on only you can (0700)"

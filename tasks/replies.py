@@ -1,0 +1,257 @@
+"""A reply answers its request: what a turn's reply may hold, checked before anything of it is used.
+
+Whoever takes a turn may answer anything: a silo's worker is in other hands than the coordinator's. What is wrong with
+the answer for one client drops that client, with the reason. A reply that is no answer to its request as a whole raises
+:class:`~infra.errors.BadReply`; the turn runs again (:mod:`tasks.turns`). Sizes are limited by the request, before the
+answer is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from infra.errors import BadReply
+from tasks.plain_text import REASON_LIMIT, plain
+from tasks.spec.messages import explain
+from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, ResourceAnswer, RoundPlan, UpdateRecord
+from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
+
+log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Where a phase's answers are in a reply, one for each client.
+ANSWERS: dict[str, tuple[str, type[BaseModel]]] = {
+    "wake_up": ("ready", ClientInfo),
+    "check_client_resource": ("answers", ResourceAnswer),
+    "request_update": ("updates", UpdateRecord),
+}
+# A client's word that decides how much an evaluation may cost.
+MOST_TEST_IMAGES = 1_000_000
+# Bytes of an answer. One of a turn that failed has a traceback, that of a client a count for each of its classes.
+_ANY_ANSWER = 1 << 20
+_OF_A_CLIENT = {"wake_up": 48 << 10, "check_client_resource": 4 << 10, "request_update": 16 << 10}
+_OF_A_FAILURE = 4 << 10
+_OF_A_LOSS = 40
+_OF_A_NAME = 96  # a client's in the list of those in a partial sum
+_LARGEST_ANSWER = 10 << 20  # JSON takes up to 24 times its bytes in memory
+_MOST_VALUES = 10_000  # in a client's answer: its classes, or the clients of its partial sum
+# The fields of a reply that are of the turn's work and not of one client's.
+_OF_WORK = ("images", "batch_losses", "detections", "downloaded", "uploaded")
+# The largest loss of an image: losses are computed in float32.
+_LARGEST_LOSS = 3.5e38
+
+
+def answer_limit(request: AnyRequest) -> int:
+    """The most bytes that the answer to ``request`` may have in the mailbox."""
+    clients = len(request.clients)
+    limit = _ANY_ANSWER + clients * _OF_A_CLIENT.get(request.phase, _OF_A_FAILURE)
+    if isinstance(request, EvaluationRequest):
+        limit += _OF_A_LOSS * len(batches_of(request))
+    limit = min(limit, _LARGEST_ANSWER)
+    if isinstance(request, UpdateRequest) and request.spec.participation.partial_sums:
+        limit += clients * clients * _OF_A_NAME  # each record names all of them
+    return limit
+
+
+def record_limit(plan: RoundPlan) -> int:
+    """The most bytes that a client's record of an update may have in the store."""
+    return _OF_A_CLIENT["request_update"] + (len(plan.cohort) * _OF_A_NAME if plan.partial_sums else 0)
+
+
+def batches_of(request: EvaluationRequest) -> range:
+    """Numbers of the batches that are the request's part of the test set."""
+    return range(request.part, -(-request.test_size // request.spec.evaluation.batch_size), request.parts)
+
+
+def images_of(request: EvaluationRequest) -> int:
+    """Images in these batches. The test set's last batch may be smaller."""
+    batches, size = batches_of(request), request.spec.evaluation.batch_size
+    return (len(batches) - 1) * size + min(size, request.test_size - batches[-1] * size) if batches else 0
+
+
+def failure_of(phase: str, client: str, reason: str, kind: str = "client-error") -> ClientFailure:
+    """Why ``client`` is dropped. ``reason`` may hold what the client wrote; it becomes plain text."""
+    of_record = "stop_and_eval" if phase == "sheet" else phase
+    return ClientFailure.model_validate(
+        {"client": client, "phase": of_record, "kind": kind, "reason": plain(reason, REASON_LIMIT)}
+    )
+
+
+def read_reply(request: AnyRequest, document: Any) -> TurnReply:
+    """A reply's document, of JSON values, as a reply. An answer that is malformed becomes its client's failure.
+
+    Raises:
+        BadReply: the document is no reply; names the field and what was expected there.
+    """
+    if not isinstance(document, dict):
+        raise BadReply(f"reply: expected a mapping of fields, found {type(document).__name__}")
+    unknown = next((key for key in document if key not in TurnReply.model_fields), None)
+    if unknown is not None:
+        raise BadReply(f"reply: {plain(unknown)}: no such field")
+    _check_losses(request, document.get("batch_losses", []))
+    name, model = ANSWERS.get(request.phase, ("", ClientInfo))
+    answers, wrong = _entries(request, document, name, model) if name else ([], [])
+    failures, also_wrong = _entries(request, document, "failures", ClientFailure)
+    rest = {key: document[key] for key in _OF_WORK if key in document}
+    reply = _validated(TurnReply, rest, "reply")
+    return reply.model_copy(
+        update={**({name: tuple(answers)} if name else {}), "failures": (*failures, *wrong, *also_wrong)}
+    )
+
+
+def _check_losses(request: AnyRequest, losses: Any) -> None:
+    most = len(batches_of(request)) if isinstance(request, EvaluationRequest) else 0
+    if not isinstance(losses, list) or len(losses) > most or any(type(loss) not in (int, float) for loss in losses):
+        raise BadReply(f"reply: batch_losses: expected a list of at most {most} numbers")
+
+
+def _entries(
+    request: AnyRequest, document: dict[str, Any], name: str, model: type[Model]
+) -> tuple[list[Model], list[ClientFailure]]:
+    """The entries of the list ``name``, and a failure for each client whose entry is malformed.
+
+    Raises:
+        BadReply: there is no such list, or an entry is malformed and names no client of the turn.
+    """
+    entries, most = document.get(name, []), 2 * len(request.clients) + 8
+    if not isinstance(entries, list) or len(entries) > most:
+        found = f"one of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
+        raise BadReply(f"reply: {name}: expected a list of at most {most}, found {found}")
+    good, wrong = [], []
+    for entry in entries:
+        try:
+            good.append(_validated(model, entry, f"reply: {name}"))
+        except BadReply as error:
+            client = entry.get("client") if isinstance(entry, dict) else None
+            if not isinstance(client, str) or client not in request.clients:
+                raise
+            wrong.append(failure_of(request.phase, client, str(error)))
+    return good, wrong
+
+
+def _validated(model: type[Model], document: Any, source: str) -> Model:
+    """
+    Raises:
+        BadReply: ``document`` is no ``model``; names ``source``, the field and what was expected there.
+    """
+    # A mistake takes 100 times the bytes of the value that is wrong, so values are counted before.
+    if _values(document) > _MOST_VALUES:
+        raise BadReply(f"{source}: expected at most {_MOST_VALUES} values in {model.__name__}, found more")
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise BadReply(plain(explain(error, model, source), REASON_LIMIT)) from None
+
+
+def _values(document: Any) -> int:
+    """Values in a JSON document, counted to a little over the limit. Losses have been counted."""
+    count, left = 0, [document]
+    while left and count <= _MOST_VALUES:
+        item = left.pop()
+        if isinstance(item, dict | list):
+            children = [item[name] for name in item if name != "batch_losses"] if isinstance(item, dict) else item
+            count += len(children)
+            left += [child for child in children if isinstance(child, dict | list)]
+    return count
+
+
+def checked(request: AnyRequest, reply: Any) -> TurnReply:
+    """What counts of ``reply``: for each client of ``request`` one answer or one failure, never both, and no others.
+
+    A client's failure overrides its answer, and its first answer counts. A client without either gets a failure. An
+    evaluation's reply and a sheet's have failures of all clients of the turn, or of none.
+
+    Raises:
+        BadReply: the reply as a whole does not answer ``request``; the message says what was expected.
+    """
+    if not isinstance(reply, TurnReply):
+        raise BadReply(f"expected a reply, found {type(reply).__name__}")
+    asked = set(request.clients)
+    failed: dict[str, ClientFailure] = {}
+    strangers = {item.client for item in reply.failures} - asked
+    for item in reply.failures:
+        if item.client in asked:
+            failed.setdefault(item.client, failure_of(request.phase, item.client, item.reason, _kind(request, item)))
+    if isinstance(request, EvaluationRequest | SheetRequest):
+        if failed:
+            first = next(iter(failed.values()))
+            every = (failed.get(client) or first.model_copy(update={"client": client}) for client in request.clients)
+            return TurnReply(failures=tuple(every), downloaded=reply.downloaded, uploaded=reply.uploaded)
+        _check_work(request, reply)
+        return TurnReply(**{name: getattr(reply, name) for name in _OF_WORK})
+    name, _ = ANSWERS[request.phase]
+    answers: dict[str, Any] = {}
+    for answer in getattr(reply, name):
+        if answer.client not in asked:
+            strangers.add(answer.client)
+        elif answer.client not in failed:
+            answers.setdefault(answer.client, answer)
+    for client, answer in list(answers.items()):
+        fault = _fault(request, answer)
+        if fault is not None:
+            del answers[client]
+            failed[client] = failure_of(request.phase, client, fault)
+    for client in request.clients:
+        if client not in answers and client not in failed:
+            failed[client] = failure_of(request.phase, client, "its turn's reply has no answer and no failure of it")
+    if strangers:
+        names = ", ".join(sorted(strangers)[:10])
+        log.warning("%s of %s: ignored answers for %s, not asked", request.phase, ", ".join(request.clients), names)
+    return TurnReply.model_validate(
+        {
+            name: tuple(answers[client] for client in request.clients if client in answers),
+            "failures": tuple(failed[client] for client in request.clients if client in failed),
+            "downloaded": reply.downloaded,
+            "uploaded": reply.uploaded,
+        }
+    )
+
+
+def _kind(request: AnyRequest, failure: ClientFailure) -> str:
+    """A turn may say of its clients that they failed, and of an evaluation's model that it has no finite loss."""
+    of_model = failure.kind == "model-diverged" and isinstance(request, EvaluationRequest)
+    return failure.kind if of_model else "client-error"
+
+
+def _fault(request: AnyRequest, answer: Any) -> str | None:
+    if isinstance(request, WakeUpRequest) and answer.test_size > MOST_TEST_IMAGES:
+        return f"test_size: expected at most {MOST_TEST_IMAGES}, found {answer.test_size}"
+    return None
+
+
+def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> None:
+    """
+    Raises:
+        BadReply: the figures of an evaluation's part, or of a sheet, are not those of ``request``.
+    """
+    if reply.detections is None:
+        raise BadReply("reply: detections: expected an object, found none, and no failure")
+    if isinstance(request, SheetRequest):
+        return
+    images, batches = images_of(request), len(batches_of(request))
+    if reply.images != images:
+        raise BadReply(f"reply: images: expected {images}, those of the part, found {reply.images}")
+    if len(reply.batch_losses) != batches:
+        raise BadReply(f"reply: batch_losses: expected {batches}, one a batch, found {len(reply.batch_losses)}")
+    most = _LARGEST_LOSS * request.spec.evaluation.batch_size
+    for loss in reply.batch_losses:
+        if not math.isfinite(loss) or abs(loss) > most:
+            raise BadReply(f"reply: batch_losses: expected finite numbers up to {most:.3g}, found {loss:g}")
+
+
+def not_counted(
+    dropped: Sequence[ClientFailure], updates: Sequence[UpdateRecord], evaluations: Sequence[EvaluationRecord]
+) -> tuple[ClientFailure, ...]:
+    """``dropped`` without those that count: a round's record has a client's result in a phase, or why there is none.
+
+    Up to ``aggregate`` the result is the client's update, in ``stop_and_eval`` the evaluation of its test set.
+    """
+    updated = {update.client for update in updates}
+    scored = {client for evaluation in evaluations for client in evaluation.clients}
+    return tuple(item for item in dropped if item.client not in (scored if item.phase == "stop_and_eval" else updated))

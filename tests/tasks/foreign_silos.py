@@ -1,0 +1,256 @@
+"""Three silos, of which the second is in foreign hands: the real coordinator's side, a store in memory.
+
+The coordinator's code is that of residents (:class:`infra.residents.slots.ResidentSlots`), but no resident is started:
+what one would write into the store is written when it is rung. The store is a client of S3 without a network, below
+:class:`~infra.store.objects.ObjectStore`: with a server, its requests would be most of the time of thousands of turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from botocore.exceptions import ClientError
+from phase_place import Notes, make_place, make_update
+from PIL import Image
+from safetensors.numpy import save
+
+from infra.place import Place, set_place
+from infra.residents.pool import Resident
+from infra.residents.slots import ResidentSlots
+from infra.settings import PoolSettings, S3Settings
+from infra.store.objects import ObjectStore
+from tasks.evaluation_parts import part_key
+from tasks.metrics.detections import ImageDetections, pack
+from tasks.metrics.truth import pack_truth
+from tasks.replies import answer_limit, batches_of, images_of, read_reply
+from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.records import ClientInfo, Draw, RoundPlan, WeightRef
+from tasks.spec.training import EvaluationSpec
+from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest
+
+CLIENTS, FOREIGN, CLASSES, TEST_SIZE = ("1", "2", "3"), "2", ("car", "van"), 11
+SPEC = FederationSpec(
+    participation=Participation(clients=CLIENTS, turn_retries=1), evaluation=EvaluationSpec(batch_size=2)
+)
+DIGEST = SPEC.digest
+Content = bytes | int  # of an object; a number: so many zeros, which take no memory
+
+
+class Body:
+    """The body of a response; ``read`` counts what was read of all bodies."""
+
+    read_bytes = 0
+
+    def __init__(self, content: Content) -> None:
+        self.length = content if isinstance(content, int) else len(content)
+        self._content, self._at = content, 0
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read(self, amount: int | None = None) -> bytes:
+        end = self.length if amount is None else min(self._at + amount, self.length)
+        start, self._at = self._at, end
+        Body.read_bytes += end - start
+        return bytes(end - start) if isinstance(self._content, int) else self._content[start:end]
+
+
+class MemoryS3:
+    """The operations of a boto3 client that a coordinator uses, over a dictionary."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Content] = {}
+
+    def _of(self, key: str) -> Content:
+        if key not in self.objects:
+            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
+        return self.objects[key]
+
+    def get_object(self, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
+        body = Body(self._of(Key))
+        return {"ContentLength": body.length, "Body": body}
+
+    def head_object(self, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
+        return {"ContentLength": Body(self._of(Key)).length}
+
+    def put_object(self, Bucket: str, Key: str, Body: Any) -> None:  # noqa: N803
+        self.objects[Key] = Body if isinstance(Body, bytes) else Body.read()
+
+    def get_paginator(self, name: str) -> MemoryS3:
+        return self
+
+    def paginate(self, Bucket: str, Prefix: str) -> Iterator[dict[str, Any]]:  # noqa: N803
+        keys = [key for key in self.objects if key.startswith(Prefix)]
+        yield {"Contents": [{"Key": key, "Size": Body(self.objects[key]).length} for key in keys]}
+
+
+class MemoryStore(ObjectStore):
+    def __init__(self) -> None:
+        super().__init__(S3Settings(endpoint="http://memory"), outage_seconds=0.0)
+        self.client = MemoryS3()
+
+    def _s3(self) -> Any:
+        return self.client
+
+
+class ForeignSlots(ResidentSlots):
+    """Residents that answer as soon as they are rung. ``answer``: of a request, the bytes of the answer."""
+
+    answer: Callable[[AnyRequest], Content]
+
+    async def _submit(self, resident: Resident) -> None:
+        self._welcome(resident)
+
+    async def run(self, turn: Any, argument: Any, *, deadline: float | None = None) -> Any:
+        self._asked = getattr(self, "_asked", {})
+        self._asked[argument.clients[0]] = argument
+        return await super().run(turn, argument, deadline=deadline)
+
+    async def _ring(self, resident: Resident, event: str) -> None:
+        client = resident.pool.name.removeprefix("silo-")
+        key = f"{resident.mailbox.folder}{resident.turns:04d}-answer.json"
+        self._objects.client.objects[key] = self.answer(self._asked[client])  # type: ignore[attr-defined]
+        resident.changed.set()
+
+
+@dataclass
+class Silos:
+    """``tamper`` makes the foreign silo's answer of the honest one; what it puts into the store comes with it."""
+
+    place: Place
+    notes: Notes
+    store: MemoryStore
+
+    tamper: Callable[[AnyRequest, dict[str, Any]], Content] | None = None
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)  # its threads are used again by the next phase
+
+    def begin(self, tamper: Callable[[AnyRequest, dict[str, Any]], Content] | None = None) -> None:
+        """An empty store, and new residents."""
+        self.tamper = tamper
+        self.store.client.objects.clear()
+        self.notes.calls.clear()
+        pools = PoolSettings(silos={client: f"silo-{client}" for client in CLIENTS}, residents=1)
+        slots = ForeignSlots(
+            self.store, self.place.layout, pools, CLIENTS, job_variables={}, read_reply=read_reply,
+            answer_limit=answer_limit, say=lambda text: None, code_version="1",
+        )  # fmt: skip
+
+        def answer(request: AnyRequest) -> Content:
+            document = {"version": 1, "reply": self.honest(request)}
+            if tamper is not None and request.clients[0] == FOREIGN:
+                return tamper(request, document)
+            return json.dumps(document).encode()
+
+        slots.answer = answer
+        self.place.slots = slots
+        self.place.weights.forget(path.stem for path in self.place.weights.cache_dir.glob("??/*.safetensors"))
+        self.model = self.put(self.place.layout.global_weights(2), state(0))
+        self.plan = self.new_plan()
+
+    def put(self, key: str, content: bytes) -> WeightRef:
+        """As a silo does: past the coordinator's cache."""
+        self.store.client.objects[key] = content
+        return WeightRef(key=key, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+    def put_record(self, request: UpdateRequest) -> None:
+        """The record of an update as its silo leaves it in the store."""
+        (client,) = request.clients
+        document = self.honest(request)["updates"][0]
+        content: Content = json.dumps(document).encode()
+        if self.tamper is not None and client == FOREIGN:
+            content = self.tamper(request, document)
+        self.store.client.objects[self.place.layout.update_record(3, client)] = content
+
+    def new_plan(self) -> RoundPlan:
+        return RoundPlan(
+            federation=self.place.layout.federation, round=3, spec_digest=DIGEST, model=self.model,
+            draws=(Draw(attempt=1, contacted=CLIENTS, answers=(), qualified=CLIENTS),), cohort=CLIENTS,
+            shards=tuple((client,) for client in CLIENTS), seeds={client: 100 + int(client) for client in CLIENTS},
+            learning_rate=0.01, created=datetime(2026, 1, 1, tzinfo=UTC),
+        )  # fmt: skip
+
+    def honest(self, request: AnyRequest) -> dict[str, Any]:
+        """The document of the reply that a silo gives; its objects are in the store."""
+        (client,) = request.clients
+        layout = self.place.layout
+        if request.phase == "wake_up":
+            return {"ready": [info(client).model_dump(mode="json")]}
+        if request.phase == "check_client_resource":
+            return {"answers": [{"client": client, "load": 0.1, "free_memory": 10}]}
+        if request.phase == "request_update":
+            weights = self.put(layout.update_weights(3, client), state(int(client)))
+            record = make_update(self.place, self.plan, client, weights).model_dump(mode="json")
+            return {"updates": [record], "failures": [], "downloaded": 5, "uploaded": 5}
+        if isinstance(request, EvaluationRequest):
+            ref = self.put(part_key(layout, request), save(part_arrays(request)))
+            losses = [float(number) for number in batches_of(request)]
+            return {"images": images_of(request), "batch_losses": losses, "detections": ref.model_dump(mode="json")}
+        assert isinstance(request, SheetRequest)
+        ref = self.put(layout.sheet, sheet())
+        return {"images": request.images, "detections": ref.model_dump(mode="json")}
+
+
+def make_silos(folder: Path) -> Silos:
+    store = MemoryStore()
+    place, notes = make_place(store, folder, "foreign", slots=1)
+    set_place(place)  # before there is a runner, which keeps the context that it finds
+    return Silos(place, notes, store)
+
+
+def info(client: str) -> ClientInfo:
+    return ClientInfo(
+        client=client, train_size=10, test_size=TEST_SIZE, test_digest="d" * 64, class_counts=dict.fromkeys(CLASSES, 5),
+        host="here", device="cpu",
+    )  # fmt: skip
+
+
+def state(number: int) -> bytes:
+    return save({"w": np.full((4, 50), number, np.float32), "n": np.array(number, np.int64)})
+
+
+def part_arrays(request: EvaluationRequest) -> dict[str, np.ndarray]:
+    size = request.spec.evaluation.batch_size
+    images = [
+        image for batch in batches_of(request) for image in range(batch * size, min((batch + 1) * size, TEST_SIZE))
+    ]
+    box = np.array([[1, 2, 30, 40]], np.float32)
+    found = {image: ImageDetections(box, np.array([0.5], np.float32), np.array([image % 2])) for image in images}
+    truth = {image: (box, np.array([image % 2]), None) for image in images}
+    arrays = {f"detections/{name}": array for name, array in pack(found).items()}
+    return arrays | {f"truth/{name}": array for name, array in pack_truth(truth).items()}
+
+
+def sheet() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40), (1, 2, 3)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+MEMORY_LIMIT = 300_000_000
+
+
+@contextlib.contextmanager
+def memory_watched() -> Iterator[None]:
+    """At no time in here does this process have 300 MB more memory than before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before = _kilobytes("VmRSS")
+    yield
+    grown = (_kilobytes("VmHWM") - before) * 1024
+    assert grown <= MEMORY_LIMIT, f"{grown / 1e6:.0f} MB more"
+
+
+def _kilobytes(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])

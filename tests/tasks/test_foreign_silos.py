@@ -1,0 +1,134 @@
+"""A silo that answers anything drops its own client, with the reason on record, and nobody else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from foreign_answers import CASES, Tamper, in_place
+from foreign_phases import PHASES, drawn, pictured, scored, taken_over
+from foreign_silos import (
+    FOREIGN,
+    SPEC,
+    TEST_SIZE,
+    Body,
+    Content,
+    Silos,
+    info,
+    make_silos,
+    memory_watched,
+    sheet,
+)
+
+from tasks.errors import FedbenchError
+from tasks.spec.records import EvaluationRecord
+from tasks.spec.turns import AnyRequest
+from tasks.stop_and_eval import clients_by_test_set
+from tasks.wake_up import wake_up
+
+
+@pytest.fixture(scope="module")
+def silos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silos]:
+    found = make_silos(tmp_path_factory.mktemp("coordinator"))
+    with found.runner:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def watched() -> Iterator[None]:
+    Body.read_bytes = 0
+    with memory_watched():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("phase", "name", "tamper", "reason"), CASES, ids=[f"{phase}-{name}" for phase, name, _, _ in CASES]
+)
+def test_a_malformed_answer_drops_its_client_alone(
+    silos: Silos, phase: str, name: str, tamper: Tamper, reason: str
+) -> None:
+    silos.begin(lambda request, document: tamper(silos, request, document))
+    outcome = PHASES[phase](silos, SPEC)
+    failures = outcome.dropped
+    assert outcome.counted == ["1", "3"]
+    assert {item.client for item in failures} == {FOREIGN}
+    assert re.search(reason, failures[0].reason, re.DOTALL), failures[0].reason
+    assert len(failures[0].reason) <= 2000
+    assert Body.read_bytes < 3_000_000
+
+
+def test_undisturbed_all_count(silos: Silos) -> None:
+    silos.begin()
+    outcomes = [PHASES[phase](silos, SPEC) for phase in PHASES]
+    assert [(outcome.counted, outcome.dropped) for outcome in outcomes] == [(["1", "2", "3"], [])] * len(PHASES)
+
+
+def test_a_part_is_done_elsewhere_with_the_same_figures(silos: Silos) -> None:
+    silos.begin()
+    undisturbed = scored(silos).records[0]
+    silos.begin(lambda request, document: b"[]")
+    outcome = scored(silos)
+    disturbed = outcome.records[0]
+    assert isinstance(disturbed, EvaluationRecord)
+    assert (disturbed.clients, [item.client for item in outcome.dropped]) == (("1", "3"), ["2"])
+    same = {"clients": (), "seconds": 0}
+    assert disturbed.model_copy(update=same) == undisturbed.model_copy(update=same)
+    assert disturbed.test_size == TEST_SIZE
+    # Two attempts at silo 2 with its own part, and one of the next silo.
+    assert len(silos.notes.of("client_retried")) == 1
+
+
+def test_who_claims_anothers_test_set_in_another_size_is_scored_alone(silos: Silos) -> None:
+    silos.begin()
+    infos = [info("1").model_copy(update={"test_size": 10**6}), info("2"), info("3")]
+    assert [[item.client for item in group] for group in clients_by_test_set(infos).values()] == [["1"], ["2", "3"]]
+
+
+def test_a_silo_that_gives_no_load_is_on_record(silos: Silos) -> None:
+    silos.begin(lambda request, document: b'{"version": 1, "error": "no load here"}')
+    outcome = drawn(silos)
+    assert outcome.counted == ["1", "3"]
+    (failure,) = outcome.dropped
+    assert (failure.client, failure.phase) == (FOREIGN, "check_client_resource")
+    assert failure.reason.endswith("no load here")
+
+
+def test_without_a_majority_the_classes_must_be_named(silos: Silos) -> None:
+    def others(request: AnyRequest, document: dict[str, Any]) -> bytes:
+        document["reply"]["ready"][0]["class_counts"] = {"x": 1}
+        return json.dumps(document).encode()
+
+    silos.begin(others)
+    with pytest.raises(FedbenchError, match=r"expected the same classes at every client, found 1: car, van; 2: x"):
+        silos.runner.run(wake_up.fn("foreign", SPEC, ("1", "2"), 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (sheet(), None),
+        (sheet()[:60], "expected an RGB picture in PNG"),
+        (b"GIF89a" + bytes(100), "expected an RGB picture in PNG"),
+        (sheet()[:16] + (60_000).to_bytes(4, "big") * 2 + sheet()[24:], "expected an RGB picture in PNG"),
+        (300_000_000, r"expected at most \d+ bytes, found 300000000"),
+    ],
+    ids=["good", "torn", "gif", "huge", "300 MB"],
+)
+def test_a_sheet_that_cannot_be_shown_is_refused(silos: Silos, content: Content, problem: str | None) -> None:
+    silos.begin(lambda request, document: in_place(content)(silos, request, document))
+    outcome = pictured(silos)
+    reasons = [item.reason for item in outcome.dropped]
+    if problem is None:
+        assert (outcome.counted, reasons) == (["1", "2", "3"], [])
+    else:
+        assert outcome.counted == ["1", "3"]
+        assert re.search(problem, reasons[0])
+
+
+@pytest.mark.parametrize("record", [b"[" * 500_000, b"null", b"\xff", 300_000_000, b'{"version": 1}', b"{}" * 20_000])
+def test_a_strange_record_in_the_store_is_not_taken_over(silos: Silos, record: Content) -> None:
+    silos.begin(lambda request, document: record)
+    assert taken_over(silos).counted == ["1", "3"]
