@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from infra.texts import LONGEST, cut
 
 from infra.foreign_json import DEEPEST, read_foreign
+from infra.plain_text import REASON_LIMIT, cut
 
 
 def nested(depth: int) -> Any:
@@ -55,4 +55,4 @@ def test_text_is_cut_in_its_middle() -> None:
     assert cut("as it is") == "as it is"
     assert cut("a\ud800b") == "a?b"
     found = cut("a" * 5000 + "b" * 5000)
-    assert (len(found) <= LONGEST, found[:9], found[-9:]) == (True, "a" * 9, "b" * 9)
+    assert (len(found) <= REASON_LIMIT, found[:9], found[-9:]) == (True, "a" * 9, "b" * 9)

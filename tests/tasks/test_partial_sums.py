@@ -239,9 +239,7 @@ def test_a_client_of_two_sums_counts_in_one(place: Place) -> None:
     _, counted, dropped = aggregate_updates(place, SPEC, plan, [*updates, *again])
     assert [update.client for update in counted] == ["1", "2", "3", "4"]
     assert {update.weights.key for update in counted}.isdisjoint({weights.key})
-    assert [failure.reason for failure in dropped] == [
-        f"client {client}: expected one update in a round, found a second" for client in "34"
-    ]
+    assert dropped == []  # who counts is not on record as dropped
 
 
 # --- a real site -----------------------------------------------------------------------------------------------
@@ -272,9 +270,10 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
         asked = spec.model_copy(update={"participation": participation, "training": training})
         request = UpdateRequest(
             federation=name, spec=asked, clients=("5", "4", "3"),
-            round=3, spec_digest=spec.digest, model=model, seeds=plan.seeds, learning_rate=lr,
+            round=3, spec_digest=spec.digest, model=model, seeds=plan.seeds, learning_rate=1e-3,
         )  # fmt: skip
-        return client_update(site, request)
+        # Rates that diverge at once are none that a request takes.
+        return client_update(site, request.model_copy(update={"learning_rate": lr}))
 
     path = site.data(spec.data).train["4"][0].path
     good = path.read_bytes()
