@@ -134,7 +134,7 @@ def found_in(made: dict[str, str]) -> list[str]:
         " of clean-up/store; cancelled",
         "work pool fedbench; its job template was put back",
         "work pool others; remove: prefect work-pool delete others",
-        f"automation planted ?[31m; disabled; remove: prefect automation delete --id {made['automation']}",
+        f"automation planted \\x1b[31m; disabled; remove: prefect automation delete --id {made['automation']}",
         "block local-file-system/planted; remove: prefect block delete --id ",
         "result storage ",
         "variable planted; remove: prefect variable delete planted",

@@ -187,7 +187,8 @@ def interruptible() -> Iterator[None]:
 def assert_no_process_left(home: Home) -> None:
     # A loader's worker looks for its dead parent every five seconds.
     eventually(lambda: not home.processes(), 15)
-    assert [" ".join(process.cmdline()) for process in home.processes()] == []
+    left = [" ".join(process.cmdline()) for process in home.processes()]
+    assert not left, left
 
 
 def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
