@@ -10,18 +10,16 @@ its run: so the stack's supervisor looks for such runs too. Plain HTTP: neither 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from infra.proxies import is_direct
 from infra.services.credentials import basic_auth
+from infra.services.prefect_json import PrefectJson
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +45,7 @@ class CrashedRuns:
     """Those of the Prefect server whose API is at ``address``; ``headers`` are what it asks for."""
 
     def __init__(self, address: str, headers: Mapping[str, str]) -> None:
-        self._address = address
-        self._headers = {"Content-Type": "application/json", **headers}
+        self._api = PrefectJson(address, headers, timeout=TIMEOUT_SECONDS)
 
     def go_on(self, now: datetime | None = None) -> list[str]:
         """Set those that may go on to AwaitingRetry. Returns their names.
@@ -62,7 +59,7 @@ class CrashedRuns:
             "sort": "START_TIME_DESC",
             "limit": 50,
         }
-        runs = self._post("/flow_runs/filter", chosen)
+        runs = self._api.ask("POST", "/flow_runs/filter", chosen)
         return [run["name"] for run in runs if self._settled(run, now) and self._start_again(run)]
 
     def go_on_with(self, run_id: str, now: datetime | None = None) -> bool:
@@ -71,7 +68,7 @@ class CrashedRuns:
         Raises:
             OSError: the server does not answer, or refuses.
         """
-        run = self._get(f"/flow_runs/{run_id}")
+        run = self._api.ask("GET", f"/flow_runs/{run_id}")
         if run["state"]["type"] != "CRASHED":
             return True
         if not self._settled(run, now):
@@ -84,27 +81,14 @@ class CrashedRuns:
         return timedelta(seconds=SETTLED_SECONDS) <= age <= FORGOTTEN
 
     def _start_again(self, run: Mapping[str, Any]) -> bool:
-        history = self._get(f"/flow_run_states/?flow_run_id={run['id']}")
+        history = self._api.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")
         in_order = sorted(history, key=lambda state: datetime.fromisoformat(state["timestamp"]))
         if not may_go_on([state["type"] for state in in_order], run["run_count"]):
             return False
         message = f"It goes on from its last committed round (start {run['run_count'] + 1} of {MOST_STARTS})."
         state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
-        answer = self._post(f"/flow_runs/{run['id']}/set_state", {"state": state})
+        answer = self._api.ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
         return bool(answer["status"] == "ACCEPT")
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._ask(urllib.request.Request(f"{self._address}{path}", json.dumps(body).encode(), self._headers))
-
-    def _get(self, path: str) -> Any:
-        return self._ask(urllib.request.Request(f"{self._address}{path}", headers=self._headers))
-
-    def _ask(self, request: urllib.request.Request) -> Any:
-        # A server of another machine may be reached through a proxy alone.
-        proxies = [urllib.request.ProxyHandler({})] if is_direct(self._address) else []
-        opener = urllib.request.build_opener(*proxies)
-        with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-            return json.load(answer)
 
 
 def main() -> None:

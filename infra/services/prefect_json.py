@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from infra.proxies import is_direct
+
 TIMEOUT_SECONDS = 30.0
 PAGE = 200  # the most that the server gives at a time
 
@@ -16,16 +18,19 @@ class PrefectJson:
     server does not answer, or refuses.
     """
 
-    def __init__(self, address: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], *, timeout: float = TIMEOUT_SECONDS) -> None:
         self._address = address
         self._headers = {"Content-Type": "application/json", **headers}
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._timeout = timeout
+        # A server of another machine may be reached through a proxy alone.
+        proxies = [urllib.request.ProxyHandler({})] if is_direct(address) else []
+        self._opener = urllib.request.build_opener(*proxies)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What it answers; None when that is empty."""
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self._address}{path}", content, self._headers, method=method)
-        with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
+        with self._opener.open(request, timeout=self._timeout) as answer:
             return json.loads(answer.read() or "null")
 
     def all(self, kind: str, **filters: Any) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from flows.clean_up import clean_up
 from flows.planted import own
 from infra.errors import StoredResultRefused
 from infra.services.credentials import FILE, read_keys
+from infra.services.embedded import EmbeddedServices
 from infra.services.exposed import hold_back, report
 from infra.services.publication import read_publication
 from infra.settings import Settings
@@ -34,9 +35,17 @@ KINDS = ("pickle", "json", "named", "parsed", "block")
 
 
 @pytest.fixture(scope="module")
-def other(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacker]:
-    """One who can write to the Prefect server of the shared home, which this process's Prefect is turned to."""
-    folder, services = tmp_path_factory.mktemp("others"), shared_home.path / "services"
+def bare_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home in which nothing was run, its services held by this process."""
+    home = Home(tmp_path_factory.mktemp("bare") / "home")
+    with EmbeddedServices(Settings(home=home.path)):
+        yield home
+
+
+@pytest.fixture(scope="module")
+def other(bare_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacker]:
+    """One who can write to the Prefect server of that home, which this process's Prefect is turned to."""
+    folder, services = tmp_path_factory.mktemp("others"), bare_home.path / "services"
     publication = read_publication(services / "prefect.json")
     assert publication is not None
     auth = read_keys(services).prefect_auth if (services / FILE).exists() else None
@@ -133,9 +142,9 @@ def test_a_database_is_looked_through_and_what_is_planted_is_held_back(other: At
     }
 
 
-def test_a_run_of_the_command_line_ends_with_one_line(other: Attacker, shared_home: Home) -> None:
+def test_a_run_of_the_command_line_ends_with_one_line(other: Attacker, bare_home: Home) -> None:
     with Attack(other, "pickle") as attack:
-        result = shared_home.run("run", shared_home.spec_file(TINY), "--name", "attacked", "--slots", 1)
+        result = bare_home.run("run", bare_home.spec_file(TINY), "--name", "attacked", "--slots", 1)
     assert attack.hit, result.stdout
     assert result.returncode == 1, result.stdout
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("failed:")]
