@@ -120,6 +120,7 @@ def update_of(
         ({"model": "b" * 64}, "client 2: model: expected .*, found bbbb"),
         ({"seed": 101}, "client 2: seed: expected 102, found 101"),
         ({"client": "9"}, "client 9 is not in the cohort"),
+        ({"bytes_down": 10**18}, "client 2: bytes_down: expected at most"),
         (
             {"weights": {"key": "elsewhere", "sha256": "a" * 64, "bytes": 1}},
             "client 2: weights: expected .*, found else",

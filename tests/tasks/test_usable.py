@@ -71,7 +71,8 @@ class Round:
     async def evaluate(self, model: WeightRef, suffix: str) -> Scores:
         self.scored.append(suffix)
         state = load_file(self.place.weights.get(model.key, model.sha256, model.bytes).path)
-        if any(float(tensor.abs().max()) > LARGEST for tensor in state.values()):
+        rootless = float(state["bn.running_var"].min()) < 0
+        if rootless or any(float(tensor.abs().max()) > LARGEST for tensor in state.values()):
             return [], diverged(*COHORT), 7, 3
         return [evaluation(*COHORT)], [], 7, 3
 
@@ -136,6 +137,16 @@ def test_statistics_of_a_model_spoil_it_too(round3: Round) -> None:
     updates = [round3.update(client, 100.0) for client in "1234"]
     new = round3.run([*updates, round3.update("5", 0.0, var=1e30)])
     assert [item.client for item in new.dropped] == ["5"]
+
+
+def test_a_small_update_cannot_have_the_others_dropped(round3: Round) -> None:
+    # Nearer to the last model than any honest update, and no root of the mean variance.
+    updates = [round3.update(client, 100.0) for client in "1234"]
+    new = round3.run([*updates, round3.update("5", 0.0, var=-10.0)])
+    assert [(item.client, item.reason) for item in new.dropped] == [
+        ("5", "client 5: tensor bn.running_var: expected variances of at least 0, found -10")
+    ]
+    assert new.updates == updates
 
 
 def test_the_largest_goes_first_until_the_model_can_be_used(round3: Round) -> None:
