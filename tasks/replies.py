@@ -259,6 +259,10 @@ def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> 
     for loss in reply.batch_losses:
         if not math.isfinite(loss) or abs(loss) > most:
             raise BadReply(f"reply: batch_losses: expected finite numbers up to {most:.3g}, found {loss:g}")
+    total = math.fsum(reply.batch_losses)
+    if abs(total) > _LARGEST_LOSS * images:  # the last batch may be smaller than the others
+        mean = total / images
+        raise BadReply(f"reply: batch_losses: expected at most {_LARGEST_LOSS:.3g} an image, found {mean:.3g}")
 
 
 def not_counted(

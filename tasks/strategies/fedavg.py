@@ -47,7 +47,8 @@ class FedAvg:
 
         Raises:
             ClientError: naming the client and the tensor: another shape or type, NaN, infinite or beyond half
-                of float32's range, a negative variance; or a second update of one client. The accumulator has not changed.
+                of float32's range, a negative variance; or a second update of one client. The accumulator has not
+                changed.
         """
         self._check_turn(weight, client)
         reference = self._reference

@@ -157,6 +157,8 @@ def test_the_first_of_two_answers_counts_and_a_failure_is_of_the_phase() -> None
         (PART, work(batch_losses=[4.0] * 3), "batch_losses: expected a list of at most 2 numbers"),
         (PART, work(batch_losses=[4.0, "2"]), "batch_losses: expected a list of at most 2 numbers"),
         (PART, work(batch_losses=[4.0, 1e300]), r"batch_losses: expected finite numbers up to 1.4e\+39, found 1e\+300"),
+        # The last batch has two images only: a mean beyond an image's largest loss fits in no record.
+        (PART, work(batch_losses=[1.4e39, 1.4e39]), r"batch_losses: expected at most 3.5e.38 an image, found 4.6"),
         (PART, work(batch_losses=[4.0, float("inf")]), "batch_losses.*finite number"),
         (PART, {"failures": [failed("9")]}, "detections: expected an object, found none, and no failure"),
         (SHEET, {"images": 3}, "detections: expected an object, found none, and no failure"),
