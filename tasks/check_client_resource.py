@@ -196,7 +196,7 @@ async def _new_plan(
     for attempt in range(1, rule.max_draws + 1):
         contacted = draw_clients(spec, ready, round_number, attempt)
         request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
-        replies = await hand_out(place, request)
+        replies = await hand_out(place, request, deadline=rule.wake_up_deadline)  # a load is read in no time
         failures = tuple(failure for reply in replies for failure in reply.failures)
         report_failures(place, failures)
         answers = tuple(answer for reply in replies for answer in reply.answers)
