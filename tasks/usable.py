@@ -25,8 +25,8 @@ _STEP = 1 << 20
 def model_fault(evaluations: Sequence[EvaluationRecord], unscored: Sequence[ClientFailure]) -> str | None:
     """Why the evaluated model cannot be used; None when it can, or when nobody could tell.
 
-    It cannot when more clients say that it has no finite loss on their test sets than say that it has one. An evaluation
-    is its silo's word: one alone can neither pass off a model from which nobody could train, nor have updates dropped.
+    It cannot when more clients say that it has no finite loss on their test sets than say that it has one. An
+    evaluation is its silo's word: one alone can neither pass off a dead model, nor have updates dropped.
     Test sets that were not evaluated, because of a deadline, a lost machine or bad data, say nothing about the model.
     """
     finite = {client for evaluation in evaluations if evaluation.loss is not None for client in evaluation.clients}
