@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flows.stored import opened_store, put_best, read_history, read_spec
+from infra.errors import StoreCorrupt
 from infra.lock import run_lock
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
+from tasks.replies import record_limit
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan
@@ -121,7 +123,7 @@ def discard_updates(objects: ObjectStore, layout: FederationLayout, clients: Seq
 def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, client: str) -> str:
     there = objects.list(layout.updates(plan.round))
     key = layout.update_record(plan.round, client)
-    members = _together(objects.get_json(key) if key in there else None, plan, client)
+    members = _together(_record(objects, key, plan) if key in there else None, plan, client)
     records = [layout.update_record(plan.round, member) for member in members]
     weights = [layout.update_weights(plan.round, client), layout.partial_sum(plan.round, members[0])]
     # Records first: one without its weights would be taken for a store that has lost them.
@@ -134,6 +136,14 @@ def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, cl
     others = [member for member in members if member != client]
     also = f", with those of {', '.join(others)} in the same partial sum" if others else ""
     return f"client {client}: its update of round {plan.round} is discarded{also}"
+
+
+def _record(objects: ObjectStore, key: str, plan: RoundPlan) -> Any:
+    """A client's record, unchecked; None when it is none: its client wrote it, and that is no reason to keep it."""
+    try:
+        return objects.get_json(key, record_limit(plan))
+    except StoreCorrupt:
+        return None
 
 
 def _together(document: Any, plan: RoundPlan, client: str) -> list[str]:

@@ -1,7 +1,8 @@
 """A round's new global model: aggregated and evaluated, again and again without the updates that spoil it.
 
-Usually once. A model that is not finite, or gives no finite loss on any test set, is never committed: the largest
-update is dropped, and the rest aggregated and evaluated again, until the model can be used or too few updates are left.
+Usually once. A model that is not finite, or has no finite loss at more clients than it has one, is never committed: the
+largest update is dropped, and the rest aggregated and evaluated again, until the model can be used or too few updates
+are left.
 All follows from the plan and the stored updates, so a round that is interrupted here decides the same when it resumes.
 """
 

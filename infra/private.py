@@ -57,22 +57,26 @@ def data_cache(home: Path) -> Path:
 
 
 def narrow(home: Path) -> str | None:
-    """Take from others what rights they have to ``home``, if it is there. Returns one line about that; None: no rights.
+    """Take from others what rights they have to ``home``, if it is there. Returns one line about that, or about an
+    owner whose rights nobody can take; None: nobody else has any.
 
     Raises:
         SettingsError: it is another user's whose rights this process cannot change.
     """
     try:
-        mode = stat.S_IMODE(home.stat().st_mode)
+        status = home.stat()
     except OSError:  # none yet, or none that could be used; who uses it says so
         return None
+    mode, owner = stat.S_IMODE(status.st_mode), status.st_uid
+    # Root can enter every folder, one that waited for it too.
+    foreign = "" if owner in (0, os.geteuid()) else f"{home}: user {owner} owns it, and can read and change all in it"
     if not mode & OTHERS:
-        return None
+        return foreign or None
     try:
         home.chmod(mode & ~OTHERS)
     except PermissionError:
         raise SettingsError(
-            f"home: expected a folder of your own (user {os.geteuid()}), found one of user {home.stat().st_uid} that "
+            f"home: expected a folder of your own (user {os.geteuid()}), found one of user {owner} that "
             f"others may enter: {home}; name one below it"
         ) from None
-    return f"{home}: others could enter it ({mode:04o}); from now on only you can (0700)"
+    return foreign or f"{home}: others could enter it ({mode:04o}); from now on only you can (0700)"

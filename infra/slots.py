@@ -19,6 +19,7 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any, Protocol, TypeVar
 
 from infra.errors import DeadlineExceeded, SlotLost
+from infra.imports import keep_folder_out_of_imports
 
 Argument = TypeVar("Argument")
 Reply = TypeVar("Reply")
@@ -141,6 +142,7 @@ class _Slot:
 
 def start_fork_server(preload: Sequence[str]) -> Any:
     """Have slots' common parent importing ``preload``, unless it runs; does not wait. Returns its context."""
+    keep_folder_out_of_imports(os.environ)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     with _interrupts_blocked():

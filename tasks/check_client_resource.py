@@ -160,7 +160,8 @@ def read_plan(
 ) -> RoundPlan | None:
     """The plan of an open round, if it still holds: same experiment, same global weights, its cohort ready.
 
-    A client that has other training images than before needs a new plan, or it could never answer this one.
+    A client that has other training images than before needs a new plan, or it could never answer this one. A plan
+    from before weights were fixed gets those of ``wake_up``'s counts.
     """
     key = place.layout.plan(round_number)
     document = place.objects.get_json(key)
@@ -171,7 +172,14 @@ def read_plan(
     # A raised max_rounds changes the digest but none of the plan's rounds.
     same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= sizes.keys()
     same = same and all(sizes[client] == size for client, size in (plan.train_sizes or {}).items())
-    return plan.model_copy(update={"spec_digest": spec.digest}) if same else None
+    if not same:
+        return None
+    plan = plan.model_copy(update={"spec_digest": spec.digest})
+    if plan.train_sizes is None or plan.weights is None:
+        # Begun by a fedbench that believed the count in an update.
+        counted = {client: sizes[client] for client in plan.cohort}
+        plan = plan.model_copy(update={"train_sizes": counted, "weights": counted})
+    return plan
 
 
 async def _new_plan(
@@ -188,7 +196,7 @@ async def _new_plan(
     for attempt in range(1, rule.max_draws + 1):
         contacted = draw_clients(spec, ready, round_number, attempt)
         request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
-        replies = await hand_out(place, request)
+        replies = await hand_out(place, request, deadline=rule.wake_up_deadline)  # a load is read in no time
         failures = tuple(failure for reply in replies for failure in reply.failures)
         report_failures(place, failures)
         answers = tuple(answer for reply in replies for answer in reply.answers)

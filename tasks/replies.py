@@ -43,6 +43,8 @@ _LARGEST_ANSWER = 10 << 20  # JSON takes up to 24 times its bytes in memory
 _MOST_VALUES = 10_000  # in a client's answer: its classes, or the clients of its partial sum
 # The fields of a reply that are of the turn's work and not of one client's.
 _OF_WORK = ("images", "batch_losses", "detections", "downloaded", "uploaded")
+# Bytes by which the header of an update may be larger than that of the global weights: both have the same tensors.
+HEADER_SLACK = 1 << 16
 # The largest loss of an image: losses are computed in float32.
 _LARGEST_LOSS = 3.5e38
 
@@ -182,9 +184,9 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
         if failed:
             first = next(iter(failed.values()))
             every = (failed.get(client) or first.model_copy(update={"client": client}) for client in request.clients)
-            return TurnReply(failures=tuple(every), downloaded=reply.downloaded, uploaded=reply.uploaded)
+            return TurnReply.model_validate({"failures": tuple(every), **_moved(request, reply)})
         _check_work(request, reply)
-        return TurnReply(**{name: getattr(reply, name) for name in _OF_WORK})
+        return TurnReply.model_validate({name: getattr(reply, name) for name in _OF_WORK} | _moved(request, reply))
     name, _ = ANSWERS[request.phase]
     answers: dict[str, Any] = {}
     for answer in getattr(reply, name):
@@ -207,10 +209,24 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
         {
             name: tuple(answers[client] for client in request.clients if client in answers),
             "failures": tuple(failed[client] for client in request.clients if client in failed),
-            "downloaded": reply.downloaded,
-            "uploaded": reply.uploaded,
+            **_moved(request, reply),
         }
     )
+
+
+def _moved(request: AnyRequest, reply: TurnReply) -> dict[str, int]:
+    """Bytes that the turn moved, by its own word, and no more than answering ``request`` can move.
+
+    Sums of them are on record, which have bounds too: one silo's figures must not take a round's beyond them.
+    """
+    model = request.model.bytes if isinstance(request, UpdateRequest | EvaluationRequest | SheetRequest) else 0
+    up = reply.detections.bytes if reply.detections is not None else 0
+    if isinstance(request, UpdateRequest):
+        up = len(request.clients) * (model + HEADER_SLACK)
+    return {
+        "downloaded": min(reply.downloaded, len(request.clients) * model),
+        "uploaded": min(reply.uploaded, up),
+    }
 
 
 def _kind(request: AnyRequest, failure: ClientFailure) -> str:
@@ -243,6 +259,10 @@ def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> 
     for loss in reply.batch_losses:
         if not math.isfinite(loss) or abs(loss) > most:
             raise BadReply(f"reply: batch_losses: expected finite numbers up to {most:.3g}, found {loss:g}")
+    total = math.fsum(reply.batch_losses)
+    if abs(total) > _LARGEST_LOSS * images:  # the last batch may be smaller than the others
+        mean = total / images
+        raise BadReply(f"reply: batch_losses: expected at most {_LARGEST_LOSS:.3g} an image, found {mean:.3g}")
 
 
 def not_counted(

@@ -19,7 +19,7 @@ from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
-from tasks.replies import failure_of, record_limit
+from tasks.replies import HEADER_SLACK, failure_of, record_limit
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
@@ -30,8 +30,6 @@ from tasks.strategies.fedavg import FedAvg
 from tasks.training.local import TrainingResult, train
 from tasks.turns import hand_out, report_failures
 
-# Bytes by which the header of an update may be larger than that of the global weights: both have the same tensors.
-HEADER_SLACK = 1 << 16
 Figure = TypeVar("Figure", int, Weight)
 
 
@@ -176,8 +174,9 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
 
     It counts when it was asked for: this federation, round and experiment, a client of the cohort, from the round's
     global weights and with the client's seed, over as many images as ``wake_up`` counted (which its weight comes
-    from), its weights where the plan expects them (``key``), no larger than the global weights. Of a partial sum that
-    is half of it: all its clients must (:func:`tasks.partial_sums.incomplete_sums`).
+    from), its weights where the plan expects them (``key``), no larger than the global weights, which are all that it
+    needed from the store. Of a partial sum that is half of it: all its clients must
+    (:func:`tasks.partial_sums.incomplete_sums`).
     """
     if update.client not in plan.cohort:
         return f"client {update.client} is not in the cohort"
@@ -201,6 +200,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     most = plan.model.bytes + HEADER_SLACK
     if update.weights.bytes > most:
         return f"client {update.client}: weights: expected at most {most} bytes, found {update.weights.bytes}"
+    if update.bytes_down > plan.model.bytes:
+        return f"client {update.client}: bytes_down: expected at most {plan.model.bytes}, found {update.bytes_down}"
     return None
 
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 # Of a phase's turns, in ``participation``.
 DEADLINES = {
     "wake_up": "wake_up_deadline",
+    "check_client_resource": "wake_up_deadline",
     "request_update": "turn_deadline",
     "stop_and_eval": "evaluation_deadline",
     "sheet": "evaluation_deadline",

@@ -25,13 +25,16 @@ _STEP = 1 << 20
 def model_fault(evaluations: Sequence[EvaluationRecord], unscored: Sequence[ClientFailure]) -> str | None:
     """Why the evaluated model cannot be used; None when it can, or when nobody could tell.
 
-    It cannot when at least one test set has no finite loss under it and none has one. Test sets that were not
-    evaluated, because of a deadline, a lost machine or bad data, say nothing about the model.
+    It cannot when more clients say that it has no finite loss on their test sets than say that it has one. An
+    evaluation is its silo's word: one alone can neither pass off a dead model, nor have updates dropped.
+    Test sets that were not evaluated, because of a deadline, a lost machine or bad data, say nothing about the model.
     """
-    if any(evaluation.loss is not None for evaluation in evaluations):
+    finite = {client for evaluation in evaluations if evaluation.loss is not None for client in evaluation.clients}
+    without = {client for evaluation in evaluations if evaluation.loss is None for client in evaluation.clients}
+    reasons = {failure.client: failure.reason for failure in unscored if failure.kind == "model-diverged"}
+    if len(without | reasons.keys()) <= len(finite):
         return None
-    diverged = next((failure.reason for failure in unscored if failure.kind == "model-diverged"), None)
-    return "the test loss is not finite" if evaluations and diverged is None else diverged
+    return next(iter(reasons.values()), "the test loss is not finite")
 
 
 def largest_update(place: Place, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> tuple[list[UpdateRecord], float]:

@@ -78,6 +78,7 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
     Raises:
         FedbenchError, InfraError: the flow's own; or Prefect's API failed, and the log says what had gone by then.
     """
+    from flows.planted import hold_back_planted
     from flows.run import own_prefect, prefect_drained
     from infra.services.embedded import EmbeddedServices
 
@@ -86,6 +87,7 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
     own_prefect(settings)
     with services:
         os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, lambda line: err.print(line, soft_wrap=True, highlight=False))
         from flows.clean_up import clean_up
 
         try:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0
 # Residents in a row that end before their first turn, after which a pool is given up.
 FAILED_STARTS = 3
+# Residents in a row that left just when a turn came, as an idle one may; after so many it is no chance any more.
+NOT_TAKEN = 5
 # A pool without any resident for so long is said to wait.
 SILENT_SECONDS = 30.0
 CLOSE_SECONDS = 20.0
@@ -117,22 +119,28 @@ class ResidentSlots:
         """``turn`` is not sent: a resident does what the request's phase asks (:mod:`flows.turn`).
 
         Raises:
-            SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.slots.TurnRunner` has them.
-            PoolUnusable: no resident starts on the pool.
+            SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.slots.TurnRunner` has them. On a silo's own pool
+                they also tell that no resident starts there, none takes the turn, or none was there for ``deadline``
+                seconds: it is that silo's fault alone.
+            PoolUnusable: no resident starts on the pool for turns of all.
         """
         pool = self._pools[self.pool_of(argument.clients[0])]
+        not_taken = 0
         document = {
             "version": MAILBOX_VERSION,
             "phase": argument.phase,
             "request": argument.model_dump(mode="json"),
         }
         while True:
-            resident = await pool.lease(self._balance)
+            resident = await self._lease(pool, deadline)
             try:
                 answer = await self._ask(resident, document, deadline, self._answer_limit(argument))
                 reply = self._read_reply(argument, reply_in(answer))
             except _NotTaken:
-                continue
+                not_taken += 1
+                if not_taken < NOT_TAKEN:
+                    continue
+                raise SlotLost(f"pool {pool.name}: {not_taken} residents left without taking the turn") from None
             except SlotLost as error:
                 pool.offer(resident)
                 raise SlotLost(f"{resident}: {error}") from None
@@ -142,6 +150,33 @@ class ResidentSlots:
                 raise BadReply(f"{resident}: {error}") from None
             pool.offer(resident)
             return reply
+
+    async def _lease(self, pool: Pool, deadline: float | None) -> Resident:
+        """A resident of ``pool`` that is free; of a silo's own pool with the errors of that silo (:meth:`run`).
+
+        The deadline runs while no resident is there, not while turns wait for those that are.
+        """
+        if pool.name not in self._settings.silos.values():
+            return await pool.lease(self._balance)
+        lease = asyncio.ensure_future(pool.lease(self._balance))
+        try:
+            absent_since = time.monotonic()
+            while not lease.done():
+                left = None if deadline is None else max(absent_since + deadline - time.monotonic(), 0.0)
+                await asyncio.wait({lease}, timeout=left)
+                if any(resident.ready for resident in pool.residents):
+                    absent_since = time.monotonic()
+                elif deadline is not None and not lease.done() and time.monotonic() - absent_since >= deadline:
+                    raise DeadlineExceeded(f"pool {pool.name}: no resident within {deadline:g} s")
+            return lease.result()
+        except PoolUnusable as error:
+            raise SlotLost(str(error)) from None
+        except asyncio.CancelledError:
+            if lease.done() and not lease.cancelled() and lease.exception() is None:
+                pool.offer(lease.result())
+            raise
+        finally:
+            lease.cancel()
 
     async def close(self) -> None:
         """Let the idle residents go, and cancel the others."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.imports import as_the_user_has_it
 from infra.proxies import bypass_proxies, drop_unusable_proxies
 from infra.services.logs import open_log
 
@@ -45,6 +46,7 @@ def launch(
     bond = ["--detached", str(lock)] if inherited else [str(os.getpid())]
     launcher = [sys.executable, "-I", "-S", LAUNCHER, *(["--group"] if group else []), *bond]
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_VARIABLES)}
+    as_the_user_has_it(environment)  # services start in a folder of their own
     bypass_proxies(environment)
     drop_unusable_proxies(environment, ["all_proxy"])
     with open_log(log_path) as log:

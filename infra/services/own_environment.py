@@ -22,6 +22,7 @@ import os
 from pathlib import Path
 
 from infra.errors import ServiceFailed
+from infra.imports import keep_folder_out_of_imports
 from infra.proxies import PROXIES, bypass_proxies, drop_unusable_proxies, is_direct
 from infra.services.ports import LOOPBACK
 from infra.services.stack_state import StackState, read_state, without_own_addresses
@@ -41,6 +42,7 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
 
     deploys: without a stack, Prefect's server is the one that the user's own Prefect settings name.
     """
+    keep_folder_out_of_imports(os.environ)
     state = _state(settings)
     named = without_own_addresses(settings, state)
     own_prefect = named.prefect_api_url is None and (state.up or not deploys)

@@ -51,10 +51,11 @@ MOST = 10**9
 MOST_CLIENTS = 100_000
 MOST_CLASSES = 10_000
 LONGEST_TEXT = 2000
+MOST_SECONDS = 1e10
 LARGEST_LOSS = 1e40  # a mean of sums of float32 numbers
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Bytes = Annotated[int, Field(ge=0, le=10**18)]
-Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS)]
 Loss = Annotated[float, Field(ge=-LARGEST_LOSS, le=LARGEST_LOSS)]
 # Of parts that were rounded; COCO's tools write -1 for a figure that there is not.
 Score = Annotated[float, Field(ge=-1, le=1.001)]

@@ -47,7 +47,8 @@ class FedAvg:
 
         Raises:
             ClientError: naming the client and the tensor: another shape or type, NaN, infinite or beyond half
-                of float32's range; or a second update of one client. The accumulator has not changed.
+                of float32's range, a negative variance; or a second update of one client. The accumulator has not
+                changed.
         """
         self._check_turn(weight, client)
         reference = self._reference
@@ -78,7 +79,7 @@ class FedAvg:
     def _add(self, reference: Reference, tensor_of: Callable[[str], torch.Tensor], weight: float, client: str) -> None:
         for name, (_, dtype) in reference.items():
             if dtype.is_floating_point:
-                _check_finite(tensor_of(name), name, client)
+                _check_values(tensor_of(name), name, client)
         # From here on nothing is refused: an update counts whole or not at all.
         part = weight / (self._weight + weight)
         for name in reference:
@@ -106,7 +107,7 @@ class FedAvg:
         return state
 
 
-def _check_finite(tensor: torch.Tensor, name: str, client: str) -> None:
+def _check_values(tensor: torch.Tensor, name: str, client: str) -> None:
     if not tensor.numel():
         return
     low, high = (bound.item() for bound in torch.aminmax(tensor))  # one pass; NaN comes through as NaN
@@ -115,6 +116,9 @@ def _check_finite(tensor: torch.Tensor, name: str, client: str) -> None:
         raise ClientError(
             f"client {client}: tensor {name}: expected finite values up to {_LARGEST:.3g} in size, found {worst:.3g}"
         )
+    # A variance below 0 has no root: it spoils the model, however near the rest of the update is to the last one.
+    if low < 0 and name.rpartition(".")[2] == "running_var":
+        raise ClientError(f"client {client}: tensor {name}: expected variances of at least 0, found {low:.3g}")
 
 
 def _move_towards(mean: torch.Tensor, tensor: torch.Tensor, part: float) -> None:

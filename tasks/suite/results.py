@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tasks.errors import FedbenchError
 from tasks.metrics.over_rounds import costs_by_round
+from tasks.spec.base import MOST_SECONDS
 from tasks.spec.federation import MAP_NAMES, MapName
 from tasks.spec.records import EvaluationRecord, Metrics, RoundRecord
 from tasks.spec.suite import Cell
@@ -83,6 +84,10 @@ def _per_client(evaluations: Sequence[EvaluationRecord]) -> dict[str, dict[str, 
 
 
 def _turn_seconds(records: Sequence[RoundRecord]) -> float:
-    """Of training and evaluation turns; records name the GPU, not that it is one."""
+    """Of training and evaluation turns; records name the GPU, not that it is one.
+
+    Those of updates are their clients' word, and a sum of such words may be more than a record can hold.
+    """
     updates = sum(update.seconds for record in records for update in record.updates)
-    return updates + sum(evaluation.seconds for record in records for evaluation in record.evaluations)
+    evaluations = sum(evaluation.seconds for record in records for evaluation in record.evaluations)
+    return min(updates + evaluations, MOST_SECONDS)

@@ -198,6 +198,16 @@ def test_a_partial_sum_is_discarded_with_the_records_of_all_its_clients(place: P
     assert names(place, "rounds/0005/updates/") == {"2.json", "_sum-2.safetensors", "4.json"}
 
 
+@pytest.mark.parametrize(
+    "record", [b"[" * 9_000, b"null", b"\xff", b"{}" * 20_000, b'{"shard": ["1", "2", "3"], "version": 1'.ljust(10**6)]
+)
+def test_a_record_that_is_none_is_discarded_too(place: Place, record: bytes) -> None:
+    place.objects.put_bytes(place.layout.update_record(5, "2"), record)
+    (line,) = discard_updates(place.objects, place.layout, ["2"])
+    assert line == "client 2: its update of round 5 is discarded"
+    assert names(place, "rounds/0005/updates/") == {"1.json", "1.safetensors", "3.json", "3.safetensors"}
+
+
 def test_only_a_client_of_an_open_round_is_retrained(place: Place) -> None:
     with pytest.raises(SpecError, match=r"--retrain: expected a client of round 5 \(1, 2, 3, 4\), found 9"):
         discard_updates(place.objects, place.layout, ["1", "9"])

@@ -21,6 +21,7 @@ from botocore.utils import get_environ_proxies
 from pydantic import SecretStr
 
 from infra.errors import SettingsError
+from infra.imports import as_the_user_has_it, keep_folder_out_of_imports
 from infra.proxies import LOOPBACK_HOSTS, bypass_proxies
 from infra.services.credentials import draw_keys
 from infra.services.environment_file import write_environment
@@ -305,3 +306,15 @@ def test_a_store_elsewhere_is_asked_through_the_proxy() -> None:
         assert not store.exists("a")
         thread.join(30)
     assert asked[0].startswith(b"HEAD http://s3.example/fedbench/a ")
+
+
+def test_helpers_of_a_run_import_nothing_from_its_folder_and_flows_of_workers_what_they_like() -> None:
+    environment: dict[str, str] = {}
+    keep_folder_out_of_imports(environment)
+    assert environment["PYTHONSAFEPATH"]
+    as_the_user_has_it(environment)
+    assert environment == {}
+    users = {"PYTHONSAFEPATH": "1"}
+    keep_folder_out_of_imports(users)
+    as_the_user_has_it(users)
+    assert users == {"PYTHONSAFEPATH": "1"}

@@ -77,3 +77,14 @@ def _refuse_foreign(above: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, str(home)], capture_output=True, text=True, check=False)
     assert "SettingsError: home: expected a folder of your own (user 65534), found one of user 0" in done.stderr
     assert rights(home) == 0o777
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can enter another user's private folder")
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_root_is_told_that_a_home_is_another_users(tmp_path: Path, mode: int) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(mode)
+    os.chown(home, 65534, 65534)
+    assert narrow(home) == f"{home}: user 65534 owns it, and can read and change all in it"
+    assert rights(home) == 0o700

@@ -154,3 +154,24 @@ def test_slots_end_when_their_coordinator_is_killed(tmp_path: Path) -> None:
         host.kill()
         host.wait()
     asyncio.run(came_true(lambda: all(gone(pid) for pid in family)))
+
+
+def test_slots_import_nothing_from_the_folder_that_a_run_is_started_in(tmp_path: Path) -> None:
+    script, folder, ran = tmp_path / "start.py", tmp_path / "folder", tmp_path / "ran"
+    folder.mkdir()
+    planted = f"import os\nopen({str(ran)!r}, 'a').write('ran')\nos._exit(3)\n"
+    for name in ("multiprocessing", "signal", "infra"):
+        (folder / f"{name}.py").write_text(planted)
+    script.write_text(
+        "from infra.slots import start_fork_server\n"
+        "if __name__ == '__main__':\n"
+        "    context = start_fork_server([])\n"
+        "    lock = context.Lock()\n"  # has the resource tracker started
+        "    process = context.Process(target=print)\n"
+        "    process.start()\n"
+        "    process.join(30)\n"
+        "    assert process.exitcode == 0, process.exitcode\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    subprocess.run([sys.executable, script], cwd=folder, env=environment, check=True, timeout=60)
+    assert not ran.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from foreign_silos import (
     TEST_SIZE,
     Body,
     Content,
+    ForeignSlots,
     Silos,
     info,
     make_silos,
@@ -23,6 +24,7 @@ from foreign_silos import (
     sheet,
 )
 
+from infra.residents.pool import Resident
 from tasks.errors import FedbenchError
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.turns import AnyRequest
@@ -132,3 +134,54 @@ def test_a_sheet_that_cannot_be_shown_is_refused(silos: Silos, content: Content,
 def test_a_strange_record_in_the_store_is_not_taken_over(silos: Silos, record: Content) -> None:
     silos.begin(lambda request, document: record)
     assert taken_over(silos).counted == ["1", "3"]
+
+
+async def absent(slots: ForeignSlots, resident: Resident) -> None:
+    """No worker takes the resident's run."""
+
+
+async def broken(slots: ForeignSlots, resident: Resident) -> None:
+    slots._lose(resident, "no such folder")
+
+
+async def leaving(slots: ForeignSlots, resident: Resident) -> None:
+    """There until it is rung for a turn, as if it had been idle for too long."""
+    slots._welcome(resident)
+
+
+@pytest.mark.parametrize(
+    ("conduct", "reason"),
+    [
+        (absent, r"no answer within participation.wake_up_deadline \([01].*s\)"),
+        (broken, "lost 2 times with its slot or store: pool silo-2: no resident starts there: no such folder"),
+        (leaving, "lost 2 times with its slot or store: pool silo-2: 5 residents left without taking the turn"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["wake_up", "check_client_resource"])
+def test_a_silo_whose_residents_take_no_turn_is_dropped_alone(
+    silos: Silos,
+    phase: str,
+    conduct: Callable[[ForeignSlots, Resident], Awaitable[None]],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual, usual_ring = ForeignSlots._submit, ForeignSlots._ring
+
+    async def submit(slots: ForeignSlots, resident: Resident) -> None:
+        await (conduct if resident.pool.name == f"silo-{FOREIGN}" else usual)(slots, resident)
+
+    async def ring(slots: ForeignSlots, resident: Resident, event: str) -> None:
+        if resident.pool.name == f"silo-{FOREIGN}":
+            slots._lose(resident, "it was idle", left=True)
+        else:
+            await usual_ring(slots, resident, event)
+
+    monkeypatch.setattr(ForeignSlots, "_submit", submit)
+    monkeypatch.setattr(ForeignSlots, "_ring", ring)
+    silos.begin()
+    participation = SPEC.participation.model_copy(update={"wake_up_deadline": 0.5})
+    outcome = PHASES[phase](silos, SPEC.model_copy(update={"participation": participation}))
+    assert outcome.counted == ["1", "3"]
+    (failure,) = outcome.dropped
+    assert failure.client == FOREIGN
+    assert re.fullmatch(reason, failure.reason), failure.reason

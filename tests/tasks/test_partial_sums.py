@@ -98,6 +98,9 @@ def trained_states(base: State, clients: int) -> list[State]:
                 for name, tensor in base.items()
             }
         )
+        for name in states[-1]:
+            if name.endswith("running_var"):
+                states[-1][name].abs_()
     return states
 
 

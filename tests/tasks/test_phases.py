@@ -120,6 +120,7 @@ def update_of(
         ({"model": "b" * 64}, "client 2: model: expected .*, found bbbb"),
         ({"seed": 101}, "client 2: seed: expected 102, found 101"),
         ({"client": "9"}, "client 9 is not in the cohort"),
+        ({"bytes_down": 10**18}, "client 2: bytes_down: expected at most"),
         (
             {"weights": {"key": "elsewhere", "sha256": "a" * 64, "bytes": 1}},
             "client 2: weights: expected .*, found else",
@@ -161,6 +162,8 @@ def ready(*clients: str) -> list[ClientInfo]:
 def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(place: Place, plan: RoundPlan) -> None:
     assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), plan.model) is None
     key = place.layout.plan(3)
+    sizes = dict.fromkeys(plan.cohort, 5)
+    plan = plan.model_copy(update={"train_sizes": sizes, "weights": sizes})
     place.objects.put_json(key, plan.model_dump(mode="json"))
     assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4", "5"), plan.model) == plan
     assert read_plan(place, SPEC, 3, ready("1", "2", "3"), plan.model) is None

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from infra.errors import BadReply
-from tasks.replies import MOST_TEST_IMAGES, answer_limit, batches_of, checked, images_of, not_counted, read_reply
+from tasks.replies import (
+    HEADER_SLACK,
+    MOST_TEST_IMAGES,
+    answer_limit,
+    batches_of,
+    checked,
+    images_of,
+    not_counted,
+    read_reply,
+)
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
 from tasks.spec.training import EvaluationSpec
@@ -148,6 +157,8 @@ def test_the_first_of_two_answers_counts_and_a_failure_is_of_the_phase() -> None
         (PART, work(batch_losses=[4.0] * 3), "batch_losses: expected a list of at most 2 numbers"),
         (PART, work(batch_losses=[4.0, "2"]), "batch_losses: expected a list of at most 2 numbers"),
         (PART, work(batch_losses=[4.0, 1e40]), r"batch_losses: expected finite numbers up to 1.4e\+39, found 1e\+40"),
+        # The last batch has two images only: a mean beyond an image's largest loss fits in no record.
+        (PART, work(batch_losses=[1.4e39, 1.4e39]), r"batch_losses: expected at most 3.5e.38 an image, found 4.6"),
         (PART, work(batch_losses=[4.0, float("inf")]), "batch_losses.*finite number"),
         (PART, {"failures": [failed("9")]}, "detections: expected an object, found none, and no failure"),
         (SHEET, {"images": 3}, "detections: expected an object, found none, and no failure"),
@@ -196,6 +207,26 @@ def test_an_answer_may_be_as_large_as_its_request_needs() -> None:
         assert limit(request, 10_000) <= 10 << 20
     assert limit(PART, 1, test_size=40_000) - limit(PART, 1) > 5000 * 30  # characters of a float and its line
     assert limit(UPDATE, 100, spec=sums) - limit(UPDATE, 100) == 100 * 100 * 96
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "expected"),
+    [
+        (WAKE, {"ready": [info(client) for client in "123"]}, (0, 0)),
+        (UPDATE, {"failures": [failed("1")]}, (3 * 9, 3 * (9 + HEADER_SLACK))),
+        (PART, work(), (3 * 9, 9)),
+        (PART, {"failures": [failed("1")]}, (3 * 9, 0)),
+        (SHEET, {"detections": REF}, (3 * 9, 9)),
+    ],
+)
+def test_a_turn_says_of_no_more_bytes_that_it_moved_them_than_it_can(
+    request_: AnyRequest, answer: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    # The sum of two such figures would be beyond what a round's record may hold, and the round never committed.
+    reply = checked(request_, read_reply(request_, {**answer, "downloaded": 10**18, "uploaded": 10**18}))
+    assert (reply.downloaded, reply.uploaded) == expected
+    small = checked(request_, read_reply(request_, {**answer, "downloaded": 0, "uploaded": 0}))
+    assert (small.downloaded, small.uploaded) == (0, 0)
 
 
 def test_nobody_is_on_record_as_counted_and_as_dropped() -> None:

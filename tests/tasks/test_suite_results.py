@@ -98,6 +98,12 @@ def test_gpu_time_is_of_turns_where_the_specification_has_them_on_a_gpu() -> Non
     on_gpu = SPEC.model_copy(update={"training": TrainingSpec(local_epochs=2, device="cuda")})
     # Two clients of 4 s in rounds 1 and 2, an evaluation of 0.5 s in each of three.
     assert outcome([0.1, 0.2, 0.3], on_gpu).gpu_seconds == 2 * 2 * 4 + 3 * 0.5
+    # The word of two clients, together more than a record holds, costs no result.
+    claims = [record_of(number, 0.1) for number in range(2)]
+    updates = tuple(update.model_copy(update={"seconds": 1e10}) for update in claims[1].updates)
+    cell = Cell(experiment="a", role="federated", seed=1, spec=on_gpu)
+    records = [claims[0], claims[1].model_copy(update={"updates": updates})]
+    assert cell_result(cell, "run-a", records, metric="map50_voc10", target=0.3).gpu_seconds == 1e10
 
 
 def test_clients_are_told_apart_only_where_their_test_sets_are() -> None:

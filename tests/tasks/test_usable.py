@@ -71,7 +71,8 @@ class Round:
     async def evaluate(self, model: WeightRef, suffix: str) -> Scores:
         self.scored.append(suffix)
         state = load_file(self.place.weights.get(model.key, model.sha256, model.bytes).path)
-        if any(float(tensor.abs().max()) > LARGEST for tensor in state.values()):
+        rootless = float(state["bn.running_var"].min()) < 0
+        if rootless or any(float(tensor.abs().max()) > LARGEST for tensor in state.values()):
             return [], diverged(*COHORT), 7, 3
         return [evaluation(*COHORT)], [], 7, 3
 
@@ -136,6 +137,16 @@ def test_statistics_of_a_model_spoil_it_too(round3: Round) -> None:
     updates = [round3.update(client, 100.0) for client in "1234"]
     new = round3.run([*updates, round3.update("5", 0.0, var=1e30)])
     assert [item.client for item in new.dropped] == ["5"]
+
+
+def test_a_small_update_cannot_have_the_others_dropped(round3: Round) -> None:
+    # Nearer to the last model than any honest update, and no root of the mean variance.
+    updates = [round3.update(client, 100.0) for client in "1234"]
+    new = round3.run([*updates, round3.update("5", 0.0, var=-10.0)])
+    assert [(item.client, item.reason) for item in new.dropped] == [
+        ("5", "client 5: tensor bn.running_var: expected variances of at least 0, found -10")
+    ]
+    assert new.updates == updates
 
 
 def test_the_largest_goes_first_until_the_model_can_be_used(round3: Round) -> None:
@@ -233,7 +244,9 @@ def test_a_model_that_is_not_finite_is_neither_stored_nor_evaluated(
     ("evaluations", "unscored", "fault"),
     [
         ([evaluation("1")], [], None),
-        ([evaluation("1")], diverged("2"), None),  # one finite loss is enough
+        ([evaluation("1")], diverged("2"), None),  # one's word against another's
+        ([evaluation("1")], diverged("2", "3"), "test loss is nan at batch 1"),
+        ([evaluation("1", "2")], diverged("3", "4"), None),
         ([], diverged("1", "2"), "test loss is nan at batch 1"),
         ([], [failure("1", "deadline", "late"), *diverged("2")], "test loss is nan at batch 1"),
         ([evaluation("1", loss=None)], [], "the test loss is not finite"),
@@ -247,6 +260,19 @@ def test_only_a_loss_that_is_not_finite_speaks_against_a_model(
     evaluations: list[EvaluationRecord], unscored: list[ClientFailure], fault: str | None
 ) -> None:
     assert model_fault(evaluations, unscored) == fault
+
+
+def test_one_silo_cannot_pass_off_a_model_that_is_dead_for_the_others(round3: Round) -> None:
+    good = [round3.update(client, float(client)) for client in "1245"]
+    honest = round3.evaluate
+
+    async def evaluate(model: WeightRef, suffix: str) -> Scores:
+        evaluations, unscored, down, up = await honest(model, suffix)
+        return evaluations or [evaluation("3")], [item for item in unscored if item.client != "3"], down, up
+
+    round3.evaluate = evaluate  # type: ignore[method-assign]
+    new = round3.run([*good, round3.update("3", 1e38)])
+    assert (new.updates, [item.client for item in new.dropped]) == (good, ["3"])
 
 
 def test_a_distance_is_taken_in_float64_over_all_floating_tensors(tmp_path: Path) -> None:

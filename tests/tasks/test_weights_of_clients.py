@@ -17,7 +17,7 @@ from tasks.aggregate import aggregate_updates, counted_weights, require_quorum
 from tasks.check_client_resource import check_client_resource, read_plan
 from tasks.detectors.state import serialise
 from tasks.errors import FedbenchError
-from tasks.request_update import stored_updates
+from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
@@ -219,3 +219,16 @@ def test_plans_from_before_are_followed_in_the_old_way(place: Place) -> None:
     state, counted, _ = aggregate_updates(place, SPEC, plan, updates)
     assert counted == updates
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
+
+
+def test_an_open_round_from_before_takes_its_weights_from_wake_up(place: Place) -> None:
+    plan = planned(place, SPEC, SIZES)
+    key = place.layout.plan(3)
+    document = place.objects.get_json(key)
+    del document["weights"], document["train_sizes"]
+    place.objects.put_json(key, document)
+    found = read_plan(place, SPEC, 3, infos(SIZES), plan.model)
+    assert found is not None
+    assert (found.weights, found.train_sizes) == (SIZES, SIZES) == (plan.weights, plan.train_sizes)
+    liar = update_of(place, found, "1", train_size=10**9)
+    assert "train_size: expected" in str(answers_plan(liar, found, liar.weights.key))
