@@ -32,7 +32,7 @@ from infra.services.embedded import EmbeddedServices, supervised
 from infra.services.login_page import how_to_log_in
 from infra.services.own_environment import use_own_environment
 from infra.settings import Settings
-from infra.slots import start_fork_server
+from infra.slots import end_fork_server, start_fork_server
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec
@@ -144,6 +144,7 @@ def start_services(services: EmbeddedServices, modules: Sequence[str], *, preloa
             started.result()
         except BaseException:
             services.stop()  # ends the wait for a server to come up, Ctrl-C's too
+            end_fork_server()
             raise
 
 
