@@ -10,7 +10,7 @@ from homes import Home, assert_consistent, assert_tracked_once, digests, tiny
 
 from tasks.spec.records import RoundRecord
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 NAME, ROUNDS = "back", 2
 
