@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flows.prefect_runs import unsearched
 from infra.place import Place
 from tasks.aggregate import aggregate, require_quorum
+from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
 from tasks.turns import report_failures
@@ -90,6 +91,4 @@ def _spoilers(largest: Sequence[UpdateRecord], size: float, of: int, fault: str)
         f"the new global model of {of} updates cannot be used ({fault}); this update is the farthest from the last "
         f"model (L2 norm {size:.6g}{together})"
     )
-    return [
-        ClientFailure(client=update.client, phase="aggregate", kind="client-error", reason=reason) for update in largest
-    ]
+    return [failure_of("aggregate", update.client, reason) for update in largest]
