@@ -20,8 +20,10 @@ from torch import Tensor
 
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
+from tasks.detectors.state import tensor_faults
+from tasks.documents.json_text import read_json
 from tasks.errors import DataError, SpecError
-from tasks.plain_text import NAME_LIMIT, markdown
+from tasks.plain_text import LIMIT, markdown, plain_name
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.data import Exif
 from tasks.spec.detector import DetectorSpec
@@ -98,7 +100,25 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         DataError: the file is missing, is no safetensors file, has no card, or one that does not fit.
     """
-    return _read_header(path)[0]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a model file (safetensors)")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _not_safetensors(path, error) from None
+    text = header.get(HEADER_KEY)
+    if text is None:
+        keys = ", ".join(sorted(header)) or "none"
+        raise DataError(f"{path}: expected a model file, with the key {HEADER_KEY!r} in its header, found keys: {keys}")
+    try:
+        document = read_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: header {HEADER_KEY!r}: expected JSON: {error}") from None
+    try:
+        return parse(ModelCard, document, source=f"{path}: header {HEADER_KEY!r}", newest=CARD_VERSION)
+    except SpecError as error:
+        raise DataError(str(error)) from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -119,13 +139,17 @@ def load_model(path: Path) -> tuple[Detector, ModelCard]:
     """The detector of a model file in evaluation mode, on the CPU, and its card.
 
     Raises:
-        DataError: as :func:`read_card`, or the tensors are not the detector's; names them.
+        DataError: as :func:`read_card`, or the tensors are not the detector's by name, shape or type, or hold NaN or
+            infinity; names them.
     """
-    card, found = _read_header(path)
+    card = read_card(path)
     detector = build_detector(card.detector, len(card.classes), seed=0)
-    expected = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
-    _check_tensors(path, expected, found)
-    detector.load_state_dict(read_state(path))
+    state = read_state(path)
+    wrong = list(tensor_faults(detector.state_dict(), state))
+    if wrong:
+        rest = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise DataError(f"{path}: the tensors are not this detector's: {'; '.join(wrong[:_NAMED])}{rest}")
+    detector.load_state_dict(state)
     return detector.eval(), card
 
 
@@ -136,7 +160,7 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
         f"# {markdown(card.federation or card.detector.kind)}",
         "",
         f"`{card.detector.kind}` of {len(card.classes)} classes: "
-        f"{', '.join(markdown(name, NAME_LIMIT) for name in card.classes)}. "
+        f"{', '.join(markdown(plain_name(name)) for name in card.classes)}. "
         f"Images are stretched to {size} pixels.",
     ]
     origin = {
@@ -148,7 +172,11 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     lines += _table("Origin", ("", ""), {name: value for name, value in origin.items() if value is not None})
     lines += _table("Data", ("field", "value"), card.data or {})
     lines += _table("Figures on the test data", ("measure", "value"), card.metrics)
-    lines += _table("Classes on the test data", ("class", "AP at IoU 0.5 (VOC 2010)"), card.per_class)
+    lines += _table(
+        "Classes on the test data",
+        ("class", "AP at IoU 0.5 (VOC 2010)"),
+        card.per_class,
+    )
     if card.federation is not None:
         lines += ["", "## What is vouched for", "", *(f"- {line}" for line in VOUCHED)]
     if card.notes:
@@ -159,7 +187,7 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
 def _table(title: str, head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
-    shown = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
+    shown = [f"| {markdown(plain_name(name, LIMIT))} | {_cell(value)} |" for name, value in rows.items()]
     return ["", f"## {title}", "", f"| {head[0]} | {head[1]} |", "| --- | --- |", *shown]
 
 
@@ -202,43 +230,6 @@ def _usage(uri: str | None) -> list[str]:
             'of that image). Optional: `"params": {"score_threshold": 0.25, "max_detections": 100}`.',
         ]
     return lines
-
-
-def _read_header(path: Path) -> tuple[ModelCard, dict[str, tuple[int, ...]]]:
-    """The card, and the shape of each tensor."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a model file (safetensors)")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _not_safetensors(path, error) from None
-    text = header.get(HEADER_KEY)
-    if text is None:
-        keys = ", ".join(sorted(header)) or "none"
-        raise DataError(f"{path}: expected a model file, with the key {HEADER_KEY!r} in its header, found keys: {keys}")
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: header {HEADER_KEY!r}: expected JSON: {error}") from None
-    try:
-        return parse(ModelCard, document, source=f"{path}: header {HEADER_KEY!r}", newest=CARD_VERSION), shapes
-    except SpecError as error:
-        raise DataError(str(error)) from None
-
-
-def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    wrong += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
-    wrong += [
-        f"{name}: expected shape {list(expected[name])}, found {list(found[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name] != found[name]
-    ]
-    if wrong:
-        rest = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        raise DataError(f"{path}: the tensors are not this detector's: {'; '.join(wrong[:_NAMED])}{rest}")
 
 
 def _not_safetensors(path: Path, error: Exception) -> DataError:

@@ -29,6 +29,7 @@ _MARKDOWN = re.compile(
     re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"^([0-9]+)([.)])(?= |$)")
+_SPACES_OF_NAMES = re.compile(r"^ +| +$|(?<= ) +|[^\S ]+")
 _NOT_IN_TARGETS = re.compile(r"[\s()<>\\\"'`\[\]|]")
 # What a spreadsheet takes for the start of a formula.
 _FORMULA = ("=", "+", "-", "@")
@@ -57,6 +58,15 @@ def plain(text: str, limit: int = LIMIT) -> str:
     return shown[: limit - 1] + _ELLIPSIS
 
 
+def plain_name(text: str, limit: int = NAME_LIMIT) -> str:
+    """The name ``text`` in one line of at most ``limit`` characters, so that names that differ look different.
+
+    Line ends, tabs, and spaces that no reader sees (at an end, or after another one) are their escapes: ``car\\n``.
+    """
+    shown = _SPACES_OF_NAMES.sub(_escaped_spaces, text[: 2 * limit])
+    return plain(shown + text[2 * limit :], limit)
+
+
 def plain_lines(text: str, limit: int = REASON_LIMIT) -> str:
     """Each line of ``text`` as :func:`visible` has it, without tabs, cut at ``limit`` characters."""
     lines = (visible(line[:limit].expandtabs(4)) + _ELLIPSIS * (len(line) > limit) for line in text.split("\n"))
@@ -83,8 +93,8 @@ def web_address(address: str) -> str | None:
 
 
 def plot_label(text: str, limit: int = LABEL_LIMIT) -> str:
-    """:func:`plain` as matplotlib draws it, which takes what is between two ``$`` for a formula."""
-    return plain(text, limit).replace("$", r"\$")
+    """:func:`plain_name` as matplotlib draws it, which takes what is between two ``$`` for a formula."""
+    return plain_name(text, limit).replace("$", r"\$")
 
 
 def spreadsheet_cell(text: str) -> str:
@@ -99,3 +109,7 @@ def _shown(letter: str) -> bool:
 
 def _escape(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def _escaped_spaces(found: re.Match[str]) -> str:
+    return "".join("\\x20" if letter == " " else _escape(letter) for letter in found[0])

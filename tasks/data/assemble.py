@@ -13,6 +13,8 @@ from tasks.data.entries import Entry, Faults, Parsed, natural, read_bytes, shown
 from tasks.data.images import Reading, read_image
 from tasks.data.partition import partition_samples
 from tasks.data.samples import FederatedData, ImageSample, samples_digest
+from tasks.documents.errors import DocumentError
+from tasks.documents.yaml_text import read_document
 from tasks.errors import DataError
 from tasks.spec.data import ByField, ByList, Partition
 
@@ -74,8 +76,9 @@ def named_devices(root: Path, clients: ByField | ByList, parsed: Parsed, where: 
 def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple[str, ...]:
     """Give ``parsed``'s images the devices of a YAML or JSON file of names by device. Returns the devices.
 
-    An image is named by its key, its file's name or its path inside the data set. Every training image needs a
-    device; test images are listed all (a test set per device) or not at all.
+    Devices and images are read as the text that stands there: 000010 is no number. An image is named by its key, its
+    file's name or its path inside the data set. Every training image needs a device; test images are listed all (a
+    test set per device) or not at all.
     """
     path = root / file
     owner: dict[str, str] = {}
@@ -106,16 +109,17 @@ def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple
 
 
 def _read_list(path: Path, parsed: Parsed, file: str, faults: Faults) -> Mapping[str, list[Any]]:
-    import yaml  # here, so that the core loads without it
-
     data = read_bytes(path, faults)
     if data is None:
         return {}
     parsed.files.append((file, hashlib.sha256(data).hexdigest()))
     try:
-        document = yaml.safe_load(data.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        faults.add(f"{path}: expected YAML or JSON: {' '.join(str(error).split())}")
+        document = read_document(data.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        faults.add(f"{path}: expected YAML or JSON: {error}")
+        return {}
+    except DocumentError as error:
+        faults.add(f"{path}: {str(error).replace('expected YAML', 'expected YAML or JSON')}")
         return {}
     if not isinstance(document, dict) or not all(isinstance(names, list) for names in document.values()):
         faults.add(f"{path}: expected a mapping of devices to lists of image names, found {shown(document)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data.notes import Notes
+from tasks.documents import json_text
+from tasks.documents.errors import DuplicateKey
 from tasks.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -89,12 +90,15 @@ def read_bytes(path: Path, faults: Faults) -> bytes | None:
 
 
 def read_json(path: Path, faults: Faults) -> tuple[Any, str]:
-    """A JSON document and the file's sha256 (hex); (None, "") with the mistake reported."""
+    """A JSON document, each key of it once, and the file's sha256 (hex); (None, "") with the mistake reported."""
     data = read_bytes(path, faults)
     if data is None:
         return None, ""
     try:
-        return json.loads(data), hashlib.sha256(data).hexdigest()
+        return json_text.read_json(data), hashlib.sha256(data).hexdigest()
+    except DuplicateKey as error:
+        faults.add(f"{path}: {error}")
+        return None, ""
     except (ValueError, RecursionError) as error:
         faults.add(f"{path}: expected JSON: {error}")
         return None, ""

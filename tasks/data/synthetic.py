@@ -8,13 +8,16 @@ cameras.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from tasks.data.partition import divide
 from tasks.data.street import DEVICE_KEYS, IMAGES, TEST_LABELS, TRAIN_LABELS
 from tasks.errors import DataError
 from tasks.spec.data import SyntheticStreet
+
+log = logging.getLogger(__name__)
 
 DRAWING = 1  # raised when the same specification gives other images; part of the folder's name
 CLASSES = tuple(drawing.PAINTERS)
@@ -49,6 +54,9 @@ _LOCAL_CLASS, _LOCAL_GROUP = "table", 2
 _OBJECTS = (0.34, 0.24, 0.17, 0.10, 0.06, 0.05, 0.03, 0.01)
 _MOST_HIDDEN = 0.4  # of an object's box
 _STALE_SECONDS = 3600.0
+CONTENTS = "contents.json"  # sha256 of each file of the set, by its path in there
+# Folders that this process has compared with their contents: path and inode.
+_compared: set[tuple[Path, int]] = set()
 
 
 @dataclass(frozen=True)
@@ -66,21 +74,31 @@ def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     Two processes may do this at once: each draws in a folder of its own, the first to finish puts its in
     place. Test entries carry their device only for ``test: per-device``. Both splits share one folder, pooled or not.
 
+    A process hashes a set that is there once, for disks flip bits. What is damaged is drawn anew.
+
     Raises:
         DataError: ``root`` cannot be written to.
     """
     fields = spec.model_dump(mode="json", include=_DRAWN_FROM) | {"drawing": DRAWING}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     final = root / digest
+    damaged: str | None = None
     if final.is_dir():
-        return final
+        damaged = _damaged(final)
+        if damaged is None:
+            return final
+        log.warning("%s: damaged in the cache; the set is drawn anew", final / damaged)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_stale(root, digest)
         draft = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=root))
         try:
-            _write(spec, draft)
-            _publish(draft, final)
+            with _held(draft):
+                _write(spec, draft)
+                if damaged is None:
+                    _publish(draft, final)
+                else:
+                    _repair(draft, final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -96,16 +114,85 @@ def _publish(draft: Path, final: Path) -> None:
             raise
 
 
+def _damaged(folder: Path) -> str | None:
+    """A file of the set that is not as it was drawn; None: there is none, or this process has looked before."""
+    key = (folder, folder.stat().st_ino)
+    if key in _compared:
+        return None
+    try:
+        contents = json.loads((folder / CONTENTS).read_bytes())
+        files = dict(contents.items())
+    except (OSError, ValueError, AttributeError):  # none in a set that an older version drew
+        return CONTENTS
+    for file, expected in files.items():
+        try:
+            if _sha256(folder / str(file)) != expected:
+                return str(file)
+        except OSError:
+            return str(file)
+    if not {TRAIN_LABELS, TEST_LABELS} <= files.keys():
+        return CONTENTS
+    _compared.add(key)
+    return None
+
+
+def _repair(draft: Path, final: Path) -> None:
+    """Put each file of ``draft`` in the place of one in ``final`` that differs. Others may be reading the set."""
+    for file in [*json.loads((draft / CONTENTS).read_bytes()), CONTENTS]:
+        try:
+            same = (final / file).read_bytes() == (draft / file).read_bytes()
+        except OSError:
+            same = False
+        if not same:
+            (final / file).parent.mkdir(exist_ok=True)
+            os.replace(draft / file, final / file)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _remove_stale(root: Path, digest: str) -> None:
-    """Remove drafts of killed processes: those that got no new file for an hour."""
+    """Remove drafts of killed processes: those that got no new file for an hour, and that nobody holds; for a clock
+    that is set makes any draft look old.
+    """
     for draft in root.glob(f".{digest}.*"):
         images = draft / IMAGES
         try:
             age = time.time() - (images if images.is_dir() else draft).stat().st_mtime
         except FileNotFoundError:
             continue
-        if age > _STALE_SECONDS:
+        if age > _STALE_SECONDS and not _is_held(draft):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(draft: Path) -> Iterator[None]:
+    """Lock the folder, as long as this process lives."""
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(draft: Path) -> bool:
+    try:
+        descriptor = os.open(draft, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _write(spec: SyntheticStreet, folder: Path) -> None:
@@ -126,6 +213,9 @@ def _write(spec: SyntheticStreet, folder: Path) -> None:
             devices = {DEVICE_KEYS[20]: str(plan.camera + 1), DEVICE_KEYS[5]: str(GROUP_OF[plan.camera])}
             entries.append({"image_id": plan.key, **(devices if with_device else {}), "items": items[plan.key]})
         (folder / file).write_text(json.dumps(entries), encoding="utf-8")
+    images = (f"{IMAGES}/{plan.key}.jpg" for plan in (*train, *test))
+    contents = {file: _sha256(folder / file) for file in (TRAIN_LABELS, TEST_LABELS, *images)}
+    (folder / CONTENTS).write_text(json.dumps(contents), encoding="utf-8")
 
 
 def plan_images(spec: SyntheticStreet) -> tuple[list[_Plan], list[_Plan]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -46,21 +46,48 @@ def load_state(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into ``model``, which must have exactly its tensors.
 
     Raises:
-        ClientError: naming the file and the first tensor that is missing, unexpected or of another shape.
+        ClientError: naming the file and the first tensor that is missing, unexpected, of another shape or type, or that
+            holds NaN or infinity.
     """
     try:
         state = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ClientError(f"{path.name}: expected a safetensors file: {error}") from None
-    own = model.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state or name not in own:
-            raise ClientError(f"{path.name}: tensor {name} is {'missing' if name not in state else 'unexpected'}")
-        if state[name].shape != own[name].shape:
-            raise ClientError(
-                f"{path.name}: tensor {name}: expected shape {list(own[name].shape)}, found {list(state[name].shape)}"
-            )
+    fault = next(tensor_faults(model.state_dict(), state), None)
+    if fault is not None:
+        raise ClientError(f"{path.name}: tensor {fault}")
     model.load_state_dict(state)
+
+
+def tensor_faults(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
+    """What keeps ``found`` from being a state like ``own``: each text begins with the name of a tensor.
+
+    Torch would copy another type into its own without a word, and another shape is all that it refuses.
+    """
+    for name in sorted(own.keys() | found.keys()):
+        if name not in found or name not in own:
+            yield f"{name} is {'missing' if name not in found else 'unexpected'}"
+            continue
+        fault = value_fault(name, own[name], found[name])
+        if fault is not None:
+            yield f"{name}{fault}"
+
+
+def value_fault(name: str, own: Tensor, found: Tensor) -> str | None:
+    """What is wrong with ``found`` in place of ``own``, to follow its name: shape, type or values. None: nothing."""
+    if found.shape != own.shape:
+        return f": expected shape {list(own.shape)}, found {list(found.shape)}"
+    if found.dtype != own.dtype:
+        return f": expected {_type(own)}, found {_type(found)}"
+    if not _finite(found):
+        return " holds NaN or infinity"
+    if name.endswith("running_var") and bool((found < 0).any()):  # its square root would be NaN
+        return " holds a negative variance"
+    return None
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def is_finite(state: Mapping[str, Tensor]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.detectors.faster_rcnn import FasterRcnn
+from tasks.detectors.state import value_fault
 from tasks.errors import DataError
 
 _PREDICTOR = "roi_heads.box_predictor."
@@ -57,7 +58,7 @@ def load_checkpoint(detector: FasterRcnn, path: Path) -> CheckpointReport:
 
     Raises:
         DataError: the file is no state dict, or one of another network: names the first tensor that is missing, is
-            unexpected, has another shape or holds NaN.
+            unexpected, has another shape or type, or holds NaN or infinity.
     """
     own = detector.state_dict()
     state = _read(path)
@@ -126,12 +127,9 @@ def _check(path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor], m
         what = "is missing" if name in missing else "is not of this detector"
         raise DataError(f"{path}: expected a checkpoint of this detector or its backbone: tensor {name} {what}")
     for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            raise DataError(
-                f"{path}: tensor {name}: expected shape {list(own[name].shape)}, found {list(tensor.shape)}"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{path}: tensor {name} holds NaN or infinity; expected weights")
+        fault = value_fault(name, own[name], tensor)
+        if fault is not None:
+            raise DataError(f"{path}: tensor {name}{fault}; expected a checkpoint of this detector or its backbone")
 
 
 def _parts(names: tuple[str, ...]) -> str:

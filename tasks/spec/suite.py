@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from tasks.documents.plain import Plain
 from tasks.errors import SpecError
 from tasks.spec.base import MOST, SPEC_VERSION, Frozen, parse
-from tasks.spec.federation import FederationSpec, MapName, load_spec, with_fields
+from tasks.spec.federation import FederationSpec, MapName, load_spec, parse_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import is_reference, local_only, twin
 from tasks.spec.yaml_files import read_yaml
@@ -217,11 +218,13 @@ def _written_out(item: Any, path: Path) -> Any:
     fields, base = item.get("set", {}), item.get("spec")
     if not isinstance(fields, dict):
         raise SpecError(f"{where}: set: expected a mapping of dotted fields to values, found {type(fields).__name__}")
+    if isinstance(base, Plain) and base.is_null:
+        base = None
     if isinstance(base, str):
         spec = preset(base) if base in PRESETS else load_spec(path.parent / base)
         base = spec.model_dump(mode="json")
     if fields:
-        base = with_fields(FederationSpec.model_validate(base or {}), fields, source=where).model_dump(mode="json")
+        base = with_fields(parse_spec(base or {}, source=where), fields, source=where).model_dump(mode="json")
     return {**{key: value for key, value in item.items() if key != "set"}, "spec": base}
 
 

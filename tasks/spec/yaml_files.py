@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.documents.errors import DocumentError
+from tasks.documents.yaml_text import read_document
 from tasks.errors import SpecError
 
 
 def read_yaml(path: Path) -> Any:
     """The document of a YAML (or JSON) file; an empty one is an empty mapping.
 
-    Raises:
-        SpecError: the file is missing, or is no YAML.
-    """
-    import yaml  # here, so that the core loads without it
+    Plain scalars of YAML are :class:`~tasks.documents.plain.Plain`: :func:`tasks.spec.base.parse` knows what they are.
 
+    Raises:
+        SpecError: the file is missing, is no YAML, or has a key twice.
+    """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_document(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
-        raise SpecError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: expected YAML: {error}") from None
+    except DocumentError as error:
+        raise SpecError(f"{path}: {error}") from None
     return {} if document is None else document

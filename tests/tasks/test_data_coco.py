@@ -252,6 +252,13 @@ def test_all_mistakes_at_once_and_what_is_usable(root: Path, documents: Any) -> 
     assert [len(sample.labels) for samples in data.train.values() for sample in samples] == [0, 1, 0, 1]
 
 
+def test_a_key_that_stands_twice_is_refused_with_its_lines(root: Path) -> None:
+    text = json.dumps(json.loads((root / "train.json").read_text()), indent=0)
+    (root / "train.json").write_text(text.replace('"id": 2,\n', '"id": 2,\n"id": 3,\n', 1))
+    with pytest.raises(DataError, match=r"train\.json: images\.1\.id: .* twice on lines 11 and 12$"):
+        load_coco(root, SPEC)
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]", b"[" * 100_000])
 def test_files_that_are_no_annotations(root: Path, content: bytes) -> None:
     (root / "test.json").write_bytes(content)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.data import drawing
+from tasks.data import drawing, synthetic
 from tasks.data.catalog import load_data, restrict
 from tasks.data.partition import divide
 from tasks.data.samples import FederatedData, class_counts, samples_digest
-from tasks.data.street import load_street
-from tasks.data.synthetic import CLASSES, GROUP_OF, STREET_IMAGES, make_synthetic_street, plan_images
+from tasks.data.street import TRAIN_LABELS, load_street
+from tasks.data.synthetic import CLASSES, CONTENTS, GROUP_OF, STREET_IMAGES, make_synthetic_street, plan_images
 from tasks.errors import DataError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 
@@ -68,6 +73,63 @@ def test_a_drawn_set_is_not_drawn_again(cache: Path) -> None:
     assert make_synthetic_street(TINY, cache / "synthetic-street") == root
     assert marker.exists()
     marker.unlink()
+
+
+NEXT_PROCESS = """
+import json, logging, sys
+from pathlib import Path
+from tasks.data.catalog import load_data
+from tasks.spec.data import SyntheticStreet
+
+logging.basicConfig(level="WARNING", format="%(message)s")
+fields, cache = sys.argv[1:]
+print(load_data(SyntheticStreet.model_validate_json(fields), root_of=lambda name: None, cache=Path(cache)).digest)
+"""
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda root: _flip(root / "Images" / "000001.jpg"),
+        lambda root: (root / "Images" / "000001.jpg").unlink(),
+        lambda root: _flip(root / TRAIN_LABELS),
+        lambda root: _flip(root / CONTENTS),
+        lambda root: (root / CONTENTS).write_text("[]"),
+        lambda root: (root / CONTENTS).write_text("{}"),
+        lambda root: (root / CONTENTS).unlink(),
+    ],
+    ids=["a bit of an image", "an image is gone", "a bit of labels", "a bit of the list", "list", "empty", "no list"],
+)
+def test_the_next_process_draws_anew_what_is_damaged(
+    damage: Callable[[Path], object], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(make_synthetic_street(TINY, cache / "synthetic-street"), tmp_path / "set")
+    before = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    damage(root)
+    monkeypatch.setattr(synthetic, "_compared", set())
+    final = tmp_path / "street" / next((cache / "synthetic-street").iterdir()).name
+    final.parent.mkdir()
+    root.rename(final)
+    assert make_synthetic_street(TINY, final.parent) == final
+    assert {path.relative_to(final): path.read_bytes() for path in final.rglob("*") if path.is_file()} == before
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_a_flipped_bit_is_not_trained_on(cache: Path, tmp_path: Path) -> None:
+    own = tmp_path / "cache"
+    shutil.copytree(cache, own)
+    image = next((own / "synthetic-street").iterdir()) / "Images" / "000007.jpg"
+    _flip(image)
+    command = [sys.executable, "-c", NEXT_PROCESS, TINY.model_dump_json(), str(own)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == load(TINY, cache).digest
+    assert f"{image}: damaged in the cache; the set is drawn anew" in done.stderr
 
 
 def test_two_at_once_leave_one_whole_set_and_nothing_else(cache: Path, tmp_path: Path) -> None:
@@ -180,3 +242,17 @@ def test_restrict_keeps_order_and_names_unknown_clients(cache: Path) -> None:
     assert (part.digest, part.classes) == (data.digest, data.classes)
     with pytest.raises(DataError, match="no client 9; its clients are 1, 2, 3, 4, 5"):
         restrict(data, ["1", "9"])
+
+
+def test_a_draft_is_stale_only_if_nobody_holds_it(tmp_path: Path) -> None:
+    old = time.time() - 2 * 3600  # as every draft seems when the clock is set ahead
+    drafts = [tmp_path / f".digest.{name}" for name in ("live", "dead")]
+    for draft in drafts:
+        draft.mkdir()
+        os.utime(draft, (old, old))
+    with synthetic._held(drafts[0]):
+        synthetic._remove_stale(tmp_path, "digest")
+        assert drafts[0].exists()
+        assert not drafts[1].exists()
+    synthetic._remove_stale(tmp_path, "digest")
+    assert not drafts[0].exists()

@@ -98,6 +98,9 @@ LISTS: list[tuple[str, str]] = [
     ("x: a", r"clients.yaml: expected a mapping of devices to lists of image names, found"),
     ("- a", r"expected a mapping of devices"),
     ("x: [", r"clients.yaml: expected YAML or JSON"),
+    ("x: [a]\nx: [b, c]", r"clients.yaml: x: expected each key once, found it twice on lines 1 and 2"),
+    ('{"x": ["a"],\n"x": ["b", "c"]}', r"clients.yaml: x: expected each key once, found it twice on lines 1 and 2"),
+    ("x: [010]", r"clients.yaml: device x: no image '010'"),
 ]
 
 
@@ -106,6 +109,20 @@ def test_wrong_lists_of_clients(one_folder: Path, text: str, message: str) -> No
     (one_folder / "clients.yaml").write_text(text)
     with pytest.raises(DataError, match=message):
         load_voc(one_folder, VocFolders(name="mine", clients=ByList()))
+
+
+LIKE_NUMBERS = ("000010", "10", "1e3", "no")
+
+
+def test_devices_and_images_of_a_list_are_texts(tmp_path: Path) -> None:
+    for name in LIKE_NUMBERS:
+        add_image(tmp_path, name, CHAIR)
+    add_image(tmp_path, "007", CHAIR)
+    add_lists(tmp_path, "\n".join(LIKE_NUMBERS), "007\n")
+    (tmp_path / "clients.yaml").write_text("010: [000010]\n10:\n- 10\nno: [1e3]\n0x1F: [no]\n")
+    data = load_voc(tmp_path, VocFolders(name="mine", clients=ByList()))
+    owned = dict(zip(("010", "10", "no", "0x1F"), LIKE_NUMBERS, strict=True))
+    assert {device: samples[0].key for device, samples in data.train.items()} == owned
 
 
 def test_devices_by_a_list_whose_content_counts(one_folder: Path) -> None:

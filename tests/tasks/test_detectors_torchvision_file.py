@@ -168,6 +168,10 @@ def with_tensor(name: str, tensor: Tensor) -> Callable[[State], Any]:
             with_tensor("rpn.head.cls_logits.bias", torch.zeros(3)),
             r"tensor rpn\.head\.cls_logits\.bias: expected shape \[15\], found \[3\]",
         ),
+        (
+            with_tensor("rpn.head.cls_logits.bias", torch.ones(15, dtype=torch.int32)),
+            r"tensor rpn\.head\.cls_logits\.bias: expected float32, found int32",
+        ),
         (with_tensor("rpn.head.cls_logits.bias", torch.full((15,), torch.nan)), r"cls_logits\.bias holds NaN or inf"),
         (lambda state: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, r"tensor backbone\.body\.\S+ is missing"),
         (lambda state: {"model": {"a": torch.zeros(1)}}, r"tensors by name, found something else"),
@@ -280,6 +284,11 @@ def test_a_download_happens_on_request_and_once(hub: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=rf"weights\.name: {name}: .*cannot be read"):
         pin_weights(FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision", "name": name})), settings)
     pinned = pin_weights(asked(), settings)
+    downloaded = settings.weight_file(name)
+    damaged = bytearray(downloaded.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    downloaded.write_bytes(damaged)
+    assert pin_weights(asked(), settings) == pinned  # by another download
     hub.unlink()
     require_weights(pinned, settings)
     assert [path.name for path in (tmp_path / "home" / "weights").iterdir()] == [name]

@@ -148,7 +148,30 @@ def _tensors(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path, dict
     return write
 
 
+def _typed(written: str) -> Callable[[Path, dict[str, Tensor]], None]:
+    """A file whose header gives the first float32 tensor another type of 4 bytes; its bytes stay."""
+
+    def write(path: Path, state: dict[str, Tensor]) -> None:
+        write_model(path, CARD, state)
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header[FIRST]["dtype"] = written
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return write
+
+
+def _with_one_nan(tensor: Tensor) -> Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[-1] = torch.nan
+    return changed
+
+
 FIRST = "layers.0.conv.weight"
+VARIANCE = "layers.0.norm.running_var"
+COUNTER = "layers.0.norm.num_batches_tracked"
 
 BAD_FILES: dict[str, tuple[Callable[[Path, dict[str, Tensor]], Any], str]] = {
     "missing": (lambda path, state: None, "no such file; expected a model file"),
@@ -186,6 +209,29 @@ BAD_FILES: dict[str, tuple[Callable[[Path, dict[str, Tensor]], Any], str]] = {
     "a tensor of another shape": (
         _tensors(lambda state: state.update({FIRST: torch.zeros(1, 2)})),
         f"detector's: {FIRST}: expected shape [16, 3, 3, 3], found [1, 2]",
+    ),
+    "integers for floats": (_typed("I32"), f"detector's: {FIRST}: expected float32, found int32"),
+    "unsigned integers for floats": (_typed("U32"), f"detector's: {FIRST}: expected float32, found uint32"),
+    "a type that nobody knows": (_typed("Q32"), "expected a safetensors file: "),
+    "half precision": (
+        _tensors(lambda state: state.update({FIRST: state[FIRST].half()})),
+        f"detector's: {FIRST}: expected float32, found float16",
+    ),
+    "floats for a counter": (
+        _tensors(lambda state: state.update({COUNTER: torch.tensor(0.0)})),
+        f"detector's: {COUNTER}: expected int64, found float32",
+    ),
+    "NaN": (
+        _tensors(lambda state: state.update({FIRST: _with_one_nan(state[FIRST])})),
+        f"detector's: {FIRST} holds NaN or infinity",
+    ),
+    "infinity": (
+        _tensors(lambda state: state.update({FIRST: torch.full_like(state[FIRST], -torch.inf)})),
+        f"detector's: {FIRST} holds NaN or infinity",
+    ),
+    "a negative variance": (
+        _tensors(lambda state: state.update({VARIANCE: -state[VARIANCE]})),
+        f"detector's: {VARIANCE} holds a negative variance",
     ),
     "many tensors": (_tensors(lambda state: state.clear() or state.update(extra=torch.zeros(1))), " more"),
     "classes that do not fit": (

@@ -254,6 +254,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "other detector": ({"model_name": "ssd"}, "model_name: expected yolo, found ssd"),
     "no name": ({"model_name": None}, "model_name: expected yolo, found None"),
     "no json": ("{", "expected JSON"),
+    "key twice": ('{"MAX_NUM_ROUNDS": 1,\n"MAX_NUM_ROUNDS": 2}', "MAX_NUM_ROUNDS: expected each key once"),
     "deep json": ("[" * 100_000, "expected JSON"),
     "a list": ([1], "expected a mapping of fields, found list"),
     "too long": ('{"a": "' + "x" * 1_000_001 + '"}', "more than 1000000 bytes"),

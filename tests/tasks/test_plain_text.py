@@ -24,7 +24,17 @@ from tasks.figures.sheet import detection_sheet
 from tasks.figures.suite import classes_plot
 from tasks.metrics.detections import ImageDetections
 from tasks.model_file import ModelCard, card_text
-from tasks.plain_text import LIMIT, link_target, markdown, plain, plain_lines, plot_label, spreadsheet_cell, visible
+from tasks.plain_text import (
+    LIMIT,
+    link_target,
+    markdown,
+    plain,
+    plain_lines,
+    plain_name,
+    plot_label,
+    spreadsheet_cell,
+    visible,
+)
 from tasks.report.csv import rounds_csv
 from tasks.report.html import report_html
 from tasks.report.latex import escaped, latex_tables
@@ -47,6 +57,18 @@ def words(text: str) -> str:
 
 
 # --- one line ----------------------------------------------------------------------------------------------
+
+
+def test_names_that_differ_look_different() -> None:
+    names = ["car", "car\n", "car ", " car", "c ar", "c  ar", "c\tar", "c\u00a0ar", "c\x00ar", "c\u2028ar", "car\r\n"]
+    shown = [plain_name(name) for name in names]
+    assert len(set(shown)) == len(names)
+    assert all(name.isprintable() and len(name.split()) < 3 for name in shown)
+    assert shown[:3] == ["car", "car\\n", "car\\x20"]
+    for name in ("traffic light", "交通灯", "[/b]", "a$b_$c", "x" * 80):
+        assert plain_name(name) == name
+    assert plain_name("x" * 81) == "x" * 79 + "…"
+    assert len(plain_name(" " * 900)) == len(plain_name("\n" * 900)) == 80
 
 
 @hostile

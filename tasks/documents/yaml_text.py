@@ -1,0 +1,152 @@
+"""YAML documents, with each plain scalar as :class:`~tasks.documents.plain.Plain` and each key once.
+
+PyYAML parses. Its resolver, which knows YAML 1.1 only, does not decide what a scalar is; the field's type does
+(:mod:`tasks.documents.by_type`). Two other libraries fall short: ruamel.yaml refuses doubled keys, but resolves
+scalars by one version of YAML and forgets their text, so that neither an 010 nor a ``no`` could be noticed or kept;
+strictyaml has a schema language of its own beside pydantic's.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from tasks.documents.errors import DocumentError, DuplicateKey
+from tasks.documents.json_text import read_json
+from tasks.documents.plain import Plain
+
+_OBJECT = re.compile(r"\ufeff?\s*\{")
+
+
+def read_document(text: str, source: str) -> Any:
+    """The YAML or JSON document ``text``; None when it is empty.
+
+    JSON has types of its own and is read as JSON. In YAML plain scalars are :class:`~tasks.documents.plain.Plain`, but
+    keys are texts, and what is left empty is None. ``source`` is the file for messages.
+
+    Raises:
+        DocumentError: a key stands twice, or it is no YAML; does not name ``source``.
+    """
+    if _OBJECT.match(text):
+        try:
+            return read_json(text.removeprefix("\ufeff"), parse_constant=_no_json)
+        except DuplicateKey:
+            raise
+        except (ValueError, RecursionError):
+            pass  # a mapping of YAML looks alike
+    return read_yaml_text(text, source)
+
+
+def read_yaml_text(text: str, source: str, *, lines: bool = True) -> Any:
+    """As :func:`read_document`, but JSON too is read as the YAML that it is.
+
+    lines: messages name the line too; without, ``source`` alone.
+    """
+    import yaml  # here, so that the core loads without it
+
+    loader = _loader()(text)
+    try:
+        node = loader.get_single_node()
+        value = None if node is None else _Reader(source, lines=lines).read(node, ())
+        return None if isinstance(value, Plain) and value.is_null else value
+    except DocumentError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DocumentError(f"expected YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+
+
+def _no_json(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+@functools.cache
+def _loader() -> Any:
+    """PyYAML's parser, which keeps for each scalar whether a tag is written before it."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_scalar_node(self, anchor: Any) -> Any:
+            tag = self.peek_event().tag
+            node = super().compose_scalar_node(anchor)
+            node.written_tag = tag  # type: ignore[attr-defined]
+            return node
+
+    return Loader
+
+
+class _Reader:
+    """Makes values of nodes; a node that aliases name again is made once, so that no few lines fill the memory."""
+
+    def __init__(self, source: str, *, lines: bool) -> None:
+        self._source = source
+        self._lines = lines
+        self._made: dict[int, Any] = {}
+        self._open: set[int] = set()
+
+    def read(self, node: Any, path: tuple[str, ...]) -> Any:
+        if id(node) in self._made:
+            return self._made[id(node)]
+        if id(node) in self._open:
+            raise DocumentError(f"expected YAML: line {_line(node)}: an alias stands inside of what it names")
+        self._open.add(id(node))
+        value: Any
+        if node.id == "scalar":
+            value = self._scalar(node)
+        elif node.id == "sequence" and node.tag == "tag:yaml.org,2002:seq":
+            value = [self.read(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        elif node.id == "mapping" and node.tag == "tag:yaml.org,2002:map":
+            value = self._mapping(node, path)
+        else:
+            raise _unknown_tag(node)
+        self._open.remove(id(node))
+        self._made[id(node)] = value
+        return value
+
+    def _scalar(self, node: Any) -> Any:
+        if node.written_tag not in (None, "!", _TEXT):
+            raise _unknown_tag(node)
+        if node.style is not None or node.written_tag is not None:
+            return node.value
+        if not node.value:
+            return None
+        return Plain(node.value, f"{self._source}: line {_line(node)}" if self._lines else self._source)
+
+    def _mapping(self, node: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key, line = self._key(key_node), _line(key_node)
+            if key in found:
+                raise DuplicateKey(".".join((*path, key)), lines[key], line)
+            lines[key] = line
+            found[key] = self.read(value_node, (*path, key))
+        return found
+
+    def _key(self, node: Any) -> str:
+        if node.id != "scalar":
+            raise DocumentError(f"expected YAML: line {_line(node)}: expected a text as key, found a {node.id}")
+        if node.written_tag not in (None, "!", _TEXT):
+            raise _unknown_tag(node)
+        if node.value == "<<" and node.style is None and node.written_tag is None:
+            raise DocumentError(
+                f"line {_line(node)}: << puts one mapping into another in YAML 1.1, and is a key like others in YAML "
+                "1.2: write the fields out, or put it in quotes"
+            )
+        return str(node.value)
+
+
+_TEXT = "tag:yaml.org,2002:str"
+
+
+def _line(node: Any) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _unknown_tag(node: Any) -> DocumentError:
+    tag = getattr(node, "written_tag", None) or node.tag
+    return DocumentError(
+        f"expected YAML: line {_line(node)}: could not determine what {tag} is; expected a value without a tag"
+    )

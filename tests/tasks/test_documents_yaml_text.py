@@ -1,0 +1,60 @@
+"""YAML documents: keys that stand twice, texts as they stand, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.documents.errors import DocumentError
+from tasks.documents.plain import Plain
+from tasks.documents.yaml_text import read_document
+
+REFUSED = {
+    "a: 1\nb: 2\na: 3\n": "a: expected each key once, found it twice on lines 1 and 3",
+    "a: 1\n'a': 3\n": "a: expected each key once, found it twice on lines 1 and 2",
+    "{a: 1, a: 2}": "a: expected each key once, found it twice on line 1",
+    '{"a": 1,\n "a": 2}': "a: expected each key once, found it twice on lines 1 and 2",
+    "t:\n- x: {p: 1,\n    p: 2}\n": "t.0.x.p: expected each key once, found it twice on lines 2 and 3",
+    "a: &b {x: 1}\nc: {<<: *b, x: 2}\n": "line 2: << puts one mapping into another in YAML 1.1, .* YAML 1.2",
+    "? [1]\n: 2\n": "expected YAML: line 1: expected a text as key, found a sequence",
+    "a: !!int 010\n": "expected YAML: line 1: could not determine what tag:yaml.org,2002:int is",
+    "a: !!set {x}\n": "expected YAML: line 1: could not determine what tag:yaml.org,2002:set is",
+    "a: &b [*b]\n": "expected YAML: line 1: an alias stands inside of what it names",
+    "a: 1\n---\nb: 2\n": "expected YAML: expected a single document",
+    "a: [\n": "expected YAML: while parsing",
+    "[" * 3000: "expected YAML: maximum recursion",
+    '{"a": ' * 100_000: "expected YAML: maximum recursion",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED, ids=range(len(REFUSED)))
+def test_refused_documents(text: str) -> None:
+    with pytest.raises(DocumentError, match=f"^{REFUSED[text]}"):
+        read_document(text, "my.yaml")
+
+
+def test_plain_scalars_are_the_text_with_its_line_and_quoted_ones_text() -> None:
+    found = read_document("010: [no, 'no', !!str no]\nb:\n- 1e3\n- ~\n-\n", "my.yaml")
+    assert found == {"010": ["no", "no", "no"], "b": ["1e3", "~", None]}
+    assert [isinstance(item, Plain) for item in found["010"]] == [True, False, False]
+    assert found["010"][0].where == "my.yaml: line 1"
+    assert found["b"][0].where == "my.yaml: line 3"
+
+
+def test_json_is_read_as_json() -> None:
+    found = read_document('\ufeff {"a": 1e-05, "b": true, "c": "\\ud83d\\ude00", "d":\t[null]}', "my.json")
+    assert found == {"a": 1e-05, "b": True, "c": "\N{GRINNING FACE}", "d": [None]}
+
+
+def test_what_only_looks_like_json_is_yaml() -> None:
+    found = read_document("{a: 010, b: NaN}", "my.yaml")
+    assert {name: type(value) for name, value in found.items()} == {"a": Plain, "b": Plain}
+
+
+def test_an_empty_document_is_none() -> None:
+    assert [read_document(text, "x") for text in ("", "# nothing\n", "null", "~")] == [None] * 4
+
+
+def test_aliases_do_not_fill_the_memory() -> None:
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    found = read_document("\n".join(lines), "my.yaml")
+    assert found["a59"][0] is found["a59"][1]
