@@ -6,10 +6,12 @@ kept in the history, under the time at which it was accepted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from flows.stored import listed
+from infra.store.flush import flush
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout, accepted_suites, suite_runs
 from tasks.errors import SpecError
@@ -17,6 +19,9 @@ from tasks.spec.base import RECORD_VERSION, check_name, parse
 from tasks.spec.suite import RegressionRule
 from tasks.spec.suite_records import AcceptedResult, SuiteResult, SuiteStart
 from tasks.suite.regression import Comparison, compare_results
+from tasks.whole import DamagedObject, find_whole
+
+log = logging.getLogger(__name__)
 
 
 def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResult:
@@ -26,9 +31,9 @@ def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResu
     """
     check_name(suite_run, source="suite run")
     layout = SuiteLayout(prefix, suite_run)
-    document = objects.get_json(layout.result)
-    if document is not None:
-        return parse(SuiteResult, document, source=layout.result, newest=RECORD_VERSION)
+    result = find_whole(objects, layout.result, SuiteResult, RECORD_VERSION)
+    if result is not None:
+        return result
     if objects.exists(layout.suite):
         raise SpecError(f"{suite_run}: expected a result, found none yet; run the suite to its end first")
     known = suite_runs(prefix, objects.list(layout.all_runs))
@@ -66,11 +71,20 @@ def accept(
             "run the suite again, or accept it with --incomplete"
         )
     layout = ReferenceLayout(prefix, result.suite)
-    before = accepted_result(objects, prefix, result.suite)
+    try:
+        before = accepted_result(objects, prefix, result.suite)
+    except DamagedObject as error:
+        before = None
+        kept = layout.history(datetime.now(UTC)).removesuffix(".json") + ".damaged"
+        objects.copy(layout.accepted, kept)
+        log.warning("%s: what was accepted is replaced, and kept as %s", error, kept)
     if before is not None:
-        objects.put_json(layout.history(before.accepted), before.model_dump(mode="json"))
+        history = layout.history(before.accepted)
+        objects.put_json(history, before.model_dump(mode="json"))
+        flush(objects, [history])
     accepted = AcceptedResult(accepted=datetime.now(UTC), by=by, note=note, result=result)
     objects.put_json(layout.accepted, accepted.model_dump(mode="json"))
+    flush(objects, [layout.accepted])
     return accepted
 
 
@@ -81,13 +95,12 @@ def accepted_result(objects: ObjectStore, prefix: str, suite: str) -> AcceptedRe
         SpecError: it is damaged, or of a newer version.
     """
     source = ReferenceLayout(prefix, suite).accepted
-    document = objects.get_json(source)
-    return None if document is None else parse(AcceptedResult, document, source=source, newest=RECORD_VERSION)
+    return find_whole(objects, source, AcceptedResult, RECORD_VERSION)
 
 
 def accepted_before(objects: ObjectStore, prefix: str, suite: str) -> list[AcceptedResult]:
     """What ``accepted_result`` has replaced, the oldest first."""
-    keys = objects.list(ReferenceLayout(prefix, suite).replaced)
+    keys = [key for key in objects.list(ReferenceLayout(prefix, suite).replaced) if key.endswith(".json")]
     return [parse(AcceptedResult, objects.get_json(key), source=key, newest=RECORD_VERSION) for key in keys]
 
 

@@ -17,13 +17,15 @@ from prefect.artifacts import (
 )
 
 from flows.stored import stopped
-from infra.place import Leavings
+from infra.place import Leavings, Place
+from infra.views import Views
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
 # Prefect's page gives the summary a column of some 700 pixels.
 WIDTH = 1040
+_PROGRESS = "the progress on Prefect's page"
 
 
 def artifact_key(kind: str, name: str) -> str:
@@ -31,13 +33,14 @@ def artifact_key(kind: str, name: str) -> str:
     return f"{kind}-{name}".lower().replace(".", "-").replace("_", "-")
 
 
-async def show_clients(record: RoundRecord) -> None:
+async def show_clients(place: Place, record: RoundRecord) -> None:
     """The round's table of clients, on its flow run's page."""
-    await acreate_table_artifact(
-        key=artifact_key("round", record.federation),
-        table=client_table(record),
-        description=f"Round {record.round}: {len(record.updates)} of {_asked(record)} clients.",
-    )
+    with place.views.showing("the table of clients on Prefect's page"):
+        await acreate_table_artifact(
+            key=artifact_key("round", record.federation),
+            table=client_table(record),
+            description=f"Round {record.round}: {len(record.updates)} of {_asked(record)} clients.",
+        )
 
 
 def _asked(record: RoundRecord) -> int:
@@ -45,10 +48,10 @@ def _asked(record: RoundRecord) -> int:
 
 
 class RunArtifacts:
-    """Progress and summary of one federation's flow run."""
+    """Progress and summary of one federation's flow run; that one of them fails is noted in ``views``."""
 
-    def __init__(self, name: str, spec: FederationSpec) -> None:
-        self._name, self._spec = name, spec
+    def __init__(self, name: str, spec: FederationSpec, views: Views) -> None:
+        self._name, self._spec, self._views = name, spec, views
         self._progress: UUID | None = None
 
     def _done(self, history: Sequence[RoundRecord]) -> float:
@@ -58,6 +61,10 @@ class RunArtifacts:
         return 100.0 * len(history) // (self._spec.max_rounds + 1)
 
     async def begin(self, history: Sequence[RoundRecord]) -> None:
+        with self._views.showing(_PROGRESS):
+            await self._begin(history)
+
+    async def _begin(self, history: Sequence[RoundRecord]) -> None:
         self._progress = await acreate_progress_artifact(
             progress=self._done(history),
             key=artifact_key("progress", self._name),
@@ -65,21 +72,25 @@ class RunArtifacts:
         )
 
     async def round_committed(self, history: Sequence[RoundRecord]) -> None:
-        if self._progress is not None:
-            last = history[-1]
-            score = _fraction(last.metrics.map50_voc10)
-            await aupdate_progress_artifact(
-                self._progress,
-                progress=self._done(history),
-                description=f"Round {last.round} of {self._spec.max_rounds}, map50_voc10 {score}",
-            )
+        with self._views.showing(_PROGRESS):
+            if self._progress is None:  # Prefect did not take it before
+                await self._begin(history)
+            if self._progress is not None:
+                last = history[-1]
+                score = _fraction(last.metrics.map50_voc10)
+                await aupdate_progress_artifact(
+                    self._progress,
+                    progress=self._done(history),
+                    description=f"Round {last.round} of {self._spec.max_rounds}, map50_voc10 {score}",
+                )
 
     async def finish(self, history: Sequence[RoundRecord], leavings: Leavings) -> None:
-        await acreate_markdown_artifact(
-            key=artifact_key("federation", self._name),
-            markdown=await asyncio.to_thread(summary, self._name, history, leavings),
-            description=f"Best: {_best(history)}.",
-        )
+        with self._views.showing("the summary on Prefect's page"):
+            await acreate_markdown_artifact(
+                key=artifact_key("federation", self._name),
+                markdown=await asyncio.to_thread(summary, self._name, history, leavings, self._views),
+                description=f"Best: {_best(history)}.",
+            )
 
 
 def _best(history: Sequence[RoundRecord]) -> str:
@@ -118,8 +129,11 @@ def _sheet(png: bytes) -> list[str]:
     return _inlined("Test images with what is there and what was found", shown, "jpeg", quality=85)
 
 
-def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> str:
-    """The federation's rounds as a Markdown table, its plots, and where to read on."""
+def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views: Views) -> str:
+    """The federation's rounds as a Markdown table, its plots, and where to read on.
+
+    A plot that cannot be drawn is noted in ``views``, and left out.
+    """
     reason = history[-1].decision.reason or "nothing yet"
     lines = [f"# {markdown(name)}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
     if leavings.page is not None:
@@ -136,9 +150,11 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings) -> st
         shown += [_fraction(value) for value in (metrics.map50_voc10, metrics.map_coco, metrics.recall)]
         shown += [f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"]
         lines.append(f"| {record.round} | {len(record.updates)} | {' | '.join(shown)} |")
-    lines += _curves(history)
+    with views.showing("the plot of rounds on Prefect's page"):
+        lines += _curves(history)
     if "sheet.png" in leavings.plots:
-        lines += _sheet(leavings.plots["sheet.png"])
+        with views.showing("the sheet of detections on Prefect's page"):
+            lines += _sheet(leavings.plots["sheet.png"])
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from tasks.spec.suite import SuiteSpec, load_suite
 from tasks.spec.suite_presets import SUITES, suite_preset
 
 Form = Literal["street", "coco", "voc"]
+_USABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LONGEST_BASE = 70  # characters; a name has 100, and the digest and what kind of reference it is follow
 CHOSEN = "chosen"  # the name of a data set that is given by its folder
 
 
@@ -36,7 +40,7 @@ def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]
     path = Path(what)
     from_file = _is_file(what, PRESETS)
     spec = load_spec(path) if from_file else preset(what)
-    base = path.stem if from_file else what
+    base = name_of_file(path) if from_file else what
     return base, with_fields(spec, fields, source=what) if fields else spec
 
 
@@ -52,6 +56,18 @@ def choose_suite(what: str) -> SuiteSpec:
 def default_name(base: str, spec: FederationSpec) -> str:
     """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
     return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
+
+
+def name_of_file(path: Path) -> str:
+    """``Ubersicht-2`` for ``Übersicht (2).yaml``: a name that a federation may have, close to the file's own.
+
+    Accents go, and each run of characters that a name may not have becomes ``-``.
+    """
+    if _USABLE.fullmatch(path.stem):
+        return path.stem[:_LONGEST_BASE]
+    letters = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).lstrip("._-")[:_LONGEST_BASE].rstrip("._-")
+    return name or "federation"
 
 
 def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | None = None) -> ChosenData:

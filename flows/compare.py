@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.stored import StoredRun, opened_store, read_run
+from flows.suite.files import made_files, write_files
 from infra.errors import SettingsError
 from infra.settings import Settings
+from infra.views import Views
 from tasks.errors import SpecError
 from tasks.metrics.over_rounds import Costs, best_round, costs_by_round
-from tasks.plain_text import NAME_LIMIT, plain
+from tasks.plain_text import plain_name
 from tasks.report import text
-from tasks.report.files import report_files
 from tasks.report.text import signed_number as signed
 from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
 from tasks.spec.records import Metrics, RoundRecord
@@ -113,7 +114,7 @@ def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
     if classes:
         table.add_row(Text("AP50 voc10 by class", "dim"))
     for name in classes:
-        _figures(table, f"  {plain(name, NAME_LIMIT)}", [item.best.per_class.get(name) for item in compared])
+        _figures(table, f"  {plain_name(name)}", [item.best.per_class.get(name) for item in compared])
     table.add_row(Text("over all rounds", "dim"))
     _factors(table, "seconds", [item.costs[-1].seconds for item in compared], ".0f")
     exchanged = [None if is_reference(item.run.spec) else item.costs[-1].exchanged / 1e6 for item in compared]
@@ -243,18 +244,19 @@ def result_of(compared: Sequence[Compared], metric: MapName, target: float) -> S
     return result_of_runs(runs, metric=metric, target=target, created=datetime.now(UTC))
 
 
-def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: Path) -> list[Path]:
+def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: Path, views: Views) -> list[Path]:
     """``report.html``, ``comparison.csv`` with every round, ``table.tex``, and the plots as PNG and SVG.
+
+    One that cannot be made is noted in ``views``.
 
     Raises:
         SettingsError: ``folder`` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)  # before the plots, which take seconds
-        files = report_files(result, notes=[*warnings(compared), *_unfinished(compared)])
-        files["comparison.csv"] = files.pop("rounds.csv")
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
+        files = made_files(views, result, notes=[*warnings(compared), *_unfinished(compared)])
+        files = {("comparison.csv" if name == "rounds.csv" else name): content for name, content in files.items()}
+        write_files(folder, files)
     except OSError as error:
         raise SettingsError(f"{folder}: the comparison cannot be written: {error.strerror or error}") from None
     return [folder / name for name in files]

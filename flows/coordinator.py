@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 
+from flows.progress import SafeReporter
 from flows.start import PRELOAD, slot_count
-from flows.stored import read_history
+from flows.stored import readable_history
 from flows.turn import take_turn
+from infra.clock import is_too_early_or_late
 from infra.errors import (
+    DiskFull,
     InfraError,
     PoolUnusable,
     RunLocked,
@@ -20,10 +23,12 @@ from infra.errors import (
     StoredResultRefused,
     TrackingUnavailable,
 )
-from infra.place import Place
+from infra.place import Place, Reporter
 from infra.settings import S3Settings, Settings
 from infra.slots import LocalSlots, TurnRunner
 from infra.store.layout import FederationLayout
+from infra.store.lease import StoreLease
+from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking import mlflow_environment
@@ -67,30 +72,37 @@ class Restarts:
         return f"{first_line(error)}: going on from the last commit (restart {self.count})"
 
 
-def open_place(name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport) -> Place:
+def open_place(
+    name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport, lease: StoreLease
+) -> Place:
     """The handles of one federation; ``progress`` and ``report`` have been told what is committed.
 
-    settings: with the store's endpoint filled in; MLflow is turned to it too.
+    settings: with the store's endpoint filled in; MLflow is turned to it too. lease: the federation's, held: nothing is
+    written once it is lost.
 
     Raises:
         PoolUnusable, SettingsError, SpecError: there is nowhere for its turns to run.
     """
     s3 = settings.s3
     turn_mlflow_to(s3)
-    objects, layout = ObjectStore(s3), FederationLayout(s3.prefix, name)
+    safe = SafeReporter(progress, report.views)
+    layout = FederationLayout(s3.prefix, name)
+    if lease.objects.settings != s3:
+        lease.use(ObjectStore(s3))
+    objects = LeasedStore(lease.objects, lease)
     runner: TurnRunner = (
-        pool_slots(name, spec, settings, progress.message)
+        pool_slots(name, spec, settings, safe.message)
         if settings.pools.used
         else local_slots(settings, slot_count(settings, spec))
     )
 
     def committed(record: RoundRecord) -> None:
-        progress.round_committed(record)
+        safe.round_committed(record)
         report.round_committed(record)
 
-    history = read_history(objects, layout)
+    history = readable_history(objects, layout).records  # what is damaged is mended once the lease is held
     if history:
-        progress.resumed(history[-1].round, history)
+        safe.resumed(history[-1].round, history)
     report.open(history)
     return Place(
         settings=settings,
@@ -99,10 +111,13 @@ def open_place(name: str, spec: FederationSpec, settings: Settings, progress: Pr
         layout=layout,
         slots=runner,
         take_turn=take_turn,
-        reporter=progress,
+        reporter=cast("Reporter", safe),
         committed=committed,
         started=report.flow_started,
         finished=report.finish,
+        went_back=report.open,
+        views=report.views,
+        lease=lease,
     )
 
 
@@ -160,7 +175,9 @@ def job_variables(spec: FederationSpec) -> dict[str, Any]:
 
 
 def place_failed(error: BaseException) -> bool:
-    """Whether the store or an API was unreachable, rather than the federation wrong."""
+    """Whether the store or an API was unreachable, rather than the federation or a clock wrong, or a disk full."""
+    if isinstance(error, DiskFull) or is_too_early_or_late(error):  # neither passes by itself
+        return False
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

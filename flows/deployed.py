@@ -18,21 +18,24 @@ from prefect import runtime
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.coordinator import Restarts, open_place
+from flows.coordinator import Restarts, open_place, place_failed
+from flows.holding import federation_lease
 from flows.prefect_runs import close_dead_runs
 from flows.progress import LogProgress
 from flows.report import RunReport
 from flows.run import describe
-from flows.start import claim_name, pin, require_weights, run_folder
+from flows.start import claim_name, pin, require_weights
+from infra.disk import full_disk_named
 from infra.errors import SettingsError
-from infra.federation_lease import FederationLease
 from infra.lock import require_free_disk, run_lock
 from infra.place import set_place
 from infra.private import private_process
 from infra.services.database import mlflow_database_uri
 from infra.services.embedded import EmbeddedServices, supervised
-from infra.settings import Settings, load_settings
+from infra.services.stack_services import local_store
+from infra.settings import Settings, load_settings, run_folder
 from infra.store.layout import FederationLayout
+from infra.store.leased import have
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec
 
@@ -75,7 +78,7 @@ def place_settings() -> Settings:
         )
     if settings.prefect_api_url is None:
         settings = settings.model_copy(update={"prefect_api_url": PREFECT_API_URL.value()})
-    return settings
+    return settings.model_copy(update={"s3": local_store(settings)})
 
 
 def stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
@@ -102,14 +105,15 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
         objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
         spec = await asyncio.to_thread(pin, spec, settings, progress.message)
         await asyncio.to_thread(objects.ensure_bucket)
-        async with FederationLease(objects, layout, settings.home, progress.message):
-            if await asyncio.to_thread(objects.get_json, layout.spec) is None:
+        async with have(federation_lease(objects, settings, name, "a deployment's run", progress.message)) as lease:
+            if not await asyncio.to_thread(objects.exists, layout.spec):
                 await asyncio.to_thread(require_weights, spec, settings)
-            await asyncio.to_thread(claim_name, objects, layout, spec)
+            for line in await asyncio.to_thread(claim_name, objects, layout, spec):
+                progress.message(line)
             await close_dead_runs(name, keep=own_run)
             progress.federation_started(name, describe(spec), spec.max_rounds)
             report = RunReport(name, spec, settings, NamedServices(settings), run_folder(settings, name))
-            place = await asyncio.to_thread(open_place, name, spec, settings, progress, report)
+            place = await asyncio.to_thread(open_place, name, spec, settings, progress, report, lease)
             set_place(place)
             try:
                 yield spec
@@ -130,8 +134,9 @@ async def run_deployed(
     name, restarts = name or default_name(), Restarts()
     while True:
         try:
-            async with deployed(name, spec) as whole:
-                return await rounds(name, whole)
+            with full_disk_named(place_settings().home, place_failed):
+                async with deployed(name, spec) as whole:
+                    return await rounds(name, whole)
         except Exception as error:
             if not restarts.allow(error):
                 raise

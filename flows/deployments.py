@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.choice import name_of_file
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
-from tasks.spec.base import check_name
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.presets import PRESETS
 from tasks.spec.suite import SuiteSpec, suite_of
@@ -197,8 +197,7 @@ def of_file(path: Path, pool: str) -> Deployment:
     if isinstance(document, dict) and "experiments" in document:
         spec = suite_of(document, path)
         return _suite(spec.name, pool, f"The suite of {path.name}.", {"spec": form_values(spec)})
-    name = path.stem.replace("_", "-")
-    check_name(name, source=f"{path}: the file's name")
+    name = name_of_file(path).replace("_", "-")
     return _federation(name, pool, f"The federation of {path.name}.", parse_spec(document, source=str(path)))
 
 

@@ -10,11 +10,12 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
-from flows.artifacts import RunArtifacts
+from flows.artifacts import RunArtifacts, show_clients
 from flows.ends import go_on, let_residents_go
+from flows.mending import mended_history
 from flows.prefect_runs import tag_run
 from flows.round import federated_round, initial_round
-from flows.stored import read_history, require_scores, stopped
+from flows.stored import require_scores, stopped
 from infra.place import current_place, has_place
 from tasks.errors import SpecError
 from tasks.spec.base import ScheduledName
@@ -65,11 +66,12 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     """
     place = current_place()
     flow_run_id = UUID(runtime.flow_run.get_id())
-    await tag_run(flow_run_id, name)
+    with place.views.showing("the tag of Prefect's run"):
+        await tag_run(flow_run_id, name)
     await asyncio.to_thread(place.started, str(flow_run_id))
     await place.slots.open(str(flow_run_id))
-    shown = RunArtifacts(name, spec)
-    history = await asyncio.to_thread(read_history, place.objects, place.layout)
+    shown = RunArtifacts(name, spec, place.views)
+    history = await asyncio.to_thread(mended_history, place, spec)
     place.history = history
     clients = spec.clients
     if clients is None:
@@ -78,6 +80,8 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     if not stopped(spec, history):
         place.ready, place.not_ready = await wake_up(name, spec, clients, needed)
     await shown.begin(history)
+    if stopped(spec, history) and history[-1].plan is not None:  # only what presents the last round is to be done
+        await show_clients(place, history[-1])
     while not stopped(spec, history):
         number = len(history)
         place.reporter.round_started(number)
@@ -90,5 +94,7 @@ async def rounds(name: str, spec: FederationSpec) -> int:
         # Not beside the next round: of two writers at once, SQLite's Prefect server turns one away, for two seconds.
         await shown.round_committed(history)
     await shown.finish(history, await place.finished(place))
+    place.views.keep()
+    place.views.tell(place.reporter.warning)
     require_scores(name, history)
     return history[-1].round

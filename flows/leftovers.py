@@ -1,7 +1,7 @@
 """What retention, dead runs and killed servers have left in the store and on this machine: found, and removed.
 
-A federation that a process runs is never touched: its lock is looked at before its objects are, and held while some
-are removed. :mod:`flows.clean_up` is the flow, :mod:`infra.store.retention` decides.
+A federation that a process runs, here or elsewhere, is never touched: its lock and its lease are looked at before its
+objects are, and held while some are removed. :mod:`flows.clean_up` is the flow, :mod:`infra.store.retention` decides.
 """
 
 from __future__ import annotations
@@ -9,24 +9,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from flows.start import run_folder
+from flows.holding import federation_held, federation_lease
 from flows.stored import listed, opened_store
 from infra.errors import InfraError, RunLocked, StoreCorrupt
 from infra.lock import run_lock
 from infra.machine_leftovers import machine_leftovers, registering_leftovers, remove_path, run_folder_leftovers
-from infra.settings import Settings
-from infra.store.layout import FederationLayout, federations
+from infra.settings import Settings, run_folder
+from infra.store.flush import flush_removal
+from infra.store.layout import FederationLayout, federations, first_missing
+from infra.store.lease import StoreLease
+from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from infra.store.retention import Leftover, Retention, federation_leftovers, removal_steps, upload_leftovers
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, STORE_VERSION, check_name, parse
 from tasks.spec.records import RoundRecord, StoreVersion
+from tasks.whole import read_whole
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +78,13 @@ def clean(
     run_folders: bool = False,
     now: datetime | None = None,
     temporary: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> CleanUp:
     """Find what may go, and with ``apply`` remove it; what cannot be removed does not keep the rest from going.
 
     names: federations to look at; none: all of the store, and this machine.
     now: instead of the clock's time.
+    say: told when there is a wait for whoever had a federation.
     temporary: where scratch folders are looked for, instead of the system's folder for temporary files.
 
     Raises:
@@ -91,11 +98,7 @@ def clean(
     with opened_store(settings) as objects:
         known = known_federations(objects, settings)
         _require(names, known)
-        for name in names or known:
-            with _unlocked(result, settings, name, hold=apply) as free:
-                if free:
-                    found = _of_federation(objects, settings, name, retention, now, result)
-                    _take(result, objects, found)
+        _clean_federations(result, objects, settings, names or known, retention, now, say)
         if not names:
             if run_folders:
                 _clean_run_folders(result, objects, settings, known, older_than, now)
@@ -119,8 +122,66 @@ def known_federations(objects: ObjectStore, settings: Settings) -> list[str]:
     return federations(settings.s3.prefix, objects.list(settings.s3.prefix))
 
 
+def _clean_federations(
+    result: CleanUp,
+    objects: ObjectStore,
+    settings: Settings,
+    names: Sequence[str],
+    retention: Retention,
+    now: datetime,
+    say: Callable[[str], None] | None,
+) -> None:
+    """One after the other; those that somebody elsewhere has, or had when it died, are waited for together."""
+
+    def clean_one(name: str, lease: StoreLease) -> None:
+        found = _of_federation(objects, settings, name, retention, now, result.notes)
+        if not found or not result.applied:
+            result.leftovers += found
+            return
+        try:
+            with lease.acquire():  # somebody may have had it since
+                found = _of_federation(objects, settings, name, retention, now, [])
+                _take(result, LeasedStore(objects, lease), found)
+        except RunLocked as error:
+            result.notes.append(f"{error}; left alone")
+
+    def lease_of(name: str) -> StoreLease:
+        return federation_lease(objects, settings, name, "fedbench clean", say, locked=result.applied)
+
+    waiting = []
+    for name in names:
+        with _unlocked(result, settings, name, hold=result.applied) as free:
+            if free:
+                lease = lease_of(name)
+                if lease.is_free():
+                    clean_one(name, lease)
+                else:
+                    waiting.append(name)
+    with contextlib.ExitStack() as held:
+        leases = {
+            name: lease_of(name)
+            for name in waiting
+            if held.enter_context(_unlocked(result, settings, name, hold=result.applied))
+        }
+        with ThreadPoolExecutor(max(len(leases), 1)) as threads:
+            refusals = list(threads.map(_refusal, leases.values()))
+        for (name, lease), refusal in zip(leases.items(), refusals, strict=True):
+            if refusal is None:
+                clean_one(name, lease)
+            else:
+                result.notes.append(f"{refusal}; left alone")
+
+
+def _refusal(lease: StoreLease) -> RunLocked | None:
+    try:
+        lease.require_free()
+    except RunLocked as error:
+        return error
+    return None
+
+
 def _of_federation(
-    objects: ObjectStore, settings: Settings, name: str, retention: Retention, now: datetime, result: CleanUp
+    objects: ObjectStore, settings: Settings, name: str, retention: Retention, now: datetime, notes: list[str]
 ) -> list[Leftover]:
     layout = FederationLayout(settings.s3.prefix, name)
     entries = objects.entries(layout.root)
@@ -129,11 +190,11 @@ def _of_federation(
         best = best_rounds(objects, layout, [entry.key for entry in entries])
         found += federation_leftovers(layout, entries, best, retention, now)
     except (FedbenchError, StoreCorrupt) as error:
-        result.notes.append(f"{name}: left alone: {error}")
+        notes.append(f"{name}: left alone: {error}")
     try:
         found += upload_leftovers(layout, objects.incomplete_uploads(layout.root), now)
     except InfraError as error:  # not every key may ask for them
-        result.notes.append(f"{name}: incomplete uploads were not looked at: {error}")
+        notes.append(f"{name}: incomplete uploads were not looked at: {error}")
     return found + registering_leftovers(run_folder(settings, name), name, now)
 
 
@@ -146,11 +207,11 @@ def best_rounds(objects: ObjectStore, layout: FederationLayout, keys: Sequence[s
     numbers = layout.committed_rounds(keys)
     if not numbers:
         return set()
-    if numbers != list(range(len(numbers))):
-        missing = min(set(range(numbers[-1])) - set(numbers))
+    missing = first_missing(numbers)
+    if missing is not None:
         raise FedbenchError(f"{layout.marker(missing)} is missing in the store")
     source = layout.marker(numbers[-1])
-    last = parse(RoundRecord, objects.get_json(source), source=source, newest=RECORD_VERSION)
+    last = read_whole(objects, source, RoundRecord, RECORD_VERSION)
     best = {last.decision.best_round}
     document = objects.get_json(layout.best)
     if document is not None:
@@ -218,29 +279,36 @@ def remove_leftovers(objects: ObjectStore, leftovers: Sequence[Leftover]) -> dic
     return failed
 
 
-def remove_federation(settings: Settings, name: str) -> tuple[int, int]:
+def remove_federation(settings: Settings, name: str, say: Callable[[str], None] | None = None) -> tuple[int, int]:
     """Remove all of a federation from the store, and its run's folder. Returns objects and bytes that went.
 
-    What was copied out of it stays: MLflow's run, the registered model, Prefect's runs.
+    What was copied out of it stays: MLflow's run, the registered model, Prefect's runs. say: told when there is a wait
+    for whoever had it.
 
     Raises:
         SpecError: there is no federation of this name.
-        RunLocked: a process of this machine is running it.
+        RunLocked: a process, of this machine or another, is running it; says which.
         InfraError: an object or the folder was not removed; the same call goes on.
     """
     with opened_store(settings) as objects:
         sizes = _sizes(objects, settings, name)
-        with run_lock(settings.home, name):
-            layout = FederationLayout(settings.s3.prefix, name)
+        with federation_held(objects, settings, name, "fedbench remove", say) as lease:
+            layout, objects = FederationLayout(settings.s3.prefix, name), LeasedStore(objects, lease)
             for upload in objects.incomplete_uploads(layout.root):
                 objects.abort_upload(upload.key, upload.upload_id)
+            removed: list[str] = []
             for keys in removal_steps(layout, objects.list(layout.root)):
+                if keys == [layout.spec]:  # by which the federation is known, as long as anything of it may come back
+                    flush_removal(objects, removed)
                 objects.delete(keys)
+                removed += keys
+            flush_removal(objects, removed)
             folder = run_folder(settings, name)
             try:
                 remove_path(folder)
             except OSError as error:
                 raise InfraError(f"{folder}: cannot be removed: {error.strerror}") from None
+            lease.release(removed=True)
     return len(sizes), sum(sizes.values())
 
 
@@ -258,7 +326,8 @@ def federation_size(settings: Settings, name: str) -> tuple[int, int]:
 def _sizes(objects: ObjectStore, settings: Settings, name: str) -> dict[str, int]:
     check_name(name, source="federation")
     layout = FederationLayout(settings.s3.prefix, name)
-    sizes = objects.list(layout.root)
+    listing = objects.list(layout.root)
+    sizes = {key: size for key, size in listing.items() if not key.startswith(layout.lease)}
     if layout.spec not in sizes:
         _require([name], federations(settings.s3.prefix, objects.list(settings.s3.prefix)))
     return sizes

@@ -22,7 +22,7 @@ from tasks.data.loading import Batch, EvaluationLoader
 from tasks.errors import DataError, SpecError
 from tasks.evaluate_model import EvaluationSet, evaluate_model, evaluation_sets
 from tasks.model_card import FIGURES
-from tasks.plain_text import NAME_LIMIT, plain
+from tasks.plain_text import plain, plain_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.records import EvaluationRecord, Metrics
@@ -133,7 +133,7 @@ def classes_table(evaluated: Evaluated) -> Table:
     for title, _ in columns:
         table.add_column(title, justify="right")
     for name in evaluated.model.card.classes:
-        table.add_row(Text(plain(name, NAME_LIMIT)), *(_shown(values.get(name)) for _, values in columns))
+        table.add_row(Text(plain_name(name)), *(_shown(values.get(name)) for _, values in columns))
     return table
 
 

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tasks.answer_request import ModelAnswers, RequestRefused
+from tasks.documents.json_text import read_json
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def parse_request(body: bytes) -> tuple[list[object], dict[str, Any]]:
             f"body: expected at most {MOST_VALUES} commas, brackets and braces, found {values}", too_large=True
         )
     try:
-        document = json.loads(body)
+        document = read_json(body)
     except (ValueError, RecursionError) as error:
         raise RequestRefused(f"body: expected JSON: {error}") from None
     if not isinstance(document, dict):

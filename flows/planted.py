@@ -15,11 +15,14 @@ from infra.settings import Settings
 def hold_back_planted(settings: Settings, service: PrefectService | None, say: Callable[[str], None]) -> None:
     """Look through the database of ``service``, which answers, unless only servers with credentials have opened it.
 
-    Does nothing for a server that the settings name (None). ``say`` gets the lines of what was found.
+    Does nothing for a server that the settings name (None). ``say`` gets the lines of what was found, and one of a
+    damaged database that was set aside.
 
     Raises:
         ServiceFailed: it could not be looked through.
     """
+    if service is not None and service.set_aside is not None:
+        say(service.set_aside)
     if service is None or is_guarded(service.home, service.database_url):
         return
     api = PrefectJson(service.address, basic_auth(service.auth))

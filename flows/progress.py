@@ -7,8 +7,9 @@ The federation's flow reports events to a :class:`Progress`; each subclass shows
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
 
@@ -21,7 +22,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flows.round_tables import megabytes, number_of, round_table
-from tasks.plain_text import plain, plain_lines
+from infra.views import Views
+from tasks.plain_text import REASON_LIMIT, plain, plain_lines
 from tasks.spec.records import RoundRecord
 
 _NAMED_CLIENTS = 8  # up to this many clients of a phase are shown by name
@@ -107,13 +109,18 @@ class Progress:
 
     def round_committed(self, record: RoundRecord) -> None:
         with self._lock:
-            self.records.append(record)
+            self.records[:] = [*(known for known in self.records if known.round < record.round), record]
             self._show_commit(record)
 
     def message(self, text: str) -> None:
         """A line that stays on the screen."""
         with self._lock:
             self._say(text, "")
+
+    def warning(self, text: str) -> None:
+        """What must be known although the run goes on, or has ended well."""
+        with self._lock:
+            self._say(f"warning: {text}", "yellow")
 
     def close(self) -> None:
         """Give the terminal back; may be called twice."""
@@ -144,7 +151,10 @@ class Progress:
 
 
 class QuietProgress(Progress):
-    """``-q``: no progress; the command line prints the result alone."""
+    """``-q``: no progress; the command line prints the result alone. Warnings go to standard error."""
+
+    def warning(self, text: str) -> None:
+        print(f"warning: {plain(text, REASON_LIMIT)}", file=sys.stderr)
 
 
 class LineProgress(Progress):
@@ -273,6 +283,22 @@ class LiveProgress(Progress):
         line = Table.grid(Column(width=1), Column(no_wrap=True, overflow="ellipsis"), padding=(0, 1))
         line.add_row(self._spinner, text)
         return line
+
+
+class SafeReporter:
+    """Hands each event to ``progress``; if that fails, as on a terminal that is gone, it is noted in ``views``."""
+
+    def __init__(self, progress: Progress, views: Views) -> None:
+        self._progress, self._views = progress, views
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        tell = getattr(self._progress, event)
+
+        def told(*arguments: Any) -> None:
+            with self._views.showing("the progress on the terminal"):
+                tell(*arguments)
+
+        return told
 
 
 def make_progress(console: Console, quiet: bool) -> Progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import tasks
+from infra.durable import write_durably
 from infra.model_folder import ModelFiles
 from infra.place import Place
 from infra.registry import BestModel, model_uri, register_best
@@ -92,7 +93,7 @@ def register(place: Place, tracker: Tracker, name: str, spec: FederationSpec, fo
         scratch=folder / "registering",
     )
     registered = Registered(uri=model_uri(name), version=version, weights_sha256=record.model.sha256)
-    (folder / FILE).write_text(registered.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_durably(folder / FILE, registered.model_dump_json(indent=2) + "\n")
     return registered
 
 

@@ -22,6 +22,7 @@ from prefect.events import Event
 from pydantic import Field, TypeAdapter
 
 from flows.turn import take_turn
+from infra.disk import full_disk
 from infra.errors import InfraError
 from infra.residents.bell import Bell, coordinator_of, resident_of
 from infra.residents.mailbox import MAILBOX_VERSION, Mailbox, require_session
@@ -146,6 +147,9 @@ async def _take(ask: dict[str, Any], thread: TurnThread, alive: Callable[[], Any
         return {"version": MAILBOX_VERSION, "lost": f"{type(error).__name__}: {error}"}
     except Exception as error:
         log.error("a turn failed", exc_info=True)
+        full = full_disk(error, this_site().settings.home, suspected=False)
+        if full is not None:  # the turn may do well at another slot
+            return {"version": MAILBOX_VERSION, "lost": f"{type(full).__name__}: {full.found}"}
         return {"version": MAILBOX_VERSION, "error": "".join(traceback.format_exception(error)[-6:])}
     finally:
         signs.cancel()

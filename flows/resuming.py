@@ -6,15 +6,17 @@ from what is left, as after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from flows.holding import federation_held
 from flows.stored import opened_store, put_best, read_history, read_spec
 from infra.errors import StoreCorrupt
-from infra.lock import run_lock
 from infra.settings import Settings
+from infra.store.flush import flush, flush_removal
 from infra.store.layout import FederationLayout
+from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
 from tasks.replies import record_limit
@@ -24,15 +26,22 @@ from tasks.spec.records import RoundPlan
 
 
 def prepare(
-    settings: Settings, name: str, *, from_round: int | None, retrain: Sequence[str]
+    settings: Settings,
+    name: str,
+    *,
+    from_round: int | None,
+    retrain: Sequence[str],
+    say: Callable[[str], None] | None = None,
 ) -> tuple[FederationSpec, list[str]]:
     """Go back to ``from_round``, or discard the stored updates of the clients ``retrain``.
+
+    say: told when there is a wait for another process.
 
     Returns the federation's specification and a line for each thing that was done.
 
     Raises:
         SpecError: no such federation, round or client; or both were asked for.
-        RunLocked: a process of this machine is running the federation.
+        RunLocked: a process, of this machine or another, is running the federation.
         StoreUnavailable: the store failed midway; the same call goes on.
     """
     if from_round is not None and retrain:
@@ -40,7 +49,9 @@ def prepare(
     with opened_store(settings) as objects:
         spec = read_spec(objects, settings, name)
         layout = FederationLayout(settings.s3.prefix, name)
-        with run_lock(settings.home, name):
+        what = "fedbench resume " + ("--retrain" if from_round is None else "--from")
+        with federation_held(objects, settings, name, what, say) as lease:
+            objects = LeasedStore(objects, lease)
             if from_round is not None:
                 return spec, go_back(objects, layout, from_round)
             return spec, discard_updates(objects, layout, retrain)
@@ -94,8 +105,10 @@ def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list
 
 
 def _put_aside(objects: ObjectStore, layout: FederationLayout, keys: Sequence[str], number: int, folder: int) -> None:
-    for key in keys:
-        objects.copy(key, layout.put_aside(key, folder))
+    copies = {key: layout.put_aside(key, folder) for key in keys}
+    for key, copy in copies.items():
+        objects.copy(key, copy)
+    flush(objects, [layout.superseded_record(folder), *copies.values()])
     objects.delete([layout.marker(number)])
     objects.delete([key for key in keys if key != layout.marker(number)])
 
@@ -131,6 +144,7 @@ def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, cl
         found = [key for key in keys if key in there]
         if found:
             objects.delete(found)
+            flush_removal(objects, found)  # an update that came back with a power failure would count again
     if key not in there:
         return f"client {client}: no update of round {plan.round} is stored"
     others = [member for member in members if member != client]

@@ -19,6 +19,7 @@ from flows.prefect_runs import unsearched
 from flows.stored import put_best
 from flows.usable import usable_model
 from infra.place import Place, current_place
+from infra.store.flush import flush
 from tasks.aggregate import counted_weights, initial_weights, require_quorum
 from tasks.check_client_resource import check_client_resource
 from tasks.decide import decide
@@ -91,7 +92,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         committed=datetime.now(UTC),
     )
     await asyncio.to_thread(commit, place, record)
-    await asyncio.gather(asyncio.to_thread(clear_up, place, record), show_clients(record))
+    await asyncio.gather(asyncio.to_thread(clear_up, place, record), show_clients(place, record))
     return record
 
 
@@ -216,10 +217,21 @@ async def evaluate_global(
 
 
 def commit(place: Place, record: RoundRecord) -> None:
-    """Write the commit marker, then what follows from it, the best round."""
-    place.objects.put_json(place.layout.marker(record.round), record.model_dump(mode="json"))
+    """Write the commit marker, then what follows from it, the best round. Each is on the disk before the next.
+
+    Raises:
+        RunLocked: another coordinator has the federation by now, or has committed this round.
+    """
+    objects, layout = place.objects, place.layout
+    marker, document = layout.marker(record.round), record.model_dump(mode="json")
+    flush(objects, [record.model.key])
+    if place.lease is None:
+        objects.put_json(marker, document)
+    else:
+        place.lease.commit(marker, document)
+    flush(objects, [marker])
     if record.decision.best_round == record.round:
-        put_best(place.objects, place.layout, record)
+        put_best(objects, layout, record)
 
 
 def clear_up(place: Place, record: RoundRecord) -> None:

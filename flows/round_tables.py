@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from tasks.plain_text import NAME_LIMIT, plain
+from tasks.plain_text import plain_name
 from tasks.spec.federation import MAP_NAMES
 from tasks.spec.records import Decision, RoundRecord
 
@@ -60,7 +60,7 @@ def class_table(record: RoundRecord) -> Table:
         objects.update(evaluation.objects)
     for name, score in metrics.per_class.items():
         table.add_row(
-            Text(plain(name, NAME_LIMIT)),
+            Text(plain_name(name)),
             str(objects[name]) if objects else "-",
             number_of(score),
             number_of(metrics.per_class_coco.get(name)),

@@ -12,39 +12,48 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from flows.holding import federation_lease
 from flows.interrupts import interrupts_deferred, terminate_as_interrupt
 from flows.planted import hold_back_planted
 from flows.progress import Progress
 from flows.registration import noted
-from flows.start import PRELOAD, claim_name, pin, require_weights, run_folder, slot_count
-from flows.stored import read_history, require_scores, stopped
+from flows.spec_copy import keep_spec
+from flows.start import PRELOAD, claim_name, pin, require_name, require_weights, slot_count
+from flows.stored import readable_history, require_scores, stopped
 from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
-from infra.errors import StoreUnavailable
+from infra.disk import full_disk_named
+from infra.errors import DiskFull, StoreUnavailable
 from infra.lock import require_free_disk, run_lock
 from infra.private import private_process
 from infra.services.embedded import EmbeddedServices, supervised
 from infra.services.login_page import how_to_log_in
 from infra.services.own_environment import use_own_environment
-from infra.settings import Settings
+from infra.settings import Settings, run_folder
 from infra.slots import end_fork_server, start_fork_server
 from infra.store.layout import FederationLayout
+from infra.store.lease import StoreLease
 from infra.store.objects import ObjectStore
+from infra.views import Views
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
+from tasks.whole import DamagedObject
 
 if TYPE_CHECKING:
     from flows.report import RunReport
 
 log = logging.getLogger(__name__)
 
-# The file of a run's folder that its report writes last.
+Result = TypeVar("Result")
+
+# The file of a run's folder that its report writes last; beside it, which parts of the report failed.
 REPORTED = "rounds.png"
+FAILED_FILE = "report.json"
 # What this process needs of the learning, and takes seconds to import.
 LEARNING = ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure")
 STORE_ATTEMPTS = 3
@@ -58,16 +67,29 @@ class Outcome:
     """What a finished run leaves: its records, its folder of plots, and whether there was anything left to do.
 
     model: URI of the best model in MLflow's registry; None when MLflow failed.
+    failed: the reason of each part of the report that failed, by what it is.
     """
 
     records: list[RoundRecord]
     folder: Path
     already_finished: bool
     model: str | None
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_federation(name: str, spec: FederationSpec, settings: Settings, progress: Progress) -> Outcome:
+def run_federation(
+    name: str,
+    spec: FederationSpec,
+    settings: Settings,
+    progress: Progress,
+    *,
+    again: str | None = None,
+    report_only: bool = False,
+) -> Outcome:
     """Run ``spec`` under ``name`` to its end, from wherever it stands.
+
+    again: the command that makes the report of a finished federation once more, for warnings. report_only: this is
+    that command; the federation is finished.
 
     Raises:
         FedbenchError, InfraError: it cannot start or go on; the message says why.
@@ -77,16 +99,18 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
         slot_count(settings, spec)
     private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
-    folder = run_folder(settings, name)
-    with run_lock(settings.home, name), EmbeddedRun(settings) as services, terminate_as_interrupt():
+    with (
+        run_lock(settings.home, name),
+        EmbeddedRun(settings) as services,
+        terminate_as_interrupt(),
+        contextlib.ExitStack() as held,
+    ):
         progress.message("reading data, opening the store")
         spec = pin(spec, settings, progress.message)
-        history = _claimed(services, settings, name, spec)
-        if stopped(spec, history) and (folder / REPORTED).exists():
-            require_scores(name, history)
-            model = noted(folder, history)
-            if model is not None:
-                return Outcome(history, folder, already_finished=True, model=model)
+        finished = None if report_only else _finished(services, settings, name, spec, progress, again)
+        if finished is not None:
+            return finished
+        lease = held.enter_context(_claimed(services, settings, name, spec, progress))
         progress.message("starting services")
         own_prefect(settings)
         start_services(services, LEARNING, preload=PRELOAD)
@@ -99,14 +123,68 @@ def run_federation(name: str, spec: FederationSpec, settings: Settings, progress
             progress.message(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
         hold_back_planted(settings, services.prefect, progress.message)
         with supervised(services), prefect_drained():
-            return _run_until_done(name, spec, settings, services, progress)
+            return _run_until_done(name, spec, settings, services, progress, lease, again)
 
 
-def _claimed(services: EmbeddedRun, settings: Settings, name: str, spec: FederationSpec) -> list[RoundRecord]:
-    """The name is ``spec``'s in the store; what it has of it. A store of our own that dies meanwhile is started again:
-    nobody else looks after it yet.
-    """
+def _finished(
+    services: EmbeddedRun,
+    settings: Settings,
+    name: str,
+    spec: FederationSpec,
+    progress: Progress,
+    again: str | None,
+) -> Outcome | None:
+    """What a run that has nothing left to do returns; None: there is something, or it cannot be told yet."""
+    folder = run_folder(settings, name)
+    if not (folder / REPORTED).exists():
+        return None
+
+    def look(objects: ObjectStore) -> Outcome | None:
+        layout = FederationLayout(settings.s3.prefix, name)
+        try:
+            if not require_name(objects, layout, spec):
+                return None
+        except DamagedObject:  # mended once the lease is held
+            return None
+        found = readable_history(objects, layout)
+        if found.damage is not None or not stopped(spec, found.records):
+            return None
+        require_scores(name, found.records)
+        model = noted(folder, found.records)
+        if model is None:
+            return None
+        views = Views(again or "", folder / FAILED_FILE)
+        views.recall()
+        views.tell(progress.warning)
+        return Outcome(found.records, folder, already_finished=True, model=model, failed=views.failed)
+
+    return _with_store(services, look)
+
+
+def _claimed(
+    services: EmbeddedRun, settings: Settings, name: str, spec: FederationSpec, progress: Progress
+) -> StoreLease:
+    """Have the federation's lease, and the name for ``spec``."""
     layout = FederationLayout(settings.s3.prefix, name)
+
+    def claim(objects: ObjectStore) -> StoreLease:
+        with contextlib.ExitStack() as held:
+            lease = held.enter_context(federation_lease(objects, settings, name, "fedbench run", progress.message))
+            lease.acquire()
+            if not objects.exists(layout.spec):
+                require_weights(spec, settings)
+            for line in claim_name(objects, layout, spec):
+                progress.message(line)
+            keep_spec(settings, name, spec)
+            readable_history(objects, layout)  # what cannot be read at all is said before services start
+            held.pop_all()
+            return lease
+
+    return _with_store(services, claim)
+
+
+def _with_store(services: EmbeddedRun, use: Callable[[ObjectStore], Result]) -> Result:
+    """``use`` the store. One of our own that dies meanwhile is started again: nobody else looks after it yet."""
     attempts = 1 if services.s3 is None else STORE_ATTEMPTS
     while True:
         attempts -= 1
@@ -114,10 +192,7 @@ def _claimed(services: EmbeddedRun, settings: Settings, name: str, spec: Federat
         try:
             objects = ObjectStore(services.s3_endpoint())
             objects.ensure_bucket()
-            if objects.get_json(layout.spec) is None:
-                require_weights(spec, settings)
-            claim_name(objects, layout, spec)
-            return read_history(objects, layout)
+            return use(objects)
         except StoreUnavailable:
             if not attempts:
                 raise
@@ -176,24 +251,31 @@ def _run_until_done(
     settings: Settings,
     services: EmbeddedServices,
     progress: Progress,
+    lease: StoreLease,
+    again: str | None,
 ) -> Outcome:
     # Late: these import prefect, torch and mlflow, which must see the environment set above, and take seconds.
-    from flows.coordinator import Restarts
+    from flows.coordinator import Restarts, place_failed
     from flows.report import RunReport
 
-    report = RunReport(name, spec, settings, services, run_folder(settings, name))
+    report = RunReport(name, spec, settings, services, run_folder(settings, name), again)
     restarts = Restarts()
     while True:
         try:
-            if restarts.count:
-                time.sleep(restarts.pause)
-                services.ensure()
-            return _attempt(name, spec, settings, services, progress, report)
+            with full_disk_named(settings.home, place_failed):
+                if restarts.count:
+                    time.sleep(restarts.pause)
+                    for line in services.mend():
+                        progress.message(line)
+                    services.ensure()
+                return _attempt(name, spec, settings, services, progress, report, lease)
         except KeyboardInterrupt:
             report.close("KILLED")
             _close_open_runs(name, interrupted=True)
             raise
         except Exception as error:
+            if isinstance(error, DiskFull):
+                error.goes_on = True
             if not restarts.allow(error):
                 report.close("FAILED")
                 _close_open_runs(name, interrupted=False)
@@ -238,25 +320,24 @@ def _attempt(
     services: EmbeddedServices,
     progress: Progress,
     report: RunReport,
+    lease: StoreLease,
 ) -> Outcome:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     from flows.coordinator import open_place
     from flows.federation import federation
     from flows.prefect_runs import call, close_dead_runs
-    from infra.federation_lease import FederationLease
     from infra.place import set_place
 
     # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
     internal = logging.getLogger("prefect._internal")
     internal.handlers, internal.propagate = [], True
     resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
-    place = open_place(name, spec, resolved, progress, report)
+    place = open_place(name, spec, resolved, progress, report, lease)
     set_place(place)
 
     async def run() -> None:
-        lease = FederationLease(place.objects, place.layout, settings.home, progress.message)
-        async with lease if services.shared else contextlib.nullcontext():
+        async with lease.ends_with_it():
             try:
                 await close_dead_runs(name)
                 await call(federation, name=name, spec=spec)
@@ -267,7 +348,7 @@ def _attempt(
     names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
     with temporary_settings({names[name]: value for name, value in services.prefect_environment().items()}):
         asyncio.run(run())
-    return Outcome(place.history, report.folder, already_finished=False, model=report.model)
+    return Outcome(place.history, report.folder, already_finished=False, model=report.model, failed=report.views.failed)
 
 
 def describe(spec: FederationSpec) -> str:

@@ -5,33 +5,30 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import BaseModel
 
+from flows.stored import readable_history
 from infra.errors import SettingsError
 from infra.private import data_cache
 from infra.settings import Settings
+from infra.store.flush import flush
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.detectors.weight_file import FileWeights, check_weights, fetch_weights, lite0_file, weight_file_name
 from tasks.errors import SpecError
-from tasks.spec.base import STORE_VERSION, parse
+from tasks.spec.base import SPEC_VERSION, STORE_VERSION
 from tasks.spec.detector_parts import EfficientNetLite0Weights
-from tasks.spec.federation import FederationSpec, changed_fields, parse_spec
+from tasks.spec.federation import FederationSpec, changed_fields
 from tasks.spec.records import StoreVersion
+from tasks.whole import DamagedObject, read_whole, set_aside
 
 log = logging.getLogger(__name__)
 
 # What a slot has imported before its first turn. That imports Prefect too, which slots use for nothing.
 PRELOAD = ("infra.ignore_prefect_files", "flows.turn")
-
-
-def run_folder(settings: Settings, name: str) -> Path:
-    """Plots, sheet and log of a run on this machine."""
-    return settings.home / "runs" / name
 
 
 def slot_count(settings: Settings, spec: FederationSpec) -> int:
@@ -151,28 +148,76 @@ def _weights_digest(spec: FederationSpec, settings: Settings) -> str | None:
     return check_weights(weights, path)
 
 
-def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> None:
+def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> list[str]:
     """Write ``spec.json``, or hold the specification against the one that is there.
+
+    A damaged one is written again from ``spec``, if the last round's record has its digest. Returns a line for each
+    object that was damaged.
 
     Raises:
         SpecError: the name belongs to another experiment; names the fields. Only a larger ``max_rounds`` extends.
             Or the store was laid out by a newer fedbench.
     """
-    version = objects.get_json(layout.store)
-    if version is None:
-        objects.put_json(layout.store, StoreVersion().model_dump(mode="json"))
-    else:
-        parse(StoreVersion, version, source=layout.store, newest=STORE_VERSION)
-    document = objects.get_json(layout.spec)
-    if document is not None:
-        stored = parse_spec(document, source=layout.spec)
-        changes = changed_fields(stored, spec)
-        if not changes:
-            return
-        if set(changes) != {"max_rounds"} or spec.max_rounds < stored.max_rounds:
-            shown = ", ".join(f"{field} (was {old!r}, now {new!r})" for field, (old, new) in changes.items())
-            raise SpecError(
-                f"{layout.federation}: this name belongs to another experiment, which differs in: {shown}; "
-                "choose another --name (only a larger max_rounds extends a federation)"
-            )
-    objects.put_json(layout.spec, spec.model_dump(mode="json"))
+    lines = _claim_store(objects, layout)
+    stored = None
+    if objects.exists(layout.spec):
+        try:
+            stored = read_whole(objects, layout.spec, FederationSpec, SPEC_VERSION)
+        except DamagedObject as error:
+            records = readable_history(objects, layout).records
+            if records and records[-1].spec_digest != spec.digest:
+                raise SpecError(
+                    f"{error}; to write it again, expected the specification of round {records[-1].round} (digest "
+                    f"{records[-1].spec_digest[:8]}), found another one (digest {spec.digest[:8]})"
+                ) from None
+            kept = set_aside(objects, layout, [layout.spec])
+            lines.append(f"{error}: written again as given; what was there is kept in {kept}")
+    if stored is None or not _is_unchanged(layout, stored, spec):
+        objects.put_json(layout.spec, spec.model_dump(mode="json"))
+    flush(objects, [layout.store, layout.spec])  # also unchanged ones: whoever wrote them may have died before that
+    return lines
+
+
+def require_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> bool:
+    """Hold ``spec`` against the one in the store, if there is one. Returns whether it is there, unchanged.
+
+    Raises:
+        SpecError: as :func:`claim_name`.
+        DamagedObject: what is there cannot be read.
+    """
+    if objects.exists(layout.store):
+        read_whole(objects, layout.store, StoreVersion, STORE_VERSION)
+    if not objects.exists(layout.spec):
+        return False
+    return _is_unchanged(layout, read_whole(objects, layout.spec, FederationSpec, SPEC_VERSION), spec)
+
+
+def _is_unchanged(layout: FederationLayout, stored: FederationSpec, spec: FederationSpec) -> bool:
+    """Whether ``spec`` is ``stored``; False: only its ``max_rounds`` is larger.
+
+    Raises:
+        SpecError: it is another experiment; names the fields.
+    """
+    changes = changed_fields(stored, spec)
+    if not changes:
+        return True
+    if set(changes) != {"max_rounds"} or spec.max_rounds < stored.max_rounds:
+        shown = ", ".join(f"{field} (was {old!r}, now {new!r})" for field, (old, new) in changes.items())
+        raise SpecError(
+            f"{layout.federation}: this name belongs to another experiment, which differs in: {shown}; "
+            "choose another --name (only a larger max_rounds extends a federation)"
+        )
+    return False
+
+
+def _claim_store(objects: ObjectStore, layout: FederationLayout) -> list[str]:
+    lines = []
+    if objects.exists(layout.store):
+        try:
+            read_whole(objects, layout.store, StoreVersion, STORE_VERSION)
+            return []
+        except DamagedObject as error:
+            objects.copy(layout.store, layout.damaged_store)
+            lines.append(f"{error}: written again; what was there is kept as {layout.damaged_store}")
+    objects.put_json(layout.store, StoreVersion().model_dump(mode="json"))
+    return lines

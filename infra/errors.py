@@ -21,8 +21,25 @@ class StoreRefused(SettingsError):
     """The object store does not let these credentials do this."""
 
 
+class ClockWrong(SettingsError):
+    """This machine's clock differs from a server's so far that the server refuses requests."""
+
+
 class StoreUnavailable(InfraError):
     """The object store does not answer, after retries: *infrastructure lost*, never a client's fault."""
+
+
+class DiskFull(InfraError):
+    """A file system of this machine is full, or its user's quota is used up: trying again does not help."""
+
+    def __init__(self, found: str, advice: str = "make room, then run the same command again") -> None:
+        """found: which folder has how much; advice: what to do about it."""
+        super().__init__(found, advice)
+        self.found, self.advice = found, advice
+        self.goes_on = False  # what it stopped stands in the store, so that its name is enough to go on
+
+    def __str__(self) -> str:
+        return visible(f"{self.found}: {self.advice}")
 
 
 class StoreCorrupt(InfraError):

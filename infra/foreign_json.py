@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from tasks.documents.json_text import read_json
 
 DEEPEST = 32  # lists and mappings inside each other
 
 
 def read_foreign(body: bytes) -> Any:
-    """The document in ``body``: UTF-8, no NaN, whole numbers in 64 bits, text without lone surrogates, not deep.
+    """The document in ``body``: UTF-8, no NaN, each key once, whole numbers in 64 bits, text without lone
+    surrogates, not deep.
 
     Raises:
         ValueError: it is none; the message says what was expected.
     """
     try:
-        document = json.loads(body.decode(), parse_constant=_no_number, parse_int=_in_64_bits)
+        document = read_json(body.decode(), parse_constant=_no_number, parse_int=_in_64_bits)
     except RecursionError:
         raise ValueError(f"expected at most {DEEPEST} lists and mappings inside each other, found more") from None
     _check(document, may_have_surrogates=b"\\u" in body)

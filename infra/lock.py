@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.errors import InfraError, RunLocked
+from infra.disk import existing
+from infra.errors import DiskFull, RunLocked
 
 
 class FileLock:
@@ -136,6 +137,11 @@ def _flock(descriptor: int, timeout: float | None) -> bool:
             time.sleep(0.05)
 
 
+def run_lock_path(home: Path, name: str) -> Path:
+    """File that :func:`run_lock` locks."""
+    return home / "locks" / f"{name}.lock"
+
+
 @contextmanager
 def run_lock(home: Path, name: str) -> Iterator[None]:
     """Held while this process runs the federation ``name``; dies with the process.
@@ -143,7 +149,7 @@ def run_lock(home: Path, name: str) -> Iterator[None]:
     Raises:
         RunLocked: another process holds it; the message names the federation and the process.
     """
-    lock = FileLock(home / "locks" / f"{name}.lock")
+    lock = FileLock(run_lock_path(home, name))
     if not lock.acquire():
         pid = lock.holder()
         raise RunLocked(
@@ -160,14 +166,11 @@ def require_free_disk(path: Path, megabytes: int, what: str) -> None:
     """Check that the file system of ``path`` (which need not exist yet) has ``megabytes`` (10^6 bytes) free.
 
     Raises:
-        InfraError: naming ``what`` needs the space, the folder, and megabytes free and needed.
+        DiskFull: naming ``what`` needs the space, the folder, and megabytes free and needed.
     """
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free // 1_000_000
+    free = shutil.disk_usage(existing(path.absolute())).free // 1_000_000
     if free < megabytes:
-        raise InfraError(
-            f"{what}: {free} MB free under {path}, expected at least {megabytes} MB; "
-            "free some space, or set FEDBENCH_HOME to a larger disk"
+        raise DiskFull(
+            f"{what}: {free} MB free under {path}, expected at least {megabytes} MB",
+            "free some space, or set FEDBENCH_HOME to a larger disk",
         )

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from infra.settings import Settings
 from infra.slots import TurnRunner
 from infra.store.layout import FederationLayout
+from infra.store.lease import StoreLease
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
+from infra.views import Views
 
 
 class Reporter(Protocol):
@@ -35,6 +37,8 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None: ...
 
+    def warning(self, text: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class Leavings:
@@ -53,7 +57,10 @@ class Place:
     committed: told of each round's record after its commit; it logs and shows it.
     started: told the id of the federation's flow run when it begins.
     finished: called after the last round; leaves what its readers want, and returns it.
+    went_back: told the records that count when a committed round is to be done again.
+    lease: held by this process as long as it runs the federation; None where nobody else can, as in tests.
     history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
+    views: within which all that only presents the federation is done.
     ready, not_ready: what wake_up found of the clients, as large for 1,700 of them.
     """
 
@@ -67,9 +74,12 @@ class Place:
     committed: Callable[[Any], None]
     started: Callable[[str], None]
     finished: Callable[[Place], Awaitable[Leavings]]
+    went_back: Callable[[Any], None] = lambda records: None
+    lease: StoreLease | None = None
     history: list[Any] = field(default_factory=list)
     ready: list[Any] = field(default_factory=list)
     not_ready: list[Any] = field(default_factory=list)
+    views: Views = field(default_factory=Views)
 
 
 _PLACE: ContextVar[Place] = ContextVar("fedbench_place")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -13,6 +14,7 @@ log = logging.getLogger(__name__)
 
 PRIVATE_UMASK = 0o077
 OTHERS = 0o077  # the bits of a mode that give anybody but the owner anything
+_ELSEWHERE = "expected a folder of your own; set FEDBENCH_HOME, or --home, to one"
 
 
 def private_home(home: Path) -> None:
@@ -22,18 +24,41 @@ def private_home(home: Path) -> None:
     home could put another in its place.
 
     Raises:
-        SettingsError: it is no folder, or another user's whose rights this process cannot change.
+        SettingsError: it is no folder, cannot be made or written to, or is another user's whose rights this process
+            cannot change.
     """
-    for folder in reversed(home.absolute().parents):
-        if not folder.exists():
-            folder.mkdir(mode=0o755, exist_ok=True)
+    require_folder(home)
     try:
+        for folder in reversed(home.absolute().parents):
+            if not folder.exists():
+                folder.mkdir(mode=0o755, exist_ok=True)
         home.mkdir(mode=0o700, exist_ok=True)
-    except FileExistsError:
-        raise SettingsError(f"home: expected a folder, found a file: {home}") from None
+    except OSError as error:
+        raise SettingsError(f"home: {home} cannot be made: {error.strerror}; {_ELSEWHERE}") from None
     narrowed = narrow(home)
     if narrowed is not None:
         log.warning("%s", narrowed)
+    # Of a file system that is mounted for reading this is true for root too.
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise SettingsError(f"home: {home} cannot be written to; {_ELSEWHERE}")
+
+
+def require_folder(home: Path) -> None:
+    """Hold that ``home`` is a folder, or that there is nothing yet where it would be. Nothing is made.
+
+    Raises:
+        SettingsError: it is a file, below a file, or where this process may not look.
+    """
+    try:
+        if stat.S_ISDIR(home.stat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise SettingsError(f"home: expected a folder, found a file above it: {home}") from None
+    except OSError as error:
+        raise SettingsError(f"home: {home} cannot be used: {error.strerror}; {_ELSEWHERE}") from None
+    raise SettingsError(f"home: expected a folder, found a file: {home}")
 
 
 def private_process(home: Path) -> None:
@@ -74,7 +99,9 @@ def narrow(home: Path) -> str | None:
         return foreign or None
     try:
         home.chmod(mode & ~OTHERS)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES):
+            raise SettingsError(f"home: {home} cannot be written to: {error.strerror}; {_ELSEWHERE}") from None
         raise SettingsError(
             f"home: expected a folder of your own (user {os.geteuid()}), found one of user {owner} that "
             f"others may enter: {home}; name one below it"

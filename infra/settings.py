@@ -8,25 +8,41 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import logging
 import os
 from contextvars import ContextVar
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import CoreSchema
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from infra.errors import SettingsError
+from infra.proxies import is_direct
+from tasks.documents.by_type import settle
+from tasks.documents.errors import DocumentError, DuplicateKey
+from tasks.documents.json_text import read_json
+from tasks.documents.numbers import without_booleans
+from tasks.documents.yaml_text import read_document
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +54,30 @@ _OTHER_VARIABLES = {"SETTINGS", "SLOT", "VERSION", "SCREENSHOTS", "FLOWER_VENV"}
 _FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", default={})  # noqa: B039 (never changed)
 
 
-class S3Settings(BaseModel):
-    """Any S3-compatible store. Without an endpoint or keys, the embedded server on loopback is used."""
+class _Group(BaseModel):
+    """Settings below another one; true and false are no numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = without_booleans(handler(source))
+        return schema
+
+
+class _Environment(EnvSettingsSource):
+    """Variables of the environment, in whose JSON each key stands once."""
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        try:
+            return read_json(value)
+        except DuplicateKey as error:
+            name = f"{PREFIX}{field_name.upper()}" if field_name in Settings.model_fields else field_name
+            raise SettingsError(f"{name}: {error} of its JSON") from None
+
+
+class S3Settings(_Group):
+    """Any S3-compatible store. Without an endpoint or keys, the embedded server on loopback is used."""
 
     endpoint: str | None = Field(None, description="URL of the S3 API; none: the embedded server.")
     bucket: str = Field("fedbench", pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$")
@@ -49,6 +85,33 @@ class S3Settings(BaseModel):
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
+
+    _home: Path | None = PrivateAttr(None)
+
+    def __eq__(self, other: object) -> bool:
+        """By the settings alone: which home they are used in makes them no others."""
+        return isinstance(other, S3Settings) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    def of_home(self, home: Path) -> S3Settings:
+        """The same, for a machine with this home: its server may be the one that answers at the endpoint."""
+        copy = self.model_copy()
+        copy._home = home.absolute()
+        return copy
+
+    def own_folder(self) -> Path | None:
+        """Folder of the home's own server, if that is the one at the endpoint; None: it is another's."""
+        if self._home is None:
+            return None
+        try:
+            found = json.loads((self._home / "services" / "s3.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        port = found.get("port") if isinstance(found, dict) else None
+        parts = urlsplit(self.endpoint or "")
+        return self._home / "s3" if port == parts.port and is_direct(self.endpoint or "") else None
 
     @model_validator(mode="after")
     def _check(self) -> S3Settings:
@@ -59,10 +122,17 @@ class S3Settings(BaseModel):
         return self
 
 
-class WorkerSettings(BaseModel):
-    """The Prefect worker of this machine: its slots, and the warm process that its runs are forked from."""
+class LocalS3Settings(S3Settings):
+    """The store of this machine's own server, with endpoint and credentials; no setting that a user can make."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    folder: Path = Field(description="Where the server keeps its buckets, each a folder.")
+
+    def own_folder(self) -> Path:
+        return self.folder
+
+
+class WorkerSettings(_Group):
+    """The Prefect worker of this machine: its slots, and the warm process that its runs are forked from."""
 
     slots: Literal["auto", "gpu", "cpu"] = Field("auto", description="GPUs, CPU threads, or GPUs if there are any.")
     slots_per_gpu: int = Field(1, ge=1, le=64, description="Runs that share a GPU, each with its fraction.")
@@ -80,10 +150,8 @@ class WorkerSettings(BaseModel):
 DEFAULT_TURN_POOL = "gpu"
 
 
-class PoolSettings(BaseModel):
+class PoolSettings(_Group):
     """Prefect work pools that turns go to; without any, turns run in slots of the coordinator's own machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     turns: str | None = Field(None, description="Work pool of the turns; none: this machine's own slots.")
     silos: dict[str, str] = Field(
@@ -105,10 +173,8 @@ class PoolSettings(BaseModel):
         return self.turns is not None or bool(self.silos)
 
 
-class PortSettings(BaseModel):
+class PortSettings(_Group):
     """Where the servers of ``fedbench up`` listen: ports that it asks for; one that is taken is chosen anew."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prefect: int = Field(4200, ge=1, le=65535)
     mlflow: int = Field(5000, ge=1, le=65535)
@@ -168,7 +234,13 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What the caller says wins over the environment, and that over the file of :func:`load_settings`."""
-        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=_FROM_FILE.get())
+        file_settings = InitSettingsSource(settings_cls, init_kwargs=_FROM_FILE.get())
+        return init_settings, _Environment(settings_cls), file_settings
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = without_booleans(handler(source))
+        return schema
 
     def data_root(self, name: str) -> Path | None:
         """Folder of the data set ``name`` on this machine; None when it is not mapped."""
@@ -203,11 +275,13 @@ def load_settings() -> Settings:
     document: Any = {}
     if named or path.exists():
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            document = read_document(path.read_text(encoding="utf-8"), str(path)) or {}
         except OSError as error:
             raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes, dates, huge numbers
-            raise SettingsError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"{path}: expected YAML: {error}") from None
+        except DocumentError as error:
+            raise SettingsError(f"{path}: {error}") from None
         if not isinstance(document, dict):
             raise SettingsError(f"{path}: expected a mapping of settings, found {type(document).__name__}")
         unknown = sorted(str(name) for name in document.keys() - Settings.model_fields.keys())
@@ -215,14 +289,20 @@ def load_settings() -> Settings:
             raise SettingsError(
                 f"{path}: {', '.join(unknown)}: no such setting; expected: {', '.join(sorted(Settings.model_fields))}"
             )
+        document, faults = settle(document, Settings)
+        if faults:
+            raise SettingsError("; ".join(faults))
     try:
         token = _FROM_FILE.set({"home": home, **document})
         try:
-            return Settings()
+            settings = Settings()
+            return settings.model_copy(update={"s3": settings.s3.of_home(settings.home)})
         finally:
             _FROM_FILE.reset(token)
     except ValidationError as error:
         raise SettingsError("settings: " + "; ".join(map(_explained, error.errors(include_url=False)))) from None
+    except SettingsError:
+        raise
     except Exception as error:  # pydantic-settings wraps JSON that does not parse in an error of its own
         raise SettingsError(f"settings: {error}; expected JSON in its variable") from None
 
@@ -258,3 +338,8 @@ def _explained(item: Any) -> str:
     found = item["input"]
     secret = setting.endswith(("_key", "_database_url")) or not isinstance(found, str | int | float)
     return f"{setting}: {message}" + ("" if secret else f" (found {found!r})")
+
+
+def run_folder(settings: Settings, name: str) -> Path:
+    """Plots, sheet, log and specification of a run on this machine."""
+    return settings.home / "runs" / name

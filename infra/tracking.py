@@ -9,6 +9,7 @@ use: that takes one to two seconds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from infra.disk import full_disk
 from infra.errors import TrackingUnavailable
+from infra.sqlite_files import damaged_tracking, says_damaged
+from infra.sqlite_urls import sqlite_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +48,8 @@ _METRICS_PER_BATCH = 1000  # MLflow's limits, from mlflow.utils.validation
 _PARAMS_PER_BATCH = 100
 _PARAM_VALUE_LENGTH = 6000
 _PART_LENGTH = 100  # of a metric's name, of which MLflow takes 250 characters
+_DIGEST_LENGTH = 12
+_DIGEST_END = re.compile(rf"-x[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 
 # About five seconds until a server that refuses is given up; MLflow's own defaults wait for minutes.
 _CLIENT_ENVIRONMENT = {
@@ -82,15 +88,15 @@ def round_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     values: dict[str, float | None] = {
         "train/loss": metrics["train_loss"],
         **{f"global/{name}": metrics[name] for name in ("loss", *_MAPS, "recall")},
-        **{f"unweighted/{_part(name)}": value for name, value in metrics["unweighted"].items()},
-        **{f"class/{_part(name)}": value for name, value in metrics["per_class"].items()},
-        **{f"class_coco/{_part(name)}": value for name, value in metrics["per_class_coco"].items()},
-        **{f"class_recall/{_part(name)}": value for name, value in metrics["per_class_recall"].items()},
+        **{f"unweighted/{_unweighted_part(name)}": value for name, value in metrics["unweighted"].items()},
+        **{f"class/{metric_part(name)}": value for name, value in metrics["per_class"].items()},
+        **{f"class_coco/{metric_part(name)}": value for name, value in metrics["per_class_coco"].items()},
+        **{f"class_recall/{metric_part(name)}": value for name, value in metrics["per_class_recall"].items()},
         "best/round": decision["best_round"],
         "best/map50_voc10": decision["best_map50_voc10"],
         "bytes/up": record["bytes_up"],
         "bytes/down": record["bytes_down"],
-        **{f"seconds/{_part(phase)}": value for phase, value in seconds.items()},
+        **{f"seconds/{metric_part(phase)}": value for phase, value in seconds.items()},
         "seconds/round": sum(seconds.values()),
         "clients/ready": len(record["clients"]),
         "clients/updates": len(record["updates"]),
@@ -369,6 +375,16 @@ def _answers(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
         first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
         where = re.sub(r"//[^/@]*@", "//***@", uri)  # a database URI may carry a password
+        database = sqlite_path(uri)
+        if database is not None:  # the home's, whose store has the files too
+            full = full_disk(error, database.parent, suspected=isinstance(error, ClientError | Boto3Error))
+            if full is not None:
+                raise TrackingUnavailable(
+                    f"MLflow at {where}: {full.found}; the run goes on, and MLflow gets what it lacks when the run's "
+                    "command is given again and there is room"
+                ) from error
+            if says_damaged(error):
+                raise TrackingUnavailable(damaged_tracking(database)) from error
         raise TrackingUnavailable(
             f"MLflow at {where} failed: {first_line}; check mlflow_tracking_uri and the server"
         ) from error
@@ -388,6 +404,22 @@ def _milliseconds(moment: datetime | str) -> int:
     return round(parsed.timestamp() * 1000)
 
 
-def _part(name: str) -> str:
-    """``name`` as one part of a metric's name: only the characters that MLflow takes, no slash."""
-    return re.sub(r"[^\w.\- :]", "_", name).strip(". ")[:_PART_LENGTH] or "_"
+def metric_part(name: str) -> str:
+    """``name`` as one part of a metric's name: other names have other parts, whichever names there are.
+
+    A name of at most 100 characters that MLflow takes is its own part: letters, digits, ``_``, ``-``, ``.``, ``:`` and
+    spaces, with neither a dot nor a space at an end. In any other name ``_`` stands for what MLflow does not take, and
+    ``-x`` and 12 digits of the name's sha256 follow: ``car!`` is ``car_-xe3214ece4878``. The same holds for a name that
+    itself ends like that.
+    """
+    cleaned = re.sub(r"[^\w.\- :]", "_", name).strip(". ")
+    if cleaned == name and 0 < len(name) <= _PART_LENGTH and not _DIGEST_END.search(name):
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
+    return f"{cleaned[: _PART_LENGTH - len(digest) - 2] or '_'}-x{digest}"
+
+
+def _unweighted_part(name: str) -> str:
+    """As :func:`metric_part`, of a figure (``loss``) or of a figure by class (``per_class/car``: ``per_class_car``)."""
+    figure, slash, class_name = name.partition("/")
+    return f"{figure}_{metric_part(class_name)}" if slash else metric_part(figure)

@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from infra.place import Place, current_place
 from tasks.errors import FedbenchError
 from tasks.site import Site
-from tasks.spec.base import RECORD_VERSION, parse
+from tasks.spec.base import RECORD_VERSION
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientInfo, Draw, ResourceAnswer, RoundPlan, WeightRef
 from tasks.spec.shares import limited, majority
@@ -26,6 +26,7 @@ from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
 from tasks.turns import hand_out, report_failures
+from tasks.whole import DamagedObject, find_whole, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -164,10 +165,14 @@ def read_plan(
     from before weights were fixed gets those of ``wake_up``'s counts.
     """
     key = place.layout.plan(round_number)
-    document = place.objects.get_json(key)
-    if document is None:
+    try:
+        plan = find_whole(place.objects, key, RoundPlan, RECORD_VERSION)
+    except DamagedObject as error:
+        kept = set_aside(place.objects, place.layout, [key])
+        place.reporter.message(f"{error}: round {round_number} is planned again; what was there is kept in {kept}")
         return None
-    plan = parse(RoundPlan, document, source=key, newest=RECORD_VERSION)
+    if plan is None:
+        return None
     sizes = {info.client: info.train_size for info in clients}
     # A raised max_rounds changes the digest but none of the plan's rounds.
     same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= sizes.keys()

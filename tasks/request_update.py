@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -29,6 +30,8 @@ from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
 from tasks.training.local import TrainingResult, train
 from tasks.turns import hand_out, report_failures
+
+log = logging.getLogger(__name__)
 
 Figure = TypeVar("Figure", int, Weight)
 
@@ -226,13 +229,30 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
         if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
             found[client] = update
     incomplete = incomplete_sums(found, {})
-    for shared in by_object([update for update in found.values() if update.client not in incomplete]):
-        try:
-            place.weights.get(shared[0].weights.key, shared[0].weights.sha256, shared[0].weights.bytes)
-        except StoreCorrupt:
-            incomplete |= {update.client: "its weights are lost" for update in shared}
+    incomplete |= damaged_updates(place, plan, [found[client] for client in found if client not in incomplete])
     wanted = found.keys() if clients is None else set(clients)
     return {client: update for client, update in found.items() if client in wanted and client not in incomplete}
+
+
+def damaged_updates(place: Place, plan: RoundPlan, updates: Iterable[UpdateRecord]) -> dict[str, str]:
+    """Clients whose update answers the plan, while its weights in the store are not those that it names; and why.
+
+    A damaged partial sum is so for each of its clients. The weights of the others are on this machine afterwards.
+    """
+    asked = [
+        update
+        for update in updates
+        if answers_plan(update, plan, weights_key(place.layout, update, plan.round)) is None
+    ]
+    found: dict[str, str] = {}
+    for shared in by_object(asked):
+        weights = shared[0].weights
+        try:
+            place.weights.get(weights.key, weights.sha256, weights.bytes)
+        except StoreCorrupt as error:
+            found |= {update.client: str(error) for update in shared}
+    order = {client: number for number, client in enumerate(plan.cohort)}
+    return dict(sorted(found.items(), key=lambda item: order[item[0]]))
 
 
 def _refusal(client: str, reason: str) -> ClientFailure:
@@ -270,8 +290,11 @@ async def request_update(
     async def finished() -> set[str]:
         return set(await asyncio.to_thread(stored_updates, place, plan, clients))
 
-    rule = spec.participation
-    replies = await hand_out(place, request, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
+    async def ask(asked: UpdateRequest) -> list[TurnReply]:
+        rule = spec.participation
+        return await hand_out(place, asked, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
+
+    replies = await ask(request)
     failures = [item for reply in replies for item in reply.failures]
     dropped = {item.client for item in failures}
     updates: dict[str, UpdateRecord] = {}
@@ -281,6 +304,16 @@ async def request_update(
     if lost_replies:
         # Their turn was lost after the update was in the store.
         updates |= await asyncio.to_thread(stored_updates, place, plan, lost_replies)
+    damaged = await asyncio.to_thread(damaged_updates, place, plan, updates.values())
+    if damaged:
+        for client, fault in damaged.items():
+            log.warning("client %s: its update is asked for again: %s", client, fault)
+            place.reporter.client_retried("request_update", client, 1, fault)
+        again = await ask(request.model_copy(update={"clients": tuple(damaged)}))
+        replies += again
+        failures += [item for reply in again for item in reply.failures]
+        updates = {client: update for client, update in updates.items() if client not in damaged}
+        updates |= {item.client: item for reply in again for item in reply.updates if item.client in damaged}
     for update in updates.values():
         reason = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
         if reason is not None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from infra.disk import require_room
 from infra.errors import BadReply, DeadlineExceeded, SlotLost, StoreCorrupt, StoreUnavailable
 from infra.place import Place
 from tasks.plain_text import plain
@@ -57,6 +58,9 @@ async def hand_out(
     together: the clients leave it there together, at the turn's end, so that nobody can tell who is at work: when the
     seconds of all of them are over, all that have left nothing are dropped.
     accept: takes in a reply without failures; with BadReply it refuses the reply, and the turn runs again.
+
+    Raises:
+        DiskFull: a turn was lost, and a disk of this machine is full.
     """
     parts = await asyncio.gather(
         *(
@@ -96,6 +100,7 @@ async def _hand_out(
                 reason = f"no answer within participation.{DEADLINES[request.phase]} ({deadline:g} s{times})"
                 replies.append(_failed(request, late, "deadline", reason))
         except LOST as error:
+            await asyncio.to_thread(require_room, place.settings.home)  # else a full disk here would drop clients
             attempt += 1
             waiting = _without(waiting, await finished()) if finished else waiting
             why = plain(str(error))  # a resident's own words may be in it

@@ -23,6 +23,8 @@ SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 OF_THE_UNDISTURBED_RUN = {
     "test_cleaning.py",
     "test_failing_client.py",
+    "test_failing_views.py",
+    "test_full_disk.py",
     "test_going_back.py",
     "test_interrupt.py",
     "test_kill.py",

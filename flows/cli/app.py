@@ -5,6 +5,7 @@ Heavy packages are imported by the commands that need them, so that ``--help`` a
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import metadata
@@ -17,13 +18,14 @@ from flows.cli.data import data_app
 from flows.cli.deploying import deploy
 from flows.cli.models import evaluate, predict, save_model, verify
 from flows.cli.original import export, original_app
-from flows.cli.runs import resume, run
+from flows.cli.runs import report, resume, run
 from flows.cli.served import serve, ui
-from flows.cli.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, out
+from flows.cli.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, out, print_error
 from flows.cli.silos import silo_policy
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
 from flows.cli.suite import suite_app
+from infra.disk import says_full
 from tasks.plain_text import visible
 
 app = typer.Typer(
@@ -48,6 +50,7 @@ def version() -> None:
 for _command in (
     run,
     resume,
+    report,
     show,
     compare,
     evaluate,
@@ -75,6 +78,11 @@ app.add_typer(data_app)
 app.add_typer(original_app)
 
 
+def _drop_output() -> None:
+    """Send what standard output still holds nowhere: Python would fail to write it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Entry point: errors that are meant for the user are printed without a traceback."""
     try:
@@ -85,6 +93,10 @@ def main() -> None:
     except Exception as error:
         # Click's usage errors know how to show themselves, and which code they end with.
         show = getattr(error, "show", None)
+        if show is None and says_full(error):  # the output's disk
+            print_error("failed", next(iter(str(error).splitlines()), "no space left on device"))
+            _drop_output()
+            sys.exit(EXIT_FAILED)
         if show is None:
             # As Python would, but for control characters in the message.
             sys.stderr.write(visible(traceback.format_exc()))

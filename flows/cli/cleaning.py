@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.shared import EXIT_FAILED, Home, RunName, err, log_to, out, place_settings, plain_errors
+from flows.cli.shared import EXIT_FAILED, Home, RunName, err, log_to, out, place_settings, plain_errors, say
 from infra.errors import InfraError
 from infra.settings import Settings
 from tasks.errors import FedbenchError
@@ -40,7 +40,7 @@ def clean(
 
     `fedbench clean` · `fedbench clean --apply --older-than 2`
 
-    Never touched: federations that are running here, records, the best and the last two global models.
+    Never touched: federations that are running, here or elsewhere, records, the best and the last two global models.
     """
     from flows.leftovers import clean as find
     from flows.leftovers import describe
@@ -51,7 +51,9 @@ def clean(
         if apply:
             result = _applied(settings, chosen, older_than, run_folders)
         else:
-            result = find(settings, apply=False, older_than_days=older_than, names=chosen, run_folders=run_folders)
+            result = find(
+                settings, apply=False, older_than_days=older_than, names=chosen, run_folders=run_folders, say=say
+            )
     if result.leftovers:
         out.print(_table(result))
     if keys:
@@ -122,7 +124,9 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     home: Home = None,
 ) -> None:
-    """Remove a federation from the store, weights and records; refused while it runs here. It cannot be had back.
+    """Remove a federation from the store, weights and records; it cannot be had back. Refused while anybody runs it.
+
+    Where its coordinator died on another machine, this waits a minute at most, and goes on by itself.
 
     Its MLflow run, registered model and Prefect runs stay.
     """
@@ -133,5 +137,5 @@ def remove(
         if not yes:
             objects, size = federation_size(settings, name)
             typer.confirm(f"remove {name}: {objects} objects, {size / 1e6:,.1f} MB?", abort=True)
-        objects, size = remove_federation(settings, name)
+        objects, size = remove_federation(settings, name, say)
     out.print(f"removed {name}: {objects} objects, {size / 1e6:,.1f} MB", highlight=False)

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.choice import Form, choose_data
-from flows.cli.shared import Home, field_values, out, place_settings, plain_errors
-from infra.private import data_cache
+from flows.cli.shared import EXIT_USAGE, Home, field_values, out, pasted, place_settings, plain_errors, print_warnings
+from infra.private import data_cache, private_home
+from infra.views import Views
 from tasks.errors import DataError, SpecError
-from tasks.plain_text import NAME_LIMIT, plain
+from tasks.plain_text import plain, plain_name
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
@@ -47,7 +48,8 @@ def check(
 ) -> None:
     """Count images, boxes, classes and devices, and list what is wrong: all of it, each with its file.
 
-    Exit code 1 for errors (a run would refuse or drop), 0 for none or only warnings.
+    Exit code 1 for errors (a run would refuse or drop), 0 for none or only warnings; 2 if the picture that --picture
+    asks for cannot be drawn.
 
     `fedbench data check street20` · `fedbench data check DIR -s clients.kind=dirichlet -s clients.alpha=0.3`
     """
@@ -56,12 +58,21 @@ def check(
     with plain_errors():
         settings = place_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
-        roots = chosen.roots(settings)
-        report = check_data(chosen.spec, root_of=roots, cache=data_cache(settings.home), near_bits=near_bits)
-        default = settings.home / "checks" / f"{Path(what).resolve().stem}.png"
-        path = _draw(report, picture or default)
+        # Only what is drawn needs a home to be kept in.
+        cache = data_cache(settings.home) if isinstance(chosen.spec, SyntheticStreet) else settings.home
+        report = check_data(chosen.spec, root_of=chosen.roots(settings), cache=cache, near_bits=near_bits)
     _print(report, out)
-    out.print(f"classes by device: {path}", soft_wrap=True, highlight=False, markup=False)
+    path = picture or settings.home / "checks" / f"{Path(what).resolve().stem}.png"
+    views = Views()
+    with views.showing(f"the picture {path}"):
+        if picture is None:
+            private_home(settings.home)
+        _draw(report, path)
+    print_warnings(views)
+    if views.failed and picture is not None:
+        raise typer.Exit(EXIT_USAGE)
+    if not views.failed:
+        out.print(f"classes by device: {pasted(path)}", soft_wrap=True, highlight=False, markup=False)
     if report.errors:
         raise typer.Exit(EXIT_ERRORS)
 
@@ -89,7 +100,7 @@ def make(
             raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
         _write(spec, form, folder, data_cache(settings.home))
     kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
-    out.print(f"written: {folder}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"written: {pasted(folder)}", soft_wrap=True, highlight=False, markup=False)
     out.print(
         f"to train on it: data: {{kind: {kind}, name: mine}} in a specification, and in the settings "
         f"data_roots: {{mine: {folder.absolute()}}}",
@@ -107,7 +118,7 @@ def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None
     """
     from tasks.data.catalog import load_data
     from tasks.data.export import write_coco, write_voc
-    from tasks.data.synthetic import make_synthetic_street
+    from tasks.data.synthetic import CONTENTS, make_synthetic_street
 
     drawn = make_synthetic_street(spec, cache / spec.kind)
     target = folder.absolute()
@@ -116,7 +127,7 @@ def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             draft = Path(temporary) / "set"
             if form == "street":
-                shutil.copytree(drawn, draft)
+                shutil.copytree(drawn, draft, ignore=shutil.ignore_patterns(CONTENTS))
             else:
                 data = load_data(spec, root_of=lambda name: None, cache=cache)
                 (write_coco if form == "coco" else write_voc)(data, draft)
@@ -125,15 +136,11 @@ def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None
         raise DataError(f"{folder}: the data set cannot be written: {error.strerror or error}") from None
 
 
-def _draw(report: DataReport, path: Path) -> Path:
+def _draw(report: DataReport, path: Path) -> None:
     from tasks.figures.plots import class_by_device_plot
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        class_by_device_plot(report.boxes_by_device).savefig(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the picture cannot be written: {error}") from None
-    return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    class_by_device_plot(report.boxes_by_device).savefig(path)
 
 
 def _print(report: DataReport, out: Console) -> None:
@@ -150,14 +157,14 @@ def _print(report: DataReport, out: Console) -> None:
         devices.add_column(title, justify="right")
     for device in report.devices:
         numbers = (device.train_images, sum(device.boxes.values()), device.test_images)
-        devices.add_row(plain(device.device, NAME_LIMIT), *map(str, numbers))
+        devices.add_row(plain_name(device.device), *map(str, numbers))
     classes = Table("class", box=None)
     for title in ("training boxes", "on devices", "test boxes"):
         classes.add_column(title, justify="right")
     for name in data.classes:
         counts = [device.boxes[name] for device in report.devices]
         numbers = (sum(counts), sum(count > 0 for count in counts), report.test_boxes[name])
-        classes.add_row(plain(name, NAME_LIMIT), *map(str, numbers))
+        classes.add_row(plain_name(name), *map(str, numbers))
     for table in (devices, classes):
         if table.row_count:
             out.print(table)

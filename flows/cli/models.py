@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.shared import EXIT_USAGE, Home, err, field_values, out, place_settings, plain_errors
+from flows.cli.shared import EXIT_USAGE, Home, err, field_values, out, pasted, place_settings, plain_errors
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
-from tasks.plain_text import NAME_LIMIT, plain
+from tasks.plain_text import plain_name
 
 if TYPE_CHECKING:
     from flows.models import OpenedModel
@@ -194,7 +194,7 @@ def save_model(
         opened = open_model(model, settings, number)
         write_model(file, opened.card, state_of(opened.detector))
         size = file.stat().st_size
-    out.print(f"{opened.title}: {file}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"{opened.title}: {pasted(file)}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False, markup=False)
 
 
 def _device(device: str) -> str:
@@ -223,7 +223,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
     found = detect(opened.detector, picture.image, max_detections=opened.evaluation.max_detections, **options)
     save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
     counts = Counter(classes[label] for label in found.labels)
-    what = ", ".join(f"{count} {plain(name, NAME_LIMIT)}" for name, count in counts.most_common()) or "nothing"
+    what = ", ".join(f"{count} {plain_name(name)}" for name, count in counts.most_common()) or "nothing"
     note = " (its orientation in EXIF is not applied)" if picture.turned else ""
     entry = {
         "file": str(file),
@@ -233,7 +233,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
         "exif_orientation_ignored": picture.turned,
         "detections": _as_json(found, classes),
     }
-    return f"{file}: {what} → {target}{note}", entry
+    return f"{file}: {what} → {pasted(target)}{note}", entry
 
 
 def _as_json(found: ImageDetections, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.choice import choose_spec
-from flows.cli.shared import Home, out, place_settings, plain_errors
+from flows.cli.shared import Home, out, pasted, place_settings, plain_errors
 from infra.private import data_cache
 from tasks.errors import ClientError, DataError, SpecError
 
@@ -57,7 +57,12 @@ def convert(
         typer.echo(text, nl=False)  # the table is in its head
         return
     _print(conversion)
-    out.print(f"written: {output}; run it with: fedbench run {output}", soft_wrap=True, highlight=False, markup=False)
+    out.print(
+        f"written: {pasted(output)}; run it with: fedbench run {pasted(output)}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 @original_app.command()
@@ -114,7 +119,7 @@ def export(
         typer.echo(text, nl=False)
         return
     rows = text.count("\n") - 1
-    out.print(f"written: {output}, {rows} rounds", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"written: {pasted(output)}, {rows} rounds", soft_wrap=True, highlight=False, markup=False)
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,13 +17,18 @@ from flows.cli.shared import (
     field_values,
     home_option,
     out,
+    outlive_readers,
+    pasted,
     place_settings,
     plain_errors,
     print_command,
     print_error,
+    say,
     set_up_logging,
 )
-from infra.errors import InfraError, RunLocked, SettingsError, StoreCorrupt
+from infra.clock import clock_behind
+from infra.disk import full_disk_named
+from infra.errors import DiskFull, InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.settings import Settings
 from tasks.errors import DataError, FedbenchError, SpecError
 from tasks.spec.federation import FederationSpec, with_fields
@@ -102,7 +107,7 @@ def resume(
         if from_round is None and not retrain:
             spec = stored_spec(settings, name)
         else:
-            spec, lines = prepare(settings, name, from_round=from_round, retrain=retrain or ())
+            spec, lines = prepare(settings, name, from_round=from_round, retrain=retrain or (), say=say)
             for line in lines:
                 out.print(line, soft_wrap=True, highlight=False, markup=False)
         if max_rounds is not None:
@@ -110,36 +115,72 @@ def resume(
         _run(name, spec, settings, verbose, quiet)
 
 
-def _run(name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool) -> None:
+def report(
+    name: RunName,
+    slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
+    home: Home = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw, track and register a finished federation again: plots, MLflow's run, the registered model, Prefect's page.
+
+    For a federation that ended with warnings, or whose MLflow was lost. Nothing is trained. Exit code 1 while a part
+    still fails.
+    """
+    from flows.stored import opened_store, read_run
+
+    with plain_errors():
+        settings = place_settings(home, slots)
+        with opened_store(settings) as objects:
+            stored = read_run(objects, settings, name)
+        if stored.status != "finished":
+            go_on = f"go on with: fedbench resume {name}{home_option(settings)}"
+            what_then = "wait for its end" if stored.status == "running" else go_on
+            raise SpecError(f"{name}: expected a finished federation, found one that is {stored.status}; {what_then}")
+        outcome = _run(name, stored.spec, settings, verbose, quiet, report_only=True)
+    if outcome.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _run(
+    name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool, *, report_only: bool = False
+) -> Outcome:
     from flows.progress import make_progress
     from flows.run import describe, run_federation
     from tasks.spec.base import check_name
 
     check_name(name, source="--name")
     log_path = set_up_logging(settings, name, verbose)
+    outlive_readers()
     progress = make_progress(out, quiet)
     progress.federation_started(name, describe(spec), spec.max_rounds)
     command = f"fedbench resume {name}" + home_option(settings)
     try:
-        outcome = run_federation(name, spec, settings, progress)
+        again = f"fedbench report {name}{home_option(settings)}"
+        with full_disk_named(settings.home):
+            outcome = run_federation(name, spec, settings, progress, again=again, report_only=report_only)
     except KeyboardInterrupt:
         progress.close()
         print_command(err, "\ninterrupted; nothing committed is lost. Go on with: ", command)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (SpecError, DataError, SettingsError, RunLocked, StoreCorrupt):
         raise
+    except DiskFull as error:
+        raise DiskFull(error.found, f"make room, then `{command}`" if error.goes_on else error.advice) from None
     except (FedbenchError, InfraError):
-        print_command(err, f"log: {log_path} · go on with: ", command)
+        print_command(err, f"log: {pasted(log_path)} · go on with: ", command)
         raise
     except Exception as error:
         logging.getLogger(__name__).exception("failed")
         progress.close()
-        print_error("failed", f"{type(error).__name__}: {error}")
-        print_command(err, f"log: {log_path} · go on with: ", command)
+        clock = clock_behind(error, settings.prefect_api_url)
+        print_error("failed", f"{type(error).__name__}: {error}" + (f"; {clock}" if clock else ""))
+        print_command(err, f"log: {pasted(log_path)} · go on with: ", command)
         raise typer.Exit(EXIT_FAILED) from None
     finally:
         progress.close()
     print_outcome(name, outcome, settings)
+    return outcome
 
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
@@ -155,5 +196,5 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
         out.print(f"best: {best}", highlight=False)
     if outcome.model is not None:
         out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
-    out.print(f"plots: {outcome.folder}", soft_wrap=True, highlight=False)
+    out.print(f"plots: {pasted(outcome.folder)}", soft_wrap=True, highlight=False)
     print_command(out, "pages: ", f"fedbench ui {name}{home_option(settings)}")

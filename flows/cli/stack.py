@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.shared import Home, err, home_option, out, place_settings, plain_errors, print_command
+from flows.cli.shared import Home, err, home_option, out, pasted, place_settings, plain_errors, print_command
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def up(
             out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False, markup=False)
     login = how_to_log_in(login_path(settings.home, "up"))
     out.print(f"pages: {login}", soft_wrap=True, highlight=False, markup=False)
-    print_command(out, "credentials: ", f"source {environment_path(settings.home)}")
+    print_command(out, "credentials: ", f"source {pasted(environment_path(settings.home))}")
     print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 
 

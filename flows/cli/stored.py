@@ -7,9 +7,20 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import WIDE, Home, RunName, out, place_settings, plain_errors
+from flows.cli.shared import (
+    EXIT_FAILED,
+    WIDE,
+    Home,
+    RunName,
+    out,
+    pasted,
+    place_settings,
+    plain_errors,
+    print_warnings,
+)
+from infra.views import Views
 from tasks.plain_text import REASON_LIMIT, plain
-from tasks.spec.federation import MapName
+from tasks.spec.federation import FederationSpec, MapName
 
 
 def show(
@@ -52,29 +63,41 @@ def show(
 
 
 def list_runs(home: Home = None) -> None:
-    """The federations in the store: rounds, state, best figures."""
+    """The federations in the store: rounds, state, best figures; and why one cannot be read."""
     from rich.table import Table
 
-    from flows.stored import opened_store, read_runs
+    from flows.stored import DamagedRun, opened_store, read_runs
 
     with plain_errors():
         settings = place_settings(home)
         table = Table("federation", "state", "rounds", "best", "specification", box=None)
         table.columns[0].no_wrap = True  # names are there to be copied
+        damaged: list[DamagedRun] = []
         with opened_store(settings) as objects:
             for stored in read_runs(objects, settings):
+                if isinstance(stored, DamagedRun):
+                    table.add_row(stored.name, "damaged", "–", "–", _described(stored.spec))
+                    damaged.append(stored)
+                    continue
                 last = stored.records[-1].decision if stored.records else None
                 table.add_row(
                     stored.name,
                     stored.status,
                     f"{max(len(stored.records) - 1, 0)}/{stored.spec.max_rounds}",
                     "–" if last is None or last.best is None else f"{last.best_metric} {last.best:.3f}",
-                    f"{stored.spec.data.kind} · {stored.spec.detector.kind} · {stored.spec.digest[:8]}",
+                    _described(stored.spec),
                 )
         if not table.row_count:
             out.print("no federation yet; start with: fedbench run")
             return
         out.print(table)
+        for run in damaged:
+            reason = plain(run.reason, REASON_LIMIT)
+            out.print(f"{run.name} is damaged: {reason}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _described(spec: FederationSpec | None) -> str:
+    return "–" if spec is None else f"{spec.data.kind} · {spec.detector.kind} · {spec.digest[:8]}"
 
 
 def compare(
@@ -99,10 +122,15 @@ def compare(
         settings = place_settings(home)
         compared = comparison.read_compared(settings, names, metric)
         result = comparison.result_of(compared, metric, target)
-        paths = comparison.write_comparison(compared, result, folder or comparison.default_folder(settings, names))
+        views, folder = Views(), folder or comparison.default_folder(settings, names)
+        paths = comparison.write_comparison(compared, result, folder, views)
     out.print(comparison.comparison_table(compared, metric))
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
     lines += [*comparison.gaps(compared, metric), *comparison.gains(result), *comparison.differences(compared)]
-    lines.append(f"written: {paths[0]}; beside it {', '.join(sorted(path.name for path in paths[1:]))}")
+    if paths:
+        lines.append(f"written: {pasted(paths[0])}; beside it {', '.join(sorted(path.name for path in paths[1:]))}")
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False, markup=False)
+    print_warnings(views)
+    if views.failed:
+        raise typer.Exit(EXIT_FAILED)

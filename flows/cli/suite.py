@@ -16,12 +16,18 @@ from flows.cli.shared import (
     home_option,
     log_to,
     out,
+    outlive_readers,
+    pasted,
     place_settings,
     plain_errors,
     print_error,
+    print_warnings,
 )
+from infra.errors import StoreCorrupt
 from infra.settings import Settings
-from tasks.plain_text import plain
+from infra.views import Views
+from tasks.errors import FedbenchError
+from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.suite import SuiteSpec, with_seeds
 from tasks.spec.suite_presets import SUITES
 
@@ -65,11 +71,12 @@ def run(
         settings = place_settings(home, slots)
         outcome = _run(name, suite, settings, verbose, compare=compare)
         out.print(result_table(outcome.result))
-        out.print(f"report: {outcome.folder / 'report.html'}", soft_wrap=True, highlight=False)
+        out.print(f"report: {pasted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
 
 
 def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *, compare: bool) -> SuiteOutcome:
     log = log_to(settings.home / "suites" / f"{name or suite.name}.log", settings, verbose)
+    outlive_readers()
 
     from flows.suite.run import run_suite
 
@@ -88,7 +95,7 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
         if not isinstance(error, SuiteFailed):
             raise
         print_error("failed", str(error))
-        err.print(f"log: {log} · {again}", soft_wrap=True, highlight=False)
+        err.print(f"log: {pasted(log)} · {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
 
 
@@ -122,13 +129,15 @@ def report(
     with plain_errors():
         settings = place_settings(home)
         result = stored_result(settings, name)
-        from flows.suite.leavings import write_files
+        from flows.suite.files import made_files, write_files
         from flows.suite.place import suite_folder
-        from tasks.report.files import report_files
 
-        folder = folder or suite_folder(settings, name) / "report"
-        write_files(folder, report_files(result))
-        out.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+        folder, views = folder or suite_folder(settings, name) / "report", Views()
+        write_files(folder, made_files(views, result))
+        out.print(f"report: {pasted(folder / 'report.html')}", soft_wrap=True, highlight=False)
+        print_warnings(views)
+        if views.failed:
+            raise typer.Exit(EXIT_FAILED)
 
 
 @suite_app.command("list")
@@ -143,17 +152,25 @@ def list_suites(home: Home = None) -> None:
     with plain_errors():
         settings = place_settings(home)
         table = Table("suite run", "suite", "cells done", "failed", box=None)
+        damaged: dict[str, str] = {}
         with opened_store(settings) as objects:
             prefix = settings.s3.prefix
             for name in suite_runs(prefix, objects.list(prefix)):
-                plan = read_plan(objects, prefix, name)
-                states = [record.state for cell in plan.to_run if (record := plan.record(cell)) is not None]
+                try:
+                    plan = read_plan(objects, prefix, name)
+                    states = [record.state for cell in plan.to_run if (record := plan.record(cell)) is not None]
+                except (FedbenchError, StoreCorrupt) as error:
+                    table.add_row(name, "–", "damaged", "")
+                    damaged[name] = plain(str(error), REASON_LIMIT)
+                    continue
                 done, failed = states.count("done"), states.count("failed")
                 table.add_row(name, plan.suite.name, f"{done}/{len(plan.to_run)}", str(failed or ""))
         if not table.row_count:
             out.print("no suite run yet; start with: fedbench suite run")
             return
         out.print(table)
+        for name, reason in damaged.items():
+            out.print(f"{name} is damaged: {reason}", soft_wrap=True, highlight=False, markup=False)
 
 
 def stored_result(settings: Settings, name: str) -> SuiteResult:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from prefect.logging import get_run_logger
 
-from flows.coordinator import Restarts, turn_mlflow_to
+from flows.coordinator import Restarts, place_failed, turn_mlflow_to
 from flows.deployed import NamedServices, default_name, place_settings, stack_supervised
+from flows.holding import suite_lease
 from flows.report import artifact_location
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, pinned
+from infra.disk import full_disk_named
 from infra.lock import require_free_disk, run_lock
 from infra.private import private_process
+from infra.store.leased import LeasedStore, have
 from infra.store.objects import ObjectStore
+from infra.views import Views
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.suite_presets import suite_preset
 
@@ -31,10 +36,14 @@ async def run_deployed(
     name = name or default_name()
     private_process(settings.home)
     require_free_disk(settings.home, settings.min_free_megabytes, "runs' weights and logs (min_free_megabytes)")
-    with run_lock(settings.home, f"suite-{name}"), stack_supervised(settings):
+    async with contextlib.AsyncExitStack() as held:
+        held.enter_context(run_lock(settings.home, f"suite-{name}"))
+        held.enter_context(stack_supervised(settings))
         suite = await asyncio.to_thread(pinned, spec or suite_preset(preset), settings)
         objects = ObjectStore(settings.s3)
         await asyncio.to_thread(objects.ensure_bucket)
+        lease = suite_lease(objects, settings, name, "a deployment's suite run", logger.info)
+        objects = LeasedStore(objects, await held.enter_async_context(have(lease)))
         plan = await asyncio.to_thread(claim, objects, settings.s3.prefix, name, suite)
         turn_mlflow_to(settings.s3)
         set_suite_place(
@@ -47,12 +56,14 @@ async def run_deployed(
                 mlflow_uri=NamedServices(settings).mlflow_tracking_uri,
                 mlflow_artifacts=artifact_location(settings),
                 say=logger.info,
+                views=Views(f"a run of the same name, or fedbench suite report {name}"),
             )
         )
         restarts = Restarts()
         while True:
             try:
-                return await cells()
+                with full_disk_named(settings.home, place_failed):
+                    return await cells()
             except Exception as error:
                 if not restarts.allow(error):
                     raise

@@ -29,6 +29,7 @@ from tasks.spec.suite import Cell, SuiteSpec
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0  # between two looks at the rounds of cells that run
+_PROGRESS = "the progress on Prefect's page"
 
 
 class CellFailed(FedbenchError):
@@ -71,7 +72,8 @@ async def cells(*, compare: bool) -> str:
     """Run the cells of the current place that are not done, then leave the report."""
     place = suite_place()
     plan = place.plan
-    await tag_run(UUID(runtime.flow_run.get_id()), plan.name, kind="suite")
+    with place.views.showing("the tag of Prefect's run"):
+        await tag_run(UUID(runtime.flow_run.get_id()), plan.name, kind="suite")
     all_cells = plan.to_run
     done = [cell for cell in all_cells if await _is_done(cell)]
     waiting = [cell for cell in all_cells if cell not in done]
@@ -134,11 +136,12 @@ class SuiteProgress:
             record = await asyncio.to_thread(self._place.plan.record, cell)
             if record is not None:
                 self._estimate.ended(cell, record.seconds)
-        self._artifact = await acreate_progress_artifact(
-            progress=self._per_cent(),
-            key=artifact_key("suite-progress", self._place.plan.name),
-            description=self.line(),
-        )
+        with self._place.views.showing(_PROGRESS):
+            self._artifact = await acreate_progress_artifact(
+                progress=self._per_cent(),
+                key=artifact_key("suite-progress", self._place.plan.name),
+                description=self.line(),
+            )
 
     @contextlib.asynccontextmanager
     async def running(self, cell: Cell) -> AsyncIterator[None]:
@@ -191,7 +194,8 @@ class SuiteProgress:
 
     async def _show(self) -> None:
         if self._artifact is not None:
-            await aupdate_progress_artifact(self._artifact, progress=self._per_cent(), description=self.line())
+            with self._place.views.showing(_PROGRESS):
+                await aupdate_progress_artifact(self._artifact, progress=self._per_cent(), description=self.line())
 
     async def _rounds(self, cell: Cell) -> int:
         """Rounds that are committed, beside the initial one."""

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from pathlib import Path
 
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 
 from flows.accept import accepted_result
 from flows.artifacts import artifact_key
+from flows.suite.files import made_files, write_files
 from flows.suite.place import SuitePlace
 from flows.suite.result import build_result
-from infra.errors import TrackingUnavailable
+from infra.store.flush import flush
 from infra.suite_tracking import SuitePages, track_suite
 from tasks.plain_text import plain
-from tasks.report.files import report_files
 from tasks.report.markdown import report_markdown
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.regression import Comparison, compare_results
-
-log = logging.getLogger(__name__)
 
 
 async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
@@ -31,18 +27,20 @@ async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
     """
     plan = place.plan
     place.say("building the report")
-    result = await asyncio.to_thread(build_result, plan, place.settings, place.mlflow_uri)
+    result = await asyncio.to_thread(build_result, plan, place.settings, place.mlflow_uri, place.views)
     await asyncio.to_thread(plan.objects.put_json, plan.layout.result, result.model_dump(mode="json"))
+    await asyncio.to_thread(flush, plan.objects, [plan.layout.result])
     comparison: Comparison | None = None
     before: SuiteResult | None = None
     if compare:
         comparison, before = await asyncio.to_thread(_held_against, place, result)
-    files = await asyncio.to_thread(report_files, result, before=before, notes=_notes(comparison))
-    await asyncio.to_thread(write_files, place.folder / "report", files)
+    files = await asyncio.to_thread(made_files, place.views, result, before=before, notes=_notes(comparison))
+    with place.views.showing(f"writing {place.folder / 'report'}"):
+        await asyncio.to_thread(write_files, place.folder / "report", files)
     for file, data in files.items():
         await asyncio.to_thread(plan.objects.put_bytes, plan.layout.report(file), data)
     pages: SuitePages | None = None
-    try:
+    with place.views.showing("MLflow's run of the suite"):
         pages = await asyncio.to_thread(
             track_suite,
             place.mlflow_uri,
@@ -54,18 +52,19 @@ async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
             names={cell.federation: cell.name for cell in result.cells},
             location=place.mlflow_artifacts,
         )
-    except TrackingUnavailable as error:
-        log.warning("MLflow: %s", error)
-    await acreate_markdown_artifact(
-        key=artifact_key("suite", plan.name),
-        markdown=report_markdown(result, before=before, notes=_notes(comparison), page=pages and pages.parent),
-        description=f"{len(result.cells)} of {len(plan.cells)} cells have a result.",
-    )
-    if pages is not None:
-        await acreate_link_artifact(
-            pages.children, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
+    with place.views.showing("the report on Prefect's page"):
+        await acreate_markdown_artifact(
+            key=artifact_key("suite", plan.name),
+            markdown=report_markdown(result, before=before, notes=_notes(comparison), page=pages and pages.parent),
+            description=f"{len(result.cells)} of {len(plan.cells)} cells have a result.",
         )
+        if pages is not None:
+            await acreate_link_artifact(
+                pages.children, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
+            )
     place.say(f"report: {place.folder / 'report' / 'report.html'}")
+    for line in place.views.lines():
+        place.say(f"warning: {line}")
     failed = [f"cell {cell.cell} failed: {plain(cell.reason)}" for cell in result.failed]
     return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
 
@@ -85,10 +84,3 @@ def _notes(comparison: Comparison | None) -> list[str]:
     worse = [f"Regression: {item.message}" for item in comparison.regressions]
     better = [f"Improvement: {item.message}" for item in comparison.improvements]
     return [*worse, *better, *comparison.notes]
-
-
-def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write ``files`` into ``folder``, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, data in files.items():
-        (folder / file).write_bytes(data)

@@ -11,6 +11,7 @@ from pathlib import Path
 from flows.start import slot_count
 from flows.suite.plan import SuitePlan
 from infra.settings import Settings
+from infra.views import Views
 from tasks.spec.suite import SuiteSpec
 
 DEFAULT_CELLS = 4  # at a time on work pools, whose workers share out their slots
@@ -22,7 +23,8 @@ class SuitePlace:
 
     settings: with the store's endpoint and keys filled in. folder: of the cells' logs and the report, on this machine.
     capacity: slots, or on work pools cells, at a time. environment: of a cell's process. mlflow_artifacts: where MLflow
-    keeps files, None: where it likes. say: told a line of progress.
+    keeps files, None: where it likes. say: told a line of progress. views: within which all that only presents the
+    suite is done.
     """
 
     plan: SuitePlan
@@ -33,6 +35,7 @@ class SuitePlace:
     mlflow_uri: str
     mlflow_artifacts: str | None
     say: Callable[[str], None]
+    views: Views
 
 
 def suite_folder(settings: Settings, name: str) -> Path:

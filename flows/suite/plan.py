@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -9,13 +10,17 @@ from functools import cached_property
 from flows.start import pin
 from flows.stored import listed
 from infra.settings import Settings
+from infra.store.flush import flush
 from infra.store.objects import ObjectStore
-from infra.store.suite_layout import SuiteLayout, suite_runs
+from infra.store.suite_layout import DIGEST_DIGITS, SuiteLayout, suite_runs
 from tasks.code_version import DIGITS, code_version
 from tasks.errors import SpecError
-from tasks.spec.base import RECORD_VERSION, check_name, parse
+from tasks.spec.base import RECORD_VERSION, check_name
 from tasks.spec.suite import Cell, Experiment, SuiteSpec, cells_of
 from tasks.spec.suite_records import CellRecord, SuiteStart
+from tasks.whole import DamagedObject, find_whole, read_whole
+
+log = logging.getLogger(__name__)
 
 LONGEST_NAME = 100  # of a federation
 
@@ -55,12 +60,17 @@ class SuitePlan:
     def record(self, cell: Cell) -> CellRecord | None:
         """How the cell ended when it was last run by this code; None when it has not."""
         key = self.layout.cell(cell.spec.digest, self.code)
-        document = self.objects.get_json(key)
-        return None if document is None else parse(CellRecord, document, source=key, newest=RECORD_VERSION)
+        try:
+            return find_whole(self.objects, key, CellRecord, RECORD_VERSION)
+        except DamagedObject as error:
+            log.warning("%s: cell %s is run again, from what its federation has in the store", error, cell.name)
+            return None
 
     def keep(self, record: CellRecord) -> None:
         """Write how a cell has ended."""
-        self.objects.put_json(self.layout.cell(record.spec_digest, self.code), record.model_dump(mode="json"))
+        key = self.layout.cell(record.spec_digest, self.code)
+        self.objects.put_json(key, record.model_dump(mode="json"))
+        flush(self.objects, [key])
 
 
 def default_name(suite: SuiteSpec) -> str:
@@ -101,10 +111,19 @@ def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> Sui
         excess = len(longest) - LONGEST_NAME
         raise SpecError(f"--name {name}: expected a name that is {excess} characters shorter: {longest} is too long")
     start = SuiteStart(suite_run=name, suite=suite, digest=suite.digest, started=datetime.now(UTC))
-    if objects.get_json(plan.layout.suite) is None:
-        objects.put_json(plan.layout.suite, start.model_dump(mode="json"))
+    key = plan.layout.suite
+    try:
+        there = read_start(objects, prefix, name) if objects.exists(key) else None
+    except DamagedObject as error:
+        if not _begun_with(plan):
+            raise
+        there = None
+        objects.copy(key, f"{key}.damaged")
+        log.warning("%s: written again as given; what was there is kept as %s.damaged", error, key)
+    if there is None:
+        objects.put_json(key, start.model_dump(mode="json"))
+        flush(objects, [key])
         return plan
-    there = read_start(objects, prefix, name)
     if there.digest != start.digest:
         raise SpecError(
             f"--name {name}: expected the suite that was begun under this name (digest {there.digest[:8]}), found "
@@ -113,18 +132,24 @@ def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> Sui
     return plan
 
 
+def _begun_with(plan: SuitePlan) -> bool:
+    """Whether all that has ended under the run's name, by whichever code, are cells of the plan's suite."""
+    known = {cell.spec.digest[:DIGEST_DIGITS] for cell in plan.to_run}
+    ended = plan.objects.list(plan.layout.cells)
+    return all(key.removeprefix(plan.layout.cells)[:DIGEST_DIGITS] in known for key in ended)
+
+
 def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
     """
     Raises:
-        SpecError: there is no suite run of this name; lists those that there are.
+        SpecError: there is no suite run of this name; lists those that there are. Or its start is damaged.
     """
     check_name(name, source="suite run")
     layout = SuiteLayout(prefix, name)
-    document = objects.get_json(layout.suite)
-    if document is None:
+    if not objects.exists(layout.suite):
         names = suite_runs(prefix, objects.list(prefix))
         raise SpecError(f"{name}: no such suite run in the store; expected one of: {listed(names, name)}")
-    return parse(SuiteStart, document, source=layout.suite, newest=RECORD_VERSION)
+    return read_whole(objects, layout.suite, SuiteStart, RECORD_VERSION)
 
 
 def read_plan(objects: ObjectStore, prefix: str, name: str) -> SuitePlan:
@@ -136,6 +161,6 @@ def read_plan(objects: ObjectStore, prefix: str, name: str) -> SuitePlan:
     start, layout = read_start(objects, prefix, name), SuiteLayout(prefix, name)
     code, keys = code_version(), list(objects.list(layout.cells))
     if keys and code not in map(layout.code_of, keys):
-        records = [parse(CellRecord, objects.get_json(key), source=key, newest=RECORD_VERSION) for key in keys]
+        records = [read_whole(objects, key, CellRecord, RECORD_VERSION) for key in keys]
         code = max(records, key=lambda record: record.ended).code_version
     return SuitePlan(name, start.suite, code, layout, objects)

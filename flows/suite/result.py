@@ -6,23 +6,27 @@ from datetime import UTC, datetime
 
 from flows.stored import read_run
 from flows.suite.plan import SuitePlan
-from infra.errors import TrackingUnavailable
 from infra.settings import Settings
 from infra.tracking import find_page
+from infra.views import Views
 from tasks.environment import this_environment
 from tasks.spec.records import Environment
 from tasks.spec.suite_records import CellResult, FailedCell, SuiteResult
 from tasks.suite.results import cell_result
 
 
-def build_result(plan: SuitePlan, settings: Settings, mlflow_uri: str | None = None) -> SuiteResult:
+def build_result(
+    plan: SuitePlan, settings: Settings, mlflow_uri: str | None = None, views: Views | None = None
+) -> SuiteResult:
     """What the cells of ``plan`` that are done by this code have reached; the others by name.
 
-    mlflow_uri: of a server whose pages are linked to; None, or no server: none are.
+    mlflow_uri: of a server whose pages are linked to; None, or no server: none are. views: where it is noted that the
+    server does not answer.
 
     Raises:
         FedbenchError, InfraError: the store cannot be read.
     """
+    views = views or Views()
     results: list[CellResult] = []
     failed, missing = [], []
     environment: Environment | None = None
@@ -43,7 +47,7 @@ def build_result(plan: SuitePlan, settings: Settings, mlflow_uri: str | None = N
                 run.records,
                 metric=plan.suite.metric,
                 target=plan.suite.target,
-                mlflow_url=_page(settings, mlflow_uri, record.federation),
+                mlflow_url=_page(settings, mlflow_uri, record.federation, views),
             )
         )
     return SuiteResult(
@@ -62,10 +66,9 @@ def build_result(plan: SuitePlan, settings: Settings, mlflow_uri: str | None = N
     )
 
 
-def _page(settings: Settings, uri: str | None, federation: str) -> str | None:
+def _page(settings: Settings, uri: str | None, federation: str, views: Views) -> str | None:
     if uri is None or not uri.startswith("http"):
         return None
-    try:
+    with views.showing("links to MLflow's pages"):
         return find_page(uri, settings.mlflow_experiment, federation, uri)
-    except TrackingUnavailable:
-        return None
+    return None

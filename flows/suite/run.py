@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.holding import suite_lease
 from flows.interrupts import terminate_as_interrupt
 from flows.planted import hold_back_planted
 from flows.run import EmbeddedRun, how_to_log_in_to, own_prefect, prefect_drained, start_services
 from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
+from infra.disk import full_disk_named
 from infra.lock import require_free_disk, run_lock
 from infra.private import private_process
 from infra.services.embedded import supervised
 from infra.settings import Settings
+from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
+from infra.views import Views
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.suite_records import SuiteResult
 
@@ -52,12 +57,15 @@ def run_suite(
         run_lock(settings.home, f"suite-{name}"),
         EmbeddedRun(settings) as services,
         terminate_as_interrupt(),
+        contextlib.ExitStack() as held,
     ):
         say("starting services")
         services.start_store()
         resolved = settings.model_copy(update={"s3": services.s3_endpoint()})
         objects = ObjectStore(resolved.s3)
         objects.ensure_bucket()
+        lease = held.enter_context(suite_lease(objects, settings, name, "fedbench suite run", say))
+        objects = LeasedStore(objects, lease.acquire())
         plan = claim(objects, settings.s3.prefix, name, suite)
         environment = child_environment(settings)  # before our own Prefect's variables: a cell sets them for itself
         own_prefect(settings)
@@ -80,6 +88,7 @@ def run_suite(
             mlflow_uri=services.mlflow_tracking_uri,
             mlflow_artifacts=artifact_location(services.settings),
             say=say,
+            views=Views(f"the same command, or fedbench suite report {name}"),
         )
         with supervised(services), prefect_drained():
             _until_done(place, services, compare)
@@ -90,17 +99,20 @@ def run_suite(
 
 def _until_done(place: SuitePlace, services: EmbeddedRun, compare: bool) -> None:
     """The flow, again from what is done while store or servers were away."""
-    from flows.coordinator import Restarts
+    from flows.coordinator import Restarts, place_failed
 
     restarts = Restarts()
     while True:
         try:
-            return _flow(place, services, compare)
+            with full_disk_named(place.settings.home, place_failed):
+                return _flow(place, services, compare)
         except Exception as error:
             if not restarts.allow(error):
                 raise
             place.say(restarts.told(error))
             time.sleep(restarts.pause)
+            for line in services.mend():
+                place.say(line)
             services.ensure()
 
 

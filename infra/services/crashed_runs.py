@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,11 +41,51 @@ def may_go_on(types: Sequence[str], starts: int) -> bool:
     return list(types[::-1][:since]).count("CRASHED") <= MOST_CRASHES
 
 
+class Sightings:
+    """When crashes were seen first. Their own times are by the clock of whoever reported them, another machine perhaps;
+    that clock or this one may be wrong, or have been set since.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: dict[str, float] = {}
+        self._new: set[str] = set()
+        self._looked = False
+
+    def look(self, ages: Mapping[str, float]) -> set[str]:
+        """Those of ``ages`` (seconds by the clocks' times, of each crash) after which the run may be started again: it
+        was reported, or seen here, at least :data:`SETTLED_SECONDS` ago; and not :data:`FORGOTTEN` ago, unless it
+        happened between two looks.
+        """
+        now = self._clock()
+        if self._looked:
+            self._new |= ages.keys() - self._first.keys()
+        self._looked = True
+        self._first = {crash: self._first.get(crash, now) for crash in ages}
+        self._new &= ages.keys()
+        return {
+            crash
+            for crash, age in ages.items()
+            if (age >= SETTLED_SECONDS or now - self._first[crash] >= SETTLED_SECONDS)
+            and (age <= FORGOTTEN.total_seconds() or crash in self._new)
+        }
+
+
+def _crash(run: Mapping[str, Any]) -> str:
+    return f"{run['id']} {run['state']['timestamp']}"
+
+
+def _age(run: Mapping[str, Any], now: datetime | None) -> float:
+    return ((now or datetime.now(UTC)) - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
+
+
 class CrashedRuns:
     """Those of the Prefect server whose API is at ``address``; ``headers`` are what it asks for."""
 
-    def __init__(self, address: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], sightings: Sightings | None = None) -> None:
+        """sightings: what was seen at earlier looks; None: this is the first one."""
         self._api = PrefectJson(address, headers, timeout=TIMEOUT_SECONDS)
+        self._sightings = sightings or Sightings()
 
     def go_on(self, now: datetime | None = None) -> list[str]:
         """Set those that may go on to AwaitingRetry. Returns their names.
@@ -60,7 +100,8 @@ class CrashedRuns:
             "limit": 50,
         }
         runs = self._api.ask("POST", "/flow_runs/filter", chosen)
-        return [run["name"] for run in runs if self._settled(run, now) and self._start_again(run)]
+        settled = self._sightings.look({_crash(run): _age(run, now) for run in runs})
+        return [run["name"] for run in runs if _crash(run) in settled and self._start_again(run)]
 
     def go_on_with(self, run_id: str, now: datetime | None = None) -> bool:
         """The same for one run. Returns whether nothing is left to do, as it has been set, or is not to be.
@@ -71,14 +112,10 @@ class CrashedRuns:
         run = self._api.ask("GET", f"/flow_runs/{run_id}")
         if run["state"]["type"] != "CRASHED":
             return True
-        if not self._settled(run, now):
+        if _crash(run) not in self._sightings.look({_crash(run): _age(run, now)}):
             return False
         self._start_again(run)
         return True
-
-    def _settled(self, run: Mapping[str, Any], now: datetime | None) -> bool:
-        age = (now or datetime.now(UTC)) - datetime.fromisoformat(run["state"]["timestamp"])
-        return timedelta(seconds=SETTLED_SECONDS) <= age <= FORGOTTEN
 
     def _start_again(self, run: Mapping[str, Any]) -> bool:
         history = self._api.ask("GET", f"/flow_run_states/?flow_run_id={run['id']}")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from infra.durable import write_durably
 from infra.errors import ServiceFailed
 from infra.lock import FileLock
-from infra.services.publication import write_private
 
 USER = "fedbench"
 FILE = "stack-keys.json"
@@ -55,7 +55,7 @@ def draw_keys(folder: Path) -> StackKeys:
             # URL-safe: they stand in shells and URLs as they are.
             prefect, mlflow, secret = (secrets.token_urlsafe(24) for _ in range(3))
             keys = StackKeys(prefect_password=prefect, mlflow_password=mlflow, mlflow_secret_key=secret)
-            write_private(folder / FILE, keys.model_dump_json())
+            write_durably(folder / FILE, keys.model_dump_json())
     finally:
         lock.release()
     return read_keys(folder)

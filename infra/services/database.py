@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from importlib.util import find_spec
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from infra.errors import InfraError, SettingsError
 from infra.services.mlflow_server import default_tracking_uri
 from infra.settings import Settings
+from infra.sqlite_urls import SQLITE, sqlite_path
 
 CONNECT_SECONDS = 15.0
 PREFECT_SCHEMES = ("postgresql+asyncpg",)
@@ -70,9 +70,10 @@ def refuse_password(url: str, option: str) -> None:
 
 def shown(url: str) -> str:
     """``url`` for people: without password and options."""
+    if url.startswith(SQLITE):
+        path = sqlite_path(url)
+        return "SQLite" if path is None else f"SQLite {path}"
     parts = urlsplit(url)
-    if parts.scheme.startswith("sqlite"):
-        return f"SQLite {Path(parts.path[1:] or '/')}" if parts.path else "SQLite"
     host = parts.hostname or next(iter(parse_qs(parts.query).get("host", [])), "") or "local socket"
     port = f":{parts.port}" if parts.port else ""
     user = f"{parts.username}@" if parts.username else ""

@@ -67,11 +67,6 @@ class EmbeddedServices:
         return self._stack is not None
 
     @property
-    def shared(self) -> bool:
-        """Whether coordinators of other homes and machines may use these services too."""
-        return self.uses_stack or self.s3 is None or self.prefect is None
-
-    @property
     def services(self) -> list[Service]:
         """Those without which nothing goes on."""
         return [service for service in (self.s3, self.prefect) if service is not None]
@@ -123,6 +118,18 @@ class EmbeddedServices:
         if not self._reads_only and self._ensure_mlflow():
             changed.append(MlflowService.name)
         return changed
+
+    def mend(self) -> list[str]:
+        """Set a damaged database of our own Prefect server aside, after a failure. Returns lines for a person.
+
+        Raises:
+            ServiceFailed: the server did not come up again.
+        """
+        with self._choice:
+            if self.uses_stack or self.prefect is None or not self.prefect.mend():
+                return []
+            self.prefect.ensure()
+            return [] if self.prefect.set_aside is None else [self.prefect.set_aside]
 
     def stop(self) -> None:
         """Stop what this process runs, for good. Safe to call twice, and while another thread is in :meth:`start`."""
@@ -212,7 +219,7 @@ def supervised(services: EmbeddedServices) -> Iterator[None]:
             try:
                 for service in services.ensure():
                     log.warning("%s was gone and has been started again", service)
-            except InfraError as error:
+            except (InfraError, OSError) as error:  # OSError: a full disk, of which the run itself hears too
                 log.error("%s", error)
 
     thread = threading.Thread(target=watch, name="supervise-services", daemon=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.durable import write_durably
 from infra.proxies import LOOPBACK_HOSTS, NO_PROXY
 from infra.services.credentials import USER, StackKeys
-from infra.services.publication import write_private
 from infra.settings import S3Settings
 
 
@@ -53,7 +53,7 @@ def write_environment(home: Path, addresses: Mapping[str, str], store: S3Setting
     for name in NO_PROXY:  # after what the shell has already; * is everything, and only by itself
         lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="${{{name}:+${name},}}{hosts}"')
     path = environment_path(home)
-    write_private(path, "\n".join(lines) + "\n")
+    write_durably(path, "\n".join(lines) + "\n")
     return path
 
 

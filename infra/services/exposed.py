@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from infra.durable import write_durably
 from infra.plain_text import printable
 from infra.services.database import shown
 from infra.services.prefect_json import PrefectJson
-from infra.services.publication import write_private
 
 LIST = "guarded-databases.json"
 SQLITE = "SQLite"
@@ -92,7 +92,7 @@ def is_guarded(home: Path, database_url: str | None) -> bool:
 def note_guarded(home: Path, database_url: str | None) -> None:
     """Put the database on the list."""
     names = sorted({*_guarded(home), _name(database_url)})
-    write_private(home / "prefect" / LIST, json.dumps(names))
+    write_durably(home / "prefect" / LIST, json.dumps(names))
 
 
 def _name(database_url: str | None) -> str:
@@ -121,7 +121,7 @@ def hold_back(api: PrefectJson, own: Own, folder: Path) -> tuple[list[Finding], 
     if not look.findings:
         return [], None
     path = folder / f"held-back-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    write_private(path, json.dumps(look.whole, indent=1, default=str))
+    write_durably(path, json.dumps(look.whole, indent=1, default=str))
     return look.findings, path
 
 

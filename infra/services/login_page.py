@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
+from infra.durable import write_durably
 from infra.services.credentials import StackKeys
-from infra.services.publication import write_private
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -68,7 +68,7 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
         )
     path = login_path(home, command)
     text = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
-    write_private(path, f"{text}<title>fedbench: log in</title></head><body>{''.join(parts)}</body></html>\n")
+    write_durably(path, f"{text}<title>fedbench: log in</title></head><body>{''.join(parts)}</body></html>\n")
     return path
 
 

@@ -13,13 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from infra.errors import SettingsError
+from infra.durable import write_durably
+from infra.errors import ServiceFailed, SettingsError
 from infra.services import mlflow_gate
 from infra.services.credentials import USER, StackKeys, basic_auth, draw_keys
 from infra.services.ports import LOOPBACK, page_origins
 from infra.services.process import Service
-from infra.services.publication import write_private
 from infra.settings import S3Settings
+from infra.sqlite_files import damage, damaged_tracking
+from infra.sqlite_urls import sqlite_path, sqlite_url
 
 
 class MlflowService(Service):
@@ -73,7 +75,10 @@ class MlflowService(Service):
         return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": self.keys.mlflow_password}
 
     def prepare(self) -> None:
-        write_private(self._auth_path, self._auth_settings())
+        database = sqlite_path(self.backend_store_uri)
+        if database is not None and damage(database, whole=self._attempts > 1) is not None:
+            raise ServiceFailed(damaged_tracking(database))
+        write_durably(self._auth_path, self._auth_settings())
 
     def environment(self, port: int) -> dict[str, str]:
         # Through the environment: the URI may hold a password.
@@ -126,9 +131,9 @@ class MlflowService(Service):
     def _auth_settings(self) -> str:
         """The file of MLflow's basic authentication, whose users are in a database of their own."""
         file = configparser.ConfigParser(interpolation=None)
-        database = str(self.folder / "mlflow-auth.db").replace("%", "%%")  # MLflow reads it with interpolation
+        database = sqlite_url(self.folder / "mlflow-auth.db").replace("%", "%%")  # MLflow reads it with interpolation
         file["mlflow"] = {
-            "database_uri": f"sqlite:///{database}",
+            "database_uri": database,
             "default_permission": "READ",
             "authorization_function": mlflow_gate.FUNCTION,
             # Else each request hashes the password anew, which takes longer than most requests.
@@ -141,4 +146,4 @@ class MlflowService(Service):
 
 def default_tracking_uri(home: Path) -> str:
     """SQLite under ``home``."""
-    return f"sqlite:///{home.absolute() / 'mlflow.db'}"
+    return sqlite_url(home / "mlflow.db")

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from pathlib import Path
 
+from infra.certificates import use_certificates
 from infra.errors import ServiceFailed
 from infra.imports import keep_folder_out_of_imports
 from infra.proxies import PROXIES, bypass_proxies, drop_unusable_proxies, is_direct
@@ -32,7 +32,7 @@ PREFECT_PREFIXES = ("PREFECT_",)
 MLFLOW_PREFIXES = ("MLFLOW_", "_MLFLOW_")
 STORE_PREFIXES = ("AWS_",)
 # These stay: the command line sets them before its run starts, and a user's value changes the logs alone.
-KEPT = frozenset({"PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_LOGGING_LEVEL"})
+KEPT = frozenset({"PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_CONFIGURE_LOGGING"})
 
 
 def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
@@ -41,6 +41,9 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
     To be called before Prefect, MLflow or boto3 is imported, and before a service is started; again does no harm.
 
     deploys: without a stack, Prefect's server is the one that the user's own Prefect settings name.
+
+    Raises:
+        SettingsError: a server is asked over TLS, and a variable names certificates that cannot be used.
     """
     keep_folder_out_of_imports(os.environ)
     state = _state(settings)
@@ -53,10 +56,15 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
         for url in (named.prefect_api_url, named.mlflow_tracking_uri)
         if url is not None and url.startswith(("http://", "https://")) and not is_direct(url, hosts)
     ]
-    if not remote and (own_prefect or named.prefect_api_url is not None):
+    users_prefect = not own_prefect and named.prefect_api_url is None
+    over_tls = users_prefect or any(
+        url is not None and url.startswith("https://")
+        for url in (named.prefect_api_url, named.mlflow_tracking_uri, named.s3.endpoint)
+    )
+    use_certificates(os.environ, over_tls=over_tls)
+    if not remote and not users_prefect:
         # A store elsewhere must rather fail than be asked without the proxy that it is meant to be asked through.
         drop_unusable_proxies(os.environ, PROXIES if named.s3.endpoint is None else ["all_proxy"])
-        _drop_missing_certificates()
     if own_prefect:
         folder = settings.home.absolute() / "prefect"
         _remove(PREFECT_PREFIXES)
@@ -77,12 +85,6 @@ def _state(settings: Settings) -> StackState:
         return read_state(settings.home)
     except ServiceFailed:  # whoever needs the stack reports it
         return StackState()
-
-
-def _drop_missing_certificates() -> None:
-    """Without this file Prefect cannot even be imported, though nothing is encrypted on loopback."""
-    if not Path(os.environ.get("SSL_CERT_FILE") or os.devnull).exists():
-        del os.environ["SSL_CERT_FILE"]
 
 
 def _remove(prefixes: tuple[str, ...]) -> None:

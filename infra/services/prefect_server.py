@@ -15,6 +15,8 @@ from infra.services.credentials import basic_auth, draw_keys
 from infra.services.exposed import note_start
 from infra.services.ports import LOOPBACK, page_origins
 from infra.services.process import Service
+from infra.sqlite_files import damage, require_known_revision, set_aside
+from infra.sqlite_urls import sqlite_url
 
 
 class PrefectService(Service):
@@ -44,6 +46,8 @@ class PrefectService(Service):
         super().__init__(home, port=port, host=host, detached=detached)
         self._auth = auth
         self.database_url = database_url
+        self._suspect = False
+        self.set_aside: str | None = None  # a line about a damaged database, once one has been set aside
 
     @cached_property
     def auth(self) -> str:
@@ -66,15 +70,50 @@ class PrefectService(Service):
 
     def prepare(self) -> None:
         (self.home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.database_url is None:
+            self._look_at_database(whole=self._suspect or self._attempts > 1)
         note_start(self.home, self.database_url)
 
+    def mend(self) -> bool:
+        """Look through the whole database of a server that this process runs and that fails. If it is damaged, end the
+        server and set the database aside; :meth:`ensure` then makes a new one. Returns whether it was damaged.
+
+        Raises:
+            ServiceFailed: another process keeps it locked.
+        """
+        with self._guard:
+            if self.database_url is not None or not self.is_holder or damage(self._database, whole=True) is None:
+                return False
+            self._suspect = True
+            self._end_process(grace=1.0)
+            return True
+
+    def _look_at_database(self, *, whole: bool) -> None:
+        """
+        Raises:
+            ServiceFailed: another process keeps it locked, or a newer Prefect has written it.
+        """
+        reason = damage(self._database, whole=whole)
+        if reason is not None:
+            kept = set_aside(self._database, reason)
+            self.set_aside = (
+                f"Prefect's database was damaged ({reason}): it is kept as {kept}, and a new one was made; it only "
+                "shows runs, results are in the store"
+            )
+        self._suspect = False
+        require_known_revision(self._database, "prefect", "server/database/_migrations/versions/sqlite/*_{}_*.py")
+
+    @property
+    def _database(self) -> Path:
+        return self.home / "prefect" / "prefect.db"
+
     def environment(self, port: int) -> dict[str, str]:
-        folder = self.home / "prefect"
+        folder = self._database.parent
         return {
             "PREFECT_HOME": str(folder),
             "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database_url
-            or f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+            or sqlite_url(self._database, "sqlite+aiosqlite"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "true",
             "PREFECT_SERVER_UI_API_URL": self.address_at(port),  # else the page asks the default port

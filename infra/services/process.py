@@ -16,6 +16,7 @@ is handed down to it. So whether it lives is known from the kernel, not from a p
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urljoin
 
+from infra.durable import write_durably
 from infra.errors import HomeInUse, ServiceFailed
 from infra.lock import FileLock
 from infra.services.launch import ask_status, end_group, launch
@@ -38,8 +40,10 @@ from infra.services.publication import (
     end_session,
     read_publication,
     started_at,
-    write_private,
+    started_since_boot,
 )
+
+log = logging.getLogger(__name__)
 
 TAIL_LINES = 8  # of its log, in the message about a service that did not come up
 START_ATTEMPTS = 3
@@ -375,12 +379,18 @@ class Service:
     def _publish(self, address: str | None) -> None:
         if self._process is None or self._port is None:
             return
-        created = started_at(self._process.pid) or 0.0
-        document = Publication(port=self._port, pid=self._process.pid, created=created, address=address)
-        write_private(self._publication, document.model_dump_json())
+        pid = self._process.pid
+        document = Publication(
+            port=self._port,
+            pid=pid,
+            created=started_at(pid) or 0.0,
+            address=address,
+            since_boot=started_since_boot(pid),
+        )
+        write_durably(self._publication, document.model_dump_json())
 
     def _withdraw(self, found: Publication) -> None:
-        write_private(self._publication, found.model_copy(update={"address": None}).model_dump_json())
+        write_durably(self._publication, found.model_copy(update={"address": None}).model_dump_json())
 
     @property
     def _publication(self) -> Path:
@@ -389,7 +399,10 @@ class Service:
     def _end_process(self, grace: float) -> None:
         if self._process is not None:
             end_group(self._process, grace)
-            self._publish(None)
+            try:
+                self._publish(None)
+            except OSError:  # a full disk: the next holder finds a dead process there, and no lock
+                log.info("%s: %s still names the ended process", self.name, self._publication)
             self._process = None
 
     def _fail(self, reason: str) -> None:

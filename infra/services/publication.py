@@ -18,12 +18,14 @@ class Publication(BaseModel):
     """``<name>.json``: the process, and its address while it answers (None before and after).
 
     created: when the process was started, in seconds since the epoch.
+    since_boot: the same, in seconds since this machine's start, which stays when the clock is set; None: not known.
     """
 
     port: int
     pid: int
     created: float
     address: str | None = None
+    since_boot: float | None = None
 
 
 def read_publication(path: Path) -> Publication | None:
@@ -34,21 +36,18 @@ def read_publication(path: Path) -> Publication | None:
         return None
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all, readable by its owner only (0600)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
-
-
 def started_at(pid: int) -> float | None:
     """When the process was started, in seconds since the epoch; None when it is gone."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:
         return None
+
+
+def started_since_boot(pid: int) -> float | None:
+    """When the process was started, in seconds since this machine's start; None when it is gone."""
+    created = started_at(pid)
+    return None if created is None else created - psutil.boot_time()
 
 
 def end_session(leader: int, grace: float) -> None:
@@ -74,8 +73,11 @@ def end_left_behind(found: Publication) -> None:
     Its process id may be another process's by now, so it is verified: by its start, and by the port among its
     arguments. A session's id is not given away while it has members, so what has the id now tells whose they are.
     """
-    created = started_at(found.pid)
-    if created is not None and abs(created - found.created) >= 1.0:
+    if found.since_boot is None:  # of an older fedbench
+        created, expected = started_at(found.pid), found.created
+    else:
+        created, expected = started_since_boot(found.pid), found.since_boot
+    if created is not None and abs(created - expected) >= 1.0:
         return
     if any(_mentions(process, str(found.port)) for process in _session(found.pid)):
         end_session(found.pid, grace=0.0)

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from infra.durable import write_durably
 from infra.errors import ServiceFailed
 from infra.services.process import Service
-from infra.services.publication import write_private
-from infra.settings import S3Settings
+from infra.settings import LocalS3Settings, S3Settings
 
 
 class S3Keys(BaseModel):
@@ -42,7 +42,7 @@ class S3Service(Service):
             left.unlink(missing_ok=True)
         if not self._keys_path.exists():
             keys = S3Keys(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20))
-            write_private(self._keys_path, keys.model_dump_json())
+            write_durably(self._keys_path, keys.model_dump_json())
 
     def keys(self) -> S3Keys:
         """Credentials of this home's store; there once the service has been started.
@@ -57,15 +57,18 @@ class S3Service(Service):
                 f"{self._keys_path}: expected the embedded store's credentials; remove the file to have new ones drawn"
             ) from None
 
-    def resolved(self, store: S3Settings, address: str) -> S3Settings:
-        """``store`` with this server's endpoint and credentials."""
+    def resolved(self, store: S3Settings, address: str) -> LocalS3Settings:
+        """``store`` with this server's endpoint, credentials and folder."""
         keys = self.keys()
-        return store.model_copy(
-            update={
-                "endpoint": address,
-                "access_key": SecretStr(keys.access_key),
-                "secret_key": SecretStr(keys.secret_key),
-            }
+        return with_folder(
+            store.model_copy(
+                update={
+                    "endpoint": address,
+                    "access_key": SecretStr(keys.access_key),
+                    "secret_key": SecretStr(keys.secret_key),
+                }
+            ),
+            self.home,
         )
 
     def environment(self, port: int) -> dict[str, str]:
@@ -86,6 +89,12 @@ class S3Service(Service):
     @property
     def _keys_path(self) -> Path:
         return self.folder / "s3-keys.json"
+
+
+def with_folder(store: S3Settings, home: Path) -> LocalS3Settings:
+    """``store``, which the embedded server of ``home`` serves, with the folder that it serves."""
+    fields = {name: getattr(store, name) for name in S3Settings.model_fields}
+    return LocalS3Settings(**fields, folder=home.absolute() / "s3")
 
 
 def rclone_binary() -> str:

@@ -46,6 +46,7 @@ from infra.services.stack_state import (
     write_state,
 )
 from infra.settings import Settings
+from infra.sqlite_urls import sqlite_url
 
 WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
 State = Literal["up", "silent", "crashed", "down"]
@@ -183,7 +184,7 @@ class Stack:
     def databases(self) -> dict[str, str]:
         """URIs of the databases that Prefect and MLflow use, by service."""
         state = read_state(self.home)
-        sqlite = f"sqlite:///{self.home / 'prefect' / 'prefect.db'}"
+        sqlite = sqlite_url(self.home / "prefect" / "prefect.db")
         return {
             "prefect": state.prefect_database_url or sqlite,
             "mlflow": state.mlflow_database_uri or default_tracking_uri(self.home),
@@ -324,7 +325,8 @@ class Stack:
         """A silent service may be coming up, or hang: the one is waited for, the other ended."""
         service = self.service(found.name, state)
         age = 0.0 if found.since is None else (datetime.now(UTC) - found.since).total_seconds()
-        patience = max(service.start_seconds - age, service.patience_seconds)
+        # At most its whole start, though the clock was set back since: then it seems to be younger than nothing.
+        patience = max(service.start_seconds - max(age, 0.0), service.patience_seconds)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             running = service.running()

@@ -8,7 +8,7 @@ from infra.services.credentials import read_keys
 from infra.services.mlflow_server import MlflowService
 from infra.services.prefect_server import PrefectService
 from infra.services.process import Service
-from infra.services.s3 import S3Service
+from infra.services.s3 import S3Service, with_folder
 from infra.services.stack_state import StackState, read_state
 from infra.services.supervisor import SupervisorService
 from infra.services.workers import CoordinatorWorker, TurnWorker
@@ -29,6 +29,13 @@ def running_stack(settings: Settings) -> StackState | None:
 
 def stack_s3(settings: Settings, state: StackState) -> S3Service:
     return S3Service(settings.home, port=state.port("s3", settings.ports.s3), host=state.host, detached=True)
+
+
+def local_store(settings: Settings) -> S3Settings:
+    """``settings.s3``; with its folder, where its address is that of this home's own stack."""
+    state = read_state(settings.home)
+    own = state.up and settings.s3.endpoint is not None and settings.s3.endpoint == state.addresses.get("s3")
+    return with_folder(settings.s3, settings.home) if own else settings.s3
 
 
 def stack_prefect(settings: Settings, state: StackState) -> PrefectService:

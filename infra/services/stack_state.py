@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
+from infra.durable import write_durably
 from infra.errors import ServiceFailed
 from infra.lock import FileLock
 from infra.services.ports import LOOPBACK
-from infra.services.publication import write_private
 from infra.settings import Settings
 
 NO_CREDENTIALS: dict[str, None] = {"endpoint": None, "access_key": None, "secret_key": None}
@@ -76,7 +76,7 @@ def write_state(home: Path, state: StackState) -> None:
     path = state_path(home)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    write_private(path, state.model_dump_json())
+    write_durably(path, state.model_dump_json())
 
 
 def without_own_addresses(settings: Settings, state: StackState) -> Settings:

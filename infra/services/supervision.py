@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from infra.errors import InfraError
 from infra.plain_text import printable
-from infra.services.crashed_runs import CrashedRuns
+from infra.services.crashed_runs import CrashedRuns, Sightings
 from infra.services.credentials import read_keys
 from infra.services.environment_file import stack_environment
 from infra.services.ports import LOOPBACK
@@ -87,6 +87,7 @@ class Supervisor:
         self._back_off = back_off or BackOff()
         self._started: dict[str, Service] = {}
         self._next_runs = 0.0
+        self._sightings = Sightings()
 
     def look(self) -> bool:
         """Start what is dead and may be started now. Returns whether the stack is up, so that there is more to do.
@@ -121,7 +122,7 @@ class Supervisor:
         self._next_runs = now + RUNS_SECONDS
         headers = stack_prefect(self._settings, state).health_headers()
         try:
-            for name in CrashedRuns(self._address("prefect", state), headers).go_on():
+            for name in CrashedRuns(self._address("prefect", state), headers, self._sightings).go_on():
                 # Whoever has Prefect's password may have named it.
                 log.info("run %s had crashed; it goes on", printable(name))
         except OSError as error:

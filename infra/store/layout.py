@@ -11,7 +11,8 @@
 <prefix>/<federation>/sheet.png                                  detections of the best model
 <prefix>/<federation>/superseded/0001/superseded.json            a run that went on from an earlier round: which
 <prefix>/<federation>/superseded/0001/0007/round.json and all else   rounds it put aside, as they were
-<prefix>/<federation>/lease.json                                 whose the federation is (infra/federation_lease.py)
+<prefix>/<federation>/damaged/0001/0007/round.json and others    damaged objects that were replaced, as they were found
+<prefix>/<federation>/lease/00000012-<nonce>.json                whose the federation is (infra/store/lease.py)
 <prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/residents)
 """
 
@@ -45,6 +46,11 @@ class FederationLayout:
         return f"{prefix}/store.json" if prefix else "store.json"
 
     @property
+    def damaged_store(self) -> str:
+        """Where a damaged ``store.json`` is kept."""
+        return f"{self.store.removesuffix('store.json')}_damaged/store.json"
+
+    @property
     def spec(self) -> str:
         return f"{self.root}spec.json"
 
@@ -62,7 +68,8 @@ class FederationLayout:
 
     @property
     def lease(self) -> str:
-        return f"{self.root}lease.json"
+        """Prefix of the notes of who has the federation; ends with a slash."""
+        return f"{self.root}lease/"
 
     @property
     def turns(self) -> str:
@@ -123,6 +130,11 @@ class FederationLayout:
         """Prefix of rounds that were put aside; ends with a slash."""
         return f"{self.root}superseded/"
 
+    @property
+    def damaged(self) -> str:
+        """Prefix of damaged objects that were replaced; ends with a slash."""
+        return f"{self.root}damaged/"
+
     def superseded_record(self, folder: int) -> str:
         return f"{self.superseded}{folder:04d}/superseded.json"
 
@@ -135,19 +147,34 @@ class FederationLayout:
 
     def superseded_folders(self, keys: Iterable[str]) -> list[int]:
         """Numbers of the folders below ``superseded/`` that have an object among ``keys``, ascending."""
-        pattern = re.compile(re.escape(self.superseded) + r"([0-9]{4,})/.+")
+        return self._folders(self.superseded, keys)
+
+    def damaged_folders(self, keys: Iterable[str]) -> list[int]:
+        """Numbers of the folders below ``damaged/`` that have an object among ``keys``, ascending."""
+        return self._folders(self.damaged, keys)
+
+    @staticmethod
+    def _folders(prefix: str, keys: Iterable[str]) -> list[int]:
+        pattern = re.compile(re.escape(prefix) + r"([0-9]{4,})/.+")
         return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
+
+    def kept_damaged(self, key: str, folder: int) -> str:
+        """Where the damaged object ``key`` is kept once another one takes its place; not below ``rounds/`` either."""
+        name = key.removeprefix(self.rounds) if key.startswith(self.rounds) else key.removeprefix(self.root)
+        return f"{self.damaged}{folder:04d}/{name}"
 
     def begun_rounds(self, keys: Iterable[str]) -> list[int]:
         """Numbers of the rounds that have any object among ``keys``, ascending."""
         pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/.+")
-        return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
+        found = filter(None, map(pattern.fullmatch, keys))
+        return sorted({int(match[1]) for match in found if match[0].startswith(self.round(int(match[1])))})
 
     def committed_rounds(self, keys: Iterable[str]) -> list[int]:
         """Numbers of the rounds whose marker is among ``keys``, ascending."""
         pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/round\.json")
-        found = (pattern.fullmatch(key) for key in keys)
-        return sorted(int(match[1]) for match in found if match)
+        found = filter(None, map(pattern.fullmatch, keys))
+        # Other spellings of a number, as 00001, are folders of somebody else's.
+        return sorted(number for match in found if self.marker(number := int(match[1])) == match[0])
 
     def update_clients(self, number: int, keys: Iterable[str]) -> list[str]:
         """Clients of which round ``number`` has an update's record among ``keys``, in the order of their
@@ -156,6 +183,11 @@ class FederationLayout:
         folder = self.updates(number)
         names = (key.removeprefix(folder) for key in keys if key.startswith(folder) and key.endswith(".json"))
         return sorted(name.removesuffix(".json") for name in names if "/" not in name)
+
+
+def first_missing(numbers: Iterable[int]) -> int | None:
+    """The first round that ``numbers``, ascending, leave out from 0 on; None: none before the last."""
+    return next((expected for expected, number in enumerate(numbers) if number != expected), None)
 
 
 def federations(prefix: str, keys: Iterable[str]) -> list[str]:

@@ -3,17 +3,20 @@
 Every operation can be repeated without harm, and is, with backoff and jitter, for ``outage_seconds``: longer
 than an embedded server takes to come back. Integrity is the caller's: weights carry a sha256 in the record
 that names them (:mod:`infra.store.weights`), so the store's own checksums, which halve the reading speed, are
-off.
+off. What is sent carries its MD5 (of files in parts, the store is asked for the size), so that a store does not take
+half a request for an object: nobody may read a record again before the federation ends.
 """
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -40,10 +43,13 @@ from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, 
 from infra.foreign_json import read_foreign
 from infra.proxies import is_direct
 from infra.settings import S3Settings
+from infra.store.causes import cause_of
+from infra.store.sealed import seal, unseal
+from tasks.documents.json_text import read_json
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CopySourceTypeDef, DeleteObjectsOutputTypeDef
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, DeleteObjectsOutputTypeDef, PutObjectOutputTypeDef
 
 PART_BYTES = 16 * 1024 * 1024  # of an object that travels in parts
 WHOLE_BYTES = 64 * 1024 * 1024  # files above this are sent in parts: below, parts and their threads cost more
@@ -64,13 +70,26 @@ _REFUSED = frozenset(
         "ExpiredToken",
     }
 )
-_TRANSIENT = (HTTPClientError, ConnectionError, IncompleteReadError)
-_BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "RequestTimeTooSkewed"})
+# "BadDigest": other bytes than were sent have arrived.
+_BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "BadDigest"})
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+# Answers to a conditional write that was not done; the last two are of stores that do not know conditions.
+_CONDITION_FAILED = frozenset(
+    {"412", "409", "PreconditionFailed", "ConditionalRequestConflict", "NotImplemented", "InvalidArgument"}
+)
 # Answers to a listing of uploads in parts: a store without them; rclone, until it has had the first one of a bucket.
 _NO_UPLOADS = frozenset({"NotImplemented", "MethodNotAllowed", "NoSuchUpload"})
 
 Result = TypeVar("Result")
+
+
+class _OtherSizeError(BotoCoreError):
+    """The store has another size of a file than was sent."""
+
+    fmt = "expected {expected} bytes of the file that was sent, found {found}"
+
+
+_TRANSIENT = (HTTPClientError, ConnectionError, IncompleteReadError, _OtherSizeError)
 
 
 @dataclass(frozen=True)
@@ -110,9 +129,16 @@ class ObjectStore:
         self.outage_seconds = outage_seconds
         self._client: S3Client | None = None
         self._client_process = 0
+        self._connected: ObjectStore | None = None  # whose connections this uses: a client takes a while to make
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None, "_client_process": 0}
+
+    def with_patience(self, seconds: float) -> ObjectStore:
+        """The same store and connections, tried for ``seconds`` when it does not answer."""
+        other = ObjectStore(self.settings, outage_seconds=seconds)
+        other._connected = self
+        return other
 
     @property
     def bucket(self) -> str:
@@ -120,7 +146,11 @@ class ObjectStore:
 
     def put_bytes(self, key: str, body: bytes) -> None:
         """Write an object; it appears whole or not at all."""
-        self._call(key, lambda s3: s3.put_object(Bucket=self.bucket, Key=key, Body=body))
+        self._call(key, lambda s3: self._put(s3, key, body), len(body))
+
+    def _put(self, s3: S3Client, key: str, body: bytes, **condition: Any) -> PutObjectOutputTypeDef:
+        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        return s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentMD5=digest, **condition)
 
     def get_bytes(self, key: str, limit: int | None = None) -> bytes:
         """Content of an object.
@@ -132,28 +162,61 @@ class ObjectStore:
         """
 
         def get(s3: S3Client) -> bytes:
-            answer = s3.get_object(Bucket=self.bucket, Key=key)
-            with answer["Body"] as body:
-                if limit is None:
-                    return body.read()
-                self._check_size(key, answer["ContentLength"], limit)
-                content = body.read(limit + 1)  # whatever the length that the server named
-                self._check_size(key, len(content), limit)
-                return content
+            if limit is not None:
+                return self._get_limited(s3, key, limit)
+            # Not `with answer["Body"]`, which gives urllib3's stream, whose errors are none of botocore's.
+            with closing(s3.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
+                return body.read()
 
         return self._call(key, get)
 
+    def put_if(self, key: str, body: bytes, tag: str | None = None) -> str | None:
+        """Write an object if there is none at ``key``; with ``tag``, if what is there has this ETag.
+
+        Returns the ETag of what was written; None when the store refused. Of use only in a store that honours
+        conditions (:mod:`infra.store.conditional`). A lost answer is asked for again: then a refusal may be of what
+        this very call wrote.
+        """
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+
+        def put(s3: S3Client) -> str | None:
+            try:
+                answer = self._put(s3, key, body, **condition)
+            except ClientError as error:
+                if _code(error) in _CONDITION_FAILED or (tag is not None and _code(error) in _MISSING):
+                    return None
+                raise
+            return answer.get("ETag", "")
+
+        return self._call(key, put)
+
+    def get_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """Content and ETag of a small object; None when there is none. A store without ETags gives an empty one."""
+
+        def get(s3: S3Client) -> tuple[bytes, str]:
+            answer = s3.get_object(Bucket=self.bucket, Key=key)
+            with closing(answer["Body"]) as body:
+                return body.read(), answer.get("ETag", "")
+
+        try:
+            return self._call(key, get)
+        except _MissingObjectError:
+            return None
+
     def put_file(self, key: str, path: Path) -> None:
         """Write a file as an object, in parts where large; it appears whole or not at all."""
+        size = path.stat().st_size
 
         def put(s3: S3Client) -> None:
-            if path.stat().st_size > WHOLE_BYTES:
-                s3.upload_file(str(path), self.bucket, key, Config=_TRANSFER)
+            if size <= WHOLE_BYTES:
+                self._put(s3, key, path.read_bytes())
                 return
-            with path.open("rb") as body:
-                s3.put_object(Bucket=self.bucket, Key=key, Body=body)
+            s3.upload_file(str(path), self.bucket, key, Config=_TRANSFER)
+            found = s3.head_object(Bucket=self.bucket, Key=key)["ContentLength"]
+            if found != size:
+                raise _OtherSizeError(expected=size, found=found)
 
-        self._call(key, put)
+        self._call(key, put, size)
 
     def get_file(self, key: str, path: Path, limit: int | None = None) -> None:
         """Write an object's content to ``path``, in parallel parts where large. Not checked: that is the
@@ -171,12 +234,7 @@ class ObjectStore:
             s3.download_file(self.bucket, key, str(path), Config=_TRANSFER)
             return
         if limit < PART_BYTES:
-            answer = s3.get_object(Bucket=self.bucket, Key=key)
-            with answer["Body"] as body:
-                self._check_size(key, answer["ContentLength"], limit)
-                content = body.read(limit + 1)
-            self._check_size(key, len(content), limit)
-            path.write_bytes(content)
+            path.write_bytes(self._get_limited(s3, key, limit))
             return
         self._check_size(key, s3.head_object(Bucket=self.bucket, Key=key)["ContentLength"], limit)
         written, counting = 0, threading.Lock()
@@ -189,6 +247,17 @@ class ObjectStore:
                 self._check_size(key, written, limit)
 
         s3.download_file(self.bucket, key, str(path), Config=_TRANSFER, Callback=count)
+
+    def _get_limited(self, s3: S3Client, key: str, limit: int) -> bytes:
+        answer = s3.get_object(Bucket=self.bucket, Key=key)
+        size = answer["ContentLength"]
+        with closing(answer["Body"]) as body:
+            self._check_size(key, size, limit)
+            content = body.read(limit + 1)  # whatever the length that the server named
+        self._check_size(key, len(content), limit)
+        if len(content) < size:  # boto3 sees that only of a body that is read without a limit
+            raise IncompleteReadError(actual_bytes=len(content), expected_bytes=size)
+        return content
 
     def _check_size(self, key: str, found: int, limit: int) -> None:
         if found > limit:
@@ -299,9 +368,8 @@ class ObjectStore:
         return s3.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
 
     def put_json(self, key: str, document: Any) -> None:
-        """Write a document; the same document gives the same bytes."""
-        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        self.put_bytes(key, text.encode())
+        """Write a document, a mapping with its digest; the same document gives the same bytes."""
+        self.put_bytes(key, seal(document))
 
     def get_json(self, key: str, limit: int | None = None) -> Any:
         """The document at ``key``; None when there is none.
@@ -310,19 +378,30 @@ class ObjectStore:
         it is held to :func:`infra.foreign_json.read_foreign`.
 
         Raises:
-            StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, or is larger than ``limit``.
+            StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, has not the content of its digest, or is
+                larger than ``limit``.
         """
+        return self.get_sealed(key, limit)[0]
+
+    def get_sealed(self, key: str, limit: int | None = None) -> tuple[Any, bool]:
+        """As :meth:`get_json`, and whether the document had a digest, with which its content was checked."""
         try:
-            body = self.get_bytes(key, limit)
+            return self._get_document(key, limit)
         except _MissingObjectError:
-            return None
+            return None, False
+        except StoreCorrupt:
+            # Damaged on the way only, perhaps.
+            return self._get_document(key, limit)
+
+    def _get_document(self, key: str, limit: int | None) -> tuple[Any, bool]:
+        body = self.get_bytes(key, limit)
         try:
-            document = json.loads(body) if limit is None else read_foreign(body)
+            document, sealed = unseal(read_json(body) if limit is None else read_foreign(body))
         except (ValueError, RecursionError) as error:
             raise StoreCorrupt(f"{key}: expected JSON in {self._where}: {error}") from None
         if document is None:  # to the caller it would look like no object
             raise StoreCorrupt(f"{key}: expected a JSON document in {self._where}, found null")
-        return document
+        return document, sealed
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there."""
@@ -346,6 +425,8 @@ class ObjectStore:
         return f"bucket {self.bucket} at {self.settings.endpoint}"
 
     def _s3(self) -> S3Client:
+        if self._connected is not None:
+            return self._connected._s3()
         # Connections must not be shared with a forked child, so the client belongs to a process.
         if self._client is None or self._client_process != os.getpid():
             self._client, self._client_process = self._new_client(), os.getpid()
@@ -375,15 +456,18 @@ class ObjectStore:
             aws_secret_access_key=keys.secret_key.get_secret_value() if keys.secret_key else None,
         )
 
-    def _call(self, key: str, operation: Callable[[S3Client], Result]) -> Result:
-        """Run ``operation``, again while the store is unreachable, and raise this module's errors."""
+    def _call(self, key: str, operation: Callable[[S3Client], Result], size: int = 0) -> Result:
+        """Run ``operation``, again while the store is unreachable, and raise this module's errors.
+
+        size: bytes that it writes to the store.
+        """
         deadline = time.monotonic() + self.outage_seconds
         attempt = 0
         while True:
             try:
                 return operation(self._s3())
             except (BotoCoreError, ClientError, Boto3Error, ResponseParserError, S3ValidationError) as error:
-                mapped = self._mapped(error, key)
+                mapped = cause_of(_request_error(error), self.settings, size) or self._mapped(error, key)
                 # Full jitter around a doubling delay, so that many slots do not return at one moment.
                 delay = min(0.2 * 2**attempt, 4.0) * random.uniform(0.5, 1.5)
                 if not isinstance(mapped, StoreUnavailable) or time.monotonic() + delay > deadline:
@@ -392,10 +476,7 @@ class ObjectStore:
             attempt += 1
 
     def _mapped(self, error: Exception, key: str) -> InfraError:
-        cause: BaseException | None = error
-        if isinstance(error, S3UploadFailedError | RetriesExceededError):
-            # boto3's transfers wrap the error of the request; only a ClientError's code tells what happened.
-            cause = error.__cause__ or error.__context__ or getattr(error, "last_exception", None)
+        cause = _request_error(error)
         if isinstance(cause, ClientError):
             code = _code(cause)
             status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -435,6 +516,13 @@ class _MissingObjectError(StoreCorrupt):
 
 class _MissingBucketError(SettingsError):
     """The bucket is not there."""
+
+
+def _request_error(error: BaseException) -> BaseException | None:
+    if isinstance(error, S3UploadFailedError | RetriesExceededError):
+        # boto3's transfers wrap the error of the request; only a ClientError's code tells what happened.
+        return error.__cause__ or error.__context__ or getattr(error, "last_exception", None)
+    return error
 
 
 def _code(error: ClientError) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from infra.store.layout import FederationLayout
+from infra.store.layout import FederationLayout, first_missing
 from infra.store.objects import IncompleteUpload, ObjectEntry
 
 # A run on another machine, whose lock is not seen here, may be writing or reading what is younger.
@@ -23,6 +23,7 @@ OLD_GLOBAL = "global weights, neither best nor among the last"
 OLD_UPDATE = "update of a committed round"
 OLD_EVALUATION = "evaluation of a committed round"
 SUPERSEDED = "of a round that was put aside"
+DAMAGED = "a damaged object that was replaced"
 NEVER_COMMITTED = "of a round that was never committed"
 NO_RECORD = "named by no record"
 SERVER_TEMPORARY = "the S3 server's temporary file"
@@ -31,7 +32,7 @@ INCOMPLETE_UPLOAD = "incomplete upload"
 _SERVER_TEMPORARY = ".rclone_temp_"  # what its names start with
 _RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed, wherever they are
 _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
-_SUPERSEDED = re.compile(r"superseded/[0-9]{4,}/.+")
+_ASIDE = re.compile(r"(superseded|damaged)/[0-9]{4,}/.+")
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
 _EVALUATION = re.compile(r"evaluations/([^/]+/)?[^/]+\.(safetensors|json)")
@@ -69,11 +70,14 @@ def federation_leftovers(
 
     best_rounds: rounds that a record calls the best; their global weights stay.
     """
-    entries = [entry for entry in entries if entry.key.startswith(layout.root)]
+    # Notes of who had the federation are not of it: whoever cleans up writes one.
+    entries = [
+        entry for entry in entries if entry.key.startswith(layout.root) and not entry.key.startswith(layout.lease)
+    ]
     if not entries:
         return []
     committed = layout.committed_rounds(entry.key for entry in entries)
-    if committed != list(range(len(committed))):
+    if first_missing(committed) is not None:
         return []  # a marker is missing: for whoever repairs the federation, all of it may be of use
     last = range(len(committed) - max(retention.keep_globals, 2), len(committed))
     rules = _Rules(
@@ -86,9 +90,10 @@ def federation_leftovers(
     found = []
     for entry in entries:
         name = entry.key.removeprefix(layout.root)
-        if _SUPERSEDED.fullmatch(name):
+        if aside := _ASIDE.fullmatch(name):
             # Records stay, of whatever use they may be; weights are large.
-            reason = SUPERSEDED if entry.modified <= old and not name.endswith(".json") else None
+            why = SUPERSEDED if aside[1] == "superseded" else DAMAGED
+            reason = why if entry.modified <= old and not name.endswith(".json") else None
         else:
             reason = rules.reason(name, young=now - entry.modified < YOUNG)
         if reason is not None:
@@ -152,9 +157,10 @@ def removal_steps(layout: FederationLayout, keys: Iterable[str]) -> list[list[st
     """All ``keys`` of a federation, in steps to remove one after the other; what is left, cut short, is one still.
 
     Weights first; then the rounds' markers from the last to the first, so that no marker is ever missing between two;
-    ``spec.json``, by which the federation is known, last.
+    ``spec.json``, by which the federation is known, last. The notes of its lease are not among them: they go when the
+    lease of whoever removes it does.
     """
-    own = [key for key in keys if key.startswith(layout.root)]
+    own = [key for key in keys if key.startswith(layout.root) and not key.startswith(layout.lease)]
     last = [layout.marker(number) for number in reversed(layout.committed_rounds(own))] + [layout.spec]
     steps = [[key for key in own if key not in set(last)], *([key] for key in last if key in own)]
     return [step for step in steps if step]

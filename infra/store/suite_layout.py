@@ -2,6 +2,7 @@
 
 <prefix>/_suites/<run>/suite.json                                what is run, written first
 <prefix>/_suites/<run>/cells/<digest>-<code version>.json        a cell that has ended
+<prefix>/_suites/<run>/lease/…                                  who runs it (infra/store/lease.py)
 <prefix>/_suites/<run>/result.json                               all of them
 <prefix>/_suites/<run>/report/<file>
 <prefix>/_references/<suite>/accepted.json                       the accepted result, which later ones are held against
@@ -43,6 +44,11 @@ class SuiteLayout:
     def all_runs(self) -> str:
         """Prefix of every run's keys; ends with a slash."""
         return _below(self.prefix, "_suites")
+
+    @property
+    def lease(self) -> str:
+        """Prefix of the notes of who runs it; ends with a slash."""
+        return f"{self.root}lease/"
 
     @property
     def suite(self) -> str:

@@ -2,7 +2,8 @@
 
 A weight object is safetensors (never a pickle), named by a record that holds its sha256. It is checked on the
 way in and comes down once per machine, whatever the number of slots. What this machine puts is in its cache
-at once.
+at once. A process hashes each file of the cache when it first reads it: disks flip bits. A damaged one is replaced
+from the store.
 
     <cache>/<first two digits>/<sha256>.safetensors     read-only, whole or absent
     <cache>/locks/<first two digits>.lock               one download of a digest at a time
@@ -11,6 +12,7 @@ at once.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -20,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
 
-import psutil
-
 from infra.errors import StoreCorrupt
 from infra.lock import FileLock
 from infra.store.objects import ObjectStore
+
+log = logging.getLogger(__name__)
 
 IN_USE_SECONDS = 600.0  # a file asked for in this time is not evicted: a slot may be about to open it
 LEFTOVER_SECONDS = 3600.0  # a temporary file this old belongs to a process that died
@@ -59,6 +61,8 @@ class WeightStore:
         self.cache_dir = cache_dir
         self.cache_bytes = cache_megabytes * 1_000_000
         self._added = 0
+        # Device and inode of the files that this process has hashed, by their sha256.
+        self._hashed: dict[str, tuple[int, int]] = {}
 
     def put(self, key: str, content: Path | bytes | Callable[[Path], object]) -> StoredObject:
         """Upload safetensors as ``key``, and keep them in the cache.
@@ -108,6 +112,43 @@ class WeightStore:
         self._evict_after(size)
         return Fetched(path, size)
 
+    def fault(self, key: str, sha256: str, size: int) -> str | None:
+        """Why the store's object is not the one that a record names; None: it is. The cache does not answer this.
+
+        Raises:
+            StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+        """
+        try:
+            self._download(key, sha256, size)
+        except StoreCorrupt as error:
+            return str(error)
+        self._evict_after(size)
+        return None
+
+    def has(self, sha256: str, size: int) -> bool:
+        """Whether the cache has this content, whole."""
+        path = self.path(sha256)
+        try:
+            return path.stat().st_size == size and _digest(path) == sha256
+        except FileNotFoundError:
+            return False
+
+    def put_back(self, key: str, sha256: str, size: int) -> bool:
+        """Write the object that a record names again, from the cache. Returns whether the cache has it whole.
+
+        Raises:
+            StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+        """
+        with self._temporary() as temporary:
+            try:
+                shutil.copyfile(self.path(sha256), temporary)
+            except FileNotFoundError:
+                return False
+            if (_digest(temporary), temporary.stat().st_size) != (sha256, size):
+                return False
+            self.objects.put_file(key, temporary)
+        return True
+
     def path(self, sha256: str) -> Path:
         """Where the cache keeps this content, whether or not it is there."""
         return self.cache_dir / sha256[:2] / f"{sha256}.safetensors"
@@ -115,6 +156,7 @@ class WeightStore:
     def forget(self, digests: Iterable[str]) -> None:
         """Drop from the cache what nobody will ask for again: before it reaches the disk, if it is new."""
         for sha256 in digests:
+            self._hashed.pop(sha256, None)
             self.path(sha256).unlink(missing_ok=True)
 
     def _evict_after(self, size: int) -> None:
@@ -148,11 +190,12 @@ class WeightStore:
             status = path.stat()
         except FileNotFoundError:
             return False
-        if status.st_size != size:
+        file = (status.st_dev, status.st_ino)
+        hashed = self._hashed.get(sha256) == file
+        if status.st_size != size or not (hashed or _digest_if_readable(path) == sha256):
+            log.warning("%s: this file of the weight cache is damaged and is fetched from the store again", path)
             return False
-        # Files appear whole, so size tells; only a power failure can leave blocks that were never written.
-        if status.st_mtime < psutil.boot_time() and _digest(path) != sha256:
-            return False
+        self._hashed[sha256] = file
         with suppress(OSError):
             os.utime(path)  # the time of last use, by which files are evicted
         return True
@@ -173,7 +216,9 @@ class WeightStore:
         path = self.path(sha256)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.chmod(0o400)
+        status = temporary.stat()
         temporary.replace(path)
+        self._hashed[sha256] = (status.st_dev, status.st_ino)
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -186,6 +231,13 @@ class WeightStore:
             yield path
         finally:
             path.unlink(missing_ok=True)  # gone already when it was kept
+
+
+def _digest_if_readable(path: Path) -> str | None:
+    try:
+        return _digest(path)
+    except OSError:  # the disk's, or another process has evicted it
+        return None
 
 
 def _digest(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tasks.metrics.detections import ImageDetections
-from tasks.plain_text import LABEL_LIMIT, plain
+from tasks.plain_text import LABEL_LIMIT, plain_name
 
 # Under this score a detection is not drawn, unless another one is asked for.
 DRAWN_SCORE = 0.3
@@ -63,7 +63,7 @@ def marks_of(
         Mark(
             box=pixel_box(found.boxes[index], scale, size),
             color=class_color(found.labels[index]),
-            text=f"{plain(classes[found.labels[index]], LABEL_LIMIT)} {found.scores[index]:.2f}",
+            text=f"{plain_name(classes[found.labels[index]], LABEL_LIMIT)} {found.scores[index]:.2f}",
         )
         for index in best_first
     ]

@@ -6,6 +6,7 @@ flows may draw from any thread; save it with ``figure.savefig``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ _MAPS: dict[MapName, tuple[str, str, str, str]] = {
 }
 _GRID = "#E5E7EB"
 _INK = "#1F2937"
+_MOST_INCHES = 50.0  # of a plot's table: 6500 dots
 
 
 def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Figure:
@@ -79,13 +81,18 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
 
 
 def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Training boxes of each class (rows) on each device (columns), with the counts and their sums."""
+    """Training boxes of each class (rows) on each device (columns), with the counts and their sums.
+
+    Of hundreds of classes or devices only some have a label, and the shade alone tells the counts.
+    """
     devices = list(class_counts)
     classes = sorted({name for counts in class_counts.values() for name in counts})
     table = np.array(
         [[class_counts[device].get(name, 0) for device in devices] for name in classes], dtype=np.int64
     ).reshape(len(classes), len(devices))
-    figure = new_figure(max(5.5, 2.6 + 0.52 * len(devices)), max(2.6, 1.6 + 0.42 * len(classes)))
+    width, columns = table_room(len(devices), 0.52, 0.3)
+    height, rows = table_room(len(classes), 0.42, 0.16)
+    figure = new_figure(max(5.5, 2.6 + width), max(2.6, 1.6 + height))
     axes = figure.subplots()
     axes.set_title("Training boxes by class and device", loc="left", fontweight="bold", color=_INK)
     if not table.size:
@@ -94,7 +101,7 @@ def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figur
     largest = max(2, int(table.max()))
     shade = LogNorm(1, largest)  # counts span three orders of magnitude; a linear scale would show one cell
     axes.imshow(np.ma.masked_equal(table, 0), cmap="Blues", norm=shade, aspect="auto")
-    for row, counts in enumerate(table):
+    for row, counts in enumerate(table if columns == rows == 1 else ()):
         for column, count in enumerate(counts):
             dark = count > 0 and shade(count) > 0.5
             axes.text(
@@ -106,19 +113,18 @@ def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figur
                 fontsize=9,
                 color="white" if dark else _INK if count else "#9CA3AF",
             )
-    axes.set_xticks(
-        range(len(devices)), [f"{plot_label(name)}\n{sum_}" for name, sum_ in zip(devices, table.sum(0), strict=True)]
-    )
-    axes.set_yticks(
-        range(len(classes)), [f"{plot_label(name)}  {sum_}" for name, sum_ in zip(classes, table.sum(1), strict=True)]
-    )
+    x_labels = [f"{plot_label(name)}\n{sum_}" for name, sum_ in zip(devices, table.sum(0), strict=True)]
+    y_labels = [f"{plot_label(name)}  {sum_}" for name, sum_ in zip(classes, table.sum(1), strict=True)]
+    axes.set_xticks(range(0, len(devices), columns), x_labels[::columns])
+    axes.set_yticks(range(0, len(classes), rows), y_labels[::rows])
     axes.set_xlabel("device, and its boxes in all")
     axes.set_ylabel("class, and its boxes in all")
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(len(devices) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
+    if columns == rows == 1:
+        axes.set_xticks(np.arange(len(devices) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
     return figure
 
@@ -141,8 +147,9 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
         for update in record.updates:
             table[row[update.client], column] = update.train_loss
 
-    figure = new_figure(max(6.5, min(14.0, 3.0 + 0.45 * len(rounds))), 3.4 + 0.24 * max(4, len(clients)))
-    top, cells = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 0.24 * max(4, len(clients))])
+    height, every = table_room(max(4, len(clients)), 0.24, 0.16)
+    figure = new_figure(max(6.5, min(14.0, 3.0 + 0.45 * len(rounds))), 3.4 + height)
+    top, cells = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, height])
     style_axes(top, "Train loss of the clients", "loss per image")
     top.set_xlabel("")
     cells.set_xlabel("round")
@@ -176,7 +183,7 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
             cells.scatter(*zip(*lost, strict=True), marker="x", color=ORANGE, s=28, linewidths=1.6, label="dropped")
         )
     top.legend(handles=handles, frameon=False, loc="best")
-    cells.set_yticks(range(len(clients)), [plot_label(client) for client in clients], fontsize=8)
+    cells.set_yticks(range(0, len(clients), every), [plot_label(client) for client in clients[::every]], fontsize=8)
     cells.set_xlim(*edges)
     cells.xaxis.set_major_locator(MaxNLocator(integer=True))
     cells.tick_params(length=0)
@@ -188,6 +195,15 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
     bar.ax.yaxis.set_major_formatter("{x:.3g}")
     bar.ax.yaxis.set_minor_locator(NullLocator())
     return figure
+
+
+def table_room(count: int, size: float, smallest: float) -> tuple[float, int]:
+    """Inches of ``count`` cells of ``size``, and every how many of them there is room for a label.
+
+    ``smallest`` is what a label takes. Agg draws at most 65,536 dots, and a picture that large takes gigabytes.
+    """
+    inches = min(count * size, _MOST_INCHES)
+    return inches, max(1, math.ceil(smallest * count / inches)) if count else 1
 
 
 def new_figure(width: float, height: float) -> Figure:

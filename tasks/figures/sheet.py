@@ -22,7 +22,7 @@ from tasks.figures.boxes import (
     pixel_box,
 )
 from tasks.metrics.detections import ImageDetections
-from tasks.plain_text import LABEL_LIMIT, plain
+from tasks.plain_text import LABEL_LIMIT, plain_name
 
 # An image, its objects (boxes [m, 4] in pixels of the image, labels [m]) and what was found in it.
 SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
@@ -103,7 +103,7 @@ def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
     """What the boxes mean and the colour of each class, in as many lines as the width asks for."""
     font = ImageFont.load_default(_LEGEND_SIZE)
     line = _LEGEND_SIZE + 14
-    entries = ["truth", f"predicted, score at least {score:g}", *(plain(name, LABEL_LIMIT) for name in classes)]
+    entries = ["truth", f"predicted, score at least {score:g}", *(plain_name(name, LABEL_LIMIT) for name in classes)]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     places, x, y = [], _GAP, _GAP
     for text in entries:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tasks.figures.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, style_axes
+from tasks.figures.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, style_axes, table_room
 from tasks.plain_text import plot_label
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
@@ -86,7 +87,7 @@ def classes_plot(between: Between) -> Figure:
     main = between.rows.get("federated") or next(iter(between.rows.values()))
     classes = list(dict.fromkeys(name for row in between.rows.values() for name in row.per_class))
     longest = max((len(plot_label(name)) for name in classes), default=0)
-    height = 0.34 * max(1, len(classes))
+    height, every = table_room(max(1, len(classes)), 0.34, 0.16)
     figure, (axes,) = _figure(1, 1, height=height, left=min(2.4, 0.3 + 0.09 * longest), below=0.3)
     style_axes(axes, f"{between.experiment}: by class", "", x="AP50 (VOC 2010), last round")
     y = np.arange(len(classes))
@@ -112,7 +113,7 @@ def classes_plot(between: Between) -> Figure:
             x, y, linestyle="", marker=marker, markersize=size, color=color, markeredgecolor=edge,
             markeredgewidth=width, label=_NAMES[role], zorder=4,
         )  # fmt: skip
-    axes.set_yticks(y, [plot_label(name) for name in classes])
+    axes.set_yticks(y[::every], [plot_label(name) for name in classes[::every]])
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1)
@@ -121,16 +122,19 @@ def classes_plot(between: Between) -> Figure:
     return figure
 
 
-def suite_plots(result: SuiteResult) -> dict[str, Figure]:
-    """Figures for a paper, by file name without ending: ``by-round``, ``by-bytes``, ``by-time``, ``by-class-NAME``;
-    with several experiments ``federations-by-round`` and its like too; nothing without a run."""
+def suite_plots(result: SuiteResult) -> dict[str, Callable[[], Figure]]:
+    """Functions that draw figures for a paper, by file name without ending; none without a run.
+
+    ``by-round``, ``by-bytes``, ``by-time``, ``by-class-NAME``; with several experiments ``federations-by-round`` and
+    its like too.
+    """
     if not result.cells:
         return {}
-    plots = {f"by-{by}": experiments_plot(result, by) for by in BYS}
+    plots: dict[str, Callable[[], Figure]] = {f"by-{by}": partial(experiments_plot, result, by) for by in BYS}
     if len(_experiments(result)) > 1:
-        plots |= {f"federations-by-{by}": federations_plot(result, by) for by in BYS}
+        plots |= {f"federations-by-{by}": partial(federations_plot, result, by) for by in BYS}
     return plots | {
-        f"by-class-{between.experiment}": classes_plot(between)
+        f"by-class-{between.experiment}": partial(classes_plot, between)
         for between in summarise(result).experiments
         if any(row.per_class for row in between.rows.values())
     }

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from tasks.report.csv import rounds_csv
 from tasks.report.html import report_html
 from tasks.report.latex import latex_tables
 from tasks.spec.suite_records import SuiteResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def report_files(
@@ -18,16 +23,28 @@ def report_files(
 
     ``before`` and ``notes`` are for the page, as in :func:`tasks.report.html.report_html`.
     """
+    return {name: make() for name, make in report_parts(result, before=before, notes=notes).items()}
+
+
+def report_parts(
+    result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
+) -> dict[str, Callable[[], bytes]]:
+    """The functions that make :func:`report_files`, so that a caller can do without one that fails."""
     from tasks.figures.suite import suite_plots  # here: matplotlib takes a second
 
-    files = {
-        "report.html": report_html(result, before=before, notes=notes).encode(),
-        "rounds.csv": rounds_csv(result).encode(),
-        "table.tex": latex_tables(result).encode(),
+    parts: dict[str, Callable[[], bytes]] = {
+        "report.html": lambda: report_html(result, before=before, notes=notes).encode(),
+        "rounds.csv": lambda: rounds_csv(result).encode(),
+        "table.tex": lambda: latex_tables(result).encode(),
     }
-    for name, figure in suite_plots(result).items():
-        for ending, metadata in (("png", {}), ("svg", {"Date": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=ending, metadata=metadata)
-            files[f"{name}.{ending}"] = buffer.getvalue()
-    return files
+    for name, draw in suite_plots(result).items():
+        once = cache(draw)
+        parts[f"{name}.png"] = partial(_drawn, once, "png")
+        parts[f"{name}.svg"] = partial(_drawn, once, "svg")
+    return parts
+
+
+def _drawn(draw: Callable[[], Figure], kind: str) -> bytes:
+    buffer = io.BytesIO()
+    draw().savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {})
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.plain_text import web_address
+from tasks.plain_text import plain_name, web_address
 from tasks.report import text
 from tasks.spec.federation import MAP_NAMES, FederationSpec, flatten
 from tasks.spec.suite import Role
@@ -114,7 +114,10 @@ def classes_table(between: Between) -> Table:
         f"{between.experiment}: AP50 by VOC 2010 of every class, at the last round",
         ["class", *(f"{text.ROLE_NAMES[row.role]} (n\u00a0=\u00a0{len(row.seeds)})" for row in rows)],
         [
-            [Cell(name), *(Cell(text.figure(row.per_class.get(name)), strong=row.role == "federated") for row in rows)]
+            [
+                Cell(plain_name(name)),
+                *(Cell(text.figure(row.per_class.get(name)), strong=row.role == "federated") for row in rows),
+            ]
             for name in classes
         ],
     )

@@ -210,3 +210,22 @@ def test_the_command_wants_a_run_or_a_suite(place: Place, arguments: tuple[str, 
     code, told = command(*arguments)
     assert code == 2
     assert "SUITE_RUN: expected the name of a suite run, or --show SUITE" in told
+
+
+def test_a_damaged_accepted_result_is_named_and_can_be_replaced(place: Place) -> None:
+    place.put("first", [0.5])
+    place.put("second", [0.6])
+    accept(place.objects, place.prefix, "first", by="me", note="")
+    layout = ReferenceLayout(place.prefix, "street")
+    torn = place.objects.get_bytes(layout.accepted).replace(b"0.5", b"0.7")
+    place.objects.put_bytes(layout.accepted, torn)
+    with pytest.raises(SpecError, match=rf"{layout.accepted}: damaged: .*record_sha256: expected"):
+        accepted_result(place.objects, place.prefix, "street")
+    accept(place.objects, place.prefix, "second", by="me", note="")
+    now = accepted_result(place.objects, place.prefix, "street")
+    assert now is not None
+    assert now.result.suite_run == "second"
+    (kept,) = place.objects.list(layout.replaced)
+    assert kept.endswith(".damaged")
+    assert place.objects.get_bytes(kept) == torn
+    assert accepted_before(place.objects, place.prefix, "street") == []

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from test_stored import SPEC, place_of, record_of
 
+from flows.holding import federation_held
 from flows.leftovers import CleanUp, clean, describe, remove_federation, remove_leftovers
 from flows.round import commit
 from flows.start import claim_name
 from flows.stored import opened_store, read_history
+from infra.errors import RunLocked
 from infra.lock import run_lock
 from infra.machine_leftovers import machine_leftovers, registering_leftovers, run_folder_leftovers
 from infra.settings import S3Settings, Settings
+from infra.store import lease
 from infra.store.layout import FederationLayout
 from infra.store.objects import IncompleteUpload, ObjectEntry, ObjectStore
 from infra.store.retention import (
@@ -382,3 +386,57 @@ def test_folders_of_forgotten_runs_go_only_when_asked(object_store: ObjectStore,
     assert [leftover.key for leftover in result.leftovers] == [str(settings.home / "runs" / "forgotten")]
     assert result.notes == ["busy: running, left alone"]
     assert sorted(path.name for path in (settings.home / "runs").iterdir()) == ["busy", "mine", "young"]
+
+
+@pytest.fixture
+def elsewhere(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Another home with the same store, which looks and renews often."""
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.05)
+    return settings.model_copy(update={"home": tmp_path / "another-home"})
+
+
+def test_what_another_home_runs_is_neither_removed_nor_cleaned(
+    object_store: ObjectStore, settings: Settings, elsewhere: Settings
+) -> None:
+    layout, other = (stored(object_store, settings, name) for name in ("mine", "other"))
+    before = object_store.list(layout.root)
+    holder = rf"mine: held by fedbench run on .* \(process {os.getpid()}, home {elsewhere.home}\)"
+    with federation_held(object_store, elsewhere, "mine", "fedbench run") as held:
+        with pytest.raises(RunLocked, match=holder):
+            remove_federation(settings, "mine")
+        for apply in (False, True):
+            result = clean(settings, apply=apply, names=["mine", "other"])
+            (note,) = result.notes
+            assert re.match(holder, note)
+            assert note.endswith("left alone")
+            assert {leftover.federation for leftover in result.leftovers} == {"other"}
+        held.confirm()
+        now = object_store.list(layout.root)
+        assert {key: size for key, size in now.items() if not key.startswith(layout.lease)} == before
+    objects, _ = remove_federation(settings, "mine")
+    assert objects == len(before)
+    assert object_store.list(layout.root) == {}
+    assert object_store.exists(other.spec)
+
+
+def test_whoever_removes_is_not_interfered_with(
+    object_store: ObjectStore, settings: Settings, elsewhere: Settings
+) -> None:
+    stored(object_store, settings, "mine")
+    with (
+        federation_held(object_store, settings, "mine", "fedbench remove"),
+        pytest.raises(RunLocked, match="held by fedbench remove on"),
+        federation_held(object_store, elsewhere, "mine", "fedbench run"),
+    ):
+        pytest.fail("two at once")
+
+
+def test_the_note_of_whoever_cleans_up_makes_nothing_young() -> None:
+    old = listing(COMMITTED + UNFINISHED, 8 * DAYS)
+    note = ObjectEntry(f"{LAYOUT.lease}00000002-ab.json", 10, NOW)
+    assert plan([*old, note]) == plan(old)
+    assert NEVER_COMMITTED in plan(old).values()
+    assert removal_steps(LAYOUT, [entry.key for entry in [*old, note]]) == removal_steps(
+        LAYOUT, [entry.key for entry in old]
+    )

@@ -108,6 +108,55 @@ def test_fields_divide_a_folder_otherwise(made: Path) -> None:
     assert "3 devices · 7 classes · 40 training images" in result.output
 
 
+def test_names_like_numbers_are_names(tmp_path: Path) -> None:
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("000009", "000010", "000011"):
+        Image.new("RGB", (32, 32), f"#{name}").save(tmp_path / "JPEGImages" / f"{name}.png")
+        box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        text = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(text)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("000009\n000010\n")
+    (tmp_path / "ImageSets/Main/test.txt").write_text("000011\n")
+    (tmp_path / "clients.yaml").write_text("010: [000009]\nno: [000010]\n")
+    result = call("check", tmp_path, "-s", "clients.kind=list")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.output.splitlines()[2:4]] == ["010", "no"]
+
+
+def test_class_names_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
+    """Line ends, formulas of matplotlib, markup of rich, and names of any length."""
+    shutil.copytree(made / "coco", tmp_path / "set")
+    names = ["car\n", "a$b_$c", "[/b]", "[red]car", "car!", "$\\frac{1$", "x" * 300]
+    for file in ("train.json", "test.json"):
+        document = json.loads((tmp_path / "set" / file).read_text())
+        for category, name in zip(document["categories"], names, strict=True):
+            category["name"] = name
+        (tmp_path / "set" / file).write_text(json.dumps(document))
+    result = call("check", tmp_path / "set", "--picture", tmp_path / "picture.png")
+    assert result.exit_code == 0, result.output
+    cells = [line.split()[0] for line in result.output.splitlines() if line.strip()]
+    assert set(cells) >= {"car\\n", "a$b_$c", "[/b]", "[red]car", "car!", "$\\frac{1$"}
+    with Image.open(tmp_path / "picture.png") as picture:
+        picture.load()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_picture_that_cannot_be_drawn_leaves_the_report(
+    made: Path, tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(counts: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("tasks.figures.plots.class_by_device_plot", broken)
+    result = call("check", made / "coco", *(("--picture", tmp_path / "p.png") if asked else ()))
+    assert result.exit_code == (2 if asked else 0), result.output
+    assert "0 errors, " in result.output
+    assert "p.png failed: RuntimeError: broken on purpose" in result.output or not asked
+    assert "warning: the picture " in result.output
+    assert "classes by device: " not in result.output
+
+
 def test_presets_and_files_name_data(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDBENCH_DATA_ROOTS", f'{{"mine": "{made / "coco"}"}}')
     spec = tmp_path / "mine.yaml"
@@ -128,8 +177,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "form of a preset": (("check", "street5", "--form", "coco"), "--form coco: expected a folder, found street5"),
     "unknown field": (("check", "{made}/coco", "-s", "split=5"), "data.split: "),
     "field without value": (("check", "{made}/coco", "-s", "train"), "--set train: expected FIELD=VALUE"),
-    "picture": (("check", "{made}/coco", "--picture", "{made}/coco/test.json/p.png"), "the picture cannot be written"),
+    "picture": (("check", "{made}/coco", "--picture", "{made}/coco/test.json/p.png"), "/test.json/p.png failed: "),
     "folder in use": (("make", "{made}/coco"), "expected a folder that does not exist yet, or is empty"),
+    "field twice": (("check", "{made}/coco", "-s", "exif=applied", "-s", "exif=as-stored"), "expected each field once"),
+    "leading zero": (("make", "{tmp}/x", "-s", "seed=03"), "--set seed=03: data.seed: 03 has a leading zero"),
     "too few images": (("make", "{tmp}/x", "-s", "train_images=3"), "data.train_images: "),
     "other kind": (("make", "{tmp}/x", "-s", "kind=federated-street"), "expected synthetic-street"),
     "below a file": (("make", "{made}/coco/test.json/x", *TINY), "the data set cannot be written"),

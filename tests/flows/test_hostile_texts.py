@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from infra.store.layout import federations
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import accepted_suites, suite_runs
 from infra.tracking import round_metrics
+from infra.views import Views
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain, visible
 from tasks.replies import checked, failure_of
@@ -212,8 +214,8 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_no_text_in_the_log_is_a_command_or_a_record_of_its_own(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, "")  # what log_to has set is put back afterwards
+    for name in ("PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_CONFIGURE_LOGGING"):
+        monkeypatch.setenv(name, os.environ[name])  # what log_to has set is put back afterwards
     for text in HOSTILE.values():
         try:
             raise RuntimeError(text)
@@ -259,7 +261,9 @@ def test_the_tables_on_prefects_page(text: str) -> None:
 
 def test_the_summary_on_prefects_page_holds_no_text_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.artifacts._curves", lambda history: [])  # a picture, which takes seconds
-    source = summary("street", [record("<evil>")], Leavings({}, "models:/street@best", "http://127.0.0.1:5/#/x"))
+    source = summary(
+        "street", [record("<evil>")], Leavings({}, "models:/street@best", "http://127.0.0.1:5/#/x"), Views()
+    )
     assert "evil" not in source
     assert "Model: models:/street&#64;best" in source
 

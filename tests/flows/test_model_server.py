@@ -96,6 +96,7 @@ def test_the_other_routes_are_those_of_mlflow(served: Served) -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "no JSON": (b"{", "body: expected JSON"),
+    "key twice": (b'{"inputs": [], "inputs": []}', "body: expected JSON: inputs: expected each key once"),
     "deep": (b"[" * 50_000, "body: expected JSON"),
     "a long number": (b'{"inputs": ' + b"9" * 5000 + b"}", "body: expected JSON"),
     "no object": ([1], "body: expected a JSON object, found a list"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from datetime import UTC, datetime
 from threading import Thread
@@ -10,15 +11,18 @@ from threading import Thread
 import pytest
 from rich.console import Console
 
+from flows.console import PlainConsole
 from flows.progress import (
     LineProgress,
     LiveProgress,
     Progress,
     QuietProgress,
+    SafeReporter,
     clock,
     make_progress,
 )
 from flows.round_tables import best_line, class_table, round_table
+from infra.views import Views
 from tasks.spec.records import (
     Decision,
     Environment,
@@ -319,3 +323,41 @@ def test_the_table_of_classes() -> None:
     lines = [line.split() for line in console.export_text().splitlines()]
     assert lines[1:3] == [["chair", "11", "0.250", "0.125", "0.750"], ["table", "0", "-", "-", "-"]]
     assert lines[4:6] == [["chair", "-", "0.250", "0.125", "0.750"], ["table", "-", "-", "-", "-"]]
+
+
+def test_a_terminal_that_is_gone_fails_no_event() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    progress, views = LineProgress(Console(file=Gone())), Views()
+    reporter = SafeReporter(progress, views)
+    reporter.round_started(1)
+    reporter.phase_started("request_update", 2)
+    reporter.client_done("request_update", "1", "")
+    reporter.round_committed(record(1, 0.5))
+    reporter.warning("no picture")
+    assert [progress.round, progress.done, len(progress.records)] == [1, ["1"], 1]
+    assert views.lines() == ["the progress on the terminal failed: OSError: [Errno 5] Input/output error"]
+
+
+def test_a_run_outlives_what_reads_its_output(capfd: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w") as file:
+        console = PlainConsole(file=file)
+        console.outlives_reader = True
+        progress = LineProgress(console)
+        progress.round_started(1)
+        assert os.read(reading, 1000).endswith(b"round 1 of 0\n")
+        os.close(reading)
+        progress.round_started(2)
+        progress.round_committed(record(2, 0.5))
+        assert (console.quiet, progress.round, len(progress.records)) == (True, 2, 1)
+    print("the command's own standard output is left as it is")
+    assert capfd.readouterr().out.startswith("the command's own")
+
+
+def test_a_quiet_run_prints_warnings_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    QuietProgress().message("a message")
+    QuietProgress().warning("MLflow\x1b[2J failed")
+    assert capsys.readouterr() == ("", "warning: MLflow\\x1b[2J failed\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import pytest
 from test_stored import SPEC, place_of, record_of
 
+from flows.holding import federation_held
 from flows.leftovers import best_rounds
 from flows.resuming import discard_updates, go_back, prepare
 from flows.round import clear_up, commit
 from flows.start import claim_name
-from flows.stored import read_history, read_runs
+from flows.stored import DamagedRun, StoredRun, read_history, read_runs
 from infra.errors import RunLocked, StoreUnavailable
 from infra.lock import run_lock
 from infra.place import Place
 from infra.settings import S3Settings, Settings
+from infra.store import lease
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
 from tasks.spec.records import RoundPlan, WeightRef
@@ -166,10 +169,12 @@ def test_a_damaged_record_is_put_aside_and_the_message_about_it_says_how(place: 
         read_history(place.objects, place.layout)
     assert f"{marker}: bytes_up: expected at most" in str(caught.value)
     assert "go on from an earlier one: fedbench resume mine --from ROUND" in str(caught.value)
-    assert [(run.name, run.status) for run in read_runs(place.objects, settings)] == [("mine", "damaged")]
+    assert [(run.name, type(run)) for run in read_runs(place.objects, settings)] == [("mine", DamagedRun)]
     go_back(place.objects, place.layout, 3)
     assert [record.round for record in read_history(place.objects, place.layout)] == [0, 1, 2, 3]
-    assert [(run.name, run.status) for run in read_runs(place.objects, settings)] == [("mine", "stopped")]
+    (run,) = read_runs(place.objects, settings)
+    assert isinstance(run, StoredRun)
+    assert (run.name, run.status) == ("mine", "stopped")
 
 
 # --- resume --retrain ----------------------------------------------------------------------------------------------
@@ -179,6 +184,36 @@ def test_a_stored_update_is_discarded_and_no_other(place: Place) -> None:
     lines = discard_updates(place.objects, place.layout, ["2", "4"])
     assert lines == ["client 2: its update of round 5 is discarded", "client 4: no update of round 5 is stored"]
     assert names(place, "rounds/0005/updates/") == {"1.json", "1.safetensors", "3.json", "3.safetensors"}
+
+
+def test_what_is_discarded_or_put_aside_is_so_after_a_power_failure_too(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies are synced before the round's marker goes, and the folder once an update has gone."""
+    steps: list[str] = []
+    fsync, delete, root = os.fsync, place.objects.delete, place.layout.root
+
+    def synced(descriptor: int) -> None:
+        steps.append("sync " + os.readlink(f"/proc/self/fd/{descriptor}").partition(root)[2])
+        fsync(descriptor)
+
+    def deleted(keys: Any) -> None:
+        names = [key.removeprefix(root) for key in keys]
+        steps.extend(f"delete {name}" for name in names)
+        delete(keys)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(place.objects, "delete", deleted)
+    discard_updates(place.objects, place.layout, ["2"])
+    updates = "rounds/0005/updates"
+    assert steps == [
+        f"delete {updates}/2.json", f"sync {updates}", f"delete {updates}/2.safetensors", f"sync {updates}",
+    ]  # fmt: skip
+    del steps[:]
+    go_back(place.objects, place.layout, 3)
+    gone = steps.index("delete rounds/0004/round.json")
+    for name in ("superseded.json", "0004/round.json", "0004/global.safetensors", "0004"):
+        assert f"sync superseded/0001/{name}" in steps[:gone]
 
 
 def test_a_partial_sum_is_discarded_with_the_records_of_all_its_clients(place: Place) -> None:
@@ -220,14 +255,22 @@ def test_only_a_client_of_an_open_round_is_retrained(place: Place) -> None:
 
 
 def test_nothing_changes_while_the_federation_runs(
-    place: Place, settings: Settings, s3_settings: S3Settings, tmp_path: Path
+    place: Place, settings: Settings, s3_settings: S3Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
     own = Settings(home=tmp_path, s3=s3_settings.model_copy(update={"prefix": settings.s3.prefix}))
     before = names(place)
     with run_lock(tmp_path, "mine"):
         for asked in ({"from_round": 2, "retrain": []}, {"from_round": None, "retrain": ["1"]}):
             with pytest.raises(RunLocked, match="mine: already running"):
                 prepare(own, "mine", **asked)
+    with federation_held(
+        place.objects, own.model_copy(update={"home": tmp_path / "elsewhere"}), "mine", "fedbench run"
+    ):
+        for asked in ({"from_round": 2, "retrain": []}, {"from_round": None, "retrain": ["1"]}):
+            with pytest.raises(RunLocked, match=rf"mine: held by fedbench run on .* home {tmp_path}/elsewhere"):
+                prepare(own, "mine", **asked)
+    place.objects.delete(list(place.objects.list(place.layout.lease)))
     with pytest.raises(SpecError, match="--from, --retrain: expected one of them"):
         prepare(own, "mine", from_round=2, retrain=["1"])
     with pytest.raises(SpecError, match="other: no such federation"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from flows.artifacts import client_table
 from flows.round import Clock, clear_up, commit, shard_label
 from flows.start import claim_name, pin_data, slot_count
-from flows.stored import listed, read_history, read_run, read_runs, require_scores, stopped
+from flows.stored import StoredRun, listed, read_history, read_run, read_runs, require_scores, stopped
 from infra.errors import SettingsError
 from infra.lock import run_lock
 from infra.place import Leavings, Place
@@ -165,7 +166,7 @@ def test_runs_are_listed_with_their_state(object_store: ObjectStore, settings: S
             commit(place, record_of(place, number))
     with run_lock(settings.home, "busy"):
         runs = read_runs(object_store, settings)
-    assert [(run.name, run.status, len(run.records)) for run in runs] == [
+    assert [(run.name, run.status, len(run.records)) for run in runs if isinstance(run, StoredRun)] == [
         ("busy", "running", 1), ("done", "finished", 6), ("half", "stopped", 2),
     ]  # fmt: skip
     with pytest.raises(SpecError, match="nobody: no such federation in the store; expected one of: busy, done, half"):
@@ -223,3 +224,30 @@ def test_of_many_names_those_most_like_the_wanted_one_are_listed() -> None:
     text = listed(names, "street5")
     assert text.startswith("street5-0a1b, ")
     assert text.endswith(", and 31 more")
+
+
+def test_a_commit_has_the_weights_on_the_disk_before_the_marker(
+    object_store: ObjectStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(object_store, settings, "flushed")
+    steps: list[str] = []
+    fsync, put_bytes = os.fsync, object_store.put_bytes
+
+    def synced(descriptor: int) -> None:
+        steps.append("sync " + os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/flushed/")[2])
+        fsync(descriptor)
+
+    def put(key: str, body: bytes) -> None:
+        steps.append("put " + key.rpartition("/flushed/")[2])
+        put_bytes(key, body)
+
+    record = record_of(place, 1)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(object_store, "put_bytes", put)
+    commit(place, record)
+    weights, marker = "rounds/0001/global.safetensors", "rounds/0001/round.json"
+    in_round = [step for step in steps if "rounds" in step]
+    assert in_round == [
+        f"sync {weights}", "sync rounds/0001", "sync rounds", f"put {marker}", f"sync {marker}", "sync rounds/0001",
+    ]  # fmt: skip
+    assert steps[-1] == "put best.json"  # it follows from the marker

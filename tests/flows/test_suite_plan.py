@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -116,3 +117,36 @@ def test_data_are_read_before_anything_runs(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=says):
             pinned(asked, settings)
     assert pinned(SUITE, settings) == SUITE  # synthetic data are drawn from what the specification says
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of a digit of the record, not of its digest."""
+    at = content.index(b"20")  # of a year
+    return content[:at] + b"3" + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[: len(content) // 2]], ids=["bit", "half"])
+def test_a_damaged_cell_is_run_again_and_a_damaged_start_written_again(
+    s3_settings: S3Settings, prefix: str, damage: Callable[[bytes], bytes]
+) -> None:
+    prefix = prefix.replace("[", "-").replace("]", "")
+    objects = ObjectStore(s3_settings)
+    plan = claim(objects, prefix, "mine", SUITE)
+    cell = plan.cells[0]
+    record = CellRecord(
+        suite_run="mine", cell=cell.name, spec_digest=cell.spec.digest, code_version=plan.code,
+        federation=plan.federation(cell), state="done", seconds=1.0, ended=datetime.now(UTC),
+    )  # fmt: skip
+    plan.keep(record)
+    for key in (plan.layout.cell(cell.spec.digest, plan.code), plan.layout.suite):
+        objects.put_bytes(key, damage(objects.get_bytes(key)))
+    torn = objects.get_bytes(plan.layout.suite)
+    other = SUITE.model_copy(update={"experiments": SUITE.experiments[1:]})  # not that of the cell
+    with pytest.raises(SpecError, match=f"{plan.layout.suite}: damaged: "):
+        claim(objects, prefix, "mine", other)
+    again = claim(objects, prefix, "mine", SUITE)
+    assert again.record(cell) is None
+    again.keep(record)
+    assert again.record(cell) == record
+    assert read_start(objects, prefix, "mine").suite == SUITE
+    assert objects.get_bytes(f"{plan.layout.suite}.damaged") == torn

@@ -43,6 +43,7 @@ def test_a_document_comes_back(document: Any, ascii_only: bool) -> None:
         (b'"\xff"', "invalid start byte"),
         ('["utf-16"]'.encode("utf-16"), "can't decode|Expecting value"),
         (b'{"a": 1', "delimiter"),
+        (b'{"a": {"b": 1, "b": 2}}', "a.b: expected each key once"),
         (b"", "Expecting value"),
     ],
 )

@@ -144,7 +144,9 @@ def test_a_service_left_behind_is_ended_only_when_it_is_ours(tmp_path: Path) -> 
             service.ensure()
             service.stop()
             assert stray.poll() is None
-        note = {"port": 45999, "pid": stray.pid, "created": created}
+        # Its start since the machine's own counts: the other one moves when the clock is set.
+        since_boot = created - psutil.boot_time()
+        note = {"port": 45999, "pid": stray.pid, "created": created + 7200.0, "since_boot": since_boot}
         (tmp_path / "services" / "s3.json").write_text(json.dumps(note), encoding="utf-8")
         service.ensure()
         assert stray.poll() is not None

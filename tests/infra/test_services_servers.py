@@ -63,7 +63,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         tempfile.mkdtemp(prefix="fedbench-")
     )  # pytest's own are private, the home's rights would prove nothing
     folder.chmod(0o755)
-    home = folder / "home"
+    home = folder / "a home?x=1#2 50%20[b] é:3"  # what URLs, shells and rich read otherwise
     try:
         with EmbeddedServices(Settings(home=home), prefect=False) as store:
             mlflow = MlflowService(home, store.s3_endpoint())
@@ -86,6 +86,14 @@ def _get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_a_home_of_any_name_has_its_databases(servers: Servers) -> None:
+    found = {path.relative_to(servers.home.parent) for path in servers.home.parent.rglob("*.db")}
+    databases = ("mlflow.db", "prefect/prefect.db", "services/mlflow-auth.db")
+    assert found == {Path(servers.home.name, name) for name in databases}
+    with servers.client() as client:
+        assert client.post("/flows/filter", json={}).status_code == 200
 
 
 def test_prefects_page_is_open_and_its_data_are_not(servers: Servers) -> None:

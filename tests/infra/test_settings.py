@@ -91,3 +91,44 @@ def test_a_variable_that_means_nothing_is_said_once_with_its_nearest(
         "FEDBENCH_S3_ENDPOINT: no such setting, it is ignored; did you mean FEDBENCH_S3__ENDPOINT?",
         "FEDBENCH_ZZZ: no such setting, it is ignored",
     ]
+
+
+WRONG_FILES = {
+    "slots: 3\nslots: 4\n": r"settings\.yaml: slots: expected each key once, found it twice on lines 1 and 2$",
+    "data_roots: {a: /x, a: /y}\n": r"settings\.yaml: data_roots\.a: .* twice on line 1$",
+    "\nslots: 010\n": r"settings\.yaml: line 2: slots: 010 has a leading zero",
+    "worker: {stored_results: no}\n": r"settings\.yaml: line 1: worker\.stored_results: no is false in YAML 1\.1",
+    "slots: true\n": r"slots: Input should be a valid integer",
+    "worker: {drain_seconds: true}\n": r"worker\.drain_seconds: Input should be a valid number",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES)
+def test_a_file_that_can_be_read_in_two_ways_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=WRONG_FILES[text]):
+        load_settings()
+
+
+def test_names_in_a_file_are_the_text_that_stands_there(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(
+        "data_roots: {010: /x, no: 2026-01-02}\ns3: {region: 010, access_key: 1e3, secret_key: 007}\n"
+        "prefect_api_url: null\nslots: ~\nworker: {slots: cpu, slots_per_gpu: 2}\n"
+    )
+    settings = load_settings()
+    assert settings.data_roots == {"010": Path("/x"), "no": Path("2026-01-02")}
+    assert settings.s3.access_key is not None
+    assert settings.s3.secret_key is not None
+    keys = settings.s3.access_key.get_secret_value(), settings.s3.secret_key.get_secret_value()
+    assert (settings.s3.region, *keys) == ("010", "1e3", "007")
+    assert (settings.prefect_api_url, settings.slots, settings.worker.slots_per_gpu) == (None, None, 2)
+
+
+def test_a_key_twice_in_the_json_of_a_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", '{"yard": "/a",\n"yard": "/b"}')
+    with pytest.raises(SettingsError, match=r"FEDBENCH_DATA_ROOTS: yard: .* twice on lines 1 and 2 of its JSON"):
+        load_settings()
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", "{}")
+    monkeypatch.setenv("FEDBENCH_POOLS__SILOS", '{"a": "x", "a": "y"}')
+    with pytest.raises(SettingsError, match=r"silos: a: .* twice on line 1"):
+        load_settings()

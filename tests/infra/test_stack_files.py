@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import create_engine, text
 
 from infra.errors import InfraError, ServiceFailed, SettingsError
 from infra.services.credentials import draw_keys
@@ -268,3 +269,15 @@ def test_a_stack_that_is_up_stays_at_its_address(tmp_path: Path, monkeypatch: py
     with pytest.raises(ServiceFailed, match=r"203\.0\.113\.7: expected an address of this machine \(ports\.host\)"):
         Stack(load_settings()).up(lambda line: None, lambda prefect: None)
     assert not read_state(tmp_path).up
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "a?b=c", "a#b", "50%20", "100%", "a:b@c", "é", "[b]x", "%3F"])
+def test_a_database_is_where_its_path_says_whatever_the_name(name: str, tmp_path: Path) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    url = mlflow_database_uri(Settings(home=home))
+    with create_engine(url).connect() as connection:
+        connection.execute(text("CREATE TABLE t (x INTEGER)"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [home / "mlflow.db"]
+    assert shown(url) == f"SQLite {home / 'mlflow.db'}"
+    assert shown(f"{url}?timeout=5") == f"SQLite {home / 'mlflow.db'}"

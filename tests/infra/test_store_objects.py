@@ -87,8 +87,9 @@ def test_a_document_that_is_not_json(object_store: ObjectStore) -> None:
         (b'{"a": "\xff"}', "codec can't decode"),
         (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits|in 64 bits"),
         (b"", "Expecting value"),
+        (b'{"a": 1,\n"a": 2}', "a: expected each key once, found it twice on lines 1 and 2"),
     ],
-    ids=["deep", "null", "no UTF-8", "huge number", "empty"],
+    ids=["deep", "null", "no UTF-8", "huge number", "empty", "key twice"],
 )
 @pytest.mark.parametrize("limit", [None, 1_000_000])
 def test_a_document_that_cannot_be_read(

@@ -106,17 +106,46 @@ def test_a_cached_file_of_the_wrong_size_is_replaced(object_store: ObjectStore, 
     assert fetched.path.read_bytes() == content
 
 
-def test_files_from_before_the_boot_are_hashed_again(object_store: ObjectStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["a flipped bit", "zeros", "cut short"])
+def test_what_is_damaged_in_the_cache_is_not_used_by_the_next_process(
+    damage: str, object_store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = _weights(5)
-    store = _cache(object_store, tmp_path)
-    ref = store.put("weights/5.safetensors", content)
-    path = store.path(ref.sha256)
+    ref = _cache(object_store, tmp_path).put(f"weights/{damage}.safetensors", content)
+    path = _cache(object_store, tmp_path).path(ref.sha256)
     path.chmod(0o600)
-    path.write_bytes(bytes(len(content)))  # what a power failure leaves: the size, without the blocks
-    os.utime(path, (1.0, 1.0))
-    fetched = store.get(ref.key, ref.sha256, ref.bytes)
+    middle = len(content) // 2
+    bad = {
+        "a flipped bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "zeros": bytes(len(content)),  # what a power failure leaves: the size, without the blocks
+        "cut short": content[:middle],
+    }
+    path.write_bytes(bad[damage])
+    following = _cache(object_store, tmp_path)  # as another process has it: it has hashed nothing yet
+    fetched = following.get(ref.key, ref.sha256, ref.bytes)
     assert fetched.downloaded == ref.bytes
     assert fetched.path.read_bytes() == content
+    assert any(f"{path}: this file of the weight cache is damaged" in message for message in caplog.messages)
+    assert following.get(ref.key, ref.sha256, ref.bytes).downloaded == 0
+    # Gone from the store too, there is nothing to derive it from.
+    path.chmod(0o600)
+    path.write_bytes(bad[damage])
+    object_store.delete([ref.key])
+    with pytest.raises(StoreCorrupt, match=f"{ref.key}: missing"):
+        _cache(object_store, tmp_path).get(ref.key, ref.sha256, ref.bytes)
+
+
+def test_a_file_is_hashed_once_in_a_process(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = _cache(object_store, tmp_path).put("weights/once.safetensors", _weights(6))
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
+    store = _cache(object_store, tmp_path)
+    for _ in range(3):
+        store.get(ref.key, ref.sha256, ref.bytes)
+    assert hashed == [str(store.path(ref.sha256))]
 
 
 GETTER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,13 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from infra import tracking
 from infra.errors import InfraError, TrackingUnavailable
-from infra.tracking import Tracker, mlflow_environment, page_url, round_metrics
+from infra.tracking import Tracker, metric_part, mlflow_environment, page_url, round_metrics
 from tasks.spec.base import Sha256
 from tasks.spec.records import (
     ClientFailure,
@@ -282,9 +285,9 @@ def test_round_metrics() -> None:
         "global/map50_voc10": 0.25,
         "global/map_coco": 0.125,
         "unweighted/loss": 3.5,
-        "class/street_chair": 0.25,
-        "class_coco/street_chair": 0.125,
-        "class_recall/street_chair": 0.5,
+        "class/street_chair-x3f7584a59ed8": 0.25,
+        "class_coco/street_chair-x3f7584a59ed8": 0.125,
+        "class_recall/street_chair-x3f7584a59ed8": 0.5,
         "best/round": 2.0,
         "best/map50_voc10": 0.3,
         "bytes/up": 200.0,
@@ -303,6 +306,48 @@ def test_round_metrics() -> None:
         "client/2/images": 30.0,
         "client/2/seconds": 2.0,
     }
+
+
+ORDINARY = ("car", "traffic light", "gas-tank", "v1.2", "交通灯", "straße", "a:b", "x" * 100, "-x", "car-x12")
+# Each of these was the name of another class in MLflow.
+EQUAL_ONCE_CLEANED = (
+    *("car!", "car?", "car_", "car_-xe3214ece4878", "car\n", "car.", " car", "car"),
+    *("y" * 100, "y" * 101, "y" * 250, "y" * 300),
+    *("$", "[", "_", "", ".", "..", "/"),
+)
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_an_ordinary_name_is_its_own_part_of_a_metrics_name(name: str) -> None:
+    assert metric_part(name) == name
+
+
+def test_classes_that_are_equal_once_cleaned_are_metrics_of_their_own(uri: str) -> None:
+    """In the database too, and whichever classes there are beside them."""
+    per_class = {name: index / 10 for index, name in enumerate(EQUAL_ONCE_CLEANED)}
+    unweighted = {f"per_class/{name}": value for name, value in per_class.items()}
+    metrics = record().metrics.model_copy(update={"per_class": per_class, "unweighted": unweighted})
+    logged = record().model_copy(update={"metrics": metrics}).model_dump(mode="json")
+    tracker = open_tracker(uri)
+    tracker.log_record(logged)
+    found = tracker._client.get_run(tracker.run_id).data.metrics
+    for prefix in ("class/", "unweighted/per_class_"):
+        values = [value for key, value in found.items() if key.startswith(prefix)]
+        assert sorted(values) == sorted(per_class.values())
+    for name, value in per_class.items():
+        alone = {**logged, "metrics": {**logged["metrics"], "per_class": {name: value}}}
+        (key,) = (key for key in round_metrics(alone) if key.startswith("class/"))
+        assert found[key] == value
+
+
+@given(st.lists(st.text("ab_.!? -/x\n", max_size=8), unique=True, max_size=8))
+def test_parts_of_metrics_names_are_as_many_as_the_names(names: list[str]) -> None:
+    parts = [metric_part(name) for name in names]
+    assert len(set(parts)) == len(names)
+    assert all(re.fullmatch(r"[\w.\- :]{1,100}", part) and part.strip(". ") == part for part in parts)
+    assert [metric_part(part) == part for part in parts] == [
+        part == name for part, name in zip(parts, names, strict=True)
+    ]
 
 
 def test_round_metrics_of_the_initial_model_and_of_two_test_sets() -> None:

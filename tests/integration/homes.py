@@ -22,6 +22,7 @@ import yaml
 from waiting import eventually
 
 from infra.store.layout import FederationLayout
+from infra.store.sealed import unseal
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import RoundRecord
 
@@ -111,6 +112,13 @@ class Home:
     def object_path(self, key: str) -> Path:
         return self.path / "s3" / "fedbench" / key
 
+    def document(self, key: str) -> dict[str, Any]:
+        """A JSON object's content, checked against the digest that it carries."""
+        document, sealed = unseal(json.loads(self.object_path(key).read_bytes()))
+        assert sealed, key
+        found: dict[str, Any] = document
+        return found
+
     def layout(self, name: str) -> FederationLayout:
         return FederationLayout("federations", name)
 
@@ -124,13 +132,11 @@ class Home:
         layout = self.layout(name)
         numbers = layout.committed_rounds(self.keys(name))
         assert numbers == list(range(len(numbers)))
-        return [
-            RoundRecord.model_validate_json(self.object_path(layout.marker(number)).read_bytes()) for number in numbers
-        ]
+        return [RoundRecord.model_validate(self.document(layout.marker(number))) for number in numbers]
 
     def stored_spec(self, name: str) -> FederationSpec:
         key = self.layout(name).spec
-        return parse_spec(json.loads(self.object_path(key).read_bytes()), source=key)
+        return parse_spec(self.document(key), source=key)
 
     # What Prefect has: read from its database, which needs no server.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from homes import TINY, Home, assert_tracked_once, tiny
 
 from tasks.data.catalog import load_data
+from tasks.data.synthetic import CONTENTS
 from tasks.spec.federation import FederationSpec, parse_spec
 
 pytestmark = pytest.mark.integration
@@ -34,11 +37,19 @@ def bad_home(shared_home: Home) -> Home:
 
 
 def damage(path: Path) -> None:
-    """A good header, so that the data set loads, and a Huffman table that no decoder takes."""
+    """A good header, so that the data set loads, and a Huffman table that no decoder takes.
+
+    The set's list of hashes has the damaged file, else the set would be drawn again.
+    """
     data = bytearray(path.read_bytes())
     table = data.index(b"\xff\xc4") + 5
     data[table : table + 16] = b"\xff" * 16
     path.write_bytes(data)
+    folder = next(parent for parent in path.parents if (parent / CONTENTS).exists())
+    contents = json.loads((folder / CONTENTS).read_text())
+    file = path.relative_to(folder).as_posix()
+    assert file in contents
+    (folder / CONTENTS).write_text(json.dumps({**contents, file: hashlib.sha256(data).hexdigest()}))
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,7 @@ def test_a_second_coordinator_is_refused_and_the_dead_ones_turn_is_taken(
     assert eventually(lambda: len(home.records("twice")) > 0, PATIENCE)
     refused = other.run("run", spec, "--name", "twice", timeout=PATIENCE, environment=elsewhere)
     assert refused.returncode == 2, refused.stdout
-    assert "twice: already running on" in refused.stdout
+    assert "twice: held by fedbench run on" in refused.stdout
     if process.poll() is None:
         os.killpg(process.pid, 9)
     process.wait()

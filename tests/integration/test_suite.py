@@ -13,6 +13,7 @@ from homes import TINY, Home, assert_no_process_left
 from mlflow import MlflowClient
 from waiting import eventually
 
+from infra.store.sealed import seal
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
 from tasks.spec.suite_presets import suite_preset
 from tasks.spec.suite_records import AcceptedResult, CellRecord, SuiteResult
@@ -47,15 +48,15 @@ class Finished:
         return records_of(self.home)
 
     def result(self) -> SuiteResult:
-        return SuiteResult.model_validate_json(self.object(LAYOUT.result))
+        return SuiteResult.model_validate(self.home.document(LAYOUT.result))
 
     def object(self, key: str) -> bytes:
         return self.home.object_path(key).read_bytes()
 
 
 def records_of(home: Home) -> dict[str, CellRecord]:
-    folder = home.object_path(LAYOUT.cells)
-    records = [CellRecord.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    files = sorted(home.object_path(LAYOUT.cells).glob("*.json"))
+    records = [CellRecord.model_validate(home.document(f"{LAYOUT.cells}{path.name}")) for path in files]
     return {record.cell: record for record in records}
 
 
@@ -163,13 +164,13 @@ def test_a_result_that_is_worse_than_the_accepted_one_fails(finished: Finished) 
     home, again = finished.home, ("suite", "run", finished.path, "--name", "first")
     assert home.run("accept", "first", "--incomplete", "--note", "as it is").returncode == 0
     # What was accepted is made better than it was: now the same figures are worse.
-    key = home.object_path(ReferenceLayout("federations", "smoke").accepted)
-    accepted = AcceptedResult.model_validate_json(key.read_bytes())
+    key = ReferenceLayout("federations", "smoke").accepted
+    accepted = AcceptedResult.model_validate(home.document(key))
     better = accepted.result.model_dump(mode="json")
     for cell in better["cells"]:
         cell["points"][-1]["figures"]["map50_voc10"] = 0.9
     document = {**accepted.model_dump(mode="json"), "result": better}
-    key.write_text(AcceptedResult.model_validate(document).model_dump_json())
+    home.object_path(key).write_bytes(seal(AcceptedResult.model_validate(document).model_dump(mode="json")))
     worse = home.run(*again)
     assert worse.returncode == 1
     said = next(line for line in worse.stdout.splitlines() if "map50_voc10" in line and "0.9" in line)

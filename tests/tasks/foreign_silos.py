@@ -24,7 +24,9 @@ from phase_place import Notes, make_place, make_update
 from PIL import Image
 from safetensors.numpy import save
 
+from flows.resident import REQUEST
 from infra.place import Place, set_place
+from infra.residents.mailbox import ANSWER
 from infra.residents.pool import Resident
 from infra.residents.slots import ResidentSlots
 from infra.settings import PoolSettings, S3Settings
@@ -55,10 +57,7 @@ class Body:
         self.length = content if isinstance(content, int) else len(content)
         self._content, self._at = content, 0
 
-    def __enter__(self) -> Body:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+    def close(self) -> None: ...
 
     def read(self, amount: int | None = None) -> bytes:
         end = self.length if amount is None else min(self._at + amount, self.length)
@@ -85,8 +84,8 @@ class MemoryS3:
     def head_object(self, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
         return {"ContentLength": Body(self._of(Key)).length}
 
-    def put_object(self, Bucket: str, Key: str, Body: Any) -> None:  # noqa: N803
-        self.objects[Key] = Body if isinstance(Body, bytes) else Body.read()
+    def put_object(self, Bucket: str, Key: str, Body: bytes, ContentMD5: str) -> None:  # noqa: N803
+        self.objects[Key] = Body
 
     def get_paginator(self, name: str) -> MemoryS3:
         return self
@@ -113,15 +112,12 @@ class ForeignSlots(ResidentSlots):
     async def _submit(self, resident: Resident) -> None:
         self._welcome(resident)
 
-    async def run(self, turn: Any, argument: Any, *, deadline: float | None = None) -> Any:
-        self._asked = getattr(self, "_asked", {})
-        self._asked[argument.clients[0]] = argument
-        return await super().run(turn, argument, deadline=deadline)
-
     async def _ring(self, resident: Resident, event: str) -> None:
-        client = resident.pool.name.removeprefix("silo-")
-        key = f"{resident.mailbox.folder}{resident.turns:04d}-answer.json"
-        self._objects.client.objects[key] = self.answer(self._asked[client])  # type: ignore[attr-defined]
+        # The request of this turn, as a resident reads it: two turns of one silo may be under way.
+        ask = await asyncio.to_thread(resident.mailbox.get_ask, resident.turns)
+        assert ask is not None
+        content = self.answer(REQUEST.validate_python(ask["request"]))
+        self._objects.client.objects[f"{resident.mailbox.folder}{resident.turns:04d}{ANSWER}"] = content  # type: ignore[attr-defined]
         resident.changed.set()
 
 

@@ -86,8 +86,18 @@ def test_the_core_imports_no_service_and_no_higher_layer(path: Path) -> None:
 
 
 def test_places_know_neither_flows_nor_tasks() -> None:
+    """But for the reader of YAML and JSON, which all share, and which a served model takes along with ``tasks``."""
     for path in files("infra"):
-        assert not tops(path) & {"flows", "tasks", "tests"}, path
+        assert not tops(path) & {"flows", "tests"}, path
+        of_tasks = {name for name in imported(path) if name.split(".")[0] == "tasks"}
+        assert all(name.startswith("tasks.documents.") for name in of_tasks), path
+
+
+def test_documents_know_no_other_folder() -> None:
+    for path in files("tasks/documents"):
+        assert not tops(path) & (SERVICES | {"flows", "infra", "tests"}), path
+        of_tasks = {name for name in imported(path) if name.split(".")[0] == "tasks"}
+        assert all(name.startswith("tasks.documents.") for name in of_tasks), path
 
 
 def test_phases_know_no_flow() -> None:

@@ -127,6 +127,20 @@ def test_class_by_device_without_boxes() -> None:
     assert _texts(class_by_device_plot({})) == []
 
 
+@pytest.mark.parametrize(("classes", "devices"), [(1600, 2), (2, 1600)])
+def test_a_set_of_many_classes_or_devices_is_drawn(classes: int, devices: int) -> None:
+    """Agg takes no more than 65,536 dots, which 1,200 classes of the usual height would be."""
+    counts = {f"d{device}": {f"c{number}": 1 + number for number in range(classes)} for device in range(devices)}
+    image = _drawn(class_by_device_plot(counts))
+    assert max(image.size) < 7500
+
+
+def test_the_losses_of_many_clients_are_drawn() -> None:
+    records = [record(0, 0.0), record(1, 0.1, {str(client): 1 + client / 2500 for client in range(2500)})]
+    image = _drawn(client_losses_plot(records))
+    assert image.height < 7500
+
+
 def test_client_losses_has_a_row_a_client_and_a_cross_where_one_was_dropped() -> None:
     records = [record(0, 0.0)]
     for number in (1, 2):

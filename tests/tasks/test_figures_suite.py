@@ -121,5 +121,5 @@ def test_plots_of_files_and_of_results_without_any_figure() -> None:
         "federations-by-round", "federations-by-bytes", "federations-by-time",
     ]  # fmt: skip
     assert not [name for name in plots if "class" in name]
-    for figure in plots.values():
-        assert drawn(figure).height > 300
+    for draw in plots.values():
+        assert drawn(draw()).height > 300

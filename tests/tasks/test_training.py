@@ -315,6 +315,14 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     path.write_bytes(serialise({**state_of(detector), "more": torch.zeros(1)}))
     with pytest.raises(ClientError, match="tensor more is unexpected"):
         load_state(detector, path)
+    own = state_of(detector)
+    for name, changed, fault in (
+        ("layer.weight", own["layer.weight"].int(), ": expected float32, found int32"),
+        ("layer.bias", torch.full_like(own["layer.bias"], torch.nan), " holds NaN or infinity"),
+    ):
+        path.write_bytes(serialise({**own, name: changed}))
+        with pytest.raises(ClientError, match=f"tensor {name}{fault}$"):
+            load_state(detector, path)
     check_finite({"steps": torch.tensor(3), "w": torch.ones(2)}, client="7")
     with pytest.raises(ClientError, match="client 7: tensor w holds NaN or infinity after training"):
         check_finite({"w": torch.tensor([1.0, float("nan")])}, client="7")

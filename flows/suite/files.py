@@ -1,0 +1,30 @@
+"""The files of a report, for suites and for comparisons: made one by one, so that one that fails leaves the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.views import Views
+from tasks.report.files import report_parts
+from tasks.spec.suite_records import SuiteResult
+
+
+def made_files(
+    views: Views, result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """:func:`tasks.report.files.report_files`, without those that cannot be made, which are noted in ``views``."""
+    files, parts = {}, {}
+    with views.showing("the report's plots"):
+        parts = report_parts(result, before=before, notes=notes)
+    for name, make in parts.items():
+        with views.showing(name):
+            files[name] = make()
+    return files
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write ``files`` into ``folder``, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, data in files.items():
+        (folder / file).write_bytes(data)

@@ -1,0 +1,40 @@
+"""What is behind a store's error and not in its words: a full disk of our own server, a clock that is wrong."""
+
+from __future__ import annotations
+
+from botocore.exceptions import ClientError, SSLError
+
+from infra.clock import clock_words, difference, is_too_early_or_late, server_date
+from infra.disk import without_room
+from infra.errors import ClockWrong, DiskFull, InfraError
+from infra.settings import S3Settings
+
+_SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+SET_IT = "set the clock of the machine that is wrong, best by NTP, and run the same command again"
+
+
+def cause_of(error: BaseException | None, store: S3Settings, size: int) -> InfraError | None:
+    """What to raise for ``error`` of a request to ``store``; None: its words say what it is.
+
+    size: bytes that the request was to write. Our own server says only that it failed (500) when its disk is full.
+    """
+    where = f"bucket {store.bucket} at {store.endpoint}"
+    if isinstance(error, ClientError):
+        metadata = error.response.get("ResponseMetadata", {})
+        status, code = metadata.get("HTTPStatusCode", 0), error.response.get("Error", {}).get("Code", "")
+        if status >= 500 and (folder := store.own_folder()) is not None:
+            found = without_room([(folder, folder.parent)], size)
+            return None if found is None else DiskFull(str(found))
+        if status in (400, 403) or code in _SKEWED:
+            # The answer to a HEAD has no code, and some stores give none of their own.
+            words = clock_words(difference(metadata.get("HTTPHeaders", {}).get("date")))
+            if words is not None:
+                return ClockWrong(f"{words} that of {where}, which refused the request ({code}): {SET_IT}")
+            if code in _SKEWED:
+                return ClockWrong(f"{where} refused the request for its time ({code}): {SET_IT}")
+    if isinstance(error, SSLError) and is_too_early_or_late(error):
+        words = clock_words(difference(server_date(store.endpoint or "")))
+        if words is not None:
+            return ClockWrong(f"{words} that of {where}, whose certificate is not valid at that time: {SET_IT}")
+        return ClockWrong(f"{where}: {error}")
+    return None

@@ -1,0 +1,57 @@
+"""Whether a store honours conditional writes: found by what it does, because some answer 200 and write all the same."""
+
+from __future__ import annotations
+
+import secrets
+
+from infra.errors import SettingsError, StoreRefused
+from infra.store.objects import ObjectStore
+
+
+def honours_conditions(objects: ObjectStore, prefix: str) -> bool:
+    """Whether PutObject with ``If-None-Match: *`` and with ``If-Match`` writes exactly when the condition holds.
+
+    Tried on an object of its own below ``prefix``, which is removed. Both must hold; a store that knows only one of
+    them is one that knows neither.
+
+    Raises:
+        StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+    """
+    folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    key = f"{folder}_probe/{secrets.token_hex(8)}"  # no federation's name begins so
+    try:
+        return _writes_when_absent(objects, key) and _writes_when_the_same(objects, key)
+    except StoreRefused:
+        raise
+    except SettingsError:  # a store that does not know the header, and says so in a way of its own
+        return False
+    finally:
+        objects.delete([key])
+
+
+_KNOWN: dict[tuple[str | None, str, str], bool] = {}
+
+
+def known_conditions(objects: ObjectStore, prefix: str) -> bool:
+    """As :func:`honours_conditions`, found out once in a process."""
+    place = (objects.settings.endpoint, objects.bucket, prefix)
+    if place not in _KNOWN:
+        _KNOWN[place] = honours_conditions(objects, prefix)
+    return _KNOWN[place]
+
+
+def _writes_when_absent(objects: ObjectStore, key: str) -> bool:
+    first = objects.put_if(key, b"1")
+    second = objects.put_if(key, b"2")
+    return first is not None and second is None and objects.get_bytes(key) == b"1"
+
+
+def _writes_when_the_same(objects: ObjectStore, key: str) -> bool:
+    found = objects.get_tagged(key)
+    if found is None or not found[1].strip('"'):
+        return False
+    tag = found[1]
+    if (now := objects.put_if(key, b"3", tag)) is None or objects.get_bytes(key) != b"3":
+        return False
+    # The tag was this object's a moment ago, and is no longer.
+    return now != tag and objects.put_if(key, b"4", tag) is None and objects.get_bytes(key) == b"3"

@@ -1,0 +1,388 @@
+"""Whose a federation is: one holder at a time, decided in the store that its rounds are in.
+
+A holder has a note below the federation's ``lease/``, of a generation higher than all before, and renews it. Who wants
+the federation looks at the highest generation. If that is given back, or its holder is known to be dead
+(:mod:`infra.store.lease_note`), or it did not change for as long as it says itself, by the watcher's own clock, the
+next generation is written; and then the folder is read again: only who finds no note but those seen before has it. Of
+two that write, the second finds the first one's. Nobody writes over another's note, so no delay decides; where the
+store honours conditional writes, a generation is one object, and the store itself refuses the second.
+
+An old holder that was stopped, or cut off, finds the newer generation: before each commit it looks, and before each
+write if it has not been able to look for a while. It ends without having written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from infra.errors import InfraError, RunLocked, StoreCorrupt
+from infra.store.conditional import known_conditions
+from infra.store.lease_note import EXPIRY_SECONDS, Holder, Note, Watch, body_of, generation_of, key_of, read_note
+from infra.store.objects import ObjectStore
+from infra.store.sealed import seal, unseal
+
+log = logging.getLogger(__name__)
+
+RENEW_SECONDS = 10.0
+# Without a look for so long, a holder looks before it writes anything: far from the expiry that others wait.
+UNSURE_SECONDS = 2 * RENEW_SECONDS
+LOOK_SECONDS = 0.5
+# For a store whose listings are not quite up to date, where it does not itself refuse a second holder.
+SETTLE_SECONDS = 0.2
+OUTAGE_SECONDS = 5.0  # that giving back waits for a store that is gone
+
+
+class StoreLease:
+    """The lease of what has its notes below ``folder``. As a context manager it is only given back.
+
+    name: of the federation or suite, for messages. what: the command that wants it. home: of this process.
+    lock: file that this process holds locked while it has the lease (:func:`infra.lock.run_lock`), or None: whoever
+        finds that it can lock the same file need not wait.
+    say: told when there is a wait.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        folder: str,
+        name: str,
+        *,
+        what: str,
+        home: Path,
+        lock: Path | None = None,
+        prefix: str = "",
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._folder, self._prefix = folder, prefix
+        self.use(objects)
+        self._name, self._say = name, say or log.info
+        self._holder = Holder(str(home.absolute()), what, secrets.token_hex(8), lock)
+        self._watch = Watch()
+        self._writing = threading.RLock()
+        self._done = threading.Event()
+        self._renewing: threading.Thread | None = None
+        self._generation = 0
+        self._renewals = 0
+        self._conditional = False
+        self._key: str | None = None
+        self._tag: str | None = None
+        self._looked = 0.0
+        self._lost: str | None = None
+        self._when_lost: Callable[[], None] | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._key is not None and self._lost is None
+
+    @property
+    def generation(self) -> int:
+        """Higher than that of every holder before; 0 before it is held."""
+        return self._generation
+
+    @property
+    def objects(self) -> ObjectStore:
+        """The store, as anybody may use it."""
+        return self._objects
+
+    def use(self, objects: ObjectStore) -> None:
+        """The same store, which has come back at another address."""
+        self._objects = objects
+        # For the thread that renews, which must not be waited for, and for giving back: it shares connections.
+        self._impatient = objects.with_patience(min(OUTAGE_SECONDS, objects.outage_seconds))
+
+    # Taking it.
+
+    def acquire(self) -> StoreLease:
+        """Have the lease, waiting for a holder that may be dead as long as its note says.
+
+        Raises:
+            RunLocked: another holder has it, and lives; or :meth:`abandon` was called.
+            StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+        """
+        if self._key is not None:
+            raise RuntimeError(f"{self._name}: this object has had the lease already")
+        self._conditional = known_conditions(self._objects, self._prefix)
+        log.info("%s: the store honours conditional writes: %s", self._name, "yes" if self._conditional else "no")
+        while True:
+            notes = self._wait_until_free()
+            top = max((note.generation for note in notes), default=0)
+            if self._claim(top + 1, {note.key for note in notes}):
+                self._begin()
+                return self
+            self._done.wait(random.uniform(0.2, 1.0) * LOOK_SECONDS)
+
+    def is_free(self) -> bool:
+        """Whether nobody has the lease, as far as that can be told without waiting."""
+        notes = self.notes()
+        top = max((note.generation for note in notes), default=0)
+        return all(self._free(note) for note in notes if note.generation == top)
+
+    def require_free(self) -> None:
+        """Wait until nobody has the lease, without taking it.
+
+        Raises:
+            RunLocked: as :meth:`acquire`.
+        """
+        self._wait_until_free()
+
+    def _wait_until_free(self) -> list[Note]:
+        """All notes, when none of the highest generation is that of somebody who has the lease, or may have it."""
+        said = False
+        while not self._done.is_set():
+            notes = self.notes()
+            self._watch.saw(notes)
+            top = max((note.generation for note in notes), default=0)
+            in_the_way = [note for note in notes if note.generation == top and not self._free(note)]
+            if not in_the_way:
+                return notes
+            note = in_the_way[0]
+            if self._watch.lives(note):
+                raise RunLocked(
+                    f"{self._name}: held by {note.told()}; wait for it to end, or end it there: if it dies, its lease "
+                    f"ends by itself after {note.expiry:.0f} s"
+                )
+            if not said:
+                said = True
+                self._say(
+                    f"{self._name}: held by {note.told()}; if that is gone, this goes on in {note.expiry:.0f} s at "
+                    "the latest"
+                )
+            self._done.wait(LOOK_SECONDS)
+        raise RunLocked(f"{self._name}: no longer waited for")
+
+    def abandon(self) -> None:
+        """Have :meth:`acquire`, in another thread, end without the lease."""
+        self._done.set()
+
+    def _free(self, note: Note) -> bool:
+        return note.released or note.is_of_dead(self._holder) or self._watch.expired(note)
+
+    def notes(self) -> list[Note]:
+        """What is in the folder now."""
+        found = []
+        for key in self._objects.list(self._folder):
+            generation = generation_of(self._folder, key)
+            if generation is None:
+                continue
+            with contextlib.suppress(StoreCorrupt):  # gone since it was listed
+                found.append(read_note(key, generation, self._objects.get_bytes(key)))
+        return found
+
+    def _claim(self, generation: int, seen: set[str]) -> bool:
+        """Write a note of ``generation``; whether it is the only one beside those of ``seen``, which then go."""
+        self._generation, self._renewals, self._tag = generation, 0, None
+        key = key_of(self._folder, generation, None if self._conditional else self._holder.nonce)
+        if not self._write(self._objects, key):
+            return False
+        if not self._conditional:
+            time.sleep(SETTLE_SECONDS)
+        looked = _clock()
+        there = {other for other in self._objects.list(self._folder) if generation_of(self._folder, other) is not None}
+        if there - seen - {key} or key not in there:
+            self._objects.delete([key])
+            return False
+        self._key, self._looked = key, looked
+        if seen:
+            self._objects.delete(seen - {key})
+        return True
+
+    def _write(self, objects: ObjectStore, key: str, *, released: bool = False) -> bool:
+        """Write the note; False: what is there is another's."""
+        body = body_of(
+            self._holder, self._generation, self._renewals + 1, released=released, conditional=self._conditional
+        )
+        if not self._conditional:
+            objects.put_bytes(key, body)
+        else:
+            tag = objects.put_if(key, body, self._tag)
+            if tag is None:
+                there = objects.get_tagged(key)
+                if there is None or not self._is_ours(there[0]):
+                    return False
+                # Its answer was lost: written by this call, or by the one before.
+                tag = there[1]
+            self._tag = tag
+        self._renewals += 1
+        return True
+
+    def _is_ours(self, body: bytes) -> bool:
+        return read_note("", 0, body).fields.get("nonce") == self._holder.nonce
+
+    # Having it.
+
+    def confirm(self) -> None:
+        """Look whether the lease is still held.
+
+        Raises:
+            RunLocked: another holder has taken it over, or the federation was removed.
+            StoreUnavailable: that cannot be told.
+        """
+        self._confirm(self._objects)
+
+    def _confirm(self, objects: ObjectStore) -> None:
+        with self._writing:
+            self._require_held()
+            assert self._key is not None
+            began = _clock()
+            keys = objects.list(self._folder)
+            newer = [key for key in keys if (generation_of(self._folder, key) or 0) > self._generation]
+            mine = self._key in keys and (not self._conditional or self._is_ours(_body(objects, self._key)))
+            if newer:
+                note = read_note(newer[-1], 0, _body(objects, newer[-1]))
+                self._lose(f"taken over by {note.told()}" if note.body else "taken over by another coordinator")
+            elif not mine:
+                self._lose("its lease was removed from the store, as when the federation is removed")
+            self._looked = began
+            self._require_held()
+
+    def require(self) -> None:
+        """As :meth:`confirm`, without a look at the store when the last one was a moment ago."""
+        self._require_held()
+        if _clock() - self._looked > UNSURE_SECONDS:
+            self.confirm()
+
+    def commit(self, key: str, document: Any) -> None:
+        """Write a commit's marker, if the lease is held and there is none of another.
+
+        Raises:
+            RunLocked: the lease is lost, or another has committed this.
+            StoreUnavailable: it cannot be written.
+        """
+        body = seal(document)
+        with self._writing:
+            self.confirm()
+            if self._conditional and self._objects.put_if(key, body) is not None:
+                return
+            there = _body(self._objects, key) if self._conditional or self._objects.exists(key) else b""
+            if there == body:
+                return
+            if _is_whole(there):  # else it is damaged, and commits nothing
+                self._lose(f"{key} was committed by another coordinator")
+                self._require_held()
+            self.require()  # the store may have been away for long since the look
+            self._objects.put_bytes(key, body)
+
+    def _require_held(self) -> None:
+        if self._lost is not None:
+            raise RunLocked(f"{self._name}: {self._lost}; nothing more is written here")
+        if self._key is None:
+            raise RuntimeError(f"{self._name}: the lease is not held")
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = why
+            log.error("%s: %s", self._name, why)
+            if self._when_lost is not None:
+                self._when_lost()
+
+    def _begin(self) -> None:
+        if self._done.is_set():  # abandoned while it was taken
+            self.release()
+            raise RunLocked(f"{self._name}: no longer waited for")
+        self._renewing = threading.Thread(target=self._renew, name=f"lease-{self._name}", daemon=True)
+        self._renewing.start()
+
+    def _renew(self) -> None:
+        while not self._done.wait(RENEW_SECONDS):
+            try:
+                self._renew_once()
+            except RunLocked:
+                return
+            except Exception as failure:
+                log.warning("the lease could not be renewed, trying again: %s", failure)
+
+    def _renew_once(self) -> None:
+        with self._writing:
+            if self._done.is_set():
+                return
+            self._confirm(self._impatient)
+            if self._done.is_set() or self._key is None:
+                return
+            written = self._write(self._impatient, self._key)
+            late = _clock() - self._looked > EXPIRY_SECONDS - UNSURE_SECONDS
+            if written and late and len(self.notes()) > 1:
+                # Stopped between look and write for as long as others wait: it has put back what they had removed.
+                self._impatient.delete([self._key])
+                written = False
+            if not written:
+                self._lose("taken over by another process before it was renewed")
+                self._require_held()
+
+    # Giving it back.
+
+    def release(self, *, removed: bool = False) -> None:
+        """Give it back, if it is held; a store that does not answer is not waited for. removed: with all notes, as
+        the last thing of a federation that is being removed.
+        """
+        self._done.set()
+        if self._renewing is not None:
+            self._renewing.join(timeout=2 * OUTAGE_SECONDS)
+        key, self._key = self._key, None
+        if key is None or self._lost is not None:
+            return
+        try:
+            if removed:
+                self._impatient.delete(list(self._impatient.list(self._folder)))
+            else:
+                self._write(self._impatient, key, released=True)
+        except InfraError as failure:
+            log.warning("%s: the lease was not given back, it ends by itself: %s", self._name, failure)
+
+    def __enter__(self) -> StoreLease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @contextlib.asynccontextmanager
+    async def ends_with_it(self) -> AsyncIterator[None]:
+        """What is in here is cancelled when the lease is lost, and leaves with RunLocked."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def cancel() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
+        self._when_lost = cancel
+        try:
+            self._require_held()
+            yield
+        except BaseException as error:
+            if self._lost is not None and not isinstance(error, RunLocked):
+                task.uncancel()
+                raise RunLocked(f"{self._name}: {self._lost}; nothing more is written here") from error
+            raise
+        finally:
+            self._when_lost = None
+
+
+def _body(objects: ObjectStore, key: str) -> bytes:
+    """What is there; empty when there is nothing."""
+    try:
+        return objects.get_bytes(key)
+    except StoreCorrupt:
+        return b""
+
+
+def _is_whole(body: bytes) -> bool:
+    """Whether ``body`` is a record: a JSON mapping with the content of its digest, if it has one."""
+    try:
+        return isinstance(unseal(json.loads(body))[0], dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _clock() -> float:
+    """Seconds that go on while this process is stopped, and while the machine is suspended, where that can be had."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

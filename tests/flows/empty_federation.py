@@ -1,0 +1,193 @@
+"""Small federations run by the real rounds, phases, site and store, in this process: no Prefect, no learning.
+
+Flows and tasks are called as plain functions. Instead of training, a client adds a constant of its own and its seed's
+to the weights, so that no two updates are equal; an evaluation reads its batches and detects nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+from prefect.utilities.annotations import quote
+
+import flows.federation
+import flows.round
+import flows.usable
+import tasks.request_update
+import tasks.stop_and_eval
+from flows.start import claim_name
+from flows.turn import PHASES
+from infra.place import Leavings, Place, set_place
+from infra.settings import S3Settings, Settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from tasks.detectors import yolo_network
+from tasks.detectors.yolo_network import Conv
+from tasks.metrics.detections import ImageDetections
+from tasks.site import Site
+from tasks.spec.data import SyntheticStreet
+from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.records import RoundRecord
+from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.training.evaluation import PartResult
+from tasks.training.local import TrainingResult
+
+SPEC = FederationSpec(
+    max_rounds=3,
+    data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
+    detector=YoloV3Tiny(width=64, height=64),
+    training=TrainingSpec(batch_size=4, threads=1),
+    evaluation=EvaluationSpec(batch_size=4),
+    participation=Participation(clients=("3", "4", "5")),
+)
+
+
+class Here:
+    """Runs turns in this process, one after the other. ``after`` is called with each request that was answered."""
+
+    count = 1
+
+    def __init__(self, site: Site, after: Callable[[Any], None]) -> None:
+        self.site, self.after = site, after
+
+    async def run(self, turn: Callable[[Any], Any], request: Any, *, deadline: float | None = None) -> Any:
+        reply = PHASES[request.phase](self.site, request)
+        self.after(request)
+        return reply
+
+    def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        return (tuple(clients),)
+
+    async def open(self, coordinator: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclasses.dataclass
+class Said:
+    """What the user is told, and which clients were asked again."""
+
+    messages: list[str] = dataclasses.field(default_factory=list)
+    retried: list[str] = dataclasses.field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def client_retried(self, phase: str, client: str, attempt: int, reason: str) -> None:
+        self.retried.append(client)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments: None
+
+
+class EmptyFederation:
+    """``name`` below ``prefix`` in a real store; ``home`` has this machine's cache of weights."""
+
+    def __init__(self, store: S3Settings, home: Path, prefix: str, name: str, spec: FederationSpec = SPEC) -> None:
+        self.settings = Settings(home=home, s3=store.model_copy(update={"prefix": prefix}))
+        self.objects = ObjectStore(self.settings.s3)
+        self.layout = FederationLayout(prefix, name)
+        self.spec = spec
+        self.said = Said()
+        self.went_back: list[int] = []
+        self.site = Site(self.settings.model_copy(update={"home": home / "site"}))
+
+    def run(self, after: Callable[[Any], None] = lambda request: None, *, cold: bool = False) -> list[RoundRecord]:
+        """Claim the name and go on to the end. ``cold``: on a machine that has none of the weights.
+
+        The site's cache is another one than the coordinator's, as a silo's is.
+        """
+        settings, site = self.settings, self.site
+        if cold:
+            settings = settings.model_copy(update={"home": settings.home / uuid4().hex})
+            site.weights = WeightStore(self.objects, settings.home / "site", 100)
+        for line in claim_name(self.objects, self.layout, self.spec):
+            self.said.message(line)
+        place = Place(
+            settings=settings,
+            objects=self.objects,
+            weights=WeightStore(self.objects, settings.home / "cache" / "weights", 100),
+            layout=self.layout,
+            slots=Here(site, after),
+            take_turn=lambda request: None,
+            reporter=self.said,
+            committed=lambda record: None,
+            started=lambda run: None,
+            finished=_nothing_left,
+            went_back=lambda records: self.went_back.append(len(records)),
+        )
+
+        async def run() -> None:
+            set_place(place)
+            await flows.federation.rounds(self.layout.federation, self.spec)
+
+        asyncio.run(run())
+        return place.history
+
+
+def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as ``monkeypatch`` is in force."""
+    for module, names in (
+        (flows.federation, ("wake_up", "initial_round", "federated_round")),
+        (flows.round, ("check_client_resource", "request_update", "stop_and_eval", "decide")),
+        (flows.usable, ("aggregate",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, _direct(getattr(module, name)))
+    flow_run = SimpleNamespace(get_id=lambda: str(uuid4()))
+    monkeypatch.setattr(flows.federation, "runtime", SimpleNamespace(flow_run=flow_run))
+    monkeypatch.setattr(flows.federation, "tag_run", _nothing)
+    monkeypatch.setattr(flows.federation, "RunArtifacts", _NoArtifacts)
+    monkeypatch.setattr(flows.round, "show_clients", _nothing)
+    monkeypatch.setattr(tasks.request_update, "train", _train)
+    monkeypatch.setattr(tasks.stop_and_eval, "evaluate", _evaluate)
+    narrow = [
+        dataclasses.replace(layer, filters=max(layer.filters // 16, 4)) if isinstance(layer, Conv) else layer
+        for layer in yolo_network.YOLOV3_TINY_LAYERS
+    ]
+    monkeypatch.setattr(yolo_network, "YOLOV3_TINY_LAYERS", tuple(narrow))
+
+
+def _direct(called: Any) -> Callable[..., Any]:
+    async def call(*arguments: Any) -> Any:
+        return await called.fn(*(item.unquote() if isinstance(item, quote) else item for item in arguments))
+
+    return call
+
+
+async def _nothing(*arguments: Any) -> None: ...
+
+
+async def _nothing_left(place: Place) -> Leavings:
+    return Leavings({}, None, None)
+
+
+class _NoArtifacts:
+    def __init__(self, *arguments: Any) -> None:
+        self.begin = self.round_committed = self.finish = _nothing
+
+
+def _train(detector: Any, batches: Any, spec: Any, *, seed: int, client: str, **_: Any) -> TrainingResult:
+    with torch.no_grad():
+        next(detector.parameters()).add_(1e-3 * zlib.crc32(f"{client} {seed}".encode()) / 2**32)
+    return TrainingResult(loss=1.0, terms={}, images=0, steps=1, seconds=0.0)
+
+
+def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:
+    loss = float(next(detector.parameters()).detach().sum())
+    indices = [index for batch in batches for index in batch.indices]
+    losses = [loss] * -(-len(indices) // spec.batch_size)
+    return PartResult(losses, len(indices), {index: ImageDetections.empty() for index in indices}, 0.0)

@@ -1,0 +1,61 @@
+"""A run whose MLflow server fails and whose plots cannot be drawn trains all the same, and is reported afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import FinishedRun
+from failing_server import failing_server
+from homes import Home, assert_tracked_once, digests, tiny
+
+pytestmark = pytest.mark.integration
+
+
+def test_what_fails_to_present_a_run_is_a_warning_and_is_made_later(
+    undisturbed: FinishedRun, shared_home: Home, tmp_path: Path
+) -> None:
+    home, name = shared_home, "unseen"
+    spec, folder = home.spec_file(tiny(max_rounds=1), name), home.path / "runs" / name
+    # A user's own settings of matplotlib, which ask for a LaTeX that is not there.
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    with failing_server() as server:
+        failing = home.environment() | {
+            "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+            "PATH": str(tmp_path),
+            "FEDBENCH_MLFLOW_TRACKING_URI": server,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        }
+        result = home.run("run", spec, "--name", name, "--slots", 2, environment=failing)
+        assert result.returncode == 0, result.stdout
+        warnings = [line.partition("warning: ")[2] for line in result.stdout.splitlines() if "warning: " in line]
+        failed = json.loads((folder / "report.json").read_text())["failed"]
+        assert {"MLflow's run", "rounds.png", "class-by-device.png", "client-losses.png"} <= set(failed)
+        # At the end, after those of the rounds.
+        assert warnings[-1 - len(failed) : -1] == [f"{what} failed: {reason}" for what, reason in failed.items()]
+        assert warnings[-1].endswith(f"fedbench report {name} --home {home.path} draws and tracks it again")
+        assert "500 error" in failed["MLflow's run"]
+        assert not (folder / "rounds.png").exists()
+        again = home.run("report", name, "-q", environment=failing)
+        assert again.returncode == 1, again.stdout
+        assert [line.removeprefix("warning: ") for line in again.stdout.splitlines() if line.startswith("warning: ")]
+    # The committed bits are those of the run that nothing disturbed.
+    records = home.records(name)
+    assert digests(records) == digests(undisturbed.records)[:2]
+    result = home.run("report", name)
+    assert result.returncode == 0, result.stdout
+    assert "warning" not in result.stdout
+    assert "request_update" not in result.stdout
+    assert f"model: models:/{name}@best" in result.stdout
+    assert home.records(name) == records
+    assert json.loads((folder / "report.json").read_text())["failed"] == {}
+    for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"):
+        assert (folder / file).read_bytes().startswith(b"\x89PNG")
+    assert_tracked_once(home, name, "FINISHED", records)
+
+
+def test_only_a_finished_run_is_reported(shared_home: Home) -> None:
+    result = shared_home.run("report", "nobody")
+    assert result.returncode == 2
+    assert "nobody: no such federation" in result.stdout

@@ -1,0 +1,63 @@
+"""A run whose disk fills, on a real file system: one message, no restarts, and the same bits once there is room."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import FinishedRun
+from homes import Home
+
+from infra.services.prefect_server import PrefectService
+
+pytestmark = pytest.mark.integration
+
+# Room for the drawn images and Prefect's and MLflow's databases, and for no model of 35 MB.
+FULL_MEGABYTES = 30
+
+
+@pytest.fixture
+def small_home(tmp_path: Path) -> Iterator[Home]:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={FULL_MEGABYTES}m", "tmpfs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"only root with CAP_SYS_ADMIN may mount: {mounted.stderr.strip()}")
+    try:
+        yield Home(tmp_path / "home")
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
+    small_home: Home, undisturbed: FinishedRun, shared_home: Home
+) -> None:
+    # Its flow runs lie in the shared home's Prefect, so it has a name of its own there.
+    home, name = small_home, "filled"
+    spec = home.path.parent / "tiny.yaml"
+    spec.write_bytes(undisturbed.spec.read_bytes())
+    prefect = PrefectService(shared_home.path)
+    prefect.ensure()  # this process holds it
+    environment = home.environment() | {
+        "FEDBENCH_MIN_FREE_MEGABYTES": "0",
+        "FEDBENCH_PREFECT_API_URL": prefect.address,
+        "PREFECT_API_AUTH_STRING": prefect.auth,
+    }
+    stopped = home.run("run", spec, "--name", name, "--slots", 2, environment=environment)
+    assert stopped.returncode == 1, stopped.stdout
+    assert "restart" not in stopped.stdout
+    assert "Traceback" not in stopped.stdout
+    (message,) = [line for line in stopped.stdout.splitlines() if "no space left" in line]
+    assert f"no space left under {home.path} (" in message
+    assert f"make room, then `fedbench resume {name} --home {home.path}`" in message
+
+    subprocess.run(["mount", "-o", "remount,size=2g", str(home.path.parent)], check=True)
+    resumed = home.run("run", spec, "--name", name, "--slots", 2, environment=environment)
+    assert resumed.returncode == 0, resumed.stdout
+    assert [record.model.sha256 for record in home.records(name)] == [
+        record.model.sha256 for record in undisturbed.records
+    ]
