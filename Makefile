@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --g
   --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint unit integration slow bench lock clean
+.PHONY: help setup run test lint unit integration slow faults bench lock clean
 
 help:
 	@echo "make setup        create .venv and install fedbench and its pinned requirements"
@@ -19,6 +19,7 @@ help:
 	@echo "make unit         unit tests (minutes)"
 	@echo "make integration  tests that start real services and runs (a quarter of an hour)"
 	@echo "make slow         integration tests that wait, or kill, for many minutes each"
+	@echo "make faults       the fault matrix, docs/faults.md (ARGS='--faults 20 --seed 3'; an hour for 100)"
 	@echo "make bench        benchmarks"
 	@echo "make lock         compile requirements.txt and requirements-setup.txt again, to the newest versions"
 	@echo "make clean        remove .venv and the tools' caches"
@@ -67,6 +68,9 @@ integration: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+faults: setup
+	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s

@@ -1,0 +1,79 @@
+"""What a run has left in the store, held against an undisturbed one; what it printed, held against the rules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Of a round's record: what has to be the same in every run of the specification.
+FIGURES = ("round", "spec_digest", "metrics", "decision", "dropped")
+OF_UPDATES = ("client", "seed", "train_size", "train_loss", "model", "shard", "steps")
+
+
+def bits_of(bucket: Path, name: str) -> list[dict[str, Any]]:
+    """Digest and figures of each committed round of ``name``, in order."""
+    rounds = []
+    for path in sorted((bucket / "federations" / name / "rounds").glob("*/round.json")):
+        try:
+            record = json.loads(path.read_bytes())
+            figures = {field: record[field] for field in FIGURES}
+            updates = [{field: update.get(field) for field in OF_UPDATES} for update in record["updates"]]
+            digests = [record["model"]["sha256"], *(update["weights"]["sha256"] for update in record["updates"])]
+        except (ValueError, KeyError, TypeError) as error:
+            rounds.append({"damaged": f"{path.parent.name}/round.json: {error!r}"})
+            continue
+        rounds.append({**figures, "updates": updates, "digests": digests})
+    return rounds
+
+
+def difference(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> str | None:
+    """What differs first; None when the bits are the same."""
+    if len(found) != len(expected):
+        return f"expected {len(expected)} committed rounds, found {len(found)}"
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        for field in other:
+            if one.get(field) != other[field]:
+                return f"round {number}: {field}: expected {other[field]}, found {one.get(field, one)}"[:600]
+    return None
+
+
+def damaged_globals(bucket: Path, name: str, spared: str | None) -> str | None:
+    """The first global that is kept and is not what its record says; ``spared``: one that a fault has damaged itself.
+
+    The last round's must be there.
+    """
+    folder = bucket / "federations" / name / "rounds"
+    last = max(folder.glob("*/round.json"), default=None)
+    for path in sorted(folder.glob("*/round.json")):
+        model = json.loads(path.read_bytes())["model"]
+        weights = path.with_name("global.safetensors")
+        if not weights.exists():
+            if path == last:
+                return f"{path.parent.name}: the last global is missing"
+        elif hashlib.sha256(weights.read_bytes()).hexdigest() != model["sha256"] and str(weights) != spared:
+            return f"{path.parent.name}: the global in the store is not the one of the record"
+    return None
+
+
+def faults_of_output(text: str, status: int | None, *, killed: bool) -> str | None:
+    """What is wrong with how a command ended: it hung, printed a traceback, or stopped without one line that says why.
+
+    killed: it was ended by the fault itself, and had no chance to print anything.
+    """
+    if status is None:
+        return "it hangs"
+    if "Traceback (most recent call last)" in text:
+        return "a traceback in its output"
+    if status == 0 or killed:
+        return None
+    reasons = re.findall(r"^(?:failed|error): .*$", text, re.MULTILINE)
+    if len(reasons) != 1:
+        return f"status {status} with {len(reasons)} lines that say why; expected one"
+    after = text[text.rindex(reasons[0]) + len(reasons[0]) :].strip()
+    if after:
+        return f"status {status}, and the reason has more lines: {after[:300]!r}"
+    return None
