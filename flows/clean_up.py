@@ -10,7 +10,7 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.logging import get_run_logger
 from pydantic import Field
 
-from flows.leftovers import DAYS, CleanUp, clean, describe
+from flows.stored.leftovers import DAYS, CleanUp, clean, describe
 from infra.settings import load_settings
 from infra.worker.prefect_private import refuse_stored_results
 from tasks.plain_text import plain

@@ -1,6 +1,6 @@
 """The federation: rounds until it stops.
 
-A process that runs it has set the place (:mod:`infra.place`); one that Prefect started gets it here.
+A process that runs it has set the place (:mod:`infra.handles`); one that Prefect started gets it here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
-from flows.artifacts import RunArtifacts, show_clients
-from flows.ends import go_on, let_residents_go
-from flows.mending import mended_history
-from flows.prefect_runs import tag_run
+from flows.coordinator.hooks import go_on, let_residents_go
+from flows.coordinator.mending import mended_history
 from flows.round import federated_round, initial_round
-from flows.stored import require_scores, stopped
-from infra.place import current_place, has_place
+from flows.stored.runs import require_scores, stopped
+from flows.views.prefect_page import RunArtifacts, show_clients
+from infra.handles import current_place, has_place
+from infra.orchestrator.flow_runs import tag_run
 from tasks.errors import SpecError
 from tasks.spec.base import ScheduledName
 from tasks.spec.federation import FederationSpec
@@ -27,7 +27,7 @@ def run_name() -> str:
     """The name that a federation or suite is given; that of its deployment and scheduled time when it has none."""
     name: str | None = runtime.flow_run.parameters.get("name")
     if name is None:
-        from flows.deployed import default_name
+        from flows.coordinator.deployed import default_name
 
         name = default_name()
     return name
@@ -53,7 +53,7 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
     """
     if name is not None and has_place():
         return await rounds(name, spec)
-    from flows.deployed import run_deployed  # here, because the command line has a place of its own
+    from flows.coordinator.deployed import run_deployed  # here, because the command line has a place of its own
 
     return await run_deployed(name, spec, rounds)
 

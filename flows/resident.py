@@ -1,6 +1,6 @@
 """A resident: one flow run that holds a slot of a work pool and takes turn after turn of a federation.
 
-It is asked for by a coordinator (:mod:`infra.residents.slots`), on whose store and Prefect API it looks for work. An
+It is asked for by a coordinator (:mod:`infra.turns.pools`), on whose store and Prefect API it looks for work. An
 idle one gives its slot back; the coordinator asks for another when there are turns again.
 """
 
@@ -21,15 +21,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import Event
 from pydantic import Field, TypeAdapter
 
-from flows.turn import take_turn
-from infra.disk import full_disk
 from infra.errors import InfraError
-from infra.residents.bell import Bell, coordinator_of, resident_of
-from infra.residents.mailbox import MAILBOX_VERSION, Mailbox, require_session
+from infra.files.disk import full_disk
+from infra.turns.bell import Bell, coordinator_of, resident_of
+from infra.turns.mailbox import MAILBOX_VERSION, Mailbox, require_session
 from infra.worker.prefect_private import refuse_stored_results
 from tasks.site import this_site
 from tasks.spec.base import FederationName
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply, UpdateRequest
+from tasks.take_turn import take_turn
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,6 @@ def turn_label(request: AnyRequest) -> str:
 
 @task(name="turn", task_run_name="{phase} · {label}", cache_policy=NO_CACHE, persist_result=False)
 async def turn(phase: str, label: str, request: AnyRequest, thread: TurnThread) -> TurnReply:
-    """:func:`flows.turn.take_turn`, shown as a task run of its resident."""
+    """:func:`tasks.take_turn.take_turn`, shown as a task run of its resident."""
     reply: TurnReply = await thread.run(lambda: take_turn(request))
     return reply

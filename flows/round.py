@@ -14,11 +14,11 @@ from functools import partial
 
 from prefect import flow
 
-from flows.artifacts import show_clients
-from flows.prefect_runs import unsearched
-from flows.stored import put_best
+from flows.stored.runs import put_best
 from flows.usable import usable_model
-from infra.place import Place, current_place
+from flows.views.prefect_page import show_clients
+from infra.handles import Place, current_place
+from infra.orchestrator.flow_runs import unsearched
 from infra.store.flush import flush
 from tasks.aggregate import counted_weights, initial_weights, require_quorum
 from tasks.check_client_resource import check_client_resource

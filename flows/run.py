@@ -18,34 +18,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flows.holding import federation_lease
-from flows.interrupts import interrupts_deferred, terminate_as_interrupt
-from flows.planted import hold_back_planted
-from flows.progress import Progress
-from flows.registration import noted
-from flows.spec_copy import keep_spec
-from flows.start import PRELOAD, claim_name, pin, require_name, require_weights, slot_count
-from flows.stored import readable_history, require_scores, stopped
-from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
-from infra.disk import full_disk_named
+from flows.coordinator.holding import federation_lease
+from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.coordinator.planted import hold_back_planted
+from flows.coordinator.preflight import PRELOAD, claim_name, pin, require_name, require_weights, slot_count
+from flows.stored.runs import readable_history, require_scores, stopped
+from flows.stored.spec_copy import keep_spec
+from flows.views.registration import noted
+from flows.views.terminal import Progress
+from infra.environment.own_environment import use_own_environment
 from infra.errors import DiskFull, StoreUnavailable
-from infra.lock import require_free_disk, run_lock
-from infra.private import private_process
-from infra.services.embedded import EmbeddedServices, supervised
-from infra.services.login_page import how_to_log_in
-from infra.services.own_environment import use_own_environment
+from infra.files.disk import full_disk_named
+from infra.files.lock import require_free_disk, run_lock
+from infra.files.private import private_process
+from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.servers.login_page import how_to_log_in
 from infra.settings import Settings, run_folder
-from infra.slots import end_fork_server, start_fork_server
+from infra.stack.embedded import EmbeddedServices, supervised
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
 from infra.store.objects import ObjectStore
+from infra.turns.local import end_fork_server, start_fork_server
 from infra.views import Views
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 from tasks.whole import DamagedObject
 
 if TYPE_CHECKING:
-    from flows.report import RunReport
+    from flows.views.mlflow_run import RunReport
 
 log = logging.getLogger(__name__)
 
@@ -255,8 +255,8 @@ def _run_until_done(
     again: str | None,
 ) -> Outcome:
     # Late: these import prefect, torch and mlflow, which must see the environment set above, and take seconds.
-    from flows.coordinator import Restarts, place_failed
-    from flows.report import RunReport
+    from flows.coordinator.handles import Restarts, place_failed
+    from flows.views.mlflow_run import RunReport
 
     report = RunReport(name, spec, settings, services, run_folder(settings, name), again)
     restarts = Restarts()
@@ -301,7 +301,7 @@ def prefect_drained() -> Iterator[None]:
 
 def _close_open_runs(name: str, *, interrupted: bool) -> None:
     """Leave no Prefect run open, as far as its API answers: whoever ends a run must not wait long for that."""
-    from flows.prefect_runs import close_dead_runs
+    from infra.orchestrator.flow_runs import close_dead_runs
 
     async def close() -> None:
         async with asyncio.timeout(CLOSE_SECONDS):
@@ -324,10 +324,10 @@ def _attempt(
 ) -> Outcome:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    from flows.coordinator import open_place
+    from flows.coordinator.handles import open_place
     from flows.federation import federation
-    from flows.prefect_runs import call, close_dead_runs
-    from infra.place import set_place
+    from infra.handles import set_place
+    from infra.orchestrator.flow_runs import call, close_dead_runs
 
     # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
     internal = logging.getLogger("prefect._internal")

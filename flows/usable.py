@@ -12,13 +12,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from flows.prefect_runs import unsearched
-from infra.place import Place
+from infra.handles import Place
+from infra.orchestrator.flow_runs import unsearched
 from tasks.aggregate import aggregate, require_quorum
+from tasks.hand_out import report_failures
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
-from tasks.turns import report_failures
 from tasks.usable import largest_update, model_fault
 
 # Scores a model, under a label's suffix: evaluations, failures, bytes down and up.

@@ -36,8 +36,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from infra.environment.proxies import is_direct
 from infra.errors import SettingsError
-from infra.proxies import is_direct
 from tasks.documents.by_type import settle
 from tasks.documents.errors import DocumentError, DuplicateKey
 from tasks.documents.json_text import read_json

@@ -12,10 +12,11 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from infra.place import Place, current_place
+from infra.handles import Place, current_place
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import is_finite, state_of, write_state
 from tasks.errors import ClientError, FedbenchError
+from tasks.hand_out import report_failures
 from tasks.partial_sums import by_object, incomplete_sums, weights_key
 from tasks.plain_text import plain
 from tasks.replies import failure_of, not_counted
@@ -25,7 +26,6 @@ from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight, limiting_factors, lowered
 from tasks.strategies.base import Strategy, read_reference
 from tasks.strategies.registry import build_strategy
-from tasks.turns import report_failures
 
 
 def initial_weights(place: Place, spec: FederationSpec, classes: int) -> WeightRef:

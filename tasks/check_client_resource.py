@@ -15,8 +15,9 @@ import psutil
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from infra.place import Place, current_place
+from infra.handles import Place, current_place
 from tasks.errors import FedbenchError
+from tasks.hand_out import hand_out, report_failures
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION
 from tasks.spec.federation import FederationSpec
@@ -25,7 +26,6 @@ from tasks.spec.shares import limited, majority
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
-from tasks.turns import hand_out, report_failures
 from tasks.whole import DamagedObject, find_whole, set_aside
 
 log = logging.getLogger(__name__)

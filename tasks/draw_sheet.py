@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 from infra.errors import BadReply, StoreCorrupt
-from infra.place import Place
+from infra.handles import Place
 from tasks.data.loading import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels

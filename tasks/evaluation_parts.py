@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from infra.errors import BadReply, StoreCorrupt
-from infra.place import Place
+from infra.handles import Place
 from infra.store.layout import FederationLayout
 from tasks.detectors.suppression import MAX_CANDIDATES
 from tasks.errors import DataError

@@ -2,8 +2,8 @@
 
 Whoever takes a turn may answer anything: a silo's worker is in other hands than the coordinator's. What is wrong with
 the answer for one client drops that client, with the reason. A reply that is no answer to its request as a whole raises
-:class:`~infra.errors.BadReply`; the turn runs again (:mod:`tasks.turns`). Sizes are limited by the request, before the
-answer is read.
+:class:`~infra.errors.BadReply`; the turn runs again (:mod:`tasks.hand_out`). Sizes are limited by the request, before
+the answer is read.
 """
 
 from __future__ import annotations

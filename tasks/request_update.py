@@ -15,10 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from infra.place import Place, current_place
+from infra.handles import Place, current_place
 from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
+from tasks.hand_out import hand_out, report_failures
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
 from tasks.replies import HEADER_SLACK, failure_of, record_limit
 from tasks.site import Site
@@ -29,7 +30,6 @@ from tasks.spec.shares import Weight
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
 from tasks.training.local import TrainingResult, train
-from tasks.turns import hand_out, report_failures
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def _of(figures: dict[str, Figure] | None, clients: Sequence[str]) -> dict[str, 
 async def request_update(
     spec: FederationSpec, plan: RoundPlan, round_number: int, clients: Sequence[str], label: str
 ) -> TurnReply:
-    """Ask one shard of the cohort for its updates; lost turns are run again (:func:`tasks.turns.hand_out`)."""
+    """Ask one shard of the cohort for its updates; lost turns are run again (:func:`tasks.hand_out.hand_out`)."""
     place = current_place()
     request = UpdateRequest(
         federation=plan.federation,

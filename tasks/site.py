@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from infra.private import private_home
+from infra.files.private import private_home
 from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore

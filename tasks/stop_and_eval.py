@@ -14,13 +14,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from safetensors.numpy import save
 
-from infra.place import Place, current_place
+from infra.handles import Place, current_place
 from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state
 from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import Part, part_key, read_part
+from tasks.hand_out import hand_out, report_failures
 from tasks.metrics.detections import in_order, merge, pack
 from tasks.metrics.scoring import evaluation_record
 from tasks.metrics.truth import Truth, pack_truth
@@ -30,7 +31,6 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
 from tasks.training.evaluation import PartResult, evaluate
-from tasks.turns import hand_out, report_failures
 
 
 def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:

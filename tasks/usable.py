@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from infra.place import Place
+from infra.handles import Place
 from tasks.partial_sums import by_object
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord
 

@@ -11,9 +11,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
-from infra.place import Place, current_place
+from infra.handles import Place, current_place
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
+from tasks.hand_out import hand_out, report_failures
 from tasks.plain_text import plain
 from tasks.replies import failure_of
 from tasks.site import Site
@@ -22,7 +23,6 @@ from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
-from tasks.turns import hand_out, report_failures
 
 log = logging.getLogger(__name__)
 

@@ -84,8 +84,8 @@ def s3_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3_settings(s3_home: Path) -> Iterator[S3Settings]:
     """Resolved settings of an embedded rclone, its bucket made."""
-    from infra.services.embedded import EmbeddedServices
     from infra.settings import Settings
+    from infra.stack.embedded import EmbeddedServices
     from infra.store.objects import ObjectStore
 
     with EmbeddedServices(Settings(home=s3_home), prefect=False) as services:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra.services.credentials import basic_auth
+from infra.servers.credentials import basic_auth
 
 SCRIPT = Path(__file__).with_name("stranger_script.py")
 NOBODY = 65534

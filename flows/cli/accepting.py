@@ -42,9 +42,9 @@ def accept(
 
 
 def _accept(suite_run: str, note: str, incomplete: bool, home: Home) -> None:
-    from flows.accept import accept as make_accepted
-    from flows.accept import accepted_result, compare_with_accepted, suite_result, suite_rule
-    from flows.stored import opened_store
+    from flows.stored.runs import opened_store
+    from flows.suite.accepted import accept as make_accepted
+    from flows.suite.accepted import accepted_result, compare_with_accepted, suite_result, suite_rule
 
     settings = place_settings(home)
     prefix = settings.s3.prefix
@@ -63,8 +63,8 @@ def _accept(suite_run: str, note: str, incomplete: bool, home: Home) -> None:
 
 
 def _show(suite: str, home: Home) -> None:
-    from flows.accept import accepted_before, accepted_result, known_suites
-    from flows.stored import opened_store
+    from flows.stored.runs import opened_store
+    from flows.suite.accepted import accepted_before, accepted_result, known_suites
     from tasks.spec.base import check_name
 
     check_name(suite, source="--show")

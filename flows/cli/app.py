@@ -25,7 +25,7 @@ from flows.cli.silos import silo_policy
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
 from flows.cli.suite import suite_app
-from infra.disk import says_full
+from infra.files.disk import says_full
 from tasks.plain_text import visible
 
 app = typer.Typer(

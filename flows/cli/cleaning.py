@@ -16,7 +16,7 @@ from tasks.errors import FedbenchError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flows.leftovers import CleanUp
+    from flows.stored.leftovers import CleanUp
 
 
 def clean(
@@ -42,8 +42,8 @@ def clean(
 
     Never touched: federations that are running, here or elsewhere, records, the best and the last two global models.
     """
-    from flows.leftovers import clean as find
-    from flows.leftovers import describe
+    from flows.stored.leftovers import clean as find
+    from flows.stored.leftovers import describe
 
     with plain_errors():
         settings = place_settings(home)
@@ -80,9 +80,9 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
     Raises:
         FedbenchError, InfraError: the flow's own; or Prefect's API failed, and the log says what had gone by then.
     """
-    from flows.planted import hold_back_planted
+    from flows.coordinator.planted import hold_back_planted
     from flows.run import own_prefect, prefect_drained
-    from infra.services.embedded import EmbeddedServices
+    from infra.stack.embedded import EmbeddedServices
 
     path = log_to(settings.home / "logs" / "clean-up.log", settings)
     services = EmbeddedServices(settings)
@@ -130,7 +130,7 @@ def remove(
 
     Its MLflow run, registered model and Prefect runs stay.
     """
-    from flows.leftovers import federation_size, remove_federation
+    from flows.stored.leftovers import federation_size, remove_federation
 
     with plain_errors():
         settings = place_settings(home)

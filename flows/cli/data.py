@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.choice import Form, choose_data
 from flows.cli.shared import EXIT_USAGE, Home, field_values, out, pasted, place_settings, plain_errors, print_warnings
-from infra.private import data_cache, private_home
+from flows.commands.arguments import Form, choose_data
+from infra.files.private import data_cache, private_home
 from infra.views import Views
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import plain, plain_name

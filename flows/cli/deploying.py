@@ -67,7 +67,7 @@ def _deploy(
     dry_run: bool,
     home: Home,
 ) -> None:
-    from flows.deployments import PoolNames, deployments, with_files, with_schedules
+    from flows.deployments.table import PoolNames, deployments, with_files, with_schedules
     from tasks.spec.base import check_name
 
     settings = place_settings(home, deploys=True)
@@ -77,7 +77,7 @@ def _deploy(
     table = with_files(deployments(names), files, names.coordinators)
     asked = with_schedules(table, schedules, timezone)
 
-    from flows.deploy import deploy_to
+    from flows.deployments.apply import deploy_to
 
     address, done = deploy_to(settings, names, table, asked, notify=notify, dry_run=dry_run)
     out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)

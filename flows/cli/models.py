@@ -15,7 +15,7 @@ from tasks.errors import DataError, SpecError
 from tasks.plain_text import plain_name
 
 if TYPE_CHECKING:
-    from flows.models import OpenedModel
+    from flows.commands.open_model import OpenedModel
     from tasks.metrics.detections import ImageDetections
 
 EXIT_ERRORS = 1
@@ -56,8 +56,8 @@ def evaluate(
 
     `fedbench evaluate synthetic5-e6b255e8` · `fedbench evaluate m.safetensors --data street5 -s evaluation.nms_iou=0.4`
     """
-    from flows.model_evaluation import classes_table, evaluate_opened, figures_table, title_of
-    from flows.models import open_model
+    from flows.commands.evaluate_model import classes_table, evaluate_opened, figures_table, title_of
+    from flows.commands.open_model import open_model
 
     with plain_errors():
         settings = place_settings(home)
@@ -99,8 +99,8 @@ def predict(
 
     `fedbench predict street5-1a2b3c4d photo.jpg camera/ --out drawn --json boxes.json`
     """
-    from flows.models import open_model
-    from tasks.predict import drawn_files, image_files
+    from flows.commands.open_model import open_model
+    from tasks.models.predict import drawn_files, image_files
 
     with plain_errors():
         settings = place_settings(home)
@@ -156,7 +156,7 @@ def verify(
 
     `fedbench verify models:/street5@best --save model && mlflow models serve -m model --env-manager local`
     """
-    from flows.verifying import verify_model
+    from flows.commands.verify import verify_model
 
     with plain_errors():
         verified = verify_model(place_settings(home), model, run=run, save=save)
@@ -183,9 +183,9 @@ def save_model(
 
     `fedbench save-model synthetic5-e6b255e8 best.safetensors`
     """
-    from flows.models import MODEL_SUFFIX, open_model
+    from flows.commands.open_model import MODEL_SUFFIX, open_model
     from tasks.detectors.state import state_of
-    from tasks.model_file import write_model
+    from tasks.models.file import write_model
 
     with plain_errors():
         settings = place_settings(home)
@@ -216,7 +216,7 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
         DataError: it cannot be read, or the copy cannot be written.
     """
     from tasks.figures.boxes import draw_detections
-    from tasks.predict import detect, read_picture, save_picture
+    from tasks.models.predict import detect, read_picture, save_picture
 
     classes = opened.card.classes
     picture = read_picture(file, opened.card.exif)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.choice import choose_spec
 from flows.cli.shared import Home, out, pasted, place_settings, plain_errors
-from infra.private import data_cache
+from flows.commands.arguments import choose_spec
+from infra.files.private import data_cache
 from tasks.errors import ClientError, DataError, SpecError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def export(
     As there, rounds count from 0, the first that trains: its row 0 is round 1 of `fedbench show`, whose round 0, the
     initial model, the original never scored. test_map is map50_voc10.
     """
-    from flows.stored import opened_store, read_run
+    from flows.stored.runs import opened_store, read_run
     from tasks.original.rounds_csv import rounds_csv
 
     with plain_errors():
@@ -155,7 +155,7 @@ def _convert_weights(
     from tasks.detectors.registry import build_detector
     from tasks.detectors.state import state_of
     from tasks.detectors.yolo_network import YoloNetwork
-    from tasks.model_file import ModelCard, write_model
+    from tasks.models.file import ModelCard, write_model
     from tasks.original.unpickle import read_arrays
     from tasks.original.weights import load_parameters
 

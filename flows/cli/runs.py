@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.choice import choose_spec, default_name
 from flows.cli.shared import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -26,10 +25,11 @@ from flows.cli.shared import (
     say,
     set_up_logging,
 )
-from infra.clock import clock_behind
-from infra.disk import full_disk_named
+from flows.commands.arguments import choose_spec, default_name
 from infra.errors import DiskFull, InfraError, RunLocked, SettingsError, StoreCorrupt
+from infra.files.disk import full_disk_named
 from infra.settings import Settings
+from infra.store.clock import clock_behind
 from tasks.errors import DataError, FedbenchError, SpecError
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS
@@ -99,8 +99,8 @@ def resume(
 
     `fedbench resume RUN --retrain 3` has client 3 train again for a round that was interrupted.
     """
-    from flows.resuming import prepare
-    from flows.stored import stored_spec
+    from flows.coordinator.resuming import prepare
+    from flows.stored.runs import stored_spec
 
     with plain_errors():
         settings = place_settings(home, slots)
@@ -127,7 +127,7 @@ def report(
     For a federation that ended with warnings, or whose MLflow was lost. Nothing is trained. Exit code 1 while a part
     still fails.
     """
-    from flows.stored import opened_store, read_run
+    from flows.stored.runs import opened_store, read_run
 
     with plain_errors():
         settings = place_settings(home, slots)
@@ -145,8 +145,8 @@ def report(
 def _run(
     name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool, *, report_only: bool = False
 ) -> Outcome:
-    from flows.progress import make_progress
     from flows.run import describe, run_federation
+    from flows.views.terminal import make_progress
     from tasks.spec.base import check_name
 
     check_name(name, source="--name")
@@ -185,7 +185,7 @@ def _run(
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     """The per-round table, the plots, and how to see the run in a browser."""
-    from flows.round_tables import best_line, round_table
+    from flows.views.tables import best_line, round_table
 
     out.print()
     if outcome.already_finished:

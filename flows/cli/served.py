@@ -16,7 +16,7 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the pages in a browser.")] = True,
 ) -> None:
     """Serve Prefect's and MLflow's pages of a federation until Ctrl-C."""
-    from flows.pages import serve_pages
+    from flows.commands.pages import serve_pages
 
     with plain_errors():
         serve_pages(place_settings(home), name, out, open_browser=browser)
@@ -39,8 +39,8 @@ def serve(
 
     `fedbench serve synthetic5-e6b255e8` · `fedbench serve m.safetensors --port 8080`
     """
-    from flows.serving import Address, serve_model
-    from tasks.answer_request import Limits
+    from flows.commands.serving import Address, serve_model
+    from tasks.models.answer_request import Limits
 
     with plain_errors():
         serve_model(

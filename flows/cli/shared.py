@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from flows.console import LogFile, PlainConsole, PlainFormatter
-from infra.disk import full_disk_named, infra_failed, says_full
+from flows.cli.console import LogFile, PlainConsole, PlainFormatter
+from infra.environment.own_environment import use_own_environment
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
-from infra.private import narrow, private_process, require_folder
-from infra.services.own_environment import use_own_environment
+from infra.files.disk import full_disk_named, infra_failed, says_full
+from infra.files.private import narrow, private_process, require_folder
 from infra.settings import Settings, load_settings, run_folder
 from infra.views import Views
 from tasks.documents.errors import DocumentError, DuplicateKey

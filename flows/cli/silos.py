@@ -25,7 +25,7 @@ def silo_policy(
 
     `fedbench silo-policy silo-b > policy.json` · `fedbench silo-policy silo-b --client 3 --client 4`
     """
-    from infra.store.policy import silo_policy as policy_of
+    from infra.turns.silo_policy import silo_policy as policy_of
     from tasks.spec.base import check_name
 
     with plain_errors():

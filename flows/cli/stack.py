@@ -12,7 +12,7 @@ from flows.cli.shared import Home, err, home_option, out, pasted, place_settings
 from infra.settings import Settings
 
 if TYPE_CHECKING:
-    from infra.services.stack import ServiceStatus, Stack
+    from infra.stack.stack import ServiceStatus, Stack
 
 EXIT_NOT_UP = 1
 
@@ -41,10 +41,10 @@ def up(
 
     `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
     """
-    from flows.planted import hold_back_planted
-    from infra.services.database import refuse_password, shown
-    from infra.services.environment_file import environment_path
-    from infra.services.login_page import how_to_log_in, login_path
+    from flows.coordinator.planted import hold_back_planted
+    from infra.servers.database import refuse_password, shown
+    from infra.servers.login_page import how_to_log_in, login_path
+    from infra.stack.environment_file import environment_path
 
     with plain_errors():
         for url, setting in (
@@ -106,8 +106,8 @@ def logs(
     `fedbench logs prefect -f`
     """
     from infra.errors import SettingsError
-    from infra.services.logs import follow_logs, last_lines
-    from infra.services.stack_services import SERVICES
+    from infra.processes.logs import follow_logs, last_lines
+    from infra.stack.services import SERVICES
 
     with plain_errors():
         if service is not None and service not in SERVICES:
@@ -137,15 +137,15 @@ def logs(
 
 def _deploy(settings: Settings) -> None:
     """Pools, deployments and automations on the stack's Prefect server, unless they are there."""
-    from flows.deploy import deploy_to
-    from flows.deployments import PoolNames, deployments
+    from flows.deployments.apply import deploy_to
+    from flows.deployments.table import PoolNames, deployments
 
     names = PoolNames.of(settings.pools)
     deploy_to(settings, names, deployments(names))
 
 
 def _stack(settings: Settings) -> Stack:
-    from infra.services.stack import Stack
+    from infra.stack.stack import Stack
 
     return Stack(settings)
 

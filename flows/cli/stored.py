@@ -31,9 +31,9 @@ def show(
     """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
     from rich.text import Text
 
-    from flows.round_tables import best_line, class_table, round_table
     from flows.run import describe
-    from flows.stored import opened_store, read_run
+    from flows.stored.runs import opened_store, read_run
+    from flows.views.tables import best_line, class_table, round_table
 
     with plain_errors():
         settings = place_settings(home)
@@ -66,7 +66,7 @@ def list_runs(home: Home = None) -> None:
     """The federations in the store: rounds, state, best figures; and why one cannot be read."""
     from rich.table import Table
 
-    from flows.stored import DamagedRun, opened_store, read_runs
+    from flows.stored.runs import DamagedRun, opened_store, read_runs
 
     with plain_errors():
         settings = place_settings(home)
@@ -116,7 +116,7 @@ def compare(
 
     `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
     """
-    from flows import compare as comparison
+    from flows.commands import compare as comparison
 
     with plain_errors():
         settings = place_settings(home)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.choice import choose_suite
 from flows.cli.shared import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -23,6 +22,7 @@ from flows.cli.shared import (
     print_error,
     print_warnings,
 )
+from flows.commands.arguments import choose_suite
 from infra.errors import StoreCorrupt
 from infra.settings import Settings
 from infra.views import Views
@@ -130,7 +130,7 @@ def report(
         settings = place_settings(home)
         result = stored_result(settings, name)
         from flows.suite.files import made_files, write_files
-        from flows.suite.place import suite_folder
+        from flows.suite.handles import suite_folder
 
         folder, views = folder or suite_folder(settings, name) / "report", Views()
         write_files(folder, made_files(views, result))
@@ -145,7 +145,7 @@ def list_suites(home: Home = None) -> None:
     """The suite runs in the store."""
     from rich.table import Table
 
-    from flows.stored import opened_store
+    from flows.stored.runs import opened_store
     from flows.suite.plan import read_plan
     from infra.store.suite_layout import suite_runs
 
@@ -179,7 +179,7 @@ def stored_result(settings: Settings, name: str) -> SuiteResult:
     Raises:
         SpecError: there is none of this name, or nothing of it has ended.
     """
-    from flows.stored import opened_store
+    from flows.stored.runs import opened_store
     from flows.suite.plan import read_plan
     from flows.suite.result import build_result
     from tasks.errors import SpecError

@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 
 from prefect.logging import get_run_logger
 
-from flows.coordinator import Restarts, place_failed, turn_mlflow_to
-from flows.deployed import NamedServices, default_name, place_settings, stack_supervised
-from flows.holding import suite_lease
-from flows.report import artifact_location
-from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
+from flows.coordinator.deployed import NamedServices, default_name, place_settings, stack_supervised
+from flows.coordinator.handles import Restarts, place_failed, turn_mlflow_to
+from flows.coordinator.holding import suite_lease
+from flows.suite.handles import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, pinned
-from infra.disk import full_disk_named
-from infra.lock import require_free_disk, run_lock
-from infra.private import private_process
+from flows.views.mlflow_run import artifact_location
+from infra.files.disk import full_disk_named
+from infra.files.lock import require_free_disk, run_lock
+from infra.files.private import private_process
 from infra.store.leased import LeasedStore, have
 from infra.store.objects import ObjectStore
 from infra.views import Views

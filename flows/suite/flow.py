@@ -12,14 +12,14 @@ from uuid import UUID
 from prefect import flow, runtime, task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
-from flows.artifacts import artifact_key
-from flows.ends import go_on
+from flows.coordinator.hooks import go_on
 from flows.federation import run_name
-from flows.prefect_runs import PARENT_VARIABLE, tag_run
-from flows.suite.cells import run_cell
-from flows.suite.leavings import leave
-from flows.suite.place import has_suite_place, suite_place
+from flows.suite.cell_process import run_cell
+from flows.suite.ending import leave
+from flows.suite.handles import has_suite_place, suite_place
 from flows.suite.schedule import Estimate, duration, run_all, slots_of
+from flows.views.prefect_page import artifact_key
+from infra.orchestrator.flow_runs import PARENT_VARIABLE, tag_run
 from infra.store.layout import FederationLayout
 from tasks.errors import FedbenchError
 from tasks.plain_text import plain

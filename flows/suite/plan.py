@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
-from flows.start import pin
-from flows.stored import listed
+from flows.coordinator.preflight import pin
+from flows.stored.runs import listed
 from infra.settings import Settings
 from infra.store.flush import flush
 from infra.store.objects import ObjectStore
@@ -79,7 +79,7 @@ def default_name(suite: SuiteSpec) -> str:
 
 
 def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
-    """``suite`` with what only data and weight files tell filled in, as :func:`flows.start.pin`.
+    """``suite`` with what only data and weight files tell filled in, as :func:`flows.coordinator.preflight.pin`.
 
     Raises:
         DataError, SpecError: naming the experiment too.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from flows.stored import read_run
+from flows.stored.runs import read_run
 from flows.suite.plan import SuitePlan
 from infra.settings import Settings
-from infra.tracking import find_page
+from infra.tracking.federation import find_page
 from infra.views import Views
 from tasks.environment import this_environment
 from tasks.spec.records import Environment

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.holding import suite_lease
-from flows.interrupts import terminate_as_interrupt
-from flows.planted import hold_back_planted
+from flows.coordinator.holding import suite_lease
+from flows.coordinator.interrupts import terminate_as_interrupt
+from flows.coordinator.planted import hold_back_planted
 from flows.run import EmbeddedRun, how_to_log_in_to, own_prefect, prefect_drained, start_services
-from flows.suite.place import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
+from flows.suite.handles import SuitePlace, capacity_of, child_environment, set_suite_place, suite_folder
 from flows.suite.plan import claim, default_name, pinned
-from infra.disk import full_disk_named
-from infra.lock import require_free_disk, run_lock
-from infra.private import private_process
-from infra.services.embedded import supervised
+from infra.files.disk import full_disk_named
+from infra.files.lock import require_free_disk, run_lock
+from infra.files.private import private_process
 from infra.settings import Settings
+from infra.stack.embedded import supervised
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from infra.views import Views
@@ -75,8 +75,8 @@ def run_suite(
             say(f"Prefect's page: {services.prefect.ui_url} · {how_to_log_in_to(services)}")
         hold_back_planted(settings, services.prefect, say)
         folder = suite_folder(settings, name)
-        from flows.coordinator import turn_mlflow_to
-        from flows.report import artifact_location
+        from flows.coordinator.handles import turn_mlflow_to
+        from flows.views.mlflow_run import artifact_location
 
         turn_mlflow_to(resolved.s3)
         place = SuitePlace(
@@ -99,7 +99,7 @@ def run_suite(
 
 def _until_done(place: SuitePlace, services: EmbeddedRun, compare: bool) -> None:
     """The flow, again from what is done while store or servers were away."""
-    from flows.coordinator import Restarts, place_failed
+    from flows.coordinator.handles import Restarts, place_failed
 
     restarts = Restarts()
     while True:

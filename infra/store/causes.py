@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from botocore.exceptions import ClientError, SSLError
 
-from infra.clock import clock_words, difference, is_too_early_or_late, server_date
-from infra.disk import without_room
 from infra.errors import ClockWrong, DiskFull, InfraError
+from infra.files.disk import without_room
 from infra.settings import S3Settings
+from infra.store.clock import clock_words, difference, is_too_early_or_late, server_date
 
 _SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 SET_IT = "set the clock of the machine that is wrong, best by NTP, and run the same command again"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from infra.disk import existing
-from infra.durable import sync
 from infra.errors import StoreCorrupt, StoreUnavailable
+from infra.files.disk import existing
+from infra.files.durable import sync
 from infra.settings import LocalS3Settings
 from infra.store.objects import ObjectStore
 

@@ -13,7 +13,7 @@
 <prefix>/<federation>/superseded/0001/0007/round.json and all else   rounds it put aside, as they were
 <prefix>/<federation>/damaged/0001/0007/round.json and others    damaged objects that were replaced, as they were found
 <prefix>/<federation>/lease/00000012-<nonce>.json                whose the federation is (infra/store/lease.py)
-<prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/residents)
+<prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/turns)
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class StoreLease:
     """The lease of what has its notes below ``folder``. As a context manager it is only given back.
 
     name: of the federation or suite, for messages. what: the command that wants it. home: of this process.
-    lock: file that this process holds locked while it has the lease (:func:`infra.lock.run_lock`), or None: whoever
-        finds that it can lock the same file need not wait.
+    lock: file that this process holds locked while it has the lease (:func:`infra.files.lock.run_lock`), or None:
+        whoever finds that it can lock the same file need not wait.
     say: told when there is a wait.
     """
 

@@ -32,7 +32,7 @@ _NAME = re.compile(r"([0-9]{1,12})(?:-([0-9a-f]+))?\.json")
 class Holder:
     """A process that wants a federation.
 
-    lock: file of :func:`infra.lock.run_lock` that it holds while it has the federation, if it holds one.
+    lock: file of :func:`infra.files.lock.run_lock` that it holds while it has the federation, if it holds one.
     """
 
     home: str

@@ -39,11 +39,11 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3ValidationError
 
+from infra.environment.proxies import is_direct
 from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
-from infra.foreign_json import read_foreign
-from infra.proxies import is_direct
 from infra.settings import S3Settings
 from infra.store.causes import cause_of
+from infra.store.foreign_json import read_foreign
 from infra.store.sealed import seal, unseal
 from tasks.documents.json_text import read_json
 
@@ -375,7 +375,7 @@ class ObjectStore:
         """The document at ``key``; None when there is none.
 
         limit: the most bytes that it may have. A document with a limit is one that others than the coordinator write:
-        it is held to :func:`infra.foreign_json.read_foreign`.
+        it is held to :func:`infra.store.foreign_json.read_foreign`.
 
         Raises:
             StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, has not the content of its digest, or is

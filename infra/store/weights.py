@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import mkstemp
 
 from infra.errors import StoreCorrupt
-from infra.lock import FileLock
+from infra.files.lock import FileLock
 from infra.store.objects import ObjectStore
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infra.services.bound import bind
+from infra.processes.bound import bind
 from infra.worker import engine_child
 
 PR_SET_CHILD_SUBREAPER = 36

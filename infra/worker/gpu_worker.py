@@ -33,7 +33,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from infra.private import private_home
+from infra.files.private import private_home
 from infra.settings import load_settings
 from infra.worker.configuration import GpuJobConfiguration, GpuVariables
 from infra.worker.engine_child import PRELOAD

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from infra.errors import SettingsError, SlotRefused
-from infra.lock import FileLock
+from infra.files.lock import FileLock
 from infra.settings import Settings
 from infra.worker.gpus import VISIBLE, Gpu
 

@@ -29,8 +29,8 @@ from prefect.flows import load_flow_from_flow_run
 from prefect.states import Cancelling, Crashed, Failed, State
 
 from infra.errors import InfraError, StoredResultRefused
+from infra.orchestrator.versions import TESTED
 from infra.plain_text import printable
-from infra.prefect_versions import TESTED
 
 
 def require_tested(installed: str) -> None:

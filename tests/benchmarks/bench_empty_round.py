@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flows.stored import opened_store
+from flows.stored.runs import opened_store
 from infra.settings import Settings
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of

@@ -21,8 +21,8 @@ import pytest
 import torch
 from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 
-from infra.place import Leavings, Place
-from infra.slots import LocalSlots
+from infra.handles import Leavings, Place
+from infra.turns.local import LocalSlots
 from tasks.data.samples import samples_digest
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector

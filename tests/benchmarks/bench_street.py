@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stored import opened_store, read_run
+from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from tasks.spec.records import RoundRecord
 

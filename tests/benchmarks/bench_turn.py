@@ -27,7 +27,7 @@ import torch
 from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 from torch import nn
 
-from flows.stored import opened_store, read_run
+from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
 from tasks.data.loading import TrainingLoader, training_loader

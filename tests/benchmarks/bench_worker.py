@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,13 +24,10 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from infra.services.prefect_server import PrefectService
+from infra.servers.prefect_server import PrefectService
 from infra.worker.gpu_worker import GpuWorker
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
-from waiting import eventually
-from workers import Worker, deploy, ended, make_pool, submit
+from tests.integration.workers import Worker, deploy, ended, make_pool, submit
+from tests.waiting import eventually
 
 AT_ONCE = 4
 # Process worker ÷ ours: one run; four at once.

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.site import Site

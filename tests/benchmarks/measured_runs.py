@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from flows.stored import opened_store, read_run
+from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore

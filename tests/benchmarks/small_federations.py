@@ -14,7 +14,7 @@ from tasks.data.loading import ImageCache, training_loader
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import state_of
-from tasks.evaluate_model import evaluate_model, evaluation_sets
+from tasks.models.evaluate import evaluate_model, evaluation_sets
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Metrics
 from tasks.strategies.fedavg import FedAvg

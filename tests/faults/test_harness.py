@@ -15,14 +15,14 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ResponseStreamingError
 
-from faults.damage import all_lasting, drop_unsynced, flip_bit, synced_since, tear
-from faults.draws import KINDS, PLACES, Fault, draw, hits_requests, kind_and_place
-from faults.judge import damaged_globals, difference, faults_of_output
-from faults.places import HOOK
-from faults.proxy import Plan, Proxy
-from faults.requests import name_request
 from infra.settings import S3Settings
 from infra.store.objects import ObjectStore
+from tests.faults.damage import all_lasting, drop_unsynced, flip_bit, synced_since, tear
+from tests.faults.draws import KINDS, PLACES, Fault, draw, hits_requests, kind_and_place
+from tests.faults.judge import damaged_globals, difference, faults_of_output
+from tests.faults.places import HOOK
+from tests.faults.proxy import Plan, Proxy
+from tests.faults.requests import name_request
 
 KEY = "federations/one/rounds/0001/plan.json"
 CONTENT = bytes(range(256)) * 40

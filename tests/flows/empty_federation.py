@@ -24,9 +24,8 @@ import flows.round
 import flows.usable
 import tasks.request_update
 import tasks.stop_and_eval
-from flows.start import claim_name
-from flows.turn import PHASES
-from infra.place import Leavings, Place, set_place
+from flows.coordinator.preflight import claim_name
+from infra.handles import Leavings, Place, set_place
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -40,6 +39,7 @@ from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import RoundRecord
 from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.take_turn import PHASES
 from tasks.training.evaluation import PartResult
 from tasks.training.local import TrainingResult
 

@@ -8,21 +8,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from test_stored import SPEC, place_of, record_of
 
-from flows.holding import federation_held
-from flows.leftovers import CleanUp, clean, describe, remove_federation, remove_leftovers
+from flows.coordinator.holding import federation_held
+from flows.coordinator.preflight import claim_name
 from flows.round import commit
-from flows.start import claim_name
-from flows.stored import opened_store, read_history
+from flows.stored.leftovers import CleanUp, clean, describe, remove_federation, remove_leftovers
+from flows.stored.runs import opened_store, read_history
 from infra.errors import RunLocked
-from infra.lock import run_lock
-from infra.machine_leftovers import machine_leftovers, registering_leftovers, run_folder_leftovers
-from infra.settings import S3Settings, Settings
-from infra.store import lease
-from infra.store.layout import FederationLayout
-from infra.store.objects import IncompleteUpload, ObjectEntry, ObjectStore
-from infra.store.retention import (
+from infra.files.lock import run_lock
+from infra.leftovers.machine import machine_leftovers, registering_leftovers, run_folder_leftovers
+from infra.leftovers.store import (
     NEVER_COMMITTED,
     NO_RECORD,
     OLD_EVALUATION,
@@ -36,7 +31,12 @@ from infra.store.retention import (
     removal_steps,
     upload_leftovers,
 )
+from infra.settings import S3Settings, Settings
+from infra.store import lease
+from infra.store.layout import FederationLayout
+from infra.store.objects import IncompleteUpload, ObjectEntry, ObjectStore
 from tasks.errors import SpecError
+from tests.flows.stored.test_runs import SPEC, place_of, record_of
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MINUTES, HOURS, DAYS = (timedelta(**{unit: 1}) for unit in ("minutes", "hours", "days"))

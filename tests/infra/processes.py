@@ -6,9 +6,9 @@ import os
 import sys
 
 import psutil
-from waiting import gone
 
-from infra.services.s3 import S3Service
+from infra.servers.s3 import S3Service
+from tests.waiting import gone
 
 
 class WithChildren(S3Service):

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from infra.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
-from infra.services.s3 import S3Service
+from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.servers.s3 import S3Service
 from infra.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
     assert "--pool gpu --type fedbench-gpu" in commands["gpu-worker"]
     assert "--pool fedbench --type process" in commands["coordinator"]
     assert "--app-name basic-auth" in commands["mlflow"]
-    assert commands["prefect"].startswith("python -P -m infra.services.prefect_closed server start")
+    assert commands["prefect"].startswith("python -P -m infra.servers.prefect_closed server start")
     (devices,) = services["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
     assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planted import Plant, make_plants
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
-from infra.services.credentials import basic_auth
-from infra.services.prefect_json import PrefectJson
+from infra.orchestrator.plain_api import PrefectJson
+from infra.servers.credentials import basic_auth
+from tests.planted import Plant, make_plants
 
 # With what a run that was set to Completed says why it ends.
 REFUSED = "expected a run that has not begun, found state Completed with a result"

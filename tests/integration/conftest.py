@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from homes import TINY, Home, tiny
 
-from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
 from tasks.data.catalog import load_data
 from tasks.spec.federation import load_spec
 from tasks.spec.records import RoundRecord
+from tests.integration.homes import TINY, Home, tiny
 
 # Rounds of the kill test, and of the undisturbed run that it is compared with.
 MANY_ROUNDS = 6

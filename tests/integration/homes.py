@@ -19,12 +19,12 @@ from typing import Any
 
 import psutil
 import yaml
-from waiting import eventually
 
 from infra.store.layout import FederationLayout
 from infra.store.sealed import unseal
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import RoundRecord
+from tests.waiting import eventually
 
 FEDBENCH = Path(sys.executable).parent / "fedbench"
 # In the environment of every process of a home's runs, orphans too: by it they are found.

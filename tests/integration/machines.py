@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from homes import MARK
-from waiting import eventually
+
+from tests.integration.homes import MARK
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_", "CUDA_")

@@ -17,12 +17,12 @@ from uuid import UUID
 
 import psutil
 import yaml
-from homes import Home
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from infra.services.credentials import StackKeys, basic_auth, read_keys
+from infra.servers.credentials import StackKeys, basic_auth, read_keys
+from tests.integration.homes import Home
 
 FORK_SERVER = "infra.worker.fork_server"
 PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine

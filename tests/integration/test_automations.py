@@ -15,9 +15,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from waiting import eventually
 
-from infra.automations import (
+from infra.orchestrator.automations import (
     HEARTBEAT_SECONDS,
     HEARTBEAT_VARIABLE,
     NAME,
@@ -25,8 +24,9 @@ from infra.automations import (
     dead_run_automation,
     ensure_automation,
 )
-from infra.services.embedded import EmbeddedServices
 from infra.settings import S3Settings, Settings
+from infra.stack.embedded import EmbeddedServices
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, Browser, browser
-from homes import assert_no_process_left
 from PIL import Image
-from stacks import RunningStack, running_stack
-from waiting import eventually
 
-from infra.services.login_page import login_path
-from infra.suite_tracking import track_suite
+from infra.servers.login_page import login_path
+from infra.tracking.suite import track_suite
 from tasks.spec.federation import FederationSpec
+from tests.integration.browser import CHROMIUM, Browser, browser
+from tests.integration.homes import assert_no_process_left
+from tests.integration.stacks import RunningStack, running_stack
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.integration,

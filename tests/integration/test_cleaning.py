@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FinishedRun
-from homes import TINY, Home, assert_consistent, digests
-from waiting import eventually
 
-from flows.leftovers import clean
-from flows.stored import opened_store
-from infra.lock import run_lock
+from flows.stored.leftovers import clean
+from flows.stored.runs import opened_store
+from infra.files.lock import run_lock
+from infra.leftovers.store import NEVER_COMMITTED, OLD_GLOBAL, OLD_UPDATE, SERVER_TEMPORARY
 from infra.settings import Settings
-from infra.store.retention import NEVER_COMMITTED, OLD_GLOBAL, OLD_UPDATE, SERVER_TEMPORARY
+from tests.integration.conftest import FinishedRun
+from tests.integration.homes import TINY, Home, assert_consistent, digests
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

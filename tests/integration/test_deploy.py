@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
-from homes import FEDBENCH
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
@@ -21,17 +20,18 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Running, State
 from typer.testing import CliRunner
-from waiting import eventually
-from workers import ROOT, client_variables, make_pool, prefect_server
 
 from flows.cli.app import app
-from flows.deployments import deployments
-from flows.ends import go_on
+from flows.coordinator.hooks import go_on
+from flows.deployments.table import deployments
 from flows.federation import federation
-from infra.automations import NAME as AUTOMATION
-from infra.services.crashed_runs import MOST_CRASHES, MOST_STARTS, SETTLED_SECONDS, CrashedRuns
-from infra.services.credentials import basic_auth
+from infra.orchestrator.automations import NAME as AUTOMATION
+from infra.servers.credentials import basic_auth
+from infra.stack.crashed_runs import MOST_CRASHES, MOST_STARTS, SETTLED_SECONDS, CrashedRuns
 from infra.worker.gpu_worker import GpuWorker
+from tests.integration.homes import FEDBENCH
+from tests.integration.workers import ROOT, client_variables, make_pool, prefect_server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

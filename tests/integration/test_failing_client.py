@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import TINY, Home, assert_tracked_once, tiny
 
 from tasks.data.catalog import load_data
 from tasks.data.synthetic import CONTENTS
 from tasks.spec.federation import FederationSpec, parse_spec
+from tests.integration.homes import TINY, Home, assert_tracked_once, tiny
 
 pytestmark = pytest.mark.integration
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import FinishedRun
-from failing_server import failing_server
-from homes import Home, assert_tracked_once, digests, tiny
+
+from tests.failing_server import failing_server
+from tests.integration.conftest import FinishedRun
+from tests.integration.homes import Home, assert_tracked_once, digests, tiny
 
 pytestmark = pytest.mark.integration
 

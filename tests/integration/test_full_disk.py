@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FinishedRun
-from homes import Home
 
-from infra.services.prefect_server import PrefectService
+from infra.servers.prefect_server import PrefectService
+from tests.integration.conftest import FinishedRun
+from tests.integration.homes import Home
 
 pytestmark = pytest.mark.integration
 

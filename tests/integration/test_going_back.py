@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from conftest import FinishedRun
-from homes import Home, assert_consistent, assert_tracked_once, digests, tiny
 
 from infra.store.sealed import seal
 from tasks.spec.records import RoundRecord
+from tests.integration.conftest import FinishedRun
+from tests.integration.homes import Home, assert_consistent, assert_tracked_once, digests, tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import Home, assert_consistent, assert_tracked_once, tiny
+
+from tests.integration.homes import Home, assert_consistent, assert_tracked_once, tiny
 
 pytestmark = pytest.mark.integration
 

@@ -7,9 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import FinishedRun
-from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
-from waiting import eventually
+
+from tests.integration.conftest import FinishedRun
+from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import MANY_ROUNDS, FinishedRun
-from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+
+from tests.integration.conftest import MANY_ROUNDS, FinishedRun
+from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
 
 pytestmark = pytest.mark.integration
 

@@ -16,10 +16,11 @@ from uuid import UUID
 
 import psutil
 import pytest
-from homes import TINY, Home, assert_consistent, digests
-from stacks import PATIENCE, RunningStack, in_a_slot, running_stack
-from test_residents import slots_are_free
-from waiting import eventually
+
+from tests.integration.homes import TINY, Home, assert_consistent, digests
+from tests.integration.stacks import PATIENCE, RunningStack, in_a_slot, running_stack
+from tests.integration.test_residents import slots_are_free
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FinishedRun, images_of
-from homes import Home
 from PIL import Image
 
-from tasks.model_file import read_card
+from tasks.models.file import read_card
 from tasks.spec.records import RoundRecord
+from tests.integration.conftest import FinishedRun, images_of
+from tests.integration.homes import Home
 
 pytestmark = pytest.mark.integration
 

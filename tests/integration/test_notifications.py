@@ -13,15 +13,15 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from homes import FEDBENCH
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
-from waiting import eventually
-from workers import client_variables, prefect_server
 
-from infra.automations import REGRESSIONS
+from infra.orchestrator.automations import REGRESSIONS
+from tests.integration.homes import FEDBENCH
+from tests.integration.workers import client_variables, prefect_server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

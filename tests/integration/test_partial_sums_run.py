@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from homes import Home, assert_consistent, assert_tracked_once, digests, tiny
 from safetensors.torch import load_file
-from waiting import eventually
 
-from infra.services.embedded import EmbeddedServices
 from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
 from tasks.spec.records import RoundRecord
+from tests.integration.homes import Home, assert_consistent, assert_tracked_once, digests, tiny
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

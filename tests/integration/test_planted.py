@@ -8,26 +8,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attacks import REFUSED, Attack, Attacker, assert_held_back, attacker, current_access, found_in, plant_in_database
-from homes import TINY, Home
-from planted import forget_modules
 from prefect import flow, task
 from prefect.cache_policies import INPUTS
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from workers import read
 
 from flows.clean_up import clean_up
-from flows.planted import own
+from flows.coordinator.planted import own
 from infra.errors import StoredResultRefused
-from infra.services.credentials import FILE, read_keys
-from infra.services.embedded import EmbeddedServices
-from infra.services.exposed import hold_back, report
-from infra.services.publication import read_publication
+from infra.processes.publication import read_publication
+from infra.servers.credentials import FILE, read_keys
+from infra.servers.exposed import hold_back, report
 from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
 from infra.worker.prefect_private import accept_stored_results, refuse_stored_results
+from tests.integration.attacks import (
+    REFUSED,
+    Attack,
+    Attacker,
+    assert_held_back,
+    attacker,
+    current_access,
+    found_in,
+    plant_in_database,
+)
+from tests.integration.homes import TINY, Home
+from tests.integration.workers import read
+from tests.planted import forget_modules
 
 pytestmark = pytest.mark.integration
 

@@ -8,14 +8,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from attacks import REFUSED, Attack, Attacker, assert_held_back, attacker, found_in, plant_in_database
-from stacks import PATIENCE, RunningStack, running_stack
-from waiting import eventually
 
-from infra.services.credentials import basic_auth
-from infra.services.exposed import LIST
-from infra.services.prefect_json import PrefectJson
-from infra.services.prefect_server import PrefectService
+from infra.orchestrator.plain_api import PrefectJson
+from infra.servers.credentials import basic_auth
+from infra.servers.exposed import LIST
+from infra.servers.prefect_server import PrefectService
+from tests.integration.attacks import REFUSED, Attack, Attacker, assert_held_back, attacker, found_in, plant_in_database
+from tests.integration.stacks import PATIENCE, RunningStack, running_stack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -10,15 +10,15 @@ from uuid import UUID
 
 import psutil
 import pytest
-from homes import TINY, Home, assert_consistent, digests, tiny
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import Cancelling
-from stacks import PATIENCE, RunningStack, in_a_slot, running_stack
-from waiting import eventually
 
-from infra.lock import FileLock
+from infra.files.lock import FileLock
+from tests.integration.homes import TINY, Home, assert_consistent, digests, tiny
+from tests.integration.stacks import PATIENCE, RunningStack, in_a_slot, running_stack
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

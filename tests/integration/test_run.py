@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import MANY_ROUNDS, FinishedRun
-from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
-from strangers import Stranger, mlflow_target, prefect_target
-from waiting import eventually
 
-from infra.services.credentials import read_keys
-from infra.services.login_page import how_to_log_in, login_path
+from infra.servers.credentials import read_keys
+from infra.servers.login_page import how_to_log_in, login_path
 from tasks.spec.federation import flatten
+from tests.integration.conftest import MANY_ROUNDS, FinishedRun
+from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from tests.strangers import Stranger, mlflow_target, prefect_target
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

@@ -22,19 +22,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FinishedRun, images_of
-from homes import Home, interruptible
 from PIL import Image
-from waiting import eventually
 
-from infra.services.embedded import EmbeddedServices
 from infra.settings import S3Settings, Settings
+from infra.stack.embedded import EmbeddedServices
 from infra.store.objects import ObjectStore
-from infra.tracking import mlflow_environment
+from infra.tracking.federation import mlflow_environment
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import load_state
-from tasks.model_file import load_model
+from tasks.models.file import load_model
 from tasks.spec.records import RoundRecord
+from tests.integration.conftest import FinishedRun, images_of
+from tests.integration.homes import Home, interruptible
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

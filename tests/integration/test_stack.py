@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once
-from stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack
-from strangers import Stranger, mlflow_target, prefect_target
-from waiting import eventually, gone
 
-from infra.services.login_page import how_to_log_in, login_path
-from infra.services.s3 import S3Service
+from infra.servers.login_page import how_to_log_in, login_path
+from infra.servers.s3 import S3Service
 from infra.settings import S3Settings
 from infra.store.objects import ObjectStore
+from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once
+from tests.integration.stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack
+from tests.strangers import Stranger, mlflow_target, prefect_target
+from tests.waiting import eventually, gone
 
 pytestmark = pytest.mark.integration
 

@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from homes import TINY, assert_no_process_left
-from stacks import PATIENCE, free_ports, running_stack
 
 from infra.errors import InfraError
-from infra.services.database import MLFLOW_DRIVERS, check_postgresql
+from infra.servers.database import MLFLOW_DRIVERS, check_postgresql
+from tests.integration.homes import TINY, assert_no_process_left
+from tests.integration.stacks import PATIENCE, free_ports, running_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

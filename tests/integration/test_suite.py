@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from homes import TINY, Home, assert_no_process_left
 from mlflow import MlflowClient
-from waiting import eventually
 
 from infra.store.sealed import seal
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
 from tasks.spec.suite_presets import suite_preset
 from tasks.spec.suite_records import AcceptedResult, CellRecord, SuiteResult
+from tests.integration.homes import TINY, Home, assert_no_process_left
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from homes import Home, assert_no_process_left, tiny
-from waiting import eventually
 
-from infra.services.publication import read_publication
-from infra.services.s3 import S3Service
+from infra.processes.publication import read_publication
+from infra.servers.s3 import S3Service
+from tests.integration.homes import Home, assert_no_process_left, tiny
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

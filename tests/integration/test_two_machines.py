@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import yaml
-from homes import FEDBENCH, Home, assert_consistent, digests
-from machines import Machine, two_machines, why_not
-from waiting import eventually
-from workers import _registration
 
 from tasks.data.synthetic import CLASSES
 from tasks.spec.records import RoundRecord
+from tests.integration.homes import FEDBENCH, Home, assert_consistent, digests
+from tests.integration.machines import Machine, two_machines, why_not
+from tests.integration.workers import _registration
+from tests.waiting import eventually
 
 _WHY_NOT = why_not()
 

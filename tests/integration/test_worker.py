@@ -15,15 +15,15 @@ from uuid import UUID
 
 import psutil
 import pytest
-from attacks import REFUSED, Attack, attacker, current_access
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
-from waiting import eventually
-from workers import Worker, alive, deploy, ended, make_pool, prefect_server, read, submit
 
 from infra.worker.gpu_worker import GpuWorker
+from tests.integration.attacks import REFUSED, Attack, attacker, current_access
+from tests.integration.workers import Worker, alive, deploy, ended, make_pool, prefect_server, read, submit
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 

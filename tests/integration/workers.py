@@ -19,10 +19,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from waiting import eventually
 
-from infra.services import bound
-from infra.services.prefect_server import PrefectService
+from infra.processes import bound
+from infra.servers.prefect_server import PrefectService
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPE = "fedbench-gpu"

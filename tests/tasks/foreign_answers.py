@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from foreign_silos import FOREIGN, Content, Silos, part_arrays, state
 from safetensors.numpy import save
 
 from tasks.spec.turns import AnyRequest, EvaluationRequest
+from tests.tasks.foreign_silos import FOREIGN, Content, Silos, part_arrays, state
 
 Tamper = Callable[[Silos, AnyRequest, dict[str, Any]], Content]
 PHASES = ("wake_up", "request_update", "stop_and_eval")

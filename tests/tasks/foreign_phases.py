@@ -7,20 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from foreign_silos import CLIENTS, DIGEST, FOREIGN, SPEC, Silos, info
 from pydantic import BaseModel
 
 from tasks.aggregate import aggregate_updates
 from tasks.check_client_resource import check_client_resource
 from tasks.draw_sheet import read_sheet
+from tasks.hand_out import hand_out
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.request_update import request_update, stored_updates
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure
 from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply, UpdateRequest
 from tasks.stop_and_eval import stop_and_eval
-from tasks.turns import hand_out
 from tasks.wake_up import wake_up
+from tests.tasks.foreign_silos import CLIENTS, DIGEST, FOREIGN, SPEC, Silos, info
 
 
 @dataclass

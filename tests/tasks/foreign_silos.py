@@ -1,6 +1,6 @@
 """Three silos, of which the second is in foreign hands: the real coordinator's side, a store in memory.
 
-The coordinator's code is that of residents (:class:`infra.residents.slots.ResidentSlots`), but no resident is started:
+The coordinator's code is that of residents (:class:`infra.turns.pools.ResidentSlots`), but no resident is started:
 what one would write into the store is written when it is rung. The store is a client of S3 without a network, below
 :class:`~infra.store.objects.ObjectStore`: with a server, its requests would be most of the time of thousands of turns.
 """
@@ -20,17 +20,16 @@ from typing import Any
 
 import numpy as np
 from botocore.exceptions import ClientError
-from phase_place import Notes, make_place, make_update
 from PIL import Image
 from safetensors.numpy import save
 
 from flows.resident import REQUEST
-from infra.place import Place, set_place
-from infra.residents.mailbox import ANSWER
-from infra.residents.pool import Resident
-from infra.residents.slots import ResidentSlots
+from infra.handles import Place, set_place
 from infra.settings import PoolSettings, S3Settings
 from infra.store.objects import ObjectStore
+from infra.turns.mailbox import ANSWER
+from infra.turns.pool import Resident
+from infra.turns.pools import ResidentSlots
 from tasks.evaluation_parts import part_key
 from tasks.metrics.detections import ImageDetections, pack
 from tasks.metrics.truth import pack_truth
@@ -39,6 +38,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, Draw, RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest
+from tests.tasks.phase_place import Notes, make_place, make_update
 
 CLIENTS, FOREIGN, CLASSES, TEST_SIZE = ("1", "2", "3"), "2", ("car", "van"), 11
 SPEC = FederationSpec(

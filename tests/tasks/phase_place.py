@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from infra.place import Leavings, Place
+from infra.handles import Leavings, Place
 from infra.settings import Settings
-from infra.slots import LocalSlots
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
+from infra.turns.local import LocalSlots
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from phase_place import make_place, make_plan, put_state
 
 import tasks.request_update
 from infra.errors import DeadlineExceeded, SlotLost
-from infra.place import set_place
+from infra.handles import set_place
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates
 from tasks.errors import ClientError
@@ -23,6 +22,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import UpdateRecord
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.training.local import TrainingResult
+from tests.tasks.phase_place import make_place, make_plan, put_state
 
 State = dict[str, torch.Tensor]
 SUMS = Participation(partial_sums=True, shards=1, turn_retries=2)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from phase_place import make_place, make_plan
 from safetensors.torch import load_file
 
-from infra.foreign_json import read_foreign
-from infra.place import Place
-from infra.residents.mailbox import MAILBOX_VERSION, reply_in
+from infra.handles import Place
 from infra.settings import S3Settings, Settings
+from infra.store.foreign_json import read_foreign
 from infra.store.objects import ObjectStore
+from infra.turns.mailbox import MAILBOX_VERSION, reply_in
 from tasks.aggregate import initial_weights
 from tasks.data.samples import class_counts
 from tasks.draw_sheet import draw_sheet, read_sheet
@@ -32,6 +31,7 @@ from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import client_eval, clients_by_test_set, score
 from tasks.wake_up import client_wake_up
+from tests.tasks.phase_place import make_place, make_plan
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),

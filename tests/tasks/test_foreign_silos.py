@@ -8,9 +8,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from foreign_answers import CASES, Tamper, in_place
-from foreign_phases import PHASES, drawn, pictured, scored, taken_over
-from foreign_silos import (
+
+from infra.turns.pool import Resident
+from tasks.errors import FedbenchError
+from tasks.spec.records import EvaluationRecord
+from tasks.spec.turns import AnyRequest
+from tasks.stop_and_eval import clients_by_test_set
+from tasks.wake_up import wake_up
+from tests.tasks.foreign_answers import CASES, Tamper, in_place
+from tests.tasks.foreign_phases import PHASES, drawn, pictured, scored, taken_over
+from tests.tasks.foreign_silos import (
     FOREIGN,
     SPEC,
     TEST_SIZE,
@@ -23,13 +30,6 @@ from foreign_silos import (
     memory_watched,
     sheet,
 )
-
-from infra.residents.pool import Resident
-from tasks.errors import FedbenchError
-from tasks.spec.records import EvaluationRecord
-from tasks.spec.turns import AnyRequest
-from tasks.stop_and_eval import clients_by_test_set
-from tasks.wake_up import wake_up
 
 
 @pytest.fixture(scope="module")

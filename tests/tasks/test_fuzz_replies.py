@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_answers import in_place
-from foreign_phases import PHASES
-from foreign_silos import CLIENTS, FOREIGN, SPEC, Body, Content, Silos, make_silos, memory_watched
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from tasks.spec.turns import AnyRequest
+from tests.tasks.foreign_answers import in_place
+from tests.tasks.foreign_phases import PHASES
+from tests.tasks.foreign_silos import CLIENTS, FOREIGN, SPEC, Body, Content, Silos, make_silos, memory_watched
 
 CASES = 2000
 # Repeating a turn is tested elsewhere, and takes half of the time.

@@ -9,11 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from phase_place import make_place, make_plan, make_update, put_state
 from safetensors.torch import load_file, save_file
-from sum_rounds import SIZES, SPEC, SUMS, State, client_state
 
-from infra.place import Place
+from infra.handles import Place
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, initial_weights
@@ -32,6 +30,8 @@ from tasks.spec.references import twin
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
+from tests.tasks.phase_place import make_place, make_plan, make_update, put_state
+from tests.tasks.sum_rounds import SIZES, SPEC, SUMS, State, client_state
 
 # --- the specification ---------------------------------------------------------------------------------------
 

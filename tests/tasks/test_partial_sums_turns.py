@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from phase_place import make_update, put_state
-from sum_rounds import Round, assert_mean_of, client_state
 
 from flows.round import apply_retention, gather_updates
-from infra.place import set_place
+from infra.handles import set_place
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.request_update import answers_plan, stored_updates
@@ -21,6 +19,8 @@ from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply
+from tests.tasks.phase_place import make_update, put_state
+from tests.tasks.sum_rounds import Round, assert_mean_of, client_state
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from phase_place import make_place, make_plan, make_update, put_state
 
-from infra.place import Place
+from infra.handles import Place
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, quorum, require_quorum
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
@@ -22,6 +21,7 @@ from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
+from tests.tasks.phase_place import make_place, make_plan, make_update, put_state
 
 READY = tuple(str(number) for number in range(1, 21))
 

@@ -10,12 +10,10 @@ import warnings
 import markdown as python_markdown
 import numpy as np
 import pytest
-from hostile_texts import HOSTILE, Html, commands
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
-from suite_results import between, cell, result
 
 from tasks.errors import DataError
 from tasks.figures.boxes import draw_detections
@@ -23,7 +21,7 @@ from tasks.figures.plots import class_by_device_plot
 from tasks.figures.sheet import detection_sheet
 from tasks.figures.suite import classes_plot
 from tasks.metrics.detections import ImageDetections
-from tasks.model_file import ModelCard, card_text
+from tasks.models.file import ModelCard, card_text
 from tasks.plain_text import (
     LIMIT,
     link_target,
@@ -42,6 +40,8 @@ from tasks.report.markdown import report_markdown
 from tasks.spec.detector import YoloV3Tiny
 from tasks.spec.suite_records import FailedCell
 from tasks.suite.summary import summarise
+from tests.hostile_texts import HOSTILE, Html, commands
+from tests.tasks.suite.suite_results import between, cell, result
 
 hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 # Two readers of Markdown: CommonMark with GitHub's tables, and one of the older rules.

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from phase_place import Notes, make_place, make_plan, make_update, put_state
-from sum_rounds import Here
 
-from infra.place import Place, set_place
+from infra.handles import Place, set_place
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, counted_weights, require_quorum
 from tasks.check_client_resource import check_client_resource, read_plan
@@ -23,6 +21,8 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.wake_up import wake_up
+from tests.tasks.phase_place import Notes, make_place, make_plan, make_update, put_state
+from tests.tasks.sum_rounds import Here
 
 SPEC = FederationSpec()
 LIMITED = FederationSpec(participation=Participation(max_weight_share=0.4, min_updates=1))

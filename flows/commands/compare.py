@@ -1,0 +1,271 @@
+"""Federations side by side: their figures and costs as a table, what they differ in; a report with plots and tables."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.stored.runs import StoredRun, opened_store, read_run
+from flows.suite.files import made_files, write_files
+from infra.errors import SettingsError
+from infra.settings import Settings
+from infra.views import Views
+from tasks.errors import SpecError
+from tasks.metrics.over_rounds import Costs, best_round, costs_by_round
+from tasks.plain_text import plain_name
+from tasks.report import text
+from tasks.report.text import signed_number as signed
+from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
+from tasks.spec.records import Metrics, RoundRecord
+from tasks.spec.references import is_reference, is_twin
+from tasks.spec.suite_records import SuiteResult
+from tasks.suite.grouping import Run, result_of_runs, training_images
+from tasks.suite.summary import summarise
+
+_LONGEST_NAME = 100  # characters of a default folder
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One federation of a comparison, with at least one committed round."""
+
+    run: StoredRun
+    costs: list[Costs]
+    best_round: int
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        return self.run.records
+
+    @property
+    def best(self) -> Metrics:
+        return self.records[self.best_round].metrics
+
+    @property
+    def last(self) -> Metrics:
+        return self.records[-1].metrics
+
+    @property
+    def test_sets(self) -> frozenset[str]:
+        """Digests of what the last round was scored on."""
+        return frozenset(evaluation.test_digest for evaluation in self.records[-1].evaluations)
+
+    @property
+    def whole(self) -> Run:
+        return Run(self.name, self.run.spec, self.records)
+
+
+def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> list[Compared]:
+    """The federations ``names`` from the store; their best rounds are the best by ``metric``.
+
+    Raises:
+        SpecError: fewer than two names, one named twice, one that the store does not have, or without any round.
+    """
+    if len(names) < 2:
+        raise SpecError(f"RUN: expected at least two federations to compare, found {len(names)}")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise SpecError(f"RUN: expected each federation once, found {', '.join(twice)} more than once")
+    with opened_store(settings) as objects:
+        runs = [read_run(objects, settings, name) for name in names]
+    compared = []
+    for run in runs:
+        if not run.records:
+            raise SpecError(f"{run.name}: expected at least one committed round to compare, found none")
+        best, _ = best_round([record.metrics for record in run.records], metric)
+        compared.append(Compared(run, costs_by_round(run.records, run.spec.training.local_epochs), best))
+    return compared
+
+
+# --- what is said ------------------------------------------------------------------------------------------
+
+
+def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
+    """A column a federation, with differences (of figures) and factors (of costs) against the first in brackets."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for item in compared:
+        table.add_column(Text(item.name), justify="right", overflow="fold")
+    table.add_row("state", *(item.run.status for item in compared))
+    table.add_row("rounds", *(f"{item.records[-1].round}/{item.run.spec.max_rounds}" for item in compared))
+    table.add_row("clients", *(_clients(item) for item in compared))
+    table.add_row("image passes", *(f"{item.costs[-1].passes:.4g}" for item in compared))
+    table.add_row("best round", *(str(item.best_round) for item in compared))
+    _figures(table, f"{metric} best", [getattr(item.best, metric) for item in compared], bold=True)
+    _figures(table, f"{metric} last", [getattr(item.last, metric) for item in compared])
+    table.add_row(Text("at the best round", "dim"))
+    others = [name for name in MAP_NAMES if name != metric]
+    for name in (*others, "recall", "loss"):
+        label = "test loss" if name == "loss" else name
+        _figures(table, label, [getattr(item.best, name) for item in compared])
+    classes = list(dict.fromkeys(name for item in compared for name in item.best.per_class))
+    if classes:
+        table.add_row(Text("AP50 voc10 by class", "dim"))
+    for name in classes:
+        _figures(table, f"  {plain_name(name)}", [item.best.per_class.get(name) for item in compared])
+    table.add_row(Text("over all rounds", "dim"))
+    _factors(table, "seconds", [item.costs[-1].seconds for item in compared], ".0f")
+    exchanged = [None if is_reference(item.run.spec) else item.costs[-1].exchanged / 1e6 for item in compared]
+    _factors(table, "MB exchanged", exchanged, ".1f")
+    _factors(table, "MB moved", [item.costs[-1].moved / 1e6 for item in compared], ".1f")
+    return table
+
+
+def _clients(item: Compared) -> str:
+    if item.run.spec.data.local_only is not None:
+        return f"{item.run.spec.data.local_only} alone"
+    return "centralised" if item.run.spec.data.pooled else str(len(item.records[-1].clients))
+
+
+def _figures(table: Table, label: str, values: Sequence[float | None], *, bold: bool = False) -> None:
+    first = values[0]
+    cells = []
+    for number, value in enumerate(values):
+        cell = "–" if value is None else f"{value:.3f}"
+        if number and value is not None and first is not None:
+            cell += f" ({signed(value - first)})"
+        cells.append(Text(cell, "bold" if bold else ""))
+    table.add_row(Text(label), *cells)
+
+
+def _factors(table: Table, label: str, values: Sequence[float | None], form: str) -> None:
+    first = values[0]
+    cells = []
+    for number, value in enumerate(values):
+        cell = "–" if value is None else format(value, form)
+        if number and value is not None and first:
+            cell += f" (×{value / first:.2f})"
+        cells.append(cell)
+    table.add_row(label, *cells)
+
+
+def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
+    """For each federation whose centralised twin is here too: what it lacks, at the same number of image passes."""
+    pairs = [
+        (item, other)
+        for item, other in itertools.permutations(compared, 2)
+        if is_twin(item.run.spec, other.run.spec) and training_images(item.whole) == training_images(other.whole)
+    ]
+    lines = []
+    for item, other in pairs:
+        common = min(item.costs[-1].passes, other.costs[-1].passes)
+        mine, reference = (_after(one, common, metric) for one in (item, other))
+        who = f"{item.name}: " if len(compared) > 2 else ""
+        if mine is None or reference is None:
+            lines.append(f"{who}gap to centralised: no {metric} of both after {common:.4g} image passes")
+            continue
+        best, highest = getattr(item.best, metric), getattr(other.best, metric)
+        ends = f"; best against best {signed(best - highest)}" if best is not None and highest is not None else ""
+        lines.append(
+            f"{who}gap to centralised: {signed(mine - reference)} {metric} after {common:.4g} image passes{ends}"
+        )
+    return lines
+
+
+def _after(item: Compared, passes: float, metric: MapName) -> float | None:
+    """The figure of the last round that took no more image passes than these."""
+    within = [number for number, costs in enumerate(item.costs) if costs.passes <= passes * (1 + 1e-9)]
+    value: float | None = getattr(item.records[within[-1]].metrics, metric)
+    return value
+
+
+def gains(result: SuiteResult) -> list[str]:
+    """For each experiment whose devices are here alone too: what it has beyond them, over the seeds of both."""
+    lines = []
+    for between in summarise(result).experiments:
+        if between.gain is None:
+            continue
+        difference = between.gain.difference
+        lines.append(
+            f"{between.experiment}: gain over local only: {text.signed(difference)} {result.metric} after "
+            f"{between.gain.passes:.4g} image passes, {text.plural(difference.n, 'seed')}, mean over "
+            f"{text.plural(len(between.rows['local-only'].devices), 'device')}"
+        )
+    return lines
+
+
+def warnings(compared: Sequence[Compared]) -> list[str]:
+    """Why figures of the others may not be compared with those of the first."""
+    first, lines = compared[0], []
+    for item in compared[1:]:
+        pair = f"{first.name} and {item.name}"
+        if item.test_sets != first.test_sets:
+            lines.append(f"the test sets of {pair} differ: their figures are not of the same images and boxes")
+        elif item.run.spec.evaluation != first.run.spec.evaluation:
+            lines.append(f"{pair} are evaluated by different rules: see the fields below")
+        ours, theirs = first.records[-1].environment, item.records[-1].environment
+        if ours.cpu != theirs.cpu or ours.threads != theirs.threads:
+            lines.append(f"{pair} ran on different machines or threads: their seconds do not compare")
+    return lines
+
+
+def differences(compared: Sequence[Compared]) -> list[str]:
+    """The specification's fields in which each of the others differs from the first."""
+    first, lines = compared[0], []
+    for item in compared[1:]:
+        changes = changed_fields(first.run.spec, item.run.spec)
+        shown = ", ".join(f"{field} {_value(old)} → {_value(new)}" for field, (old, new) in changes.items())
+        what = f"differs from {first.name} in: {shown}" if shown else f"is the same experiment as {first.name}"
+        lines.append(f"{item.name} {what}")
+    return lines
+
+
+def _value(value: object) -> str:
+    text = "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+# --- what is written ---------------------------------------------------------------------------------------
+
+
+def default_folder(settings: Settings, names: Sequence[str]) -> Path:
+    """Below the home, named for the federations."""
+    joined = "+".join(names)
+    if len(joined) > _LONGEST_NAME:
+        joined = f"{joined[: _LONGEST_NAME - 9]}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
+    return settings.home / "comparisons" / joined
+
+
+def result_of(compared: Sequence[Compared], metric: MapName, target: float) -> SuiteResult:
+    """As a suite's: runs that differ in their seed alone are one experiment, with its references."""
+    runs = [item.whole for item in compared]
+    return result_of_runs(runs, metric=metric, target=target, created=datetime.now(UTC))
+
+
+def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: Path, views: Views) -> list[Path]:
+    """``report.html``, ``comparison.csv`` with every round, ``table.tex``, and the plots as PNG and SVG.
+
+    One that cannot be made is noted in ``views``.
+
+    Raises:
+        SettingsError: ``folder`` cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the plots, which take seconds
+        files = made_files(views, result, notes=[*warnings(compared), *_unfinished(compared)])
+        files = {("comparison.csv" if name == "rounds.csv" else name): content for name, content in files.items()}
+        write_files(folder, files)
+    except OSError as error:
+        raise SettingsError(f"{folder}: the comparison cannot be written: {error.strerror or error}") from None
+    return [folder / name for name in files]
+
+
+def _unfinished(compared: Sequence[Compared]) -> list[str]:
+    return [
+        f"{item.name} is {item.run.status} after round {item.records[-1].round} of {item.run.spec.max_rounds}: "
+        "its last round is not its end"
+        for item in compared
+        if item.run.status != "finished"
+    ]

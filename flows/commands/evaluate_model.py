@@ -1,0 +1,191 @@
+"""A model's evaluation for the terminal: on which data, by which rules, and the tables of its figures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flows.commands.arguments import ChosenData, choose_data
+from flows.commands.open_model import OpenedModel
+from infra.files.private import data_cache
+from infra.settings import Settings
+from tasks.data.catalog import load_data
+from tasks.data.entries import Faults
+from tasks.data.loading import Batch, EvaluationLoader
+from tasks.errors import DataError, SpecError
+from tasks.models.card import FIGURES
+from tasks.models.evaluate import EvaluationSet, evaluate_model, evaluation_sets
+from tasks.plain_text import plain, plain_name
+from tasks.spec.data import DataSpec
+from tasks.spec.federation import FederationSpec, with_fields
+from tasks.spec.records import EvaluationRecord, Metrics
+
+MOST_COLUMNS = 6  # test sets by whose clients the table of classes is divided; JSON has all
+_PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False, "padding": (0, 1, 0, 0)}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model's figures. ``on_record``: the same data and rules as those that its card's figures come from."""
+
+    model: OpenedModel
+    spec: FederationSpec
+    data_digest: str
+    device: str
+    records: list[EvaluationRecord]
+    metrics: Metrics
+    on_record: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "card": self.model.card.model_dump(mode="json"),
+            "data": self.spec.data.model_dump(mode="json"),
+            "data_digest": self.data_digest,
+            "evaluation": self.spec.evaluation.model_dump(mode="json"),
+            "device": self.device,
+            "metrics": self.metrics.model_dump(mode="json"),
+            "evaluations": [record.model_dump(mode="json") for record in self.records],
+        }
+
+
+def evaluate_opened(
+    model: OpenedModel,
+    settings: Settings,
+    *,
+    data: str | None,
+    fields: dict[str, Any],
+    device: str,
+    threads: int | None,
+    console: Console,
+) -> Evaluated:
+    """Score ``model`` on the test split of ``data`` (a folder, preset or file; None: its own), with ``fields`` set.
+
+    A model on its own data is scored for the clients that are on record. ``console`` shows how far it is,
+    and what the data have that may cost figures.
+
+    Raises:
+        SpecError: the data are not known, or a field is neither theirs nor a rule of evaluation.
+        DataError: the data cannot be used, do not fit the model, or are no longer those of the run.
+    """
+    chosen = choose_data(data) if data is not None else _own(model)
+    spec = _specified(model, chosen.spec, fields)
+    own = data is None and spec.data == model.data
+    faults = Faults()
+    cache = data_cache(settings.home)
+    loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=cache, faults=faults)
+    for line in faults.notes.messages(spec.data):
+        console.print(f"warning: {line}", soft_wrap=True)
+    recorded = model.record.evaluations if model.record is not None and own else ()
+    digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
+    sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))
+    _check_unchanged(sets, digests)
+    with _counted(console, sum(len(item.samples) for item in sets)) as watched:
+        records, metrics = evaluate_model(
+            model.detector, sets, model.card.classes, spec.evaluation, device=device, threads=threads, watched=watched
+        )
+    return Evaluated(model, spec, loaded.digest, device, records, metrics, on_record=own and not fields)
+
+
+def title_of(evaluated: Evaluated) -> str:
+    """One line: model, detector, data, rules."""
+    spec, rules = evaluated.spec, evaluated.spec.evaluation
+    return (
+        f"{plain(evaluated.model.title)} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · "
+        f"{spec.data.kind} · score > {rules.score_threshold:g}, NMS over {rules.nms_iou:g}"
+    )
+
+
+def figures_table(evaluated: Evaluated) -> Table:
+    """The figures over all clients, by test set where there are several, and on record."""
+    table = Table("test set", **_PLAIN)
+    for name in ("images", *FIGURES):
+        table.add_column(name, justify="right")
+    records, metrics, card = evaluated.records, evaluated.metrics, evaluated.model.card
+    images = sum(record.test_size for record in records)
+    rows: list[tuple[str, int, Metrics | EvaluationRecord]] = [("all clients", images, metrics)]
+    if len(records) > 1:
+        rows += [(_clients(record), record.test_size, record) for record in records]
+    for title, count, values in rows:
+        table.add_row(title, str(count), *(_shown(getattr(values, name)) for name in FIGURES))
+    if evaluated.on_record and card.metrics:
+        table.add_row("on record", "", *(_shown(card.metrics.get(name)) for name in FIGURES), style="dim")
+    return table
+
+
+def classes_table(evaluated: Evaluated) -> Table:
+    """AP and recall by class over all clients, and AP by test set where there are a few."""
+    metrics, records = evaluated.metrics, evaluated.records
+    columns = [
+        ("AP50 (voc10)", metrics.per_class),
+        ("AP (coco)", metrics.per_class_coco),
+        ("recall", metrics.per_class_recall),
+    ]
+    if 1 < len(records) <= MOST_COLUMNS:
+        columns += [(f"AP50, {_clients(record)}", record.per_class) for record in records]
+    table = Table("class", **_PLAIN)
+    for title, _ in columns:
+        table.add_column(title, justify="right")
+    for name in evaluated.model.card.classes:
+        table.add_row(Text(plain_name(name)), *(_shown(values.get(name)) for _, values in columns))
+    return table
+
+
+def _own(model: OpenedModel) -> ChosenData:
+    if model.data is None:
+        raise SpecError(f"{model.title}: its card names no data; expected --data with a folder, a preset or a file")
+    return ChosenData(model.data)
+
+
+def _specified(model: OpenedModel, data: DataSpec, fields: dict[str, Any]) -> FederationSpec:
+    """The model's detector with the data and the rules of its evaluation."""
+    for name in fields:
+        if name.split(".")[0] not in ("data", "evaluation"):
+            raise SpecError(f"--set {name}: expected a field below evaluation or data")
+    spec = FederationSpec(detector=model.card.detector, data=data, evaluation=model.evaluation)
+    return with_fields(spec, fields, source="--set") if fields else spec
+
+
+def _check_unchanged(sets: Iterable[EvaluationSet], digests: dict[str, str]) -> None:
+    """
+    Raises:
+        DataError: a client's test set is another one than at the time of the run.
+    """
+    for item in sets:
+        for client in item.clients:
+            if digests.get(client, item.digest) != item.digest:
+                raise DataError(
+                    f"client {client}: its test set has changed since the run: expected digest {digests[client]}, "
+                    f"found {item.digest}"
+                )
+
+
+@contextlib.contextmanager
+def _counted(console: Console, images: int) -> Iterator[Callable[[EvaluationLoader], Iterable[Batch]]]:
+    """On a terminal: how many images are scored, and the time that is left."""
+    columns = (TextColumn("evaluating"), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("evaluating", total=images)
+
+        def watched(loader: EvaluationLoader) -> Iterator[Batch]:
+            for batch in loader:
+                yield batch
+                progress.advance(task, len(batch.indices))
+
+        yield watched
+
+
+def _clients(record: EvaluationRecord) -> str:
+    names = record.clients
+    more = f" (+{len(names) - 3})" if len(names) > 3 else ""
+    return f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

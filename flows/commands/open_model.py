@@ -1,0 +1,216 @@
+"""Opening a model by what the user calls it: a run's name, a model file, or a version of MLflow's registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.stored.runs import StoredRun, listed, opened_store, read_run
+from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
+from infra.store.layout import FederationLayout, federations
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from infra.tracking.registered import fetch_registered, registered_models
+from tasks.detectors.base import Detector
+from tasks.detectors.registry import build_detector
+from tasks.detectors.state import load_state, state_sha256
+from tasks.errors import DataError, SpecError
+from tasks.models.card import card_of
+from tasks.models.file import ModelCard, load_model, read_state
+from tasks.spec.base import check_name
+from tasks.spec.data import DataSpec
+from tasks.spec.federation import FederationSpec, parse_spec
+from tasks.spec.records import RoundRecord
+from tasks.spec.training import EvaluationSpec
+
+MODEL_SUFFIX = ".safetensors"
+SCHEME = "models:/"
+EXPECTED = (
+    f"expected a run's name, a model file (*{MODEL_SUFFIX}), or a model of the registry "
+    f"({SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS)"
+)
+_URI = re.compile(re.escape(SCHEME) + r"(?P<name>[^/@:']+)(?:/(?P<version>[0-9]+|latest)|(?P<alias>@[^/@]+))")
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A detector in evaluation mode, on the CPU, and what is known of it.
+
+    ``title`` is how it is called on the terminal. ``spec`` and ``record`` are those of a run, None for a model file.
+    """
+
+    title: str
+    detector: Detector
+    card: ModelCard
+    spec: FederationSpec | None = None
+    record: RoundRecord | None = None
+
+    @property
+    def data(self) -> DataSpec | None:
+        """The data that it was trained on, None if the card does not say.
+
+        Raises:
+            SpecError: the card's data are none that this fedbench knows.
+        """
+        if self.spec is not None:
+            return self.spec.data
+        if self.card.data is None:
+            return None
+        return parse_spec({"data": self.card.data}, source=f"{self.title}: card").data
+
+    @property
+    def evaluation(self) -> EvaluationSpec:
+        """The rules that a run was scored by; the usual ones where the card of a model file does not say."""
+        return (self.spec or self.card).evaluation or EvaluationSpec()
+
+
+def open_model(reference: str, settings: Settings, number: int | None = None) -> OpenedModel:
+    """The model that ``reference`` names; of a run that of round ``number``, its best round if left out.
+
+    Raises:
+        SpecError: there is no such model; says what was tried.
+        DataError: the file cannot be used.
+        InfraError: the store or MLflow cannot be reached.
+    """
+    is_file = reference.endswith(MODEL_SUFFIX)
+    if number is not None and (is_file or reference.startswith(SCHEME)):
+        raise SpecError(f"--round {number}: expected a run's name with it, {reference} is one model")
+    if reference.startswith(SCHEME):
+        return _open_registered(reference, settings)
+    if is_file:
+        return _open_file(Path(reference), reference)
+    return _open_round(reference, settings, number)
+
+
+def _open_file(path: Path, title: str) -> OpenedModel:
+    detector, card = load_model(path)
+    if card.federation is not None and card.round is not None:
+        title += f" ({card.federation}, round {card.round})"
+    return OpenedModel(title, detector, card)
+
+
+def _open_round(name: str, settings: Settings, number: int | None) -> OpenedModel:
+    with opened_store(settings) as objects:
+        run = _read(objects, settings, name)
+        if not run.records:
+            raise SpecError(f"{name}: expected a round that is committed, the run has none yet")
+        chosen = run.records[-1].decision.best_round if number is None else number
+        if not 0 <= chosen < len(run.records):
+            raise SpecError(f"--round {chosen}: expected 0 to {len(run.records) - 1}, the committed rounds of {name}")
+        record = run.records[chosen]
+        _require_weights(objects, settings, run, record)
+        weights = WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
+        path = weights.get(record.model.key, record.model.sha256, record.model.bytes).path
+        card = card_of(run.spec, record)
+        detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
+        load_state(detector, path)
+    return OpenedModel(f"{name}, round {chosen}", detector.eval(), card, run.spec, record)
+
+
+def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun:
+    """
+    Raises:
+        SpecError: neither a run nor a file is called so.
+    """
+    known = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
+    if reference in known:
+        return read_run(objects, settings, reference)
+    try:
+        check_name(reference, source="MODEL")
+        tried = f"no run of this name in the store (it has: {listed(known, reference)})"
+    except SpecError:
+        tried = "no run can be called so"
+    path = Path(reference)
+    there = "a folder" if path.is_dir() else f"a file that does not end in {MODEL_SUFFIX}" if path.exists() else ""
+    tried += f", and it is {there}" if there else ", and no file"
+    raise SpecError(f"{reference}: no such model: {tried}; {EXPECTED}")
+
+
+def _require_weights(objects: ObjectStore, settings: Settings, run: StoredRun, record: RoundRecord) -> None:
+    """
+    Raises:
+        SpecError: retention removed the round's weights; names the rounds that have theirs.
+    """
+    layout = FederationLayout(settings.s3.prefix, run.name)
+    keys = set(objects.list(layout.rounds))
+    if record.model.key in keys:
+        return
+    kept = [str(other.round) for other in run.records if other.model.key in keys]
+    raise SpecError(
+        f"--round {record.round}: its weights were not kept; {run.name} has those of rounds {', '.join(kept)} "
+        "(the best one and the last keep_globals)"
+    )
+
+
+def _open_registered(reference: str, settings: Settings) -> OpenedModel:
+    """A model of the registry by its safetensors file: whatever code is beside it is not looked at."""
+    name, version = parsed_uri(reference)
+    services = EmbeddedServices(settings, prefect=False)
+    with services, tempfile.TemporaryDirectory(prefix="fedbench-") as temporary:
+        uri = services.mlflow_tracking_uri
+        folder = fetch_registered(uri, services.s3_endpoint(), name, version, Path(temporary))
+        if folder is None:
+            found = [SCHEME + name for name in registered_models(uri)]
+            raise SpecError(f"{reference}: no such model in the registry; it has: {listed(found, reference)}")
+        path = _single_file(folder, reference)
+        objects = ObjectStore(services.s3_endpoint())
+        objects.ensure_bucket()
+        if name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
+            return _on_record(reference, read_run(objects, settings, name), path)
+        opened = _open_file(path, reference)
+    return dataclasses.replace(opened, title=f"{opened.title}, which no run in the store vouches for")
+
+
+def parsed_uri(reference: str) -> tuple[str, str]:
+    """Name, and version (a number, ``latest`` or ``@alias``), of a model of the registry.
+
+    Raises:
+        SpecError: it is no such URI.
+    """
+    parsed = _URI.fullmatch(reference)
+    if parsed is None:
+        raise SpecError(f"{reference}: expected {SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS or {SCHEME}NAME/latest")
+    return parsed["name"], parsed["version"] or parsed["alias"]
+
+
+def _on_record(reference: str, run: StoredRun, path: Path) -> OpenedModel:
+    """The model of the run's round whose weights the file has. Its detector and card are those of the record.
+
+    Raises:
+        DataError: the weights are those of no committed round.
+    """
+    state = read_state(path)
+    record = record_of_weights(run.records, state_sha256(state))
+    if record is None:
+        raise DataError(
+            f"{reference}: expected the weights of a committed round of {run.name}, found others: the registered file "
+            f"was changed, or another version of safetensors wrote it; the run's own model is called {run.name}"
+        )
+    card = card_of(run.spec, record)
+    detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
+    detector.load_state_dict(state)
+    return OpenedModel(f"{reference} ({run.name}, round {record.round})", detector.eval(), card, run.spec, record)
+
+
+def record_of_weights(records: Sequence[RoundRecord], sha256: str) -> RoundRecord | None:
+    """A round that left these weights: the best one if it did, else the latest."""
+    found = [record for record in records if record.model.sha256 == sha256]
+    best = records[-1].decision.best_round if records else None
+    return next((record for record in found if record.round == best), found[-1] if found else None)
+
+
+def _single_file(folder: Path, reference: str) -> Path:
+    """
+    Raises:
+        DataError: the registered model holds no model file, or several.
+    """
+    files: Sequence[Path] = sorted(folder.rglob(f"*{MODEL_SUFFIX}")) if folder.is_dir() else [folder]
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise DataError(f"{reference}: expected one *{MODEL_SUFFIX} file among its artifacts, found {names}")
+    return files[0]

@@ -1,0 +1,80 @@
+"""The Prefect and MLflow pages of one federation, served from this machine's state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import typer
+from rich.console import Console
+
+from flows.coordinator.planted import hold_back_planted
+from infra.files.private import private_process
+from infra.servers.login_page import how_to_log_in
+from infra.servers.mlflow_server import MlflowService
+from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
+from infra.store.objects import ObjectStore
+
+
+def serve_pages(settings: Settings, name: str, console: Console, *, open_browser: bool) -> None:
+    """Start what is not running, print the two addresses, and serve until Ctrl-C.
+
+    Raises:
+        SpecError: there is no federation of this name.
+        ServiceFailed: a server did not come up.
+    """
+    from flows.stored.runs import read_run
+
+    private_process(settings.home)
+    with EmbeddedServices(settings) as services:
+        objects = ObjectStore(services.s3_endpoint())
+        objects.ensure_bucket()
+        read_run(objects, settings, name)
+        os.environ.update(services.prefect_environment())
+        hold_back_planted(settings, services.prefect, lambda line: console.print(line, soft_wrap=True, markup=False))
+        mlflow = None
+        tracking = services.mlflow_tracking_uri
+        if tracking.startswith("http"):
+            base = tracking
+        else:
+            console.print("starting MLflow's server …")
+            mlflow = MlflowService(settings.home, services.s3_endpoint(), tracking)
+            mlflow.ensure()
+            base = mlflow.address
+        try:
+            pages = {"Prefect": prefect_page(services, name), "MLflow": mlflow_page(settings, tracking, name, base)}
+            for title, page in pages.items():
+                console.print(f"{title:8}{page}", soft_wrap=True)
+            own_mlflow = mlflow is not None or services.mlflow is not None  # ours, or the stack's
+            login = services.login_page("ui", pages["Prefect"], pages["MLflow"] if own_mlflow else None)
+            if login is not None:
+                console.print(how_to_log_in(login), soft_wrap=True, highlight=False, markup=False)
+            if open_browser:
+                for page in pages.values() if login is None else [login.as_uri()]:
+                    typer.launch(page)  # `ps` shows it to others: an address, or a file that they cannot read
+            console.print("Ctrl-C ends it.")
+            while True:
+                time.sleep(1)
+        except KeyboardInterrupt:
+            console.print("stopped")
+        finally:
+            if mlflow is not None:
+                mlflow.stop()
+
+
+def prefect_page(services: EmbeddedServices, name: str) -> str:
+    """Page of the federation's newest flow run; the list of its runs when there is none."""
+    from infra.orchestrator.flow_runs import newest_run
+
+    base = services.prefect_api_url.removesuffix("/api")
+    run = asyncio.run(newest_run(name))
+    return f"{base}/runs/flow-run/{run.id}" if run is not None else f"{base}/runs"
+
+
+def mlflow_page(settings: Settings, tracking: str, name: str, base: str) -> str:
+    """Page of the federation's MLflow run; the front page when there is none."""
+    from infra.tracking.federation import find_page
+
+    return find_page(tracking, settings.mlflow_experiment, name, base) or base

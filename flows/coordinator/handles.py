@@ -1,0 +1,202 @@
+"""What the process of a federation needs, however it was started: its place, where its turns run, its restarts."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+from prefect.exceptions import PrefectHTTPStatusError
+
+from flows.coordinator.preflight import PRELOAD, slot_count
+from flows.stored.runs import readable_history
+from flows.views.terminal import SafeReporter
+from infra.errors import (
+    DiskFull,
+    InfraError,
+    PoolUnusable,
+    RunLocked,
+    SettingsError,
+    StoredResultRefused,
+    TrackingUnavailable,
+)
+from infra.handles import Place, Reporter
+from infra.settings import S3Settings, Settings
+from infra.store.clock import is_too_early_or_late
+from infra.store.layout import FederationLayout
+from infra.store.lease import StoreLease
+from infra.store.leased import LeasedStore
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from infra.tracking.federation import mlflow_environment
+from infra.turns.local import LocalSlots, TurnRunner
+from tasks.errors import FedbenchError, SpecError
+from tasks.plain_text import plain
+from tasks.replies import answer_limit, read_reply
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
+from tasks.take_turn import take_turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flows.views.mlflow_run import RunReport
+    from flows.views.terminal import Progress
+
+MAX_RESTARTS = 20
+LONGEST_PAUSE = 10  # seconds
+# A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
+GRACE_SECONDS = 3.0
+
+
+class Restarts:
+    """How often a federation has gone on by itself, after its store or Prefect's API was gone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def pause(self) -> int:
+        """Seconds before the next attempt, which needs a service that is back."""
+        return min(self.count, LONGEST_PAUSE)
+
+    def allow(self, error: Exception) -> bool:
+        """Whether there is another attempt after ``error``; it is counted."""
+        if not place_failed(error) or self.count >= MAX_RESTARTS:
+            return False
+        self.count += 1
+        return True
+
+    def told(self, error: Exception) -> str:
+        return f"{first_line(error)}: going on from the last commit (restart {self.count})"
+
+
+def open_place(
+    name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport, lease: StoreLease
+) -> Place:
+    """The handles of one federation; ``progress`` and ``report`` have been told what is committed.
+
+    settings: with the store's endpoint filled in; MLflow is turned to it too. lease: the federation's, held: nothing is
+    written once it is lost.
+
+    Raises:
+        PoolUnusable, SettingsError, SpecError: there is nowhere for its turns to run.
+    """
+    s3 = settings.s3
+    turn_mlflow_to(s3)
+    safe = SafeReporter(progress, report.views)
+    layout = FederationLayout(s3.prefix, name)
+    if lease.objects.settings != s3:
+        lease.use(ObjectStore(s3))
+    objects = LeasedStore(lease.objects, lease)
+    runner: TurnRunner = (
+        pool_slots(name, spec, settings, safe.message)
+        if settings.pools.used
+        else local_slots(settings, slot_count(settings, spec))
+    )
+
+    def committed(record: RoundRecord) -> None:
+        safe.round_committed(record)
+        report.round_committed(record)
+
+    history = readable_history(objects, layout).records  # what is damaged is mended once the lease is held
+    if history:
+        safe.resumed(history[-1].round, history)
+    report.open(history)
+    return Place(
+        settings=settings,
+        objects=objects,
+        weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
+        layout=layout,
+        slots=runner,
+        take_turn=take_turn,
+        reporter=cast("Reporter", safe),
+        committed=committed,
+        started=report.flow_started,
+        finished=report.finish,
+        went_back=report.open,
+        views=report.views,
+        lease=lease,
+    )
+
+
+def turn_mlflow_to(s3: S3Settings) -> None:
+    """Have MLflow's client in this process write files to the store, with its keys."""
+    if s3.access_key is not None and s3.secret_key is not None:
+        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
+        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
+
+
+def local_slots(settings: Settings, count: int) -> LocalSlots:
+    """Slots of this machine. They get what they must know beyond the settings file: home and store, with keys."""
+    s3 = settings.s3
+    environment = {"FEDBENCH_HOME": str(settings.home), "FEDBENCH_S3__BUCKET": s3.bucket}
+    if s3.endpoint is not None:
+        environment["FEDBENCH_S3__ENDPOINT"] = s3.endpoint
+    if s3.access_key is not None and s3.secret_key is not None:
+        environment["FEDBENCH_S3__ACCESS_KEY"] = s3.access_key.get_secret_value()
+        environment["FEDBENCH_S3__SECRET_KEY"] = s3.secret_key.get_secret_value()
+    return LocalSlots(count, PRELOAD, environment)
+
+
+def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callable[[str], None]) -> TurnRunner:
+    """Residents on the work pools that ``settings.pools`` name. The federation's clients are known.
+
+    Raises:
+        PoolUnusable: there is no pool for a client.
+        SpecError: the clients are not known.
+    """
+    from infra.turns.pools import ResidentSlots
+
+    if spec.clients is None:
+        raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")
+    return ResidentSlots(
+        ObjectStore(settings.s3),
+        FederationLayout(settings.s3.prefix, name),
+        settings.pools,
+        spec.clients,
+        job_variables=job_variables(spec),
+        read_reply=read_reply,
+        answer_limit=answer_limit,
+        say=say,
+        code_version=metadata.version("fedbench"),
+    )
+
+
+def job_variables(spec: FederationSpec) -> dict[str, Any]:
+    """What a turn of ``spec`` asks of its slot; one that has less refuses the run."""
+    cuda = spec.training.device == "cuda"
+    return {
+        "device": "cuda" if cuda else "any",
+        "threads": spec.training.threads,
+        "grace_seconds": GRACE_SECONDS,
+    }
+
+
+def place_failed(error: BaseException) -> bool:
+    """Whether the store or an API was unreachable, rather than the federation or a clock wrong, or a disk full."""
+    if isinstance(error, DiskFull) or is_too_early_or_late(error):  # neither passes by itself
+        return False
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, httpx.TransportError | ConnectionError):
+            return True
+        if isinstance(current, InfraError) and not isinstance(
+            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked | StoredResultRefused
+        ):
+            return True
+        if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
+            return True
+        if isinstance(current, FedbenchError):
+            return False
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a line of the display."""
+    text = str(error).strip() or type(error).__name__
+    return plain(text.splitlines()[0], 200)

@@ -1,0 +1,223 @@
+"""What is checked before a run takes anything: the machine, the data, the name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from pydantic import BaseModel
+
+from flows.stored.runs import readable_history
+from infra.errors import SettingsError
+from infra.files.private import data_cache
+from infra.settings import Settings
+from infra.store.flush import flush
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from tasks.data.catalog import load_data
+from tasks.data.entries import Faults
+from tasks.detectors.weight_file import FileWeights, check_weights, fetch_weights, lite0_file, weight_file_name
+from tasks.errors import SpecError
+from tasks.spec.base import SPEC_VERSION, STORE_VERSION
+from tasks.spec.detector_parts import EfficientNetLite0Weights
+from tasks.spec.federation import FederationSpec, changed_fields
+from tasks.spec.records import StoreVersion
+from tasks.whole import DamagedObject, read_whole, set_aside
+
+log = logging.getLogger(__name__)
+
+# What a slot has imported before its first turn. That imports Prefect too, which slots use for nothing.
+PRELOAD = ("infra.environment.ignore_prefect_files", "tasks.take_turn")
+
+
+def slot_count(settings: Settings, spec: FederationSpec) -> int:
+    """Slots of this machine: the setting, else cores // threads of a turn.
+
+    Raises:
+        SettingsError: a turn wants more than there is.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = spec.training.threads
+    if threads > cores:
+        raise SettingsError(f"training.threads: expected at most {cores}, this machine's cores, found {threads}")
+    if spec.training.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SettingsError("training.device: expected cpu, this machine has no usable CUDA device, found cuda")
+    return settings.slots or max(cores // threads, 1)
+
+
+def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
+    """``spec`` with what only data and weight files tell filled in, so that a later start cannot take others.
+
+    ``say`` gets a line for what the data have that may cost figures, beside the log.
+
+    Clients with pools of their own (``pools.silos``) keep their data to themselves. Where only the data tell the
+    devices, each silo has its own images alone, and there is no digest of the whole.
+
+    Raises:
+        DataError: data or weights are missing or wrong.
+        SpecError: the participation asks for devices that there are not; or what silos need is not told.
+    """
+    data, silos = spec.data, settings.pools.silos
+    name: str | None = getattr(data, "name", None)
+    own_images = name is not None and data.devices is None
+    if silos and own_images and spec.clients is None:
+        raise SpecError(
+            "participation.clients: expected the devices by name, because those in pools.silos keep their data to "
+            "themselves, found none"
+        )
+    own = [client for client in spec.clients or () if client in silos]
+    if own and not spec.participation.check_load:
+        raise SpecError(
+            "participation.check_load: expected true, because clients have machines of their own "
+            f"(pools.silos: {', '.join(own)}), found false"
+        )
+    if not own or not (own_images or (name is not None and settings.data_root(name) is None)):
+        spec = pin_data(spec, settings, say)
+    elif not own_images and getattr(data, "digest", None) is None:
+        raise SpecError(
+            f"data.digest: expected the content digest of data set {name}, because each silo must have all of it and "
+            "it is not on this machine, found none; fedbench data check prints it"
+        )
+    return pin_weights(spec, settings)
+
+
+def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
+    """Read (or draw) the data set on this machine and fix its digest in the specification.
+
+    Devices that only the data tell are checked, and fixed as ``participation.clients`` if none are named.
+
+    Raises:
+        DataError: the data set is missing or wrong.
+        SpecError: the participation asks for devices that the data set does not have.
+    """
+    faults = Faults()
+    data = load_data(spec.data, root_of=settings.data_root, cache=data_cache(settings.home), faults=faults)
+    for line in faults.notes.messages(spec.data):
+        log.warning("data: %s", line)
+        if say is not None:
+            say(f"data: {line}")
+    changes: dict[str, BaseModel] = {}
+    if getattr(spec.data, "digest", data.digest) is None:
+        changes["data"] = spec.data.model_copy(update={"digest": data.digest})
+    if spec.data.devices is None:
+        devices = tuple(data.train)
+        try:
+            spec.check_devices(devices)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
+        if spec.participation.clients is None:
+            changes["participation"] = spec.participation.model_copy(update={"clients": devices})
+    return spec.model_copy(update=changes) if changes else spec
+
+
+def pin_weights(spec: FederationSpec, settings: Settings) -> FederationSpec:
+    """Fix the digest of the initial weight file in the specification, if it names one without.
+
+    Raises:
+        DataError: the file is missing, and cannot be downloaded where that is asked for.
+    """
+    weights = spec.detector.weights
+    if not isinstance(weights, FileWeights) or weights.sha256 is not None:
+        return spec
+    pinned = weights.model_copy(update={"sha256": _weights_digest(spec, settings)})
+    return spec.model_copy(update={"detector": spec.detector.model_copy(update={"weights": pinned})})
+
+
+def require_weights(spec: FederationSpec, settings: Settings) -> None:
+    """Hold the initial weight file, if the specification names one, against its digest: before services start.
+
+    Raises:
+        DataError: it, or the package that holds it, is missing or another one.
+    """
+    _weights_digest(spec, settings)
+    if isinstance(spec.detector.weights, EfficientNetLite0Weights):
+        lite0_file()
+
+
+def _weights_digest(spec: FederationSpec, settings: Settings) -> str | None:
+    """sha256 of the initial weight file, checked, and fetched where that is asked for; None without one."""
+    name, weights = weight_file_name(spec.detector), spec.detector.weights
+    if name is None or not isinstance(weights, FileWeights):
+        return None
+    path = settings.weight_file(name)
+    fetch_weights(weights, path)
+    return check_weights(weights, path)
+
+
+def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> list[str]:
+    """Write ``spec.json``, or hold the specification against the one that is there.
+
+    A damaged one is written again from ``spec``, if the last round's record has its digest. Returns a line for each
+    object that was damaged.
+
+    Raises:
+        SpecError: the name belongs to another experiment; names the fields. Only a larger ``max_rounds`` extends.
+            Or the store was laid out by a newer fedbench.
+    """
+    lines = _claim_store(objects, layout)
+    stored = None
+    if objects.exists(layout.spec):
+        try:
+            stored = read_whole(objects, layout.spec, FederationSpec, SPEC_VERSION)
+        except DamagedObject as error:
+            records = readable_history(objects, layout).records
+            if records and records[-1].spec_digest != spec.digest:
+                raise SpecError(
+                    f"{error}; to write it again, expected the specification of round {records[-1].round} (digest "
+                    f"{records[-1].spec_digest[:8]}), found another one (digest {spec.digest[:8]})"
+                ) from None
+            kept = set_aside(objects, layout, [layout.spec])
+            lines.append(f"{error}: written again as given; what was there is kept in {kept}")
+    if stored is None or not _is_unchanged(layout, stored, spec):
+        objects.put_json(layout.spec, spec.model_dump(mode="json"))
+    flush(objects, [layout.store, layout.spec])  # also unchanged ones: whoever wrote them may have died before that
+    return lines
+
+
+def require_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> bool:
+    """Hold ``spec`` against the one in the store, if there is one. Returns whether it is there, unchanged.
+
+    Raises:
+        SpecError: as :func:`claim_name`.
+        DamagedObject: what is there cannot be read.
+    """
+    if objects.exists(layout.store):
+        read_whole(objects, layout.store, StoreVersion, STORE_VERSION)
+    if not objects.exists(layout.spec):
+        return False
+    return _is_unchanged(layout, read_whole(objects, layout.spec, FederationSpec, SPEC_VERSION), spec)
+
+
+def _is_unchanged(layout: FederationLayout, stored: FederationSpec, spec: FederationSpec) -> bool:
+    """Whether ``spec`` is ``stored``; False: only its ``max_rounds`` is larger.
+
+    Raises:
+        SpecError: it is another experiment; names the fields.
+    """
+    changes = changed_fields(stored, spec)
+    if not changes:
+        return True
+    if set(changes) != {"max_rounds"} or spec.max_rounds < stored.max_rounds:
+        shown = ", ".join(f"{field} (was {old!r}, now {new!r})" for field, (old, new) in changes.items())
+        raise SpecError(
+            f"{layout.federation}: this name belongs to another experiment, which differs in: {shown}; "
+            "choose another --name (only a larger max_rounds extends a federation)"
+        )
+    return False
+
+
+def _claim_store(objects: ObjectStore, layout: FederationLayout) -> list[str]:
+    lines = []
+    if objects.exists(layout.store):
+        try:
+            read_whole(objects, layout.store, StoreVersion, STORE_VERSION)
+            return []
+        except DamagedObject as error:
+            objects.copy(layout.store, layout.damaged_store)
+            lines.append(f"{error}: written again; what was there is kept as {layout.damaged_store}")
+    objects.put_json(layout.store, StoreVersion().model_dump(mode="json"))
+    return lines

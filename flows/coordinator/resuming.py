@@ -1,0 +1,168 @@
+"""What ``fedbench resume`` changes in the store before it goes on: rounds put aside, stored updates discarded.
+
+Both are for whoever finds a bad client behind a federation's state. Nothing is decided here: the federation goes on
+from what is left, as after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from flows.coordinator.holding import federation_held
+from flows.stored.runs import opened_store, put_best, read_history, read_spec
+from infra.errors import StoreCorrupt
+from infra.settings import Settings
+from infra.store.flush import flush, flush_removal
+from infra.store.layout import FederationLayout
+from infra.store.leased import LeasedStore
+from infra.store.objects import ObjectStore
+from tasks.errors import SpecError
+from tasks.replies import record_limit
+from tasks.spec.base import RECORD_VERSION, parse
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundPlan
+
+
+def prepare(
+    settings: Settings,
+    name: str,
+    *,
+    from_round: int | None,
+    retrain: Sequence[str],
+    say: Callable[[str], None] | None = None,
+) -> tuple[FederationSpec, list[str]]:
+    """Go back to ``from_round``, or discard the stored updates of the clients ``retrain``.
+
+    say: told when there is a wait for another process.
+
+    Returns the federation's specification and a line for each thing that was done.
+
+    Raises:
+        SpecError: no such federation, round or client; or both were asked for.
+        RunLocked: a process, of this machine or another, is running the federation.
+        StoreUnavailable: the store failed midway; the same call goes on.
+    """
+    if from_round is not None and retrain:
+        raise SpecError("--from, --retrain: expected one of them, because no update of a round put aside is taken over")
+    with opened_store(settings) as objects:
+        spec = read_spec(objects, settings, name)
+        layout = FederationLayout(settings.s3.prefix, name)
+        what = "fedbench resume " + ("--retrain" if from_round is None else "--from")
+        with federation_held(objects, settings, name, what, say) as lease:
+            objects = LeasedStore(objects, lease)
+            if from_round is not None:
+                return spec, go_back(objects, layout, from_round)
+            return spec, discard_updates(objects, layout, retrain)
+
+
+def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list[str]:
+    """Put aside all rounds after ``number``, committed or not, so that the federation goes on from it.
+
+    Each round's objects are copied below ``superseded/`` before its marker goes, the newest round first. So whenever
+    this is cut short, the rounds that are left are those up to some round, and nothing is lost.
+
+    Raises:
+        SpecError: round ``number`` is not committed or its global weights are not kept; or its record is damaged.
+        FedbenchError: a marker before it is missing.
+    """
+    keys = objects.list(layout.root)
+    kept = [done for done in layout.committed_rounds(keys) if layout.global_weights(done) in keys]
+    if number not in kept:
+        known = ", ".join(map(str, kept)) or "none yet"
+        raise SpecError(f"--from: expected a round whose global weights are kept ({known}), found {number}")
+    history = read_history(objects, layout, last=number)
+    size = keys[layout.global_weights(number)]
+    if size != history[-1].model.bytes:
+        raise SpecError(
+            f"--from: {layout.global_weights(number)}: expected {history[-1].model.bytes} bytes, as the record of "
+            f"round {number} says, found {size}"
+        )
+    later = [begun for begun in layout.begun_rounds(keys) if begun > number]
+    best = history[history[-1].decision.best_round]
+    # First: best.json may be older than the last record, as after a kill between the two, but not newer.
+    put_best(objects, layout, best)
+    if not later:
+        return [f"{layout.federation}: nothing follows round {number}"]
+    folder = max(layout.superseded_folders(keys), default=0) + 1
+    objects.put_json(
+        layout.superseded_record(folder),
+        {"version": 1, "from": number, "rounds": later, "put_aside": datetime.now(UTC).isoformat()},
+    )
+    for begun in reversed(later):
+        _put_aside(objects, layout, [key for key in keys if key.startswith(layout.round(begun))], begun, folder)
+    lines = [
+        f"{layout.federation}: goes on from round {number}; rounds put aside in {layout.superseded}{folder:04d}/: "
+        + ", ".join(map(str, later))
+    ]
+    if layout.global_weights(best.round) not in keys:
+        lines.append(
+            f"{layout.federation}: round {best.round} is the best up to there, and its weights are no longer kept: "
+            "until a better one there is no best model to register or to use"
+        )
+    return lines
+
+
+def _put_aside(objects: ObjectStore, layout: FederationLayout, keys: Sequence[str], number: int, folder: int) -> None:
+    copies = {key: layout.put_aside(key, folder) for key in keys}
+    for key, copy in copies.items():
+        objects.copy(key, copy)
+    flush(objects, [layout.superseded_record(folder), *copies.values()])
+    objects.delete([layout.marker(number)])
+    objects.delete([key for key in keys if key != layout.marker(number)])
+
+
+def discard_updates(objects: ObjectStore, layout: FederationLayout, clients: Sequence[str]) -> list[str]:
+    """Remove the updates of ``clients`` that the open round has in the store; a partial sum with all its clients'.
+
+    Raises:
+        SpecError: no round is open, or a client is not in its cohort.
+    """
+    committed = layout.committed_rounds(objects.list(layout.rounds))
+    number = committed[-1] + 1 if committed else 0
+    document = objects.get_json(layout.plan(number))
+    if document is None:
+        raise SpecError(f"--retrain: expected a federation with an open round, found none after round {number - 1}")
+    plan = parse(RoundPlan, document, source=layout.plan(number), newest=RECORD_VERSION)
+    for client in clients:
+        if client not in plan.cohort:
+            raise SpecError(
+                f"--retrain: expected a client of round {number} ({', '.join(plan.cohort)}), found {client}"
+            )
+    return [_discard(objects, layout, plan, client) for client in clients]
+
+
+def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, client: str) -> str:
+    there = objects.list(layout.updates(plan.round))
+    key = layout.update_record(plan.round, client)
+    members = _together(_record(objects, key, plan) if key in there else None, plan, client)
+    records = [layout.update_record(plan.round, member) for member in members]
+    weights = [layout.update_weights(plan.round, client), layout.partial_sum(plan.round, members[0])]
+    # Records first: one without its weights would be taken for a store that has lost them.
+    for keys in (records, weights):
+        found = [key for key in keys if key in there]
+        if found:
+            objects.delete(found)
+            flush_removal(objects, found)  # an update that came back with a power failure would count again
+    if key not in there:
+        return f"client {client}: no update of round {plan.round} is stored"
+    others = [member for member in members if member != client]
+    also = f", with those of {', '.join(others)} in the same partial sum" if others else ""
+    return f"client {client}: its update of round {plan.round} is discarded{also}"
+
+
+def _record(objects: ObjectStore, key: str, plan: RoundPlan) -> Any:
+    """A client's record, unchecked; None when it is none: its client wrote it, and that is no reason to keep it."""
+    try:
+        return objects.get_json(key, record_limit(plan))
+    except StoreCorrupt:
+        return None
+
+
+def _together(document: Any, plan: RoundPlan, client: str) -> list[str]:
+    """Clients whose updates go with that of ``client``: of its partial sum, as its record says, and of its turn."""
+    shard = document.get("shard") if isinstance(document, dict) else None
+    turn = next((turn for turn in plan.shards if client in turn), ())
+    members = [member for member in shard if member in turn] if isinstance(shard, list) else []
+    return members if client in members else [client]

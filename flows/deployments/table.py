@@ -1,0 +1,298 @@
+"""The deployments of this project, as data: what ``fedbench deploy`` makes, and what ``prefect.yaml`` says.
+
+``prefect.yaml`` is written by ``python -m flows.deployments.table > prefect.yaml``; a test holds it against the table.
+
+Two pools at least, so that nothing waits for itself: what coordinates takes no slot, and what takes a slot starts
+nothing.
+
+What brings a run back: a federation goes on from its last committed round, so a run that crashed is started again
+(:func:`flows.coordinator.hooks.go_on`), under its own id and name, on whichever worker is free. The flow itself
+has no retries: those of Prefect do not outlive its process, and repeat errors of the experiment too. It has no time
+limit either, as rounds take what they take; turns have, ``participation.turn_deadline`` and
+``evaluation_deadline``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.commands.arguments import name_of_file
+from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.settings import DEFAULT_TURN_POOL, PoolSettings
+from tasks.errors import SpecError
+from tasks.spec.federation import FederationSpec, parse_spec
+from tasks.spec.presets import PRESETS
+from tasks.spec.suite import SuiteSpec, suite_of
+from tasks.spec.suite_presets import SUITES
+from tasks.spec.yaml_files import read_yaml
+
+PROCESS, GPU_WORKER = "process", "fedbench-gpu"
+SCHEDULE = "fedbench"  # the slug by which `fedbench deploy` finds the schedule that it made
+
+_HEADER = """\
+# The deployments of fedbench, for Prefect's own command:
+#
+#     fedbench deploy        # makes the work pools, these deployments and an automation; all that most need
+#     prefect deploy --all   # these deployments alone, from a checkout; the pools must be there
+#
+# Written by: python -m flows.deployments.table > prefect.yaml
+# The flows are installed with fedbench where a worker runs, so there is nothing to build, push or pull.
+# A schedule with active: false is an example; switch it on here, in the UI, or by
+#     fedbench deploy --schedule "street5-laptop=0 3 * * *"
+"""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A work pool: where runs wait for a worker of its type."""
+
+    name: str
+    type: str
+    description: str
+
+
+@dataclass(frozen=True)
+class PoolNames:
+    """What the pools are called. silos: those of devices whose workers run beside their data."""
+
+    coordinators: str = "fedbench"
+    turns: str = DEFAULT_TURN_POOL
+    silos: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: PoolSettings, silos: Sequence[str] = ()) -> PoolNames:
+        """Those that the settings name, and further ``silos``."""
+        return cls(settings.coordinators, settings.turns or DEFAULT_TURN_POOL, (*settings.silos.values(), *silos))
+
+    @property
+    def gpu(self) -> list[str]:
+        """All whose workers have slots."""
+        return list(dict.fromkeys([self.turns, *self.silos]))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a deployment runs by itself: five cron fields, read in ``timezone``."""
+
+    cron: str
+    timezone: str = "UTC"
+    active: bool = True
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A flow that Prefect starts.
+
+    entrypoint: ``module.flow``, as installed.
+    name: its name is the flow's and this one: ``federation/street5``.
+    parameters: what the form in the UI opens with.
+    job_variables: what a new deployment has; by default the heartbeat by which a dead run is known.
+    limit: runs at a time; further ones wait. None: as many as its pool runs.
+    """
+
+    entrypoint: str
+    name: str
+    pool: str
+    description: str
+    tags: tuple[str, ...] = ("fedbench",)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    job_variables: dict[str, Any] = field(default_factory=lambda: {"env": {HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS)}})
+    limit: int | None = 1
+    schedule: Schedule | None = None
+
+    @property
+    def flow(self) -> str:
+        """Name of the flow: its function's, with hyphens."""
+        return self.entrypoint.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow}/{self.name}"
+
+
+def pools(names: PoolNames = PoolNames()) -> list[Pool]:
+    """The pools, coordinators' first."""
+    where = "in slots of machines: a GPU, a part of one, or CPU threads"
+    return [
+        Pool(names.coordinators, PROCESS, "fedbench's coordinators: federations, suites, clean-up. They take no slot."),
+        *(
+            Pool(
+                name, GPU_WORKER, f"fedbench's turns, {'beside the data of a silo' if name in names.silos else where}."
+            )
+            for name in names.gpu
+        ),
+    ]
+
+
+def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
+    """Those that come with fedbench. Another one is another line here."""
+    return [
+        *(federation(preset, names.coordinators) for preset in PRESETS),
+        *(suite(preset, names.coordinators) for preset in SUITES),
+        Deployment(
+            entrypoint="flows.clean_up.clean_up",
+            name="store",
+            pool=names.coordinators,
+            description="Lists what nobody needs any more; apply: true removes it.",
+            schedule=Schedule("0 2 * * 0", active=False),
+        ),
+        *(resident(pool) for pool in names.gpu),
+    ]
+
+
+def resident(pool: str) -> Deployment:
+    """What federations start on ``pool``, for their turns; nobody else does."""
+    return Deployment(
+        entrypoint="flows.resident.resident",
+        name=pool,
+        pool=pool,
+        description="Takes turns of one federation in a slot of this pool. Federations start it themselves.",
+        limit=None,
+    )
+
+
+def federation(preset: str, pool: str) -> Deployment:
+    """The deployment of a preset."""
+    description = inspect.cleandoc(PRESETS[preset].__doc__ or "")
+    schedule = Schedule("0 3 * * *", active=False) if preset == "street5_laptop" else None
+    return _federation(preset.replace("_", "-"), pool, description, PRESETS[preset](), schedule)
+
+
+def suite(preset: str, pool: str) -> Deployment:
+    """The deployment of a suite that comes with fedbench."""
+    description = inspect.cleandoc(SUITES[preset].__doc__ or "")
+    schedule = Schedule("0 1 * * 6", active=False) if preset == "cpu" else None
+    return _suite(preset, pool, description, {"preset": preset}, schedule)
+
+
+def with_files(table: Sequence[Deployment], files: Sequence[Path], pool: str) -> list[Deployment]:
+    """``table``, and a deployment for each of ``files``.
+
+    Raises:
+        SpecError: a file is missing or wrong, or its deployment would have the name of another one.
+    """
+    taken = {item.full_name: "comes with fedbench" for item in table}
+    found = list(table)
+    for path in files:
+        own = of_file(path, pool)
+        if own.full_name in taken:
+            raise SpecError(f"{path}: {own.full_name} {taken[own.full_name]}; expected another name")
+        taken[own.full_name] = f"is that of {path} already"
+        found.append(own)
+    return found
+
+
+def of_file(path: Path, pool: str) -> Deployment:
+    """The deployment of a YAML file: ``suite/<the suite's name>``, or ``federation/<the file's name>``.
+
+    Raises:
+        SpecError: the file is missing or wrong.
+    """
+    document = read_yaml(path)
+    if isinstance(document, dict) and "experiments" in document:
+        spec = suite_of(document, path)
+        return _suite(spec.name, pool, f"The suite of {path.name}.", {"spec": form_values(spec)})
+    name = name_of_file(path).replace("_", "-")
+    return _federation(name, pool, f"The federation of {path.name}.", parse_spec(document, source=str(path)))
+
+
+def _federation(
+    name: str, pool: str, description: str, spec: FederationSpec, schedule: Schedule | None = None
+) -> Deployment:
+    """Its runs are named for the time that they were scheduled for."""
+    return Deployment(
+        entrypoint="flows.federation.federation",
+        name=name,
+        pool=pool,
+        description=description,
+        tags=("fedbench", spec.data.kind, spec.detector.kind),
+        parameters={"spec": form_values(spec)},
+        schedule=schedule,
+    )
+
+
+def _suite(
+    name: str, pool: str, description: str, what: dict[str, Any], schedule: Schedule | None = None
+) -> Deployment:
+    """Its cells take the slots, not it."""
+    return Deployment(
+        entrypoint="flows.suite.flow.suite",
+        name=name,
+        pool=pool,
+        description=description,
+        tags=("fedbench", "suite"),
+        parameters={**what, "compare": True},
+        schedule=schedule,
+    )
+
+
+def form_values(spec: FederationSpec | SuiteSpec) -> dict[str, Any]:
+    """``spec`` as a form is filled in: whole, and without the fields that are left out."""
+    return spec.model_dump(mode="json", exclude_none=True)
+
+
+def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: str) -> dict[str, Schedule | None]:
+    """``["street5=0 3 * * *"]`` as schedules by the deployments' full names; None: ``off``.
+
+    Raises:
+        SpecError: it does not name a deployment, names one twice, or has no cron fields.
+    """
+    found: dict[str, Schedule | None] = {}
+    for item in asked:
+        name, equals, cron = (part.strip() for part in item.partition("="))
+        if not equals or not cron:
+            raise SpecError(f"--schedule {item}: expected NAME=CRON, as in 'street5-laptop=0 3 * * *', or NAME=off")
+        named = [deployment.full_name for deployment in table if name in (deployment.name, deployment.full_name)]
+        if len(named) != 1:
+            known = ", ".join(deployment.full_name for deployment in table)
+            what = f"more than one deployment, {' and '.join(named)}" if named else "no such deployment"
+            raise SpecError(f"--schedule {item}: {name}: {what}; expected one of: {known}")
+        if named[0] in found:
+            raise SpecError(f"--schedule {item}: {name}: expected one schedule a deployment, found a second")
+        found[named[0]] = None if cron == "off" else Schedule(cron, timezone)
+    return found
+
+
+def prefect_document() -> dict[str, Any]:
+    """What ``prefect.yaml`` says."""
+    return {"pull": [], "deployments": [_entry(item) for item in deployments()]}
+
+
+def prefect_yaml() -> str:
+    """``prefect.yaml`` itself."""
+    import yaml
+
+    text = yaml.safe_dump(
+        prefect_document(), sort_keys=False, default_flow_style=None, width=118, allow_unicode=True, indent=2
+    )
+    return f"{_HEADER}\n{text}"
+
+
+def _entry(item: Deployment) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": item.name,
+        "entrypoint": item.entrypoint,
+        "description": item.description,
+        "tags": list(item.tags),
+        "work_pool": {"name": item.pool, "job_variables": item.job_variables},
+    }
+    if item.limit is not None:
+        entry["concurrency_limit"] = {"limit": item.limit, "collision_strategy": "ENQUEUE"}
+    entry["schedules"] = None  # else `prefect deploy` asks for one, and a list without any would remove the user's
+    if item.schedule is not None:
+        when = item.schedule
+        entry["schedules"] = [
+            {"cron": when.cron, "timezone": when.timezone, "active": when.active, "slug": SCHEDULE},
+        ]
+    if item.parameters:
+        entry["parameters"] = item.parameters
+    return entry
+
+
+if __name__ == "__main__":
+    sys.stdout.write(prefect_yaml())

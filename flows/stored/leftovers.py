@@ -1,0 +1,346 @@
+"""What retention, dead runs and killed servers have left in the store and on this machine: found, and removed.
+
+A federation that a process runs, here or elsewhere, is never touched: its lock and its lease are looked at before its
+objects are, and held while some are removed. :mod:`flows.clean_up` is the flow, :mod:`infra.leftovers.store` decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+
+from flows.coordinator.holding import federation_held, federation_lease
+from flows.stored.runs import listed, opened_store
+from infra.errors import InfraError, RunLocked, StoreCorrupt
+from infra.files.lock import run_lock
+from infra.leftovers.machine import machine_leftovers, registering_leftovers, remove_path, run_folder_leftovers
+from infra.leftovers.store import Leftover, Retention, federation_leftovers, removal_steps, upload_leftovers
+from infra.settings import Settings, run_folder
+from infra.store.flush import flush_removal
+from infra.store.layout import FederationLayout, federations, first_missing
+from infra.store.lease import StoreLease
+from infra.store.leased import LeasedStore
+from infra.store.objects import ObjectStore
+from tasks.errors import FedbenchError, SpecError
+from tasks.spec.base import RECORD_VERSION, STORE_VERSION, check_name, parse
+from tasks.spec.records import RoundRecord, StoreVersion
+from tasks.whole import read_whole
+
+log = logging.getLogger(__name__)
+
+DAYS = 7.0  # that an unfinished federation is given before what its dead run left goes
+
+
+@dataclass
+class CleanUp:
+    """What was found; after an applied clean-up, what could not be removed, and why, by key; what was left alone."""
+
+    applied: bool
+    leftovers: list[Leftover] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row for each federation and reason, in the order of their names; what is on this machine comes last."""
+
+        def group(leftover: Leftover) -> tuple[bool, str, str]:
+            return not leftover.federation, leftover.federation, leftover.reason
+
+        rows: list[dict[str, object]] = []
+        for (_, federation, reason), members in groupby(sorted(self.leftovers, key=group), key=group):
+            found = list(members)
+            stayed = sum(1 for leftover in found if leftover.key in self.failed)
+            rows.append(
+                {
+                    "federation": federation or "(this machine)",
+                    "reason": reason,
+                    "objects": len(found),
+                    "bytes": sum(leftover.bytes for leftover in found),
+                    "not removed": stayed,
+                }
+            )
+        return rows
+
+
+def clean(
+    settings: Settings,
+    *,
+    apply: bool,
+    older_than_days: float = DAYS,
+    names: Sequence[str] = (),
+    run_folders: bool = False,
+    now: datetime | None = None,
+    temporary: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> CleanUp:
+    """Find what may go, and with ``apply`` remove it; what cannot be removed does not keep the rest from going.
+
+    names: federations to look at; none: all of the store, and this machine.
+    now: instead of the clock's time.
+    say: told when there is a wait for whoever had a federation.
+    temporary: where scratch folders are looked for, instead of the system's folder for temporary files.
+
+    Raises:
+        SpecError: there is no federation of a name, or the store is of a newer version.
+        StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
+    """
+    now = now or datetime.now(UTC)
+    older_than = timedelta(days=older_than_days)
+    retention = Retention(settings.keep_updates, settings.keep_globals, older_than)
+    result = CleanUp(apply)
+    with opened_store(settings) as objects:
+        known = known_federations(objects, settings)
+        _require(names, known)
+        _clean_federations(result, objects, settings, names or known, retention, now, say)
+        if not names:
+            if run_folders:
+                _clean_run_folders(result, objects, settings, known, older_than, now)
+            embedded = settings.s3.endpoint is None
+            folder = temporary or Path(tempfile.gettempdir())
+            found = machine_leftovers(settings.home, folder, embedded_store=embedded, older_than=older_than, now=now)
+            _take(result, objects, found)
+    return result
+
+
+def known_federations(objects: ObjectStore, settings: Settings) -> list[str]:
+    """Federations of the store, by name.
+
+    Raises:
+        SpecError: the store was laid out by a newer fedbench, which may keep what this one does not know.
+    """
+    source = FederationLayout(settings.s3.prefix, "any").store
+    version = objects.get_json(source)
+    if version is not None:
+        parse(StoreVersion, version, source=source, newest=STORE_VERSION)
+    return federations(settings.s3.prefix, objects.list(settings.s3.prefix))
+
+
+def _clean_federations(
+    result: CleanUp,
+    objects: ObjectStore,
+    settings: Settings,
+    names: Sequence[str],
+    retention: Retention,
+    now: datetime,
+    say: Callable[[str], None] | None,
+) -> None:
+    """One after the other; those that somebody elsewhere has, or had when it died, are waited for together."""
+
+    def clean_one(name: str, lease: StoreLease) -> None:
+        found = _of_federation(objects, settings, name, retention, now, result.notes)
+        if not found or not result.applied:
+            result.leftovers += found
+            return
+        try:
+            with lease.acquire():  # somebody may have had it since
+                found = _of_federation(objects, settings, name, retention, now, [])
+                _take(result, LeasedStore(objects, lease), found)
+        except RunLocked as error:
+            result.notes.append(f"{error}; left alone")
+
+    def lease_of(name: str) -> StoreLease:
+        return federation_lease(objects, settings, name, "fedbench clean", say, locked=result.applied)
+
+    waiting = []
+    for name in names:
+        with _unlocked(result, settings, name, hold=result.applied) as free:
+            if free:
+                lease = lease_of(name)
+                if lease.is_free():
+                    clean_one(name, lease)
+                else:
+                    waiting.append(name)
+    with contextlib.ExitStack() as held:
+        leases = {
+            name: lease_of(name)
+            for name in waiting
+            if held.enter_context(_unlocked(result, settings, name, hold=result.applied))
+        }
+        with ThreadPoolExecutor(max(len(leases), 1)) as threads:
+            refusals = list(threads.map(_refusal, leases.values()))
+        for (name, lease), refusal in zip(leases.items(), refusals, strict=True):
+            if refusal is None:
+                clean_one(name, lease)
+            else:
+                result.notes.append(f"{refusal}; left alone")
+
+
+def _refusal(lease: StoreLease) -> RunLocked | None:
+    try:
+        lease.require_free()
+    except RunLocked as error:
+        return error
+    return None
+
+
+def _of_federation(
+    objects: ObjectStore, settings: Settings, name: str, retention: Retention, now: datetime, notes: list[str]
+) -> list[Leftover]:
+    layout = FederationLayout(settings.s3.prefix, name)
+    entries = objects.entries(layout.root)
+    found: list[Leftover] = []
+    try:
+        best = best_rounds(objects, layout, [entry.key for entry in entries])
+        found += federation_leftovers(layout, entries, best, retention, now)
+    except (FedbenchError, StoreCorrupt) as error:
+        notes.append(f"{name}: left alone: {error}")
+    try:
+        found += upload_leftovers(layout, objects.incomplete_uploads(layout.root), now)
+    except InfraError as error:  # not every key may ask for them
+        notes.append(f"{name}: incomplete uploads were not looked at: {error}")
+    return found + registering_leftovers(run_folder(settings, name), name, now)
+
+
+def best_rounds(objects: ObjectStore, layout: FederationLayout, keys: Sequence[str]) -> set[int]:
+    """The best rounds by the last round's record and by ``best.json``, which differ after a kill between the two.
+
+    Raises:
+        FedbenchError: a marker is missing, or a record is damaged or of a newer version.
+    """
+    numbers = layout.committed_rounds(keys)
+    if not numbers:
+        return set()
+    missing = first_missing(numbers)
+    if missing is not None:
+        raise FedbenchError(f"{layout.marker(missing)} is missing in the store")
+    source = layout.marker(numbers[-1])
+    last = read_whole(objects, source, RoundRecord, RECORD_VERSION)
+    best = {last.decision.best_round}
+    document = objects.get_json(layout.best)
+    if document is not None:
+        number = document.get("round") if isinstance(document, dict) else None
+        if not isinstance(number, int):
+            raise SpecError(f"{layout.best}: expected the number of a round in its field round, found {number!r}")
+        best.add(number)
+    return best
+
+
+def _clean_run_folders(
+    result: CleanUp,
+    objects: ObjectStore,
+    settings: Settings,
+    known: Sequence[str],
+    older_than: timedelta,
+    now: datetime,
+) -> None:
+    for folder in sorted((settings.home / "runs").glob("*")):
+        if folder.name not in known and folder.is_dir():
+            with _unlocked(result, settings, folder.name, hold=result.applied) as free:
+                if free:
+                    _take(result, objects, run_folder_leftovers(folder, folder.name, older_than, now))
+
+
+@contextlib.contextmanager
+def _unlocked(result: CleanUp, settings: Settings, name: str, *, hold: bool) -> Iterator[bool]:
+    """Whether nobody runs the federation; with ``hold``, nobody can begin to until this ends."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(run_lock(settings.home, name))
+        except RunLocked:
+            result.notes.append(f"{name}: running, left alone")
+            yield False
+            return
+        if not hold:  # only looking must keep nobody from starting
+            held.close()
+        yield True
+
+
+def _take(result: CleanUp, objects: ObjectStore, found: Sequence[Leftover]) -> None:
+    result.leftovers += found
+    if result.applied:
+        result.failed |= remove_leftovers(objects, found)
+
+
+def remove_leftovers(objects: ObjectStore, leftovers: Sequence[Leftover]) -> dict[str, str]:
+    """Remove what can be removed. Returns what could not, and why, by key."""
+    failed: dict[str, str] = {}
+    keys = [leftover.key for leftover in leftovers if leftover.kind == "object"]
+    try:
+        failed |= objects.remove(keys)
+    except InfraError as error:
+        failed |= dict.fromkeys(keys, str(error))
+    for leftover in leftovers:
+        try:
+            if leftover.kind == "upload":
+                objects.abort_upload(leftover.key, leftover.upload_id)
+            elif leftover.kind == "path":
+                remove_path(Path(leftover.key))
+        except (InfraError, OSError) as error:
+            failed[leftover.key] = getattr(error, "strerror", None) or str(error)
+    for leftover in leftovers:
+        log.info("%s: %s (%s)", leftover.key, failed.get(leftover.key, "removed"), leftover.reason)
+    return failed
+
+
+def remove_federation(settings: Settings, name: str, say: Callable[[str], None] | None = None) -> tuple[int, int]:
+    """Remove all of a federation from the store, and its run's folder. Returns objects and bytes that went.
+
+    What was copied out of it stays: MLflow's run, the registered model, Prefect's runs. say: told when there is a wait
+    for whoever had it.
+
+    Raises:
+        SpecError: there is no federation of this name.
+        RunLocked: a process, of this machine or another, is running it; says which.
+        InfraError: an object or the folder was not removed; the same call goes on.
+    """
+    with opened_store(settings) as objects:
+        sizes = _sizes(objects, settings, name)
+        with federation_held(objects, settings, name, "fedbench remove", say) as lease:
+            layout, objects = FederationLayout(settings.s3.prefix, name), LeasedStore(objects, lease)
+            for upload in objects.incomplete_uploads(layout.root):
+                objects.abort_upload(upload.key, upload.upload_id)
+            removed: list[str] = []
+            for keys in removal_steps(layout, objects.list(layout.root)):
+                if keys == [layout.spec]:  # by which the federation is known, as long as anything of it may come back
+                    flush_removal(objects, removed)
+                objects.delete(keys)
+                removed += keys
+            flush_removal(objects, removed)
+            folder = run_folder(settings, name)
+            try:
+                remove_path(folder)
+            except OSError as error:
+                raise InfraError(f"{folder}: cannot be removed: {error.strerror}") from None
+            lease.release(removed=True)
+    return len(sizes), sum(sizes.values())
+
+
+def federation_size(settings: Settings, name: str) -> tuple[int, int]:
+    """Objects and bytes of a federation.
+
+    Raises:
+        SpecError: there is no federation of this name.
+    """
+    with opened_store(settings) as objects:
+        sizes = _sizes(objects, settings, name)
+    return len(sizes), sum(sizes.values())
+
+
+def _sizes(objects: ObjectStore, settings: Settings, name: str) -> dict[str, int]:
+    check_name(name, source="federation")
+    layout = FederationLayout(settings.s3.prefix, name)
+    listing = objects.list(layout.root)
+    sizes = {key: size for key, size in listing.items() if not key.startswith(layout.lease)}
+    if layout.spec not in sizes:
+        _require([name], federations(settings.s3.prefix, objects.list(settings.s3.prefix)))
+    return sizes
+
+
+def _require(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        check_name(name, source="federation")
+        if name not in known:
+            raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")
+
+
+def describe(leftovers: Sequence[Leftover]) -> str:
+    """``12 objects, 345.6 MB``."""
+    size = sum(leftover.bytes for leftover in leftovers)
+    return f"{len(leftovers)} object{'' if len(leftovers) == 1 else 's'}, {size / 1e6:,.1f} MB"

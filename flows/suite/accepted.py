@@ -1,0 +1,121 @@
+"""Accepted results of suites: what later results are held against, and how they compare with it.
+
+They are objects in the store, beside the suites' runs (:mod:`infra.store.suite_layout`). The one that is replaced is
+kept in the history, under the time at which it was accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from flows.stored.runs import listed
+from infra.store.flush import flush
+from infra.store.objects import ObjectStore
+from infra.store.suite_layout import ReferenceLayout, SuiteLayout, accepted_suites, suite_runs
+from tasks.errors import SpecError
+from tasks.spec.base import RECORD_VERSION, check_name, parse
+from tasks.spec.suite import RegressionRule
+from tasks.spec.suite_records import AcceptedResult, SuiteResult, SuiteStart
+from tasks.suite.regression import Comparison, compare_results
+from tasks.whole import DamagedObject, find_whole
+
+log = logging.getLogger(__name__)
+
+
+def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResult:
+    """
+    Raises:
+        SpecError: there is no suite run of this name, or it has no result yet; or the result is damaged, or newer.
+    """
+    check_name(suite_run, source="suite run")
+    layout = SuiteLayout(prefix, suite_run)
+    result = find_whole(objects, layout.result, SuiteResult, RECORD_VERSION)
+    if result is not None:
+        return result
+    if objects.exists(layout.suite):
+        raise SpecError(f"{suite_run}: expected a result, found none yet; run the suite to its end first")
+    known = suite_runs(prefix, objects.list(layout.all_runs))
+    raise SpecError(f"{suite_run}: no such suite run in the store; expected one of: {listed(known, suite_run)}")
+
+
+def suite_rule(objects: ObjectStore, prefix: str, suite_run: str) -> RegressionRule:
+    """The rule of a suite run's specification; that of the defaults where the store has none."""
+    source = SuiteLayout(prefix, suite_run).suite
+    document = objects.get_json(source)
+    if document is None:
+        return RegressionRule()
+    return parse(SuiteStart, document, source=source, newest=RECORD_VERSION).suite.rule
+
+
+def accept(
+    objects: ObjectStore, prefix: str, suite_run: str, *, by: str, note: str, incomplete: bool = False
+) -> AcceptedResult:
+    """Make the result of ``suite_run`` the one that later results of its suite are held against.
+
+    The accepted result that it replaces goes to the history first. Accepting again what is accepted is no error.
+
+    by: who accepts. incomplete: also a result in which cells failed or are missing; these are not compared later.
+
+    Raises:
+        SpecError: there is no such suite run, or it has no result, or not one of all cells.
+    """
+    result = suite_result(objects, prefix, suite_run)
+    if not result.cells:
+        raise SpecError(f"{suite_run}: expected at least one cell with a result, found none")
+    lacking = [*(f"{cell.cell} failed" for cell in result.failed), *(f"{name} is missing" for name in result.missing)]
+    if lacking and not incomplete:
+        raise SpecError(
+            f"{suite_run}: expected a result of all cells, found {len(lacking)} without: {', '.join(lacking)}; "
+            "run the suite again, or accept it with --incomplete"
+        )
+    layout = ReferenceLayout(prefix, result.suite)
+    try:
+        before = accepted_result(objects, prefix, result.suite)
+    except DamagedObject as error:
+        before = None
+        kept = layout.history(datetime.now(UTC)).removesuffix(".json") + ".damaged"
+        objects.copy(layout.accepted, kept)
+        log.warning("%s: what was accepted is replaced, and kept as %s", error, kept)
+    if before is not None:
+        history = layout.history(before.accepted)
+        objects.put_json(history, before.model_dump(mode="json"))
+        flush(objects, [history])
+    accepted = AcceptedResult(accepted=datetime.now(UTC), by=by, note=note, result=result)
+    objects.put_json(layout.accepted, accepted.model_dump(mode="json"))
+    flush(objects, [layout.accepted])
+    return accepted
+
+
+def accepted_result(objects: ObjectStore, prefix: str, suite: str) -> AcceptedResult | None:
+    """What results of ``suite`` are held against; None before the first was accepted.
+
+    Raises:
+        SpecError: it is damaged, or of a newer version.
+    """
+    source = ReferenceLayout(prefix, suite).accepted
+    return find_whole(objects, source, AcceptedResult, RECORD_VERSION)
+
+
+def accepted_before(objects: ObjectStore, prefix: str, suite: str) -> list[AcceptedResult]:
+    """What ``accepted_result`` has replaced, the oldest first."""
+    keys = [key for key in objects.list(ReferenceLayout(prefix, suite).replaced) if key.endswith(".json")]
+    return [parse(AcceptedResult, objects.get_json(key), source=key, newest=RECORD_VERSION) for key in keys]
+
+
+def known_suites(objects: ObjectStore, prefix: str) -> Sequence[str]:
+    """Suites with an accepted result."""
+    return accepted_suites(prefix, objects.list(ReferenceLayout(prefix, "any").all_suites))
+
+
+def compare_with_accepted(
+    objects: ObjectStore, prefix: str, result: SuiteResult, rule: RegressionRule
+) -> Comparison | None:
+    """``result`` held against the accepted one by ``rule``; None where none was accepted yet.
+
+    Raises:
+        SpecError: the accepted result is damaged, or of a newer version.
+    """
+    accepted = accepted_result(objects, prefix, result.suite)
+    return None if accepted is None else compare_results(accepted.result, result, rule)

@@ -1,0 +1,252 @@
+"""What a run leaves behind for its readers: MLflow's run, plots, a sheet of detections.
+
+MLflow is a view of the store. When it is unreachable the run goes on, and the missing rounds are filled in later.
+Whatever fails here is noted in the report's ``views``: it never fails the federation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.figure import Figure
+
+from flows.run import FAILED_FILE
+from flows.stored.runs import require_scores
+from flows.views.registration import best_record, register
+from infra.handles import Leavings, Place
+from infra.settings import Settings
+from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
+from infra.views import Views
+from tasks.errors import FedbenchError
+from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
+from tasks.hand_out import hand_out
+from tasks.spec.federation import FederationSpec, flatten
+from tasks.spec.records import RoundRecord
+from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
+
+SHEET_IMAGES = 9
+# Names of views, for warnings.
+_RUN = "MLflow's run"
+
+
+class Services(Protocol):
+    """Where a run's servers are, and the settings that say so (or not)."""
+
+    settings: Settings
+
+    @property
+    def prefect_api_url(self) -> str: ...
+
+    @property
+    def mlflow_tracking_uri(self) -> str: ...
+
+
+def artifact_location(settings: Settings) -> str | None:
+    """Where our own MLflow keeps files: in the store. None for a server that settings name, which has its own place."""
+    return None if settings.mlflow_tracking_uri else f"s3://{settings.s3.bucket}/mlflow"
+
+
+class RunReport:
+    """The MLflow run and the plots of one federation, over all of its attempts."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: FederationSpec,
+        settings: Settings,
+        services: Services,
+        folder: Path,
+        again: str | None = None,
+    ) -> None:
+        """again: the command that makes the report of the finished federation once more."""
+        self.name, self.spec, self.settings, self.services, self.folder = (
+            name,
+            spec,
+            settings,
+            services,
+            folder,
+        )
+        self._tracker: Tracker | None = None
+        self._uri: str | None = None  # the tracker's
+        self._tags: dict[str, str] = {}
+        self.views = Views(again or f"fedbench report {name}", folder / FAILED_FILE)
+        self.model: str | None = None  # URI of the registered model, once there is one
+        # MLflow gets a round while the next one goes on. A run that is killed meanwhile fills it in when it goes on.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+        self._logging: Future[None] | None = None
+
+    def open(self, history: Sequence[RoundRecord]) -> None:
+        """Find or make the MLflow run, and give it the committed rounds that it lacks.
+
+        A federation that went back to an earlier round gets a new run.
+        """
+        self._wait()
+        with self.views.showing(_RUN):
+            self._open_with(history)
+
+    def _open_with(self, history: Sequence[RoundRecord]) -> Tracker:
+        records = [record.model_dump(mode="json") for record in history]
+        self._tracker = self._open()
+        if self._tracker.has_other_rounds(records):
+            self._tracker.supersede()
+            self._tracker = self._open()
+        self._tracker.backfill(records)
+        return self._tracker
+
+    def _open(self) -> Tracker:
+        self._uri = self.services.mlflow_tracking_uri
+        return Tracker.open(
+            uri=self._uri,
+            experiment=self.settings.mlflow_experiment,
+            artifact_location=artifact_location(self.services.settings),
+            federation=self.name,
+            spec_digest=self.spec.digest,
+            params=flatten(self.spec.model_dump(mode="json")),
+            spec_yaml=self.spec.to_yaml(),
+            tags=self._tags,
+        )
+
+    def flow_started(self, flow_run_id: str) -> None:
+        """Link the MLflow run to Prefect's."""
+        base = self.services.prefect_api_url.removesuffix("/api")
+        self._tags = {TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: f"{base}/runs/flow-run/{flow_run_id}"}
+        if self._tracker is not None:
+            with self.views.showing("the link to Prefect in MLflow"):
+                self._tracker.set_tags(self._tags)
+
+    def round_committed(self, record: RoundRecord) -> None:
+        """Log a round; returns before it is logged, but not before the last one is."""
+        self._wait()
+        self._logging = self._thread.submit(self._log, record)
+
+    def _wait(self) -> None:
+        last, self._logging = self._logging, None
+        if last is not None:
+            last.result()
+
+    def _log(self, record: RoundRecord) -> None:
+        if self._tracker is not None:
+            with self.views.showing(_RUN):  # the end fills in a round that is missing
+                self._tracker.log_record(record.model_dump(mode="json"))
+
+    async def finish(self, place: Place) -> Leavings:
+        """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED.
+
+        If every evaluation failed, no round is the best: no model is registered, and the MLflow run is ended FAILED.
+        """
+        self._wait()
+        history: list[RoundRecord] = place.history
+        files = self._draw(history)
+        with self.views.showing("sheet.png"):
+            sheet = await self._sheet(place, history)
+            if sheet is not None:
+                files["sheet.png"] = sheet
+        page = self._track(place, history, files)
+        # The plot of rounds last: a folder that has it has the others, or says which failed.
+        for file, data in reversed(files.items()):
+            with self.views.showing(f"writing {file}"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / file).write_bytes(data)
+        return Leavings(files, self.model, page)
+
+    def _track(self, place: Place, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:
+        """Give MLflow all that it lacks, and end its run. Returns the run's page, if a server has one."""
+        showing, best, tracker = self.views.showing, best_record(history), None
+        with showing(_RUN):
+            if self._tracker is None or self._uri != self.services.mlflow_tracking_uri:  # a stack was ended
+                tracker = self._open_with(history)
+            else:
+                self._tracker.backfill([record.model_dump(mode="json") for record in history])
+                tracker = self._tracker
+        if tracker is None:
+            return None  # each further request to a server that does not answer takes seconds
+        with showing("plots in MLflow"):
+            for file, data in files.items():
+                tracker.log_artifact_bytes(f"plots/{file}", data)
+        scored = _scored(self.name, history)
+        if scored:
+            with showing("the reference to the best weights in MLflow"):
+                uri = f"s3://{place.objects.bucket}/{best.model.key}"
+                tracker.log_reference("best", uri, best.model.sha256)
+            with showing("registering the best model"):
+                place.reporter.message("registering the best model")
+                self.model = register(place, tracker, self.name, self.spec, self.folder).uri
+        with showing("the end of MLflow's run"):
+            tracker.close("FINISHED" if scored else "FAILED")
+        uri = self.services.mlflow_tracking_uri
+        if uri.startswith("http"):
+            with showing("MLflow's page"):
+                return find_page(uri, self.settings.mlflow_experiment, self.name, uri)
+        return None
+
+    def close(self, status: EndStatus) -> None:
+        """End the MLflow run as FAILED or KILLED."""
+        self._wait()
+        if self._tracker is not None:
+            with self.views.showing("the end of MLflow's run"):
+                self._tracker.close(status)
+
+    def _draw(self, history: Sequence[RoundRecord]) -> dict[str, bytes]:
+        counts = {info.client: info.class_counts for info in history[-1].clients}
+        plots: dict[str, Callable[[], Figure]] = {
+            "rounds.png": lambda: rounds_plot(history),
+            "class-by-device.png": lambda: class_by_device_plot(counts),
+        }
+        if len(history) > 1:
+            plots["client-losses.png"] = lambda: client_losses_plot(history)
+        files = {}
+        for file, plot in plots.items():
+            with self.views.showing(file):
+                files[file] = _png(plot())
+        return files
+
+    async def _sheet(self, place: Place, history: Sequence[RoundRecord]) -> bytes | None:
+        """A sheet of detections of the best model; None if no client has test images.
+
+        Raises:
+            FedbenchError: every client failed.
+        """
+        best = best_record(history)
+        tested = [info.client for info in best.clients if info.test_size]
+        if not tested:
+            return None
+        # Here, because a finished run is printed without torch.
+        from tasks.draw_sheet import read_sheet
+
+        sheets: list[bytes] = []
+
+        async def accept(asked: AnyRequest, reply: TurnReply) -> None:
+            assert isinstance(asked, SheetRequest)
+            sheets.append(await asyncio.to_thread(read_sheet, place, asked, reply))
+
+        reasons = []
+        for client, *_ in place.slots.split(tested):  # a place that fails leaves it to the next one
+            request = SheetRequest(
+                federation=self.name, spec=self.spec, clients=(client,), model=best.model, images=SHEET_IMAGES
+            )
+            deadline = self.spec.participation.evaluation_deadline
+            for reply in await hand_out(place, request, deadline=deadline, accept=accept):
+                reasons += [f"client {failure.client}: {failure.reason}" for failure in reply.failures]
+            if sheets:
+                return sheets[0]
+        raise FedbenchError("; ".join(reasons))
+
+
+def _scored(name: str, history: Sequence[RoundRecord]) -> bool:
+    try:
+        require_scores(name, history)
+    except FedbenchError:
+        return False
+    return True
+
+
+def _png(figure: Figure) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

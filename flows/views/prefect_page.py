@@ -1,0 +1,179 @@
+"""What Prefect's pages show of a federation: its progress, each round's clients, and a summary with its plots."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import Sequence
+from uuid import UUID
+
+from PIL import Image
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+)
+
+from flows.stored.runs import stopped
+from infra.handles import Leavings, Place
+from infra.views import Views
+from tasks.plain_text import link_target, markdown
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
+
+# Prefect's page gives the summary a column of some 700 pixels.
+WIDTH = 1040
+_PROGRESS = "the progress on Prefect's page"
+
+
+def artifact_key(kind: str, name: str) -> str:
+    """Keys have small letters, digits and dashes."""
+    return f"{kind}-{name}".lower().replace(".", "-").replace("_", "-")
+
+
+async def show_clients(place: Place, record: RoundRecord) -> None:
+    """The round's table of clients, on its flow run's page."""
+    with place.views.showing("the table of clients on Prefect's page"):
+        await acreate_table_artifact(
+            key=artifact_key("round", record.federation),
+            table=client_table(record),
+            description=f"Round {record.round}: {len(record.updates)} of {_asked(record)} clients.",
+        )
+
+
+def _asked(record: RoundRecord) -> int:
+    return len(record.updates) if record.plan is None else len(record.plan.cohort)
+
+
+class RunArtifacts:
+    """Progress and summary of one federation's flow run; that one of them fails is noted in ``views``."""
+
+    def __init__(self, name: str, spec: FederationSpec, views: Views) -> None:
+        self._name, self._spec, self._views = name, spec, views
+        self._progress: UUID | None = None
+
+    def _done(self, history: Sequence[RoundRecord]) -> float:
+        """Whole per cent of the rounds; a federation that stops early is done too."""
+        if stopped(self._spec, history):
+            return 100.0
+        return 100.0 * len(history) // (self._spec.max_rounds + 1)
+
+    async def begin(self, history: Sequence[RoundRecord]) -> None:
+        with self._views.showing(_PROGRESS):
+            await self._begin(history)
+
+    async def _begin(self, history: Sequence[RoundRecord]) -> None:
+        self._progress = await acreate_progress_artifact(
+            progress=self._done(history),
+            key=artifact_key("progress", self._name),
+            description=f"Rounds 0 to {self._spec.max_rounds}",
+        )
+
+    async def round_committed(self, history: Sequence[RoundRecord]) -> None:
+        with self._views.showing(_PROGRESS):
+            if self._progress is None:  # Prefect did not take it before
+                await self._begin(history)
+            if self._progress is not None:
+                last = history[-1]
+                score = _fraction(last.metrics.map50_voc10)
+                await aupdate_progress_artifact(
+                    self._progress,
+                    progress=self._done(history),
+                    description=f"Round {last.round} of {self._spec.max_rounds}, map50_voc10 {score}",
+                )
+
+    async def finish(self, history: Sequence[RoundRecord], leavings: Leavings) -> None:
+        with self._views.showing("the summary on Prefect's page"):
+            await acreate_markdown_artifact(
+                key=artifact_key("federation", self._name),
+                markdown=await asyncio.to_thread(summary, self._name, history, leavings, self._views),
+                description=f"Best: {_best(history)}.",
+            )
+
+
+def _best(history: Sequence[RoundRecord]) -> str:
+    last = history[-1].decision
+    return f"round {last.best_round}, {last.best_metric} {_fraction(last.best)}"
+
+
+def _fraction(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:#.4g}"
+
+
+def _inlined(text: str, image: Image.Image, kind: str, **options: int) -> list[str]:
+    """A picture inside the page, for which no server has to be asked."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return ["", f"![{text}](data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()})"]
+
+
+def _curves(history: Sequence[RoundRecord]) -> list[str]:
+    from tasks.figures.plots import rounds_plot
+
+    buffer = io.BytesIO()
+    rounds_plot(history, stacked=True).savefig(buffer, format="png", dpi=130)
+    with Image.open(buffer) as image:
+        return _inlined("Loss, recall and mean average precision by round", image.convert("RGB").quantize(64), "png")
+
+
+def _sheet(png: bytes) -> list[str]:
+    with Image.open(io.BytesIO(png)) as image:
+        shown = image.convert("RGB")
+    shown.thumbnail((WIDTH, 2 * WIDTH))
+    return _inlined("Test images with what is there and what was found", shown, "jpeg", quality=85)
+
+
+def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views: Views) -> str:
+    """The federation's rounds as a Markdown table, its plots, and where to read on.
+
+    A plot that cannot be drawn is noted in ``views``, and left out.
+    """
+    reason = history[-1].decision.reason or "nothing yet"
+    lines = [f"# {markdown(name)}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
+    if leavings.page is not None:
+        lines += [f"All figures, plots and the model: [MLflow run]({link_target(leavings.page)})", ""]
+    if leavings.model is not None:
+        lines += [f"Model: {markdown(leavings.model)}", ""]
+    lines += [
+        "| round | clients | train loss | test loss | map50_voc10 | map_coco | recall | MB up | seconds |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for record in history:
+        metrics = record.metrics
+        shown = [_loss(value) for value in (metrics.train_loss, metrics.loss)]
+        shown += [_fraction(value) for value in (metrics.map50_voc10, metrics.map_coco, metrics.recall)]
+        shown += [f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"]
+        lines.append(f"| {record.round} | {len(record.updates)} | {' | '.join(shown)} |")
+    with views.showing("the plot of rounds on Prefect's page"):
+        lines += _curves(history)
+    if "sheet.png" in leavings.plots:
+        with views.showing("the sheet of detections on Prefect's page"):
+            lines += _sheet(leavings.plots["sheet.png"])
+    return "\n".join(lines)
+
+
+def client_table(record: RoundRecord) -> list[dict[str, object]]:
+    """Rows of the round's table artifact: one a client. Prefect's page shows the texts of a table as Markdown."""
+    updates = {update.client: update for update in record.updates}
+    reasons = {failure.client: markdown(f"{failure.kind}: {failure.reason}") for failure in record.dropped}
+    rows: list[dict[str, object]] = []
+    for client in sorted({info.client for info in record.clients} | reasons.keys(), key=lambda c: (len(c), c)):
+        update = updates.get(client)
+        rows.append(
+            {
+                "client": markdown(client),
+                "images": update.train_size if update else None,
+                "train loss": float(_loss(update.train_loss)) if update else None,
+                "steps": update.steps if update else None,
+                "seconds": round(update.seconds, 1) if update else None,
+                "MB up": round(update.bytes_up / 1e6, 2) if update else None,
+                "dropped": reasons.get(client, ""),
+            }
+        )
+    return rows

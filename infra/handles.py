@@ -1,0 +1,106 @@
+"""The place of a running federation, as its flows and phases see it.
+
+Flows pass small records to each other; handles (store, slots, display) cannot travel through Prefect. They are kept
+here, in a context variable that the federation's process sets once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from infra.settings import Settings
+from infra.store.layout import FederationLayout
+from infra.store.lease import StoreLease
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from infra.turns.local import TurnRunner
+from infra.views import Views
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes on; :class:`flows.views.terminal.Progress` is one."""
+
+    def round_started(self, number: int) -> None: ...
+
+    def phase_started(self, phase: str, total: int) -> None: ...
+
+    def client_done(self, phase: str, client: str, text: str) -> None: ...
+
+    def client_failed(self, phase: str, client: str, kind: str, reason: str) -> None: ...
+
+    def client_retried(self, phase: str, client: str, attempt: int, reason: str) -> None: ...
+
+    def phase_finished(self, phase: str, seconds: float) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Leavings:
+    """What a finished run leaves: plots (PNG) by file name, the registered model, and its page in MLflow."""
+
+    plots: Mapping[str, bytes]
+    model: str | None
+    page: str | None
+
+
+@dataclass
+class Place:
+    """Handles of one federation.
+
+    take_turn: the function that a slot runs for a turn's request.
+    committed: told of each round's record after its commit; it logs and shows it.
+    started: told the id of the federation's flow run when it begins.
+    finished: called after the last round; leaves what its readers want, and returns it.
+    went_back: told the records that count when a committed round is to be done again.
+    lease: held by this process as long as it runs the federation; None where nobody else can, as in tests.
+    history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
+    views: within which all that only presents the federation is done.
+    ready, not_ready: what wake_up found of the clients, as large for 1,700 of them.
+    """
+
+    settings: Settings
+    objects: ObjectStore
+    weights: WeightStore
+    layout: FederationLayout
+    slots: TurnRunner
+    take_turn: Callable[[Any], Any]
+    reporter: Reporter
+    committed: Callable[[Any], None]
+    started: Callable[[str], None]
+    finished: Callable[[Place], Awaitable[Leavings]]
+    went_back: Callable[[Any], None] = lambda records: None
+    lease: StoreLease | None = None
+    history: list[Any] = field(default_factory=list)
+    ready: list[Any] = field(default_factory=list)
+    not_ready: list[Any] = field(default_factory=list)
+    views: Views = field(default_factory=Views)
+
+
+_PLACE: ContextVar[Place] = ContextVar("fedbench_place")
+
+
+def set_place(place: Place) -> None:
+    """Make ``place`` the current one, for this context and all that it starts."""
+    _PLACE.set(place)
+
+
+def has_place() -> bool:
+    """Whether a federation's process has set one in this context."""
+    return _PLACE.get(None) is not None
+
+
+def current_place() -> Place:
+    """
+    Raises:
+        LookupError: no federation runs in this context.
+    """
+    try:
+        return _PLACE.get()
+    except LookupError:
+        raise LookupError("no place: flows are run by `fedbench run` or a worker, which set one") from None

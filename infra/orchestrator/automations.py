@@ -1,0 +1,164 @@
+"""Prefect automations that ship with fedbench: one closes runs whose process is gone, one tells of regressions.
+
+A killed process cannot say so, and Prefect would show its run as Running for ever. Every flow run of ours sends a
+heartbeat each :data:`HEARTBEAT_SECONDS`; the server sets a run to Crashed that has sent none for
+:data:`SILENCE_SECONDS`. ``infra.orchestrator.flow_runs.close_dead_runs`` does the same at once when a federation is
+started again, because whoever holds its lock knows; the automation is for those that nobody starts again.
+
+A scheduled suite that is worse than the accepted result ends as Failed, with a message that says what; the second
+automation sends it through a notification block of the user's. What to send to whom only the user knows, so it is made
+where a block was named.
+
+Prefect is imported late: whoever starts its server sets the environment first, :data:`HEARTBEAT_VARIABLE` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from infra.errors import SettingsError
+
+if TYPE_CHECKING:
+    from prefect.events.schemas.automations import AutomationCore
+
+# Of the processes that run flows; Prefect's own default is 180 s, with which every run would be taken for dead.
+HEARTBEAT_VARIABLE = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+HEARTBEAT_SECONDS = 30  # the least that Prefect takes
+# Two heartbeats may be lost and a third late, on a machine that is asked too much, without a false alarm.
+SILENCE_SECONDS = 120
+
+NAME = "fedbench: close runs whose process is gone"
+Done = Literal["made", "changed", "there"]
+# Flows whose processes send the heartbeat this often; a server's other flows are none of ours.
+FLOWS = ("federation", "round", "round-0", "clean-up", "resident", "suite")
+_HEARTBEAT = "prefect.flow-run.heartbeat"
+# A suspended run has no process, and is not dead.
+_ENDS = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended"))
+
+
+def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
+    """Sets runs of ``flows`` (their names) to Crashed after :data:`SILENCE_SECONDS` without a heartbeat or an end."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    return AutomationCore(
+        name=NAME,
+        description=f"A run of fedbench that has sent no heartbeat for {SILENCE_SECONDS} s is set to Crashed.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": list(flows)},
+            for_each={"prefect.resource.id"},
+            after={_HEARTBEAT},
+            expect={_HEARTBEAT, *_ENDS},
+            threshold=1,
+            within=timedelta(seconds=SILENCE_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Crashed",
+                message=f"No heartbeat for {SILENCE_SECONDS} s: the process of this run is gone.",
+            )
+        ],
+    )
+
+
+REGRESSIONS = "fedbench: tell of failed suites"
+SUITE_FLOW = "suite"
+_SUBJECT = "fedbench: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}"
+# A cell's reason may hold what a client wrote. It is a value of this template and never a template itself, but a block
+# may read it as more than text: chats take <…> for links and calls to all, @… for calls, ](…) for a link's target, and
+# a custom webhook {{…}} for a placeholder of its own.
+_OTHER_LETTERS = {"<": "‹", ">": "›", "@": "＠", "](": "] (", "{{": "{ {"}
+_MESSAGE = "flow_run.state.message" + "".join(f" | replace({old!r}, {new!r})" for old, new in _OTHER_LETTERS.items())
+_BODY = f"{{{{ {_MESSAGE} }}}}\n\nPrefect flow run {{{{ flow_run.id }}}}"  # a server need not know its page's address
+
+
+def regression_automation(block: UUID, flow: str = SUITE_FLOW) -> AutomationCore:
+    """Sends the message of each failed run of ``flow`` (a name) through the notification block whose document this is.
+
+    A suite fails where it is worse than the accepted result, and where its cells fail.
+    """
+    from prefect.events.actions import SendNotification
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    return AutomationCore(
+        name=REGRESSIONS,
+        description="A suite that failed, as by a regression, is told of with what its state says.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": flow},
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Failed"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
+    )
+
+
+async def notification_block(name: str) -> UUID:
+    """Id of the notification block ``name``, ``TYPE/NAME`` as in ``slack-webhook/team``, at the Prefect server.
+
+    Raises:
+        SettingsError: the name is none, or the server has no such block, or it is no notification block.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    kind, slash, own = name.partition("/")
+    if not (slash and kind and own):
+        raise SettingsError(f"--notify {name}: expected TYPE/NAME of a block, as in slack-webhook/team")
+    async with get_client() as client:
+        try:
+            document = await client.read_block_document_by_name(name=own, block_type_slug=kind)
+        except ObjectNotFound:
+            raise SettingsError(
+                f"--notify {name}: no such block on the Prefect server; `prefect block ls` shows those that there are"
+            ) from None
+    schema = document.block_schema
+    if schema is None or "notify" not in schema.capabilities:
+        raise SettingsError(f"--notify {name}: expected a notification block, as slack-webhook or custom-webhook")
+    return document.id
+
+
+async def ensure_automation(wanted: AutomationCore) -> tuple[UUID, Done]:
+    """Have the automation at the Prefect server as it is here: made, or brought up to date, once. Returns its id.
+
+    It is known by its name. One that is right is not touched: the server would forget the heartbeats that it has
+    counted. One that somebody has disabled stays disabled. What older versions left double is removed.
+    """
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        found = await client.read_automations_by_name(wanted.name)
+        for double in found[1:]:
+            await client.delete_automation(double.id)
+        if not found:
+            return await client.create_automation(wanted), "made"
+        there = found[0]
+        wanted = wanted.model_copy(update={"enabled": there.enabled})
+        fields = ("description", "trigger", "actions")
+        if any(_document(there, name) != _document(wanted, name) for name in fields):
+            await client.update_automation(there.id, wanted)
+            return there.id, "changed"
+        return there.id, "there"
+
+
+def _document(automation: AutomationCore, name: str) -> object:
+    """A field as plain values, in which sets and the server's defaults do not differ by their order or kind."""
+    return _sorted(automation.model_dump(mode="json", include={name})[name])
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _sorted(item) for key, item in value.items() if key != "id"}
+    if isinstance(value, list):
+        return sorted((_sorted(item) for item in value), key=repr)
+    return value

@@ -1,0 +1,104 @@
+"""A federation's runs in Prefect: how they are found again, and closed when their process is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelled, Crashed, State
+from prefect.utilities.annotations import quote
+
+from infra.turns.resident_runs import OPEN_STATES, cancel
+from infra.worker.prefect_private import refuse_stored_results
+
+refuse_stored_results()  # in every process that runs federations or suites, or reads what state they are in
+
+log = logging.getLogger(__name__)
+
+
+# Id of the task run that a federation's flow run is shown below: of a suite's cell.
+PARENT_VARIABLE = "FEDBENCH_PARENT_TASK_RUN"
+
+Records = TypeVar("Records")
+
+
+def unsearched(records: Records) -> Records:
+    """As a task's parameter: Prefect walks through each for futures, which for 1,000 clients takes 0.1 s a task."""
+    return cast(Records, quote(records))
+
+
+async def tag_run(flow_run_id: UUID, name: str, *, kind: str = "federation") -> None:
+    """Tag the flow run of a federation or suite, for the UI's filter, beside the tags of its deployment.
+
+    Not by ``prefect.tags``: that tags every task run too, and each would then ask for a concurrency slot by its tag.
+    """
+    async with get_client() as client:
+        tags = (await client.read_flow_run(flow_run_id)).tags
+        await client.update_flow_run(flow_run_id, tags=list(dict.fromkeys([*tags, f"{kind}:{name}"])))
+
+
+async def call(flow: Flow[..., Any], **parameters: Any) -> Any:
+    """Run ``flow`` here and wait for it; as a child of the task run that the environment names, if it does."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return await flow(**parameters)
+    async with get_client() as client:
+        run = await client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(parent))
+    return await run_flow(flow, flow_run=run, parameters=parameters)  # type: ignore[misc]
+
+
+async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:
+    """Flow runs of the federation and of its rounds, the newest first."""
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES)) if only_open else None
+    async with get_client() as client:
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=name), state=state),
+            sort=FlowRunSort.START_TIME_DESC,
+            limit=200,
+        )
+    return [run for run in runs if run.name == name or run.name.startswith(f"{name} · ")]
+
+
+async def close_dead_runs(name: str, *, interrupted: bool = False, keep: UUID | None = None) -> int:
+    """Set runs of ``name`` that are open although their process is gone to Crashed (or Cancelled, after Ctrl-C).
+
+    The caller holds the federation's lock, so no other process can be running them; ``keep`` is its own. Residents
+    of a coordinator that is gone live on: they are cancelled. Returns how many there were.
+    """
+    state: State[Any] = (
+        Cancelled(message="Interrupted from the command line.")
+        if interrupted
+        else Crashed(message="The process of this run is gone; the federation goes on in a new one.")
+    )
+    runs = await runs_of(name, only_open=True)
+    runs = [run for run in runs if run.id != keep]
+    async with get_client() as client:
+        for run in runs:
+            if is_resident(name, run):
+                await cancel(run.id)
+                continue
+            await client.set_flow_run_state(run.id, state, force=True)
+            log.info("closed Prefect run %s as %s", run.name, state.name)
+    return len(runs)
+
+
+def is_resident(name: str, run: FlowRun) -> bool:
+    return run.name.startswith(f"{name} · resident ")
+
+
+async def newest_run(name: str) -> FlowRun | None:
+    """The newest run of the federation's flow itself, for its page."""
+    return next((run for run in await runs_of(name, only_open=False) if run.name == name), None)

@@ -1,0 +1,411 @@
+"""One embedded service: a process on loopback, shared by the runs of one home.
+
+An OS lock, ``<home>/services/<name>.lock``, decides which process runs the service. The holder starts it,
+waits until it answers and publishes where in ``<home>/services/<name>.json``; the others read that, and take
+the lock over when the holder has ended. :meth:`Service.ensure` does whichever is due, and is called again in
+the middle of a run.
+
+The service dies with its holder, SIGKILL included: by the kernel on Linux (:mod:`infra.processes.bound`);
+elsewhere at exit, and after a SIGKILL by the next start, which ends a process left behind. It has a session
+of its own, so that a terminal's Ctrl-C reaches only the coordinator.
+
+A *detached* service (those of ``fedbench up``) outlives its starter, and holds the lock itself: the open lock file
+is handed down to it. So whether it lives is known from the kernel, not from a process id that may be another's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urljoin
+
+from infra.errors import HomeInUse, ServiceFailed
+from infra.files.durable import write_durably
+from infra.files.lock import FileLock
+from infra.processes.launch import ask_status, end_group, launch
+from infra.processes.logs import last_lines
+from infra.processes.ports import LOOPBACK, await_free_port, bindable, free_port
+from infra.processes.publication import (
+    Publication,
+    end_left_behind,
+    end_session,
+    read_publication,
+    started_at,
+    started_since_boot,
+)
+
+log = logging.getLogger(__name__)
+
+TAIL_LINES = 8  # of its log, in the message about a service that did not come up
+START_ATTEMPTS = 3
+STOP_SECONDS = 10.0  # that a service asked to end may take
+DETACHED = "detached"  # what a service that holds its lock itself writes there, after its process id
+STARTING = "starting"  # what the starter of such a service writes there until then
+START_GRACE = 30.0  # seconds that a starter has for that
+REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
+DYING_SECONDS = 1.0  # that a killed server may keep its port and lock; the next one is expected at that port
+
+
+@dataclass(frozen=True)
+class Running:
+    """Who has a service: the run that holds it, or the service itself when it is ``detached``.
+
+    starting: ``pid`` is the starter's, of a detached service that does not hold its lock yet.
+    address: where it is to answer; None while that is not known.
+    since: when it was started, in seconds since the epoch.
+    """
+
+    pid: int
+    detached: bool
+    starting: bool = False
+    address: str | None = None
+    since: float | None = None
+
+
+class Service:
+    """Base of the embedded services. Subclasses say what runs and how it answers.
+
+    Not for use in a child forked from the process that holds it.
+    """
+
+    name: ClassVar[str]
+    health_path: str = "/"
+    healthy: ClassVar[frozenset[int]] = frozenset({200})  # HTTP statuses that count as an answer
+    start_seconds: ClassVar[float] = 60.0  # for one start, on a slow and loaded machine
+    patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
+    has_children: ClassVar[bool] = False  # its command starts processes of its own
+    keeps_port: bool = False  # rather fails than starts at another port than the wanted one
+
+    def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
+        """port: the one to take if it is free; None: that of the last time. host: address to listen at."""
+        self.home = home.absolute()
+        self.host = host
+        self.detached = detached
+        self._wanted_port = port
+        self.folder = self.home / "services"
+        self.log_path = self.home / "logs" / f"{self.name}.log"
+        self._lock = FileLock(self.folder / f"{self.name}.lock")
+        self._guard = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port: int | None = None
+        self._address: str | None = None
+        self._attempts = 0
+        self._stopping = False
+        self._owner = os.getpid()
+
+    # What a subclass says.
+
+    def command(self, port: int) -> list[str]:
+        """Absolute path of the program and its arguments. No secrets: ``ps`` shows them."""
+        raise NotImplementedError
+
+    def environment(self, port: int) -> dict[str, str]:
+        """Variables for the service at ``port``, on top of this process's."""
+        return {}
+
+    def prepare(self) -> None:
+        """Folders and files that the service needs; called by the holder before each start."""
+
+    def address_at(self, port: int) -> str:
+        return f"http://{self.host}:{port}"
+
+    def health_headers(self) -> dict[str, str]:
+        """Of the request for ``health_path``: with credentials, only a server that takes them is healthy."""
+        return {}
+
+    # What the rest uses.
+
+    @property
+    def address(self) -> str:
+        """URL of the service that :meth:`ensure` found or started."""
+        if self._address is None:
+            raise ServiceFailed(f"{self.name}: not started")
+        return self._address
+
+    @property
+    def last_address(self) -> str:
+        """Where :meth:`ensure` found the service, or where it is expected when it did not come up."""
+        found = self._published()
+        return self._address or self.address_at(found.port if found is not None else self._wanted_port or 0)
+
+    @property
+    def port(self) -> int:
+        """Port of the service that :meth:`ensure` found or started."""
+        if self._address is None or self._port is None:
+            raise ServiceFailed(f"{self.name}: not started")
+        return self._port
+
+    @property
+    def is_holder(self) -> bool:
+        return self._lock.held
+
+    def running(self) -> Running | None:
+        """Who has the service at the moment, which may be none that answers; None: nobody."""
+        if not self._lock.is_taken():
+            return None
+        pid, note, found = self._lock.holder() or 0, self._lock.note(), self._published()
+        detached, starting = note in (DETACHED, STARTING), note == STARTING
+        if found is None or (detached and found.pid != pid):
+            return Running(pid, detached, starting)
+        address = self.address_at(found.port) if detached else found.address
+        return Running(pid, detached, starting, address, found.created)
+
+    def is_alive(self) -> bool:
+        """The process that this object started is running (of a service that another run holds: False)."""
+        return self._process is not None and self._process.poll() is None
+
+    def answers(self, timeout: float = 5.0) -> bool:
+        """The service answers at its address within ``timeout`` seconds."""
+        return self._address is not None and self._ask(self._address, timeout) in self.healthy
+
+    def answers_at(self, address: str, timeout: float = 5.0) -> bool:
+        """It answers at ``address``, which :meth:`running` gave, and takes our credentials."""
+        return self._ask(address, timeout) in self.healthy
+
+    def ensure(self) -> bool:
+        """Have the service answering: start it, restart it (on its port if that is free), or find another
+        run's.
+
+        Returns whether this call started a process or the address is another than before.
+
+        Raises:
+            ServiceFailed: it did not come up; the message has the end of its log.
+        """
+        with self._guard:
+            before, process = self._address, self._process
+            self.begin()
+            self.complete()
+            return self._process is not process or self._address != before
+
+    def begin(self) -> None:
+        """First half of :meth:`ensure`: start what must be started, without waiting for it to answer."""
+        with self._guard:
+            self._attempts = 0
+            if not self._lock.held:
+                self._take_over()
+            elif not (self.is_alive() and self._answers_patiently()):
+                self._end_process(grace=1.0)
+                self._spawn()
+
+    def complete(self) -> None:
+        """Second half of :meth:`ensure`: wait until it answers, trying again on another port if it ends
+        early.
+        """
+        with self._guard:
+            deadline = time.monotonic() + self.start_seconds
+            while time.monotonic() < deadline:
+                if self._stopping:  # by another thread, which waits for this one to leave
+                    raise ServiceFailed(f"{self.name}: stopped while it was coming up")
+                if self._lock.held:
+                    if self._came_up():
+                        return
+                elif self._shares():
+                    return
+                else:
+                    self._take_over()
+                time.sleep(0.1)
+            self._fail(f"does not answer after {self.start_seconds:.0f} s")
+
+    def stop(self) -> None:
+        """End the service if this process runs it, and free the lock. Runs that shared it start it again."""
+        if self._owner != os.getpid():
+            return
+        self._stopping = True
+        with self._guard:
+            self._stopping = False
+            self._address = None
+            if self._lock.held:
+                self._end_process(grace=5.0)
+                self._lock.release()
+
+    def end(self, grace: float = STOP_SECONDS) -> bool:
+        """End a detached service, whoever started it: asked first, by force after ``grace`` seconds.
+
+        Returns whether there was one. A run's own service is left alone.
+        """
+        with self._guard:
+            deadline = time.monotonic() + START_GRACE
+            while (running := self.running()) is not None and running.starting and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if running is not None and (running.starting or not running.detached):
+                return False
+            if running is not None:
+                end_session(running.pid, grace)
+                # A process counts as dead when its first thread is; its files are closed with the last one.
+                deadline = time.monotonic() + DYING_SECONDS
+                while self._lock.is_taken() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            found = self._published()
+            if found is not None:
+                self._withdraw(found)
+                end_left_behind(found)  # the children of one that was killed
+            self._address = None
+            return running is not None
+
+    # How.
+
+    def _shares(self) -> bool:
+        """Whether the service of another process answers.
+
+        Raises:
+            HomeInUse: it is a run's own and a stack's is asked for, or the other way round.
+        """
+        running, found = self.running(), self._published()
+        if running is None or found is None or running.address is None:
+            return False
+        if running.detached != self.detached:
+            raise HomeInUse(
+                f"{self.name}: process {running.pid}, a run of {self.home}, has it open"
+                if self.detached
+                else f"{self.name}: process {running.pid} is of a stack; try again, or end the stack: fedbench down"
+            )
+        if not self._accepts(running.address):
+            return False
+        if running.address != self._address and self._takes_anybody(running.address):
+            raise HomeInUse(
+                f"{self.name}: process {running.pid}, of an older fedbench, has a server that asks for no credentials; "
+                "wait for it to end, or end it, and start again"
+            )
+        self._port, self._address = found.port, running.address
+        return True
+
+    def _take_over(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        if not self._lock.acquire(note=STARTING if self.detached else ""):
+            return
+        try:
+            found = self._published()
+            if found is not None:
+                self._withdraw(found)  # nobody must take the dead one's address for the next one's
+                end_left_behind(found)
+                await_free_port(found.port, DYING_SECONDS, self.host)
+            self._port = self._wanted_port or (found.port if found is not None else None)
+            self._spawn()
+        except BaseException:
+            self.stop()  # else whoever ends it would wait for a start that is over
+            raise
+
+    def _spawn(self) -> None:
+        self._attempts += 1
+        if self.keeps_port and self._wanted_port is not None:
+            self._port = self._wanted_port
+            if bindable(self._port, self.host) is None:
+                self._fail(f"port {self._port} is taken by another process")
+        self.prepare()
+        self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._port = free_port(self._port, self.host)
+        self._process = launch(
+            self.command(self._port),
+            self.environment(self._port),
+            folder=self.folder,
+            log_path=self.log_path,
+            group=self.has_children,
+            lock=self._lock.descriptor if self.detached else None,
+        )
+        atexit.unregister(self.stop)
+        atexit.register(self.stop)
+        self._publish(None)
+
+    def _came_up(self) -> bool:
+        if not self.is_alive():
+            status = self._process.returncode if self._process is not None else None
+            if status == -signal.SIGKILL:
+                # Somebody's doing, which says nothing against another attempt; runs that use it expect the same port.
+                self._attempts -= 1
+            else:
+                self._port = None  # most likely somebody took it between our look and its bind
+            if self._attempts >= START_ATTEMPTS:
+                self._fail(f"ended with status {status}, {self._attempts} times")
+            self._spawn()
+            return False
+        assert self._port is not None
+        address = self.address_at(self._port)
+        # A foreign process at the port would answer too, but then ours cannot bind and ends: look at both.
+        if not (self._accepts(address) and self.is_alive()):
+            return False
+        if self._address != address or self._attempts:
+            self._address = address
+            self._publish(address)
+        if self.detached:
+            self._lock.release()  # it has the lock itself
+        return True
+
+    def _answers_patiently(self) -> bool:
+        deadline = time.monotonic() + self.patience_seconds
+        while self.is_alive() and not self._stopping:
+            if self.answers():
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        return False
+
+    def _accepts(self, address: str) -> bool:
+        """Whether it answers.
+
+        Raises:
+            ServiceFailed: it does not take our credentials.
+        """
+        status = self._ask(address, 5.0)
+        if status in REFUSED and self.health_headers():
+            self._fail(f"{address} does not take the credentials that are in {self.folder}")
+        return status in self.healthy
+
+    def _takes_anybody(self, address: str) -> bool:
+        """Whether a service that is to ask for credentials answers without them."""
+        return bool(self.health_headers()) and self._ask(address, 5.0, {}) in self.healthy
+
+    def _ask(self, address: str, timeout: float, headers: Mapping[str, str] | None = None) -> int | None:
+        """The HTTP status of its answer, None when there is none within ``timeout`` seconds.
+
+        headers: None: those of :meth:`health_headers`.
+        """
+        sent = self.health_headers() if headers is None else headers
+        return ask_status(urljoin(address, self.health_path), sent, timeout)
+
+    def _published(self) -> Publication | None:
+        return read_publication(self._publication)
+
+    def _publish(self, address: str | None) -> None:
+        if self._process is None or self._port is None:
+            return
+        pid = self._process.pid
+        document = Publication(
+            port=self._port,
+            pid=pid,
+            created=started_at(pid) or 0.0,
+            address=address,
+            since_boot=started_since_boot(pid),
+        )
+        write_durably(self._publication, document.model_dump_json())
+
+    def _withdraw(self, found: Publication) -> None:
+        write_durably(self._publication, found.model_copy(update={"address": None}).model_dump_json())
+
+    @property
+    def _publication(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    def _end_process(self, grace: float) -> None:
+        if self._process is not None:
+            end_group(self._process, grace)
+            try:
+                self._publish(None)
+            except OSError:  # a full disk: the next holder finds a dead process there, and no lock
+                log.info("%s: %s still names the ended process", self.name, self._publication)
+            self._process = None
+
+    def _fail(self, reason: str) -> None:
+        tail = "\n".join(last_lines(self.log_path, TAIL_LINES)[0])
+        self.stop()
+        raise ServiceFailed(f"{self.name}: {reason}; log {self.log_path}" + (f" ends:\n{tail}" if tail else ""))

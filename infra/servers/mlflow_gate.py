@@ -1,0 +1,30 @@
+"""What MLflow's server asks of a request, loaded by it as its authorization function: credentials, and no foreign page.
+
+MLflow lets pages of every port of this machine read its answers, with the credentials that the browser keeps for its
+own page: whatever the origins that its settings allow. Another user of the machine could serve such a page.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Response
+    from werkzeug.datastructures import Authorization
+
+FUNCTION = "infra.servers.mlflow_gate:authenticate"
+
+
+def authenticate() -> Authorization | Response:
+    """The request's credentials if they are right and no foreign page sent it, else 401 or 403.
+
+    Called by MLflow in a request's context of Flask, for Flask's routes and FastAPI's.
+    """
+    from flask import request
+    from mlflow.server.auth import authenticate_request_basic_auth, make_forbidden_response
+
+    own = os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    if any(origin not in own for origin in request.headers.getlist("Origin")):
+        return make_forbidden_response()
+    return authenticate_request_basic_auth()

@@ -1,0 +1,362 @@
+"""The stack of ``fedbench up``: services of one home that outlive the command that started them.
+
+Each is a detached process of its own (:mod:`infra.processes.service`). One that died is *crashed* for ``status``, and
+is started again, on its port and over its data, by the stack's supervisor (:mod:`infra.stack.supervision`), by the
+next ``up``, and by any run that needs it. The data are those of runs without a stack: the same S3 folder and databases.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from infra.errors import HomeInUse, SettingsError
+from infra.files.private import private_home
+from infra.files.sqlite_urls import sqlite_url
+from infra.processes.ports import LOOPBACK
+from infra.processes.service import Service
+from infra.servers.credentials import draw_keys, read_keys
+from infra.servers.database import check_postgresql, mlflow_database_uri, prefect_database_url
+from infra.servers.login_page import write_login_page
+from infra.servers.mlflow_server import default_tracking_uri
+from infra.servers.prefect_server import PrefectService
+from infra.settings import Settings
+from infra.stack.environment_file import remove_environment, stack_environment, write_environment
+from infra.stack.services import (
+    SERVERS,
+    SERVICES,
+    SUPERVISOR,
+    WORKERS,
+    bare_service,
+    stack_mlflow,
+    stack_prefect,
+    stack_s3,
+    stack_worker,
+)
+from infra.stack.state import (
+    AT_WORK,
+    PortChoice,
+    StackState,
+    read_state,
+    stack_lock,
+    without_own_addresses,
+    write_state,
+)
+
+WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
+State = Literal["up", "silent", "crashed", "down"]
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One line of ``fedbench status``.
+
+    state: ``up``: answers, and takes the credentials; ``silent``: lives, and does not answer (yet); ``crashed``: ended
+        although nobody asked for it; ``down``.
+    run: process id of a run that has a service of its own, outside any stack.
+    """
+
+    name: str
+    state: State
+    pid: int | None = None
+    url: str | None = None
+    since: datetime | None = None
+    run: int | None = None
+
+
+class Stack:
+    """The services of ``settings.home``. Addresses that the settings name are of other services, and not used here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.home = settings.home.absolute()
+
+    def service(self, name: str, state: StackState) -> Service:
+        """The service with the stack's credentials and ports, to look at: not all of them could be started from it."""
+        kinds: dict[str, Callable[[], Service]] = {
+            "s3": lambda: stack_s3(self.settings, state),
+            "prefect": lambda: stack_prefect(self.settings, state),
+            "mlflow": lambda: stack_mlflow(self.settings, state, self.settings.s3),
+        }
+        return kinds[name]() if name in kinds else self._bare(name)
+
+    def status(self) -> list[ServiceStatus]:
+        """How each service is at the moment."""
+        state = read_state(self.home)
+        return [self._status(name, state) for name in SERVICES if state.workers or name not in WORKERS]
+
+    def up(self, say: Callable[[str], None], look: Callable[[PrefectService], None]) -> bool:
+        """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
+
+        look: called with Prefect's server when that answers, before anything may run what its database has.
+
+        Raises:
+            HomeInUse: a run has services of its own open.
+            SettingsError: a database URL cannot be used, or is not that of the stack that is up.
+            InfraError: a database cannot be reached, or a service did not come up.
+        """
+        private_home(self.home)
+        with self._alone(say):
+            draw_keys(self.home / "services")
+            found_state = read_state(self.home)
+            state = self._at_host(self._with_databases(found_state))
+            if state.host != LOOPBACK:
+                say(
+                    f"listening at {state.host}, not on loopback alone: for whoever reaches it, the credentials are "
+                    "all that protects the servers, and nothing is encrypted"
+                )
+            for setting, address in _foreign_addresses(self.settings, state).items():
+                say(f"{setting} is set, so runs here use {address}, not this stack's")
+            before = [self._status(name, found_state) for name in SERVERS]
+            for found in before:
+                if found.run is not None:
+                    raise HomeInUse(
+                        f"{found.name}: process {found.run} (a run, or fedbench ui) has it open on {self.home}, and "
+                        "its data must not be opened twice; wait for it to end, then: fedbench up"
+                    )
+            if state.up and all(found.state == "up" for found in before) and self._addresses() == state.addresses:
+                self._tell_clients(state)  # the file may have been removed
+                look(self._answering_prefect(state))
+                return self._supervise(state)
+            self._check_databases(state)
+            state = state.model_copy(update={"up": True})
+            write_state(self.home, state)
+            try:
+                self._start(state, before, say)
+                look(self._answering_prefect(read_state(self.home)))
+            except BaseException:
+                self._take_back(before)
+                write_state(self.home, found_state)
+                raise
+            self._bare(SUPERVISOR).end()  # the next one has the settings of this `up`
+            self._supervise(state)
+            return True
+
+    def workers_up(self) -> bool:
+        state = read_state(self.home)
+        return state.workers and all(self._status(name, state).state == "up" for name in WORKERS)
+
+    def up_workers(self, say: Callable[[str], None]) -> bool:
+        """Have the workers up too. The servers are, and have the work pools. Returns whether there was anything to do.
+
+        Raises:
+            ServiceFailed: one did not come up.
+        """
+        with self._alone(say):
+            state = read_state(self.home)
+            store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
+            variables = stack_environment(self.home, state.addresses, store, read_keys(self.home / "services"))
+            pending = [
+                stack_worker(name, self.settings, variables)
+                for name in WORKERS
+                if self._status(name, state).state != "up"
+            ]
+            write_state(self.home, state.model_copy(update={"workers": True}))
+            if pending:
+                say("waiting for the workers …")
+            try:
+                for step in (Service.begin, Service.complete):
+                    for service in pending:
+                        step(service)
+            except BaseException:
+                for service in pending:
+                    service.stop()
+                raise
+            return bool(pending)
+
+    def down(self, say: Callable[[str], None]) -> bool:
+        """End all services of the stack, the last started first. Returns whether any was running."""
+        if not (self.home / "services").exists():
+            return False
+        self._bare(SUPERVISOR).end()  # now: it has the lock for as long as a server takes to come up
+        with self._alone(say):
+            state = read_state(self.home)
+            write_state(self.home, state.model_copy(update={"up": False, "workers": False}))
+            remove_environment(self.home)
+            ended = [self._bare(name).end() for name in reversed(SERVICES)]
+            return state.up or any(ended)
+
+    def databases(self) -> dict[str, str]:
+        """URIs of the databases that Prefect and MLflow use, by service."""
+        state = read_state(self.home)
+        sqlite = sqlite_url(self.home / "prefect" / "prefect.db")
+        return {
+            "prefect": state.prefect_database_url or sqlite,
+            "mlflow": state.mlflow_database_uri or default_tracking_uri(self.home),
+        }
+
+    # How.
+
+    @contextmanager
+    def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
+        lock = stack_lock(self.home)
+        if not lock.acquire(note=AT_WORK):
+            who = f"{lock.note() or AT_WORK} (process {lock.holder()}) is at work on {self.home}"
+            say(f"{who}; waiting for it")
+            if not lock.acquire(WAIT_SECONDS, note=AT_WORK):
+                raise HomeInUse(who)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _bare(self, name: str) -> Service:
+        """The service to look at or to end, which takes no credentials and no store."""
+        return bare_service(name, self.settings, read_state(self.home).host)
+
+    def _answering_prefect(self, state: StackState) -> PrefectService:
+        service = stack_prefect(self.settings, state)
+        service.ensure()
+        return service
+
+    def _supervise(self, state: StackState) -> bool:
+        """Have the supervisor up. Returns whether it had to be started."""
+        if self._status(SUPERVISOR, state).state == "up":
+            return False
+        service = self._bare(SUPERVISOR)
+        service.end()  # one that does not answer
+        service.ensure()
+        return True
+
+    def _status(self, name: str, state: StackState) -> ServiceStatus:
+        running = self._bare(name).running()
+        if running is None:
+            return ServiceStatus(name, "crashed" if state.up else "down")
+        if not running.detached:
+            return ServiceStatus(name, "down", run=running.pid)
+        answers = running.address is not None and self.service(name, state).answers_at(running.address)
+        return ServiceStatus(
+            name,
+            "up" if answers else "silent",
+            running.pid,
+            None if running.address is None else running.address.removesuffix("/api"),
+            None if running.since is None else datetime.fromtimestamp(running.since, UTC),
+        )
+
+    def _addresses(self) -> dict[str, str]:
+        """Where the services are: a run that brought one back may have found its port taken."""
+        running = {name: self._bare(name).running() for name in SERVERS}
+        return {name: found.address for name, found in running.items() if found is not None and found.address}
+
+    def _with_databases(self, state: StackState) -> StackState:
+        """``state`` with the databases that the settings name; one that is up keeps those that it has."""
+        asked = {
+            "prefect_database_url": prefect_database_url(self.settings),
+            "mlflow_database_uri": (
+                None if self.settings.mlflow_database_url is None else mlflow_database_uri(self.settings)
+            ),
+        }
+        if not state.up:
+            return state.model_copy(update=asked)
+        for name, url in asked.items():
+            if url is not None and url != getattr(state, name):
+                raise SettingsError(
+                    f"{name[:-4]}_url: the stack of {self.home} is up with another database; first: fedbench down"
+                )
+        return state
+
+    def _at_host(self, state: StackState) -> StackState:
+        """``state`` with the address that the settings name; one that is up keeps the one that it has."""
+        asked = self.settings.ports.host
+        if not state.up:
+            return state.model_copy(update={"host": LOOPBACK if asked is None else str(asked)})
+        if asked is not None and str(asked) != state.host:
+            raise SettingsError(
+                f"ports.host: the stack of {self.home} is up at {state.host}, found {asked}; first: fedbench down"
+            )
+        return state
+
+    def _check_databases(self, state: StackState) -> None:
+        if state.prefect_database_url is not None:
+            check_postgresql(state.prefect_database_url, "prefect_database_url", trigrams=True)
+        if state.mlflow_database_uri is not None:
+            check_postgresql(state.mlflow_database_uri, "mlflow_database_url", trigrams=False)
+
+    def _start(self, state: StackState, before: list[ServiceStatus], say: Callable[[str], None]) -> None:
+        from infra.store.objects import ObjectStore  # with boto3, which looking at a stack does not need
+
+        wanted = {name: state.port(name, getattr(self.settings.ports, name)) for name in SERVERS}
+        for found in before:
+            if found.state == "silent":
+                self._wait_or_end(found, state)
+        s3 = stack_s3(self.settings, state)
+        s3.ensure()
+        store = s3.resolved(self.settings.s3, s3.address)
+        ObjectStore(store).ensure_bucket()  # the first signed request
+        mlflow = stack_mlflow(self.settings, state, store)
+        if state.addresses.get("s3") not in (None, s3.address) and mlflow.end():
+            say("mlflow: started again, for the store has another port")
+        started: list[Service] = [s3, stack_prefect(self.settings, state), mlflow]
+        say("waiting for Prefect's and MLflow's servers to answer …")
+        try:
+            for step in (Service.begin, Service.complete):
+                for service in started:
+                    step(service)
+        except BaseException:
+            for service in started:
+                service.stop()  # what is not up yet is still held here
+            raise
+        told = {service.name: service.address for service in started}
+        if state.workers and state.addresses != told:
+            say("workers: started again, for a server has another port")
+            for name in WORKERS:
+                self._bare(name).end()
+        state = state.model_copy(
+            update={
+                "addresses": told,
+                "ports": {
+                    service.name: PortChoice(asked=getattr(self.settings.ports, service.name), chosen=service.port)
+                    for service in started
+                },
+            }
+        )
+        write_state(self.home, state)
+        self._tell_clients(state)
+        for service in started:
+            if service.port != wanted[service.name]:
+                say(f"{service.name}: port {wanted[service.name]} is taken, {service.port} is used instead")
+
+    def _wait_or_end(self, found: ServiceStatus, state: StackState) -> None:
+        """A silent service may be coming up, or hang: the one is waited for, the other ended."""
+        service = self.service(found.name, state)
+        age = 0.0 if found.since is None else (datetime.now(UTC) - found.since).total_seconds()
+        # At most its whole start, though the clock was set back since: then it seems to be younger than nothing.
+        patience = max(service.start_seconds - max(age, 0.0), service.patience_seconds)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            running = service.running()
+            if running is None or (running.address is not None and service.answers_at(running.address)):
+                return
+            time.sleep(0.5)
+        service.end()
+
+    def _take_back(self, before: list[ServiceStatus]) -> None:
+        """End what a failed `up` has started; what was up before stays."""
+        kept = {found.name for found in before if found.state == "up"}
+        for name in reversed(SERVERS):
+            if name not in kept:
+                self._bare(name).end()
+
+    def _tell_clients(self, state: StackState) -> None:
+        store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
+        keys, addresses = read_keys(self.home / "services"), state.addresses
+        write_environment(self.home, addresses, store, keys)
+        write_login_page(self.home, "up", keys, addresses["prefect"].removesuffix("/api"), addresses["mlflow"])
+
+
+def _foreign_addresses(settings: Settings, state: StackState) -> dict[str, str]:
+    """What the settings name instead of this stack's services, by setting."""
+    rest = without_own_addresses(settings, state)
+    named = {
+        "s3.endpoint": rest.s3.endpoint,
+        "prefect_api_url": rest.prefect_api_url,
+        "mlflow_tracking_uri": rest.mlflow_tracking_uri,
+    }
+    return {
+        setting: re.sub(r"//[^/@]*@", "//***@", address) for setting, address in named.items() if address is not None
+    }

@@ -1,0 +1,66 @@
+"""Models of MLflow's registry, brought to this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from infra.settings import S3Settings
+from infra.tracking.federation import answering, mlflow_environment
+
+# What MLflow's servers and databases answer when a name, version or alias is not there.
+_MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+LATEST = "latest"
+
+
+def fetch_registered(uri: str, store: S3Settings, name: str, version: str, folder: Path) -> Path | None:
+    """Download a version of the registered model ``name`` into ``folder``; None when the registry does not have it.
+
+    ``uri`` is MLflow's; ``store`` is where artifacts are that MLflow keeps in S3. ``version`` is a number, ``latest``,
+    or ``@alias``.
+
+    Raises:
+        TrackingUnavailable: MLflow or the artifacts' store does not answer.
+    """
+    _export_credentials(store)
+    with answering(uri) as client:
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if version == LATEST:
+                numbers = [int(found.version) for found in client.search_model_versions(f"name = '{name}'")]
+                if not numbers:
+                    return None
+                version = str(max(numbers))
+            elif version.startswith("@"):
+                version = str(client.get_model_version_by_alias(name, version[1:]).version)
+            # The location itself: MLflow's own models:/ addresses would be looked up at a global registry address.
+            location = client.get_model_version_download_uri(name, version)
+        except MlflowException as error:
+            if error.error_code in _MISSING:
+                return None
+            raise
+        return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri))
+
+
+def registered_models(uri: str) -> list[str]:
+    """What the registry has, as ``name/version`` and ``name@alias``.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
+    """
+    found = []
+    with answering(uri) as client:
+        for model in client.search_registered_models():
+            numbers = sorted(int(item.version) for item in client.search_model_versions(f"name = '{model.name}'"))
+            found += [f"{model.name}@{alias}" for alias in sorted(model.aliases)]
+            found += [f"{model.name}/{number}" for number in numbers]
+    return found
+
+
+def _export_credentials(store: S3Settings) -> None:
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    if store.access_key is not None and store.secret_key is not None:
+        access_key, secret_key = store.access_key.get_secret_value(), store.secret_key.get_secret_value()
+        os.environ.update(mlflow_environment(store.endpoint, store.region, access_key, secret_key))

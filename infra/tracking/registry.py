@@ -1,0 +1,139 @@
+"""MLflow's model registry: one registered model a federation, a version for each model that was its best.
+
+A version is found again by the sha256 of its weights, so that nothing is registered twice; the alias ``best`` names the
+newest best. What is registered is a pyfunc *model from code* with a safetensors artifact: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.tracking.federation import TAG_FEDERATION, TAG_SPEC_DIGEST, TAG_VERSION, Tracker, answering
+from infra.tracking.model_folder import CARD_FILE, ModelFiles, Origin, save_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ALIAS = "best"
+TAG_WEIGHTS = "fedbench.weights_sha256"
+TAG_ROUND = "fedbench.round"
+_DESCRIPTION_LENGTH = 5000  # what MLflow's database has room for
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """What is registered.
+
+    name: the federation's, which is the registered model's too: its characters are those that MLflow takes.
+    weights_sha256: digest of the global weights, by which a version is found again.
+    files: what is registered; its card is the version's description too.
+    """
+
+    name: str
+    round: int
+    spec_digest: str
+    code_version: str
+    weights_sha256: str
+    files: ModelFiles
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_uri(name: str) -> str:
+    """URI of a federation's best model, for MLflow's commands and ``load_model``."""
+    return f"models:/{name}@{ALIAS}"
+
+
+def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
+    """Register ``best`` unless it is registered, and let the alias name it. Returns its version.
+
+    ``scratch``, a folder that nothing else uses, is emptied before and removed after: room for two copies of the model
+    file.
+
+    Raises:
+        TrackingUnavailable: MLflow or its artifact store does not answer or refuses.
+        Whatever ``files.write_model`` raises.
+    """
+    with tracker.answering() as client:
+        version = _find(client, best)
+        if version is None:
+            version = _add(client, tracker, best, scratch)
+        client.set_registered_model_alias(best.name, ALIAS, version)
+    return version
+
+
+def best_version(uri: str, name: str) -> str | None:
+    """The version that the alias ``best`` names in the registry at ``uri``; None where there is none.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
+    """
+    with answering(uri) as client:
+        found = client.search_registered_models(f"name = '{name}'")
+        return str(found[0].aliases[ALIAS]) if found and ALIAS in found[0].aliases else None
+
+
+def _find(client: MlflowClient, best: BestModel) -> str | None:
+    versions = client.search_model_versions(
+        f"name = '{best.name}' and tag.`{TAG_WEIGHTS}` = '{best.weights_sha256}'", order_by=["version_number DESC"]
+    )
+    return str(versions[0].version) if versions else None
+
+
+def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path) -> str:
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    tags = {
+        **best.tags,
+        TAG_FEDERATION: best.name,
+        TAG_SPEC_DIGEST: best.spec_digest,
+        TAG_VERSION: best.code_version,
+        TAG_ROUND: str(best.round),
+        TAG_WEIGHTS: best.weights_sha256,
+    }
+    logged = client.create_logged_model(
+        tracker.experiment_id,
+        name=best.name.replace(".", "-"),  # MLflow takes no dot in this name
+        source_run_id=tracker.run_id,
+        tags=tags,
+    )
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed in here
+        scratch.mkdir(mode=0o700, parents=True)
+        folder = scratch / "mlflow"
+        save_folder(best.files, folder, Origin(model_id=logged.model_id, run_id=tracker.run_id))
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    except BaseException:
+        with suppress(Exception):  # what failed first is what counts
+            client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    client.log_outputs(tracker.run_id, [LoggedModelOutput(logged.model_id, best.round)])
+    try:
+        client.create_registered_model(best.name, tags={TAG_FEDERATION: best.name})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        best.name,
+        source=logged.artifact_location,  # models:/<id> is looked up at the process's own tracking URI
+        run_id=tracker.run_id,
+        tags=tags,
+        description=_shortened(best.files.card),
+        model_id=logged.model_id,
+    )
+    return str(version.version)
+
+
+def _shortened(card: str) -> str:
+    rest = f"\n\n(The rest is in {CARD_FILE}.)\n"
+    if len(card) <= _DESCRIPTION_LENGTH:
+        return card
+    return card[: _DESCRIPTION_LENGTH - len(rest)].rpartition("\n")[0] + rest

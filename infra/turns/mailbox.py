@@ -1,0 +1,120 @@
+"""What a coordinator and its residents write to each other: small JSON objects in the store.
+
+<federation>/turns/<pool>/<session>/session.json             the coordinator is here; written first
+<federation>/turns/<pool>/<session>/<resident>/0001-ask.json     a turn's request, or that the resident may go
+<federation>/turns/<pool>/<session>/<resident>/0001-answer.json  the reply, or why there is none
+
+A session is one coordinator's: another one, after a crash, has its own. What a pool's residents read and write of it
+is below ``turns/<pool>/``, so that a silo's credentials can be held to its own (:mod:`infra.turns.silo_policy`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infra.errors import BadReply, SettingsError, SlotLost, StoreRefused
+from infra.plain_text import cut
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+
+MAILBOX_VERSION = 1
+ASK, ANSWER = "-ask.json", "-answer.json"  # after the number of the turn
+LEAVE = {"version": MAILBOX_VERSION, "phase": "leave"}
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """The letters between the coordinator of ``session`` and the resident number ``resident`` of ``pool``."""
+
+    objects: ObjectStore
+    layout: FederationLayout
+    pool: str
+    session: str
+    resident: int
+
+    @property
+    def folder(self) -> str:
+        return f"{session_folder(self.layout, self.pool, self.session)}{self.resident}/"
+
+    def put_ask(self, number: int, document: dict[str, Any]) -> None:
+        self.objects.put_json(f"{self.folder}{number:04d}{ASK}", document)
+
+    def get_ask(self, number: int) -> dict[str, Any] | None:
+        """What is asked next; None: nothing yet."""
+        try:
+            document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}{ASK}")
+        except StoreRefused:
+            # A store says so of what is not there to whom may not list it. That the credentials are right has shown:
+            # the session was read with them.
+            return None
+        return document
+
+    def put_answer(self, number: int, document: dict[str, Any]) -> None:
+        self.objects.put_json(f"{self.folder}{number:04d}{ANSWER}", document)
+
+    def get_answer(self, number: int, limit: int) -> Any:
+        """The answer to turn ``number``, unchecked; None: nothing yet.
+
+        limit: the most bytes that it may have.
+
+        Raises:
+            StoreCorrupt: it is larger, or no JSON.
+        """
+        return self.objects.get_json(f"{self.folder}{number:04d}{ANSWER}", limit)
+
+
+def reply_in(answer: Any) -> Any:
+    """The reply's document in an answer, unchecked.
+
+    Raises:
+        SlotLost: the answer says that the turn was lost with its place.
+        BadReply: the answer says that the turn failed, or is none.
+    """
+    version = answer.get("version") if isinstance(answer, dict) else None
+    if version != MAILBOX_VERSION or isinstance(version, bool):
+        found = f"version {version!r}"[:80] if isinstance(answer, dict) else type(answer).__name__
+        raise BadReply(f"expected an answer of version {MAILBOX_VERSION}, found {found}")
+    if "reply" in answer:
+        return answer["reply"]
+    for field, error in (("lost", SlotLost), ("error", BadReply)):
+        reason = answer.get(field)
+        if isinstance(reason, str) and reason:
+            raise error(cut(reason))
+    raise BadReply("expected an answer with a reply, or with why there is none")
+
+
+def session_folder(layout: FederationLayout, pool: str, session: str) -> str:
+    return f"{layout.turns}{pool}/{session}/"
+
+
+def open_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code_version: str) -> None:
+    """Say that the coordinator is here, before any resident is asked for."""
+    document = {"version": MAILBOX_VERSION, "code_version": code_version}
+    objects.put_json(f"{session_folder(layout, pool, session)}session.json", document)
+
+
+def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code_version: str) -> None:
+    """A resident's first act: hold its store and its code against the coordinator's.
+
+    Raises:
+        SettingsError: this worker's store is another one, or its fedbench is of another version.
+    """
+    key = f"{session_folder(layout, pool, session)}session.json"
+    document = objects.get_json(key)
+    if document is None:
+        raise SettingsError(
+            f"s3: no {key} in bucket {objects.bucket} at {objects.settings.endpoint}: expected the coordinator's "
+            "store; either this worker's FEDBENCH_S3__… name another one, or the coordinator is gone"
+        )
+    if document["code_version"] != code_version:
+        raise SettingsError(
+            f"fedbench: expected version {document['code_version']}, the coordinator's, this worker has {code_version}"
+        )
+
+
+def close_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str) -> None:
+    """Remove what was written to and from the residents of ``pool``."""
+    keys = list(objects.list(session_folder(layout, pool, session)))
+    if keys:
+        objects.delete(keys)

@@ -1,0 +1,103 @@
+"""A work pool as its federation sees it: its residents, which of them are free, and the turns that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from infra.errors import PoolUnusable
+from infra.turns.mailbox import Mailbox
+
+
+@dataclass
+class Resident:
+    """One resident, from the request for its run to its end. ``turns`` counts what it was handed."""
+
+    number: int
+    pool: Pool
+    mailbox: Mailbox
+    run: UUID | None = None
+    turns: int = 0
+    ready: bool = False
+    gone: str | None = None
+    left: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __str__(self) -> str:
+        return f"resident {self.number} of pool {self.pool.name}"
+
+
+@dataclass
+class Pool:
+    """A work pool's residents: who is there, who is idle, and the turns that wait for one.
+
+    limit: residents at a time, at most.
+    failed_starts: residents in a row that ended before their first turn.
+    silent_since: since when turns wait while no resident is there; said: that has been told.
+    """
+
+    name: str
+    limit: int
+    residents: list[Resident] = field(default_factory=list)
+    idle: deque[Resident] = field(default_factory=deque)
+    waiting: deque[asyncio.Future[Resident]] = field(default_factory=deque)
+    failed_starts: int = 0
+    silent_since: float | None = None
+    said: bool = False
+
+    @property
+    def starting(self) -> int:
+        return sum(not resident.ready for resident in self.residents)
+
+    async def lease(self, balance: Callable[[Pool], None]) -> Resident:
+        """A resident that is free, as soon as there is one; ``balance`` asks for more of them where turns wait.
+
+        Raises:
+            PoolUnusable: the pool has been given up.
+        """
+        if self.idle:
+            return self.idle.popleft()
+        waiter: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
+        self.waiting.append(waiter)
+        balance(self)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.offer(waiter.result())
+            elif waiter in self.waiting:
+                self.waiting.remove(waiter)
+            raise
+
+    def offer(self, resident: Resident) -> None:
+        """Hand a resident that is free to the next turn."""
+        if resident.gone is not None:
+            return
+        while self.waiting:
+            waiter = self.waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(resident)
+                return
+        self.idle.append(resident)
+
+    def remove(self, resident: Resident, reason: str, *, left: bool) -> None:
+        """It is no more; ``left``: it went by itself, and has taken no turn with it."""
+        resident.gone, resident.left = reason, left
+        resident.changed.set()
+        self.residents.remove(resident)
+        with contextlib.suppress(ValueError):
+            self.idle.remove(resident)
+
+    def give_up(self, error: PoolUnusable) -> None:
+        """Tell all turns that wait."""
+        self.failed_starts = 0
+        while self.waiting:
+            waiter = self.waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)

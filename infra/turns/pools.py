@@ -1,0 +1,387 @@
+"""Turns on work pools: residents are asked for, handed turn after turn, and let go.
+
+A *resident* is a flow run on a pool that holds a slot as long as it is needed (:mod:`flows.resident`): the seconds
+that a run costs are paid once a slot, not for every client and phase. Turns reach it by the store and a ring
+(:mod:`infra.turns.mailbox`, :mod:`infra.turns.bell`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from prefect.client.schemas.objects import State
+from prefect.events import Event
+
+from infra.errors import BadReply, DeadlineExceeded, PoolUnusable, SlotLost, StoreCorrupt
+from infra.settings import PoolSettings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.turns import resident_runs
+from infra.turns.bell import Bell, coordinator_of, resident_of
+from infra.turns.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session, reply_in
+from infra.turns.pool import Pool, Resident
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 5.0
+# Residents in a row that end before their first turn, after which a pool is given up.
+FAILED_STARTS = 3
+# Residents in a row that left just when a turn came, as an idle one may; after so many it is no chance any more.
+NOT_TAKEN = 5
+# A pool without any resident for so long is said to wait.
+SILENT_SECONDS = 30.0
+CLOSE_SECONDS = 20.0
+
+
+class _NotTaken(Exception):
+    """The resident left before it took the turn."""
+
+
+class ResidentSlots:
+    """A :class:`~infra.turns.local.TurnRunner` whose slots are residents on work pools.
+
+    pools: where turns go; clients named in ``pools.silos`` have a pool of their own.
+    clients: those of the federation, for the pools that they need.
+    job_variables: what a resident asks of its slot (threads, device).
+    read_reply: a request and its reply's document, unchecked, as the reply; raises BadReply.
+    answer_limit: the most bytes that the answer to a request may have.
+    say: shown to whoever watches the run.
+    code_version: a worker with another one refuses.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        layout: FederationLayout,
+        pools: PoolSettings,
+        clients: Sequence[str],
+        *,
+        job_variables: dict[str, Any],
+        read_reply: Callable[[Any, Any], Any],
+        answer_limit: Callable[[Any], int],
+        say: Callable[[str], None],
+        code_version: str,
+    ) -> None:
+        self._objects, self._layout, self._settings = objects, layout, pools
+        self._job_variables, self._say = job_variables, say
+        self._read_reply, self._answer_limit = read_reply, answer_limit
+        self._code_version = code_version
+        names = dict.fromkeys(self.pool_of(client) for client in clients)
+        self._pools = {name: Pool(name, pools.residents) for name in names}
+        self.count = pools.residents * len(self._pools)
+        self._session = ""
+        self._coordinator = ""
+        self._bell: Bell | None = None
+        self._resources = contextlib.AsyncExitStack()
+        self._background: set[asyncio.Task[None]] = set()
+        self._made = 0
+
+    def pool_of(self, client: str) -> str:
+        """
+        Raises:
+            PoolUnusable: the settings name no pool for this client.
+        """
+        pool = self._settings.silos.get(client, self._settings.turns)
+        if pool is None:
+            raise PoolUnusable(f"pools: no pool for client {client}; expected it in pools.silos, or pools.turns set")
+        return pool
+
+    def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """``clients`` by pool, in order: one turn cannot be in two places."""
+        groups: dict[str, list[str]] = {}
+        for client in clients:
+            groups.setdefault(self.pool_of(client), []).append(client)
+        return tuple(tuple(group) for group in groups.values())
+
+    async def open(self, coordinator: str) -> None:
+        """Begin a session for the federation's flow run ``coordinator``.
+
+        Raises:
+            PoolUnusable: a pool or its deployment is missing.
+        """
+        self._coordinator = coordinator
+        self._session = f"{coordinator}-{uuid4().hex[:8]}"
+        for pool in self._pools:
+            await resident_runs.require_pool(pool)
+            await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code_version)
+        names = [coordinator_of(self._session), f"prefect.tag.{resident_runs.session_tag(self._session)}"]
+        self._bell = await self._resources.enter_async_context(Bell(names, self._heard))
+        self._spawn(self._watch())
+
+    async def run(self, turn: Callable[[Any], Any], argument: Any, *, deadline: float | None = None) -> Any:
+        """``turn`` is not sent: a resident does what the request's phase asks (:mod:`tasks.take_turn`).
+
+        Raises:
+            SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.turns.local.TurnRunner` has them. On a silo's own
+                pool they also tell that no resident starts there, none takes the turn, or none was there for
+                ``deadline`` seconds: it is that silo's fault alone.
+            PoolUnusable: no resident starts on the pool for turns of all.
+        """
+        pool = self._pools[self.pool_of(argument.clients[0])]
+        not_taken = 0
+        document = {
+            "version": MAILBOX_VERSION,
+            "phase": argument.phase,
+            "request": argument.model_dump(mode="json"),
+        }
+        while True:
+            resident = await self._lease(pool, deadline)
+            try:
+                answer = await self._ask(resident, document, deadline, self._answer_limit(argument))
+                reply = self._read_reply(argument, reply_in(answer))
+            except _NotTaken:
+                not_taken += 1
+                if not_taken < NOT_TAKEN:
+                    continue
+                raise SlotLost(f"pool {pool.name}: {not_taken} residents left without taking the turn") from None
+            except SlotLost as error:
+                pool.offer(resident)
+                raise SlotLost(f"{resident}: {error}") from None
+            except (BadReply, StoreCorrupt) as error:
+                # Another resident takes the turn, even if no other one is there.
+                await self._end(resident, f"its answer cannot be used: {error}")
+                raise BadReply(f"{resident}: {error}") from None
+            pool.offer(resident)
+            return reply
+
+    async def _lease(self, pool: Pool, deadline: float | None) -> Resident:
+        """A resident of ``pool`` that is free; of a silo's own pool with the errors of that silo (:meth:`run`).
+
+        The deadline runs while no resident is there, not while turns wait for those that are.
+        """
+        if pool.name not in self._settings.silos.values():
+            return await pool.lease(self._balance)
+        lease = asyncio.ensure_future(pool.lease(self._balance))
+        try:
+            absent_since = time.monotonic()
+            while not lease.done():
+                left = None if deadline is None else max(absent_since + deadline - time.monotonic(), 0.0)
+                await asyncio.wait({lease}, timeout=left)
+                if any(resident.ready for resident in pool.residents):
+                    absent_since = time.monotonic()
+                elif deadline is not None and not lease.done() and time.monotonic() - absent_since >= deadline:
+                    raise DeadlineExceeded(f"pool {pool.name}: no resident within {deadline:g} s")
+            return lease.result()
+        except PoolUnusable as error:
+            raise SlotLost(str(error)) from None
+        except asyncio.CancelledError:
+            if lease.done() and not lease.cancelled() and lease.exception() is None:
+                pool.offer(lease.result())
+            raise
+        finally:
+            lease.cancel()
+
+    async def close(self) -> None:
+        """Let the idle residents go, and cancel the others."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                residents = [resident for pool in self._pools.values() for resident in pool.residents]
+                await asyncio.gather(*map(self._dismiss, residents), return_exceptions=True)
+                for pool in self._pools:
+                    await asyncio.to_thread(close_session, self._objects, self._layout, pool, self._session)
+        except Exception as failure:
+            log.warning("residents could not be told to go, they go by themselves when idle: %s", failure)
+        finally:
+            await self._resources.aclose()
+
+    # Residents.
+
+    def _balance(self, pool: Pool) -> None:
+        """Ask for as many further residents as turns wait for one, up to the pool's limit."""
+        while len(pool.residents) < pool.limit and pool.starting < len(pool.waiting):
+            self._made += 1
+            mailbox = Mailbox(self._objects, self._layout, pool.name, self._session, self._made)
+            resident = Resident(self._made, pool, mailbox)
+            pool.residents.append(resident)
+            self._spawn(self._submit(resident))
+
+    async def _submit(self, resident: Resident) -> None:
+        pool = resident.pool
+        try:
+            run = await resident_runs.submit(
+                pool.name,
+                name=f"{self._layout.federation} · {resident}",
+                parameters={
+                    "federation": self._layout.federation,
+                    "session": self._session,
+                    "pool": pool.name,
+                    "number": resident.number,
+                    "idle_seconds": self._settings.idle_seconds,
+                },
+                tags=[resident_runs.session_tag(self._session), resident_runs.coordinator_tag(self._coordinator)],
+                job_variables=self._job_variables,
+            )
+            resident.run = run.id
+        except Exception as failure:
+            self._lose(resident, str(failure) or type(failure).__name__)
+            if isinstance(failure, PoolUnusable):
+                pool.give_up(failure)
+
+    def _lose(self, resident: Resident, reason: str, *, left: bool = False) -> None:
+        """A resident is no more; whoever waits for it hears of it, and another one is asked for where turns wait."""
+        if resident.gone is not None:
+            return
+        pool = resident.pool
+        pool.remove(resident, reason, left=left)
+        if not resident.ready:
+            pool.failed_starts += 1
+            log.warning("%s did not start: %s", resident, reason)
+            if pool.failed_starts >= FAILED_STARTS:
+                pool.give_up(PoolUnusable(f"pool {pool.name}: no resident starts there: {reason}"))
+                return
+        self._balance(pool)
+
+    # A turn.
+
+    async def _ask(self, resident: Resident, document: dict[str, Any], deadline: float | None, limit: int) -> Any:
+        """The resident's answer, unchecked; the resident is not offered to other turns yet."""
+        resident.turns += 1
+        number = resident.turns
+        began = resident.heard = time.monotonic()
+        answer: Any = None
+        await asyncio.to_thread(resident.mailbox.put_ask, number, document)
+        await self._ring(resident, "fedbench.turn.asked")
+        while answer is None:
+            left = None if deadline is None else deadline - (time.monotonic() - began)
+            if left is not None and left <= 0:
+                await self._end(resident, f"no answer within {deadline:g} s")
+                raise DeadlineExceeded(f"{resident}: no answer within {deadline:g} s")
+            with contextlib.suppress(TimeoutError):
+                patience = self._bell.patience if self._bell is not None else 1.0
+                await asyncio.wait_for(resident.changed.wait(), patience if left is None else min(patience, left))
+            resident.changed.clear()
+            gone = resident.gone
+            answer = await asyncio.to_thread(resident.mailbox.get_answer, number, limit)
+            if answer is None and gone is not None:
+                if resident.left:
+                    raise _NotTaken
+                raise SlotLost(gone)
+        resident.pool.failed_starts = 0
+        return answer
+
+    async def _ring(self, resident: Resident, event: str) -> None:
+        if self._bell is not None:
+            await self._bell.ring(resident_of(self._session, f"{resident.pool.name}.{resident.number}"), event)
+
+    async def _end(self, resident: Resident, reason: str) -> None:
+        self._lose(resident, reason)
+        if resident.run is not None:
+            with contextlib.suppress(Exception):
+                await resident_runs.cancel(resident.run)
+
+    async def _dismiss(self, resident: Resident) -> None:
+        if resident in resident.pool.idle:
+            await asyncio.to_thread(resident.mailbox.put_ask, resident.turns + 1, LEAVE)
+            await self._ring(resident, "fedbench.turn.asked")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS / 4):
+                    while resident.gone is None:
+                        resident.changed.clear()
+                        await resident.changed.wait()
+                return
+        if resident.run is not None:
+            await resident_runs.cancel(resident.run)
+
+    # What is heard and seen of them.
+
+    def _heard(self, event: Event | None) -> None:
+        now = time.monotonic()
+        everyone = [resident for pool in self._pools.values() for resident in pool.residents]
+        if event is None:  # connected anew, or deaf: nobody is counted as silent for that
+            for resident in everyone:
+                resident.heard = now
+                resident.changed.set()
+            return
+        number, identifier = event.payload.get("resident"), event.resource.id
+        for resident in everyone:
+            if number == resident.number and event.event.startswith("fedbench."):
+                resident.heard = now
+                if event.event == "fedbench.resident.ready":
+                    self._welcome(resident)
+                elif event.event == "fedbench.resident.left":
+                    self._lose(resident, "it was idle", left=True)
+                elif event.event == "fedbench.turn.answered":
+                    resident.changed.set()
+            elif resident.run is not None and identifier == f"prefect.flow-run.{resident.run}":
+                resident.heard = now
+                if event.event.rpartition(".")[2] in ("Crashed", "Failed", "Cancelled", "Completed", "TimedOut"):
+                    state = event.payload.get("validated_state")
+                    state = state if isinstance(state, dict) else {}  # a silo may ring as Prefect
+                    self._ended(resident, state.get("type", ""), str(state.get("message") or event.event))
+
+    def _welcome(self, resident: Resident) -> None:
+        if not resident.ready and resident.gone is None:
+            resident.ready = True
+            resident.pool.offer(resident)
+
+    def _ended(self, resident: Resident, kind: str, message: str) -> None:
+        self._lose(resident, message, left=kind == "COMPLETED")
+
+    async def _watch(self) -> None:
+        """What events tell, by asking: they may have been lost; and residents whose whole machine is gone."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                await self._look()
+            except Exception as failure:
+                log.debug("looking at the residents failed: %s", failure)
+
+    async def _look(self) -> None:
+        everyone = {
+            resident.run: resident
+            for pool in self._pools.values()
+            for resident in pool.residents
+            if resident.run is not None
+        }
+        for run, state in (await resident_runs.states(list(everyone))).items():
+            self._seen(everyone[run], state)
+        for resident in everyone.values():
+            silent = time.monotonic() - resident.heard
+            hearing = self._bell is not None and self._bell.hearing
+            if resident.ready and hearing and resident.gone is None and silent > self._settings.lost_seconds:
+                if resident in resident.pool.idle:
+                    continue  # it says nothing while it waits
+                await self._end(resident, f"no sign of it for {silent:.0f} s")
+        for pool in self._pools.values():
+            await self._complain(pool)
+
+    def _seen(self, resident: Resident, state: State[Any] | None) -> None:
+        if state is None:
+            self._lose(resident, "its run was deleted")
+        elif state.is_final():
+            self._ended(resident, state.type.value, state.message or state.name or state.type.value)
+        elif state.is_running() and not resident.ready:
+            # It may have rung while nobody heard it; it looks at its mailbox before it waits for a ring.
+            self._welcome(resident)
+
+    async def _complain(self, pool: Pool) -> None:
+        if not pool.waiting or any(resident.ready for resident in pool.residents):
+            pool.silent_since, pool.said = None, False
+            return
+        pool.silent_since = pool.silent_since or time.monotonic()
+        if not pool.said and time.monotonic() - pool.silent_since >= SILENT_SECONDS:
+            pool.said = True
+            online = await resident_runs.workers_online(pool.name)
+            hint = f"{online} online" if online else f"none; start one: prefect worker start --pool {pool.name}"
+            self._say(f"pool {pool.name}: no slot yet, waiting for one (workers: {hint})")
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                log.error("%s", traceback.format_exc())
+
+        task = asyncio.create_task(guarded())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

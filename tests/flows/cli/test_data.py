@@ -1,0 +1,241 @@
+"""``fedbench data``: exit codes, what is printed and written; and pinning of data whose devices only they tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows.cli.app import app
+from flows.coordinator.preflight import pin, pin_data
+from flows.run import describe
+from infra.settings import Settings
+from tasks.data.catalog import load_data
+from tasks.data.samples import samples_digest
+from tasks.errors import SpecError
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
+from tasks.spec.federation import FederationSpec, Participation
+
+TINY = ("-s", "train_images=40", "-s", "test_images=5", "-s", "width=96", "-s", "height=80")
+FORMS: dict[str, DataSpec] = {
+    "street": FederatedStreet(name="mine"),
+    "coco": Coco(name="mine"),
+    "voc": VocFolders(name="mine"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("FEDBENCH_HOME", str(home))
+    monkeypatch.delenv("FEDBENCH_STREET_DIR", raising=False)
+    monkeypatch.delenv("FEDBENCH_SETTINGS", raising=False)
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, ["data", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set in all forms, each in the folder of its name."""
+    root = tmp_path_factory.mktemp("made")
+    old = os.environ.get("FEDBENCH_HOME")
+    for form in FORMS:
+        result = call("make", root / form, "--form", form, "--home", home, *TINY)
+        assert result.exit_code == 0, result.output
+    if old is None:
+        os.environ.pop("FEDBENCH_HOME", None)
+    else:
+        os.environ["FEDBENCH_HOME"] = old
+    return root
+
+
+def test_forms_load_to_the_same_samples(made: Path) -> None:
+    found = {}
+    for form, spec in FORMS.items():
+        data = load_data(spec, root_of={"mine": made / form}.get, cache=made / "unused")
+        parts: Any = [data.classes, *((device, samples_digest(own)) for device, own in data.train.items())]
+        found[form] = [*parts, *((device, samples_digest(own)) for device, own in data.test.items())]
+    assert found["street"] == found["coco"] == found["voc"]
+    assert sorted(path.name for path in made.iterdir()) == ["coco", "street", "voc"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_made_set_has_no_errors(made: Path, form: str, tmp_path: Path) -> None:
+    result = call("check", made / form, "--picture", tmp_path / "new" / "p.png")
+    assert result.exit_code == 0, result.output
+    assert "5 devices · 7 classes · 40 training images" in result.output
+    assert "0 errors, " in result.output
+    assert "class 'table' is on device 2 only" in result.output
+    with Image.open(tmp_path / "new" / "p.png") as picture:
+        assert picture.width > 300
+
+
+def test_errors_exit_1_and_are_all_printed(made: Path, tmp_path: Path, home: Path) -> None:
+    root = tmp_path / "voc[1]"
+    (made / "voc").rename(root)
+    try:
+        images = sorted((root / "4" / "JPEGImages").iterdir())[:2]
+        contents = [path.read_bytes() for path in images]
+        for path in images:
+            path.write_bytes(b"no image")
+        result = call("check", root)
+        assert result.exit_code == 1
+        for path in images:
+            assert f"{path}: expected a readable image" in result.output
+        assert (home / "checks" / "voc[1].png").exists()
+        for path, content in zip(images, contents, strict=True):
+            path.write_bytes(content)
+    finally:
+        root.rename(made / "voc")
+
+
+def test_fields_divide_a_folder_otherwise(made: Path) -> None:
+    result = call("check", made / "coco", "-s", "clients.kind=dirichlet", "-s", "clients.clients=3")
+    assert result.exit_code == 0, result.output
+    assert "3 devices · 7 classes · 40 training images" in result.output
+
+
+def test_names_like_numbers_are_names(tmp_path: Path) -> None:
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("000009", "000010", "000011"):
+        Image.new("RGB", (32, 32), f"#{name}").save(tmp_path / "JPEGImages" / f"{name}.png")
+        box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        text = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(text)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("000009\n000010\n")
+    (tmp_path / "ImageSets/Main/test.txt").write_text("000011\n")
+    (tmp_path / "clients.yaml").write_text("010: [000009]\nno: [000010]\n")
+    result = call("check", tmp_path, "-s", "clients.kind=list")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.output.splitlines()[2:4]] == ["010", "no"]
+
+
+def test_class_names_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
+    """Line ends, formulas of matplotlib, markup of rich, and names of any length."""
+    shutil.copytree(made / "coco", tmp_path / "set")
+    names = ["car\n", "a$b_$c", "[/b]", "[red]car", "car!", "$\\frac{1$", "x" * 300]
+    for file in ("train.json", "test.json"):
+        document = json.loads((tmp_path / "set" / file).read_text())
+        for category, name in zip(document["categories"], names, strict=True):
+            category["name"] = name
+        (tmp_path / "set" / file).write_text(json.dumps(document))
+    result = call("check", tmp_path / "set", "--picture", tmp_path / "picture.png")
+    assert result.exit_code == 0, result.output
+    cells = [line.split()[0] for line in result.output.splitlines() if line.strip()]
+    assert set(cells) >= {"car\\n", "a$b_$c", "[/b]", "[red]car", "car!", "$\\frac{1$"}
+    with Image.open(tmp_path / "picture.png") as picture:
+        picture.load()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_picture_that_cannot_be_drawn_leaves_the_report(
+    made: Path, tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(counts: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("tasks.figures.plots.class_by_device_plot", broken)
+    result = call("check", made / "coco", *(("--picture", tmp_path / "p.png") if asked else ()))
+    assert result.exit_code == (2 if asked else 0), result.output
+    assert "0 errors, " in result.output
+    assert "p.png failed: RuntimeError: broken on purpose" in result.output or not asked
+    assert "warning: the picture " in result.output
+    assert "classes by device: " not in result.output
+
+
+def test_presets_and_files_name_data(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", f'{{"mine": "{made / "coco"}"}}')
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("data: {kind: coco, name: mine}\n")
+    assert call("check", spec).exit_code == 0
+    monkeypatch.setenv("FEDBENCH_STREET_DIR", str(made / "street"))
+    result = call("check", "street20")
+    assert result.exit_code == 1
+    assert "20 devices" in result.output
+    assert "error: " in result.output
+    assert "expected content digest d7f19422545e" in result.output
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no such thing": (("check", "nowhere"), "nowhere: no such preset or file"),
+    "no data at hand": (("check", "street5"), "no folder is known for data set 'street'"),
+    "folder of nothing": (("check", "{tmp}"), "expected train_label.json (street), train.json"),
+    "form of a preset": (("check", "street5", "--form", "coco"), "--form coco: expected a folder, found street5"),
+    "unknown field": (("check", "{made}/coco", "-s", "split=5"), "data.split: "),
+    "field without value": (("check", "{made}/coco", "-s", "train"), "--set train: expected FIELD=VALUE"),
+    "picture": (("check", "{made}/coco", "--picture", "{made}/coco/test.json/p.png"), "/test.json/p.png failed: "),
+    "folder in use": (("make", "{made}/coco"), "expected a folder that does not exist yet, or is empty"),
+    "field twice": (("check", "{made}/coco", "-s", "exif=applied", "-s", "exif=as-stored"), "expected each field once"),
+    "leading zero": (("make", "{tmp}/x", "-s", "seed=03"), "--set seed=03: data.seed: 03 has a leading zero"),
+    "too few images": (("make", "{tmp}/x", "-s", "train_images=3"), "data.train_images: "),
+    "other kind": (("make", "{tmp}/x", "-s", "kind=federated-street"), "expected synthetic-street"),
+    "below a file": (("make", "{made}/coco/test.json/x", *TINY), "the data set cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_was_asked_wrongly_exits_2(made: Path, tmp_path: Path, case: str) -> None:
+    words, message = WRONG[case]
+    result = call(*(word.format(made=made, tmp=tmp_path) for word in words))
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_devices_that_only_the_data_tell_are_pinned(made: Path, home: Path) -> None:
+    settings = Settings(home=home, data_roots={"mine": made / "voc"})
+    spec = FederationSpec(data=VocFolders(name="mine"))
+    assert "· all clients ·" in describe(spec)
+    pinned = pin_data(spec, settings)
+    assert pinned.clients == pinned.participation.clients == ("1", "2", "3", "4", "5")
+    assert isinstance(pinned.data, VocFolders)
+    assert pinned.data.digest is not None
+    assert pin_data(pinned, settings) == pinned
+    assert "· 5 clients ·" in describe(pinned)
+    for participation, message in (
+        (Participation(clients=("2", "6")), r"participation\.clients: 6: expected devices of the 5-device split, 1 to"),
+        (Participation(clients_per_round=6), r"participation\.clients_per_round: expected at most 5"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            pin_data(spec.model_copy(update={"participation": participation}), settings)
+
+
+def test_known_devices_are_left_to_the_specification(made: Path, home: Path) -> None:
+    settings = Settings(home=home, data_roots={"mine": made / "street"})
+    pinned = pin_data(FederationSpec(data=FederatedStreet(name="mine", split=20)), settings)
+    assert pinned.participation.clients is None
+    assert len(pinned.clients or ()) == 20
+
+
+def test_a_run_says_at_its_start_what_its_data_may_cost(made: Path, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "coco", tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "test.json").read_text())
+    document["annotations"] += [{**item, "id": item["id"] + 1000} for item in document["annotations"]]
+    (tmp_path / "set" / "test.json").write_text(json.dumps(document))
+    settings = Settings(home=home, data_roots={"mine": tmp_path / "set"})
+    lines: list[str] = []
+    spec = FederationSpec(data=Coco(name="mine"))
+    pin(spec, settings, lines.append)
+    (line,) = lines
+    count = len(document["annotations"]) // 2
+    assert line.startswith(f"data: {count} objects repeat another one of their image, with the same class and box")
+    result = call("check", tmp_path / "set", "--form", "coco")
+    assert f"warning: {line.removeprefix('data: ').split(' (', 1)[0]}" in result.output
+    assert result.exit_code == 0
+    lines.clear()
+    pin(spec, settings.model_copy(update={"data_roots": {"mine": made / "coco"}}), lines.append)
+    assert lines == []

@@ -1,0 +1,118 @@
+"""Ctrl-C and SIGTERM are never lost, wherever they meet the process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import weakref
+from typing import Any
+
+import pytest
+
+from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+class Thing:
+    pass
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_deferred_signal_raises_at_the_next_check(number: signal.Signals) -> None:
+    passed = []
+
+    def work() -> None:
+        with interrupts_deferred() as interrupts:
+            interrupts.check()
+            signal.raise_signal(number)
+            passed.append("after the signal")
+            interrupts.check()
+            passed.append("after the check")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert passed == ["after the signal"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_deferred_signal_raises_at_the_end(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+        signal.raise_signal(number)
+
+
+def test_a_signal_within_a_finalizer_is_neither_printed_nor_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+
+    def work() -> None:
+        thing = Thing()
+        weakref.finalize(thing, signal.raise_signal, signal.SIGINT)
+        with interrupts_deferred():
+            del thing
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert printed == []
+
+
+def test_another_error_goes_before_a_deferred_signal() -> None:
+    def work() -> None:
+        with interrupts_deferred():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError("a port")
+
+    with pytest.raises(ValueError, match="a port"):
+        work()
+
+
+def test_the_handlers_from_before_are_back() -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with interrupts_deferred():
+        assert [signal.getsignal(number) for number in NUMBERS] != before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_deferred():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_that_met_a_finalizer_comes_again(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+
+    def work() -> None:
+        thing = Thing()
+        weakref.finalize(thing, signal.raise_signal, number)
+        with terminate_as_interrupt():
+            del thing
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert printed == []
+    assert sys.unraisablehook == printed.append
+
+
+def test_other_errors_of_finalizers_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    thing = Thing()
+    weakref.finalize(thing, int, "x")
+    with terminate_as_interrupt():
+        del thing
+    assert [type(what.exc_value) for what in printed] == [ValueError]
+
+
+def test_sigterm_is_an_interrupt() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

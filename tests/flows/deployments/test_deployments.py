@@ -1,0 +1,221 @@
+"""The table of deployments against prefect.yaml, the flows that it names, and Prefect's check of parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from flows.deployments.apply import cron_schedule
+from flows.deployments.table import (
+    GPU_WORKER,
+    PROCESS,
+    SCHEDULE,
+    Deployment,
+    PoolNames,
+    Schedule,
+    deployments,
+    of_file,
+    pools,
+    prefect_yaml,
+    with_files,
+    with_schedules,
+)
+from infra.errors import PrefectUnavailable, SettingsError
+from infra.orchestrator.api import prefect_api
+from infra.settings import Settings
+from tasks.errors import SpecError
+from tasks.spec.federation import FederationSpec, load_spec
+from tasks.spec.presets import PRESETS
+from tasks.spec.suite import SuiteSpec, load_suite
+
+ROOT = Path(__file__).resolve().parents[3]
+TABLE = {item.full_name: item for item in deployments()}
+FEDERATIONS = [item for item in TABLE.values() if item.flow == "federation"]
+
+
+def schema_of(item: Deployment) -> dict[str, Any]:
+    flow = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
+    return parameter_schema(flow).model_dump(exclude_unset=True)
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return schema_of(FEDERATIONS[0])
+
+
+def test_prefect_yaml_describes_the_same_deployments() -> None:
+    text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    document = yaml.safe_load(text)
+    assert document["pull"] == []  # an empty list: the flows are installed; left out, Prefect would guess a folder
+    entries = {}
+    for entry in document["deployments"]:
+        flow = entry["entrypoint"].rpartition(".")[2].replace("_", "-")
+        entries[f"{flow}/{entry['name']}"] = entry
+    assert list(entries) == list(TABLE)
+    for name, entry in entries.items():
+        item = TABLE[name]
+        assert entry["entrypoint"] == item.entrypoint
+        assert entry["work_pool"] == {"name": item.pool, "job_variables": item.job_variables}
+        assert (entry["description"], tuple(entry["tags"])) == (item.description, item.tags)
+        assert entry.get("parameters", {}) == item.parameters
+        limit = entry.get("concurrency_limit")
+        assert limit == (None if item.limit is None else {"limit": item.limit, "collision_strategy": "ENQUEUE"})
+        when = item.schedule
+        expected = when and {"cron": when.cron, "timezone": when.timezone, "active": when.active, "slug": SCHEDULE}
+        assert entry["schedules"] == ([expected] if expected else None)
+    assert text == prefect_yaml(), "write it anew: python -m flows.deployments.table > prefect.yaml"
+
+
+def test_each_names_a_flow_and_a_pool() -> None:
+    known = {pool.name: pool.type for pool in pools()}
+    assert known == {"fedbench": PROCESS, "gpu": GPU_WORKER}
+    for item in TABLE.values():
+        assert load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False).name == item.flow
+        assert item.pool in known
+        assert item.description
+        assert "fedbench" in item.tags
+        assert item.schedule is None or not item.schedule.active  # none runs by itself unless somebody says so
+
+
+def test_a_silo_has_a_pool_and_a_resident_of_its_own() -> None:
+    names = PoolNames(silos=("silo-3", "gpu"))
+    assert [(pool.name, pool.type) for pool in pools(names)][1:] == [("gpu", GPU_WORKER), ("silo-3", GPU_WORKER)]
+    assert [item.pool for item in deployments(names) if item.full_name == "resident/silo-3"] == ["silo-3"]
+
+
+def test_presets_are_whole_in_their_deployments(schema: dict[str, Any]) -> None:
+    assert [item.name for item in FEDERATIONS] == [name.replace("_", "-") for name in PRESETS]
+    for item, preset in zip(FEDERATIONS, PRESETS.values(), strict=True):
+        spec = FederationSpec.model_validate(item.parameters["spec"])
+        assert (spec, spec.digest) == (preset(), preset().digest)
+        validate(item.parameters, schema, raise_on_error=True)
+        assert "name" not in item.parameters  # so that each scheduled run is a new one
+
+
+def test_prefect_takes_the_whole_specification_nulls_too(schema: dict[str, Any]) -> None:
+    for preset in PRESETS.values():
+        validate({"name": None, "spec": preset().model_dump(mode="json")}, schema, raise_on_error=True)
+    validate({"name": "mine"}, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"max_rounds": 0}, ("spec.max_rounds", "0 is less than the minimum of 1")),
+        ({"rounds": 3}, ("'spec'", "'rounds' was unexpected")),
+        ({"best_metric": "map"}, ("spec.best_metric", "'map' is not one of")),
+        ({"training": {"local_epochs": "two"}}, ("spec.training.local_epochs", "'two' is not of type 'integer'")),
+        ({"training": {"optimizer": {"kind": "sgd", "momentum": 2}}}, ("spec.training.optimizer",)),
+        ({"detector": {"kind": "yolov9"}}, ("spec.detector",)),
+    ],
+    ids=["too small", "unknown", "choice", "type", "in a union", "kind"],
+)
+def test_prefect_refuses_a_wrong_field_by_its_name(
+    schema: dict[str, Any], spec: dict[str, Any], says: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        validate({"spec": spec}, schema, raise_on_error=True)
+    assert all(part in str(refused.value) for part in says), refused.value
+
+
+def test_a_file_is_a_deployment_of_its_own(tmp_path: Path, schema: dict[str, Any]) -> None:
+    (tmp_path / "my_yards.yaml").write_text("max_rounds: 3\ndetector: {kind: fcos-lite0}\n")
+    (tmp_path / "my yards.yaml").write_bytes((tmp_path / "my_yards.yaml").read_bytes())
+    assert of_file(tmp_path / "my yards.yaml", "fedbench").full_name == "federation/my-yards"
+    own = of_file(tmp_path / "my_yards.yaml", "fedbench")
+    assert own.full_name == "federation/my-yards"
+    assert FederationSpec.model_validate(own.parameters["spec"]) == load_spec(tmp_path / "my_yards.yaml")
+    validate(own.parameters, schema, raise_on_error=True)
+    (tmp_path / "suite.yaml").write_text(
+        "name: yards\nexperiments: [{name: e2, spec: my_yards.yaml, set: {training.local_epochs: 2}, seeds: [1]}]\n"
+    )
+    suite = of_file(tmp_path / "suite.yaml", "fedbench")
+    assert (suite.full_name, suite.pool) == ("suite/yards", "fedbench")
+    validate(suite.parameters, schema_of(suite), raise_on_error=True)
+    spec = SuiteSpec.model_validate(suite.parameters["spec"])
+    assert spec.digest == load_suite(tmp_path / "suite.yaml").digest
+    assert spec.experiments[0].spec.training.local_epochs == 2
+    assert with_schedules([*TABLE.values(), suite], ["yards=0 1 * * 6"], "UTC") == {
+        "suite/yards": Schedule("0 1 * * 6")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("smoke.yaml", "max_rounds: 3", "smoke.yaml: federation/smoke comes with fedbench; expected another name"),
+        ("s.yaml", "{name: cpu, experiments: [{name: a, spec: smoke}]}", "s.yaml: suite/cpu comes with fedbench"),
+        ("s.yaml", "{name: mine, experiments: []}", "s.yaml: experiments: "),
+        ("f.yaml", "max_round: 3", "f.yaml: max_round: "),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SpecError) as refused:
+        with_files(list(TABLE.values()), [tmp_path / name], "fedbench")
+    assert says in str(refused.value)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "my_yards.yaml", tmp_path / "my-yards.yaml"]
+    for file in files:
+        file.write_text("max_rounds: 3")
+    with pytest.raises(SpecError, match=r"my-yards.yaml: federation/my-yards is that of .*my_yards.yaml already"):
+        with_files([], files, "fedbench")
+    assert [item.full_name for item in with_files([], files[:1], "fedbench")] == ["federation/my-yards"]
+
+
+def test_schedules_are_asked_for_by_name() -> None:
+    table = list(TABLE.values())
+    asked = with_schedules(table, ["street5-laptop=0 3 * * *", "federation/smoke = off"], "Europe/Berlin")
+    assert asked == {
+        "federation/street5-laptop": Schedule("0 3 * * *", "Europe/Berlin"),
+        "federation/smoke": None,
+    }
+    for wrong, says in {
+        "street5": "expected NAME=CRON",
+        "street5=": "expected NAME=CRON",
+        "smoke=0 3 * * *": "smoke: more than one deployment, federation/smoke and suite/smoke; expected one of",
+        "street6=0 3 * * *": "street6: no such deployment; expected one of: federation/synthetic5",
+    }.items():
+        with pytest.raises(SpecError, match=says):
+            with_schedules(table, [wrong], "UTC")
+    with pytest.raises(SpecError, match="expected one schedule a deployment"):
+        with_schedules(table, ["street5=0 3 * * *", "street5=0 4 * * *"], "UTC")
+
+
+def test_a_schedule_that_cannot_be_read() -> None:
+    with pytest.raises(SpecError, match=r"--schedule: expected five cron fields, as in 0 3 \* \* \*, found '0 3'"):
+        cron_schedule(Schedule("0 3"))
+    with pytest.raises(SpecError, match=r"--timezone: expected a time zone, as in Europe/Berlin, found 'Mars'"):
+        cron_schedule(Schedule("0 3 * * *", "Mars"))
+
+
+def test_without_a_server_there_is_nothing_to_deploy_to(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with (
+        temporary_settings({PREFECT_API_URL: None}),
+        pytest.raises(SettingsError, match="prefect_api_url: expected the address of a Prefect server"),
+        prefect_api(settings),
+    ):
+        pass
+    with prefect_api(Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api")) as address:
+        assert address == PREFECT_API_URL.value() == "http://127.0.0.1:9/api"
+
+
+def test_an_error_that_is_not_prefects_stays_what_it_is(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api")
+    with pytest.raises(RuntimeError, match="mine"), prefect_api(settings):
+        raise RuntimeError("mine")
+    with (
+        pytest.raises(PrefectUnavailable, match=r"Prefect at http://127.0.0.1:9/api: does not answer"),
+        prefect_api(settings),
+    ):
+        raise RuntimeError("Failed to reach API at http://127.0.0.1:9/api")

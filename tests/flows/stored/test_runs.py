@@ -1,0 +1,253 @@
+"""The commit and what follows it, names and their owners, and reading federations back. A real store."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.coordinator.preflight import claim_name, pin_data, slot_count
+from flows.round import Clock, clear_up, commit, shard_label
+from flows.stored.runs import StoredRun, listed, read_history, read_run, read_runs, require_scores, stopped
+from flows.views.prefect_page import client_table
+from infra.errors import SettingsError
+from infra.files.lock import run_lock
+from infra.handles import Leavings, Place
+from infra.settings import S3Settings, Settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from infra.turns.local import LocalSlots
+from tasks.errors import DataError, FedbenchError, SpecError
+from tasks.spec.data import FederatedStreet, SyntheticStreet
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientFailure, Decision, Environment, EvaluationRecord, Metrics, RoundRecord, WeightRef
+from tasks.spec.training import TrainingSpec
+
+SPEC = FederationSpec(max_rounds=5)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return Settings(home=tmp_path, s3=S3Settings(prefix=f"stored/{name}"))
+
+
+async def nothing_left(place: Place) -> Leavings:
+    return Leavings({}, None, None)
+
+
+def place_of(objects: ObjectStore, settings: Settings, name: str) -> Place:
+    return Place(
+        settings=settings,
+        objects=objects,
+        weights=WeightStore(objects, settings.home / "cache", 10),
+        layout=FederationLayout(settings.s3.prefix, name),
+        slots=LocalSlots(1, []),  # none is started: no turn is taken
+        take_turn=lambda request: None,
+        reporter=None,  # type: ignore[arg-type]
+        committed=lambda record: None,
+        started=lambda run: None,
+        finished=nothing_left,
+    )
+
+
+def record_of(place: Place, number: int, **decision: Any) -> RoundRecord:
+    """A round with its global weights, an update and an evaluation part in the store."""
+    layout = place.layout
+    stored = place.weights.put(layout.global_weights(number), f"weights of {number}".encode())
+    place.objects.put_bytes(layout.update_weights(number, "1"), b"u")
+    place.objects.put_json(layout.update_record(number, "1"), {})
+    place.objects.put_bytes(layout.evaluation_tensors(number, "p"), b"e")
+    return RoundRecord(
+        federation=layout.federation,
+        round=number,
+        spec_digest=SPEC.digest,
+        clients=(),
+        model=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+        evaluations=(),
+        metrics=Metrics(map50_voc10=0.1),
+        decision=Decision(**{"stop": False, "best_round": number, **decision}),
+        seconds={},
+        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
+        committed=datetime(2026, 1, 1, tzinfo=UTC),
+        dropped=(ClientFailure(client="2", phase="wake_up", kind="client-error", reason="bad label"),),
+    )
+
+
+def test_a_commit_keeps_the_best_and_the_last_two_globals(object_store: ObjectStore, settings: Settings) -> None:
+    place = place_of(object_store, settings, "kept")
+    layout = place.layout
+    for number, best in enumerate((0, 1, 1, 1, 1)):
+        record = record_of(place, number, best_round=best, best_map50_voc10=0.1)
+        commit(place, record)
+        clear_up(place, record)
+    keys = object_store.list(layout.root)
+    assert [number for number in range(5) if layout.global_weights(number) in keys] == [1, 3, 4]
+    assert not [key for key in keys if "/updates/" in key or "/evaluations/" in key]
+    assert layout.committed_rounds(keys) == [0, 1, 2, 3, 4]
+    best = object_store.get_json(layout.best)
+    assert (best["round"], best["weights"]["key"]) == (1, layout.global_weights(1))
+    assert (best["metric"], best["value"], best["map50_voc10"]) == ("map50_voc10", 0.1, 0.1)
+    history = read_history(object_store, layout)
+    assert [record.round for record in history] == [0, 1, 2, 3, 4]
+    assert history[3].dropped[0].reason == "bad label"
+
+
+def test_updates_and_more_globals_are_kept_by_setting(object_store: ObjectStore, settings: Settings) -> None:
+    place = place_of(object_store, settings.model_copy(update={"keep_updates": True, "keep_globals": 3}), "kept")
+    for number in range(4):
+        commit(place, record_of(place, number))
+        clear_up(place, record_of(place, number))
+    keys = object_store.list(place.layout.root)
+    assert [number for number in range(4) if place.layout.global_weights(number) in keys] == [1, 2, 3]
+    assert [number for number in range(4) if place.layout.update_weights(number, "1") in keys] == [0, 1, 2, 3]
+
+
+def test_a_history_without_any_figure_is_a_failure(object_store: ObjectStore, settings: Settings) -> None:
+    place = place_of(object_store, settings, "unscored")
+    history = [record_of(place, number) for number in range(3)]
+    require_scores("unscored", history)  # no client had test images: nothing was tried
+    failures = [
+        (ClientFailure(client=client, phase="stop_and_eval", kind="client-error", reason=reason),)
+        for client, reason in (("1", "out of memory"), ("2", "test loss is nan"))
+    ]
+    failed = [
+        record.model_copy(update={"dropped": dropped}) for record, dropped in zip(history[1:], failures, strict=True)
+    ]
+    with pytest.raises(
+        FedbenchError,
+        match=r"^unscored: every evaluation failed, .* no model is registered; the last one: client 2: test loss",
+    ):
+        require_scores("unscored", [history[0], *failed])
+    scored = EvaluationRecord(
+        clients=("1",), test_digest="0" * 64, test_size=5, loss=None, map50_voc10=None, recall=None, per_class={},
+        score_threshold=0.1, seconds=0.1,
+    )  # fmt: skip
+    require_scores("unscored", [history[0].model_copy(update={"evaluations": (scored,)}), *failed])
+
+
+def test_a_name_belongs_to_one_experiment(object_store: ObjectStore, settings: Settings) -> None:
+    layout = FederationLayout(settings.s3.prefix, "mine")
+    claim_name(object_store, layout, SPEC)
+    claim_name(object_store, layout, SPEC)
+    assert object_store.get_json(layout.store) == {"version": 1}
+    with pytest.raises(SpecError, match=r"mine: .*differs in: max_rounds \(was 5, now 4\)"):
+        claim_name(object_store, layout, SPEC.model_copy(update={"max_rounds": 4}))
+    with pytest.raises(SpecError, match=r"seed \(was 1234, now 9\)") as caught:
+        claim_name(object_store, layout, SPEC.model_copy(update={"max_rounds": 8, "seed": 9}))
+    assert "max_rounds (was 5, now 8)" in str(caught.value)
+    claim_name(object_store, layout, SPEC.model_copy(update={"max_rounds": 8}))
+    assert object_store.get_json(layout.spec)["max_rounds"] == 8
+
+
+def test_a_federation_stops_for_good_unless_only_its_rounds_were_over(
+    object_store: ObjectStore, settings: Settings
+) -> None:
+    place = place_of(object_store, settings, "stops")
+    longer = SPEC.model_copy(update={"max_rounds": 9})
+    last = record_of(place, 5, stop=True, reason="max_rounds")
+    assert not stopped(SPEC, [])
+    assert not stopped(SPEC, [record_of(place, 4)])
+    assert stopped(SPEC, [last])
+    assert not stopped(longer, [last])
+    assert stopped(longer, [record_of(place, 3, stop=True, reason="target_map")])
+
+
+def test_runs_are_listed_with_their_state(object_store: ObjectStore, settings: Settings) -> None:
+    assert read_runs(object_store, settings) == []
+    for name, rounds in (("done", 6), ("half", 2), ("busy", 1)):
+        place = place_of(object_store, settings, name)
+        claim_name(object_store, place.layout, SPEC)
+        for number in range(rounds):
+            commit(place, record_of(place, number))
+    with run_lock(settings.home, "busy"):
+        runs = read_runs(object_store, settings)
+    assert [(run.name, run.status, len(run.records)) for run in runs if isinstance(run, StoredRun)] == [
+        ("busy", "running", 1), ("done", "finished", 6), ("half", "stopped", 2),
+    ]  # fmt: skip
+    with pytest.raises(SpecError, match="nobody: no such federation in the store; expected one of: busy, done, half"):
+        read_run(object_store, settings, "nobody")
+
+
+def test_slots_are_cores_over_threads_unless_set(settings: Settings) -> None:
+    one = slot_count(settings, SPEC)
+    assert one >= 1
+    assert slot_count(settings.model_copy(update={"slots": 7}), SPEC) == 7
+    many = FederationSpec(training=TrainingSpec(threads=one))
+    assert slot_count(settings, many) == 1
+    if one < 64:
+        too_many = FederationSpec(training=TrainingSpec(threads=one + 1))
+        with pytest.raises(SettingsError, match=rf"training\.threads: expected at most {one}, .*found {one + 1}"):
+            slot_count(settings, too_many)
+
+
+def test_a_named_data_set_is_pinned_by_its_content(settings: Settings) -> None:
+    small = FederationSpec(data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64))
+    assert pin_data(small, settings) == small  # drawn from its own fields: nothing to pin
+    drawn = next((settings.home / "cache" / "data" / "synthetic-street").iterdir())
+    named = FederationSpec(data=FederatedStreet())
+    pinned = pin_data(named, settings.model_copy(update={"street_dir": drawn}))
+    assert isinstance(pinned.data, FederatedStreet)
+    assert pinned.data.digest is not None
+    assert pin_data(pinned, settings.model_copy(update={"street_dir": drawn})) == pinned
+    (drawn / "Images" / "extra.jpg").write_bytes(b"not listed")
+    assert pin_data(pinned, settings.model_copy(update={"street_dir": drawn})) == pinned
+    with pytest.raises(DataError, match="no folder is known for data set 'street'"):
+        pin_data(named, settings)
+
+
+def test_a_rounds_table_shows_every_client_and_why_one_is_missing(
+    object_store: ObjectStore, settings: Settings
+) -> None:
+    rows = client_table(record_of(place_of(object_store, settings, "table"), 1))
+    assert [(row["client"], row["dropped"]) for row in rows] == [("2", "client-error: bad label")]
+    assert shard_label(["3"]) == "client 3"
+    assert shard_label(["1", "2", "5", "7", "9"]) == "clients 1, 2, 5 (+2)"
+
+
+def test_a_clock_gives_each_phase_its_own_time() -> None:
+    clock = Clock()
+    for phase in ("a", "b"):
+        clock.lap(phase)
+    assert list(clock.laps) == ["a", "b"]
+    assert all(0 <= seconds < 60 for seconds in clock.laps.values())
+
+
+def test_of_many_names_those_most_like_the_wanted_one_are_listed() -> None:
+    assert listed([], "street") == "(none yet)"
+    assert listed(["yards", "street"], "street") == "yards, street"
+    names = [f"run-{number}" for number in range(40)] + ["street5-0a1b"]
+    text = listed(names, "street5")
+    assert text.startswith("street5-0a1b, ")
+    assert text.endswith(", and 31 more")
+
+
+def test_a_commit_has_the_weights_on_the_disk_before_the_marker(
+    object_store: ObjectStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(object_store, settings, "flushed")
+    steps: list[str] = []
+    fsync, put_bytes = os.fsync, object_store.put_bytes
+
+    def synced(descriptor: int) -> None:
+        steps.append("sync " + os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/flushed/")[2])
+        fsync(descriptor)
+
+    def put(key: str, body: bytes) -> None:
+        steps.append("put " + key.rpartition("/flushed/")[2])
+        put_bytes(key, body)
+
+    record = record_of(place, 1)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(object_store, "put_bytes", put)
+    commit(place, record)
+    weights, marker = "rounds/0001/global.safetensors", "rounds/0001/round.json"
+    in_round = [step for step in steps if "rounds" in step]
+    assert in_round == [
+        f"sync {weights}", "sync rounds/0001", "sync rounds", f"put {marker}", f"sync {marker}", "sync rounds/0001",
+    ]  # fmt: skip
+    assert steps[-1] == "put best.json"  # it follows from the marker

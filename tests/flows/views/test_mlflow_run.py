@@ -1,0 +1,284 @@
+"""What a run's report gives to MLflow while the rounds go on, and what becomes of a run whose report fails."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.coordinator.deployed import NamedServices
+from flows.views import prefect_page
+from flows.views.mlflow_run import RunReport
+from flows.views.prefect_page import RunArtifacts, show_clients
+from infra.errors import StoreUnavailable
+from infra.handles import Leavings
+from infra.settings import Settings
+from infra.tracking import federation as tracking
+from infra.views import Views
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
+from tests.failing_server import failing_server
+
+SPEC = FederationSpec(max_rounds=2)
+
+
+def record_of(number: int) -> RoundRecord:
+    return RoundRecord(
+        federation="street",
+        round=number,
+        spec_digest=SPEC.digest,
+        clients=(),
+        model=WeightRef(key="k", sha256="a" * 64, bytes=1),
+        evaluations=(),
+        metrics=Metrics(map50_voc10=0.1),
+        decision=Decision(stop=False, best_round=number),
+        seconds={},
+        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
+        committed=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number),
+    )
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's with its tables, which take seconds to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.find_run(f"sqlite:///{path}", "fedbench", "none")
+    return path
+
+
+@pytest.fixture
+def uri(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # MLflow's artifacts
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(tmp_path: Path, uri: str) -> None:
+    settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api", mlflow_tracking_uri=uri)
+
+    def points(run: str | None) -> list[tuple[int, float]]:
+        assert run is not None
+        with tracking.answering(uri) as client:
+            return [(point.step, point.timestamp) for point in client.get_metric_history(run, "round")]
+
+    def opened(*records: RoundRecord) -> str | None:
+        report = RunReport("street", SPEC, settings, NamedServices(settings), tmp_path / "street")
+        report.open(records)
+        report.close("KILLED")
+        return tracking.find_run(uri, settings.mlflow_experiment, "street")
+
+    records = [record_of(number) for number in range(3)]
+    first = opened(*records)
+    assert opened(*records) == opened(*records[:3]) == first
+    # Round 2 was put aside, and done again.
+    again = records[2].model_copy(update={"committed": records[2].committed + timedelta(days=1)})
+    second = opened(records[0], records[1], again)
+    assert second != first
+    assert points(second) == [(point.round, 1000 * point.committed.timestamp()) for point in (*records[:2], again)]
+    assert [step for step, _ in points(first)] == [0, 1, 2]
+    with tracking.answering(uri) as client:
+        assert client.get_run(first).info.run_name == "street (superseded)"
+        assert client.get_run(first).data.tags[tracking.TAG_SUPERSEDED] == "street"
+    third = opened(records[0])  # put aside, and nothing done since
+    assert third not in (first, second)
+    assert points(third) == [(0, 1000 * records[0].committed.timestamp())]
+
+
+def test_rounds_are_logged_beside_the_next_ones_and_all_before_the_end(tmp_path: Path, uri: str) -> None:
+    settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api", mlflow_tracking_uri=uri)
+    report = RunReport("street", SPEC, settings, NamedServices(settings), tmp_path / "street")
+    report.open([])
+    for number in range(3):
+        report.round_committed(record_of(number))
+    report.close("KILLED")
+    run = tracking.find_run(uri, settings.mlflow_experiment, "street")
+    assert run is not None
+    with tracking.answering(uri) as client:
+        assert [point.step for point in client.get_metric_history(run, "round")] == [0, 1, 2]
+        assert client.get_run(run).info.status == "KILLED"
+
+
+# --- what only presents a federation does not fail it -------------------------------------------------------
+
+
+class Heard:
+    """A reporter that keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: None
+
+
+@pytest.fixture
+def report(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunReport:
+    """Of a federation whose best model can be registered, and whose pictures are drawn at once."""
+    monkeypatch.setattr(
+        "flows.views.mlflow_run.register", lambda *arguments: SimpleNamespace(uri="models:/street@best")
+    )
+    for plot in ("rounds_plot", "class_by_device_plot", "client_losses_plot"):
+        monkeypatch.setattr(f"flows.views.mlflow_run.{plot}", lambda history: Figure((1, 1)))
+
+    async def sheet(*arguments: object) -> bytes:
+        return b"sheet"
+
+    monkeypatch.setattr(RunReport, "_sheet", sheet)
+    return report_at(uri, tmp_path)
+
+
+def report_at(uri: str, folder: Path) -> RunReport:
+    settings = Settings(home=folder, prefect_api_url="http://127.0.0.1:9/api", mlflow_tracking_uri=uri)
+    return RunReport("street", SPEC, settings, NamedServices(settings), folder / "street")
+
+
+def place_of(report: RunReport) -> Any:
+    return SimpleNamespace(
+        history=[record_of(number) for number in range(3)],
+        objects=SimpleNamespace(bucket="fedbench"),
+        reporter=Heard(),
+        views=report.views,
+    )
+
+
+def finished(report: RunReport) -> Leavings:
+    """The whole of a run's report: begun, told of rounds, ended."""
+    place = place_of(report)
+    report.open(place.history[:1])
+    report.flow_started("run")
+    for record in place.history[1:]:
+        report.round_committed(record)
+    return asyncio.run(report.finish(place))
+
+
+ALL = {"rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"}
+# What is broken, the views that fail by it, and the files that are missing.
+BROKEN: dict[str, tuple[str, set[str], set[str]]] = {
+    "plot of rounds": ("flows.views.mlflow_run.rounds_plot", {"rounds.png"}, {"rounds.png"}),
+    "plot of classes": (
+        "flows.views.mlflow_run.class_by_device_plot",
+        {"class-by-device.png"},
+        {"class-by-device.png"},
+    ),
+    "plot of losses": ("flows.views.mlflow_run.client_losses_plot", {"client-losses.png"}, {"client-losses.png"}),
+    "sheet": ("flows.views.mlflow_run.RunReport._sheet", {"sheet.png"}, {"sheet.png"}),
+    "opening MLflow's run": ("infra.tracking.federation.Tracker.open", {"MLflow's run"}, set()),
+    "metrics": ("infra.tracking.federation.round_metrics", {"MLflow's run"}, set()),
+    "tags": ("infra.tracking.federation.Tracker.set_tags", {"the link to Prefect in MLflow"}, set()),
+    "reference": (
+        "infra.tracking.federation.Tracker.log_reference",
+        {"the reference to the best weights in MLflow"},
+        set(),
+    ),
+    "registration": ("flows.views.mlflow_run.register", {"registering the best model"}, set()),
+    "end of MLflow's run": ("infra.tracking.federation.Tracker.close", {"the end of MLflow's run"}, set()),
+}
+
+
+def broken(*arguments: object, **options: object) -> None:
+    raise ZeroDivisionError("broken on purpose")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_one_broken_part_of_the_report_leaves_the_others(
+    report: RunReport, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, failed, missing = BROKEN[case]
+    with monkeypatch.context() as patch:
+        patch.setattr(target, broken)
+        leavings = finished(report)
+    assert set(report.views.failed) == failed
+    assert all("ZeroDivisionError: broken on purpose" in reason for reason in report.views.failed.values())
+    assert set(leavings.plots) == ALL - missing
+    assert {path.name for path in report.folder.glob("*.png")} == ALL - missing
+    # Once more, as `fedbench report street` does.
+    again = report_at(report.settings.mlflow_tracking_uri or "", report.folder.parent)
+    assert asyncio.run(again.finish(place_of(again))).model == "models:/street@best"
+    assert again.views.failed == {}
+    run = tracking.find_run(again.settings.mlflow_tracking_uri or "", "fedbench", "street")
+    with tracking.answering(again.settings.mlflow_tracking_uri or "") as client:
+        found = client.get_run(run)
+        assert found.info.status == "FINISHED"
+        assert [point.step for point in client.get_metric_history(run, "round")] == [0, 1, 2]
+        assert {file.path.removeprefix("plots/") for file in client.list_artifacts(run, "plots")} == ALL
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(report: RunReport) -> None:
+    report.folder.write_text("in the way")
+    finished(report)
+    assert set(report.views.failed) == {f"writing {file}" for file in ALL}
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with failing_server() as address:
+        yield address
+
+
+@pytest.mark.parametrize("kind", ["answers 500", "is gone"])
+def test_a_federation_whose_mlflow_fails_is_drawn(
+    report: RunReport, server: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    lost = report_at(server if kind == "answers 500" else "http://127.0.0.1:9", report.folder.parent)
+    leavings = finished(lost)
+    assert (leavings.model, leavings.page) == (None, None)
+    assert set(leavings.plots) == ALL
+    (line, hint) = lost.views.lines()
+    assert line.startswith("MLflow's run failed: MLflow at http://127.0.0.1:")
+    assert hint.endswith("fedbench report street draws and tracks it again")
+
+
+def test_a_federation_whose_prefect_page_fails_goes_on(server: str) -> None:
+    """Every artifact of a federation, at a server that takes none."""
+    history = [record_of(number) for number in range(3)]
+    views = Views("again")
+    place: Any = SimpleNamespace(views=views)
+
+    async def show() -> None:
+        shown = RunArtifacts("street", SPEC, views)
+        await shown.begin(history[:1])
+        await show_clients(place, history[1])
+        await shown.round_committed(history)
+        await shown.finish(history, Leavings({"sheet.png": b"no picture"}, None, None))
+
+    with temporary_settings({PREFECT_API_URL: f"{server}/api"}):
+        asyncio.run(show())
+    assert set(views.failed) == {
+        "the progress on Prefect's page",
+        "the table of clients on Prefect's page",
+        "the sheet of detections on Prefect's page",
+        "the summary on Prefect's page",
+    }
+
+
+def test_the_summary_does_without_a_plot_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.figures.plots.rounds_plot", broken)
+    views = Views()
+    text = prefect_page.summary("street", [record_of(0)], Leavings({}, None, None), views)
+    assert "| 0 | 0 |" in text
+    assert set(views.failed) == {"the plot of rounds on Prefect's page"}
+
+
+def test_a_store_that_fails_while_the_report_is_made_still_ends_the_attempt(
+    report: RunReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the store is started again, and the federation goes on."""
+
+    def gone(*arguments: object) -> None:
+        raise StoreUnavailable("bucket fedbench does not answer")
+
+    monkeypatch.setattr("flows.views.mlflow_run.register", gone)
+    with pytest.raises(StoreUnavailable):
+        finished(report)

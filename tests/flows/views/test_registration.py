@@ -1,0 +1,96 @@
+"""What a finished run notes of its registered model, and the model as MLflow loads it."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModelContext
+from PIL import Image
+
+from flows.views import served_model
+from flows.views.registration import FILE, REQUIREMENTS, noted
+from flows.views.served_model import ServedDetector
+from infra.tracking.model_folder import signature
+from tasks.detectors.registry import build_detector
+from tasks.detectors.state import state_of
+from tasks.models.answer_request import MAX_DETECTIONS, SCORE_THRESHOLD
+from tasks.models.file import ModelCard, write_model
+from tasks.spec.detector import YoloV3Tiny
+
+SHA = "a" * 64
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> ServedDetector:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    spec = YoloV3Tiny(width=96, height=64)
+    state = state_of(build_detector(spec, 2, seed=3))
+    write_model(path, ModelCard(detector=spec, classes=("chair", "table")), state)
+    model = ServedDetector()
+    model.load_context(PythonModelContext({"model": str(path)}, {"nms_iou": 0.4}))
+    return model
+
+
+def ask(model: ServedDetector, images: list[str], **params: Any) -> list[dict[str, Any]]:
+    return model.predict(None, pd.DataFrame({"image": images}), {"score_threshold": 0.0, "max_detections": 7} | params)
+
+
+def test_the_served_model_answers_by_the_rules_of_its_config(served: ServedDetector) -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, format="PNG")
+    (answer,) = ask(served, [base64.b64encode(buffer.getvalue()).decode()])
+    assert len(answer["detections"]) == 7
+    assert served.answers.nms_iou == 0.4
+    defaults = {param.name: param.default for param in signature().params}
+    assert defaults == {"score_threshold": SCORE_THRESHOLD, "max_detections": MAX_DETECTIONS}
+
+
+@pytest.mark.parametrize(("images", "status"), [(["?"], 400), (["?"] * 33, 413)])
+def test_the_served_model_refuses_with_a_status(served: ServedDetector, images: list[str], status: int) -> None:
+    with pytest.raises(MlflowException) as caught:
+        ask(served, images)
+    assert caught.value.get_http_status_code() == status
+    assert json.loads(caught.value.serialize_as_json())["error_code"] == "INVALID_PARAMETER_VALUE"
+
+
+def test_the_requirements_name_all_that_is_imported() -> None:
+    """What this file and the part of ``tasks`` that it loads import, but the standard library and ``tasks``."""
+    code = (
+        "import sys, flows.views.served_model as served; "
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('tasks') and m.__file__), served.__file__)"
+    )
+    root = Path(served_model.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    tops: set[str] = set()
+    for file in done.stdout.split():
+        for node in ast.walk(ast.parse(Path(file).read_text())):
+            if isinstance(node, ast.Import):
+                tops |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                tops.add((node.module or "").split(".")[0])
+    tops -= {*sys.stdlib_module_names, "tasks"}
+    distributions = {"PIL": "pillow", "pydantic_core": "pydantic"}
+    assert {distributions.get(name, name) for name in tops} == set(REQUIREMENTS)
+
+
+def test_a_note_counts_for_the_weights_that_it_names(tmp_path: Path) -> None:
+    history: Any = [SimpleNamespace(decision=SimpleNamespace(best_round=0), model=SimpleNamespace(sha256=SHA))]
+    assert noted(tmp_path, history) is None
+    note = {"uri": "models:/x@best", "version": "1", "weights_sha256": SHA}
+    (tmp_path / FILE).write_text(json.dumps(note))
+    assert noted(tmp_path, history) == "models:/x@best"
+    (tmp_path / FILE).write_text(json.dumps(note | {"weights_sha256": "b" * 64}))
+    assert noted(tmp_path, history) is None
+    (tmp_path / FILE).write_text("{")
+    assert noted(tmp_path, history) is None

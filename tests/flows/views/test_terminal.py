@@ -1,0 +1,363 @@
+"""Progress: plain lines, the live display as it is drawn, and the table of rounds."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from datetime import UTC, datetime
+from threading import Thread
+
+import pytest
+from rich.console import Console
+
+from flows.cli.console import PlainConsole
+from flows.views.tables import best_line, class_table, round_table
+from flows.views.terminal import (
+    LineProgress,
+    LiveProgress,
+    Progress,
+    QuietProgress,
+    SafeReporter,
+    clock,
+    make_progress,
+)
+from infra.views import Views
+from tasks.spec.records import (
+    Decision,
+    Environment,
+    EvaluationRecord,
+    Metrics,
+    RoundPlan,
+    RoundRecord,
+    UpdateRecord,
+    WeightRef,
+)
+
+SHA = "a" * 64
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+WEIGHTS = WeightRef(key="k", sha256=SHA, bytes=1)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def record(number: int, score: float | None, updates: int = 2) -> RoundRecord:
+    """A committed round: a cohort of two clients, of which ``updates`` answered."""
+    plan = RoundPlan(
+        federation="street",
+        round=max(1, number),
+        spec_digest=SHA,
+        model=WEIGHTS,
+        draws=(),
+        cohort=("1", "2"),
+        shards=(("1",), ("2",)),
+        seeds={"1": 1, "2": 2},
+        learning_rate=0.1,
+        created=NOW,
+    )
+    return RoundRecord(
+        federation="street",
+        round=number,
+        spec_digest=SHA,
+        plan=plan if number else None,
+        clients=(),
+        updates=tuple(
+            UpdateRecord(
+                federation="street",
+                round=max(1, number),
+                client=str(client + 1),
+                spec_digest=SHA,
+                model=SHA,
+                seed=1,
+                weights=WEIGHTS,
+                train_size=1,
+                train_loss=1.0,
+                steps=1,
+                seconds=1.0,
+                train_seconds=1.0,
+                bytes_down=1,
+                host="h",
+                device="cpu",
+            )
+            for client in range(updates if number else 0)
+        ),
+        model=WEIGHTS,
+        evaluations=(),
+        metrics=Metrics(train_loss=2.5 if number else None, loss=3.25, map50_voc10=score, recall=0.5),
+        decision=Decision(stop=False, best_round=number, best_map50_voc10=score),
+        seconds={"request_update": 4.0, "stop_and_eval": 1.5},
+        bytes_up=34_700_000,
+        bytes_down=35_600_000,
+        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
+        committed=NOW,
+    )
+
+
+def play(progress: Progress) -> None:
+    """Two clients of round 1: one answers, one is lost twice and dropped."""
+    progress.federation_started("street", "synthetic street, 2 devices", 3)
+    progress.resumed(0, [record(0, 0.0)])
+    progress.round_started(1)
+    progress.phase_started("request_update", 2)
+    progress.client_done("request_update", "1", "loss 2.50, 10 images")
+    progress.client_retried("request_update", "2", 1, "the slot died")
+    progress.client_failed("request_update", "2", "infrastructure-lost", "[Errno 111]\nno answer")
+    progress.phase_finished("request_update", 4.04)
+    progress.phase_started("aggregate", 0)
+    progress.phase_finished("aggregate", 0.5)
+    progress.round_committed(record(1, 0.125, updates=1))
+    progress.message("stopping")
+    progress.close()
+
+
+def draw(progress: LiveProgress, width: int = 100, height: int = 40) -> str:
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(progress)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def test_lines() -> None:
+    stream = io.StringIO()
+    play(LineProgress(Console(file=stream, width=40)))
+    lines = stream.getvalue().splitlines()
+    assert all(re.match(r"\[\d:\d\d:\d\d\] ", line) for line in lines)
+    assert [line.partition("] ")[2] for line in lines] == [
+        "federation street: synthetic street, 2 devices; up to 3 rounds",
+        "resumed: round 0 is committed, going on from there",
+        "round 1 of 3",
+        "round 1 request_update starts: 2 clients",
+        "round 1 request_update: client 1 done (1 of 2): loss 2.50, 10 images",
+        "round 1 request_update: client 2 lost, retry 1: the slot died",
+        "round 1 request_update: client 2 dropped (infrastructure-lost): [Errno 111] no answer",
+        "round 1 request_update finished in 4.0 s",
+        "round 1 aggregate starts",
+        "round 1 aggregate finished in 0.5 s",
+        "round 1 of 3 committed: train loss 2.500, test loss 3.250, map50_voc10 0.125, recall 0.500, "
+        "34.7 MB up, 35.6 MB down, 5.5 s",
+        "stopping",
+    ]
+
+
+def test_lines_are_flushed() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
+    LineProgress(Console(file=stream)).message("here")
+    assert raw.getvalue().endswith(b"here\n")
+
+
+def test_quiet_prints_nothing_and_keeps_the_records() -> None:
+    stream = Terminal()
+    progress = make_progress(Console(file=stream, force_terminal=True), quiet=True)
+    play(progress)
+    assert stream.getvalue() == ""
+    assert [kept.round for kept in progress.records] == [0, 1]
+
+
+def test_the_kind_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert type(make_progress(Console(file=Terminal()), quiet=False)) is LiveProgress
+    assert type(make_progress(Console(file=io.StringIO()), quiet=False)) is LineProgress
+    assert type(make_progress(Console(file=Terminal()), quiet=True)) is QuietProgress
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert type(make_progress(Console(file=io.StringIO()), quiet=False)) is LineProgress
+
+
+def test_live_display_in_the_middle_of_a_phase() -> None:
+    progress = LiveProgress(Console(file=io.StringIO()))
+    progress.federation_started("street", "synthetic street, 2 devices", 3)
+    try:
+        progress.resumed(1, [record(0, 0.0), record(1, 0.125)])
+        progress.round_started(2)
+        progress.phase_started("check_client_resource", 2)
+        progress.phase_finished("check_client_resource", 0.31)
+        progress.phase_started("request_update", 3)
+        progress.client_done("request_update", "7", "")
+        progress.client_failed("request_update", "9", "client-error", "NaN")
+        text = draw(progress)
+    finally:
+        progress.close()
+    assert "fedbench street" in text
+    assert "round 2/3" in text
+    assert "best map50_voc10 0.125 in round 1" in text
+    assert "✓ check_client_resource 0.3s" in text
+    assert re.search(r"request_update +0:00:\d\d +1/3 +✓ 7 +✗ 9", text)
+    assert re.search(r"1 +2/2 +2\.500 +3\.250 +0\.125 +0\.500", text)
+
+
+def test_live_display_counts_many_clients() -> None:
+    progress = LiveProgress(Console(file=io.StringIO()))
+    progress.phase_started("request_update", 20)
+    for client in range(10):
+        progress.client_done("request_update", f"c{client}", "")
+    progress.client_failed("request_update", "c11", "deadline", "late")
+    text = draw(progress)
+    assert "10/20  1 dropped" in text
+    assert "c3" not in text
+
+
+@pytest.mark.parametrize("height", [16, 24])
+def test_live_display_fits_the_screen(height: int) -> None:
+    progress = LiveProgress(Console(file=io.StringIO()))
+    progress.federation_started("street", "synthetic " * 30, 1000)
+    progress.close()
+    progress.resumed(99, [record(number, 0.1) for number in range(100)])
+    progress.round_started(100)
+    for phase in ("wake_up", "check_client_resource", "request_update", "aggregate", "stop_and_eval"):
+        progress.phase_started(phase, 5)
+        progress.phase_finished(phase, 1234.5)
+    lines = draw(progress, width=80, height=height).splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= 80
+    assert any(re.search(r"\b99 +2/2", line) for line in lines)
+    assert any("map50_voc10  " in line or "map50_voc10 " in line for line in lines)
+
+
+def test_live_prints_failures_above_and_leaves_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    progress = make_progress(Console(file=stream, width=120, force_terminal=True), quiet=False)
+    play(progress)
+    progress.close()
+    text = stream.getvalue()
+    assert "client 2 dropped (infrastructure-lost): [Errno 111] no answer" in text
+    assert text.endswith("\x1b[2K")  # the last thing is the display's lines erased
+
+
+def test_live_events_from_many_threads_do_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    progress = make_progress(Console(file=Terminal(), width=80, force_terminal=True), quiet=False)
+    assert isinstance(progress, LiveProgress)
+    progress._live.refresh_per_second = 1000
+    progress.federation_started("street", "", 1)
+    progress.phase_started("request_update", 200)
+
+    def report(first: int) -> None:
+        for client in range(first, first + 50):
+            progress.client_retried("request_update", str(client), 1, "lost")
+            progress.client_done("request_update", str(client), "")
+
+    threads = [Thread(target=report, args=(first,), daemon=True) for first in range(0, 200, 50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    progress.close()
+    assert len(progress.done) == 200
+
+
+def test_table() -> None:
+    console = Console(file=io.StringIO(), width=80, record=True)
+    console.print(round_table([record(0, None), record(1, 0.25), record(2, 0.125, updates=1)]))
+    lines = console.export_text().splitlines()
+    headers = "round  clients  train loss  test loss  map50_voc10  recall  MB up  MB down  s"
+    assert lines[0].split() == headers.split()
+    assert lines[1].split() == ["0", "-", "-", "3.250", "-", "0.500", "34.7", "35.6", "5.5"]
+    assert lines[2].split() == ["1", "2/2", "2.500", "3.250", "0.250", "0.500", "34.7", "35.6", "5.5"]
+    assert lines[3].split() == ["2", "1/2", "2.500", "3.250", "0.125", "0.500", "34.7", "35.6", "5.5"]
+
+
+def test_clock() -> None:
+    assert [clock(seconds) for seconds in (0, 59.9, 3723.4)] == ["0:00:00", "0:00:59", "1:02:03"]
+
+
+def test_the_wide_table_has_all_four_maps_within_its_columns() -> None:
+    maps = {"map50_voc10": 0.5, "map50_voc07": 0.375, "map50_coco": 0.25, "map_coco": 0.125}
+    decision = Decision(stop=False, best_round=1, best_metric="map_coco", best_value=0.125)
+    rows = []
+    for number in range(2):
+        metrics = Metrics(train_loss=12345.678, loss=12345.678, recall=0.5, **(maps if number else {}))
+        rows.append(record(number, None).model_copy(update={"metrics": metrics, "decision": decision}))
+    console = Console(file=io.StringIO(), width=100, record=True, force_terminal=True)
+    console.print(round_table(rows, wide=True))
+    styled = console.export_text(styles=True, clear=False)
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    assert "…" not in "".join(lines)
+    assert lines[1].split() == [
+        "round",
+        "clients",
+        "loss",
+        "loss",
+        "voc10",
+        "voc07",
+        "coco",
+        "coco",
+        "recall",
+        "up",
+        "down",
+        "s",
+    ]
+    assert lines[3].split()[4:9] == ["0.500", "0.375", "0.250", "0.125", "0.500"]
+    assert lines[2].split()[4:9] == ["-", "-", "-", "-", "0.500"]
+    assert re.findall(r"\x1b\[1;32m([0-9.]+)", styled) == ["0.125"]  # the best, by the measure that counts
+    assert best_line(decision) == "round 1, map_coco 0.125"
+    assert best_line(Decision(stop=False, best_round=0)) is None
+    assert best_line(Decision(stop=False, best_round=4, best_map50_voc10=0.5)) == "round 4, map50_voc10 0.500"
+
+
+def test_the_table_of_classes() -> None:
+    metrics = Metrics(
+        per_class={"chair": 0.25, "table": None},
+        per_class_coco={"chair": 0.125, "table": None},
+        per_class_recall={"chair": 0.75, "table": None},
+    )
+    tests = [
+        EvaluationRecord(
+            clients=(client,), test_digest=SHA, test_size=3, loss=1.0, map50_voc10=0.2, recall=0.5, per_class={},
+            objects={"chair": count, "table": 0}, score_threshold=0.001, seconds=1.0,
+        )
+        for client, count in (("1", 4), ("2", 7))
+    ]  # fmt: skip
+    console = Console(file=io.StringIO(), width=80, record=True)
+    for evaluations in (tests, ()):  # older records do not count objects
+        changes = {"metrics": metrics, "evaluations": tuple(evaluations)}
+        console.print(class_table(record(1, 0.2).model_copy(update=changes)))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines[1:3] == [["chair", "11", "0.250", "0.125", "0.750"], ["table", "0", "-", "-", "-"]]
+    assert lines[4:6] == [["chair", "-", "0.250", "0.125", "0.750"], ["table", "-", "-", "-", "-"]]
+
+
+def test_a_terminal_that_is_gone_fails_no_event() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    progress, views = LineProgress(Console(file=Gone())), Views()
+    reporter = SafeReporter(progress, views)
+    reporter.round_started(1)
+    reporter.phase_started("request_update", 2)
+    reporter.client_done("request_update", "1", "")
+    reporter.round_committed(record(1, 0.5))
+    reporter.warning("no picture")
+    assert [progress.round, progress.done, len(progress.records)] == [1, ["1"], 1]
+    assert views.lines() == ["the progress on the terminal failed: OSError: [Errno 5] Input/output error"]
+
+
+def test_a_run_outlives_what_reads_its_output(capfd: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with open(writing, "w") as file:
+        console = PlainConsole(file=file)
+        console.outlives_reader = True
+        progress = LineProgress(console)
+        progress.round_started(1)
+        assert os.read(reading, 1000).endswith(b"round 1 of 0\n")
+        os.close(reading)
+        progress.round_started(2)
+        progress.round_committed(record(2, 0.5))
+        assert (console.quiet, progress.round, len(progress.records)) == (True, 2, 1)
+    print("the command's own standard output is left as it is")
+    assert capfd.readouterr().out.startswith("the command's own")
+
+
+def test_a_quiet_run_prints_warnings_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    QuietProgress().message("a message")
+    QuietProgress().warning("MLflow\x1b[2J failed")
+    assert capsys.readouterr() == ("", "warning: MLflow\\x1b[2J failed\n")

@@ -1,0 +1,193 @@
+"""A silo's policy against every request that its turns send to a store, recorded at the client that sends them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from infra.handles import Place
+from infra.settings import S3Settings, Settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
+from infra.store.weights import WeightStore
+from infra.turns.mailbox import Mailbox, open_session, require_session
+from infra.turns.silo_policy import silo_policy
+from tasks.aggregate import initial_weights
+from tasks.check_client_resource import client_resources
+from tasks.draw_sheet import draw_sheet
+from tasks.request_update import client_update
+from tasks.site import Site
+from tasks.spec.data import SyntheticStreet
+from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.spec.turns import EvaluationRequest, ResourceRequest, SheetRequest, UpdateRequest, WakeUpRequest
+from tasks.stop_and_eval import client_eval
+from tasks.wake_up import client_wake_up
+from tests.tasks.phase_place import make_place, make_plan
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+SPEC = FederationSpec(
+    data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
+    detector=YoloV3Tiny(width=64, height=64),
+    training=TrainingSpec(batch_size=4),
+    evaluation=EvaluationSpec(batch_size=2),
+)
+NAME, POOL, SESSION, OWN = "silo-policy", "silo-b", "a-session", ("4", "5")
+# What IAM calls the permission that a request needs.
+PERMISSION = {
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+}
+
+
+class RecordingStore(ObjectStore):
+    """Keeps (operation, key) of each request."""
+
+    def __init__(self, store: S3Settings) -> None:
+        super().__init__(store)
+        self.requests: list[tuple[str, str]] = []
+
+    def _new_client(self) -> S3Client:
+        client = super()._new_client()
+
+        def record(params: dict[str, Any], model: Any, **rest: Any) -> None:
+            self.requests.append((model.name, params.get("Key", "")))
+
+        client.meta.events.register("before-parameter-build.s3", record)
+        return client
+
+
+def allows(policy: dict[str, Any], action: str, bucket: str, key: str) -> bool:
+    """As IAM: a statement with the action and a pattern of the resource, in which ``*`` stands for anything."""
+    resource = f"arn:aws:s3:::{bucket}/{key}"
+    return any(
+        action in statement["Action"]
+        and any(fnmatch.fnmatchcase(resource, pattern) for pattern in statement["Resource"])
+        for statement in policy["Statement"]
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def settings(s3_settings: S3Settings) -> S3Settings:
+    return s3_settings.model_copy(update={"prefix": "phases"})
+
+
+@pytest.fixture(scope="module")
+def place(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(object_store, tmp_path_factory.mktemp("coordinator"), NAME)[0]
+
+
+@pytest.fixture(scope="module")
+def requests(
+    place: Place, object_store: ObjectStore, settings: S3Settings, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[str, str]]:
+    """Those of a resident with clients 4 and 5, from its first act to the last, on a machine with an empty cache."""
+    home, store = tmp_path_factory.mktemp("silo"), RecordingStore(settings)
+    site = Site(Settings(home=home, s3=settings))
+    site.objects, site.weights = store, WeightStore(store, home / "cache" / "weights", 100)
+    layout = FederationLayout("phases", NAME)
+    model = initial_weights(place, SPEC, 7)
+    plan = make_plan(place, SPEC, model, ("1", *OWN))
+    open_session(object_store, layout, POOL, SESSION, "1")
+    Mailbox(object_store, layout, POOL, SESSION, 1).put_ask(1, {"phase": "leave"})
+
+    require_session(store, layout, POOL, SESSION, "1")
+    mailbox = Mailbox(store, layout, POOL, SESSION, 1)
+    assert mailbox.get_ask(1) == {"phase": "leave"}
+    assert mailbox.get_ask(2) is None
+    mailbox.put_answer(1, {"reply": "here"})
+
+    common: dict[str, Any] = {"federation": NAME, "spec": SPEC, "clients": OWN}
+    ready = client_wake_up(site, WakeUpRequest(**common)).ready
+    assert [info.client for info in ready] == list(OWN)
+    client_resources(site, ResourceRequest(**common))
+    of_plan = {
+        "round": plan.round, "spec_digest": plan.spec_digest, "model": model, "learning_rate": 1e-3,
+        "seeds": {client: plan.seeds[client] for client in OWN},
+    }  # fmt: skip
+    summed = SPEC.model_copy(update={"participation": Participation(partial_sums=True)})
+    for spec in (SPEC, summed):
+        reply = client_update(site, UpdateRequest(**{**common, "spec": spec}, **of_plan))
+        assert ([update.client for update in reply.updates], reply.failures) == (list(OWN), ())
+    evaluation = EvaluationRequest(
+        **common, round=0, model=model, test_digest=ready[0].test_digest, test_size=5, part=0, parts=2
+    )
+    assert client_eval(site, evaluation).failures == ()
+    assert draw_sheet(site, SheetRequest(**common, model=model, images=2)).images == 2
+    return store.requests
+
+
+def test_all_that_a_silo_does_is_allowed(requests: list[tuple[str, str]], settings: S3Settings) -> None:
+    policy = silo_policy(settings.bucket, "phases", POOL, OWN)
+    assert {operation for operation, _ in requests} <= PERMISSION.keys()
+    refused = [
+        (operation, key)
+        for operation, key in requests
+        if not allows(policy, PERMISSION[operation], settings.bucket, key)
+    ]
+    assert refused == []
+
+
+def test_nothing_is_allowed_that_no_silo_does(requests: list[tuple[str, str]], settings: S3Settings) -> None:
+    policy = silo_policy(settings.bucket, "phases", POOL, OWN)
+    patterns = {
+        (action, pattern)
+        for statement in policy["Statement"]
+        for action in statement["Action"]
+        for pattern in statement["Resource"]
+        if action != "s3:AbortMultipartUpload"  # of an upload that fails
+    }
+    done = {(PERMISSION[operation], f"arn:aws:s3:::{settings.bucket}/{key}") for operation, key in requests}
+    idle = {
+        (action, pattern)
+        for action, pattern in patterns
+        if not any(action == other and fnmatch.fnmatchcase(resource, pattern) for other, resource in done)
+    }
+    # Only the first client of a turn gives a partial sum, or a part of an evaluation, its place.
+    rounds = f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/"
+    assert idle == {
+        ("s3:PutObject", f"{rounds}updates/_sum-5.safetensors"),
+        ("s3:PutObject", f"{rounds}evaluations/5/*.safetensors"),
+    }
+
+
+def test_what_is_others_is_refused() -> None:
+    policy, layout = silo_policy("fedbench", "federations", POOL, OWN), FederationLayout("federations", "street")
+    written = [
+        layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),
+        layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
+        layout.partial_sum(3, "1"), layout.evaluation_part(3, "1", "p"), f"{layout.turns}silo-a/s/1/0001-answer.json",
+        f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
+        *(layout.put_aside(key, 1) for key in (layout.update_weights(3, "4"), layout.update_record(3, "4"))),
+    ]  # fmt: skip
+    assert [key for key in written if allows(policy, "s3:PutObject", "fedbench", key)] == []
+    read = [
+        layout.spec, layout.plan(3), layout.update_weights(3, "1"), layout.update_weights(3, "4"), layout.marker(3),
+        f"{layout.turns}silo-a/s/1/0001-ask.json", layout.put_aside(layout.global_weights(3), 1),
+    ]  # fmt: skip
+    assert [key for key in read if allows(policy, "s3:GetObject", "fedbench", key)] == []
+    own = layout.update_weights(3, "4")
+    assert allows(policy, "s3:PutObject", "fedbench", own)
+    assert not allows(policy, "s3:PutObject", "another", own)
+    assert not allows(policy, "s3:DeleteObject", "fedbench", own)
+    only = silo_policy("fedbench", "federations", POOL, OWN, federation="street")
+    assert allows(only, "s3:PutObject", "fedbench", own)
+    assert not allows(only, "s3:PutObject", "fedbench", FederationLayout("federations", "b").update_weights(3, "4"))

@@ -1,0 +1,125 @@
+"""The plots of a suite show what its result says."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tasks.figures.suite import classes_plot, experiment_plot, experiments_plot, federations_plot, suite_plots
+from tasks.suite.summary import summarise
+from tests.tasks.suite.suite_results import between, cell, result
+
+
+def drawn(figure: Figure) -> Image.Image:
+    buffer = BytesIO()
+    figure.savefig(buffer)
+    return Image.open(buffer)
+
+
+def legend(owner: Axes | Figure) -> list[str]:
+    found = owner.get_legend() if isinstance(owner, Axes) else owner.legends[0]
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_a_federation_is_drawn_between_its_references_by_round() -> None:
+    figure = experiment_plot(between(), "apart", "round")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "round"
+    assert axes.get_ylabel() == "map50_voc10"
+    assert legend(axes) == ["centralised (3 seeds)", "federated (3 seeds)", "local only (2 seeds)"]
+    central, federated, alone = axes.lines
+    np.testing.assert_array_equal(federated.get_xdata(), [0, 1, 2])
+    np.testing.assert_allclose(federated.get_ydata(), [0, 0.5, 0.61])
+    np.testing.assert_allclose(central.get_ydata(), [0, 0.7, 0.82])
+    np.testing.assert_allclose(alone.get_ydata(), [0, 0.1, 0.305])
+    # The band of the federation, from its least to its greatest seed in the last round.
+    band = axes.collections[1].get_paths()[0].vertices
+    assert {0.6, 0.62} <= {round(float(y), 6) for x, y in band if x == 2}
+    # In grey print the lines differ by more than their colour.
+    assert len({line.get_linestyle() for line in axes.lines}) == 3
+    assert drawn(figure).width < 700
+
+
+def test_by_bytes_references_are_level_lines_at_their_last_round() -> None:
+    (axes,) = experiment_plot(between(), "apart", "bytes").axes
+    assert axes.get_xlabel() == "MB of weights, clients up and down"
+    central, federated, alone = axes.lines
+    np.testing.assert_allclose(federated.get_xdata(), [0, 1, 2])
+    assert list(central.get_ydata()) == pytest.approx([0.82, 0.82])
+    assert list(alone.get_ydata()) == pytest.approx([0.305, 0.305])
+    assert "centralised (3 seeds), last round" in legend(axes)
+
+
+def test_by_time_every_role_has_its_own() -> None:
+    slow = cell("a", "federated", 1, [0.0, *[0.5] * 11])
+    (axes,) = experiment_plot(result(slow, cell("a", "centralised", 1, [0.0, 0.7])), "a", "time").axes
+    assert axes.get_xlabel() == "wall time, min"
+    assert [line.get_xdata()[-1] for line in axes.lines] == [1, 11]
+    assert not axes.collections  # one seed has no band
+
+
+def test_rounds_that_are_not_as_many_passes_are_drawn_by_passes() -> None:
+    some = cell("a", "federated", 1, [0.0, 0.1, 0.2], step=0.5)
+    (axes,) = experiment_plot(result(some, cell("a", "centralised", 1, [0.0, 0.4])), "a", "round").axes
+    assert axes.get_xlabel() == "passes over the training images"
+    assert list(axes.lines[1].get_xdata()) == [0, 0.5, 1]
+
+
+def test_all_experiments_have_a_panel_of_one_scale_and_a_line_in_one_panel() -> None:
+    names = [f"e{number}" for number in range(8)]
+    many = result(*(cell(name, "federated", 1, [0.0, number / 10]) for number, name in enumerate(names)))
+    panels = [axes for axes in experiments_plot(many, "round").axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in panels] == names
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    figure = federations_plot(many, "time")
+    assert legend(figure) == [f"{name} (1 seed)" for name in names]
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 8
+    lonely = federations_plot(result(cell("a", "centralised", 1, [0.1]), cell("b", "federated", 1, [0.1])), "round")
+    assert legend(lonely) == ["a, centralised (1 seed)", "b (1 seed)"]
+
+
+def test_classes_are_bars_with_their_spread_and_a_mark_for_each_reference() -> None:
+    (experiment,) = summarise(between()).experiments
+    figure = classes_plot(experiment)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["chair", "table"]
+    assert axes.patches[0].get_width() == pytest.approx(0.61)
+    assert np.isnan(axes.patches[1].get_width())
+    assert sorted(legend(figure)) == ["centralised", "federated", "local only"]
+    marks = {line.get_label(): line.get_xdata()[0] for line in axes.lines if not line.get_label().startswith("_")}
+    assert marks == {"centralised": pytest.approx(0.82), "local only": pytest.approx(0.305)}
+    whiskers = axes.collections[0].get_segments()[0]
+    assert whiskers[:, 0].tolist() == pytest.approx([0.6, 0.62])
+    (alone,) = summarise(result(cell("a", "centralised", 1, [0.4]))).experiments
+    assert legend(classes_plot(alone)) == ["centralised"]
+
+
+def test_federated_and_local_only_differ_in_lightness_too() -> None:
+    (axes,) = experiment_plot(between(), "apart", "round").axes
+    _, federated, alone = (
+        np.dot([0.299, 0.587, 0.114], [int(to_hex(line.get_color())[i : i + 2], 16) for i in (1, 3, 5)])
+        for line in axes.lines
+    )
+    assert abs(federated - alone) > 25
+
+
+def test_plots_of_files_and_of_results_without_any_figure() -> None:
+    assert list(suite_plots(between())) == ["by-round", "by-bytes", "by-time", "by-class-apart"]
+    both = result(
+        cell("a", "federated", 1, [None, None], per_class={}),
+        cell("b", "centralised", 1, [None], per_class={}),
+    )
+    plots = suite_plots(both)
+    assert [name for name in plots if name.startswith("federations")] == [
+        "federations-by-round", "federations-by-bytes", "federations-by-time",
+    ]  # fmt: skip
+    assert not [name for name in plots if "class" in name]
+    for draw in plots.values():
+        assert drawn(draw()).height > 300

@@ -1,0 +1,129 @@
+"""A model on a data set outside of a run: shared test sets, classes matched by name, the figures of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.data.catalog import load_data
+from tasks.data.samples import FederatedData, samples_digest
+from tasks.detectors.base import Detector
+from tasks.detectors.registry import build_detector
+from tasks.errors import DataError
+from tasks.models.evaluate import evaluate_model, evaluation_sets
+from tasks.spec.data import SyntheticStreet
+from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.records import EvaluationRecord
+from tasks.spec.training import EvaluationSpec
+
+RULES = EvaluationSpec(batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> FederatedData:
+    spec = SyntheticStreet(train_images=40, test_images=10, width=96, height=80, test="per-device")
+    return load_data(spec, root_of=lambda name: None, cache=tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def detector(data: FederatedData) -> Detector:
+    return build_detector(YoloV3Tiny(width=64, height=64), len(data.classes), seed=3)
+
+
+def scored(detector: Detector, data: FederatedData, classes: tuple[str, ...], *clients: str) -> list[EvaluationRecord]:
+    sets = evaluation_sets(data, classes, clients or None)
+    records, _ = evaluate_model(detector, sets, classes, RULES, device="cpu", threads=1)
+    return [record.model_copy(update={"seconds": 0}) for record in records]
+
+
+def test_clients_share_a_test_set_or_have_their_own(data: FederatedData) -> None:
+    own = evaluation_sets(data, data.classes)
+    assert [item.clients for item in own] == [(client,) for client in data.test if data.test[client]]
+    assert [item.digest for item in own] == [samples_digest(item.samples) for item in own]
+    everything = tuple(sample for samples in data.test.values() for sample in samples)
+    common = dataclasses.replace(data, test=dict.fromkeys(data.test, everything))
+    (shared,) = evaluation_sets(common, data.classes)
+    assert shared.clients == tuple(data.test)
+    assert len(shared.samples) == 10
+    (some,) = evaluation_sets(common, data.classes, ["2", "4"])
+    assert some.clients == ("2", "4")
+
+
+def test_figures_are_means_over_clients(detector: Detector, data: FederatedData) -> None:
+    sets = evaluation_sets(data, data.classes)
+    seen: list[int] = []
+    records, metrics = evaluate_model(
+        detector,
+        sets,
+        data.classes,
+        RULES,
+        device="cpu",
+        watched=lambda loader: (seen.append(len(batch.indices)) or batch for batch in loader),  # type: ignore[func-returns-value]
+    )
+    assert sum(seen) == sum(record.test_size for record in records) == 10
+    assert metrics.train_loss is None
+    losses = [record.loss for record in records]
+    sizes = [record.test_size for record in records]
+    assert metrics.loss == pytest.approx(np.average(losses, weights=sizes))
+    assert metrics.unweighted["loss"] == pytest.approx(np.mean(losses))
+    assert {record.score_threshold for record in records} == {RULES.score_threshold}
+
+
+def test_classes_are_matched_by_name(detector: Detector, data: FederatedData) -> None:
+    order = list(reversed(range(len(data.classes))))
+    place = np.argsort(order)
+    turned = dataclasses.replace(
+        data,
+        classes=tuple(data.classes[index] for index in order),
+        test={
+            client: tuple(dataclasses.replace(sample, labels=place[sample.labels]) for sample in samples)
+            for client, samples in data.test.items()
+        },
+    )
+    expected = scored(detector, data, data.classes)
+    found = scored(detector, turned, data.classes)
+    assert [record.test_digest for record in found] != [record.test_digest for record in expected]
+    same = [record.model_copy(update={"test_digest": "0" * 64}) for record in found]
+    assert same == [record.model_copy(update={"test_digest": "0" * 64}) for record in expected]
+
+
+def test_a_class_of_the_model_without_truth_has_no_figure(detector: Detector, data: FederatedData) -> None:
+    last = len(data.classes) - 1
+    fewer = dataclasses.replace(
+        data,
+        classes=data.classes[:last],
+        test={
+            client: tuple(
+                dataclasses.replace(
+                    sample, boxes=sample.boxes[sample.labels < last], labels=sample.labels[sample.labels < last]
+                )
+                for sample in samples
+            )
+            for client, samples in data.test.items()
+        },
+    )
+    (record, *_) = scored(detector, fewer, data.classes)
+    assert record.per_class[data.classes[last]] is None
+    assert tuple(record.per_class) == data.classes
+
+
+def test_what_does_not_fit_is_named(data: FederatedData) -> None:
+    known = data.classes
+    with pytest.raises(DataError) as caught:
+        evaluation_sets(data, ("boat", *known[1:]))
+    assert f"expected only classes of the model (boat, {', '.join(known[1:])}), found {known[0]}" in str(caught.value)
+    assert str(caught.value).endswith("classes of the model that the data set does not have: boat")
+    with pytest.raises(DataError, match=r"no client 9; its clients are 1, 2, 3, 4, 5"):
+        evaluation_sets(data, known, ["1", "9"])
+    empty = dataclasses.replace(data, test=dict.fromkeys(data.test, ()))
+    with pytest.raises(DataError, match="expected test images, found none"):
+        evaluation_sets(empty, known)
+
+
+def test_an_evaluation_leaves_the_data_as_they_are(data: FederatedData, detector: Detector, tmp_path: Path) -> None:
+    before = {client: samples_digest(samples) for client, samples in data.test.items()}
+    scored(detector, data, data.classes, "1")
+    assert {client: samples_digest(samples) for client, samples in data.test.items()} == before
