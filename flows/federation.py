@@ -10,12 +10,13 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
+from flows.coordinator.deployed import deployed_name, run_deployed
 from flows.coordinator.hooks import go_on, let_residents_go
 from flows.coordinator.mending import mended_history
 from flows.round import federated_round, initial_round
 from flows.stored.runs import require_scores, stopped
 from flows.views.prefect_page import RunArtifacts, show_clients
-from infra.handles import current_place, has_place
+from infra.handles import current_handles, has_handles
 from infra.orchestrator.flow_runs import tag_run
 from tasks.errors import SpecError
 from tasks.spec.base import ScheduledName
@@ -27,9 +28,7 @@ def run_name() -> str:
     """The name that a federation or suite is given; that of its deployment and scheduled time when it has none."""
     name: str | None = runtime.flow_run.parameters.get("name")
     if name is None:
-        from flows.coordinator.deployed import default_name
-
-        name = default_name()
+        name = deployed_name()
     return name
 
 
@@ -51,10 +50,8 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
     Raises:
         FedbenchError, InfraError: it cannot start or go on; the message says why.
     """
-    if name is not None and has_place():
+    if name is not None and has_handles():
         return await rounds(name, spec)
-    from flows.coordinator.deployed import run_deployed  # here, because the command line has a place of its own
-
     return await run_deployed(name, spec, rounds)
 
 
@@ -64,37 +61,37 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     Raises:
         FedbenchError: all is committed, but every evaluation failed; or as :func:`federation`.
     """
-    place = current_place()
+    handles = current_handles()
     flow_run_id = UUID(runtime.flow_run.get_id())
-    with place.views.showing("the tag of Prefect's run"):
+    with handles.views.showing("the tag of Prefect's run"):
         await tag_run(flow_run_id, name)
-    await asyncio.to_thread(place.started, str(flow_run_id))
-    await place.slots.open(str(flow_run_id))
-    shown = RunArtifacts(name, spec, place.views)
-    history = await asyncio.to_thread(mended_history, place, spec)
-    place.history = history
+    await asyncio.to_thread(handles.started, str(flow_run_id))
+    await handles.slots.open(str(flow_run_id))
+    shown = RunArtifacts(name, spec, handles.views)
+    history = await asyncio.to_thread(mended_history, handles, spec)
+    handles.history = history
     clients = spec.clients
     if clients is None:
         raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")
     needed = spec.participation.min_clients or len(clients) // 2 + 1
     if not stopped(spec, history):
-        place.ready, place.not_ready = await wake_up(name, spec, clients, needed)
+        handles.ready, handles.not_ready = await wake_up(name, spec, clients, needed)
     await shown.begin(history)
     if stopped(spec, history) and history[-1].plan is not None:  # only what presents the last round is to be done
-        await show_clients(place, history[-1])
+        await show_clients(handles, history[-1])
     while not stopped(spec, history):
         number = len(history)
-        place.reporter.round_started(number)
+        handles.reporter.round_started(number)
         if number == 0:
             record = await initial_round(name, spec)
         else:
             record = await federated_round(name, spec, number)
         history.append(record)
-        await asyncio.to_thread(place.committed, record)
+        await asyncio.to_thread(handles.committed, record)
         # Not beside the next round: of two writers at once, SQLite's Prefect server turns one away, for two seconds.
         await shown.round_committed(history)
-    await shown.finish(history, await place.finished(place))
-    place.views.keep()
-    place.views.tell(place.reporter.warning)
+    await shown.finish(history, await handles.finished(handles))
+    handles.views.keep()
+    handles.views.tell(handles.reporter.warning)
     require_scores(name, history)
     return history[-1].round

@@ -17,7 +17,7 @@ from prefect import flow
 from flows.stored.runs import put_best
 from flows.usable import usable_model
 from flows.views.prefect_page import show_clients
-from infra.handles import Place, current_place
+from infra.handles import Handles, current_handles
 from infra.orchestrator.flow_runs import unsearched
 from infra.store.flush import flush
 from tasks.aggregate import counted_weights, initial_weights, require_quorum
@@ -53,18 +53,18 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     Raises:
         FedbenchError: the round cannot be done; the message says which clients are missing and why.
     """
-    place = current_place()
-    history: Sequence[RoundRecord] = place.history
-    clients: Sequence[ClientInfo] = place.ready
+    handles = current_handles()
+    history: Sequence[RoundRecord] = handles.history
+    clients: Sequence[ClientInfo] = handles.ready
     clock = Clock()
     plan = await check_client_resource(federation, spec, round_number, unsearched(clients), history[-1].model)
     clock.lap("check_client_resource")
-    updates, dropped, down, up = await gather_updates(place, spec, plan)
-    dropped = [*place.not_ready, *dropped]
+    updates, dropped, down, up = await gather_updates(handles, spec, plan)
+    dropped = [*handles.not_ready, *dropped]
     require_quorum(spec, plan, updates, dropped)
     clock.lap("request_update")
     evaluate = partial(evaluate_global, federation, spec, round_number, clients)
-    new = await usable_model(place, spec, plan, updates, dropped, evaluate, clock.lap)
+    new = await usable_model(handles, spec, plan, updates, dropped, evaluate, clock.lap)
     metrics = aggregate_metrics(
         new.updates,
         new.evaluations,
@@ -91,8 +91,8 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
-    await asyncio.to_thread(commit, place, record)
-    await asyncio.gather(asyncio.to_thread(clear_up, place, record), show_clients(place, record))
+    await asyncio.to_thread(commit, handles, record)
+    await asyncio.gather(asyncio.to_thread(clear_up, handles, record), show_clients(handles, record))
     return record
 
 
@@ -104,10 +104,10 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
 )
 async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     """Round 0: the initial model, drawn from the seed and evaluated."""
-    place = current_place()
-    clients: Sequence[ClientInfo] = place.ready
+    handles = current_handles()
+    clients: Sequence[ClientInfo] = handles.ready
     clock = Clock()
-    model = await asyncio.to_thread(initial_weights, place, spec, len(clients[0].class_counts))
+    model = await asyncio.to_thread(initial_weights, handles, spec, len(clients[0].class_counts))
     clock.lap("initial_weights")
     evaluations, unscored, down, up = await evaluate_global(federation, spec, 0, clients, model)
     clock.lap("stop_and_eval")
@@ -117,7 +117,7 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
         round=0,
         spec_digest=spec.digest,
         clients=tuple(clients),
-        dropped=not_counted([*place.not_ready, *unscored], (), evaluations),
+        dropped=not_counted([*handles.not_ready, *unscored], (), evaluations),
         model=model,
         evaluations=tuple(evaluations),
         metrics=metrics,
@@ -128,8 +128,8 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
-    await asyncio.to_thread(commit, place, record)
-    await asyncio.to_thread(clear_up, place, record)
+    await asyncio.to_thread(commit, handles, record)
+    await asyncio.to_thread(clear_up, handles, record)
     return record
 
 
@@ -147,22 +147,22 @@ class Clock:
 
 
 async def gather_updates(
-    place: Place, spec: FederationSpec, plan: RoundPlan
+    handles: Handles, spec: FederationSpec, plan: RoundPlan
 ) -> tuple[list[UpdateRecord], list[ClientFailure], int, int]:
     """One task a shard, all at once; updates of an interrupted round that answer the plan are taken over.
 
     Returns updates in client order, the clients dropped, and the bytes down and up.
     """
     started = time.monotonic()
-    place.reporter.phase_started("request_update", len(plan.cohort))
-    stored = await asyncio.to_thread(stored_updates, place, plan)
+    handles.reporter.phase_started("request_update", len(plan.cohort))
+    stored = await asyncio.to_thread(stored_updates, handles, plan)
     for client in stored:
-        place.reporter.client_done("request_update", client, "taken over from before the interruption")
+        handles.reporter.client_done("request_update", client, "taken over from before the interruption")
     shards = [tuple(client for client in shard if client not in stored) for shard in plan.shards]
     replies: list[TurnReply] = await asyncio.gather(
         *(request_update(spec, unsearched(plan), plan.round, shard, shard_label(shard)) for shard in shards if shard)
     )
-    place.reporter.phase_finished("request_update", time.monotonic() - started)
+    handles.reporter.phase_finished("request_update", time.monotonic() - started)
     updates = stored | {update.client: update for reply in replies for update in reply.updates}
     failures = {failure.client: failure for reply in replies for failure in reply.failures}
     return (
@@ -190,10 +190,10 @@ async def evaluate_global(
     suffix: str = "",
 ) -> tuple[list[EvaluationRecord], list[ClientFailure], int, int]:
     """One task a test set, all at once; ``suffix`` is for their names."""
-    place = current_place()
+    handles = current_handles()
     started = time.monotonic()
     groups = list(clients_by_test_set(clients).values())
-    place.reporter.phase_started("stop_and_eval", len(groups))
+    handles.reporter.phase_started("stop_and_eval", len(groups))
     answers = await asyncio.gather(
         *(
             stop_and_eval(
@@ -207,7 +207,7 @@ async def evaluate_global(
             for group in groups
         )
     )
-    place.reporter.phase_finished("stop_and_eval", time.monotonic() - started)
+    handles.reporter.phase_finished("stop_and_eval", time.monotonic() - started)
     return (
         [evaluation for evaluation, _, _, _ in answers if evaluation is not None],
         [failure for _, failures, _, _ in answers for failure in failures],
@@ -216,38 +216,38 @@ async def evaluate_global(
     )
 
 
-def commit(place: Place, record: RoundRecord) -> None:
+def commit(handles: Handles, record: RoundRecord) -> None:
     """Write the commit marker, then what follows from it, the best round. Each is on the disk before the next.
 
     Raises:
         RunLocked: another coordinator has the federation by now, or has committed this round.
     """
-    objects, layout = place.objects, place.layout
+    objects, layout = handles.objects, handles.layout
     marker, document = layout.marker(record.round), record.model_dump(mode="json")
     flush(objects, [record.model.key])
-    if place.lease is None:
+    if handles.lease is None:
         objects.put_json(marker, document)
     else:
-        place.lease.commit(marker, document)
+        handles.lease.commit(marker, document)
     flush(objects, [marker])
     if record.decision.best_round == record.round:
         put_best(objects, layout, record)
 
 
-def clear_up(place: Place, record: RoundRecord) -> None:
+def clear_up(handles: Handles, record: RoundRecord) -> None:
     """After a round's commit: remove what retention does not keep, and its updates from this machine's cache."""
-    apply_retention(place, record.round, record.decision.best_round)
-    place.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
+    apply_retention(handles, record.round, record.decision.best_round)
+    handles.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
 
 
-def apply_retention(place: Place, newest: int, best: int) -> None:
+def apply_retention(handles: Handles, newest: int, best: int) -> None:
     """Remove the round's updates and evaluation parts, and the globals that are neither best nor among the last."""
-    layout, settings = place.layout, place.settings
-    keys = list(place.objects.list(layout.evaluations(newest)))
+    layout, settings = handles.layout, handles.settings
+    keys = list(handles.objects.list(layout.evaluations(newest)))
     if not settings.keep_updates:
-        keys += place.objects.list(layout.updates(newest))
+        keys += handles.objects.list(layout.updates(newest))
     keep = {best, *range(newest - settings.keep_globals + 1, newest + 1)}
     globals_ = {layout.global_weights(number) for number in range(newest + 1) if number not in keep}
-    keys += [key for key in place.objects.list(layout.rounds) if key in globals_]
+    keys += [key for key in handles.objects.list(layout.rounds) if key in globals_]
     if keys:
-        place.objects.delete(keys)
+        handles.objects.delete(keys)

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from infra.handles import Place
+from infra.handles import Handles
 from infra.orchestrator.flow_runs import unsearched
 from tasks.aggregate import aggregate, require_quorum
 from tasks.hand_out import report_failures
@@ -39,7 +39,7 @@ class NewModel:
 
 
 async def usable_model(
-    place: Place,
+    handles: Handles,
     spec: FederationSpec,
     plan: RoundPlan,
     updates: Sequence[UpdateRecord],
@@ -75,10 +75,10 @@ async def usable_model(
             if spoiled is None:
                 return NewModel(model, counted, refused, evaluations, unscored, bytes_down, bytes_up)
             fault = spoiled
-            place.weights.forget({model.sha256} - {update.weights.sha256 for update in counted})
-        largest, size = await asyncio.to_thread(largest_update, place, plan, counted)
+            handles.weights.forget({model.sha256} - {update.weights.sha256 for update in counted})
+        largest, size = await asyncio.to_thread(largest_update, handles, plan, counted)
         spoilers = _spoilers(largest, size, len(counted), fault)
-        report_failures(place, spoilers)
+        report_failures(handles, spoilers)
         refused += spoilers
         left = [update for update in counted if update not in largest]
         require_quorum(spec, plan, left, [*dropped, *refused])

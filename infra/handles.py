@@ -50,7 +50,7 @@ class Leavings:
 
 
 @dataclass
-class Place:
+class Handles:
     """Handles of one federation.
 
     take_turn: the function that a slot runs for a turn's request.
@@ -73,7 +73,7 @@ class Place:
     reporter: Reporter
     committed: Callable[[Any], None]
     started: Callable[[str], None]
-    finished: Callable[[Place], Awaitable[Leavings]]
+    finished: Callable[[Handles], Awaitable[Leavings]]
     went_back: Callable[[Any], None] = lambda records: None
     lease: StoreLease | None = None
     history: list[Any] = field(default_factory=list)
@@ -82,25 +82,25 @@ class Place:
     views: Views = field(default_factory=Views)
 
 
-_PLACE: ContextVar[Place] = ContextVar("fedbench_place")
+_HANDLES: ContextVar[Handles] = ContextVar("fedbench_place")
 
 
-def set_place(place: Place) -> None:
+def set_handles(handles: Handles) -> None:
     """Make ``place`` the current one, for this context and all that it starts."""
-    _PLACE.set(place)
+    _HANDLES.set(handles)
 
 
-def has_place() -> bool:
+def has_handles() -> bool:
     """Whether a federation's process has set one in this context."""
-    return _PLACE.get(None) is not None
+    return _HANDLES.get(None) is not None
 
 
-def current_place() -> Place:
+def current_handles() -> Handles:
     """
     Raises:
         LookupError: no federation runs in this context.
     """
     try:
-        return _PLACE.get()
+        return _HANDLES.get()
     except LookupError:
         raise LookupError("no place: flows are run by `fedbench run` or a worker, which set one") from None

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from infra.handles import Place, current_place
+from infra.handles import Handles, current_handles
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import is_finite, state_of, write_state
 from tasks.errors import ClientError, FedbenchError
@@ -28,21 +28,21 @@ from tasks.strategies.base import Strategy, read_reference
 from tasks.strategies.registry import build_strategy
 
 
-def initial_weights(place: Place, spec: FederationSpec, classes: int) -> WeightRef:
+def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> WeightRef:
     """Draw the initial model from the specification's seed, over it the weight file that it names, and store it.
 
     Raises:
         DataError: the weight file is missing, is another one or does not fit.
     """
-    detector, report = initial_detector(spec.detector, classes, seed=spec.seed, file_of=place.settings.weight_file)
+    detector, report = initial_detector(spec.detector, classes, seed=spec.seed, file_of=handles.settings.weight_file)
     if report is not None:
-        place.reporter.message(str(report))
-    return store_global(place, 0, state_of(detector))
+        handles.reporter.message(str(report))
+    return store_global(handles, 0, state_of(detector))
 
 
-def store_global(place: Place, round_number: int, state: Mapping[str, Tensor]) -> WeightRef:
+def store_global(handles: Handles, round_number: int, state: Mapping[str, Tensor]) -> WeightRef:
     """Store the result of a round."""
-    stored = place.weights.put(place.layout.global_weights(round_number), partial(write_state, state))
+    stored = handles.weights.put(handles.layout.global_weights(round_number), partial(write_state, state))
     return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
 
 
@@ -104,7 +104,7 @@ def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[Upd
 
 
 def aggregate_updates(
-    place: Place, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
+    handles: Handles, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
 ) -> tuple[dict[str, Tensor], list[UpdateRecord], list[ClientFailure]]:
     """Stream the updates, in client order, through the strategy; a partial sum once, where its first client stands.
 
@@ -116,13 +116,13 @@ def aggregate_updates(
     Raises:
         ClientError: no update counts.
     """
-    start = place.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
+    start = handles.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
     reference = read_reference(start.path, client="(global model)")
     order = {client: number for number, client in enumerate(plan.cohort)}
-    kept, refused = _asked_for(place, plan, sorted(updates, key=lambda item: order.get(item.client, len(order))))
+    kept, refused = _asked_for(handles, plan, sorted(updates, key=lambda item: order.get(item.client, len(order))))
     while True:
         strategy, weights = build_strategy(spec.strategy, reference), _weights(spec, plan, kept)
-        counted, misfits = _stream(place, strategy, weights, kept)
+        counted, misfits = _stream(handles, strategy, weights, kept)
         for client, reason in misfits.items():
             refused.setdefault(client, []).append(reason)
         counted.sort(key=lambda update: order[update.client])
@@ -142,13 +142,13 @@ def aggregate_updates(
 
 
 def _asked_for(
-    place: Place, plan: RoundPlan, updates: Sequence[UpdateRecord]
+    handles: Handles, plan: RoundPlan, updates: Sequence[UpdateRecord]
 ) -> tuple[list[UpdateRecord], dict[str, list[str]]]:
     """Those that the plan asked for, each once and its partial sum whole; and why the others do not count."""
     asked: dict[str, UpdateRecord] = {}
     refused: dict[str, list[str]] = {}
     for update in updates:
-        foreign = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
+        foreign = answers_plan(update, plan, weights_key(handles.layout, update, plan.round))
         if foreign is not None:
             refused.setdefault(update.client, []).append(f"an update that was not asked for: {foreign}")
         elif update.client in asked:
@@ -169,7 +169,7 @@ def _weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateReco
 
 
 def _stream(
-    place: Place, strategy: Strategy, weights: Mapping[str, Weight], updates: Sequence[UpdateRecord]
+    handles: Handles, strategy: Strategy, weights: Mapping[str, Weight], updates: Sequence[UpdateRecord]
 ) -> tuple[list[UpdateRecord], dict[str, str]]:
     """Give each object of ``updates`` to ``strategy``. Returns the updates that it took, and why it refused others."""
     counted: list[UpdateRecord] = []
@@ -179,7 +179,7 @@ def _stream(
         label = ", ".join(clients)
         try:
             try:
-                fetched = place.weights.get(ref.key, ref.sha256, ref.bytes)
+                fetched = handles.weights.get(ref.key, ref.sha256, ref.bytes)
             except StoreCorrupt as error:
                 raise ClientError(f"client {label}: {error}") from None
             strategy.accumulate(fetched.path, sum(weights[client] for client in clients), client=label)
@@ -212,13 +212,13 @@ async def aggregate(
     Raises:
         FedbenchError: fewer updates than the quorum count.
     """
-    place = current_place()
+    handles = current_handles()
     started = time.monotonic()
-    place.reporter.phase_started("aggregate", 0)
-    state, counted, misfits = await asyncio.to_thread(aggregate_updates, place, spec, plan, updates)
-    report_failures(place, misfits)
+    handles.reporter.phase_started("aggregate", 0)
+    state, counted, misfits = await asyncio.to_thread(aggregate_updates, handles, spec, plan, updates)
+    report_failures(handles, misfits)
     require_quorum(spec, plan, counted, [*dropped, *misfits])
     finite = await asyncio.to_thread(is_finite, state)
-    model = await asyncio.to_thread(store_global, place, plan.round, state) if finite else None
-    place.reporter.phase_finished("aggregate", time.monotonic() - started)
+    model = await asyncio.to_thread(store_global, handles, plan.round, state) if finite else None
+    handles.reporter.phase_finished("aggregate", time.monotonic() - started)
     return model, counted, misfits

@@ -15,7 +15,7 @@ import psutil
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from infra.handles import Place, current_place
+from infra.handles import Handles, current_handles
 from tasks.errors import FedbenchError
 from tasks.hand_out import hand_out, report_failures
 from tasks.site import Site
@@ -127,19 +127,21 @@ async def check_client_resource(
     Raises:
         FedbenchError: ``max_draws`` draws did not bring enough clients under the load limit.
     """
-    place = current_place()
+    handles = current_handles()
     started = time.monotonic()
-    place.reporter.phase_started("check_client_resource", 0)
-    plan = read_plan(place, spec, round_number, clients, model)
+    handles.reporter.phase_started("check_client_resource", 0)
+    plan = read_plan(handles, spec, round_number, clients, model)
     if plan is None:
-        plan = await _new_plan(place, federation, spec, round_number, clients, model)
-        await asyncio.to_thread(place.objects.put_json, place.layout.plan(round_number), plan.model_dump(mode="json"))
-    warn_of_majority(place, plan)
-    place.reporter.phase_finished("check_client_resource", time.monotonic() - started)
+        plan = await _new_plan(handles, federation, spec, round_number, clients, model)
+        await asyncio.to_thread(
+            handles.objects.put_json, handles.layout.plan(round_number), plan.model_dump(mode="json")
+        )
+    warn_of_majority(handles, plan)
+    handles.reporter.phase_finished("check_client_resource", time.monotonic() - started)
     return plan
 
 
-def warn_of_majority(place: Place, plan: RoundPlan) -> None:
+def warn_of_majority(handles: Handles, plan: RoundPlan) -> None:
     """Report a client that holds more than half of the round's weight; not again while it does so round after round."""
     held = majority(plan.weights or {})
     if held is None:
@@ -150,26 +152,26 @@ def warn_of_majority(place: Place, plan: RoundPlan) -> None:
         "training images; participation.max_weight_share limits it"
     )
     log.warning("%s", text)
-    before = place.history[-1].plan if place.history else None
+    before = handles.history[-1].plan if handles.history else None
     already = majority(before.weights or {}) if before is not None else None
     if already is None or already[0] != client:
-        place.reporter.message(text)
+        handles.reporter.message(text)
 
 
 def read_plan(
-    place: Place, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
+    handles: Handles, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
 ) -> RoundPlan | None:
     """The plan of an open round, if it still holds: same experiment, same global weights, its cohort ready.
 
     A client that has other training images than before needs a new plan, or it could never answer this one. A plan
     from before weights were fixed gets those of ``wake_up``'s counts.
     """
-    key = place.layout.plan(round_number)
+    key = handles.layout.plan(round_number)
     try:
-        plan = find_whole(place.objects, key, RoundPlan, RECORD_VERSION)
+        plan = find_whole(handles.objects, key, RoundPlan, RECORD_VERSION)
     except DamagedObject as error:
-        kept = set_aside(place.objects, place.layout, [key])
-        place.reporter.message(f"{error}: round {round_number} is planned again; what was there is kept in {kept}")
+        kept = set_aside(handles.objects, handles.layout, [key])
+        handles.reporter.message(f"{error}: round {round_number} is planned again; what was there is kept in {kept}")
         return None
     if plan is None:
         return None
@@ -188,7 +190,7 @@ def read_plan(
 
 
 async def _new_plan(
-    place: Place,
+    handles: Handles,
     federation: str,
     spec: FederationSpec,
     round_number: int,
@@ -201,9 +203,9 @@ async def _new_plan(
     for attempt in range(1, rule.max_draws + 1):
         contacted = draw_clients(spec, ready, round_number, attempt)
         request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
-        replies = await hand_out(place, request, deadline=rule.wake_up_deadline)  # a load is read in no time
+        replies = await hand_out(handles, request, deadline=rule.wake_up_deadline)  # a load is read in no time
         failures = tuple(failure for reply in replies for failure in reply.failures)
-        report_failures(place, failures)
+        report_failures(handles, failures)
         answers = tuple(answer for reply in replies for answer in reply.answers)
         qualified = qualified_clients(spec, answers)
         draws.append(
@@ -211,7 +213,7 @@ async def _new_plan(
         )
         if len(qualified) > rule.min_qualified * len(contacted):
             break
-        place.reporter.message(
+        handles.reporter.message(
             f"round {round_number}: {len(qualified)} of {len(contacted)} drawn clients are under load {rule.max_load}"
         )
         if attempt < rule.max_draws:

@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 from infra.errors import BadReply, StoreCorrupt
-from infra.handles import Place
+from infra.handles import Handles
 from tasks.data.loading import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels
@@ -30,20 +30,20 @@ def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
         )
 
 
-def read_sheet(place: Place, request: SheetRequest, reply: TurnReply) -> bytes:
+def read_sheet(handles: Handles, request: SheetRequest, reply: TurnReply) -> bytes:
     """The PNG that ``reply``, which answers ``request``, names in the store; it can be decoded.
 
     Raises:
         BadReply: it is missing, too large, not of its sha256, or no such picture.
         StoreUnavailable: the store does not answer.
     """
-    ref, key, most = reply.detections, place.layout.sheet, most_pixels(request.images)
+    ref, key, most = reply.detections, handles.layout.sheet, most_pixels(request.images)
     if ref is None or ref.key != key:
         raise BadReply(f"reply: detections: expected {key}, found {ref.key[:200] if ref else 'none'}")
     if ref.bytes > 3 * most:  # a PNG that is larger than its pixels is none of ours
         raise BadReply(f"{key}: expected at most {3 * most} bytes, found {ref.bytes}")
     try:
-        content = place.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
+        content = handles.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
     except StoreCorrupt as error:
         raise BadReply(str(error)) from None
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from infra.errors import BadReply, StoreCorrupt
-from infra.handles import Place
+from infra.handles import Handles
 from infra.store.layout import FederationLayout
 from tasks.detectors.suppression import MAX_CANDIDATES
 from tasks.errors import DataError
@@ -58,7 +58,7 @@ def most_bytes(request: EvaluationRequest, classes: int) -> int:
     return _MOST_HEADER + images_of(request) * of_image
 
 
-def read_part(place: Place, request: EvaluationRequest, reply: TurnReply, classes: int) -> Part:
+def read_part(handles: Handles, request: EvaluationRequest, reply: TurnReply, classes: int) -> Part:
     """The part that ``reply``, which answers ``request``, names in the store. ``classes``: of the data set.
 
     Raises:
@@ -66,13 +66,13 @@ def read_part(place: Place, request: EvaluationRequest, reply: TurnReply, classe
             detections and objects of exactly the part's images.
         StoreUnavailable: the store does not answer.
     """
-    ref, key = reply.detections, part_key(place.layout, request)
+    ref, key = reply.detections, part_key(handles.layout, request)
     if ref is None or ref.key != key:
         raise BadReply(f"reply: detections: expected {key}, found {ref.key[:200] if ref else 'none'}")
     if ref.bytes > most_bytes(request, classes):
         raise BadReply(f"{key}: expected at most {most_bytes(request, classes)} bytes, found {ref.bytes}")
     try:
-        arrays = _read_arrays(place.weights.get(ref.key, ref.sha256, ref.bytes).path, key)
+        arrays = _read_arrays(handles.weights.get(ref.key, ref.sha256, ref.bytes).path, key)
         found = unpack(arrays["detections"], source=f"{key}: detections")
         truth = unpack_truth(arrays["truth"], source=f"{key}: truth")
         _check_images(request, arrays, classes, key)

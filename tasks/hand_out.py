@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from infra.errors import BadReply, DeadlineExceeded, SlotLost, StoreCorrupt, StoreUnavailable
 from infra.files.disk import require_room
-from infra.handles import Place
+from infra.handles import Handles
 from tasks.plain_text import plain
 from tasks.replies import checked, failure_of
 from tasks.spec.records import ClientFailure
@@ -36,7 +36,7 @@ Accept = Callable[[AnyRequest, TurnReply], Awaitable[None]]
 
 
 async def hand_out(
-    place: Place,
+    handles: Handles,
     request: AnyRequest,
     *,
     deadline: float | None = None,
@@ -64,15 +64,15 @@ async def hand_out(
     """
     parts = await asyncio.gather(
         *(
-            _hand_out(place, request.model_copy(update={"clients": clients}), deadline, finished, together, accept)
-            for clients in place.slots.split(request.clients)
+            _hand_out(handles, request.model_copy(update={"clients": clients}), deadline, finished, together, accept)
+            for clients in handles.slots.split(request.clients)
         )
     )
     return [reply for replies in parts for reply in replies]
 
 
 async def _hand_out(
-    place: Place,
+    handles: Handles,
     request: AnyRequest,
     deadline: float | None,
     finished: Finished | None,
@@ -86,7 +86,7 @@ async def _hand_out(
         limit = deadline if deadline is None or finished is None else deadline * len(waiting)
         try:
             asked = request.model_copy(update={"clients": waiting})
-            reply = checked(asked, await place.slots.run(place.take_turn, asked, deadline=limit))
+            reply = checked(asked, await handles.slots.run(handles.take_turn, asked, deadline=limit))
             if accept is not None and not reply.failures:
                 await accept(asked, reply)
             replies.append(reply)
@@ -100,7 +100,7 @@ async def _hand_out(
                 reason = f"no answer within participation.{DEADLINES[request.phase]} ({deadline:g} s{times})"
                 replies.append(_failed(request, late, "deadline", reason))
         except LOST as error:
-            await asyncio.to_thread(require_room, place.settings.home)  # else a full disk here would drop clients
+            await asyncio.to_thread(require_room, handles.settings.home)  # else a full disk here would drop clients
             attempt += 1
             waiting = _without(waiting, await finished()) if finished else waiting
             why = plain(str(error))  # a resident's own words may be in it
@@ -113,7 +113,7 @@ async def _hand_out(
                 replies.append(_failed(request, waiting, kind, f"{what}: {why}"))
                 break
             for client in waiting:
-                place.reporter.client_retried(request.phase, client, attempt, why)
+                handles.reporter.client_retried(request.phase, client, attempt, why)
     return replies
 
 
@@ -125,8 +125,8 @@ def _failed(request: AnyRequest, clients: Sequence[str], kind: str, reason: str)
     return TurnReply(failures=tuple(failure_of(request.phase, client, reason, kind) for client in clients))
 
 
-def report_failures(place: Place, failures: Sequence[ClientFailure]) -> None:
+def report_failures(handles: Handles, failures: Sequence[ClientFailure]) -> None:
     """Tell the display who was dropped, and why."""
     for failure in failures:
         log.warning("client %s dropped in %s (%s): %s", failure.client, failure.phase, failure.kind, failure.reason)
-        place.reporter.client_failed(failure.phase, failure.client, failure.kind, failure.reason)
+        handles.reporter.client_failed(failure.phase, failure.client, failure.kind, failure.reason)

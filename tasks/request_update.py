@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from infra.handles import Place, current_place
+from infra.handles import Handles, current_handles
 from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
@@ -208,13 +208,13 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     return None
 
 
-def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None = None) -> dict[str, UpdateRecord]:
+def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | None = None) -> dict[str, UpdateRecord]:
     """Updates of an open round that are in the store and answer its plan, by client; their weights are there too.
 
     ``clients``: those that are looked for; left out, the whole cohort. A partial sum's are all there, or none of them.
     """
-    layout = place.layout
-    there = place.objects.list(layout.updates(plan.round))  # most often none: one request, not one a client
+    layout = handles.layout
+    there = handles.objects.list(layout.updates(plan.round))  # most often none: one request, not one a client
     found = {}
     # Whether a partial sum is whole, the clients that are looked for do not tell.
     for client in plan.cohort if clients is None or plan.partial_sums else clients:
@@ -222,19 +222,19 @@ def stored_updates(place: Place, plan: RoundPlan, clients: Sequence[str] | None 
         if key not in there:
             continue
         try:
-            document = place.objects.get_json(key, record_limit(plan))
+            document = handles.objects.get_json(key, record_limit(plan))
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
         except (SpecError, StoreCorrupt):
             continue  # somebody else's object; the client trains anew and writes over it
         if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
             found[client] = update
     incomplete = incomplete_sums(found, {})
-    incomplete |= damaged_updates(place, plan, [found[client] for client in found if client not in incomplete])
+    incomplete |= damaged_updates(handles, plan, [found[client] for client in found if client not in incomplete])
     wanted = found.keys() if clients is None else set(clients)
     return {client: update for client, update in found.items() if client in wanted and client not in incomplete}
 
 
-def damaged_updates(place: Place, plan: RoundPlan, updates: Iterable[UpdateRecord]) -> dict[str, str]:
+def damaged_updates(handles: Handles, plan: RoundPlan, updates: Iterable[UpdateRecord]) -> dict[str, str]:
     """Clients whose update answers the plan, while its weights in the store are not those that it names; and why.
 
     A damaged partial sum is so for each of its clients. The weights of the others are on this machine afterwards.
@@ -242,13 +242,13 @@ def damaged_updates(place: Place, plan: RoundPlan, updates: Iterable[UpdateRecor
     asked = [
         update
         for update in updates
-        if answers_plan(update, plan, weights_key(place.layout, update, plan.round)) is None
+        if answers_plan(update, plan, weights_key(handles.layout, update, plan.round)) is None
     ]
     found: dict[str, str] = {}
     for shared in by_object(asked):
         weights = shared[0].weights
         try:
-            place.weights.get(weights.key, weights.sha256, weights.bytes)
+            handles.weights.get(weights.key, weights.sha256, weights.bytes)
         except StoreCorrupt as error:
             found |= {update.client: str(error) for update in shared}
     order = {client: number for number, client in enumerate(plan.cohort)}
@@ -273,7 +273,7 @@ async def request_update(
     spec: FederationSpec, plan: RoundPlan, round_number: int, clients: Sequence[str], label: str
 ) -> TurnReply:
     """Ask one shard of the cohort for its updates; lost turns are run again (:func:`tasks.hand_out.hand_out`)."""
-    place = current_place()
+    handles = current_handles()
     request = UpdateRequest(
         federation=plan.federation,
         spec=spec,
@@ -288,11 +288,13 @@ async def request_update(
     )
 
     async def finished() -> set[str]:
-        return set(await asyncio.to_thread(stored_updates, place, plan, clients))
+        return set(await asyncio.to_thread(stored_updates, handles, plan, clients))
 
     async def ask(asked: UpdateRequest) -> list[TurnReply]:
         rule = spec.participation
-        return await hand_out(place, asked, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums)
+        return await hand_out(
+            handles, asked, deadline=rule.turn_deadline, finished=finished, together=rule.partial_sums
+        )
 
     replies = await ask(request)
     failures = [item for reply in replies for item in reply.failures]
@@ -303,19 +305,19 @@ async def request_update(
     lost_replies = [client for client in clients if client not in updates and client not in dropped]
     if lost_replies:
         # Their turn was lost after the update was in the store.
-        updates |= await asyncio.to_thread(stored_updates, place, plan, lost_replies)
-    damaged = await asyncio.to_thread(damaged_updates, place, plan, updates.values())
+        updates |= await asyncio.to_thread(stored_updates, handles, plan, lost_replies)
+    damaged = await asyncio.to_thread(damaged_updates, handles, plan, updates.values())
     if damaged:
         for client, fault in damaged.items():
             log.warning("client %s: its update is asked for again: %s", client, fault)
-            place.reporter.client_retried("request_update", client, 1, fault)
+            handles.reporter.client_retried("request_update", client, 1, fault)
         again = await ask(request.model_copy(update={"clients": tuple(damaged)}))
         replies += again
         failures += [item for reply in again for item in reply.failures]
         updates = {client: update for client, update in updates.items() if client not in damaged}
         updates |= {item.client: item for reply in again for item in reply.updates if item.client in damaged}
     for update in updates.values():
-        reason = answers_plan(update, plan, weights_key(place.layout, update, plan.round))
+        reason = answers_plan(update, plan, weights_key(handles.layout, update, plan.round))
         if reason is not None:
             failures.append(_refusal(update.client, f"an update that was not asked for: {reason}"))
     reasons = {item.client: item.reason for item in failures}
@@ -324,12 +326,12 @@ async def request_update(
     refused = {item.client for item in failures}
     kept = tuple(updates[client] for client in clients if client in updates and client not in refused)
     for update in kept:
-        place.reporter.client_done(
+        handles.reporter.client_done(
             "request_update",
             update.client,
             f"loss {update.train_loss:.3g}, {update.train_size} images in {update.train_seconds:.1f} s",
         )
-    report_failures(place, failures)
+    report_failures(handles, failures)
     return TurnReply(
         updates=kept,
         failures=tuple(failures),

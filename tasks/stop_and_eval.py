@@ -14,7 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from safetensors.numpy import save
 
-from infra.handles import Place, current_place
+from infra.handles import Handles, current_handles
 from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
@@ -123,13 +123,13 @@ async def stop_and_eval(
     Returns the evaluation (None when it failed), the failures, and the bytes down and up. An evaluation is of the
     clients that did not fail.
     """
-    place = current_place()
+    handles = current_handles()
     started = time.monotonic()
     size = clients[0].test_size
     names = tuple(info.client for info in clients)
     if size == 0:
         return None, [], 0, 0
-    parts = min(place.slots.count, -(-size // spec.evaluation.batch_size))
+    parts = min(handles.slots.count, -(-size // spec.evaluation.batch_size))
     request = EvaluationRequest(
         federation=federation,
         spec=spec,
@@ -143,7 +143,7 @@ async def stop_and_eval(
     )
     classes = spec.class_order(clients[0].class_counts)
     requests = [request.model_copy(update={"part": part}) for part in range(parts)]
-    answers = await asyncio.gather(*(_ask_for_part(place, request, len(classes)) for request in requests))
+    answers = await asyncio.gather(*(_ask_for_part(handles, request, len(classes)) for request in requests))
     found = [part for part, _ in answers if part is not None]
     replies = [reply for _, replies in answers for reply in replies]
     failures = {item.client: item for reply in replies for item in reply.failures}
@@ -154,9 +154,9 @@ async def stop_and_eval(
             evaluation = await asyncio.to_thread(score, spec, scored, classes, request.test_digest, found, started)
         except DataError as error:
             failures |= {name: failure_of("stop_and_eval", name, str(error)) for name in scored}
-    report_failures(place, list(failures.values()))
+    report_failures(handles, list(failures.values()))
     if evaluation is not None:
-        place.reporter.client_done(
+        handles.reporter.client_done(
             "stop_and_eval",
             label.removeprefix("clients ").removeprefix("client "),
             f"map50_voc10 {_shown(evaluation.map50_voc10)}, loss {_shown(evaluation.loss)} on {size} images",
@@ -166,7 +166,7 @@ async def stop_and_eval(
 
 
 async def _ask_for_part(
-    place: Place, request: EvaluationRequest, classes: int
+    handles: Handles, request: EvaluationRequest, classes: int
 ) -> tuple[Part | None, Sequence[TurnReply]]:
     """One part of the evaluation, None if it failed everywhere; and the replies, failures included.
 
@@ -177,14 +177,14 @@ async def _ask_for_part(
 
     async def accept(asked: AnyRequest, reply: TurnReply) -> None:
         assert isinstance(asked, EvaluationRequest)
-        found.append(await asyncio.to_thread(read_part, place, asked, reply, classes))
+        found.append(await asyncio.to_thread(read_part, handles, asked, reply, classes))
 
     replies: list[TurnReply] = []
-    places = place.slots.split(request.clients)
+    places = handles.slots.split(request.clients)
     for turn in range(len(places)):
         clients = places[(request.part + turn) % len(places)]
         replies += await hand_out(
-            place,
+            handles,
             request.model_copy(update={"clients": clients}),
             deadline=request.spec.participation.evaluation_deadline,
             accept=accept,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from infra.handles import Place
+from infra.handles import Handles
 from tasks.partial_sums import by_object
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord
 
@@ -37,7 +37,9 @@ def model_fault(evaluations: Sequence[EvaluationRecord], unscored: Sequence[Clie
     return next(iter(reasons.values()), "the test loss is not finite")
 
 
-def largest_update(place: Place, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> tuple[list[UpdateRecord], float]:
+def largest_update(
+    handles: Handles, plan: RoundPlan, updates: Sequence[UpdateRecord]
+) -> tuple[list[UpdateRecord], float]:
     """The update that is farthest from the round's global weights, and how far; of equals the first in client order.
 
     A partial sum is one update, of all its clients. The distance is the L2 norm, in float64, over all floating
@@ -46,12 +48,12 @@ def largest_update(place: Place, plan: RoundPlan, updates: Sequence[UpdateRecord
     Raises:
         StoreCorrupt, StoreUnavailable: weights cannot be had.
     """
-    start = place.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes).path
+    start = handles.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes).path
     order = {client: number for number, client in enumerate(plan.cohort)}
     distances = []
     for shared in by_object(sorted(updates, key=lambda update: order[update.client])):
         ref = shared[0].weights
-        distances.append((distance(place.weights.get(ref.key, ref.sha256, ref.bytes).path, start), shared))
+        distances.append((distance(handles.weights.get(ref.key, ref.sha256, ref.bytes).path, start), shared))
     largest = max(value for value, _ in distances)
     return next((shared, value) for value, shared in distances if value == largest)
 

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
-from infra.handles import Place, current_place
+from infra.handles import Handles, current_handles
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.hand_out import hand_out, report_failures
@@ -68,19 +68,19 @@ async def wake_up(
     Raises:
         FedbenchError: too few are ready in time; the message says which are missing and why.
     """
-    place = current_place()
+    handles = current_handles()
     started = time.monotonic()
-    place.reporter.phase_started("wake_up", len(clients))
+    handles.reporter.phase_started("wake_up", len(clients))
     ready: dict[str, ClientInfo] = {}
     while True:
         missing = tuple(client for client in clients if client not in ready)
         request = WakeUpRequest(federation=federation, spec=spec, clients=missing)
         left = spec.participation.wake_up_deadline - (time.monotonic() - started)
-        replies = await hand_out(place, request, deadline=max(left, 1.0))
+        replies = await hand_out(handles, request, deadline=max(left, 1.0))
         failures = [failure for reply in replies for failure in reply.failures]
         for info in (info for reply in replies for info in reply.ready):
             ready[info.client] = info
-            place.reporter.client_done(
+            handles.reporter.client_done(
                 "wake_up", info.client, f"{info.train_size} training images, {info.test_size} test images"
             )
         left = spec.participation.wake_up_deadline - (time.monotonic() - started)
@@ -89,24 +89,24 @@ async def wake_up(
         await asyncio.sleep(ASK_AGAIN_SECONDS)
     ready, others = _of_one_class_list(spec, ready)
     failures += others
-    report_failures(place, failures)
+    report_failures(handles, failures)
     if len(ready) < min_clients:
         reasons = "; ".join(f"client {failure.client}: {plain(failure.reason)}" for failure in failures)
         raise FedbenchError(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
         )
-    _warn_of_majority(place, ready.values())
-    place.reporter.phase_finished("wake_up", time.monotonic() - started)
+    _warn_of_majority(handles, ready.values())
+    handles.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
 
 
-def _warn_of_majority(place: Place, ready: Iterable[ClientInfo]) -> None:
+def _warn_of_majority(handles: Handles, ready: Iterable[ClientInfo]) -> None:
     held = majority({info.client: info.test_size for info in ready})
     if held is not None:
         text = f"warning: client {held[0]} counts for {held[1]:.2%} of the test figures, by its own count of its images"
         log.warning("%s", text)
-        place.reporter.message(text)
+        handles.reporter.message(text)
 
 
 def _of_one_class_list(

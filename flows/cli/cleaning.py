@@ -81,7 +81,7 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
         FedbenchError, InfraError: the flow's own; or Prefect's API failed, and the log says what had gone by then.
     """
     from flows.coordinator.planted import hold_back_planted
-    from flows.run import own_prefect, prefect_drained
+    from flows.coordinator.session import own_prefect, prefect_drained
     from infra.stack.embedded import EmbeddedServices
 
     path = log_to(settings.home / "logs" / "clean-up.log", settings)

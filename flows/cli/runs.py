@@ -36,7 +36,7 @@ from tasks.spec.presets import PRESETS
 from tasks.spec.references import twin
 
 if TYPE_CHECKING:
-    from flows.run import Outcome
+    from flows.coordinator.outcome import Outcome
 
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: all of it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
@@ -145,7 +145,8 @@ def report(
 def _run(
     name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool, *, report_only: bool = False
 ) -> Outcome:
-    from flows.run import describe, run_federation
+    from flows.run import run_federation
+    from flows.views.tables import describe
     from flows.views.terminal import make_progress
     from tasks.spec.base import check_name
 

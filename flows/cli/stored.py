@@ -31,9 +31,8 @@ def show(
     """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
     from rich.text import Text
 
-    from flows.run import describe
     from flows.stored.runs import opened_store, read_run
-    from flows.views.tables import best_line, class_table, round_table
+    from flows.views.tables import best_line, class_table, describe, round_table
 
     with plain_errors():
         settings = place_settings(home)

@@ -1,14 +1,13 @@
-"""A federation that Prefect started: from a deployment, in a process of a worker, with nobody at a terminal.
+"""The session of a run that Prefect started: from a deployment, in a process of a worker, with nobody at a terminal.
 
-The same as ``fedbench run`` from the command line (:mod:`flows.run`), but for what differs by place: the services are
-those that this machine's settings name, turns go to work pools, and what happens is told by the run's own logs.
+The same as one of the command line (:mod:`flows.coordinator.session`), except for three things: it uses the servers
+that this machine's settings name, its turns go to work pools, and it logs to its flow run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,28 +17,24 @@ from prefect import runtime
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
-from flows.coordinator.handles import Restarts, open_place, place_failed
-from flows.coordinator.holding import federation_lease
-from flows.coordinator.preflight import claim_name, pin, require_weights
-from flows.run import describe
+from flows.coordinator.handles import open_handles
+from flows.coordinator.holding import Subject, machine_held
+from flows.coordinator.preflight import claim_federation, pin
+from flows.coordinator.restarts import Attempts
 from flows.views.mlflow_run import RunReport
+from flows.views.tables import describe
 from flows.views.terminal import LogProgress
 from infra.errors import SettingsError
-from infra.files.disk import full_disk_named
-from infra.files.lock import require_free_disk, run_lock
-from infra.files.private import private_process
-from infra.handles import set_place
+from infra.handles import set_handles
 from infra.orchestrator.flow_runs import close_dead_runs
 from infra.servers.database import mlflow_database_uri
 from infra.settings import Settings, load_settings, run_folder
 from infra.stack.embedded import EmbeddedServices, supervised
 from infra.stack.services import local_store
-from infra.store.layout import FederationLayout
+from infra.store.lease import StoreLease
 from infra.store.leased import have
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,18 +52,55 @@ class NamedServices:
         return self.settings.mlflow_tracking_uri or mlflow_database_uri(self.settings)
 
 
-def default_name() -> str:
+class DeployedSession:
+    """A session of a worker's process: it holds a federation or suite run on this machine, and supervises its stack.
+
+    A context manager.
+    """
+
+    def __init__(self, settings: Settings, subject: Subject, say: Callable[[str], None]) -> None:
+        self.settings, self.subject, self._say = settings, subject, say
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> DeployedSession:
+        with contextlib.ExitStack() as held:
+            held.enter_context(machine_held(self.settings, self.subject))
+            services = EmbeddedServices(self.settings)
+            if services.uses_stack:  # its dead servers are restarted, even if its supervisor has died too
+                held.enter_context(supervised(services))
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, command: str) -> AsyncIterator[StoreLease]:
+        """Hold the subject's lease in the store.
+
+        command: shown to those who find the lease held.
+
+        Raises:
+            RunLocked: somebody else holds the subject; names who.
+        """
+        objects = ObjectStore(self.settings.s3)
+        await asyncio.to_thread(objects.ensure_bucket)
+        async with have(self.subject.lease(objects, self.settings, command, self._say)) as lease:
+            yield lease
+
+
+def deployed_name() -> str:
     """``street5-laptop-20261125T030000``: deployment and scheduled time, so that every scheduled run is a new one."""
     deployment = runtime.deployment.name or "federation"
     scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
     return f"{deployment}-{scheduled.astimezone(UTC):%Y%m%dT%H%M%S}"
 
 
-def place_settings() -> Settings:
-    """This machine's settings, with Prefect's API as the worker has it.
+def deployed_settings() -> Settings:
+    """Return this machine's settings, with Prefect's API as the worker has it.
 
     Raises:
-        SettingsError: there is no store that workers of other machines could reach too.
+        SettingsError: they name no store that workers of other machines could reach too.
     """
     settings = load_settings()
     if settings.s3.endpoint is None:
@@ -81,42 +113,43 @@ def place_settings() -> Settings:
     return settings.model_copy(update={"s3": local_store(settings)})
 
 
-def stack_supervised(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """What this machine's stack has lost comes back while the run goes on, though its supervisor be gone too."""
-    services = EmbeddedServices(settings)
-    return supervised(services) if services.uses_stack else contextlib.nullcontext()
+def deployed_attempts() -> Attempts:
+    """Return attempts at a deployment's run, which log to its flow run."""
+    logger = get_run_logger()
+    return Attempts(deployed_settings().home, lambda line: logger.warning("%s", line, exc_info=True))
 
 
-@contextlib.asynccontextmanager
-async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationSpec]:
-    """A place for the federation, all checked before a slot is taken; let go of afterwards.
+async def run_deployed(
+    name: str | None, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]
+) -> int:
+    """Run ``rounds`` of a deployment's federation, again from its last commit while store or servers are away.
 
-    Gives the specification with what this machine fills in.
+    Returns what ``rounds`` does.
 
     Raises:
-        FedbenchError, InfraError: it cannot start; the message says why.
+        FedbenchError, InfraError: it cannot start or go on; the message says why.
     """
-    settings = place_settings()
-    private_process(settings.home)
-    require_free_disk(settings.home, settings.min_free_megabytes, "a run's weights and logs (min_free_megabytes)")
-    own_run = UUID(runtime.flow_run.id)
-    progress = LogProgress(get_run_logger())
-    with run_lock(settings.home, name), stack_supervised(settings):
-        objects, layout = ObjectStore(settings.s3), FederationLayout(settings.s3.prefix, name)
+    name = name or deployed_name()
+    async for attempt in deployed_attempts():
+        with attempt:
+            last = await _attempt(name, spec, rounds)
+    return last
+
+
+async def _attempt(name: str, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]) -> int:
+    """All is checked before a slot is taken."""
+    settings, progress = deployed_settings(), LogProgress(get_run_logger())
+    with DeployedSession(settings, Subject.federation(settings, name), progress.message) as session:
         spec = await asyncio.to_thread(pin, spec, settings, progress.message)
-        await asyncio.to_thread(objects.ensure_bucket)
-        async with have(federation_lease(objects, settings, name, "a deployment's run", progress.message)) as lease:
-            if not await asyncio.to_thread(objects.exists, layout.spec):
-                await asyncio.to_thread(require_weights, spec, settings)
-            for line in await asyncio.to_thread(claim_name, objects, layout, spec):
-                progress.message(line)
-            await close_dead_runs(name, keep=own_run)
+        async with session.hold("a deployment's run") as lease:
+            await asyncio.to_thread(claim_federation, lease.objects, settings, name, spec, progress.message)
+            await close_dead_runs(name, keep=UUID(runtime.flow_run.id))
             progress.federation_started(name, describe(spec), spec.max_rounds)
             report = RunReport(name, spec, settings, NamedServices(settings), run_folder(settings, name))
-            place = await asyncio.to_thread(open_place, name, spec, settings, progress, report, lease)
-            set_place(place)
+            handles = await asyncio.to_thread(open_handles, name, spec, settings, progress, report, lease)
+            set_handles(handles)
             try:
-                yield spec
+                return await rounds(name, spec)
             except asyncio.CancelledError:
                 await asyncio.to_thread(report.close, "KILLED")
                 raise
@@ -124,21 +157,4 @@ async def deployed(name: str, spec: FederationSpec) -> AsyncIterator[FederationS
                 await asyncio.to_thread(report.close, "FAILED")
                 raise
             finally:
-                await place.slots.close()
-
-
-async def run_deployed(
-    name: str | None, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]
-) -> int:
-    """``rounds`` at a place of the federation's, again from its last commit while store or servers are away."""
-    name, restarts = name or default_name(), Restarts()
-    while True:
-        try:
-            with full_disk_named(place_settings().home, place_failed):
-                async with deployed(name, spec) as whole:
-                    return await rounds(name, whole)
-        except Exception as error:
-            if not restarts.allow(error):
-                raise
-            get_run_logger().warning("%s", restarts.told(error), exc_info=True)
-            await asyncio.sleep(restarts.pause)
+                await handles.slots.close()

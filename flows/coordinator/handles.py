@@ -6,24 +6,11 @@ import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
-import httpx
-from prefect.exceptions import PrefectHTTPStatusError
-
 from flows.coordinator.preflight import PRELOAD, slot_count
 from flows.stored.runs import readable_history
 from flows.views.terminal import SafeReporter
-from infra.errors import (
-    DiskFull,
-    InfraError,
-    PoolUnusable,
-    RunLocked,
-    SettingsError,
-    StoredResultRefused,
-    TrackingUnavailable,
-)
-from infra.handles import Place, Reporter
+from infra.handles import Handles, Reporter
 from infra.settings import S3Settings, Settings
-from infra.store.clock import is_too_early_or_late
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
 from infra.store.leased import LeasedStore
@@ -31,8 +18,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking.federation import mlflow_environment
 from infra.turns.local import LocalSlots, TurnRunner
-from tasks.errors import FedbenchError, SpecError
-from tasks.plain_text import plain
+from tasks.errors import SpecError
 from tasks.replies import answer_limit, read_reply
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
@@ -44,37 +30,13 @@ if TYPE_CHECKING:
     from flows.views.mlflow_run import RunReport
     from flows.views.terminal import Progress
 
-MAX_RESTARTS = 20
-LONGEST_PAUSE = 10  # seconds
 # A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
 GRACE_SECONDS = 3.0
 
 
-class Restarts:
-    """How often a federation has gone on by itself, after its store or Prefect's API was gone."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @property
-    def pause(self) -> int:
-        """Seconds before the next attempt, which needs a service that is back."""
-        return min(self.count, LONGEST_PAUSE)
-
-    def allow(self, error: Exception) -> bool:
-        """Whether there is another attempt after ``error``; it is counted."""
-        if not place_failed(error) or self.count >= MAX_RESTARTS:
-            return False
-        self.count += 1
-        return True
-
-    def told(self, error: Exception) -> str:
-        return f"{first_line(error)}: going on from the last commit (restart {self.count})"
-
-
-def open_place(
+def open_handles(
     name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport, lease: StoreLease
-) -> Place:
+) -> Handles:
     """The handles of one federation; ``progress`` and ``report`` have been told what is committed.
 
     settings: with the store's endpoint filled in; MLflow is turned to it too. lease: the federation's, held: nothing is
@@ -104,7 +66,7 @@ def open_place(
     if history:
         safe.resumed(history[-1].round, history)
     report.open(history)
-    return Place(
+    return Handles(
         settings=settings,
         objects=objects,
         weights=WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes),
@@ -172,31 +134,3 @@ def job_variables(spec: FederationSpec) -> dict[str, Any]:
         "threads": spec.training.threads,
         "grace_seconds": GRACE_SECONDS,
     }
-
-
-def place_failed(error: BaseException) -> bool:
-    """Whether the store or an API was unreachable, rather than the federation or a clock wrong, or a disk full."""
-    if isinstance(error, DiskFull) or is_too_early_or_late(error):  # neither passes by itself
-        return False
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, httpx.TransportError | ConnectionError):
-            return True
-        if isinstance(current, InfraError) and not isinstance(
-            current, SettingsError | TrackingUnavailable | PoolUnusable | RunLocked | StoredResultRefused
-        ):
-            return True
-        if isinstance(current, PrefectHTTPStatusError) and current.response.status_code >= 500:
-            return True
-        if isinstance(current, FedbenchError):
-            return False
-        current = current.__cause__ or current.__context__
-    return False
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, for a line of the display."""
-    text = str(error).strip() or type(error).__name__
-    return plain(text.splitlines()[0], 200)

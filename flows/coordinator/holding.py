@@ -1,11 +1,16 @@
-"""A federation for one process alone: on this machine by a lock, in the store by a lease. Whoever writes has both."""
+"""Hold a federation or a suite run for one process: on this machine by a lock, in the store by a lease.
+
+Whoever writes to the store holds both.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from infra.files.lock import run_lock, run_lock_path
+from infra.files.lock import require_free_disk, run_lock, run_lock_path
+from infra.files.private import private_process
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
@@ -13,56 +18,79 @@ from infra.store.objects import ObjectStore
 from infra.store.suite_layout import SuiteLayout
 
 
-def federation_lease(
-    objects: ObjectStore,
-    settings: Settings,
-    name: str,
-    what: str,
-    say: Callable[[str], None] | None = None,
-    *,
-    locked: bool = True,
-) -> StoreLease:
-    """The lease of a federation; it is not taken yet.
+@dataclass(frozen=True)
+class Subject:
+    """What a process holds: a federation, or a suite run.
 
-    what: the command, for those who find it taken. say: told when there is a wait. locked: whether the caller has its
-    :func:`~infra.files.lock.run_lock`, so that a holder of the same home is known to be dead.
+    name: as the user calls it. title: as messages call it. lock: name of its lock on this machine. folder: of its
+    lease in the store. needs: what it needs disk space for.
     """
-    return StoreLease(
-        objects,
-        FederationLayout(settings.s3.prefix, name).lease,
-        name,
-        what=what,
-        home=settings.home,
-        lock=run_lock_path(settings.home, name) if locked else None,
-        prefix=settings.s3.prefix,
-        say=say,
-    )
+
+    name: str
+    title: str
+    lock: str
+    folder: str
+    needs: str
+
+    @classmethod
+    def federation(cls, settings: Settings, name: str) -> Subject:
+        return cls(name, name, name, FederationLayout(settings.s3.prefix, name).lease, "a run's weights and logs")
+
+    @classmethod
+    def suite(cls, settings: Settings, name: str) -> Subject:
+        lease = SuiteLayout(settings.s3.prefix, name).lease
+        return cls(name, f"suite {name}", f"suite-{name}", lease, "runs' weights and logs")
+
+    def lease(
+        self,
+        objects: ObjectStore,
+        settings: Settings,
+        command: str,
+        say: Callable[[str], None] | None = None,
+        *,
+        locked: bool = True,
+    ) -> StoreLease:
+        """Return its lease, not yet acquired.
+
+        command: shown to those who find it held. say: called with a line when it has to wait. locked: whether the
+        caller holds its lock on this machine, so that a holder from the same home must be dead.
+        """
+        return StoreLease(
+            objects,
+            self.folder,
+            self.title,
+            what=command,
+            home=settings.home,
+            lock=run_lock_path(settings.home, self.lock) if locked else None,
+            prefix=settings.s3.prefix,
+            say=say,
+        )
 
 
-def suite_lease(
-    objects: ObjectStore, settings: Settings, name: str, what: str, say: Callable[[str], None] | None = None
-) -> StoreLease:
-    """The lease of a suite run, as :func:`federation_lease`; its machine's lock is that of ``suite-<name>``."""
-    return StoreLease(
-        objects,
-        SuiteLayout(settings.s3.prefix, name).lease,
-        f"suite {name}",
-        what=what,
-        home=settings.home,
-        lock=run_lock_path(settings.home, f"suite-{name}"),
-        prefix=settings.s3.prefix,
-        say=say,
-    )
+@contextlib.contextmanager
+def machine_held(settings: Settings, subject: Subject) -> Iterator[None]:
+    """Hold ``subject`` on this machine, in a process whose files only this user can read.
+
+    Raises:
+        RunLocked: another process of this machine holds it.
+        DiskFull: there is less room than ``min_free_megabytes``.
+        SettingsError: the home cannot be used.
+    """
+    private_process(settings.home)
+    require_free_disk(settings.home, settings.min_free_megabytes, f"{subject.needs} (min_free_megabytes)")
+    with run_lock(settings.home, subject.lock):
+        yield
 
 
 @contextlib.contextmanager
 def federation_held(
-    objects: ObjectStore, settings: Settings, name: str, what: str, say: Callable[[str], None] | None = None
+    objects: ObjectStore, settings: Settings, name: str, command: str, say: Callable[[str], None] | None = None
 ) -> Iterator[StoreLease]:
-    """Nobody else runs or changes the federation while this is open.
+    """Hold a federation, so that nobody else runs or changes it.
 
     Raises:
-        RunLocked: somebody does, here or elsewhere; says who.
+        RunLocked: somebody holds it, here or elsewhere; names who.
     """
-    with run_lock(settings.home, name), federation_lease(objects, settings, name, what, say) as lease:
+    subject = Subject.federation(settings, name)
+    with run_lock(settings.home, subject.lock), subject.lease(objects, settings, command, say) as lease:
         yield lease.acquire()

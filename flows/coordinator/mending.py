@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from flows.stored.runs import Damage, put_best, readable_history, stopped
 from infra.errors import StoreCorrupt
-from infra.handles import Place
+from infra.handles import Handles
 from infra.store.flush import flush
 from tasks.errors import FedbenchError
 from tasks.spec.federation import FederationSpec
@@ -17,7 +17,7 @@ from tasks.spec.records import RoundRecord
 from tasks.whole import set_aside
 
 
-def mended_history(place: Place, spec: FederationSpec) -> list[RoundRecord]:
+def mended_history(handles: Handles, spec: FederationSpec) -> list[RoundRecord]:
     """Records of the committed rounds, from 0, of which the last is whole and on the disk. The lease is held.
 
     Says in one line which object was damaged, and which round is done again.
@@ -25,21 +25,21 @@ def mended_history(place: Place, spec: FederationSpec) -> list[RoundRecord]:
     Raises:
         FedbenchError: what is damaged cannot be derived again; names the object.
     """
-    found = readable_history(place.objects, place.layout)
+    found = readable_history(handles.objects, handles.layout)
     records, damage = found.records, found.damage
     if damage is not None and damage.round < found.newest:
         raise FedbenchError(
             f"{damage.key}: {damage.reason}; rounds up to {found.newest} follow it, so it cannot be derived again: put "
-            f"it back from a copy, or train from an earlier round: fedbench resume {place.layout.federation} --from "
+            f"it back from a copy, or train from an earlier round: fedbench resume {handles.layout.federation} --from "
             "ROUND"
         )
     if damage is None and records and _is_needed(records, spec):
-        damage = _damaged_weights(place, records[-1])
+        damage = _damaged_weights(handles, records[-1])
     if damage is not None:
-        records = _fall_back(place, records[: damage.round], damage, found.records[damage.round :])
-    _mend_best(place, records)
+        records = _fall_back(handles, records[: damage.round], damage, found.records[damage.round :])
+    _mend_best(handles, records)
     if records:  # the process that wrote them may have died before it flushed them
-        flush(place.objects, _kept(place, records[-1]))
+        flush(handles.objects, _kept(handles, records[-1]))
     return records
 
 
@@ -48,22 +48,22 @@ def _is_needed(records: list[RoundRecord], spec: FederationSpec) -> bool:
     return not stopped(spec, records) or records[-1].decision.best_round == records[-1].round
 
 
-def _kept(place: Place, record: RoundRecord) -> list[str]:
-    there = place.objects.list(place.layout.round(record.round))
-    return [key for key in (record.model.key, place.layout.marker(record.round)) if key in there]
+def _kept(handles: Handles, record: RoundRecord) -> list[str]:
+    there = handles.objects.list(handles.layout.round(record.round))
+    return [key for key in (record.model.key, handles.layout.marker(record.round)) if key in there]
 
 
-def _damaged_weights(place: Place, record: RoundRecord) -> Damage | None:
+def _damaged_weights(handles: Handles, record: RoundRecord) -> Damage | None:
     """What is wrong with a round's global weights in the store. If this machine has them, they are put there again."""
     model = record.model
-    fault = place.weights.fault(model.key, model.sha256, model.bytes)
+    fault = handles.weights.fault(model.key, model.sha256, model.bytes)
     if fault is None:
         return None
     reason = f"damaged: {fault.removeprefix(f'{model.key}: ')}"
-    if place.weights.has(model.sha256, model.bytes):
-        kept = set_aside(place.objects, place.layout, [model.key])
-        if place.weights.put_back(model.key, model.sha256, model.bytes):
-            place.reporter.message(
+    if handles.weights.has(model.sha256, model.bytes):
+        kept = set_aside(handles.objects, handles.layout, [model.key])
+        if handles.weights.put_back(model.key, model.sha256, model.bytes):
+            handles.reporter.message(
                 f"{model.key}: {reason}: put there again from this machine's cache; what was there is kept in {kept}"
             )
             return None
@@ -71,11 +71,11 @@ def _damaged_weights(place: Place, record: RoundRecord) -> Damage | None:
 
 
 def _fall_back(
-    place: Place, records: list[RoundRecord], damage: Damage, damaged: list[RoundRecord]
+    handles: Handles, records: list[RoundRecord], damage: Damage, damaged: list[RoundRecord]
 ) -> list[RoundRecord]:
     """Set the damaged last round aside, if the one before is whole. ``damaged``: its record, if that can be read."""
-    objects, layout, number = place.objects, place.layout, damage.round
-    before = _damaged_weights(place, records[-1]) if records else None
+    objects, layout, number = handles.objects, handles.layout, damage.round
+    before = _damaged_weights(handles, records[-1]) if records else None
     if before is not None:
         raise FedbenchError(
             f"{damage.key}: {damage.reason}; and {before.key}, from which round {number} is trained: {before.reason}; "
@@ -89,14 +89,14 @@ def _fall_back(
     objects.delete(keys[:1])
     objects.delete(keys[1:])
     how = f"round {number} is done again from round {number - 1}" if number else "round 0 is done again"
-    place.reporter.message(f"{damage.key}: {damage.reason}: {how}; what was there is kept in {kept}")
-    place.went_back(records)
+    handles.reporter.message(f"{damage.key}: {damage.reason}: {how}; what was there is kept in {kept}")
+    handles.went_back(records)
     return records
 
 
-def _mend_best(place: Place, records: list[RoundRecord]) -> None:
+def _mend_best(handles: Handles, records: list[RoundRecord]) -> None:
     """Have ``best.json`` as the last record says: it may be older, after a kill between the two, or damaged."""
-    objects, layout = place.objects, place.layout
+    objects, layout = handles.objects, handles.layout
     if not records:
         return
     best = records[records[-1].decision.best_round]
@@ -107,5 +107,5 @@ def _mend_best(place: Place, records: list[RoundRecord]) -> None:
             return
     except StoreCorrupt as error:
         kept = set_aside(objects, layout, [layout.best])
-        place.reporter.message(f"{error}: written again; what was there is kept in {kept}")
+        handles.reporter.message(f"{error}: written again; what was there is kept in {kept}")
     put_best(objects, layout, best)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from flows.stored.runs import readable_history
+from flows.stored.spec_copy import keep_spec
 from infra.errors import SettingsError
 from infra.files.private import data_cache
 from infra.settings import Settings
@@ -146,6 +147,25 @@ def _weights_digest(spec: FederationSpec, settings: Settings) -> str | None:
     path = settings.weight_file(name)
     fetch_weights(weights, path)
     return check_weights(weights, path)
+
+
+def claim_federation(
+    objects: ObjectStore, settings: Settings, name: str, spec: FederationSpec, say: Callable[[str], None]
+) -> None:
+    """Claim the name for ``spec``, whose lease the caller holds. ``say`` gets a line for each damaged object.
+
+    Raises:
+        SpecError: the name belongs to another experiment (:func:`claim_name`).
+        DataError: the initial weights are missing, before anything starts.
+        StoreCorrupt: the committed rounds cannot be read.
+    """
+    layout = FederationLayout(settings.s3.prefix, name)
+    if not objects.exists(layout.spec):
+        require_weights(spec, settings)
+    for line in claim_name(objects, layout, spec):
+        say(line)
+    keep_spec(settings, name, spec)
+    readable_history(objects, layout)
 
 
 def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> list[str]:

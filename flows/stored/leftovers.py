@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from flows.coordinator.holding import federation_held, federation_lease
+from flows.coordinator.holding import Subject, federation_held
 from flows.stored.runs import listed, opened_store
 from infra.errors import InfraError, RunLocked, StoreCorrupt
 from infra.files.lock import run_lock
@@ -146,7 +146,7 @@ def _clean_federations(
             result.notes.append(f"{error}; left alone")
 
     def lease_of(name: str) -> StoreLease:
-        return federation_lease(objects, settings, name, "fedbench clean", say, locked=result.applied)
+        return Subject.federation(settings, name).lease(objects, settings, "fedbench clean", say, locked=result.applied)
 
     waiting = []
     for name in names:

@@ -8,7 +8,7 @@ from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 
 from flows.suite.accepted import accepted_result
 from flows.suite.files import made_files, write_files
-from flows.suite.handles import SuitePlace
+from flows.suite.handles import SuiteHandles
 from flows.suite.result import build_result
 from flows.views.prefect_page import artifact_key
 from infra.store.flush import flush
@@ -19,40 +19,40 @@ from tasks.spec.suite_records import SuiteResult
 from tasks.suite.regression import Comparison, compare_results
 
 
-async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
+async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     """Build the result, hold it against the accepted one, write and show it. Returns what is wrong, a line each.
 
     Raises:
         FedbenchError, InfraError: the result cannot be built or kept.
     """
-    plan = place.plan
-    place.say("building the report")
-    result = await asyncio.to_thread(build_result, plan, place.settings, place.mlflow_uri, place.views)
+    plan = handles.plan
+    handles.say("building the report")
+    result = await asyncio.to_thread(build_result, plan, handles.settings, handles.mlflow_uri, handles.views)
     await asyncio.to_thread(plan.objects.put_json, plan.layout.result, result.model_dump(mode="json"))
     await asyncio.to_thread(flush, plan.objects, [plan.layout.result])
     comparison: Comparison | None = None
     before: SuiteResult | None = None
     if compare:
-        comparison, before = await asyncio.to_thread(_held_against, place, result)
-    files = await asyncio.to_thread(made_files, place.views, result, before=before, notes=_notes(comparison))
-    with place.views.showing(f"writing {place.folder / 'report'}"):
-        await asyncio.to_thread(write_files, place.folder / "report", files)
+        comparison, before = await asyncio.to_thread(_held_against, handles, result)
+    files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=_notes(comparison))
+    with handles.views.showing(f"writing {handles.folder / 'report'}"):
+        await asyncio.to_thread(write_files, handles.folder / "report", files)
     for file, data in files.items():
         await asyncio.to_thread(plan.objects.put_bytes, plan.layout.report(file), data)
     pages: SuitePages | None = None
-    with place.views.showing("MLflow's run of the suite"):
+    with handles.views.showing("MLflow's run of the suite"):
         pages = await asyncio.to_thread(
             track_suite,
-            place.mlflow_uri,
-            place.settings.mlflow_experiment,
+            handles.mlflow_uri,
+            handles.settings.mlflow_experiment,
             plan.name,
             result.model_dump(mode="json"),
             files,
             suite=plan.suite.to_yaml(),
             names={cell.federation: cell.name for cell in result.cells},
-            location=place.mlflow_artifacts,
+            location=handles.mlflow_artifacts,
         )
-    with place.views.showing("the report on Prefect's page"):
+    with handles.views.showing("the report on Prefect's page"):
         await acreate_markdown_artifact(
             key=artifact_key("suite", plan.name),
             markdown=report_markdown(result, before=before, notes=_notes(comparison), page=pages and pages.parent),
@@ -62,20 +62,20 @@ async def leave(place: SuitePlace, *, compare: bool) -> list[str]:
             await acreate_link_artifact(
                 pages.children, link_text="All cells side by side in MLflow", key=artifact_key("mlflow", plan.name)
             )
-    place.say(f"report: {place.folder / 'report' / 'report.html'}")
-    for line in place.views.lines():
-        place.say(f"warning: {line}")
+    handles.say(f"report: {handles.folder / 'report' / 'report.html'}")
+    for line in handles.views.lines():
+        handles.say(f"warning: {line}")
     failed = [f"cell {cell.cell} failed: {plain(cell.reason)}" for cell in result.failed]
     return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
 
 
-def _held_against(place: SuitePlace, result: SuiteResult) -> tuple[Comparison | None, SuiteResult | None]:
-    objects, prefix = place.plan.objects, place.settings.s3.prefix
+def _held_against(handles: SuiteHandles, result: SuiteResult) -> tuple[Comparison | None, SuiteResult | None]:
+    objects, prefix = handles.plan.objects, handles.settings.s3.prefix
     accepted = accepted_result(objects, prefix, result.suite)
     if accepted is None:
-        place.say(f"no accepted result of suite {result.suite} yet: fedbench accept {result.suite_run}")
+        handles.say(f"no accepted result of suite {result.suite} yet: fedbench accept {result.suite_run}")
         return None, None
-    return compare_results(accepted.result, result, place.plan.suite.rule), accepted.result
+    return compare_results(accepted.result, result, handles.plan.suite.rule), accepted.result
 
 
 def _notes(comparison: Comparison | None) -> list[str]:

@@ -15,8 +15,9 @@ from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifa
 from flows.coordinator.hooks import go_on
 from flows.federation import run_name
 from flows.suite.cell_process import run_cell
+from flows.suite.deployed import run_deployed
 from flows.suite.ending import leave
-from flows.suite.handles import has_suite_place, suite_place
+from flows.suite.handles import has_suite_handles, suite_handles
 from flows.suite.schedule import Estimate, duration, run_all, slots_of
 from flows.views.prefect_page import artifact_key
 from infra.orchestrator.flow_runs import PARENT_VARIABLE, tag_run
@@ -61,24 +62,22 @@ async def suite(
             before and after.
         FedbenchError, InfraError: it cannot start; the message says why.
     """
-    if has_suite_place():
+    if has_suite_handles():
         return await cells(compare=compare)
-    from flows.suite.deployed import run_deployed  # here, because the command line has a place of its own
-
     return await run_deployed(name, preset, spec, lambda: cells(compare=compare))
 
 
 async def cells(*, compare: bool) -> str:
     """Run the cells of the current place that are not done, then leave the report."""
-    place = suite_place()
-    plan = place.plan
-    with place.views.showing("the tag of Prefect's run"):
+    handles = suite_handles()
+    plan = handles.plan
+    with handles.views.showing("the tag of Prefect's run"):
         await tag_run(UUID(runtime.flow_run.get_id()), plan.name, kind="suite")
     all_cells = plan.to_run
     done = [cell for cell in all_cells if await _is_done(cell)]
     waiting = [cell for cell in all_cells if cell not in done]
-    weights = {cell.name: 1 if place.settings.pools.used else slots_of(cell, place.capacity) for cell in all_cells}
-    progress = SuiteProgress(waiting, len(done), Estimate(weights, place.capacity))
+    weights = {cell.name: 1 if handles.settings.pools.used else slots_of(cell, handles.capacity) for cell in all_cells}
+    progress = SuiteProgress(waiting, len(done), Estimate(weights, handles.capacity))
     await progress.open(done)
 
     async def one(cell: Cell) -> None:
@@ -87,15 +86,15 @@ async def cells(*, compare: bool) -> str:
                 await run_one.with_options(task_run_name=cell.name)(cell.name, weights[cell.name])
 
     async with progress.told():
-        await run_all(waiting, weights, place.capacity, one)
-    problems = await leave(place, compare=compare)
+        await run_all(waiting, weights, handles.capacity, one)
+    problems = await leave(handles, compare=compare)
     if problems:
         raise SuiteFailed("\n".join(problems))
     return plan.name
 
 
 async def _is_done(cell: Cell) -> bool:
-    record = await asyncio.to_thread(suite_place().plan.record, cell)
+    record = await asyncio.to_thread(suite_handles().plan.record, cell)
     return record is not None and record.state == "done"
 
 
@@ -106,14 +105,14 @@ async def run_one(name: str, slots: int) -> str:
     Raises:
         CellFailed: it has ended without a result.
     """
-    place = suite_place()
-    cell = next(cell for cell in place.plan.to_run if cell.name == name)
+    handles = suite_handles()
+    cell = next(cell for cell in handles.plan.to_run if cell.name == name)
     record = await run_cell(
-        place.plan,
+        handles.plan,
         cell,
-        place.folder,
-        None if place.settings.pools.used else slots,
-        {**place.environment, PARENT_VARIABLE: str(runtime.task_run.get_id())},
+        handles.folder,
+        None if handles.settings.pools.used else slots,
+        {**handles.environment, PARENT_VARIABLE: str(runtime.task_run.get_id())},
     )
     if record.state == "failed":
         raise CellFailed(f"{name}: {plain(record.reason or '')}")
@@ -124,7 +123,7 @@ class SuiteProgress:
     """Where a suite stands, with an estimate of the time left: said as lines, and shown on Prefect's page."""
 
     def __init__(self, waiting: Sequence[Cell], done: int, estimate: Estimate) -> None:
-        self._place = suite_place()
+        self._handles = suite_handles()
         self._waiting, self._done, self._estimate = list(waiting), done, estimate
         self._total = len(waiting) + done
         self._running: dict[str, tuple[Cell, int]] = {}
@@ -133,13 +132,13 @@ class SuiteProgress:
 
     async def open(self, done: Sequence[Cell]) -> None:
         for cell in done:
-            record = await asyncio.to_thread(self._place.plan.record, cell)
+            record = await asyncio.to_thread(self._handles.plan.record, cell)
             if record is not None:
                 self._estimate.ended(cell, record.seconds)
-        with self._place.views.showing(_PROGRESS):
+        with self._handles.views.showing(_PROGRESS):
             self._artifact = await acreate_progress_artifact(
                 progress=self._per_cent(),
-                key=artifact_key("suite-progress", self._place.plan.name),
+                key=artifact_key("suite-progress", self._handles.plan.name),
                 description=self.line(),
             )
 
@@ -149,17 +148,17 @@ class SuiteProgress:
         rounds = await self._rounds(cell)
         self._running[cell.name] = (cell, rounds)
         self._estimate.began(cell, rounds)
-        self._place.say(f"{cell.name} begins" + (f" after round {rounds}" if rounds else ""))
+        self._handles.say(f"{cell.name} begins" + (f" after round {rounds}" if rounds else ""))
         try:
             yield
         finally:
             del self._running[cell.name]
         self._done += 1
-        record = await asyncio.to_thread(self._place.plan.record, cell)
+        record = await asyncio.to_thread(self._handles.plan.record, cell)
         if record is not None:
             self._estimate.ended(cell, record.seconds)
             how = "done" if record.state == "done" else f"failed: {plain(record.reason or '')}"
-            self._place.say(f"{cell.name} {how}, {duration(record.seconds)} · {self.line()}")
+            self._handles.say(f"{cell.name} {how}, {duration(record.seconds)} · {self.line()}")
 
     @contextlib.asynccontextmanager
     async def told(self) -> AsyncIterator[None]:
@@ -189,18 +188,18 @@ class SuiteProgress:
         line = self.line()
         if line != self._said:
             self._said = line
-            self._place.say(line)
+            self._handles.say(line)
         await self._show()
 
     async def _show(self) -> None:
         if self._artifact is not None:
-            with self._place.views.showing(_PROGRESS):
+            with self._handles.views.showing(_PROGRESS):
                 await aupdate_progress_artifact(self._artifact, progress=self._per_cent(), description=self.line())
 
     async def _rounds(self, cell: Cell) -> int:
         """Rounds that are committed, beside the initial one."""
-        layout = FederationLayout(self._place.settings.s3.prefix, self._place.plan.federation(cell))
-        keys = await asyncio.to_thread(self._place.plan.objects.list, layout.rounds)
+        layout = FederationLayout(self._handles.settings.s3.prefix, self._handles.plan.federation(cell))
+        keys = await asyncio.to_thread(self._handles.plan.objects.list, layout.rounds)
         return max(len(layout.committed_rounds(keys)) - 1, 0)
 
     def _per_cent(self) -> float:

@@ -18,7 +18,7 @@ DEFAULT_CELLS = 4  # at a time on work pools, whose workers share out their slot
 
 
 @dataclass(frozen=True)
-class SuitePlace:
+class SuiteHandles:
     """Handles of one suite run.
 
     settings: with the store's endpoint and keys filled in. folder: of the cells' logs and the report, on this machine.
@@ -60,21 +60,21 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
     return {**kept, "FEDBENCH_HOME": str(settings.home), **variables}
 
 
-_PLACE: ContextVar[SuitePlace] = ContextVar("fedbench_suite_place")
+_HANDLES: ContextVar[SuiteHandles] = ContextVar("fedbench_suite_place")
 
 
-def set_suite_place(place: SuitePlace) -> None:
+def set_suite_handles(handles: SuiteHandles) -> None:
     """Make ``place`` the current one, for this context and all that it starts."""
-    _PLACE.set(place)
+    _HANDLES.set(handles)
 
 
-def has_suite_place() -> bool:
-    return _PLACE.get(None) is not None
+def has_suite_handles() -> bool:
+    return _HANDLES.get(None) is not None
 
 
-def suite_place() -> SuitePlace:
+def suite_handles() -> SuiteHandles:
     """
     Raises:
         LookupError: no suite runs in this context.
     """
-    return _PLACE.get()
+    return _HANDLES.get()

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from matplotlib.figure import Figure
 
-from flows.run import FAILED_FILE
 from flows.stored.runs import require_scores
+from flows.views.files import FAILED_FILE
 from flows.views.registration import best_record, register
-from infra.handles import Leavings, Place
+from infra.handles import Handles, Leavings
 from infra.settings import Settings
 from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
 from infra.views import Views
@@ -133,19 +133,19 @@ class RunReport:
             with self.views.showing(_RUN):  # the end fills in a round that is missing
                 self._tracker.log_record(record.model_dump(mode="json"))
 
-    async def finish(self, place: Place) -> Leavings:
+    async def finish(self, handles: Handles) -> Leavings:
         """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED.
 
         If every evaluation failed, no round is the best: no model is registered, and the MLflow run is ended FAILED.
         """
         self._wait()
-        history: list[RoundRecord] = place.history
+        history: list[RoundRecord] = handles.history
         files = self._draw(history)
         with self.views.showing("sheet.png"):
-            sheet = await self._sheet(place, history)
+            sheet = await self._sheet(handles, history)
             if sheet is not None:
                 files["sheet.png"] = sheet
-        page = self._track(place, history, files)
+        page = self._track(handles, history, files)
         # The plot of rounds last: a folder that has it has the others, or says which failed.
         for file, data in reversed(files.items()):
             with self.views.showing(f"writing {file}"):
@@ -153,7 +153,7 @@ class RunReport:
                 (self.folder / file).write_bytes(data)
         return Leavings(files, self.model, page)
 
-    def _track(self, place: Place, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:
+    def _track(self, handles: Handles, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:
         """Give MLflow all that it lacks, and end its run. Returns the run's page, if a server has one."""
         showing, best, tracker = self.views.showing, best_record(history), None
         with showing(_RUN):
@@ -170,11 +170,11 @@ class RunReport:
         scored = _scored(self.name, history)
         if scored:
             with showing("the reference to the best weights in MLflow"):
-                uri = f"s3://{place.objects.bucket}/{best.model.key}"
+                uri = f"s3://{handles.objects.bucket}/{best.model.key}"
                 tracker.log_reference("best", uri, best.model.sha256)
             with showing("registering the best model"):
-                place.reporter.message("registering the best model")
-                self.model = register(place, tracker, self.name, self.spec, self.folder).uri
+                handles.reporter.message("registering the best model")
+                self.model = register(handles, tracker, self.name, self.spec, self.folder).uri
         with showing("the end of MLflow's run"):
             tracker.close("FINISHED" if scored else "FAILED")
         uri = self.services.mlflow_tracking_uri
@@ -204,7 +204,7 @@ class RunReport:
                 files[file] = _png(plot())
         return files
 
-    async def _sheet(self, place: Place, history: Sequence[RoundRecord]) -> bytes | None:
+    async def _sheet(self, handles: Handles, history: Sequence[RoundRecord]) -> bytes | None:
         """A sheet of detections of the best model; None if no client has test images.
 
         Raises:
@@ -221,15 +221,15 @@ class RunReport:
 
         async def accept(asked: AnyRequest, reply: TurnReply) -> None:
             assert isinstance(asked, SheetRequest)
-            sheets.append(await asyncio.to_thread(read_sheet, place, asked, reply))
+            sheets.append(await asyncio.to_thread(read_sheet, handles, asked, reply))
 
         reasons = []
-        for client, *_ in place.slots.split(tested):  # a place that fails leaves it to the next one
+        for client, *_ in handles.slots.split(tested):  # a place that fails leaves it to the next one
             request = SheetRequest(
                 federation=self.name, spec=self.spec, clients=(client,), model=best.model, images=SHEET_IMAGES
             )
             deadline = self.spec.participation.evaluation_deadline
-            for reply in await hand_out(place, request, deadline=deadline, accept=accept):
+            for reply in await hand_out(handles, request, deadline=deadline, accept=accept):
                 reasons += [f"client {failure.client}: {failure.reason}" for failure in reply.failures]
             if sheets:
                 return sheets[0]

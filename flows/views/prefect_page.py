@@ -17,7 +17,7 @@ from prefect.artifacts import (
 )
 
 from flows.stored.runs import stopped
-from infra.handles import Leavings, Place
+from infra.handles import Handles, Leavings
 from infra.views import Views
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
@@ -33,9 +33,9 @@ def artifact_key(kind: str, name: str) -> str:
     return f"{kind}-{name}".lower().replace(".", "-").replace("_", "-")
 
 
-async def show_clients(place: Place, record: RoundRecord) -> None:
+async def show_clients(handles: Handles, record: RoundRecord) -> None:
     """The round's table of clients, on its flow run's page."""
-    with place.views.showing("the table of clients on Prefect's page"):
+    with handles.views.showing("the table of clients on Prefect's page"):
         await acreate_table_artifact(
             key=artifact_key("round", record.federation),
             table=client_table(record),

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 import tasks
 from infra.files.durable import write_durably
-from infra.handles import Place
+from infra.handles import Handles
 from infra.tracking.federation import Tracker
 from infra.tracking.model_folder import ModelFiles
 from infra.tracking.registry import BestModel, model_uri, register_best
@@ -62,17 +62,17 @@ def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[],
     )
 
 
-def register(place: Place, tracker: Tracker, name: str, spec: FederationSpec, folder: Path) -> Registered:
+def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec, folder: Path) -> Registered:
     """Register the best model of ``place.history`` once, and note it in the run's ``folder``.
 
     Raises:
         TrackingUnavailable: MLflow or its artifact store failed.
         DataError, StoreUnavailable, StoreCorrupt: the weights cannot be had.
     """
-    record = best_record(place.history)
+    record = best_record(handles.history)
 
     def weights() -> Path:
-        return place.weights.get(record.model.key, record.model.sha256, record.model.bytes).path
+        return handles.weights.get(record.model.key, record.model.sha256, record.model.bytes).path
 
     figures = record.metrics.model_dump()
     version = register_best(

@@ -9,8 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.plain_text import plain_name
-from tasks.spec.federation import MAP_NAMES
+from tasks.spec.federation import MAP_NAMES, FederationSpec
 from tasks.spec.records import Decision, RoundRecord
+
+
+def describe(spec: FederationSpec) -> str:
+    """Return one line: data, detector, clients, local epochs, strategy."""
+    clients = "all clients" if spec.clients is None else f"{len(spec.clients)} clients"
+    if spec.data.pooled:
+        clients = "centralised"
+    epochs = spec.training.local_epochs
+    return (
+        f"{spec.data.kind} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · {clients} · "
+        f"{epochs} local epoch{'s' if epochs > 1 else ''} · {spec.strategy.kind}"
+    )
 
 
 def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:

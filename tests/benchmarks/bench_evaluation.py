@@ -21,7 +21,7 @@ import pytest
 import torch
 from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 
-from infra.handles import Leavings, Place
+from infra.handles import Handles, Leavings
 from infra.turns.local import LocalSlots
 from tasks.data.samples import samples_digest
 from tasks.detectors.base import Targets
@@ -94,7 +94,7 @@ def evaluation(site: Site, spec: FederationSpec, client: str, model: WeightRef) 
         host=site.host,
         device="cpu",
     )
-    place = Place(
+    handles = Handles(
         settings=site.settings,
         objects=site.objects,
         weights=site.weights,
@@ -118,11 +118,11 @@ def evaluation(site: Site, spec: FederationSpec, client: str, model: WeightRef) 
     )
     started = Seconds.now()
     reply = client_eval(site, request)
-    score(place, spec, [info], [reply], time.monotonic())
+    score(handles, spec, [info], [reply], time.monotonic())
     return started.since()
 
 
-async def _nothing(place: Place) -> Leavings:
+async def _nothing(handles: Handles) -> Leavings:
     return Leavings({}, None, None)
 
 

@@ -25,7 +25,7 @@ import flows.usable
 import tasks.request_update
 import tasks.stop_and_eval
 from flows.coordinator.preflight import claim_name
-from infra.handles import Leavings, Place, set_place
+from infra.handles import Handles, Leavings, set_handles
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -116,7 +116,7 @@ class EmptyFederation:
             site.weights = WeightStore(self.objects, settings.home / "site", 100)
         for line in claim_name(self.objects, self.layout, self.spec):
             self.said.message(line)
-        place = Place(
+        handles = Handles(
             settings=settings,
             objects=self.objects,
             weights=WeightStore(self.objects, settings.home / "cache" / "weights", 100),
@@ -131,11 +131,11 @@ class EmptyFederation:
         )
 
         async def run() -> None:
-            set_place(place)
+            set_handles(handles)
             await flows.federation.rounds(self.layout.federation, self.spec)
 
         asyncio.run(run())
-        return place.history
+        return handles.history
 
 
 def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def _direct(called: Any) -> Callable[..., Any]:
 async def _nothing(*arguments: Any) -> None: ...
 
 
-async def _nothing_left(place: Place) -> Leavings:
+async def _nothing_left(handles: Handles) -> Leavings:
     return Leavings({}, None, None)
 
 

@@ -36,7 +36,7 @@ from infra.store import lease
 from infra.store.layout import FederationLayout
 from infra.store.objects import IncompleteUpload, ObjectEntry, ObjectStore
 from tasks.errors import SpecError
-from tests.flows.stored.test_runs import SPEC, place_of, record_of
+from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MINUTES, HOURS, DAYS = (timedelta(**{unit: 1}) for unit in ("minutes", "hours", "days"))
@@ -308,11 +308,11 @@ def settings(s3_settings: S3Settings, tmp_path: Path, request: pytest.FixtureReq
 
 def stored(objects: ObjectStore, settings: Settings, name: str, rounds: int = 4) -> FederationLayout:
     """A federation of which everything was kept; round 1 is the best."""
-    place = place_of(objects, settings.model_copy(update={"keep_updates": True, "keep_globals": 99}), name)
-    claim_name(objects, place.layout, SPEC)
+    handles = handles_of(objects, settings.model_copy(update={"keep_updates": True, "keep_globals": 99}), name)
+    claim_name(objects, handles.layout, SPEC)
     for number in range(rounds):
-        commit(place, record_of(place, number, best_round=min(number, 1)))
-    return place.layout
+        commit(handles, record_of(handles, number, best_round=min(number, 1)))
+    return handles.layout
 
 
 def test_a_store_is_cleaned_federation_by_federation(object_store: ObjectStore, settings: Settings) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import flows.usable
 import tasks.aggregate
 from flows.usable import NewModel, usable_model
-from infra.handles import Place, set_place
+from infra.handles import Handles, set_handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate
 from tasks.detectors.state import serialise
@@ -24,7 +24,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
 from tasks.strategies.fedavg import FedAvg
 from tasks.usable import distance, largest_update, model_fault
-from tests.tasks.phase_place import make_place, make_plan, make_update, put_state
+from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
 
 SPEC = FederationSpec()
 COHORT = ("1", "2", "3", "4", "5")
@@ -53,11 +53,11 @@ class Round:
     """Round 3 of five clients; what each of them stores, and a test set that some models give no finite loss on."""
 
     def __init__(self, objects: ObjectStore, folder: Path, name: str) -> None:
-        self.place, self.notes = make_place(objects, folder, name)
+        self.handles, self.notes = make_handles(objects, folder, name)
         self.spec = SPEC
         self.start = {"w": torch.zeros(4), "bn.running_var": torch.ones(2), "n": torch.tensor(0)}
-        model = put_state(self.place, self.place.layout.global_weights(2), self.start)
-        self.plan = make_plan(self.place, SPEC, model, COHORT)
+        model = put_state(self.handles, self.handles.layout.global_weights(2), self.start)
+        self.plan = make_plan(self.handles, SPEC, model, COHORT)
         self.scored: list[str] = []
         self.laps: list[str] = []
 
@@ -65,12 +65,12 @@ class Round:
         state = {
             "w": torch.full((4,), value), "bn.running_var": torch.full((2,), var), "n": torch.tensor(int(client)),
         }  # fmt: skip
-        weights = put_state(self.place, self.place.layout.update_weights(3, client), state)
-        return make_update(self.place, self.plan, client, weights, train_size=int(client))
+        weights = put_state(self.handles, self.handles.layout.update_weights(3, client), state)
+        return make_update(self.handles, self.plan, client, weights, train_size=int(client))
 
     async def evaluate(self, model: WeightRef, suffix: str) -> Scores:
         self.scored.append(suffix)
-        state = load_file(self.place.weights.get(model.key, model.sha256, model.bytes).path)
+        state = load_file(self.handles.weights.get(model.key, model.sha256, model.bytes).path)
         rootless = float(state["bn.running_var"].min()) < 0
         if rootless or any(float(tensor.abs().max()) > LARGEST for tensor in state.values()):
             return [], diverged(*COHORT), 7, 3
@@ -78,15 +78,15 @@ class Round:
 
     def run(self, updates: Sequence[UpdateRecord], dropped: Sequence[ClientFailure] = ()) -> NewModel:
         async def run() -> NewModel:
-            set_place(self.place)
+            set_handles(self.handles)
             return await usable_model(
-                self.place, self.spec, self.plan, updates, dropped, self.evaluate, self.laps.append
+                self.handles, self.spec, self.plan, updates, dropped, self.evaluate, self.laps.append
             )
 
         return asyncio.run(run())
 
     def bits(self, new: NewModel) -> bytes:
-        return serialise(load_file(self.place.weights.get(new.model.key, new.model.sha256, new.model.bytes).path))
+        return serialise(load_file(self.handles.weights.get(new.model.key, new.model.sha256, new.model.bytes).path))
 
 
 @pytest.fixture
@@ -194,8 +194,8 @@ def test_a_partial_sum_is_dropped_whole(round3: Round) -> None:
     updates = []
     for members, value in zip(plan.shards, (3.0, 1e38), strict=True):
         state = {**round3.start, "w": torch.full((4,), value)}
-        weights = put_state(round3.place, round3.place.layout.partial_sum(3, members[0]), state)
-        updates += [make_update(round3.place, plan, client, weights, shard=members) for client in members]
+        weights = put_state(round3.handles, round3.handles.layout.partial_sum(3, members[0]), state)
+        updates += [make_update(round3.handles, plan, client, weights, shard=members) for client in members]
     new = round3.run(updates)
     assert [update.client for update in new.updates] == ["1", "2"]
     assert [item.client for item in new.dropped] == ["3", "4", "5"]
@@ -225,9 +225,9 @@ def test_a_model_that_is_not_finite_is_neither_stored_nor_evaluated(
     stored: list[int] = []
     store_global = tasks.aggregate.store_global
 
-    def watched(place: Place, number: int, state: Any) -> WeightRef:
+    def watched(handles: Handles, number: int, state: Any) -> WeightRef:
         stored.append(number)
-        return store_global(place, number, state)
+        return store_global(handles, number, state)
 
     monkeypatch.setattr(tasks.aggregate, "store_global", watched)
     round3.spec = FederationSpec(participation=Participation(min_updates=1))
@@ -288,4 +288,4 @@ def test_a_distance_is_taken_in_float64_over_all_floating_tensors(tmp_path: Path
 
 def test_of_equally_far_updates_the_first_in_client_order_is_the_largest(round3: Round) -> None:
     updates = [round3.update(client, 2.0) for client in COHORT]
-    assert largest_update(round3.place, round3.plan, updates[::-1])[0] == [updates[0]]
+    assert largest_update(round3.handles, round3.plan, updates[::-1])[0] == [updates[0]]

@@ -47,7 +47,7 @@ def updated(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
 
     replies = silos.runner.run(ask())
     updates = [update for reply in replies for update in reply.updates]
-    _, counted, refused = aggregate_updates(silos.place, spec, silos.plan, updates)
+    _, counted, refused = aggregate_updates(silos.handles, spec, silos.plan, updates)
     dropped = [item for reply in replies for item in reply.failures] + refused
     return Outcome([item.client for item in counted], dropped, [*counted, aggregate_metrics(counted, [])])
 
@@ -68,7 +68,7 @@ def taken_over(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
             seeds={}, learning_rate=0.1,
         )  # fmt: skip
         silos.put_record(request)
-    found = stored_updates(silos.place, silos.plan)
+    found = stored_updates(silos.handles, silos.plan)
     dropped = [ClientFailure(client=FOREIGN, phase="request_update", kind="client-error", reason="trains again")]
     return Outcome(list(found), [] if FOREIGN in found else dropped, list(found.values()))
 
@@ -79,10 +79,10 @@ def pictured(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
 
     async def accept(asked: AnyRequest, reply: TurnReply) -> None:
         assert isinstance(asked, SheetRequest)
-        found.append(await asyncio.to_thread(read_sheet, silos.place, asked, reply))
+        found.append(await asyncio.to_thread(read_sheet, silos.handles, asked, reply))
 
     request = SheetRequest(federation="foreign", spec=spec, clients=(FOREIGN,), model=silos.model, images=3)
-    replies = silos.runner.run(hand_out(silos.place, request, accept=accept))
+    replies = silos.runner.run(hand_out(silos.handles, request, accept=accept))
     counted = [client for client in CLIENTS if client != FOREIGN or found]
     return Outcome(counted, [item for reply in replies for item in reply.failures], [])
 

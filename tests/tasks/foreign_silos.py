@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from flows.resident import REQUEST
-from infra.handles import Place, set_place
+from infra.handles import Handles, set_handles
 from infra.settings import PoolSettings, S3Settings
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import ANSWER
@@ -38,7 +38,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, Draw, RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest
-from tests.tasks.phase_place import Notes, make_place, make_update
+from tests.tasks.phase_handles import Notes, make_handles, make_update
 
 CLIENTS, FOREIGN, CLASSES, TEST_SIZE = ("1", "2", "3"), "2", ("car", "van"), 11
 SPEC = FederationSpec(
@@ -125,7 +125,7 @@ class ForeignSlots(ResidentSlots):
 class Silos:
     """``tamper`` makes the foreign silo's answer of the honest one; what it puts into the store comes with it."""
 
-    place: Place
+    handles: Handles
     notes: Notes
     store: MemoryStore
 
@@ -139,7 +139,7 @@ class Silos:
         self.notes.calls.clear()
         pools = PoolSettings(silos={client: f"silo-{client}" for client in CLIENTS}, residents=1)
         slots = ForeignSlots(
-            self.store, self.place.layout, pools, CLIENTS, job_variables={}, read_reply=read_reply,
+            self.store, self.handles.layout, pools, CLIENTS, job_variables={}, read_reply=read_reply,
             answer_limit=answer_limit, say=lambda text: None, code_version="1",
         )  # fmt: skip
 
@@ -150,9 +150,9 @@ class Silos:
             return json.dumps(document).encode()
 
         slots.answer = answer
-        self.place.slots = slots
-        self.place.weights.forget(path.stem for path in self.place.weights.cache_dir.glob("??/*.safetensors"))
-        self.model = self.put(self.place.layout.global_weights(2), state(0))
+        self.handles.slots = slots
+        self.handles.weights.forget(path.stem for path in self.handles.weights.cache_dir.glob("??/*.safetensors"))
+        self.model = self.put(self.handles.layout.global_weights(2), state(0))
         self.plan = self.new_plan()
 
     def put(self, key: str, content: bytes) -> WeightRef:
@@ -167,11 +167,11 @@ class Silos:
         content: Content = json.dumps(document).encode()
         if self.tamper is not None and client == FOREIGN:
             content = self.tamper(request, document)
-        self.store.client.objects[self.place.layout.update_record(3, client)] = content
+        self.store.client.objects[self.handles.layout.update_record(3, client)] = content
 
     def new_plan(self) -> RoundPlan:
         return RoundPlan(
-            federation=self.place.layout.federation, round=3, spec_digest=DIGEST, model=self.model,
+            federation=self.handles.layout.federation, round=3, spec_digest=DIGEST, model=self.model,
             draws=(Draw(attempt=1, contacted=CLIENTS, answers=(), qualified=CLIENTS),), cohort=CLIENTS,
             shards=tuple((client,) for client in CLIENTS), seeds={client: 100 + int(client) for client in CLIENTS},
             learning_rate=0.01, created=datetime(2026, 1, 1, tzinfo=UTC),
@@ -180,14 +180,14 @@ class Silos:
     def honest(self, request: AnyRequest) -> dict[str, Any]:
         """The document of the reply that a silo gives; its objects are in the store."""
         (client,) = request.clients
-        layout = self.place.layout
+        layout = self.handles.layout
         if request.phase == "wake_up":
             return {"ready": [info(client).model_dump(mode="json")]}
         if request.phase == "check_client_resource":
             return {"answers": [{"client": client, "load": 0.1, "free_memory": 10}]}
         if request.phase == "request_update":
             weights = self.put(layout.update_weights(3, client), state(int(client)))
-            record = make_update(self.place, self.plan, client, weights).model_dump(mode="json")
+            record = make_update(self.handles, self.plan, client, weights).model_dump(mode="json")
             return {"updates": [record], "failures": [], "downloaded": 5, "uploaded": 5}
         if isinstance(request, EvaluationRequest):
             ref = self.put(part_key(layout, request), save(part_arrays(request)))
@@ -200,9 +200,9 @@ class Silos:
 
 def make_silos(folder: Path) -> Silos:
     store = MemoryStore()
-    place, notes = make_place(store, folder, "foreign", slots=1)
-    set_place(place)  # before there is a runner, which keeps the context that it finds
-    return Silos(place, notes, store)
+    handles, notes = make_handles(store, folder, "foreign", slots=1)
+    set_handles(handles)  # before there is a runner, which keeps the context that it finds
+    return Silos(handles, notes, store)
 
 
 def info(client: str) -> ClientInfo:

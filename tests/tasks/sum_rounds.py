@@ -12,7 +12,7 @@ import torch
 
 import tasks.request_update
 from infra.errors import DeadlineExceeded, SlotLost
-from infra.handles import set_place
+from infra.handles import set_handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates
 from tasks.errors import ClientError
@@ -22,7 +22,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import UpdateRecord
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.training.local import TrainingResult
-from tests.tasks.phase_place import make_place, make_plan, put_state
+from tests.tasks.phase_handles import make_handles, make_plan, put_state
 
 State = dict[str, torch.Tensor]
 SUMS = Participation(partial_sums=True, shards=1, turn_retries=2)
@@ -64,12 +64,12 @@ class Round:
     def __init__(
         self, site: Site, objects: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        self.place, self.notes = make_place(objects, folder, name, take_turn=self.take_turn)
+        self.handles, self.notes = make_handles(objects, folder, name, take_turn=self.take_turn)
         self.here = Here()
-        self.place.slots = self.here
+        self.handles.slots = self.here
         self.site, self.spec = site, SPEC
-        model = put_state(self.place, self.place.layout.global_weights(2), client_state("0"))
-        self.plan = make_plan(self.place, SPEC, model, ("1", "2", "3")).model_copy(update={"partial_sums": True})
+        model = put_state(self.handles, self.handles.layout.global_weights(2), client_state("0"))
+        self.plan = make_plan(self.handles, SPEC, model, ("1", "2", "3")).model_copy(update={"partial_sums": True})
         self.script: dict[str, list[str]] = {}
         self.attempts: list[str] = []
         self.turns: list[str] = []
@@ -87,7 +87,7 @@ class Round:
     def train(self, site: Site, request: UpdateRequest, client: str) -> tuple[Trained, State]:
         self.attempts.append(client)
         # Nothing of a turn is in the store while it runs.
-        self.in_store_while_training = list(self.place.objects.list(self.place.layout.updates(3)))
+        self.in_store_while_training = list(self.handles.objects.list(self.handles.layout.updates(3)))
         actions = self.script.get(client, [])
         action = actions.pop(0) if actions else "ok"
         if action == "die":
@@ -109,17 +109,17 @@ class Round:
 
     def run(self) -> TurnReply:
         async def run() -> TurnReply:
-            set_place(self.place)
+            set_handles(self.handles)
             return await request_update.fn(self.spec, self.plan, 3, self.plan.cohort, "clients 1, 2, 3")
 
         return asyncio.run(run())
 
     def objects(self) -> list[str]:
-        folder = self.place.layout.updates(3)
-        return sorted(key.removeprefix(folder) for key in self.place.objects.list(folder))
+        folder = self.handles.layout.updates(3)
+        return sorted(key.removeprefix(folder) for key in self.handles.objects.list(folder))
 
     def mean(self, updates: Sequence[UpdateRecord]) -> State:
-        state, counted, dropped = aggregate_updates(self.place, self.spec, self.plan, updates)
+        state, counted, dropped = aggregate_updates(self.handles, self.spec, self.plan, updates)
         assert counted == list(updates)
         assert dropped == []
         return state

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra.handles import Place
+from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.foreign_json import read_foreign
 from infra.store.objects import ObjectStore
@@ -31,7 +31,7 @@ from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import client_eval, clients_by_test_set, score
 from tasks.wake_up import client_wake_up
-from tests.tasks.phase_place import make_place, make_plan
+from tests.tasks.phase_handles import make_handles, make_plan
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
@@ -60,18 +60,18 @@ def site(home: Path, s3_settings: S3Settings) -> Site:
 
 
 @pytest.fixture(scope="module")
-def place(home: Path, object_store: ObjectStore) -> Place:
-    return make_place(object_store, home, NAME)[0]
+def handles(home: Path, object_store: ObjectStore) -> Handles:
+    return make_handles(object_store, home, NAME)[0]
 
 
 @pytest.fixture(scope="module")
-def model(place: Place) -> WeightRef:
-    return initial_weights(place, SPEC, 7)
+def model(handles: Handles) -> WeightRef:
+    return initial_weights(handles, SPEC, 7)
 
 
 @pytest.fixture
-def plan(place: Place, model: WeightRef) -> RoundPlan:
-    return make_plan(place, SPEC, model, ("1", "2", "3", "4", "5"))
+def plan(handles: Handles, model: WeightRef) -> RoundPlan:
+    return make_plan(handles, SPEC, model, ("1", "2", "3", "4", "5"))
 
 
 def update_request(plan: RoundPlan, *clients: str) -> UpdateRequest:
@@ -115,18 +115,18 @@ def test_a_device_test_set_each_is_an_evaluation_each(site: Site) -> None:
 
 
 def test_an_update_is_in_the_store_as_its_record_says_and_comes_again_bit_for_bit(
-    site: Site, place: Place, plan: RoundPlan
+    site: Site, handles: Handles, plan: RoundPlan
 ) -> None:
     reply = client_update(site, update_request(plan, "5", "3"))
     assert as_answered(update_request(plan, "5", "3"), reply) == reply
     assert reply.failures == ()
     assert [update.client for update in reply.updates] == ["5", "3"]
-    assert stored_updates(place, plan) == {update.client: update for update in reply.updates}
+    assert stored_updates(handles, plan) == {update.client: update for update in reply.updates}
     for update in reply.updates:
-        assert answers_plan(update, plan, place.layout.update_weights(3, update.client)) is None
+        assert answers_plan(update, plan, handles.layout.update_weights(3, update.client)) is None
         assert update.train_size == len(site.data(SPEC.data).train[update.client])
         assert update.train_loss == pytest.approx(sum(update.loss_terms.values()))
-        state = load_file(place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes).path)
+        state = load_file(handles.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes).path)
         raw = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         assert update.weights.bytes <= 1.01 * raw
         assert int(state["layers.0.norm.num_batches_tracked"]) == update.steps
@@ -137,7 +137,7 @@ def test_an_update_is_in_the_store_as_its_record_says_and_comes_again_bit_for_bi
     assert other.seed == 1
 
 
-def test_a_bad_image_drops_its_client_alone(site: Site, place: Place, plan: RoundPlan) -> None:
+def test_a_bad_image_drops_its_client_alone(site: Site, handles: Handles, plan: RoundPlan) -> None:
     site.images._images.clear()
     path = site.data(SPEC.data).train["4"][0].path
     good = path.read_bytes()
@@ -150,7 +150,7 @@ def test_a_bad_image_drops_its_client_alone(site: Site, place: Place, plan: Roun
     (failure,) = reply.failures
     assert (failure.client, failure.phase, failure.kind) == ("4", "request_update", "client-error")
     assert failure.reason.startswith(f"{path}: expected an image that can be decoded")
-    assert "4" not in stored_updates(place, plan)
+    assert "4" not in stored_updates(handles, plan)
 
 
 def test_a_client_that_has_other_images_than_at_wake_up_is_dropped(site: Site, plan: RoundPlan) -> None:
@@ -167,7 +167,7 @@ def test_a_client_that_has_other_images_than_at_wake_up_is_dropped(site: Site, p
     )
 
 
-def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, place: Place, model: WeightRef) -> None:
+def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, handles: Handles, model: WeightRef) -> None:
     ready = client_wake_up(site, wake(site, "1", "2")).ready
     found = []
     for parts in (1, 3):
@@ -182,7 +182,7 @@ def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, plac
         assert sum(reply.images for reply in replies) == 5
         classes, digest = tuple(ready[0].class_counts), ready[0].test_digest
         assert all(as_answered(request, reply) == reply for request, reply in zip(requests, replies, strict=True))
-        read = [read_part(place, request, reply, 7) for request, reply in zip(requests, replies, strict=True)]
+        read = [read_part(handles, request, reply, 7) for request, reply in zip(requests, replies, strict=True)]
         found.append(score(SPEC, ("1", "2"), classes, digest, read, 0.0).model_copy(update={"seconds": 0}))
         assert found[-1].objects == class_counts(site.data(SPEC.data).test["1"], classes)
     assert found[0] == found[1]
@@ -202,12 +202,12 @@ def test_a_test_set_that_changed_is_not_scored(site: Site, model: WeightRef) -> 
     assert "its test set has changed since wake_up: expected digest aaaa" in reply.failures[0].reason
 
 
-def test_a_sheet_is_a_picture_in_the_store(site: Site, place: Place, model: WeightRef) -> None:
+def test_a_sheet_is_a_picture_in_the_store(site: Site, handles: Handles, model: WeightRef) -> None:
     request = SheetRequest(federation=NAME, spec=SPEC, clients=("1",), model=model, images=3)
     reply = draw_sheet(site, request)
     assert reply.images == 3
     assert reply.detections is not None
-    assert read_sheet(place, request, as_answered(request, reply)).startswith(b"\x89PNG")
+    assert read_sheet(handles, request, as_answered(request, reply)).startswith(b"\x89PNG")
 
 
 def test_the_environment_is_what_equal_bits_depend_on(site: Site) -> None:

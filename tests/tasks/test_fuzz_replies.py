@@ -158,7 +158,7 @@ def tampered(silos: Silos, phase: str, changes: dict[str, Any], request: AnyRequ
     if "whole" in changes:
         content: Content = changes["whole"]
         return content
-    layout = silos.place.layout
+    layout = silos.handles.layout
     keys = {"request_update": layout.update_weights(3, FOREIGN), "stored": layout.update_weights(3, FOREIGN)}
     if phase in ("stop_and_eval", "sheet"):
         keys[phase] = document["reply"]["detections"]["key"]

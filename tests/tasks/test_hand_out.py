@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.handles import set_place
+from infra.handles import set_handles
 from infra.store.objects import ObjectStore
 from tasks.hand_out import hand_out
 from tasks.request_update import request_update
@@ -19,7 +19,7 @@ from tasks.spec.records import ClientInfo, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import stop_and_eval
 from tests.tasks import phase_turns
-from tests.tasks.phase_place import Notes, make_place, make_plan
+from tests.tasks.phase_handles import Notes, make_handles, make_plan
 
 MODEL = WeightRef(key="phases/x/rounds/0002/global.safetensors", sha256="a" * 64, bytes=1)
 
@@ -51,7 +51,7 @@ def hand(object_store: ObjectStore, tmp_path: Path) -> Any:
         wake_up: bool = False,
     ) -> Handed:
         phase_turns.write_script(tmp_path, script)
-        place, notes = make_place(object_store, tmp_path, "turns", take_turn=phase_turns.take_turn, slots=slots)
+        handles, notes = make_handles(object_store, tmp_path, "turns", take_turn=phase_turns.take_turn, slots=slots)
         spec = FederationSpec(participation=Participation(turn_retries=retries))
         common: dict[str, Any] = {"federation": "turns", "spec": spec, "clients": tuple(script)}
         request: Any = WakeUpRequest(**common)
@@ -63,9 +63,9 @@ def hand(object_store: ObjectStore, tmp_path: Path) -> Any:
 
         async def run() -> list[TurnReply]:
             try:
-                return await hand_out(place, request, deadline=deadline, finished=finished if resumable else None)
+                return await hand_out(handles, request, deadline=deadline, finished=finished if resumable else None)
             finally:
-                await place.slots.close()
+                await handles.slots.close()
 
         return Handed(asyncio.run(run()), notes, phase_turns.attempts(tmp_path))
 
@@ -140,7 +140,7 @@ def test_without_results_in_the_store_a_deadline_is_for_the_whole_turn(hand: Any
 
 def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectStore, tmp_path: Path) -> None:
     phase_turns.write_script(tmp_path, {"1": ["ok"], "2": ["hang"]})
-    place, notes = make_place(object_store, tmp_path, "hangs", take_turn=phase_turns.take_turn, slots=2)
+    handles, notes = make_handles(object_store, tmp_path, "hangs", take_turn=phase_turns.take_turn, slots=2)
     spec = FederationSpec(participation=Participation(evaluation_deadline=1.5))
     clients = [
         ClientInfo(
@@ -150,11 +150,11 @@ def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectSt
     ]
 
     async def run() -> Any:
-        set_place(place)
+        set_handles(handles)
         try:
             return await stop_and_eval.fn("hangs", spec, 3, clients, MODEL, "clients 1, 2")
         finally:
-            await place.slots.close()
+            await handles.slots.close()
 
     evaluation, failures, down, up = asyncio.run(run())
     assert (evaluation, down, up) == (None, 0, 0)
@@ -171,16 +171,16 @@ def test_a_mistake_of_the_program_ends_the_run(hand: Any) -> None:
 
 
 def test_an_update_that_was_not_asked_for_never_counts(object_store: ObjectStore, tmp_path: Path) -> None:
-    place, notes = make_place(object_store, tmp_path, "unasked", take_turn=phase_turns.unasked_update, slots=1)
+    handles, notes = make_handles(object_store, tmp_path, "unasked", take_turn=phase_turns.unasked_update, slots=1)
     spec = FederationSpec()
-    plan = make_plan(place, spec, MODEL, ("1", "2", "3"))
+    plan = make_plan(handles, spec, MODEL, ("1", "2", "3"))
 
     async def run() -> TurnReply:
-        set_place(place)
+        set_handles(handles)
         try:
             return await request_update.fn(spec, plan, 3, ("1", "2", "3"), "clients 1, 2, 3")
         finally:
-            await place.slots.close()
+            await handles.slots.close()
 
     reply = asyncio.run(run())
     assert [(update.client, update.train_loss) for update in reply.updates] == [("1", 1.0)]

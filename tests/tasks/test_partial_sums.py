@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from infra.handles import Place
+from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, initial_weights
@@ -30,7 +30,7 @@ from tasks.spec.references import twin
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
-from tests.tasks.phase_place import make_place, make_plan, make_update, put_state
+from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
 from tests.tasks.sum_rounds import SIZES, SPEC, SUMS, State, client_state
 
 # --- the specification ---------------------------------------------------------------------------------------
@@ -175,31 +175,31 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def place(object_store: ObjectStore, tmp_path: Path, name: str) -> Place:
-    return make_place(object_store, tmp_path, name)[0]
+def handles(object_store: ObjectStore, tmp_path: Path, name: str) -> Handles:
+    return make_handles(object_store, tmp_path, name)[0]
 
 
-def two_turns(place: Place, states: Mapping[str, State]) -> tuple[RoundPlan, list[UpdateRecord]]:
+def two_turns(handles: Handles, states: Mapping[str, State]) -> tuple[RoundPlan, list[UpdateRecord]]:
     """Clients 1 and 3 in one turn, 2 and 4 in another, whose sums are ``states``, by their first clients."""
-    model = put_state(place, place.layout.global_weights(2), client_state("0"))
-    plan = make_plan(place, SPEC, model, ("1", "2", "3", "4"))
+    model = put_state(handles, handles.layout.global_weights(2), client_state("0"))
+    plan = make_plan(handles, SPEC, model, ("1", "2", "3", "4"))
     plan = plan.model_copy(update={"partial_sums": True, "shards": (("1", "3"), ("2", "4"))})
     updates = []
     for first, second in plan.shards:
-        weights = put_state(place, place.layout.partial_sum(3, first), states[first])
+        weights = put_state(handles, handles.layout.partial_sum(3, first), states[first])
         updates += [
-            make_update(place, plan, client, weights, shard=(first, second), train_size=SIZES[client])
+            make_update(handles, plan, client, weights, shard=(first, second), train_size=SIZES[client])
             for client in (first, second)
         ]
     return plan, updates
 
 
-def test_sums_are_streamed_once_each_and_in_one_order(place: Place) -> None:
+def test_sums_are_streamed_once_each_and_in_one_order(handles: Handles) -> None:
     states = {"1": client_state("1"), "2": client_state("2")}
-    plan, updates = two_turns(place, states)
+    plan, updates = two_turns(handles, states)
     found = []
     for order in (updates, updates[::-1], updates[1:] + updates[:1]):
-        state, counted, _ = aggregate_updates(place, SPEC, plan, order)
+        state, counted, _ = aggregate_updates(handles, SPEC, plan, order)
         found.append(serialise(state))
         assert [(update.client, update.train_size) for update in counted] == [("1", 10), ("2", 30), ("3", 7), ("4", 1)]
     assert found[0] == found[1] == found[2]
@@ -208,11 +208,11 @@ def test_sums_are_streamed_once_each_and_in_one_order(place: Place) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["missing record", "another seed", "not finite", "lost"])
-def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, trouble: str) -> None:
+def test_a_sum_that_does_not_fit_drops_all_its_clients(handles: Handles, trouble: str) -> None:
     bad = client_state("2")
     if trouble == "not finite":
         bad["w"] = torch.tensor([1.0, float("inf"), 0.0])
-    plan, updates = two_turns(place, {"1": client_state("1"), "2": bad})
+    plan, updates = two_turns(handles, {"1": client_state("1"), "2": bad})
     if trouble == "missing record":
         del updates[3]
     elif trouble == "another seed":
@@ -220,7 +220,7 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, trouble: st
     elif trouble == "lost":
         weights = updates[3].weights.model_copy(update={"sha256": "f" * 64})
         updates[2:] = [update.model_copy(update={"weights": weights}) for update in updates[2:]]
-    state, counted, dropped = aggregate_updates(place, SPEC, plan, updates)
+    state, counted, dropped = aggregate_updates(handles, SPEC, plan, updates)
     assert [update.client for update in counted] == ["1", "3"]
     torch.testing.assert_close(state["w"], client_state("1")["w"])
     reasons = {failure.client: failure.reason for failure in dropped}
@@ -234,12 +234,12 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(place: Place, trouble: st
     assert says[trouble] in reasons["2"]
 
 
-def test_a_client_of_two_sums_counts_in_one(place: Place) -> None:
-    plan, updates = two_turns(place, {"1": client_state("1"), "2": client_state("2")})
+def test_a_client_of_two_sums_counts_in_one(handles: Handles) -> None:
+    plan, updates = two_turns(handles, {"1": client_state("1"), "2": client_state("2")})
     plan = plan.model_copy(update={"shards": (("1", "2", "3", "4"),)})
-    weights = put_state(place, place.layout.partial_sum(3, "3"), client_state("3"))
-    again = [make_update(place, plan, client, weights, shard=("3", "4")) for client in ("3", "4")]
-    _, counted, dropped = aggregate_updates(place, SPEC, plan, [*updates, *again])
+    weights = put_state(handles, handles.layout.partial_sum(3, "3"), client_state("3"))
+    again = [make_update(handles, plan, client, weights, shard=("3", "4")) for client in ("3", "4")]
+    _, counted, dropped = aggregate_updates(handles, SPEC, plan, [*updates, *again])
     assert [update.client for update in counted] == ["1", "2", "3", "4"]
     assert {update.weights.key for update in counted}.isdisjoint({weights.key})
     assert dropped == []  # who counts is not on record as dropped
@@ -256,7 +256,7 @@ def one_thread() -> Iterator[None]:
 
 
 def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
-    s3_settings: S3Settings, place: Place, tmp_path: Path, one_thread: None, name: str
+    s3_settings: S3Settings, handles: Handles, tmp_path: Path, one_thread: None, name: str
 ) -> None:
     spec = FederationSpec(
         data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
@@ -265,8 +265,8 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
         participation=SUMS,
     )
     site = Site(Settings(home=tmp_path, s3=s3_settings.model_copy(update={"prefix": "phases"})))
-    model = initial_weights(place, spec, 7)
-    plan = make_plan(place, spec, model, ("3", "4", "5")).model_copy(update={"partial_sums": True})
+    model = initial_weights(handles, spec, 7)
+    plan = make_plan(handles, spec, model, ("3", "4", "5")).model_copy(update={"partial_sums": True})
 
     def turn(participation: Participation, lr: float = 1e-3, epochs: int = 1) -> TurnReply:
         training = spec.training.model_copy(update={"local_epochs": epochs})
@@ -295,16 +295,16 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
     ]
     mean = FedAvg()
     for update in own.updates:
-        file = place.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes).path
+        file = handles.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes).path
         mean.accumulate(file, update.train_size, client=update.client)
     weights = summed.updates[0].weights
-    found = load_file(place.weights.get(weights.key, weights.sha256, weights.bytes).path)
+    found = load_file(handles.weights.get(weights.key, weights.sha256, weights.bytes).path)
     expected = mean.result()
     assert all(torch.equal(found[tensor], expected[tensor]) for tensor in expected)
-    assert set(stored_updates(place, plan)) == {"3", "5"}
+    assert set(stored_updates(handles, plan)) == {"3", "5"}
     # Nobody's weights are finite: nothing is stored.
-    place.objects.delete(list(place.objects.list(place.layout.updates(3))))
+    handles.objects.delete(list(handles.objects.list(handles.layout.updates(3))))
     diverged = turn(SUMS, lr=1e30, epochs=3)
     assert diverged.updates == ()
     assert {failure.client for failure in diverged.failures} == {"3", "4", "5"}
-    assert list(place.objects.list(place.layout.updates(3))) == []
+    assert list(handles.objects.list(handles.layout.updates(3))) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flows.round import apply_retention, gather_updates
-from infra.handles import set_place
+from infra.handles import set_handles
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.request_update import answers_plan, stored_updates
@@ -19,7 +19,7 @@ from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply
-from tests.tasks.phase_place import make_update, put_state
+from tests.tasks.phase_handles import make_update, put_state
 from tests.tasks.sum_rounds import Round, assert_mean_of, client_state
 
 
@@ -52,11 +52,11 @@ def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round) -> 
         ("1", 10, ("1", "2", "3")), ("2", 30, ("1", "2", "3")), ("3", 7, ("1", "2", "3")),
     ]  # fmt: skip
     (weights,) = {update.weights for update in reply.updates}
-    assert weights.key == round3.place.layout.partial_sum(3, "1")
+    assert weights.key == round3.handles.layout.partial_sum(3, "1")
     assert reply.uploaded == weights.bytes
     assert [update.bytes_up for update in reply.updates] == [weights.bytes, 0, 0]
     assert reply.downloaded == 12
-    assert stored_updates(round3.place, round3.plan) == {update.client: update for update in reply.updates}
+    assert stored_updates(round3.handles, round3.plan) == {update.client: update for update in reply.updates}
     assert_mean_of("123", round3.mean(reply.updates))
     assert [client for _, client, _ in round3.notes.of("client_done")] == ["1", "2", "3"]
 
@@ -156,19 +156,19 @@ def test_a_sum_with_a_refused_client_in_it_drops_all_of_them(round3: Round) -> N
 
 
 def changed(round3: Round, client: str, **fields: Any) -> None:
-    key = round3.place.layout.update_record(3, client)
-    round3.place.objects.put_json(key, {**round3.place.objects.get_json(key), **fields})
+    key = round3.handles.layout.update_record(3, client)
+    round3.handles.objects.put_json(key, {**round3.handles.objects.get_json(key), **fields})
 
 
 def first_weights(round3: Round) -> dict[str, Any]:
-    weights: dict[str, Any] = round3.place.objects.get_json(round3.place.layout.update_record(3, "1"))["weights"]
+    weights: dict[str, Any] = round3.handles.objects.get_json(round3.handles.layout.update_record(3, "1"))["weights"]
     return weights
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda it: it.place.objects.delete([it.place.layout.update_record(3, "3")]),
+        lambda it: it.handles.objects.delete([it.handles.layout.update_record(3, "3")]),
         lambda it: changed(it, "3", seed=7),
         lambda it: changed(it, "3", round=2),
         lambda it: changed(it, "3", version=2),
@@ -180,39 +180,39 @@ def first_weights(round3: Round) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_sum_is_taken_over_whole_or_not_at_all(round3: Round, damage: Callable[[Round], Any]) -> None:
     round3.run()
-    assert set(stored_updates(round3.place, round3.plan)) == {"1", "2", "3"}
+    assert set(stored_updates(round3.handles, round3.plan)) == {"1", "2", "3"}
     damage(round3)
-    assert stored_updates(round3.place, round3.plan) == {}
+    assert stored_updates(round3.handles, round3.plan) == {}
 
 
 @pytest.mark.parametrize("content", [None, b"other"])
 def test_records_whose_sum_is_lost_are_not_taken_over(round3: Round, content: bytes | None) -> None:
     (update, *_) = round3.run().updates
-    for weights in (round3.place.weights, round3.site.weights):
+    for weights in (round3.handles.weights, round3.site.weights):
         weights.path(update.weights.sha256).unlink(missing_ok=True)
     if content is None:
-        round3.place.objects.delete([update.weights.key])
+        round3.handles.objects.delete([update.weights.key])
     else:
-        round3.place.objects.put_bytes(update.weights.key, content)
-    assert stored_updates(round3.place, round3.plan) == {}
+        round3.handles.objects.put_bytes(update.weights.key, content)
+    assert stored_updates(round3.handles, round3.plan) == {}
 
 
 def test_sums_of_other_turns_stay(round3: Round) -> None:
     plan = round3.plan = round3.plan.model_copy(update={"shards": (("1", "3"), ("2",))})
     state = {"w": torch.ones(3), "n": torch.tensor(1)}
-    first = put_state(round3.place, round3.place.layout.partial_sum(3, "1"), state)
-    second = put_state(round3.place, round3.place.layout.partial_sum(3, "2"), client_state("2"))
+    first = put_state(round3.handles, round3.handles.layout.partial_sum(3, "1"), state)
+    second = put_state(round3.handles, round3.handles.layout.partial_sum(3, "2"), client_state("2"))
     records = {
-        "1": make_update(round3.place, plan, "1", first, shard=("1", "3")),
-        "2": make_update(round3.place, plan, "2", second, shard=("2",), train_size=30),
-        "3": make_update(round3.place, plan, "3", first, shard=("1", "3")),
+        "1": make_update(round3.handles, plan, "1", first, shard=("1", "3")),
+        "2": make_update(round3.handles, plan, "2", second, shard=("2",), train_size=30),
+        "3": make_update(round3.handles, plan, "3", first, shard=("1", "3")),
     }
     for client in ("1", "2"):
         document = records[client].model_dump(mode="json")
-        round3.place.objects.put_json(round3.place.layout.update_record(3, client), document)
-    assert stored_updates(round3.place, plan) == {"2": records["2"]}
-    round3.place.objects.put_json(round3.place.layout.update_record(3, "3"), records["3"].model_dump(mode="json"))
-    assert stored_updates(round3.place, plan) == records
+        round3.handles.objects.put_json(round3.handles.layout.update_record(3, client), document)
+    assert stored_updates(round3.handles, plan) == {"2": records["2"]}
+    round3.handles.objects.put_json(round3.handles.layout.update_record(3, "3"), records["3"].model_dump(mode="json"))
+    assert stored_updates(round3.handles, plan) == records
     found = round3.mean(list(records.values()))
     torch.testing.assert_close(found["w"], (20 * state["w"] + 30 * client_state("2")["w"]) / 50)
 
@@ -221,33 +221,33 @@ def test_a_round_that_has_all_its_sums_counts_each_objects_bytes_once(round3: Ro
     reply = round3.run()
 
     async def gather() -> Any:
-        set_place(round3.place)
-        return await gather_updates(round3.place, round3.spec, round3.plan)
+        set_handles(round3.handles)
+        return await gather_updates(round3.handles, round3.spec, round3.plan)
 
     updates, dropped, down, up = asyncio.run(gather())
     assert updates == list(reply.updates)
     assert dropped == []
     assert (down, up) == (0, reply.updates[0].weights.bytes)
-    apply_retention(round3.place, 3, 3)
+    apply_retention(round3.handles, 3, 3)
     assert round3.objects() == []
 
 
 def test_each_form_of_update_is_refused_where_the_other_was_asked_for(round3: Round) -> None:
-    layout = round3.place.layout
+    layout = round3.handles.layout
     weights = WeightRef(key=layout.partial_sum(3, "1"), sha256="a" * 64, bytes=1)
     plain = round3.plan.model_copy(update={"partial_sums": False})
-    summed = make_update(round3.place, round3.plan, "1", weights, shard=("1", "2"))
-    own = make_update(round3.place, plain, "1", weights.model_copy(update={"key": layout.update_weights(3, "1")}))
+    summed = make_update(round3.handles, round3.plan, "1", weights, shard=("1", "2"))
+    own = make_update(round3.handles, plain, "1", weights.model_copy(update={"key": layout.update_weights(3, "1")}))
     assert answers_plan(summed, round3.plan, summed.weights.key) is None
     assert answers_plan(own, plain, own.weights.key) is None
     assert answers_plan(summed, plain, summed.weights.key) == "client 1: shard: expected none, found 1, 2"
     turn = "client 1: shard: expected clients of its turn (1, 2, 3), itself among them, each once; found "
     assert answers_plan(own, round3.plan, own.weights.key) == turn + "none"
-    foreign = make_update(round3.place, round3.plan, "1", weights, shard=("2", "3"))
+    foreign = make_update(round3.handles, round3.plan, "1", weights, shard=("2", "3"))
     assert answers_plan(foreign, round3.plan, weights.key) == turn + "2, 3"
     apart = round3.plan.model_copy(update={"shards": (("1",), ("2", "3"))})
     assert "of its turn (1)" in str(answers_plan(summed, apart, weights.key))
-    elsewhere = make_update(round3.place, round3.plan, "2", weights, shard=("2", "3"))
+    elsewhere = make_update(round3.handles, round3.plan, "2", weights, shard=("2", "3"))
     assert "client 2: weights: expected" in str(answers_plan(elsewhere, round3.plan, layout.partial_sum(3, "2")))
 
 
@@ -256,7 +256,7 @@ def test_records_from_before_are_read(round3: Round) -> None:
     del plan["partial_sums"]
     assert not parse(RoundPlan, plan, source="plan.json", newest=RECORD_VERSION).partial_sums
     weights = WeightRef(key="k", sha256="a" * 64, bytes=9)
-    update = make_update(round3.place, round3.plan, "1", weights).model_dump(mode="json")
+    update = make_update(round3.handles, round3.plan, "1", weights).model_dump(mode="json")
     del update["shard"]
     read = parse(UpdateRecord, update, source="1.json", newest=RECORD_VERSION)
     assert (read.shard, read.bytes_up) == (None, 9)

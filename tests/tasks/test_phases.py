@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from infra.handles import Place
+from infra.handles import Handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, quorum, require_quorum
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
@@ -21,7 +21,7 @@ from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
-from tests.tasks.phase_place import make_place, make_plan, make_update, put_state
+from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
 
 READY = tuple(str(number) for number in range(1, 21))
 
@@ -89,9 +89,9 @@ def test_clients_of_one_size_keep_their_order() -> None:
 
 
 @pytest.fixture
-def place(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+def handles(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> Handles:
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return make_place(object_store, tmp_path, name)[0]
+    return make_handles(object_store, tmp_path, name)[0]
 
 
 GLOBAL = {"w": torch.zeros(3), "n": torch.tensor(0)}
@@ -99,16 +99,16 @@ SPEC = FederationSpec()
 
 
 @pytest.fixture
-def plan(place: Place) -> RoundPlan:
-    return make_plan(place, SPEC, put_state(place, place.layout.global_weights(2), GLOBAL), ("1", "2", "3", "4"))
+def plan(handles: Handles) -> RoundPlan:
+    return make_plan(handles, SPEC, put_state(handles, handles.layout.global_weights(2), GLOBAL), ("1", "2", "3", "4"))
 
 
 def update_of(
-    place: Place, plan: RoundPlan, client: str, state: dict[str, torch.Tensor] | None = None, **fields: Any
+    handles: Handles, plan: RoundPlan, client: str, state: dict[str, torch.Tensor] | None = None, **fields: Any
 ) -> Any:
     state = state or {"w": torch.full((3,), float(client)), "n": torch.tensor(int(client))}
-    weights = put_state(place, place.layout.update_weights(plan.round, client), state)
-    return make_update(place, plan, client, weights, **fields)
+    weights = put_state(handles, handles.layout.update_weights(plan.round, client), state)
+    return make_update(handles, plan, client, weights, **fields)
 
 
 @pytest.mark.parametrize(
@@ -127,27 +127,29 @@ def update_of(
         ),
     ],
 )
-def test_only_what_was_asked_for_counts(place: Place, plan: RoundPlan, changes: dict[str, Any], reason: str) -> None:
-    key = place.layout.update_weights(3, "2")
-    asked = update_of(place, plan, "2")
+def test_only_what_was_asked_for_counts(
+    handles: Handles, plan: RoundPlan, changes: dict[str, Any], reason: str
+) -> None:
+    key = handles.layout.update_weights(3, "2")
+    asked = update_of(handles, plan, "2")
     assert answers_plan(asked, plan, key) is None
     found = answers_plan(UpdateRecord.model_validate(asked.model_dump() | changes), plan, key)
     assert found is not None
     assert re.match(reason, found)
 
 
-def test_an_open_round_takes_over_what_answers_its_plan(place: Place, plan: RoundPlan) -> None:
-    good, other_round, lost, newer = (update_of(place, plan, client) for client in "1234")
+def test_an_open_round_takes_over_what_answers_its_plan(handles: Handles, plan: RoundPlan) -> None:
+    good, other_round, lost, newer = (update_of(handles, plan, client) for client in "1234")
     records = {
         "1": good.model_dump(mode="json"),
         "2": {**other_round.model_dump(mode="json"), "round": 2},
         "3": {**lost.model_dump(mode="json"), "weights": {**lost.weights.model_dump(), "sha256": "d" * 64}},
         "4": {**newer.model_dump(mode="json"), "version": 2},
     }
-    assert stored_updates(place, plan) == {}
+    assert stored_updates(handles, plan) == {}
     for client, record in records.items():
-        place.objects.put_json(place.layout.update_record(3, client), record)
-    assert stored_updates(place, plan) == {"1": good}
+        handles.objects.put_json(handles.layout.update_record(3, client), record)
+    assert stored_updates(handles, plan) == {"1": good}
 
 
 def ready(*clients: str) -> list[ClientInfo]:
@@ -159,37 +161,37 @@ def ready(*clients: str) -> list[ClientInfo]:
     ]  # fmt: skip
 
 
-def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(place: Place, plan: RoundPlan) -> None:
-    assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), plan.model) is None
-    key = place.layout.plan(3)
+def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(handles: Handles, plan: RoundPlan) -> None:
+    assert read_plan(handles, SPEC, 3, ready("1", "2", "3", "4"), plan.model) is None
+    key = handles.layout.plan(3)
     sizes = dict.fromkeys(plan.cohort, 5)
     plan = plan.model_copy(update={"train_sizes": sizes, "weights": sizes})
-    place.objects.put_json(key, plan.model_dump(mode="json"))
-    assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4", "5"), plan.model) == plan
-    assert read_plan(place, SPEC, 3, ready("1", "2", "3"), plan.model) is None
+    handles.objects.put_json(key, plan.model_dump(mode="json"))
+    assert read_plan(handles, SPEC, 3, ready("1", "2", "3", "4", "5"), plan.model) == plan
+    assert read_plan(handles, SPEC, 3, ready("1", "2", "3"), plan.model) is None
     other = plan.model.model_copy(update={"sha256": "e" * 64})
-    assert read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), other) is None
+    assert read_plan(handles, SPEC, 3, ready("1", "2", "3", "4"), other) is None
     longer = FederationSpec(max_rounds=99)
-    extended = read_plan(place, longer, 3, ready("1", "2", "3", "4"), plan.model)
+    extended = read_plan(handles, longer, 3, ready("1", "2", "3", "4"), plan.model)
     assert extended == plan.model_copy(update={"spec_digest": longer.digest})
-    place.objects.put_json(key, {**plan.model_dump(mode="json"), "version": 9})
+    handles.objects.put_json(key, {**plan.model_dump(mode="json"), "version": 9})
     with pytest.raises(SpecError, match=rf"{key}: version: 9 is newer"):
-        read_plan(place, SPEC, 3, ready("1", "2", "3", "4"), plan.model)
+        read_plan(handles, SPEC, 3, ready("1", "2", "3", "4"), plan.model)
 
 
 # --- aggregate ---------------------------------------------------------------------------------------------
 
 
-def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan: RoundPlan) -> None:
+def test_updates_that_do_not_fit_are_dropped_with_the_reason(handles: Handles, plan: RoundPlan) -> None:
     whole = {"w": torch.ones(3), "n": torch.tensor(1)}
     updates = [
-        update_of(place, plan, "4", {**whole, "w": torch.tensor([1.0, float("nan"), 1.0])}),
-        update_of(place, plan, "3", {**whole, "w": torch.ones(4)}),
-        update_of(place, plan, "9"),
-        update_of(place, plan, "2", train_size=30),
-        update_of(place, plan, "1", train_size=10),
+        update_of(handles, plan, "4", {**whole, "w": torch.tensor([1.0, float("nan"), 1.0])}),
+        update_of(handles, plan, "3", {**whole, "w": torch.ones(4)}),
+        update_of(handles, plan, "9"),
+        update_of(handles, plan, "2", train_size=30),
+        update_of(handles, plan, "1", train_size=10),
     ]
-    state, counted, dropped = aggregate_updates(place, SPEC, plan, updates)
+    state, counted, dropped = aggregate_updates(handles, SPEC, plan, updates)
     assert [update.client for update in counted] == ["1", "2"]
     assert state["w"].tolist() == [1.75] * 3
     assert int(state["n"]) == 2
@@ -201,14 +203,14 @@ def test_updates_that_do_not_fit_are_dropped_with_the_reason(place: Place, plan:
     assert {(failure.phase, failure.kind) for failure in dropped} == {("aggregate", "client-error")}
 
 
-def test_a_second_a_stale_and_a_lost_update_never_count(place: Place, plan: RoundPlan) -> None:
-    first = update_of(place, plan, "1")
-    second = make_update(place, plan, "1", first.weights, train_loss=9.0)
-    stale = update_of(place, plan, "2", round=2)
+def test_a_second_a_stale_and_a_lost_update_never_count(handles: Handles, plan: RoundPlan) -> None:
+    first = update_of(handles, plan, "1")
+    second = make_update(handles, plan, "1", first.weights, train_loss=9.0)
+    stale = update_of(handles, plan, "2", round=2)
     lost = make_update(
-        place, plan, "3", WeightRef(key=place.layout.update_weights(3, "3"), sha256="f" * 64, bytes=9)
+        handles, plan, "3", WeightRef(key=handles.layout.update_weights(3, "3"), sha256="f" * 64, bytes=9)
     )  # fmt: skip
-    _, counted, dropped = aggregate_updates(place, SPEC, plan, [first, second, stale, lost])
+    _, counted, dropped = aggregate_updates(handles, SPEC, plan, [first, second, stale, lost])
     assert counted == [first]
     reasons = [failure.reason for failure in dropped]
     # Client 1 counts, by its first update, and so it is not dropped.
@@ -216,20 +218,20 @@ def test_a_second_a_stale_and_a_lost_update_never_count(place: Place, plan: Roun
     assert reasons[1].startswith("client 3: ")
     assert "missing" in reasons[1]
     with pytest.raises(ClientError, match=r"round 3: no update counts: .*round: expected 3, found 2"):
-        aggregate_updates(place, SPEC, plan, [stale])
+        aggregate_updates(handles, SPEC, plan, [stale])
 
 
-def test_the_order_in_which_updates_came_changes_no_bit(place: Place, plan: RoundPlan) -> None:
+def test_the_order_in_which_updates_came_changes_no_bit(handles: Handles, plan: RoundPlan) -> None:
     generator = torch.Generator().manual_seed(1)
     updates = [
         update_of(
-            place, plan, client, {"w": torch.randn(3, generator=generator), "n": torch.tensor(1)}, train_size=7 * n
+            handles, plan, client, {"w": torch.randn(3, generator=generator), "n": torch.tensor(1)}, train_size=7 * n
         )
         for n, client in enumerate("1234", 3)
     ]
     found = []
     for order in (updates, updates[::-1], updates[2:] + updates[:2]):
-        found.append(serialise(aggregate_updates(place, SPEC, plan, order)[0]))
+        found.append(serialise(aggregate_updates(handles, SPEC, plan, order)[0]))
     assert found[0] == found[1] == found[2]
 
 
@@ -239,8 +241,8 @@ def test_the_default_quorum_is_more_than_half(cohort: int, needed: int) -> None:
     assert quorum(spec_of(min_updates=1), cohort) == 1
 
 
-def test_a_missed_quorum_names_every_missing_client_and_why(place: Place, plan: RoundPlan) -> None:
-    updates = [update_of(place, plan, client) for client in "12"]
+def test_a_missed_quorum_names_every_missing_client_and_why(handles: Handles, plan: RoundPlan) -> None:
+    updates = [update_of(handles, plan, client) for client in "12"]
     dropped = [
         ClientFailure(client="3", phase="request_update", kind="deadline", reason="no answer within 9 s"),
         ClientFailure(client="4", phase="request_update", kind="infrastructure-lost", reason="lost 3 times"),
@@ -308,7 +310,7 @@ def test_the_best_round_is_the_best_by_the_metric_of_choice() -> None:
     assert FederationSpec(best_metric="map_coco").digest != FederationSpec().digest
 
 
-def test_a_plan_is_a_record_that_comes_back_whole(place: Place, plan: RoundPlan) -> None:
-    place.objects.put_json(place.layout.plan(3), plan.model_dump(mode="json"))
-    assert RoundPlan.model_validate(place.objects.get_json(place.layout.plan(3))) == plan
+def test_a_plan_is_a_record_that_comes_back_whole(handles: Handles, plan: RoundPlan) -> None:
+    handles.objects.put_json(handles.layout.plan(3), plan.model_dump(mode="json"))
+    assert RoundPlan.model_validate(handles.objects.get_json(handles.layout.plan(3))) == plan
     assert plan.created == datetime(2026, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from infra.handles import Place, set_place
+from infra.handles import Handles, set_handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, counted_weights, require_quorum
 from tasks.check_client_resource import check_client_resource, read_plan
@@ -21,7 +21,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.wake_up import wake_up
-from tests.tasks.phase_place import Notes, make_place, make_plan, make_update, put_state
+from tests.tasks.phase_handles import Notes, make_handles, make_plan, make_update, put_state
 from tests.tasks.sum_rounds import Here
 
 SPEC = FederationSpec()
@@ -31,18 +31,18 @@ LIE = 10**9
 
 
 @pytest.fixture
-def noted(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Place, Notes]:
+def noted(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Handles, Notes]:
     def answer(asked: ResourceRequest) -> TurnReply:
         return TurnReply(answers=tuple(ResourceAnswer(client=name, load=0, free_memory=1) for name in asked.clients))
 
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    place, notes = make_place(object_store, tmp_path, name, take_turn=answer)
-    place.slots = Here()
-    return place, notes
+    handles, notes = make_handles(object_store, tmp_path, name, take_turn=answer)
+    handles.slots = Here()
+    return handles, notes
 
 
 @pytest.fixture
-def place(noted: tuple[Place, Notes]) -> Place:
+def handles(noted: tuple[Handles, Notes]) -> Handles:
     return noted[0]
 
 
@@ -55,80 +55,84 @@ def infos(sizes: dict[str, int]) -> list[ClientInfo]:
     ]  # fmt: skip
 
 
-def planned(place: Place, spec: FederationSpec, sizes: dict[str, int]) -> RoundPlan:
+def planned(handles: Handles, spec: FederationSpec, sizes: dict[str, int]) -> RoundPlan:
     async def run() -> RoundPlan:
-        set_place(place)
-        model = put_state(place, place.layout.global_weights(2), {"w": torch.zeros(3)})
-        return await check_client_resource.fn(place.layout.federation, spec, 3, infos(sizes), model)
+        set_handles(handles)
+        model = put_state(handles, handles.layout.global_weights(2), {"w": torch.zeros(3)})
+        return await check_client_resource.fn(handles.layout.federation, spec, 3, infos(sizes), model)
 
     return asyncio.run(run())
 
 
-def update_of(place: Place, plan: RoundPlan, client: str, value: float | None = None, **fields: Any) -> UpdateRecord:
+def update_of(
+    handles: Handles, plan: RoundPlan, client: str, value: float | None = None, **fields: Any
+) -> UpdateRecord:
     state = {"w": torch.full((3,), float(client) if value is None else value)}
-    weights = put_state(place, place.layout.update_weights(3, client), state)
-    return make_update(place, plan, client, weights, **{"train_size": SIZES[client], **fields})
+    weights = put_state(handles, handles.layout.update_weights(3, client), state)
+    return make_update(handles, plan, client, weights, **{"train_size": SIZES[client], **fields})
 
 
 # --- the plan --------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_has_the_weights_of_its_clients(place: Place) -> None:
-    plan = planned(place, SPEC, SIZES)
+def test_a_plan_has_the_weights_of_its_clients(handles: Handles) -> None:
+    plan = planned(handles, SPEC, SIZES)
     assert plan.train_sizes == plan.weights == SIZES
     assert plan.weights is not None
     assert {type(weight) for weight in plan.weights.values()} == {int}
-    stored = place.objects.get_json(place.layout.plan(3))
+    stored = handles.objects.get_json(handles.layout.plan(3))
     assert parse(RoundPlan, stored, source="plan.json", newest=RECORD_VERSION) == plan
-    assert read_plan(place, SPEC, 3, infos(SIZES), plan.model) == plan
+    assert read_plan(handles, SPEC, 3, infos(SIZES), plan.model) == plan
     # A client with other images can answer a new plan alone.
-    assert read_plan(place, SPEC, 3, infos({**SIZES, "3": 31}), plan.model) is None
+    assert read_plan(handles, SPEC, 3, infos({**SIZES, "3": 31}), plan.model) is None
 
 
-def test_a_plan_with_a_limit_has_lower_weights_and_the_counts_as_they_are(place: Place) -> None:
-    plan = planned(place, LIMITED, SIZES)
+def test_a_plan_with_a_limit_has_lower_weights_and_the_counts_as_they_are(handles: Handles) -> None:
+    plan = planned(handles, LIMITED, SIZES)
     assert plan.train_sizes == SIZES
     assert plan.weights == {"1": 10, "2": 40.0, "3": 30, "4": 20}
-    stored = parse(RoundPlan, place.objects.get_json(place.layout.plan(3)), source="plan.json", newest=RECORD_VERSION)
+    stored = parse(
+        RoundPlan, handles.objects.get_json(handles.layout.plan(3)), source="plan.json", newest=RECORD_VERSION
+    )
     assert stored == plan
     assert stored.weights is not None
     assert [type(weight) for weight in stored.weights.values()] == [int, float, int, int]
 
 
-def test_a_cohort_too_small_for_the_limit_does_not_train(place: Place) -> None:
+def test_a_cohort_too_small_for_the_limit_does_not_train(handles: Handles) -> None:
     says = r"round 3: participation\.max_weight_share \(0\.4\): expected at least 3 clients with a weight, found 2"
     with pytest.raises(FedbenchError, match=says):
-        planned(place, LIMITED, {"1": 10, "2": 10})
-    assert place.objects.get_json(place.layout.plan(3)) is None
+        planned(handles, LIMITED, {"1": 10, "2": 10})
+    assert handles.objects.get_json(handles.layout.plan(3)) is None
 
 
-def test_who_holds_more_than_half_is_reported_once(noted: tuple[Place, Notes]) -> None:
-    place, notes = noted
-    plan = planned(place, SPEC, SIZES)
+def test_who_holds_more_than_half_is_reported_once(noted: tuple[Handles, Notes]) -> None:
+    handles, notes = noted
+    plan = planned(handles, SPEC, SIZES)
     (said,) = [text for (text,) in notes.of("message") if "warning" in text]
     assert said == (
         "round 3: warning: client 2 holds 93.75% of the weight, by its own count of its training images; "
         "participation.max_weight_share limits it"
     )
-    place.history = [type("Record", (), {"plan": plan})()]
-    place.objects.delete([place.layout.plan(3)])
-    planned(place, SPEC, SIZES)
+    handles.history = [type("Record", (), {"plan": plan})()]
+    handles.objects.delete([handles.layout.plan(3)])
+    planned(handles, SPEC, SIZES)
     assert len(notes.of("message")) == 1
-    planned(place, LIMITED, SIZES)
+    planned(handles, LIMITED, SIZES)
     assert len(notes.of("message")) == 1
 
 
-def test_who_has_more_than_half_of_the_test_images_is_reported(noted: tuple[Place, Notes]) -> None:
-    place, notes = noted
+def test_who_has_more_than_half_of_the_test_images_is_reported(noted: tuple[Handles, Notes]) -> None:
+    handles, notes = noted
 
     def woken(sizes: dict[str, int]) -> list[str]:
         ready = [info.model_copy(update={"test_size": sizes[info.client]}) for info in infos(dict.fromkeys(sizes, 9))]
-        place.take_turn = lambda request: TurnReply(ready=tuple(ready))
+        handles.take_turn = lambda request: TurnReply(ready=tuple(ready))
         notes.calls.clear()
 
         async def run() -> None:
-            set_place(place)
-            await wake_up.fn(place.layout.federation, SPEC, tuple(sizes), 2)
+            set_handles(handles)
+            await wake_up.fn(handles.layout.federation, SPEC, tuple(sizes), 2)
 
         asyncio.run(run())
         return [text for (text,) in notes.of("message")]
@@ -142,47 +146,47 @@ def test_who_has_more_than_half_of_the_test_images_is_reported(noted: tuple[Plac
 # --- updates ---------------------------------------------------------------------------------------------------
 
 
-def test_an_update_over_another_number_of_images_does_not_count(place: Place) -> None:
-    plan = planned(place, SPEC, SIZES)
-    honest = [update_of(place, plan, client) for client in "124"]
-    liar = update_of(place, plan, "3", train_size=LIE)
-    state, counted, dropped = aggregate_updates(place, SPEC, plan, [*honest, liar])
+def test_an_update_over_another_number_of_images_does_not_count(handles: Handles) -> None:
+    plan = planned(handles, SPEC, SIZES)
+    honest = [update_of(handles, plan, client) for client in "124"]
+    liar = update_of(handles, plan, "3", train_size=LIE)
+    state, counted, dropped = aggregate_updates(handles, SPEC, plan, [*honest, liar])
     assert counted == honest
     assert [(failure.client, failure.reason) for failure in dropped] == [
         ("3", f"an update that was not asked for: client 3: train_size: expected 30, found {LIE}")
     ]
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 900 * 2 + 20 * 4) / 930))
-    place.objects.put_json(place.layout.update_record(3, "3"), liar.model_dump(mode="json"))
-    assert stored_updates(place, plan) == {}
+    handles.objects.put_json(handles.layout.update_record(3, "3"), liar.model_dump(mode="json"))
+    assert stored_updates(handles, plan) == {}
 
 
-def test_without_a_limit_the_bits_are_those_of_a_plan_without_weights(place: Place) -> None:
-    plan = planned(place, SPEC, SIZES)
+def test_without_a_limit_the_bits_are_those_of_a_plan_without_weights(handles: Handles) -> None:
+    plan = planned(handles, SPEC, SIZES)
     updates = [
-        update_of(place, plan, client, value) for client, value in zip("1234", (0.1, 1 / 3, 7e-5, 2.7), strict=True)
+        update_of(handles, plan, client, value) for client, value in zip("1234", (0.1, 1 / 3, 7e-5, 2.7), strict=True)
     ]
     before = plan.model_copy(update={"weights": None, "train_sizes": None})
-    found = [serialise(aggregate_updates(place, SPEC, one, updates)[0]) for one in (plan, before)]
+    found = [serialise(aggregate_updates(handles, SPEC, one, updates)[0]) for one in (plan, before)]
     assert found[0] == found[1]
 
 
-def test_a_limit_holds_for_those_that_count(place: Place) -> None:
-    plan = planned(place, LIMITED, SIZES)
-    updates = [update_of(place, plan, client) for client in "1234"]
-    state, _, _ = aggregate_updates(place, LIMITED, plan, updates)
+def test_a_limit_holds_for_those_that_count(handles: Handles) -> None:
+    plan = planned(handles, LIMITED, SIZES)
+    updates = [update_of(handles, plan, client) for client in "1234"]
+    state, _, _ = aggregate_updates(handles, LIMITED, plan, updates)
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 40 * 2 + 30 * 3 + 20 * 4) / 100))
     # Of 10, 40 and 20 client 2 would have 4 of 7; of 10, 20 and 20 it has 2 of 5.
-    for left in ([*updates[:2], updates[3]], [*updates[:2], update_of(place, plan, "3", float("nan")), updates[3]]):
-        state, counted, _ = aggregate_updates(place, LIMITED, plan, left)
+    for left in ([*updates[:2], updates[3]], [*updates[:2], update_of(handles, plan, "3", float("nan")), updates[3]]):
+        state, counted, _ = aggregate_updates(handles, LIMITED, plan, left)
         assert [update.client for update in counted] == ["1", "2", "4"]
         assert counted_weights(LIMITED, plan, counted) == {"1": 10, "2": 20.0, "4": 20}
         torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 20 * 2 + 20 * 4) / 50))
 
 
-def test_too_few_for_the_limit_are_too_few_for_the_round(place: Place) -> None:
-    plan = planned(place, LIMITED, SIZES)
-    updates = [update_of(place, plan, client) for client in "12"]
-    _, counted, dropped = aggregate_updates(place, LIMITED, plan, updates)
+def test_too_few_for_the_limit_are_too_few_for_the_round(handles: Handles) -> None:
+    plan = planned(handles, LIMITED, SIZES)
+    updates = [update_of(handles, plan, client) for client in "12"]
+    _, counted, dropped = aggregate_updates(handles, LIMITED, plan, updates)
     says = r"round 3: 2 of 4 updates came, too few for participation\.max_weight_share \(0\.4\); missing: "
     with pytest.raises(FedbenchError, match=says):
         require_quorum(LIMITED, plan, counted, dropped)
@@ -192,17 +196,19 @@ def test_too_few_for_the_limit_are_too_few_for_the_round(place: Place) -> None:
     )
 
 
-def test_clients_of_partial_sums_are_held_to_the_limit_as_well(place: Place) -> None:
-    plan = planned(place, LIMITED, SIZES).model_copy(update={"partial_sums": True, "shards": (("1", "2"), ("3", "4"))})
+def test_clients_of_partial_sums_are_held_to_the_limit_as_well(handles: Handles) -> None:
+    plan = planned(handles, LIMITED, SIZES).model_copy(
+        update={"partial_sums": True, "shards": (("1", "2"), ("3", "4"))}
+    )
     sums = {"1": {"w": torch.full((3,), 1.0)}, "3": {"w": torch.full((3,), 2.0)}}
     updates = []
     for first, second in plan.shards:
-        weights = put_state(place, place.layout.partial_sum(3, first), sums[first])
+        weights = put_state(handles, handles.layout.partial_sum(3, first), sums[first])
         updates += [
-            make_update(place, plan, client, weights, shard=(first, second), train_size=SIZES[client])
+            make_update(handles, plan, client, weights, shard=(first, second), train_size=SIZES[client])
             for client in (first, second)
         ]
-    state, _, _ = aggregate_updates(place, LIMITED, plan, updates)
+    state, _, _ = aggregate_updates(handles, LIMITED, plan, updates)
     torch.testing.assert_close(state["w"], torch.full((3,), (50 * 1 + 50 * 2) / 100))
     # Client 4 gone and its sum with it: 40 of 50 images are client 2's, and nothing is left to lower it against.
     assert counted_weights(LIMITED, plan, updates[:2]) is None
@@ -210,25 +216,25 @@ def test_clients_of_partial_sums_are_held_to_the_limit_as_well(place: Place) -> 
     assert counted_weights(loose, plan, updates[:2]) == {"1": 10, "2": 40.0}
 
 
-def test_plans_from_before_are_followed_in_the_old_way(place: Place) -> None:
-    model = put_state(place, place.layout.global_weights(2), {"w": torch.zeros(3)})
-    document = make_plan(place, SPEC, model, ("1", "2")).model_dump(mode="json")
+def test_plans_from_before_are_followed_in_the_old_way(handles: Handles) -> None:
+    model = put_state(handles, handles.layout.global_weights(2), {"w": torch.zeros(3)})
+    document = make_plan(handles, SPEC, model, ("1", "2")).model_dump(mode="json")
     del document["weights"], document["train_sizes"]
     plan = parse(RoundPlan, document, source="plan.json", newest=RECORD_VERSION)
-    updates = [update_of(place, plan, client) for client in "12"]
-    state, counted, _ = aggregate_updates(place, SPEC, plan, updates)
+    updates = [update_of(handles, plan, client) for client in "12"]
+    state, counted, _ = aggregate_updates(handles, SPEC, plan, updates)
     assert counted == updates
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
 
 
-def test_an_open_round_from_before_takes_its_weights_from_wake_up(place: Place) -> None:
-    plan = planned(place, SPEC, SIZES)
-    key = place.layout.plan(3)
-    document = place.objects.get_json(key)
+def test_an_open_round_from_before_takes_its_weights_from_wake_up(handles: Handles) -> None:
+    plan = planned(handles, SPEC, SIZES)
+    key = handles.layout.plan(3)
+    document = handles.objects.get_json(key)
     del document["weights"], document["train_sizes"]
-    place.objects.put_json(key, document)
-    found = read_plan(place, SPEC, 3, infos(SIZES), plan.model)
+    handles.objects.put_json(key, document)
+    found = read_plan(handles, SPEC, 3, infos(SIZES), plan.model)
     assert found is not None
     assert (found.weights, found.train_sizes) == (SIZES, SIZES) == (plan.weights, plan.train_sizes)
-    liar = update_of(place, found, "1", train_size=10**9)
+    liar = update_of(handles, found, "1", train_size=10**9)
     assert "train_size: expected" in str(answers_plan(liar, found, liar.weights.key))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.commands.arguments import default_name
-from flows.run import describe
+from flows.views.tables import describe
 from tasks.spec.presets import preset
 from tasks.spec.references import twin
 

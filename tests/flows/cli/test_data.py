@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.coordinator.preflight import pin, pin_data
-from flows.run import describe
+from flows.views.tables import describe
 from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.samples import samples_digest

@@ -15,7 +15,7 @@ from flows.stored.runs import StoredRun, listed, read_history, read_run, read_ru
 from flows.views.prefect_page import client_table
 from infra.errors import SettingsError
 from infra.files.lock import run_lock
-from infra.handles import Leavings, Place
+from infra.handles import Handles, Leavings
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -36,12 +36,12 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     return Settings(home=tmp_path, s3=S3Settings(prefix=f"stored/{name}"))
 
 
-async def nothing_left(place: Place) -> Leavings:
+async def nothing_left(handles: Handles) -> Leavings:
     return Leavings({}, None, None)
 
 
-def place_of(objects: ObjectStore, settings: Settings, name: str) -> Place:
-    return Place(
+def handles_of(objects: ObjectStore, settings: Settings, name: str) -> Handles:
+    return Handles(
         settings=settings,
         objects=objects,
         weights=WeightStore(objects, settings.home / "cache", 10),
@@ -55,13 +55,13 @@ def place_of(objects: ObjectStore, settings: Settings, name: str) -> Place:
     )
 
 
-def record_of(place: Place, number: int, **decision: Any) -> RoundRecord:
+def record_of(handles: Handles, number: int, **decision: Any) -> RoundRecord:
     """A round with its global weights, an update and an evaluation part in the store."""
-    layout = place.layout
-    stored = place.weights.put(layout.global_weights(number), f"weights of {number}".encode())
-    place.objects.put_bytes(layout.update_weights(number, "1"), b"u")
-    place.objects.put_json(layout.update_record(number, "1"), {})
-    place.objects.put_bytes(layout.evaluation_tensors(number, "p"), b"e")
+    layout = handles.layout
+    stored = handles.weights.put(layout.global_weights(number), f"weights of {number}".encode())
+    handles.objects.put_bytes(layout.update_weights(number, "1"), b"u")
+    handles.objects.put_json(layout.update_record(number, "1"), {})
+    handles.objects.put_bytes(layout.evaluation_tensors(number, "p"), b"e")
     return RoundRecord(
         federation=layout.federation,
         round=number,
@@ -79,12 +79,12 @@ def record_of(place: Place, number: int, **decision: Any) -> RoundRecord:
 
 
 def test_a_commit_keeps_the_best_and_the_last_two_globals(object_store: ObjectStore, settings: Settings) -> None:
-    place = place_of(object_store, settings, "kept")
-    layout = place.layout
+    handles = handles_of(object_store, settings, "kept")
+    layout = handles.layout
     for number, best in enumerate((0, 1, 1, 1, 1)):
-        record = record_of(place, number, best_round=best, best_map50_voc10=0.1)
-        commit(place, record)
-        clear_up(place, record)
+        record = record_of(handles, number, best_round=best, best_map50_voc10=0.1)
+        commit(handles, record)
+        clear_up(handles, record)
     keys = object_store.list(layout.root)
     assert [number for number in range(5) if layout.global_weights(number) in keys] == [1, 3, 4]
     assert not [key for key in keys if "/updates/" in key or "/evaluations/" in key]
@@ -98,18 +98,18 @@ def test_a_commit_keeps_the_best_and_the_last_two_globals(object_store: ObjectSt
 
 
 def test_updates_and_more_globals_are_kept_by_setting(object_store: ObjectStore, settings: Settings) -> None:
-    place = place_of(object_store, settings.model_copy(update={"keep_updates": True, "keep_globals": 3}), "kept")
+    handles = handles_of(object_store, settings.model_copy(update={"keep_updates": True, "keep_globals": 3}), "kept")
     for number in range(4):
-        commit(place, record_of(place, number))
-        clear_up(place, record_of(place, number))
-    keys = object_store.list(place.layout.root)
-    assert [number for number in range(4) if place.layout.global_weights(number) in keys] == [1, 2, 3]
-    assert [number for number in range(4) if place.layout.update_weights(number, "1") in keys] == [0, 1, 2, 3]
+        commit(handles, record_of(handles, number))
+        clear_up(handles, record_of(handles, number))
+    keys = object_store.list(handles.layout.root)
+    assert [number for number in range(4) if handles.layout.global_weights(number) in keys] == [1, 2, 3]
+    assert [number for number in range(4) if handles.layout.update_weights(number, "1") in keys] == [0, 1, 2, 3]
 
 
 def test_a_history_without_any_figure_is_a_failure(object_store: ObjectStore, settings: Settings) -> None:
-    place = place_of(object_store, settings, "unscored")
-    history = [record_of(place, number) for number in range(3)]
+    handles = handles_of(object_store, settings, "unscored")
+    history = [record_of(handles, number) for number in range(3)]
     require_scores("unscored", history)  # no client had test images: nothing was tried
     failures = [
         (ClientFailure(client=client, phase="stop_and_eval", kind="client-error", reason=reason),)
@@ -147,23 +147,23 @@ def test_a_name_belongs_to_one_experiment(object_store: ObjectStore, settings: S
 def test_a_federation_stops_for_good_unless_only_its_rounds_were_over(
     object_store: ObjectStore, settings: Settings
 ) -> None:
-    place = place_of(object_store, settings, "stops")
+    handles = handles_of(object_store, settings, "stops")
     longer = SPEC.model_copy(update={"max_rounds": 9})
-    last = record_of(place, 5, stop=True, reason="max_rounds")
+    last = record_of(handles, 5, stop=True, reason="max_rounds")
     assert not stopped(SPEC, [])
-    assert not stopped(SPEC, [record_of(place, 4)])
+    assert not stopped(SPEC, [record_of(handles, 4)])
     assert stopped(SPEC, [last])
     assert not stopped(longer, [last])
-    assert stopped(longer, [record_of(place, 3, stop=True, reason="target_map")])
+    assert stopped(longer, [record_of(handles, 3, stop=True, reason="target_map")])
 
 
 def test_runs_are_listed_with_their_state(object_store: ObjectStore, settings: Settings) -> None:
     assert read_runs(object_store, settings) == []
     for name, rounds in (("done", 6), ("half", 2), ("busy", 1)):
-        place = place_of(object_store, settings, name)
-        claim_name(object_store, place.layout, SPEC)
+        handles = handles_of(object_store, settings, name)
+        claim_name(object_store, handles.layout, SPEC)
         for number in range(rounds):
-            commit(place, record_of(place, number))
+            commit(handles, record_of(handles, number))
     with run_lock(settings.home, "busy"):
         runs = read_runs(object_store, settings)
     assert [(run.name, run.status, len(run.records)) for run in runs if isinstance(run, StoredRun)] == [
@@ -203,7 +203,7 @@ def test_a_named_data_set_is_pinned_by_its_content(settings: Settings) -> None:
 def test_a_rounds_table_shows_every_client_and_why_one_is_missing(
     object_store: ObjectStore, settings: Settings
 ) -> None:
-    rows = client_table(record_of(place_of(object_store, settings, "table"), 1))
+    rows = client_table(record_of(handles_of(object_store, settings, "table"), 1))
     assert [(row["client"], row["dropped"]) for row in rows] == [("2", "client-error: bad label")]
     assert shard_label(["3"]) == "client 3"
     assert shard_label(["1", "2", "5", "7", "9"]) == "clients 1, 2, 5 (+2)"
@@ -229,7 +229,7 @@ def test_of_many_names_those_most_like_the_wanted_one_are_listed() -> None:
 def test_a_commit_has_the_weights_on_the_disk_before_the_marker(
     object_store: ObjectStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = place_of(object_store, settings, "flushed")
+    handles = handles_of(object_store, settings, "flushed")
     steps: list[str] = []
     fsync, put_bytes = os.fsync, object_store.put_bytes
 
@@ -241,10 +241,10 @@ def test_a_commit_has_the_weights_on_the_disk_before_the_marker(
         steps.append("put " + key.rpartition("/flushed/")[2])
         put_bytes(key, body)
 
-    record = record_of(place, 1)
+    record = record_of(handles, 1)
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(object_store, "put_bytes", put)
-    commit(place, record)
+    commit(handles, record)
     weights, marker = "rounds/0001/global.safetensors", "rounds/0001/round.json"
     in_round = [step for step in steps if "rounds" in step]
     assert in_round == [

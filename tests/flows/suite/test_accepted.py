@@ -55,7 +55,7 @@ def result_of(run: str, scores: list[float], **more: object) -> SuiteResult:
     )  # fmt: skip
 
 
-class Place:
+class Handles:
     """A prefix of the session's store, which commands of the test find too."""
 
     def __init__(self, objects: ObjectStore, settings: Settings) -> None:
@@ -80,13 +80,13 @@ def environment() -> Iterator[None]:
 
 
 @pytest.fixture
-def place(
+def handles(
     object_store: ObjectStore, s3_home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Place:
+) -> Handles:
     prefix = f"accept/{''.join(letter if letter.isalnum() else '-' for letter in request.node.name)}"
     monkeypatch.setenv("FEDBENCH_HOME", str(s3_home))
     monkeypatch.setenv("FEDBENCH_S3__PREFIX", prefix)
-    return Place(object_store, Settings(home=s3_home, s3=S3Settings(prefix=prefix)))
+    return Handles(object_store, Settings(home=s3_home, s3=S3Settings(prefix=prefix)))
 
 
 def command(*arguments: str) -> tuple[int, str]:
@@ -95,17 +95,17 @@ def command(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_what_is_accepted_is_read_again_and_what_it_replaces_is_kept(place: Place) -> None:
-    objects, prefix = place.objects, place.prefix
+def test_what_is_accepted_is_read_again_and_what_it_replaces_is_kept(handles: Handles) -> None:
+    objects, prefix = handles.objects, handles.prefix
     assert accepted_result(objects, prefix, "street") is None
     assert accepted_before(objects, prefix, "street") == []
-    first = place.put("one", [0.5, 0.51])
+    first = handles.put("one", [0.5, 0.51])
     assert compare_with_accepted(objects, prefix, first, RegressionRule()) is None
     accepted = accept(objects, prefix, "one", by="ada", note="the first")
     assert (accepted.result, accepted.by, accepted.note) == (first, "ada", "the first")
     assert accepted_result(objects, prefix, "street") == accepted
     assert accepted_before(objects, prefix, "street") == []
-    place.put("two", [0.6, 0.61])
+    handles.put("two", [0.6, 0.61])
     second = accept(objects, prefix, "two", by="ada", note="")
     third = accept(objects, prefix, "one", by="bob", note="back again")
     assert accepted_result(objects, prefix, "street") == third
@@ -113,62 +113,62 @@ def test_what_is_accepted_is_read_again_and_what_it_replaces_is_kept(place: Plac
     assert accepted_result(objects, prefix, "other") is None
 
 
-def test_a_result_is_held_against_the_accepted_one(place: Place) -> None:
-    place.put("one", [0.5, 0.51])
-    accept(place.objects, place.prefix, "one", by="ada", note="")
+def test_a_result_is_held_against_the_accepted_one(handles: Handles) -> None:
+    handles.put("one", [0.5, 0.51])
+    accept(handles.objects, handles.prefix, "one", by="ada", note="")
     worse = result_of("two", [0.1, 0.11])
-    comparison = compare_with_accepted(place.objects, place.prefix, worse, RegressionRule())
+    comparison = compare_with_accepted(handles.objects, handles.prefix, worse, RegressionRule())
     assert comparison is not None
     assert [item.metric for item in comparison.regressions] == ["map50_voc10"]
     assert (comparison.reference_run, comparison.result_run) == ("one", "two")
 
 
-def test_the_rule_is_the_suite_runs(place: Place) -> None:
-    place.start("one")
-    assert suite_rule(place.objects, place.prefix, "one") == SUITE.rule
-    assert suite_rule(place.objects, place.prefix, "none") == RegressionRule()
+def test_the_rule_is_the_suite_runs(handles: Handles) -> None:
+    handles.start("one")
+    assert suite_rule(handles.objects, handles.prefix, "one") == SUITE.rule
+    assert suite_rule(handles.objects, handles.prefix, "none") == RegressionRule()
 
 
-def test_a_result_with_failed_or_missing_cells_is_refused_unless_it_is_asked_for(place: Place) -> None:
+def test_a_result_with_failed_or_missing_cells_is_refused_unless_it_is_asked_for(handles: Handles) -> None:
     lacking = {"failed": (FailedCell(cell="five.s8", reason="no slot"),), "missing": ("five.s9",)}
-    place.put("part", [0.5], **lacking)
+    handles.put("part", [0.5], **lacking)
     with pytest.raises(SpecError, match=r"part: expected a result of all cells, found 2 without: five\.s8 failed, five\.s9 is missing"):  # fmt: skip  # noqa: E501
-        accept(place.objects, place.prefix, "part", by="ada", note="")
-    assert accepted_result(place.objects, place.prefix, "street") is None
-    assert accept(place.objects, place.prefix, "part", by="ada", note="", incomplete=True).result.missing == (
+        accept(handles.objects, handles.prefix, "part", by="ada", note="")
+    assert accepted_result(handles.objects, handles.prefix, "street") is None
+    assert accept(handles.objects, handles.prefix, "part", by="ada", note="", incomplete=True).result.missing == (
         "five.s9",
     )
-    place.put("empty", [], **lacking)
+    handles.put("empty", [], **lacking)
     with pytest.raises(SpecError, match="empty: expected at least one cell with a result, found none"):
-        accept(place.objects, place.prefix, "empty", by="ada", note="", incomplete=True)
+        accept(handles.objects, handles.prefix, "empty", by="ada", note="", incomplete=True)
 
 
-def test_without_a_result_nothing_is_accepted(place: Place) -> None:
-    place.start("begun")
+def test_without_a_result_nothing_is_accepted(handles: Handles) -> None:
+    handles.start("begun")
     with pytest.raises(SpecError, match="begun: expected a result, found none yet"):
-        accept(place.objects, place.prefix, "begun", by="ada", note="")
+        accept(handles.objects, handles.prefix, "begun", by="ada", note="")
     with pytest.raises(SpecError, match="nobody: no such suite run in the store; expected one of: begun"):
-        accept(place.objects, place.prefix, "nobody", by="ada", note="")
+        accept(handles.objects, handles.prefix, "nobody", by="ada", note="")
     with pytest.raises(SpecError, match="suite run: expected letters, digits"):
-        suite_result(place.objects, place.prefix, "../x")
-    place.objects.put_json(SuiteLayout(place.prefix, "newer").result, {"version": 9})
+        suite_result(handles.objects, handles.prefix, "../x")
+    handles.objects.put_json(SuiteLayout(handles.prefix, "newer").result, {"version": 9})
     with pytest.raises(SpecError, match=r"result\.json: version: 9 is newer"):
-        accept(place.objects, place.prefix, "newer", by="ada", note="")
+        accept(handles.objects, handles.prefix, "newer", by="ada", note="")
 
 
-def test_clean_up_and_lists_leave_suites_alone(place: Place) -> None:
-    place.put("one", [0.5])
-    accept(place.objects, place.prefix, "one", by="ada", note="")
-    accept(place.objects, place.prefix, "one", by="ada", note="")
-    place.objects.put_json(SuiteLayout(place.prefix, "one").report("spec.json"), {})
-    place.objects.put_json(FederationLayout(place.prefix, "mine").spec, SPEC.model_dump(mode="json"))
-    folders = (SuiteLayout(place.prefix, "any").all_runs, ReferenceLayout(place.prefix, "any").all_suites)
-    before = [place.objects.list(folder) for folder in folders]
+def test_clean_up_and_lists_leave_suites_alone(handles: Handles) -> None:
+    handles.put("one", [0.5])
+    accept(handles.objects, handles.prefix, "one", by="ada", note="")
+    accept(handles.objects, handles.prefix, "one", by="ada", note="")
+    handles.objects.put_json(SuiteLayout(handles.prefix, "one").report("spec.json"), {})
+    handles.objects.put_json(FederationLayout(handles.prefix, "mine").spec, SPEC.model_dump(mode="json"))
+    folders = (SuiteLayout(handles.prefix, "any").all_runs, ReferenceLayout(handles.prefix, "any").all_suites)
+    before = [handles.objects.list(folder) for folder in folders]
     assert [len(keys) for keys in before] == [3, 2]
     old = datetime(2099, 1, 1, tzinfo=UTC)
-    result = clean(place.settings, apply=True, now=old, temporary=place.settings.home / "none")
+    result = clean(handles.settings, apply=True, now=old, temporary=handles.settings.home / "none")
     assert not [leftover for leftover in result.leftovers if leftover.federation.startswith("_")]
-    assert [place.objects.list(folder) for folder in folders] == before
+    assert [handles.objects.list(folder) for folder in folders] == before
     assert not [note for note in result.notes if "_suites" in note or "_references" in note]
     listed = CliRunner().invoke(app, ["list"])
     assert listed.exit_code == 0
@@ -179,14 +179,14 @@ def test_clean_up_and_lists_leave_suites_alone(place: Place) -> None:
         assert "expected letters, digits" in refused.output
 
 
-def test_the_command_tells_what_it_accepts_what_it_replaces_and_how_they_compare(place: Place) -> None:
-    place.put("one", [0.50, 0.51])
+def test_the_command_tells_what_it_accepts_what_it_replaces_and_how_they_compare(handles: Handles) -> None:
+    handles.put("one", [0.50, 0.51])
     code, told = command("one", "--note", "[the] first")
     assert code == 0
     assert told.splitlines()[0].startswith("street: accepted one, 2 cells, code 1a2b3c, accepted 20")
     assert told.splitlines()[0].endswith(": [the] first")
     assert told.splitlines()[1:] == ["replaces nothing: it is the first"]
-    place.put("two", [0.10, 0.11], failed=(FailedCell(cell="five.s7", reason="no slot"),))
+    handles.put("two", [0.10, 0.11], failed=(FailedCell(cell="five.s7", reason="no slot"),))
     code, told = command("two")
     assert code == 2
     assert "expected a result of all cells" in told
@@ -200,9 +200,9 @@ def test_the_command_tells_what_it_accepts_what_it_replaces_and_how_they_compare
     assert "note: five.s7: failed: no slot; not in the accepted result" in lines
 
 
-def test_the_command_shows_what_is_accepted_and_what_was(place: Place) -> None:
+def test_the_command_shows_what_is_accepted_and_what_was(handles: Handles) -> None:
     for run in ("one", "two", "three"):
-        place.put(run, [0.5])
+        handles.put(run, [0.5])
         assert command(run)[0] == 0
     code, told = command("--show", "street")
     assert code == 0
@@ -213,26 +213,26 @@ def test_the_command_shows_what_is_accepted_and_what_was(place: Place) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("one", "--show", "street")])
-def test_the_command_wants_a_run_or_a_suite(place: Place, arguments: tuple[str, ...]) -> None:
+def test_the_command_wants_a_run_or_a_suite(handles: Handles, arguments: tuple[str, ...]) -> None:
     code, told = command(*arguments)
     assert code == 2
     assert "SUITE_RUN: expected the name of a suite run, or --show SUITE" in told
 
 
-def test_a_damaged_accepted_result_is_named_and_can_be_replaced(place: Place) -> None:
-    place.put("first", [0.5])
-    place.put("second", [0.6])
-    accept(place.objects, place.prefix, "first", by="me", note="")
-    layout = ReferenceLayout(place.prefix, "street")
-    torn = place.objects.get_bytes(layout.accepted).replace(b"0.5", b"0.7")
-    place.objects.put_bytes(layout.accepted, torn)
+def test_a_damaged_accepted_result_is_named_and_can_be_replaced(handles: Handles) -> None:
+    handles.put("first", [0.5])
+    handles.put("second", [0.6])
+    accept(handles.objects, handles.prefix, "first", by="me", note="")
+    layout = ReferenceLayout(handles.prefix, "street")
+    torn = handles.objects.get_bytes(layout.accepted).replace(b"0.5", b"0.7")
+    handles.objects.put_bytes(layout.accepted, torn)
     with pytest.raises(SpecError, match=rf"{layout.accepted}: damaged: .*record_sha256: expected"):
-        accepted_result(place.objects, place.prefix, "street")
-    accept(place.objects, place.prefix, "second", by="me", note="")
-    now = accepted_result(place.objects, place.prefix, "street")
+        accepted_result(handles.objects, handles.prefix, "street")
+    accept(handles.objects, handles.prefix, "second", by="me", note="")
+    now = accepted_result(handles.objects, handles.prefix, "street")
     assert now is not None
     assert now.result.suite_run == "second"
-    (kept,) = place.objects.list(layout.replaced)
+    (kept,) = handles.objects.list(layout.replaced)
     assert kept.endswith(".damaged")
-    assert place.objects.get_bytes(kept) == torn
-    assert accepted_before(place.objects, place.prefix, "street") == []
+    assert handles.objects.get_bytes(kept) == torn
+    assert accepted_before(handles.objects, handles.prefix, "street") == []

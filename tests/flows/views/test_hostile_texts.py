@@ -20,7 +20,7 @@ from flows.cli import app as command_line
 from flows.cli import shared
 from flows.cli.console import PlainConsole
 from flows.commands.evaluate_model import classes_table
-from flows.coordinator.handles import first_line, place_failed
+from flows.coordinator.restarts import first_line, servers_failed
 from flows.views.prefect_page import client_table, summary
 from flows.views.tables import class_table
 from flows.views.terminal import LineProgress, LiveProgress, LogProgress, Progress
@@ -168,7 +168,7 @@ def test_errors_without_a_traceback(text: str, capsys: pytest.CaptureFixture[str
     shared.print_error("failed", text)
     assert commands(capsys.readouterr().err) <= {"\t"}
     assert commands(first_line(RuntimeError(text))) == set()
-    assert not place_failed(RuntimeError(text))
+    assert not servers_failed(RuntimeError(text))
 
 
 def test_a_traceback_has_no_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,7 @@ def report_at(uri: str, folder: Path) -> RunReport:
     return RunReport("street", SPEC, settings, NamedServices(settings), folder / "street")
 
 
-def place_of(report: RunReport) -> Any:
+def handles_of(report: RunReport) -> Any:
     return SimpleNamespace(
         history=[record_of(number) for number in range(3)],
         objects=SimpleNamespace(bucket="fedbench"),
@@ -154,12 +154,12 @@ def place_of(report: RunReport) -> Any:
 
 def finished(report: RunReport) -> Leavings:
     """The whole of a run's report: begun, told of rounds, ended."""
-    place = place_of(report)
-    report.open(place.history[:1])
+    handles = handles_of(report)
+    report.open(handles.history[:1])
     report.flow_started("run")
-    for record in place.history[1:]:
+    for record in handles.history[1:]:
         report.round_committed(record)
-    return asyncio.run(report.finish(place))
+    return asyncio.run(report.finish(handles))
 
 
 ALL = {"rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"}
@@ -204,7 +204,7 @@ def test_one_broken_part_of_the_report_leaves_the_others(
     assert {path.name for path in report.folder.glob("*.png")} == ALL - missing
     # Once more, as `fedbench report street` does.
     again = report_at(report.settings.mlflow_tracking_uri or "", report.folder.parent)
-    assert asyncio.run(again.finish(place_of(again))).model == "models:/street@best"
+    assert asyncio.run(again.finish(handles_of(again))).model == "models:/street@best"
     assert again.views.failed == {}
     run = tracking.find_run(again.settings.mlflow_tracking_uri or "", "fedbench", "street")
     with tracking.answering(again.settings.mlflow_tracking_uri or "") as client:
@@ -244,12 +244,12 @@ def test_a_federation_whose_prefect_page_fails_goes_on(server: str) -> None:
     """Every artifact of a federation, at a server that takes none."""
     history = [record_of(number) for number in range(3)]
     views = Views("again")
-    place: Any = SimpleNamespace(views=views)
+    handles: Any = SimpleNamespace(views=views)
 
     async def show() -> None:
         shown = RunArtifacts("street", SPEC, views)
         await shown.begin(history[:1])
-        await show_clients(place, history[1])
+        await show_clients(handles, history[1])
         await shown.round_committed(history)
         await shown.finish(history, Leavings({"sheet.png": b"no picture"}, None, None))
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from flows.cli.console import LogFile
 from flows.cli.shared import plain_errors
-from flows.coordinator.handles import Restarts
+from flows.coordinator.restarts import Restarts
 from infra.errors import DiskFull, SlotLost, StoreUnavailable, TrackingUnavailable
 from infra.files.disk import full_disk, full_disk_named, says_full, without_room
 from infra.servers.s3 import S3Service

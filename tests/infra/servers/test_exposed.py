@@ -61,5 +61,5 @@ def test_a_flood_of_plants_is_counted_and_not_printed(tmp_path: Path) -> None:
 def test_whoever_starts_a_server_of_its_own_has_its_database_looked_through() -> None:
     sources = {path: path.read_text(encoding="utf-8") for path in Path("flows").rglob("*.py")}
     starters = {str(path) for path, text in sources.items() if ".prefect_environment()" in text}
-    assert starters >= {"flows/run.py", "flows/commands/pages.py", "flows/suite/run.py", "flows/cli/cleaning.py"}
-    assert [path for path in sorted(starters) if "hold_back_planted(settings" not in sources[Path(path)]] == []
+    assert starters >= {"flows/coordinator/session.py", "flows/commands/pages.py", "flows/cli/cleaning.py"}
+    assert [path for path in sorted(starters) if "hold_back_planted(" not in sources[Path(path)]] == []

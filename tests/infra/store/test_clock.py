@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
-from flows.coordinator.handles import Restarts
+from flows.coordinator.restarts import Restarts
 from infra.errors import ClockWrong, StoreRefused
 from infra.settings import S3Settings
 from infra.store.clock import clock_behind, clock_words, difference, server_date

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from infra.handles import Place
+from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -28,7 +28,7 @@ from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import EvaluationRequest, ResourceRequest, SheetRequest, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import client_eval
 from tasks.wake_up import client_wake_up
-from tests.tasks.phase_place import make_place, make_plan
+from tests.tasks.phase_handles import make_handles, make_plan
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -91,21 +91,21 @@ def settings(s3_settings: S3Settings) -> S3Settings:
 
 
 @pytest.fixture(scope="module")
-def place(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(object_store, tmp_path_factory.mktemp("coordinator"), NAME)[0]
+def handles(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Handles:
+    return make_handles(object_store, tmp_path_factory.mktemp("coordinator"), NAME)[0]
 
 
 @pytest.fixture(scope="module")
 def requests(
-    place: Place, object_store: ObjectStore, settings: S3Settings, tmp_path_factory: pytest.TempPathFactory
+    handles: Handles, object_store: ObjectStore, settings: S3Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[str, str]]:
     """Those of a resident with clients 4 and 5, from its first act to the last, on a machine with an empty cache."""
     home, store = tmp_path_factory.mktemp("silo"), RecordingStore(settings)
     site = Site(Settings(home=home, s3=settings))
     site.objects, site.weights = store, WeightStore(store, home / "cache" / "weights", 100)
     layout = FederationLayout("phases", NAME)
-    model = initial_weights(place, SPEC, 7)
-    plan = make_plan(place, SPEC, model, ("1", *OWN))
+    model = initial_weights(handles, SPEC, 7)
+    plan = make_plan(handles, SPEC, model, ("1", *OWN))
     open_session(object_store, layout, POOL, SESSION, "1")
     Mailbox(object_store, layout, POOL, SESSION, 1).put_ask(1, {"phase": "leave"})
 

@@ -33,7 +33,7 @@ def entered(folder: Path, **variables: str) -> list[object]:
         "PREFECT_API_URL": "http://a/api",
     }
     command = [sys.executable, "-c", CHILD, json.dumps(variables), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT / "tests")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     found: list[object] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.coordinator.preflight import pin_weights, require_weights
-from infra.handles import Place
+from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -326,8 +326,8 @@ class Said(list[str]):
 def test_round_0_is_stored(folder: Path, s3_settings: S3Settings, tmp_path: Path) -> None:
     settings, objects = Settings(home=tmp_path, s3=s3_settings, weights_dir=folder), ObjectStore(s3_settings)
     weights, layout, said = WeightStore(objects, tmp_path / "cache", 500), FederationLayout("darknet", "test"), Said()
-    place = Place(settings, objects, weights, layout, None, None, said, None, None, None)
-    ref = initial_weights(place, from_file(), 7)
+    handles = Handles(settings, objects, weights, layout, None, None, said, None, None, None)
+    ref = initial_weights(handles, from_file(), 7)
     state = load_file(weights.get(ref.key, ref.sha256, ref.bytes).path)
     net, report = initial_detector(from_file().detector, 7, seed=FederationSpec().seed, file_of=settings.weight_file)
     assert said == [str(report)]

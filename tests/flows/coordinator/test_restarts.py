@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from flows.coordinator.handles import LONGEST_PAUSE, MAX_RESTARTS, Restarts
+from flows.coordinator.restarts import LONGEST_PAUSE, MAX_RESTARTS, Restarts
 from infra.errors import (
     InfraError,
     PoolUnusable,
@@ -25,7 +25,7 @@ def test_it_goes_on_after_what_may_come_back_but_not_for_ever(error: Exception) 
     restarts, pauses = Restarts(), []
     while restarts.allow(error):
         pauses.append(restarts.pause)
-        assert restarts.told(error) == f"{error}: going on from the last commit (restart {len(pauses)})"
+        assert restarts.message(error) == f"{error}: going on from the last commit (restart {len(pauses)})"
     assert pauses == [min(number, LONGEST_PAUSE) for number in range(1, MAX_RESTARTS + 1)]
 
 
@@ -51,4 +51,4 @@ def test_what_lies_below_an_error_counts() -> None:
     error.__cause__ = InfraError("the store is away")
     restarts = Restarts()
     assert restarts.allow(error)
-    assert restarts.told(error) == "a task failed: going on from the last commit (restart 1)"
+    assert restarts.message(error) == "a task failed: going on from the last commit (restart 1)"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from infra.handles import Leavings, Place
+from infra.handles import Handles, Leavings
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -36,16 +36,16 @@ class Notes:
         return [call[1:] for call in self.calls if call[0] == name]
 
 
-async def nothing_left(place: Place) -> Leavings:
+async def nothing_left(handles: Handles) -> Leavings:
     return Leavings({}, None, None)
 
 
-def make_place(
+def make_handles(
     objects: ObjectStore, folder: Path, name: str, *, take_turn: Callable[[Any], Any] | None = None, slots: int = 2
-) -> tuple[Place, Notes]:
+) -> tuple[Handles, Notes]:
     """Slots start their processes when they are first used."""
     notes = Notes()
-    place = Place(
+    handles = Handles(
         settings=Settings(home=folder),
         objects=objects,
         weights=WeightStore(objects, folder / "cache", 100),
@@ -57,18 +57,18 @@ def make_place(
         started=lambda run: None,
         finished=nothing_left,
     )
-    return place, notes
+    return handles, notes
 
 
-def put_state(place: Place, key: str, state: dict[str, torch.Tensor]) -> WeightRef:
-    stored = place.weights.put(key, save(state))
+def put_state(handles: Handles, key: str, state: dict[str, torch.Tensor]) -> WeightRef:
+    stored = handles.weights.put(key, save(state))
     return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
 
 
-def make_plan(place: Place, spec: FederationSpec, model: WeightRef, cohort: tuple[str, ...]) -> RoundPlan:
+def make_plan(handles: Handles, spec: FederationSpec, model: WeightRef, cohort: tuple[str, ...]) -> RoundPlan:
     """Round 3 of the place's federation."""
     return RoundPlan(
-        federation=place.layout.federation,
+        federation=handles.layout.federation,
         round=3,
         spec_digest=spec.digest,
         model=model,
@@ -81,7 +81,7 @@ def make_plan(place: Place, spec: FederationSpec, model: WeightRef, cohort: tupl
     )
 
 
-def make_update(place: Place, plan: RoundPlan, client: str, weights: WeightRef, **changes: Any) -> UpdateRecord:
+def make_update(handles: Handles, plan: RoundPlan, client: str, weights: WeightRef, **changes: Any) -> UpdateRecord:
     """What ``client`` would answer to ``plan``, with ``changes``."""
     document = {
         "federation": plan.federation,

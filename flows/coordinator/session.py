@@ -1,0 +1,203 @@
+"""The session of a run: what a process needs around a federation or a suite, taken in one order and given back.
+
+Four run-ups use it: ``fedbench run`` and ``fedbench suite run`` as an :class:`OwnSession`, and the deployments of both
+as a :class:`~flows.coordinator.deployed.DeployedSession`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from flows.coordinator.holding import Subject, machine_held
+from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.coordinator.planted import hold_back_planted
+from flows.coordinator.restarts import Attempts
+from infra.environment.own_environment import use_own_environment
+from infra.errors import StoreUnavailable
+from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.servers.login_page import how_to_log_in
+from infra.settings import S3Settings, Settings
+from infra.stack.embedded import EmbeddedServices, supervised
+from infra.store.lease import StoreLease
+from infra.store.objects import ObjectStore
+from infra.turns.local import end_fork_server, start_fork_server
+
+Result = TypeVar("Result")
+
+STORE_ATTEMPTS = 3
+POLL_SECONDS = 0.1
+DRAIN_SECONDS = 20.0
+
+
+class OwnSession:
+    """A session of the command line. It starts the servers that neither the settings nor a stack name.
+
+    A context manager: on the way in it holds the subject on this machine, and turns SIGTERM into KeyboardInterrupt; on
+    the way out it gives back all that it has taken, in reverse. In between, in this order: :meth:`with_store`,
+    :meth:`hold`, :meth:`start`, :meth:`attempts`. The order matters: Prefect reads the environment when it is imported,
+    so nothing imports it before :meth:`start` has set that.
+
+    say: called with a line for whoever watches the run.
+    """
+
+    lease: StoreLease
+
+    def __init__(self, settings: Settings, subject: Subject, say: Callable[[str], None]) -> None:
+        self.settings, self.subject, self._say = settings, subject, say
+        self.services = EmbeddedServices(settings)
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as held:
+            held.enter_context(machine_held(self.settings, self.subject))
+            held.callback(self.services.stop)
+            held.enter_context(terminate_as_interrupt())
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.__exit__(kind, error, trace)
+
+    @property
+    def store(self) -> S3Settings:
+        """The settings of the store with endpoint and keys. Read them again after a failure: the port may change."""
+        return self.services.s3_endpoint()
+
+    def with_store(self, use: Callable[[ObjectStore], Result]) -> Result:
+        """Start the store if it is ours, and return what ``use`` makes of it.
+
+        A store of ours that dies meanwhile is started again, and ``use`` is called again: :meth:`start` has not yet
+        begun to supervise it.
+
+        Raises:
+            StoreUnavailable, ServiceFailed: the store does not answer.
+        """
+        attempts = 1 if self.services.s3 is None else STORE_ATTEMPTS
+        while True:
+            attempts -= 1
+            self.services.start_store()
+            try:
+                objects = ObjectStore(self.store)
+                objects.ensure_bucket()
+                return use(objects)
+            except StoreUnavailable:
+                if not attempts:
+                    raise
+
+    def hold(self, command: str, claim: Callable[[ObjectStore, StoreLease], Result]) -> Result:
+        """Acquire the subject's lease until the session ends, and return what ``claim`` makes of the store and it.
+
+        command: shown to those who find the lease held.
+
+        Raises:
+            RunLocked: somebody else holds the subject; names who.
+        """
+
+        def acquire(objects: ObjectStore) -> Result:
+            with contextlib.ExitStack() as held:
+                lease = held.enter_context(self.subject.lease(objects, self.settings, command, self._say))
+                lease.acquire()
+                claimed = claim(objects, lease)
+                self._held.push(held.pop_all())
+            self.lease = lease
+            return claimed
+
+        return self.with_store(acquire)
+
+    def start(self, modules: Sequence[str], *, preload: Sequence[str] = ()) -> None:
+        """Set the environment, start the servers, and meanwhile import ``modules``; supervise the servers from then on.
+
+        preload: imported in the fork server of local slots.
+
+        Raises:
+            ServiceFailed: a server did not come up.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the servers are stopped.
+        """
+        self._say("starting services")
+        own_prefect(self.settings)
+        start_services(self.services, modules, preload=preload)
+        os.environ.update(self.services.prefect_environment())  # Prefect reads it when it is imported: now it may be
+        prefect = self.services.prefect
+        if prefect is not None:
+            path = self.services.login_page("run")
+            assert path is not None, "our Prefect server is up"
+            self._say(f"Prefect's page: {prefect.ui_url} · {how_to_log_in(path)}")
+        hold_back_planted(self.settings, prefect, self._say)
+        self._held.enter_context(supervised(self.services))
+        self._held.enter_context(prefect_drained())
+
+    def attempts(self) -> Attempts:
+        """Return attempts that bring the servers back before each further one."""
+        return Attempts(self.settings.home, self._say, self._recover)
+
+    def _recover(self) -> None:
+        for line in self.services.mend():
+            self._say(line)
+        self.services.ensure()
+
+    def run_flow(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run ``work``, which calls flows, with Prefect's clients at the address that its server has now."""
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+        # Prefect keeps the address that it read first; a server that lost its port comes back at another.
+        names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+        variables = self.services.prefect_environment()
+        with temporary_settings({names[name]: value for name, value in variables.items()}):
+            return asyncio.run(work)
+
+
+def own_prefect(settings: Settings) -> None:
+    """Keep the user's own Prefect, profile and proxies out of this process. Call it before anything imports Prefect."""
+    use_own_environment(settings)
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ[HEARTBEAT_VARIABLE] = str(HEARTBEAT_SECONDS)
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def start_services(services: EmbeddedServices, modules: Sequence[str], *, preload: Sequence[str] = ()) -> None:
+    """Start the servers, and meanwhile import ``modules``, and ``preload`` in the fork server: each takes seconds.
+
+    Raises:
+        ServiceFailed: a server did not come up.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the servers were stopped.
+    """
+    with interrupts_deferred() as interrupts, ThreadPoolExecutor(1) as starting:
+        started = starting.submit(services.start)
+        try:
+            if preload:
+                start_fork_server(preload)
+            for module in modules:
+                interrupts.check()
+                importlib.import_module(module)
+            while not wait([started], timeout=POLL_SECONDS).done:
+                interrupts.check()
+            started.result()
+        except BaseException:
+            services.stop()  # ends the wait for a server to come up, Ctrl-C's too
+            end_fork_server()
+            raise
+
+
+@contextlib.contextmanager
+def prefect_drained() -> Iterator[None]:
+    """Send Prefect's waiting states, logs and events on the way out, while its server is up.
+
+    Prefect does so when the interpreter exits, and waits without end if its server has been stopped by then.
+    """
+    try:
+        yield
+    finally:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=DRAIN_SECONDS)

@@ -1,0 +1,91 @@
+"""Run a federation's flow in this process until it is done, again from the last commit while servers are away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from flows.coordinator.handles import open_handles
+from flows.coordinator.outcome import Outcome
+from flows.coordinator.session import OwnSession
+from flows.federation import federation
+from flows.views.mlflow_run import RunReport
+from flows.views.terminal import Progress
+from infra.handles import Handles, set_handles
+from infra.orchestrator.flow_runs import call, close_dead_runs
+from infra.settings import run_folder
+from infra.store.lease import StoreLease
+from tasks.spec.federation import FederationSpec
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 10.0
+
+
+def run_until_done(
+    session: OwnSession, name: str, spec: FederationSpec, progress: Progress, again: str | None
+) -> Outcome:
+    """Run the federation that ``session`` holds to its end.
+
+    Raises:
+        FedbenchError, InfraError: it cannot go on; the message says why.
+        KeyboardInterrupt: the runs in MLflow and Prefect are marked.
+    """
+    # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
+    internal = logging.getLogger("prefect._internal")
+    internal.handlers, internal.propagate = [], True
+    report = RunReport(name, spec, session.settings, session.services, run_folder(session.settings, name), again)
+    with _closed_on_failure(name, report):
+        for attempt in session.attempts():
+            with attempt:
+                resolved = session.settings.model_copy(update={"s3": session.store})
+                handles = open_handles(name, spec, resolved, progress, report, session.lease)
+                set_handles(handles)
+                session.run_flow(_run(name, spec, handles, session.lease))
+                outcome = Outcome(
+                    handles.history,
+                    report.folder,
+                    already_finished=False,
+                    model=report.model,
+                    failed=report.views.failed,
+                )
+    return outcome
+
+
+async def _run(name: str, spec: FederationSpec, handles: Handles, lease: StoreLease) -> None:
+    async with lease.ends_with_it():
+        try:
+            await close_dead_runs(name)
+            await call(federation, name=name, spec=spec)
+        finally:
+            await handles.slots.close()
+
+
+@contextlib.contextmanager
+def _closed_on_failure(name: str, report: RunReport) -> Iterator[None]:
+    """Mark the runs in MLflow and Prefect when what is inside fails or is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.close("KILLED")
+        _close_open_runs(name, interrupted=True)
+        raise
+    except Exception:
+        report.close("FAILED")
+        _close_open_runs(name, interrupted=False)
+        raise
+
+
+def _close_open_runs(name: str, *, interrupted: bool) -> None:
+    """Leave no Prefect run open, if its API answers soon: whoever ends a run must not wait long for that."""
+
+    async def close() -> None:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await close_dead_runs(name, interrupted=interrupted)
+
+    try:
+        asyncio.run(close())
+    except Exception as error:
+        log.warning("Prefect's runs of %s stay open until it goes on: %s", name, error or type(error).__name__)
