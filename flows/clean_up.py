@@ -11,8 +11,8 @@ from prefect.logging import get_run_logger
 from pydantic import Field
 
 from flows.stored.leftovers import DAYS, CleanUp, clean, describe
+from infra.orchestrator.prefect_private import refuse_stored_results
 from infra.settings import load_settings
-from infra.worker.prefect_private import refuse_stored_results
 from tasks.plain_text import plain
 from tasks.spec.base import FederationName
 

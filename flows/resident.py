@@ -23,9 +23,9 @@ from pydantic import Field, TypeAdapter
 
 from infra.errors import InfraError
 from infra.files.disk import full_disk
+from infra.orchestrator.prefect_private import refuse_stored_results
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import MAILBOX_VERSION, Mailbox, require_session
-from infra.worker.prefect_private import refuse_stored_results
 from tasks.site import this_site
 from tasks.spec.base import FederationName
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply, UpdateRequest

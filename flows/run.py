@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from flows.coordinator.holding import Subject
 from flows.coordinator.outcome import Outcome
 from flows.coordinator.preflight import PRELOAD, claim_federation, pin, require_name, slot_count
 from flows.coordinator.session import OwnSession
@@ -17,6 +16,7 @@ from flows.views.registration import noted
 from flows.views.terminal import Progress
 from infra.errors import DiskFull
 from infra.settings import Settings, run_folder
+from infra.store.holding import Subject
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.views import Views
@@ -62,11 +62,12 @@ def run_federation(
         # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
         # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
         sys.modules["torch"].set_num_threads(1)
-        # Late: it imports Prefect, which reads the environment that the session has set.
+        # Late: these import Prefect, which reads the environment that the session has set.
         from flows.coordinator.until_done import run_until_done
+        from flows.federation import federation
 
         try:
-            return run_until_done(session, name, spec, progress, again)
+            return run_until_done(session, federation, name, spec, progress, again)
         except DiskFull as error:
             error.goes_on = True
             raise

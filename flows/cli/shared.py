@@ -14,11 +14,11 @@ import typer
 from rich.text import Text
 
 from flows.cli.console import LogFile, PlainConsole, PlainFormatter
-from infra.environment.own_environment import use_own_environment
 from infra.errors import HomeInUse, InfraError, RunLocked, SettingsError
 from infra.files.disk import full_disk_named, infra_failed, says_full
 from infra.files.private import narrow, private_process, require_folder
 from infra.settings import Settings, load_settings, run_folder
+from infra.stack.own_environment import use_own_environment
 from infra.views import Views
 from tasks.documents.errors import DocumentError, DuplicateKey
 from tasks.documents.yaml_text import read_yaml_text

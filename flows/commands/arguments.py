@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,12 @@ from infra.settings import Settings
 from tasks.errors import SpecError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
 from tasks.spec.federation import FederationSpec, load_spec, with_fields
+from tasks.spec.names import name_of_file
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.suite import SuiteSpec, load_suite
 from tasks.spec.suite_presets import SUITES, suite_preset
 
 Form = Literal["street", "coco", "voc"]
-_USABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_LONGEST_BASE = 70  # characters; a name has 100, and the digest and what kind of reference it is follow
 CHOSEN = "chosen"  # the name of a data set that is given by its folder
 
 
@@ -56,18 +53,6 @@ def choose_suite(what: str) -> SuiteSpec:
 def default_name(base: str, spec: FederationSpec) -> str:
     """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
     return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
-
-
-def name_of_file(path: Path) -> str:
-    """``Ubersicht-2`` for ``Übersicht (2).yaml``: a name that a federation may have, close to the file's own.
-
-    Accents go, and each run of characters that a name may not have becomes ``-``.
-    """
-    if _USABLE.fullmatch(path.stem):
-        return path.stem[:_LONGEST_BASE]
-    letters = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).lstrip("._-")[:_LONGEST_BASE].rstrip("._-")
-    return name or "federation"
 
 
 def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | None = None) -> ChosenData:

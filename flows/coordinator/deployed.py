@@ -18,7 +18,6 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
 from flows.coordinator.handles import open_handles
-from flows.coordinator.holding import Subject, machine_held
 from flows.coordinator.preflight import claim_federation, pin
 from flows.coordinator.restarts import Attempts
 from flows.views.mlflow_run import RunReport
@@ -31,6 +30,7 @@ from infra.servers.database import mlflow_database_uri
 from infra.settings import Settings, load_settings, run_folder
 from infra.stack.embedded import EmbeddedServices, supervised
 from infra.stack.services import local_store
+from infra.store.holding import Subject, machine_held
 from infra.store.lease import StoreLease
 from infra.store.leased import have
 from infra.store.objects import ObjectStore

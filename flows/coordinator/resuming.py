@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.coordinator.holding import federation_held
 from flows.stored.runs import opened_store, put_best, read_history, read_spec
 from infra.errors import StoreCorrupt
 from infra.settings import Settings
 from infra.store.flush import flush, flush_removal
+from infra.store.holding import federation_held
 from infra.store.layout import FederationLayout
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore

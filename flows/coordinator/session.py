@@ -15,16 +15,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from flows.coordinator.holding import Subject, machine_held
 from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
 from flows.coordinator.planted import hold_back_planted
 from flows.coordinator.restarts import Attempts
-from infra.environment.own_environment import use_own_environment
 from infra.errors import StoreUnavailable
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.servers.login_page import how_to_log_in
 from infra.settings import S3Settings, Settings
 from infra.stack.embedded import EmbeddedServices, supervised
+from infra.stack.own_environment import use_own_environment
+from infra.store.holding import Subject, machine_held
 from infra.store.lease import StoreLease
 from infra.store.objects import ObjectStore
 from infra.turns.local import end_fork_server, start_fork_server

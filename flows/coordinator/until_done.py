@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
+
+from prefect import Flow
 
 from flows.coordinator.handles import open_handles
 from flows.coordinator.outcome import Outcome
 from flows.coordinator.session import OwnSession
-from flows.federation import federation
 from flows.views.mlflow_run import RunReport
 from flows.views.terminal import Progress
 from infra.handles import Handles, set_handles
@@ -25,9 +27,16 @@ CLOSE_SECONDS = 10.0
 
 
 def run_until_done(
-    session: OwnSession, name: str, spec: FederationSpec, progress: Progress, again: str | None
+    session: OwnSession,
+    federation: Flow[..., Any],
+    name: str,
+    spec: FederationSpec,
+    progress: Progress,
+    again: str | None,
 ) -> Outcome:
-    """Run the federation that ``session`` holds to its end.
+    """Run the flow ``federation`` of ``name``, which ``session`` holds, to its end.
+
+    again: the command that makes the report of a finished federation once more.
 
     Raises:
         FedbenchError, InfraError: it cannot go on; the message says why.
@@ -43,7 +52,7 @@ def run_until_done(
                 resolved = session.settings.model_copy(update={"s3": session.store})
                 handles = open_handles(name, spec, resolved, progress, report, session.lease)
                 set_handles(handles)
-                session.run_flow(_run(name, spec, handles, session.lease))
+                session.run_flow(_run(federation, name, spec, handles, session.lease))
                 outcome = Outcome(
                     handles.history,
                     report.folder,
@@ -54,7 +63,9 @@ def run_until_done(
     return outcome
 
 
-async def _run(name: str, spec: FederationSpec, handles: Handles, lease: StoreLease) -> None:
+async def _run(
+    federation: Flow[..., Any], name: str, spec: FederationSpec, handles: Handles, lease: StoreLease
+) -> None:
     async with lease.ends_with_it():
         try:
             await close_dead_runs(name)

@@ -21,7 +21,6 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.deployments.table import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, pools
-from infra.orchestrator.api import prefect_api
 from infra.orchestrator.automations import (
     dead_run_automation,
     ensure_automation,
@@ -29,6 +28,7 @@ from infra.orchestrator.automations import (
     regression_automation,
 )
 from infra.settings import Settings
+from infra.stack.prefect_api import prefect_api
 from infra.worker.work_pools import Done, ensure_pool, find_pool
 from tasks.errors import SpecError
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.commands.arguments import name_of_file
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec, parse_spec
+from tasks.spec.names import name_of_file
 from tasks.spec.presets import PRESETS
 from tasks.spec.suite import SuiteSpec, suite_of
 from tasks.spec.suite_presets import SUITES

@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from flows.coordinator.holding import Subject, federation_held
 from flows.stored.runs import listed, opened_store
 from infra.errors import InfraError, RunLocked, StoreCorrupt
 from infra.files.lock import run_lock
@@ -24,6 +23,7 @@ from infra.leftovers.machine import machine_leftovers, registering_leftovers, re
 from infra.leftovers.store import Leftover, Retention, federation_leftovers, removal_steps, upload_leftovers
 from infra.settings import Settings, run_folder
 from infra.store.flush import flush_removal
+from infra.store.holding import Subject, federation_held
 from infra.store.layout import FederationLayout, federations, first_missing
 from infra.store.lease import StoreLease
 from infra.store.leased import LeasedStore

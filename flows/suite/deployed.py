@@ -15,10 +15,10 @@ from flows.coordinator.deployed import (
     deployed_settings,
 )
 from flows.coordinator.handles import turn_mlflow_to
-from flows.coordinator.holding import Subject
 from flows.suite.handles import SuiteHandles, capacity_of, child_environment, set_suite_handles, suite_folder
 from flows.suite.plan import claim, pinned
 from flows.views.mlflow_run import artifact_location
+from infra.store.holding import Subject
 from infra.store.leased import LeasedStore
 from infra.views import Views
 from tasks.spec.suite import SuiteSpec

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.coordinator.holding import Subject
 from flows.coordinator.session import OwnSession
 from flows.suite.handles import SuiteHandles, capacity_of, child_environment, set_suite_handles, suite_folder
 from flows.suite.plan import claim, default_name, pinned
 from infra.files.private import private_process
 from infra.settings import Settings
+from infra.store.holding import Subject
 from infra.store.leased import LeasedStore
 from infra.views import Views
 from tasks.spec.suite import SuiteSpec

@@ -10,8 +10,8 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables
 from pydantic import Field
 
 from infra.errors import SlotRefused
+from infra.orchestrator.prefect_private import LONGEST_GRACE
 from infra.worker.leases import Need
-from infra.worker.prefect_private import LONGEST_GRACE
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -34,7 +34,7 @@ PRELOAD = (
     "prefect.deployments.steps.core",
     "prefect.deployments.steps.pull",
     "prefect._internal.metrics",
-    "infra.worker.prefect_private",
+    "infra.orchestrator.prefect_private",
     "flows.resident",
 )
 
@@ -79,14 +79,14 @@ def _do(request: dict[str, Any]) -> None:
             warnings.simplefilter("ignore", RuntimeWarning)  # that the module is imported already is the point
             runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
     else:
-        from infra.worker.prefect_private import run_hooks
+        from infra.orchestrator.prefect_private import run_hooks
 
         run_hooks(os.environ["PREFECT__FLOW_RUN_ID"], request["task"], request["message"])
 
 
 def guard(*, stored_results: bool) -> None:
     """Whether Prefect may load stored results in this process is its worker's setting, never the run's."""
-    from infra.worker.prefect_private import accept_stored_results, refuse_stored_results
+    from infra.orchestrator.prefect_private import accept_stored_results, refuse_stored_results
 
     if stored_results:
         accept_stored_results()

@@ -34,13 +34,13 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from infra.files.private import private_home
+from infra.orchestrator.prefect_private import Supervision, refuse_stored_results
 from infra.settings import load_settings
 from infra.worker.configuration import GpuJobConfiguration, GpuVariables
 from infra.worker.engine_child import PRELOAD
 from infra.worker.forks import Forks
 from infra.worker.gpus import find_gpus
 from infra.worker.leases import SlotLeases, machine_cores, plan_slots
-from infra.worker.prefect_private import Supervision, refuse_stored_results
 from infra.worker.wake import Waker
 from infra.worker.warm_process import Child, ForkRequest
 

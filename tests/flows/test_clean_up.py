@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from flows.coordinator.holding import federation_held
 from flows.coordinator.preflight import claim_name
 from flows.round import commit
 from flows.stored.leftovers import CleanUp, clean, describe, remove_federation, remove_leftovers
@@ -33,6 +32,7 @@ from infra.leftovers.store import (
 )
 from infra.settings import S3Settings, Settings
 from infra.store import lease
+from infra.store.holding import federation_held
 from infra.store.layout import FederationLayout
 from infra.store.objects import IncompleteUpload, ObjectEntry, ObjectStore
 from tasks.errors import SpecError

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.arguments import choose_spec, default_name, name_of_file
+from flows.commands.arguments import choose_spec, default_name
 from tasks.spec.base import check_name
+from tasks.spec.names import name_of_file
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from flows.coordinator.holding import federation_held
 from flows.coordinator.preflight import claim_name
 from flows.coordinator.resuming import discard_updates, go_back, prepare
 from flows.round import clear_up, commit
@@ -20,6 +19,7 @@ from infra.files.lock import run_lock
 from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store import lease
+from infra.store.holding import federation_held
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
 from tasks.spec.records import RoundPlan, WeightRef

@@ -28,8 +28,8 @@ from flows.deployments.table import (
     with_schedules,
 )
 from infra.errors import PrefectUnavailable, SettingsError
-from infra.orchestrator.api import prefect_api
 from infra.settings import Settings
+from infra.stack.prefect_api import prefect_api
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec, load_spec
 from tasks.spec.presets import PRESETS

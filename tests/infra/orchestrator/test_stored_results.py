@@ -19,9 +19,9 @@ from prefect.states import aget_state_exception, get_state_exception
 
 from flows.deployments.table import deployments
 from infra.errors import InfraError, StoredResultRefused
+from infra.orchestrator.prefect_private import accept_stored_results, refuse_stored_results, require_tested
 from infra.orchestrator.versions import TESTED
 from infra.worker import engine_child
-from infra.worker.prefect_private import accept_stored_results, refuse_stored_results, require_tested
 from tests.planted import forget_modules, make_plants
 
 ROOT = Path(__file__).resolve().parents[3]

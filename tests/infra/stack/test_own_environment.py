@@ -21,7 +21,6 @@ from botocore.utils import get_environ_proxies
 from pydantic import SecretStr
 
 from infra.environment.imports import as_the_user_has_it, keep_folder_out_of_imports
-from infra.environment.own_environment import use_own_environment
 from infra.environment.proxies import LOOPBACK_HOSTS, bypass_proxies
 from infra.errors import SettingsError
 from infra.processes.launch import launch
@@ -29,6 +28,7 @@ from infra.servers.credentials import draw_keys
 from infra.servers.mlflow_server import MlflowService
 from infra.settings import PortSettings, S3Settings, Settings
 from infra.stack.environment_file import write_environment
+from infra.stack.own_environment import use_own_environment
 from infra.stack.state import StackState, write_state
 from infra.store.objects import ObjectStore
 
@@ -111,7 +111,7 @@ def test_prefect_takes_no_settings_from_the_working_folder(tmp_path: Path) -> No
     script = """
 import sys
 from pathlib import Path
-from infra.environment.own_environment import use_own_environment
+from infra.stack.own_environment import use_own_environment
 from infra.settings import Settings
 home = Path(sys.argv[1])
 (home / "prefect").mkdir(parents=True)
