@@ -6,7 +6,8 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,27 @@ def test_packages_are_empty_and_nothing_is_unpickled() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
                 assert (node.arg, node.value.value) not in {("weights_only", False), ("shell", True)}, path
+
+
+def imports_between(room_of: Callable[[str], str]) -> dict[str, set[str]]:
+    """The rooms that each room imports, also for type checkers alone. ``room_of``: the room of a module's name."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files("flows", "infra", "tasks")
+    }
+    graph: dict[str, set[str]] = {room_of(name): set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                found = {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            else:
+                continue
+            graph[room_of(name)] |= {room_of(other) for other in found & modules.keys()} - {room_of(name)}
+    return graph
+
+
+@pytest.mark.parametrize("parts", [2, 99], ids=["folders", "modules"])
+def test_no_imports_go_in_a_circle(parts: int) -> None:
+    """A folder below ``flows``, ``infra`` or ``tasks`` is a room, and so is a module beside it."""
+    TopologicalSorter(imports_between(lambda name: ".".join(name.split(".")[:parts]))).prepare()
