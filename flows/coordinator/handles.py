@@ -16,7 +16,7 @@ from infra.store.lease import StoreLease
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
-from infra.tracking.federation import mlflow_environment
+from infra.tracking.client import mlflow_environment
 from infra.turns.local import LocalSlots, TurnRunner
 from tasks.errors import SpecError
 from tasks.replies import answer_limit, read_reply

@@ -10,6 +10,7 @@ from flows.suite.accepted import accepted_result
 from flows.suite.files import made_files, write_files
 from flows.suite.handles import SuiteHandles
 from flows.suite.result import build_result
+from flows.views.mlflow_figures import suite_figures
 from flows.views.prefect_page import artifact_key
 from infra.store.flush import flush
 from infra.tracking.suite import SuitePages, track_suite
@@ -45,11 +46,8 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
             track_suite,
             handles.mlflow_uri,
             handles.settings.mlflow_experiment,
-            plan.name,
-            result.model_dump(mode="json"),
-            files,
-            suite=plan.suite.to_yaml(),
-            names={cell.federation: cell.name for cell in result.cells},
+            suite_figures(result),
+            {**files, "suite.yaml": plan.suite.to_yaml().encode()},
             location=handles.mlflow_artifacts,
         )
     with handles.views.showing("the report on Prefect's page"):

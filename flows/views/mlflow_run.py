@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
+from flows.views.mlflow_figures import round_figures
 from flows.views.registration import best_record, register
 from infra.handles import Handles, Leavings
 from infra.settings import Settings
@@ -89,12 +90,12 @@ class RunReport:
             self._open_with(history)
 
     def _open_with(self, history: Sequence[RoundRecord]) -> Tracker:
-        records = [record.model_dump(mode="json") for record in history]
+        rounds = list(map(round_figures, history))
         self._tracker = self._open()
-        if self._tracker.has_other_rounds(records):
+        if self._tracker.has_other_rounds(rounds):
             self._tracker.supersede()
             self._tracker = self._open()
-        self._tracker.backfill(records)
+        self._tracker.backfill(rounds)
         return self._tracker
 
     def _open(self) -> Tracker:
@@ -131,7 +132,7 @@ class RunReport:
     def _log(self, record: RoundRecord) -> None:
         if self._tracker is not None:
             with self.views.showing(_RUN):  # the end fills in a round that is missing
-                self._tracker.log_record(record.model_dump(mode="json"))
+                self._tracker.log_round(round_figures(record))
 
     async def finish(self, handles: Handles) -> Leavings:
         """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED.
@@ -160,7 +161,7 @@ class RunReport:
             if self._tracker is None or self._uri != self.services.mlflow_tracking_uri:  # a stack was ended
                 tracker = self._open_with(history)
             else:
-                self._tracker.backfill([record.model_dump(mode="json") for record in history])
+                self._tracker.backfill(map(round_figures, history))
                 tracker = self._tracker
         if tracker is None:
             return None  # each further request to a server that does not answer takes seconds

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from infra.settings import S3Settings
-from infra.tracking.federation import answering, mlflow_environment
+from infra.tracking.client import answering, mlflow_environment
 
 # What MLflow's servers and databases answer when a name, version or alias is not there.
 _MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})

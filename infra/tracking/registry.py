@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.tracking.federation import TAG_FEDERATION, TAG_SPEC_DIGEST, TAG_VERSION, Tracker, answering
+from infra.tracking.client import TAG_FEDERATION, answering
+from infra.tracking.federation import TAG_SPEC_DIGEST, TAG_VERSION, Tracker
 from infra.tracking.model_folder import CARD_FILE, ModelFiles, Origin, save_folder
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from infra.servers.login_page import login_path
-from infra.tracking.suite import track_suite
+from infra.tracking.suite import CellFigures, SuiteFigures, track_suite
 from tasks.spec.federation import FederationSpec
 from tests.integration.browser import CHROMIUM, Browser, browser
 from tests.integration.homes import assert_no_process_left
@@ -276,19 +276,12 @@ def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
         if name.startswith(("MLFLOW_", "AWS_")):
             monkeypatch.setenv(name, value)
     names = {FORM: "smoke.s1", API: "smoke.s2"}
-    last = {"round": 3, "passes": 3.0, "seconds": 1.0, "exchanged": 0}
     cells = [
-        {
-            "experiment": "smoke", "role": "federated", "seed": seed, "device": None, "federation": federation,
-            "points": [last | {"figures": {"map50_voc10": 0.1 * seed}}], "gpu_seconds": 0, "rounds_to_target": None,
-        }
-        for seed, federation in enumerate(names, start=1)
-    ]  # fmt: skip
-    result = {
-        "suite_run": "night", "suite": "smoke", "suite_digest": "d", "code_version": "c", "metric": "map50_voc10",
-        "cells": cells, "failed": [], "missing": [],
-    }  # fmt: skip
-    pages = track_suite(stack.mlflow, "fedbench", "night", result, {}, suite="", names=names)
+        CellFigures(federation, name, tags={}, figures={"final/map50_voc10": 0.1 * seed, "final/rounds": 3.0})
+        for seed, (federation, name) in enumerate(names.items(), start=1)
+    ]
+    suite = SuiteFigures("night", {}, {}, cells, sorted_by="final/map50_voc10", complete=True)
+    pages = track_suite(stack.mlflow, "fedbench", suite, {})
     assert pages is not None
     page.go(pages.children)
     page.wait_for_text("2 matching runs")  # without the parent

@@ -27,7 +27,7 @@ from PIL import Image
 from infra.settings import S3Settings, Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.objects import ObjectStore
-from infra.tracking.federation import mlflow_environment
+from infra.tracking.client import mlflow_environment
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import load_state
 from tasks.models.file import load_model

@@ -21,6 +21,7 @@ from flows.cli import shared
 from flows.cli.console import PlainConsole
 from flows.commands.evaluate_model import classes_table
 from flows.coordinator.restarts import first_line, servers_failed
+from flows.views.mlflow_figures import round_figures
 from flows.views.prefect_page import client_table, summary
 from flows.views.tables import class_table
 from flows.views.terminal import LineProgress, LiveProgress, LogProgress, Progress
@@ -30,7 +31,6 @@ from infra.settings import Settings
 from infra.store.layout import federations
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import accepted_suites, suite_runs
-from infra.tracking.federation import round_metrics
 from infra.views import Views
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain, visible
@@ -270,8 +270,7 @@ def test_the_summary_on_prefects_page_holds_no_text_of_clients(monkeypatch: pyte
 
 @hostile
 def test_mlflow_takes_the_names_of_metrics(text: str) -> None:
-    document = record(text).model_dump(mode="json")
-    for name in round_metrics({**document, "plan": None}):
+    for name in round_figures(record(text).model_copy(update={"plan": None})).figures:
         assert re.fullmatch(r"[\w.\- :/]{1,250}", name)
 
 

@@ -21,7 +21,8 @@ from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.errors import StoreUnavailable
 from infra.handles import Leavings
 from infra.settings import Settings
-from infra.tracking import federation as tracking
+from infra.tracking.client import answering
+from infra.tracking.federation import TAG_SUPERSEDED, find_run
 from infra.views import Views
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
@@ -50,7 +51,7 @@ def record_of(number: int) -> RoundRecord:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of MLflow's with its tables, which take seconds to make."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.find_run(f"sqlite:///{path}", "fedbench", "none")
+    find_run(f"sqlite:///{path}", "fedbench", "none")
     return path
 
 
@@ -66,14 +67,14 @@ def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(tmp
 
     def points(run: str | None) -> list[tuple[int, float]]:
         assert run is not None
-        with tracking.answering(uri) as client:
+        with answering(uri) as client:
             return [(point.step, point.timestamp) for point in client.get_metric_history(run, "round")]
 
     def opened(*records: RoundRecord) -> str | None:
         report = RunReport("street", SPEC, settings, NamedServices(settings), tmp_path / "street")
         report.open(records)
         report.close("KILLED")
-        return tracking.find_run(uri, settings.mlflow_experiment, "street")
+        return find_run(uri, settings.mlflow_experiment, "street")
 
     records = [record_of(number) for number in range(3)]
     first = opened(*records)
@@ -84,9 +85,9 @@ def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(tmp
     assert second != first
     assert points(second) == [(point.round, 1000 * point.committed.timestamp()) for point in (*records[:2], again)]
     assert [step for step, _ in points(first)] == [0, 1, 2]
-    with tracking.answering(uri) as client:
+    with answering(uri) as client:
         assert client.get_run(first).info.run_name == "street (superseded)"
-        assert client.get_run(first).data.tags[tracking.TAG_SUPERSEDED] == "street"
+        assert client.get_run(first).data.tags[TAG_SUPERSEDED] == "street"
     third = opened(records[0])  # put aside, and nothing done since
     assert third not in (first, second)
     assert points(third) == [(0, 1000 * records[0].committed.timestamp())]
@@ -99,9 +100,9 @@ def test_rounds_are_logged_beside_the_next_ones_and_all_before_the_end(tmp_path:
     for number in range(3):
         report.round_committed(record_of(number))
     report.close("KILLED")
-    run = tracking.find_run(uri, settings.mlflow_experiment, "street")
+    run = find_run(uri, settings.mlflow_experiment, "street")
     assert run is not None
-    with tracking.answering(uri) as client:
+    with answering(uri) as client:
         assert [point.step for point in client.get_metric_history(run, "round")] == [0, 1, 2]
         assert client.get_run(run).info.status == "KILLED"
 
@@ -174,7 +175,7 @@ BROKEN: dict[str, tuple[str, set[str], set[str]]] = {
     "plot of losses": ("flows.views.mlflow_run.client_losses_plot", {"client-losses.png"}, {"client-losses.png"}),
     "sheet": ("flows.views.mlflow_run.RunReport._sheet", {"sheet.png"}, {"sheet.png"}),
     "opening MLflow's run": ("infra.tracking.federation.Tracker.open", {"MLflow's run"}, set()),
-    "metrics": ("infra.tracking.federation.round_metrics", {"MLflow's run"}, set()),
+    "metrics": ("flows.views.mlflow_run.round_figures", {"MLflow's run"}, set()),
     "tags": ("infra.tracking.federation.Tracker.set_tags", {"the link to Prefect in MLflow"}, set()),
     "reference": (
         "infra.tracking.federation.Tracker.log_reference",
@@ -206,8 +207,8 @@ def test_one_broken_part_of_the_report_leaves_the_others(
     again = report_at(report.settings.mlflow_tracking_uri or "", report.folder.parent)
     assert asyncio.run(again.finish(handles_of(again))).model == "models:/street@best"
     assert again.views.failed == {}
-    run = tracking.find_run(again.settings.mlflow_tracking_uri or "", "fedbench", "street")
-    with tracking.answering(again.settings.mlflow_tracking_uri or "") as client:
+    run = find_run(again.settings.mlflow_tracking_uri or "", "fedbench", "street")
+    with answering(again.settings.mlflow_tracking_uri or "") as client:
         found = client.get_run(run)
         assert found.info.status == "FINISHED"
         assert [point.step for point in client.get_metric_history(run, "round")] == [0, 1, 2]

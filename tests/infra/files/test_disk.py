@@ -27,7 +27,7 @@ from infra.files.disk import full_disk, full_disk_named, says_full, without_room
 from infra.servers.s3 import S3Service
 from infra.settings import S3Settings, Settings, load_settings
 from infra.store.objects import ObjectStore
-from infra.tracking.federation import answering
+from infra.tracking.client import answering
 from tasks.data.synthetic import make_synthetic_street
 from tasks.errors import DataError
 from tasks.spec.data import SyntheticStreet

@@ -16,7 +16,7 @@ from infra.servers.exposed import is_guarded
 from infra.servers.mlflow_server import MlflowService
 from infra.servers.prefect_server import PrefectService
 from infra.settings import S3Settings, Settings
-from infra.tracking.federation import answering
+from infra.tracking.client import answering
 
 KNOWN = "8f5eda7c1dd7"  # a revision that the pinned Prefect has
 

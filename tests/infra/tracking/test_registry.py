@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 from infra.errors import TrackingUnavailable
-from infra.tracking import federation as tracking
 from infra.tracking import model_folder
-from infra.tracking.federation import Tracker
+from infra.tracking.federation import Tracker, find_run
 from infra.tracking.model_folder import ModelFiles, Origin, pinned, read_origin, save_folder
 from infra.tracking.registry import BestModel, best_version, model_uri, register_best
 
@@ -44,7 +43,7 @@ mlflow.models.set_model(Echo())
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's schema takes seconds to create: once, then copied."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    assert tracking.find_run(f"sqlite:///{path}", "none", "none") is None
+    assert find_run(f"sqlite:///{path}", "none", "none") is None
     return path
 
 

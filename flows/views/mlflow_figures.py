@@ -1,0 +1,112 @@
+"""The figures of rounds and of suites, by their names in MLflow."""
+
+from __future__ import annotations
+
+import math
+
+from infra.tracking.client import metric_part
+from infra.tracking.federation import RoundFigures
+from infra.tracking.suite import CellFigures, SuiteFigures
+from tasks.spec.federation import MAP_NAMES
+from tasks.spec.records import RoundRecord
+from tasks.spec.suite_records import CellResult, SuiteResult
+
+
+def round_figures(record: RoundRecord) -> RoundFigures:
+    """Return the figures of a committed round; MLflow's page makes a section of each prefix before a slash.
+
+    Losses are means per image, ``seconds/*`` wall time, ``bytes/*`` totals over the cohort, ``class/*`` VOC 2010
+    AP at IoU 0.5, ``class_coco/*`` COCO AP at IoU 0.50 to 0.95, ``class_recall/*`` recall. A value that is None in the
+    record is left out.
+    """
+    metrics, decision = record.metrics, record.decision
+    values: dict[str, float | None] = {
+        "train/loss": metrics.train_loss,
+        **{f"global/{name}": getattr(metrics, name) for name in ("loss", *MAP_NAMES, "recall")},
+        **{f"unweighted/{_unweighted_part(name)}": value for name, value in metrics.unweighted.items()},
+        **{f"class/{metric_part(name)}": value for name, value in metrics.per_class.items()},
+        **{f"class_coco/{metric_part(name)}": value for name, value in metrics.per_class_coco.items()},
+        **{f"class_recall/{metric_part(name)}": value for name, value in metrics.per_class_recall.items()},
+        "best/round": decision.best_round,
+        "best/map50_voc10": decision.best_map50_voc10,
+        "bytes/up": record.bytes_up,
+        "bytes/down": record.bytes_down,
+        **{f"seconds/{metric_part(phase)}": value for phase, value in record.seconds.items()},
+        "seconds/round": sum(record.seconds.values()),
+        "clients/ready": len(record.clients),
+        "clients/updates": len(record.updates),
+        "clients/dropped": len(record.dropped),
+    }
+    if decision.best_metric != "map50_voc10":
+        values[f"best/{decision.best_metric}"] = decision.best_value
+    if record.plan is not None:
+        values["clients/cohort"] = len(record.plan.cohort)
+        values["train/learning_rate"] = record.plan.learning_rate
+    for update in record.updates:
+        client = f"client/{update.client}"
+        values[f"{client}/loss"] = update.train_loss
+        values[f"{client}/images"] = update.train_size
+        values[f"{client}/seconds"] = update.seconds
+    if len(record.evaluations) > 1:  # one shared test set: the same figures as global/*
+        for evaluation in record.evaluations:
+            for client in evaluation.clients:
+                values[f"client/{client}/test_loss"] = evaluation.loss
+                values |= {f"client/{client}/{name}": getattr(evaluation, name) for name in (*MAP_NAMES, "recall")}
+    figures = {name: float(value) for name, value in values.items() if value is not None}
+    return RoundFigures(record.round, record.committed, figures)
+
+
+def suite_figures(result: SuiteResult) -> SuiteFigures:
+    """Return the figures of a suite run and of its cells' last rounds."""
+    return SuiteFigures(
+        suite_run=result.suite_run,
+        tags={
+            "fedbench.suite": result.suite,
+            "fedbench.suite_digest": result.suite_digest,
+            "fedbench.code_version": result.code_version,
+        },
+        figures=_summary(result),
+        cells=[_cell_figures(result, cell) for cell in result.cells],
+        sorted_by=f"final/{result.metric}",
+        complete=not (result.failed or result.missing),
+    )
+
+
+def _cell_figures(result: SuiteResult, cell: CellResult) -> CellFigures:
+    last = cell.points[-1]
+    values: dict[str, float | None] = {
+        **{f"final/{name}": value for name, value in last.figures.items()},
+        "final/rounds": last.round,
+        "final/passes": last.passes,
+        "final/seconds": last.seconds,
+        "final/exchanged_bytes": last.exchanged,
+        "final/gpu_seconds": cell.gpu_seconds,
+        "final/rounds_to_target": cell.rounds_to_target,
+    }
+    tags = {
+        "fedbench.suite": result.suite,
+        "fedbench.experiment": cell.experiment,
+        "fedbench.role": cell.role,
+        "fedbench.seed": str(cell.seed),
+        **({"fedbench.device": cell.device} if cell.device is not None else {}),
+    }
+    figures = {name: float(value) for name, value in values.items() if value is not None}
+    return CellFigures(federation=cell.federation, name=cell.name, tags=tags, figures=figures)
+
+
+def _summary(result: SuiteResult) -> dict[str, float]:
+    """The mean over seeds (and devices) of the suite's metric, by experiment and role; how many cells there are."""
+    values: dict[str, list[float]] = {}
+    for cell in result.cells:
+        value = cell.points[-1].figures.get(result.metric)
+        if value is not None:
+            values.setdefault(f"{cell.experiment}/{cell.role}/{result.metric}", []).append(value)
+    means = {name: math.fsum(found) / len(found) for name, found in values.items()}
+    counts = {"done": len(result.cells), "failed": len(result.failed), "missing": len(result.missing)}
+    return means | {f"cells/{name}": float(count) for name, count in counts.items()}
+
+
+def _unweighted_part(name: str) -> str:
+    """As :func:`metric_part`, of a figure (``loss``) or of a figure by class (``per_class/car``: ``per_class_car``)."""
+    figure, slash, class_name = name.partition("/")
+    return f"{figure}_{metric_part(class_name)}" if slash else metric_part(figure)

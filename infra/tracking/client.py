@@ -1,0 +1,152 @@
+"""MLflow's client: its environment, its errors, and how experiments and runs are found.
+
+mlflow is imported on first use: that takes one to two seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from infra.errors import TrackingUnavailable
+from infra.files.disk import full_disk
+from infra.files.sqlite_files import damaged_tracking, says_damaged
+from infra.files.sqlite_urls import sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TAG_FEDERATION = "fedbench.federation"
+
+_PART_LENGTH = 100  # of a metric's name, of which MLflow takes 250 characters
+_DIGEST_LENGTH = 12
+_DIGEST_END = re.compile(rf"-x[0-9a-f]{{{_DIGEST_LENGTH}}}$")
+
+# About five seconds until a server that refuses is given up; MLflow's own defaults wait for minutes.
+_CLIENT_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def mlflow_environment(endpoint: str | None, region: str, access_key: str, secret_key: str) -> dict[str, str]:
+    """Environment for writing artifacts to S3: endpoint, credentials, short retries, no telemetry."""
+    environment = {
+        **_CLIENT_ENVIRONMENT,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+    }
+    if endpoint is not None:
+        environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint
+    return environment
+
+
+def page_url(base: str, experiment_id: str, run_id: str) -> str:
+    """Page of a run in the MLflow UI that is served at ``base`` (``http://127.0.0.1:5000``)."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[MlflowClient]:
+    """A client of the server at ``uri``; whatever fails inside is raised as TrackingUnavailable."""
+    with answers(uri):
+        yield client_at(uri)
+
+
+def client_at(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def experiment_named(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """Id of the experiment, made if there is none, with its files at ``artifact_location``.
+
+    Raises:
+        TrackingUnavailable: it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was first
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingUnavailable(
+            f"MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}) or set another mlflow_experiment"
+        )
+    return str(found.experiment_id)
+
+
+def run_tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
+    """The first run of the experiment with this value of ``tag``."""
+    runs = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{tag}` = '{value}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+@contextmanager
+def answers(uri: str) -> Iterator[None]:
+    """Every way in which tracking fails (server, database, artifact store), as TrackingUnavailable."""
+    for name, value in _CLIENT_ENVIRONMENT.items():  # before mlflow's first import, which reads them
+        os.environ.setdefault(name, value)
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
+        first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        where = re.sub(r"//[^/@]*@", "//***@", uri)  # a database URI may carry a password
+        database = sqlite_path(uri)
+        if database is not None:  # the home's, whose store has the files too
+            full = full_disk(error, database.parent, suspected=isinstance(error, ClientError | Boto3Error))
+            if full is not None:
+                raise TrackingUnavailable(
+                    f"MLflow at {where}: {full.found}; the run goes on, and MLflow gets what it lacks when the run's "
+                    "command is given again and there is room"
+                ) from error
+            if says_damaged(error):
+                raise TrackingUnavailable(damaged_tracking(database)) from error
+        raise TrackingUnavailable(
+            f"MLflow at {where} failed: {first_line}; check mlflow_tracking_uri and the server"
+        ) from error
+
+
+def metric_part(name: str) -> str:
+    """``name`` as one part of a metric's name: other names have other parts, whichever names there are.
+
+    A name of at most 100 characters that MLflow takes is its own part: letters, digits, ``_``, ``-``, ``.``, ``:`` and
+    spaces, with neither a dot nor a space at an end. In any other name ``_`` stands for what MLflow does not take, and
+    ``-x`` and 12 digits of the name's sha256 follow: ``car!`` is ``car_-xe3214ece4878``. The same holds for a name that
+    itself ends like that.
+    """
+    cleaned = re.sub(r"[^\w.\- :]", "_", name).strip(". ")
+    if cleaned == name and 0 < len(name) <= _PART_LENGTH and not _DIGEST_END.search(name):
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
+    return f"{cleaned[: _PART_LENGTH - len(digest) - 2] or '_'}-x{digest}"
