@@ -1,6 +1,6 @@
 """The federation: rounds until it stops.
 
-A process that runs it has set the place (:mod:`infra.handles`); one that Prefect started gets it here.
+A process that runs it has set its handles (:mod:`infra.handles`); one that Prefect started gets them here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
 
 
 async def rounds(name: str, spec: FederationSpec) -> int:
-    """Round after round of ``name``, at the current place.
+    """Run round after round of ``name``, with the current handles.
 
     Raises:
         FedbenchError: all is committed, but every evaluation failed; or as :func:`federation`.

@@ -1,7 +1,7 @@
-"""The place of a running federation, as its flows and phases see it.
+"""The handles of a running federation: its store, its slots, its display.
 
-Flows pass small records to each other; handles (store, slots, display) cannot travel through Prefect. They are kept
-here, in a context variable that the federation's process sets once.
+Flows and tasks pass small records to each other through Prefect; handles cannot travel that way. The federation's
+process sets them once, in a context variable.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class Handles:
     views: Views = field(default_factory=Views)
 
 
-_HANDLES: ContextVar[Handles] = ContextVar("fedbench_place")
+_HANDLES: ContextVar[Handles] = ContextVar("fedbench_handles")
 
 
 def set_handles(handles: Handles) -> None:
-    """Make ``place`` the current one, for this context and all that it starts."""
+    """Make ``handles`` the current ones, for this context and all that it starts."""
     _HANDLES.set(handles)
 
 
@@ -103,4 +103,4 @@ def current_handles() -> Handles:
     try:
         return _HANDLES.get()
     except LookupError:
-        raise LookupError("no place: flows are run by `fedbench run` or a worker, which set one") from None
+        raise LookupError("no handles: flows are run by `fedbench run` or a worker, which set them") from None

@@ -35,3 +35,8 @@ def _shown(letter: str) -> str:
     if letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs":
         return letter
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

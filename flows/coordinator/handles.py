@@ -1,8 +1,7 @@
-"""What the process of a federation needs, however it was started: its place, where its turns run, its restarts."""
+"""Open the handles of a federation: its store, the slots where its turns run, its display and its report."""
 
 from __future__ import annotations
 
-import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,13 +9,13 @@ from flows.coordinator.preflight import PRELOAD, slot_count
 from flows.stored.runs import readable_history
 from flows.views.terminal import SafeReporter
 from infra.handles import Handles, Reporter
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
-from infra.tracking.client import mlflow_environment
+from infra.tracking.client import turn_mlflow_to
 from infra.turns.local import LocalSlots, TurnRunner
 from tasks.errors import SpecError
 from tasks.replies import answer_limit, read_reply
@@ -81,13 +80,6 @@ def open_handles(
         views=report.views,
         lease=lease,
     )
-
-
-def turn_mlflow_to(s3: S3Settings) -> None:
-    """Have MLflow's client in this process write files to the store, with its keys."""
-    if s3.access_key is not None and s3.secret_key is not None:
-        access_key, secret_key = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
-        os.environ.update(mlflow_environment(s3.endpoint, s3.region, access_key, secret_key))
 
 
 def local_slots(settings: Settings, count: int) -> LocalSlots:

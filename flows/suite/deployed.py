@@ -14,12 +14,12 @@ from flows.coordinator.deployed import (
     deployed_name,
     deployed_settings,
 )
-from flows.coordinator.handles import turn_mlflow_to
 from flows.suite.handles import SuiteHandles, capacity_of, child_environment, set_suite_handles, suite_folder
 from flows.suite.plan import claim, pinned
 from flows.views.mlflow_run import artifact_location
 from infra.store.holding import Subject
 from infra.store.leased import LeasedStore
+from infra.tracking.client import turn_mlflow_to
 from infra.views import Views
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.suite_presets import suite_preset

@@ -68,7 +68,7 @@ async def suite(
 
 
 async def cells(*, compare: bool) -> str:
-    """Run the cells of the current place that are not done, then leave the report."""
+    """Run the cells of the current suite run that are not done, then leave the report."""
     handles = suite_handles()
     plan = handles.plan
     with handles.views.showing("the tag of Prefect's run"):

@@ -60,11 +60,11 @@ def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
     return {**kept, "FEDBENCH_HOME": str(settings.home), **variables}
 
 
-_HANDLES: ContextVar[SuiteHandles] = ContextVar("fedbench_suite_place")
+_HANDLES: ContextVar[SuiteHandles] = ContextVar("fedbench_suite_handles")
 
 
 def set_suite_handles(handles: SuiteHandles) -> None:
-    """Make ``place`` the current one, for this context and all that it starts."""
+    """Make ``handles`` the current ones, for this context and all that it starts."""
     _HANDLES.set(handles)
 
 

@@ -13,6 +13,7 @@ from infra.files.private import private_process
 from infra.settings import Settings
 from infra.store.holding import Subject
 from infra.store.leased import LeasedStore
+from infra.tracking.client import turn_mlflow_to
 from infra.views import Views
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.suite_records import SuiteResult
@@ -51,7 +52,6 @@ def run_suite(
         )
         session.start(("mlflow.tracking", "matplotlib.figure"))
         # Late: these import Prefect, which reads the environment that the session has set.
-        from flows.coordinator.handles import turn_mlflow_to
         from flows.suite.flow import suite as suite_flow
         from flows.suite.result import build_result
         from flows.views.mlflow_run import artifact_location

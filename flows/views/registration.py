@@ -63,7 +63,7 @@ def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[],
 
 
 def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec, folder: Path) -> Registered:
-    """Register the best model of ``place.history`` once, and note it in the run's ``folder``.
+    """Register the best model of ``handles.history`` once, and note it in the run's ``folder``.
 
     Raises:
         TrackingUnavailable: MLflow or its artifact store failed.

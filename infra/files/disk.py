@@ -26,6 +26,7 @@ from infra.errors import (
     SettingsError,
     StoredResultRefused,
 )
+from infra.plain_text import first_line
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Of libraries and servers that hand on no error number: libc's two texts, SQLite's, rclone's and Rust's.
@@ -111,7 +112,7 @@ def full_disk(error: BaseException, home: Path, *, suspected: bool) -> DiskFull 
         found = _named(error) or _fullest(folders)
         if found is None:
             return DiskFull(
-                f"{_first_line(error)}; there is space under {home} and {tempfile.gettempdir()}, so it is another "
+                f"{first_line(error)}; there is space under {home} and {tempfile.gettempdir()}, so it is another "
                 "file system that is full: that of the output, or of a folder that the command names"
             )
     return None if found is None else DiskFull(str(found))
@@ -172,10 +173,6 @@ def _number(error: BaseException) -> int | None:
 def _texts(error: BaseException) -> bool:
     text = str(error).lower()
     return any(words in text for words in _TEXTS)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _named(error: BaseException) -> NoRoom | None:

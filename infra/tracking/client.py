@@ -16,6 +16,8 @@ from infra.errors import TrackingUnavailable
 from infra.files.disk import full_disk
 from infra.files.sqlite_files import damaged_tracking, says_damaged
 from infra.files.sqlite_urls import sqlite_path
+from infra.plain_text import first_line
+from infra.settings import S3Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,6 +52,13 @@ def mlflow_environment(endpoint: str | None, region: str, access_key: str, secre
     if endpoint is not None:
         environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint
     return environment
+
+
+def turn_mlflow_to(store: S3Settings) -> None:
+    """Have MLflow's client in this process read and write files in ``store``, with its keys, if it has any."""
+    if store.access_key is not None and store.secret_key is not None:
+        access_key, secret_key = store.access_key.get_secret_value(), store.secret_key.get_secret_value()
+        os.environ.update(mlflow_environment(store.endpoint, store.region, access_key, secret_key))
 
 
 def page_url(base: str, experiment_id: str, run_id: str) -> str:
@@ -120,7 +129,6 @@ def answers(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
-        first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
         where = re.sub(r"//[^/@]*@", "//***@", uri)  # a database URI may carry a password
         database = sqlite_path(uri)
         if database is not None:  # the home's, whose store has the files too
@@ -133,7 +141,7 @@ def answers(uri: str) -> Iterator[None]:
             if says_damaged(error):
                 raise TrackingUnavailable(damaged_tracking(database)) from error
         raise TrackingUnavailable(
-            f"MLflow at {where} failed: {first_line}; check mlflow_tracking_uri and the server"
+            f"MLflow at {where} failed: {first_line(error)}; check mlflow_tracking_uri and the server"
         ) from error
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from infra.settings import S3Settings
-from infra.tracking.client import answering, mlflow_environment
+from infra.tracking.client import answering, turn_mlflow_to
 
 # What MLflow's servers and databases answer when a name, version or alias is not there.
 _MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
@@ -22,7 +22,8 @@ def fetch_registered(uri: str, store: S3Settings, name: str, version: str, folde
     Raises:
         TrackingUnavailable: MLflow or the artifacts' store does not answer.
     """
-    _export_credentials(store)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    turn_mlflow_to(store)
     with answering(uri) as client:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -57,10 +58,3 @@ def registered_models(uri: str) -> list[str]:
             found += [f"{model.name}@{alias}" for alias in sorted(model.aliases)]
             found += [f"{model.name}/{number}" for number in numbers]
     return found
-
-
-def _export_credentials(store: S3Settings) -> None:
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    if store.access_key is not None and store.secret_key is not None:
-        access_key, secret_key = store.access_key.get_secret_value(), store.secret_key.get_secret_value()
-        os.environ.update(mlflow_environment(store.endpoint, store.region, access_key, secret_key))
