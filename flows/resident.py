@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from typing import Annotated, Any
 
 from prefect import flow, task
@@ -26,12 +25,16 @@ from infra.files.disk import full_disk
 from infra.orchestrator.prefect_private import refuse_stored_results
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import MAILBOX_VERSION, Mailbox, require_session
+from tasks.code_version import installed_code
 from tasks.site import this_site
 from tasks.spec.base import FederationName
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply, UpdateRequest
 from tasks.take_turn import take_turn
 
 log = logging.getLogger(__name__)
+
+# Read when this module is imported: a worker forks its runs from a process that has loaded the code long before.
+CODE = installed_code()
 
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="phase")])
 ALIVE_SECONDS = 5.0  # between the signs that a resident gives while a turn runs
@@ -87,7 +90,7 @@ async def resident(federation: FederationName, session: str, pool: str, number: 
     """
     site = await asyncio.to_thread(this_site)
     layout = site.layout(federation)
-    await asyncio.to_thread(require_session, site.objects, layout, pool, session, metadata.version("fedbench"))
+    await asyncio.to_thread(require_session, site.objects, layout, pool, session, CODE)
     mailbox = Mailbox(site.objects, layout, pool, session, number)
     rung = asyncio.Event()
     coordinator = coordinator_of(session)

@@ -1,30 +1,51 @@
-"""Which code a result is of: a version alone would not tell two commits apart, nor a changed file."""
+"""Which code a result is of, and which code a process runs.
+
+A version alone would not tell two commits apart, nor a changed file.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 DIGITS = 8
-# What is told of results: a plot that is drawn otherwise does not make them others.
-_TELLING = ("figures", "report", "suite")
+PACKAGES = ("flows", "infra", "tasks")
+# Files that only present results. Changing them does not change the results' digest.
+_PRESENTING = ("figures", "report", "suite")
 
 
 @functools.cache
 def code_version() -> str:
-    """``0.1.0-3f2a9c1e``: the version, and a digest of the sources that decide what is learned: this package's, but for
-    those that make plots and reports.
+    """Return ``0.1.0-3f2a9c1e``: the version, and a digest of the sources that decide what is learned.
+
+    These are the sources of this package, except those that make plots and reports.
     """
     root = Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for path in sources(root):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{metadata.version('fedbench')}-{digest.hexdigest()[:DIGITS]}"
+    return _versioned(root, sources(root))
+
+
+@functools.cache
+def installed_code() -> str:
+    """Return the version, and a digest of all sources of fedbench: two processes with equal ones run the same code."""
+    return code_below(Path(__file__).resolve().parents[1])
+
+
+def code_below(root: Path) -> str:
+    """Return the version, and a digest of the sources of the packages below ``root``."""
+    return _versioned(root, [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))])
 
 
 def sources(root: Path) -> list[Path]:
-    """Those below ``root``, in order."""
-    return [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _TELLING]
+    """Return the sources below ``root`` that decide what is learned, in order."""
+    return [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _PRESENTING]
+
+
+def _versioned(root: Path, paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return f"{metadata.version('fedbench')}-{digest.hexdigest()[:DIGITS]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.coordinator.preflight import PRELOAD, slot_count
@@ -17,6 +16,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking.client import turn_mlflow_to
 from infra.turns.local import LocalSlots, TurnRunner
+from tasks.code_version import installed_code
 from tasks.errors import SpecError
 from tasks.replies import answer_limit, read_reply
 from tasks.spec.federation import FederationSpec
@@ -114,7 +114,7 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         read_reply=read_reply,
         answer_limit=answer_limit,
         say=say,
-        code_version=metadata.version("fedbench"),
+        code=installed_code(),
     )
 
 

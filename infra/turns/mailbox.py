@@ -88,17 +88,17 @@ def session_folder(layout: FederationLayout, pool: str, session: str) -> str:
     return f"{layout.turns}{pool}/{session}/"
 
 
-def open_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code_version: str) -> None:
+def open_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code: str) -> None:
     """Say that the coordinator is here, before any resident is asked for."""
-    document = {"version": MAILBOX_VERSION, "code_version": code_version}
+    document = {"version": MAILBOX_VERSION, "code": code}
     objects.put_json(f"{session_folder(layout, pool, session)}session.json", document)
 
 
-def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code_version: str) -> None:
+def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code: str) -> None:
     """A resident's first act: hold its store and its code against the coordinator's.
 
     Raises:
-        SettingsError: this worker's store is another one, or its fedbench is of another version.
+        SettingsError: this worker's store is another one, or its code is another.
     """
     key = f"{session_folder(layout, pool, session)}session.json"
     document = objects.get_json(key)
@@ -107,9 +107,10 @@ def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, s
             f"s3: no {key} in bucket {objects.bucket} at {objects.settings.endpoint}: expected the coordinator's "
             "store; either this worker's FEDBENCH_S3__… name another one, or the coordinator is gone"
         )
-    if document["code_version"] != code_version:
+    if document.get("code") != code:
         raise SettingsError(
-            f"fedbench: expected version {document['code_version']}, the coordinator's, this worker has {code_version}"
+            f"fedbench: expected the coordinator's code, {document.get('code')}, this worker has {code}; install "
+            "the same code on both machines, and start this worker again"
         )
 
 

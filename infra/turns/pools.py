@@ -53,7 +53,7 @@ class ResidentSlots:
     read_reply: a request and its reply's document, unchecked, as the reply; raises BadReply.
     answer_limit: the most bytes that the answer to a request may have.
     say: shown to whoever watches the run.
-    code_version: a worker with another one refuses.
+    code: version and digest of the sources; a worker with other ones refuses.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class ResidentSlots:
         read_reply: Callable[[Any, Any], Any],
         answer_limit: Callable[[Any], int],
         say: Callable[[str], None],
-        code_version: str,
+        code: str,
     ) -> None:
         self._objects, self._layout, self._settings = objects, layout, pools
         self._job_variables, self._say = job_variables, say
         self._read_reply, self._answer_limit = read_reply, answer_limit
-        self._code_version = code_version
+        self._code = code
         names = dict.fromkeys(self.pool_of(client) for client in clients)
         self._pools = {name: Pool(name, pools.residents) for name in names}
         self.count = pools.residents * len(self._pools)
@@ -110,7 +110,7 @@ class ResidentSlots:
         self._session = f"{coordinator}-{uuid4().hex[:8]}"
         for pool in self._pools:
             await resident_runs.require_pool(pool)
-            await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code_version)
+            await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code)
         names = [coordinator_of(self._session), f"prefect.tag.{resident_runs.session_tag(self._session)}"]
         self._bell = await self._resources.enter_async_context(Bell(names, self._heard))
         self._spawn(self._watch())

@@ -1,11 +1,12 @@
-"""What a cell of a suite is done by: sources that decide what is learned, and no others."""
+"""Which sources count for a result, and which tell two installations apart."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import tasks
-from tasks.code_version import sources
+from tasks.code_version import PACKAGES, code_below, installed_code, sources
 
 
 def test_what_learns_counts_and_what_draws_does_not() -> None:
@@ -13,3 +14,16 @@ def test_what_learns_counts_and_what_draws_does_not() -> None:
     names = {path.relative_to(root).as_posix() for path in sources(root)}
     assert {"training/local.py", "detectors/yolo_loss.py", "spec/suite.py", "aggregate.py", "metrics/coco.py"} <= names
     assert not {name for name in names if name.startswith(("figures/", "report/", "suite/"))}
+
+
+def test_two_checkouts_of_one_version_differ_by_any_source(tmp_path: Path) -> None:
+    root = Path(tasks.__file__).parents[1]
+    for package in PACKAGES:
+        shutil.copytree(root / package, tmp_path / package)
+    assert code_below(tmp_path) == installed_code()
+    for file in ("flows/round.py", "infra/turns/pools.py", "tasks/figures/plots.py"):
+        (tmp_path / file).write_text((root / file).read_text() + "# changed")
+        assert code_below(tmp_path) != installed_code()
+        shutil.copyfile(root / file, tmp_path / file)
+    (tmp_path / "infra" / "more.py").touch()
+    assert code_below(tmp_path) != installed_code()
