@@ -1,6 +1,6 @@
 """The federation: rounds until it stops.
 
-A process that runs it has set its handles (:mod:`infra.handles`); one that Prefect started gets them here.
+A process that runs it has set its handles (:mod:`tasks.handles`); one that Prefect started gets them here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from flows.coordinator.mending import mended_history
 from flows.round import federated_round, initial_round
 from flows.stored.runs import require_scores, stopped
 from flows.views.prefect_page import RunArtifacts, show_clients
-from infra.handles import current_handles, has_handles
 from infra.orchestrator.flow_runs import tag_run
 from tasks.errors import SpecError
+from tasks.handles import current_handles, has_handles
 from tasks.spec.base import ScheduledName
 from tasks.spec.federation import FederationSpec
 from tasks.wake_up import wake_up

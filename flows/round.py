@@ -17,13 +17,13 @@ from prefect import flow
 from flows.stored.runs import put_best
 from flows.usable import usable_model
 from flows.views.prefect_page import show_clients
-from infra.handles import Handles, current_handles
 from infra.orchestrator.flow_runs import unsearched
 from infra.store.flush import flush
 from tasks.aggregate import counted_weights, initial_weights, require_quorum
 from tasks.check_client_resource import check_client_resource
 from tasks.decide import decide
 from tasks.environment import this_environment
+from tasks.handles import Handles, current_handles
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.replies import not_counted
 from tasks.request_update import request_update, stored_updates
@@ -54,8 +54,8 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         FedbenchError: the round cannot be done; the message says which clients are missing and why.
     """
     handles = current_handles()
-    history: Sequence[RoundRecord] = handles.history
-    clients: Sequence[ClientInfo] = handles.ready
+    history = handles.history
+    clients = handles.ready
     clock = Clock()
     plan = await check_client_resource(federation, spec, round_number, unsearched(clients), history[-1].model)
     clock.lap("check_client_resource")
@@ -105,7 +105,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
 async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     """Round 0: the initial model, drawn from the seed and evaluated."""
     handles = current_handles()
-    clients: Sequence[ClientInfo] = handles.ready
+    clients = handles.ready
     clock = Clock()
     model = await asyncio.to_thread(initial_weights, handles, spec, len(clients[0].class_counts))
     clock.lap("initial_weights")

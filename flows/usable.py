@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from infra.handles import Handles
 from infra.orchestrator.flow_runs import unsearched
 from tasks.aggregate import aggregate, require_quorum
 from tasks.hand_out import report_failures
+from tasks.handles import Handles
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef

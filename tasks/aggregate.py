@@ -12,11 +12,11 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from infra.handles import Handles, current_handles
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import is_finite, state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.hand_out import report_failures
+from tasks.handles import Handles, current_handles
 from tasks.partial_sums import by_object, incomplete_sums, weights_key
 from tasks.plain_text import plain
 from tasks.replies import failure_of, not_counted

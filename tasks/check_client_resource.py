@@ -15,9 +15,9 @@ import psutil
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from infra.handles import Handles, current_handles
 from tasks.errors import FedbenchError
 from tasks.hand_out import hand_out, report_failures
+from tasks.handles import Handles, current_handles
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION
 from tasks.spec.federation import FederationSpec

@@ -7,10 +7,10 @@ import io
 from PIL import Image
 
 from infra.errors import BadReply, StoreCorrupt
-from infra.handles import Handles
 from tasks.data.loading import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels
+from tasks.handles import Handles
 from tasks.site import Site
 from tasks.spec.records import ClientFailure, WeightRef
 from tasks.spec.turns import SheetRequest, TurnReply

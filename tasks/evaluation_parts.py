@@ -9,10 +9,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from infra.errors import BadReply, StoreCorrupt
-from infra.handles import Handles
 from infra.store.layout import FederationLayout
 from tasks.detectors.suppression import MAX_CANDIDATES
 from tasks.errors import DataError
+from tasks.handles import Handles
 from tasks.metrics.detections import ImageDetections, unpack
 from tasks.metrics.truth import Truth, check_labels, unpack_truth
 from tasks.replies import images_of

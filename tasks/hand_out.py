@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from infra.errors import BadReply, DeadlineExceeded, SlotLost, StoreCorrupt, StoreUnavailable
 from infra.files.disk import require_room
-from infra.handles import Handles
+from tasks.handles import Handles
 from tasks.plain_text import plain
 from tasks.replies import checked, failure_of
 from tasks.spec.records import ClientFailure

@@ -15,11 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from infra.handles import Handles, current_handles
 from tasks.data.loading import training_loader
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.hand_out import hand_out, report_failures
+from tasks.handles import Handles, current_handles
 from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_key
 from tasks.replies import HEADER_SLACK, failure_of, record_limit
 from tasks.site import Site

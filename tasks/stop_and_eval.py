@@ -14,7 +14,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from safetensors.numpy import save
 
-from infra.handles import Handles, current_handles
 from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
@@ -22,6 +21,7 @@ from tasks.detectors.state import load_state
 from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import Part, part_key, read_part
 from tasks.hand_out import hand_out, report_failures
+from tasks.handles import Handles, current_handles
 from tasks.metrics.detections import in_order, merge, pack
 from tasks.metrics.scoring import evaluation_record
 from tasks.metrics.truth import Truth, pack_truth

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from infra.handles import Handles
+from tasks.handles import Handles
 from tasks.partial_sums import by_object
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord
 

@@ -11,10 +11,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
-from infra.handles import Handles, current_handles
 from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.hand_out import hand_out, report_failures
+from tasks.handles import Handles, current_handles
 from tasks.plain_text import plain
 from tasks.replies import failure_of
 from tasks.site import Site

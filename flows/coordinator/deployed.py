@@ -24,7 +24,6 @@ from flows.views.mlflow_run import RunReport
 from flows.views.tables import describe
 from flows.views.terminal import LogProgress
 from infra.errors import SettingsError
-from infra.handles import set_handles
 from infra.orchestrator.flow_runs import close_dead_runs
 from infra.servers.database import mlflow_database_uri
 from infra.settings import Settings, load_settings, run_folder
@@ -34,6 +33,7 @@ from infra.store.holding import Subject, machine_held
 from infra.store.lease import StoreLease
 from infra.store.leased import have
 from infra.store.objects import ObjectStore
+from tasks.handles import set_handles
 from tasks.spec.federation import FederationSpec
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.coordinator.preflight import PRELOAD, slot_count
 from flows.stored.runs import readable_history
 from flows.views.terminal import SafeReporter
-from infra.handles import Handles, Reporter
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
@@ -18,6 +17,7 @@ from infra.tracking.client import turn_mlflow_to
 from infra.turns.local import LocalSlots, TurnRunner
 from tasks.code_version import installed_code
 from tasks.errors import SpecError
+from tasks.handles import Handles, Reporter
 from tasks.replies import answer_limit, read_reply
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord

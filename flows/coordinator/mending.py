@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from flows.stored.runs import Damage, put_best, readable_history, stopped
 from infra.errors import StoreCorrupt
-from infra.handles import Handles
 from infra.store.flush import flush
 from tasks.errors import FedbenchError
+from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 from tasks.whole import set_aside

@@ -15,10 +15,10 @@ from flows.coordinator.outcome import Outcome
 from flows.coordinator.session import OwnSession
 from flows.views.mlflow_run import RunReport
 from flows.views.terminal import Progress
-from infra.handles import Handles, set_handles
 from infra.orchestrator.flow_runs import call, close_dead_runs
 from infra.settings import run_folder
 from infra.store.lease import StoreLease
+from tasks.handles import Handles, set_handles
 from tasks.spec.federation import FederationSpec
 
 log = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
 from flows.views.mlflow_figures import round_figures
 from flows.views.registration import best_record, register
-from infra.handles import Handles, Leavings
 from infra.settings import Settings
 from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
 from infra.views import Views
 from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.hand_out import hand_out
+from tasks.handles import Handles, Leavings
 from tasks.spec.federation import FederationSpec, flatten
 from tasks.spec.records import RoundRecord
 from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
@@ -140,7 +140,7 @@ class RunReport:
         If every evaluation failed, no round is the best: no model is registered, and the MLflow run is ended FAILED.
         """
         self._wait()
-        history: list[RoundRecord] = handles.history
+        history = handles.history
         files = self._draw(history)
         with self.views.showing("sheet.png"):
             sheet = await self._sheet(handles, history)

@@ -17,8 +17,8 @@ from prefect.artifacts import (
 )
 
 from flows.stored.runs import stopped
-from infra.handles import Handles, Leavings
 from infra.views import Views
+from tasks.handles import Handles, Leavings
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord

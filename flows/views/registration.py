@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 import tasks
 from infra.files.durable import write_durably
-from infra.handles import Handles
 from infra.tracking.federation import Tracker
 from infra.tracking.model_folder import ModelFiles
 from infra.tracking.registry import BestModel, model_uri, register_best
+from tasks.handles import Handles
 from tasks.spec.base import Sha256
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord

@@ -21,11 +21,11 @@ import pytest
 import torch
 from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 
-from infra.handles import Handles, Leavings
 from infra.turns.local import LocalSlots
 from tasks.data.samples import samples_digest
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
+from tasks.handles import Handles, Leavings
 from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.voc import evaluate_voc

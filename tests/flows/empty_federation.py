@@ -25,13 +25,13 @@ import flows.usable
 import tasks.request_update
 import tasks.stop_and_eval
 from flows.coordinator.preflight import claim_name
-from infra.handles import Handles, Leavings, set_handles
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.detectors import yolo_network
 from tasks.detectors.yolo_network import Conv
+from tasks.handles import Handles, Leavings, set_handles
 from tasks.metrics.detections import ImageDetections
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 import flows.usable
 import tasks.aggregate
 from flows.usable import NewModel, usable_model
-from infra.handles import Handles, set_handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate
 from tasks.detectors.state import serialise
 from tasks.errors import FedbenchError
+from tasks.handles import Handles, set_handles
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
 from tasks.strategies.fedavg import FedAvg

@@ -24,13 +24,13 @@ from PIL import Image
 from safetensors.numpy import save
 
 from flows.resident import REQUEST
-from infra.handles import Handles, set_handles
 from infra.settings import PoolSettings, S3Settings
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import ANSWER
 from infra.turns.pool import Resident
 from infra.turns.pools import ResidentSlots
 from tasks.evaluation_parts import part_key
+from tasks.handles import Handles, set_handles
 from tasks.metrics.detections import ImageDetections, pack
 from tasks.metrics.truth import pack_truth
 from tasks.replies import answer_limit, batches_of, images_of, read_reply

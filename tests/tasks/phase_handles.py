@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from infra.handles import Handles, Leavings
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import LocalSlots
+from tasks.handles import Handles, Leavings
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
 

@@ -12,10 +12,10 @@ import torch
 
 import tasks.request_update
 from infra.errors import DeadlineExceeded, SlotLost
-from infra.handles import set_handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates
 from tasks.errors import ClientError
+from tasks.handles import set_handles
 from tasks.request_update import Trained, client_update, request_update
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec, Participation

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.foreign_json import read_foreign
 from infra.store.objects import ObjectStore
@@ -20,6 +19,7 @@ from tasks.data.samples import class_counts
 from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
 from tasks.evaluation_parts import read_part
+from tasks.handles import Handles
 from tasks.replies import answer_limit, checked, read_reply
 from tasks.request_update import answers_plan, client_update, stored_updates
 from tasks.site import Site

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from infra.handles import set_handles
 from infra.store.objects import ObjectStore
 from tasks.hand_out import hand_out
+from tasks.handles import set_handles
 from tasks.request_update import request_update
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, WeightRef

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from flows.round import apply_retention, gather_updates
-from infra.handles import set_handles
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
+from tasks.handles import set_handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse

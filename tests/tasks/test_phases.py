@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from infra.handles import Handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, quorum, require_quorum
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
 from tasks.decide import best_round, decide_stop, rounds_without_progress
 from tasks.detectors.state import serialise
 from tasks.errors import ClientError, FedbenchError, SpecError
+from tasks.handles import Handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from infra.handles import Handles, set_handles
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, counted_weights, require_quorum
 from tasks.check_client_resource import check_client_resource, read_plan
 from tasks.detectors.state import serialise
 from tasks.errors import FedbenchError
+from tasks.handles import Handles, set_handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec, Participation

@@ -16,12 +16,12 @@ from flows.stored.leftovers import best_rounds
 from flows.stored.runs import DamagedRun, StoredRun, read_history, read_runs
 from infra.errors import RunLocked, StoreUnavailable
 from infra.files.lock import run_lock
-from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store import lease
 from infra.store.holding import federation_held
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
+from tasks.handles import Handles
 from tasks.spec.records import RoundPlan, WeightRef
 from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 

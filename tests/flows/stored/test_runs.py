@@ -15,13 +15,13 @@ from flows.stored.runs import StoredRun, listed, read_history, read_run, read_ru
 from flows.views.prefect_page import client_table
 from infra.errors import SettingsError
 from infra.files.lock import run_lock
-from infra.handles import Handles, Leavings
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import LocalSlots
 from tasks.errors import DataError, FedbenchError, SpecError
+from tasks.handles import Handles, Leavings
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, Decision, Environment, EvaluationRecord, Metrics, RoundRecord, WeightRef

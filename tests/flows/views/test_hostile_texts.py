@@ -26,13 +26,13 @@ from flows.views.prefect_page import client_table, summary
 from flows.views.tables import class_table
 from flows.views.terminal import LineProgress, LiveProgress, LogProgress, Progress
 from infra.errors import PoolUnusable, SlotLost, StoreUnavailable
-from infra.handles import Leavings
 from infra.settings import Settings
 from infra.store.layout import federations
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import accepted_suites, suite_runs
 from infra.views import Views
 from tasks.errors import DataError, SpecError
+from tasks.handles import Leavings
 from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain, visible
 from tasks.replies import checked, failure_of
 from tasks.spec.base import RECORD_VERSION, parse

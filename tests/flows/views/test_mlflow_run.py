@@ -19,11 +19,11 @@ from flows.views import prefect_page
 from flows.views.mlflow_run import RunReport
 from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.errors import StoreUnavailable
-from infra.handles import Leavings
 from infra.settings import Settings
 from infra.tracking.client import answering
 from infra.tracking.federation import TAG_SUPERSEDED, find_run
 from infra.views import Views
+from tasks.handles import Leavings
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
 from tests.failing_server import failing_server

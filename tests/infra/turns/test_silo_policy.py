@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -19,6 +18,7 @@ from infra.turns.silo_policy import silo_policy
 from tasks.aggregate import initial_weights
 from tasks.check_client_resource import client_resources
 from tasks.draw_sheet import draw_sheet
+from tasks.handles import Handles
 from tasks.request_update import client_update
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet

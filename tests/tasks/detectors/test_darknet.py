@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from flows.coordinator.preflight import pin_weights, require_weights
-from infra.handles import Handles
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -35,6 +34,7 @@ from tasks.detectors.yolo_network import (
     numbered,
 )
 from tasks.errors import DataError
+from tasks.handles import Handles
 from tasks.spec import detector as spec
 from tasks.spec.federation import FederationSpec
 

@@ -6,10 +6,10 @@ process sets them once, in a context variable.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
@@ -18,6 +18,8 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import TurnRunner
 from infra.views import Views
+from tasks.spec.records import ClientFailure, ClientInfo, RoundRecord
+from tasks.spec.turns import AnyRequest, TurnReply
 
 
 class Reporter(Protocol):
@@ -69,16 +71,16 @@ class Handles:
     weights: WeightStore
     layout: FederationLayout
     slots: TurnRunner
-    take_turn: Callable[[Any], Any]
+    take_turn: Callable[[AnyRequest], TurnReply]
     reporter: Reporter
-    committed: Callable[[Any], None]
+    committed: Callable[[RoundRecord], None]
     started: Callable[[str], None]
     finished: Callable[[Handles], Awaitable[Leavings]]
-    went_back: Callable[[Any], None] = lambda records: None
+    went_back: Callable[[Sequence[RoundRecord]], None] = lambda records: None
     lease: StoreLease | None = None
-    history: list[Any] = field(default_factory=list)
-    ready: list[Any] = field(default_factory=list)
-    not_ready: list[Any] = field(default_factory=list)
+    history: list[RoundRecord] = field(default_factory=list)
+    ready: list[ClientInfo] = field(default_factory=list)
+    not_ready: list[ClientFailure] = field(default_factory=list)
     views: Views = field(default_factory=Views)
 
 
