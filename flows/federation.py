@@ -64,7 +64,7 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     handles = current_handles()
     flow_run_id = UUID(runtime.flow_run.get_id())
     with handles.views.showing("the tag of Prefect's run"):
-        await tag_run(flow_run_id, name)
+        await tag_run(flow_run_id, name, kind="federation")
     await asyncio.to_thread(handles.started, str(flow_run_id))
     await handles.slots.open(str(flow_run_id))
     shown = RunArtifacts(name, spec, handles.views)

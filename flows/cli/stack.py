@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from flows.cli.shared import Home, err, home_option, out, pasted, place_settings, plain_errors, print_command
+from flows.deployments.names import RESUMED_FLOWS
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _deploy(settings: Settings) -> None:
 def _stack(settings: Settings) -> Stack:
     from infra.stack.stack import Stack
 
-    return Stack(settings)
+    return Stack(settings, RESUMED_FLOWS)
 
 
 def _say(line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.coordinator.preflight import PRELOAD, slot_count
+from flows.deployments.names import resident_deployment
 from flows.stored.runs import readable_history
 from flows.views.terminal import SafeReporter
 from infra.settings import Settings
@@ -115,6 +116,7 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         answer_limit=answer_limit,
         say=say,
         code=installed_code(),
+        deployment=resident_deployment,
     )
 
 

@@ -20,6 +20,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
+from flows.deployments.names import FLOWS, SUITE_FLOW
 from flows.deployments.table import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, pools
 from infra.orchestrator.automations import (
     dead_run_automation,
@@ -122,9 +123,9 @@ async def deploy_all(
     crons = {name: None if when is None else (cron_schedule(when), when.active) for name, when in schedules.items()}
     async with get_client() as client:
         found = [await find_pool(client, pool.name, pool.type) for pool in pools]
-        automations = [dead_run_automation()]
+        automations = [dead_run_automation(FLOWS)]
         if notify is not None:
-            automations.append(regression_automation(await notification_block(notify)))
+            automations.append(regression_automation(await notification_block(notify), SUITE_FLOW))
         done = []
         for pool, there in zip(pools, found, strict=True):
             limit = coordinators if pool.type == PROCESS else None

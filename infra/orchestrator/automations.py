@@ -32,15 +32,16 @@ SILENCE_SECONDS = 120
 
 NAME = "fedbench: close runs whose process is gone"
 Done = Literal["made", "changed", "there"]
-# Flows whose processes send the heartbeat this often; a server's other flows are none of ours.
-FLOWS = ("federation", "round", "round-0", "clean-up", "resident", "suite")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 # A suspended run has no process, and is not dead.
 _ENDS = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended"))
 
 
-def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
-    """Sets runs of ``flows`` (their names) to Crashed after :data:`SILENCE_SECONDS` without a heartbeat or an end."""
+def dead_run_automation(flows: Sequence[str]) -> AutomationCore:
+    """Return the automation that sets runs without a heartbeat or an end for :data:`SILENCE_SECONDS` to Crashed.
+
+    flows: names of the flows that it looks after; their processes send heartbeats.
+    """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -69,7 +70,6 @@ def dead_run_automation(flows: Sequence[str] = FLOWS) -> AutomationCore:
 
 
 REGRESSIONS = "fedbench: tell of failed suites"
-SUITE_FLOW = "suite"
 _SUBJECT = "fedbench: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}"
 # A cell's reason may hold what a client wrote. It is a value of this template and never a template itself, but a block
 # may read it as more than text: chats take <…> for links and calls to all, @… for calls, ](…) for a link's target, and
@@ -79,10 +79,11 @@ _MESSAGE = "flow_run.state.message" + "".join(f" | replace({old!r}, {new!r})" fo
 _BODY = f"{{{{ {_MESSAGE} }}}}\n\nPrefect flow run {{{{ flow_run.id }}}}"  # a server need not know its page's address
 
 
-def regression_automation(block: UUID, flow: str = SUITE_FLOW) -> AutomationCore:
-    """Sends the message of each failed run of ``flow`` (a name) through the notification block whose document this is.
+def regression_automation(block: UUID, flow: str) -> AutomationCore:
+    """Return the automation that sends the message of each failed run of ``flow`` through a notification block.
 
-    A suite fails where it is worse than the accepted result, and where its cells fail.
+    block: id of the block's document. flow: name of the flow of suites, which fails where the result is worse than the
+    accepted one, and where cells fail.
     """
     from prefect.events.actions import SendNotification
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture

@@ -40,8 +40,8 @@ def unsearched(records: Records) -> Records:
     return cast(Records, quote(records))
 
 
-async def tag_run(flow_run_id: UUID, name: str, *, kind: str = "federation") -> None:
-    """Tag the flow run of a federation or suite, for the UI's filter, beside the tags of its deployment.
+async def tag_run(flow_run_id: UUID, name: str, *, kind: str) -> None:
+    """Tag the flow run of ``name`` as ``kind:name``, for the UI's filter, beside the tags of its deployment.
 
     Not by ``prefect.tags``: that tags every task run too, and each would then ask for a concurrency slot by its tag.
     """

@@ -24,7 +24,6 @@ from infra.servers.credentials import basic_auth
 
 log = logging.getLogger(__name__)
 
-FLOWS = ("federation", "suite")
 MOST_STARTS = 5  # of one flow run, its first included
 MOST_CRASHES = 3  # since it was last running: one that cannot begin would crash for ever
 SETTLED_SECONDS = 20.0  # since it was last said to have crashed
@@ -88,14 +87,14 @@ class CrashedRuns:
         self._api = PrefectJson(address, headers, timeout=TIMEOUT_SECONDS)
         self._sightings = sightings or Sightings()
 
-    def go_on(self, now: datetime | None = None) -> list[str]:
-        """Set those that may go on to AwaitingRetry. Returns their names.
+    def go_on(self, flows: Sequence[str], now: datetime | None = None) -> list[str]:
+        """Set the runs of ``flows`` (their names) that may go on to AwaitingRetry. Returns the runs' names.
 
         Raises:
             OSError: the server does not answer, or refuses.
         """
         chosen = {
-            "flows": {"name": {"any_": list(FLOWS)}},
+            "flows": {"name": {"any_": list(flows)}},
             "flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}, "deployment_id": {"is_null_": False}},
             "sort": "START_TIME_DESC",
             "limit": 50,

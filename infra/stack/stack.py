@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,7 @@ from infra.stack.state import (
     without_own_addresses,
     write_state,
 )
+from infra.stack.supervisor_service import SupervisorService
 
 WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
 State = Literal["up", "silent", "crashed", "down"]
@@ -72,8 +73,9 @@ class ServiceStatus:
 class Stack:
     """The services of ``settings.home``. Addresses that the settings name are of other services, and not used here."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, flows: Sequence[str] = ()) -> None:
+        """flows: names of the flows whose crashed runs go on while the stack is up."""
+        self.settings, self._flows = settings, flows
         self.home = settings.home.absolute()
 
     def service(self, name: str, state: StackState) -> Service:
@@ -218,7 +220,7 @@ class Stack:
         """Have the supervisor up. Returns whether it had to be started."""
         if self._status(SUPERVISOR, state).state == "up":
             return False
-        service = self._bare(SUPERVISOR)
+        service = SupervisorService(self.home, self._flows)
         service.end()  # one that does not answer
         service.ensure()
         return True

@@ -1,6 +1,6 @@
 """Looks after a stack: what has died of it is started again as it was, until ``fedbench down``; crashed runs go on.
 
-    python -m infra.stack.supervision PORT
+    python -m infra.stack.supervision PORT [FLOW …]
 
 A process of the stack's own, which answers ``/health`` at ``PORT`` on loopback. It holds the stack's lock while it
 starts something, as ``up`` and ``down`` do, and passes over what it sees while they hold it. A run may start the same
@@ -16,7 +16,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -79,9 +79,13 @@ class _Attempt:
 
 
 class Supervisor:
-    """Brings back the services of ``settings.home``'s stack. ``settings``: those of the `up` that started it."""
+    """Brings back the services of ``settings.home``'s stack. ``settings``: those of the `up` that started it.
 
-    def __init__(self, settings: Settings, back_off: BackOff | None = None) -> None:
+    flows: names of the flows whose crashed runs go on.
+    """
+
+    def __init__(self, settings: Settings, flows: Sequence[str] = (), back_off: BackOff | None = None) -> None:
+        self._flows = flows
         self._settings = settings
         self._home = settings.home.absolute()
         self._back_off = back_off or BackOff()
@@ -98,7 +102,7 @@ class Supervisor:
         for service in self._started.values():
             service.is_alive()  # one that has ended is a zombie until its parent asks
         state = read_state(self._home)
-        if state.up and state.addresses and state.workers:
+        if self._flows and state.up and state.addresses and state.workers:
             self._look_at_runs(state)
         # Without addresses: an `up` that did not come to its end is for the next `up`.
         if not state.up or not state.addresses or not self._due(state, (*SERVERS, *WORKERS)):
@@ -122,7 +126,7 @@ class Supervisor:
         self._next_runs = now + RUNS_SECONDS
         headers = stack_prefect(self._settings, state).health_headers()
         try:
-            for name in CrashedRuns(self._address("prefect", state), headers, self._sightings).go_on():
+            for name in CrashedRuns(self._address("prefect", state), headers, self._sightings).go_on(self._flows):
                 # Whoever has Prefect's password may have named it.
                 log.info("run %s had crashed; it goes on", printable(name))
         except OSError as error:
@@ -199,7 +203,7 @@ class _Health(BaseHTTPRequestHandler):
 
 def main() -> None:
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s", level="INFO")
-    supervisor = Supervisor(load_settings())
+    supervisor = Supervisor(load_settings(), sys.argv[2:])
     health = ThreadingHTTPServer((LOOPBACK, int(sys.argv[1])), _Health)
     threading.Thread(target=health.serve_forever, daemon=True).start()
     log.info("looking after the stack")

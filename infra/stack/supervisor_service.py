@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,8 +17,10 @@ class SupervisorService(Service):
     name: ClassVar[str] = "supervisor"
     health_path = "/health"
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, flows: Sequence[str] = ()) -> None:
+        """flows: names of the flows whose crashed runs go on; none are needed to look at the service or to end it."""
         super().__init__(home, detached=True)
+        self._flows = flows
 
     def environment(self, port: int) -> dict[str, str]:
         # Settings of the `up` that starts it: what it starts later is to be as that would have started it.
@@ -25,4 +28,4 @@ class SupervisorService(Service):
         return {**own, "FEDBENCH_HOME": str(self.home)}
 
     def command(self, port: int) -> list[str]:
-        return [sys.executable, "-m", "infra.stack.supervision", str(port)]
+        return [sys.executable, "-m", "infra.stack.supervision", str(port), *self._flows]

@@ -53,6 +53,7 @@ class ResidentSlots:
     read_reply: a request and its reply's document, unchecked, as the reply; raises BadReply.
     answer_limit: the most bytes that the answer to a request may have.
     say: shown to whoever watches the run.
+    deployment: of a pool's name, ``flow/deployment`` of its residents.
     code: version and digest of the sources; a worker with other ones refuses.
     """
 
@@ -68,11 +69,12 @@ class ResidentSlots:
         answer_limit: Callable[[Any], int],
         say: Callable[[str], None],
         code: str,
+        deployment: Callable[[str], str],
     ) -> None:
         self._objects, self._layout, self._settings = objects, layout, pools
         self._job_variables, self._say = job_variables, say
         self._read_reply, self._answer_limit = read_reply, answer_limit
-        self._code = code
+        self._code, self._deployment = code, deployment
         names = dict.fromkeys(self.pool_of(client) for client in clients)
         self._pools = {name: Pool(name, pools.residents) for name in names}
         self.count = pools.residents * len(self._pools)
@@ -109,7 +111,7 @@ class ResidentSlots:
         self._coordinator = coordinator
         self._session = f"{coordinator}-{uuid4().hex[:8]}"
         for pool in self._pools:
-            await resident_runs.require_pool(pool)
+            await resident_runs.require_pool(pool, self._deployment(pool))
             await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code)
         names = [coordinator_of(self._session), f"prefect.tag.{resident_runs.session_tag(self._session)}"]
         self._bell = await self._resources.enter_async_context(Bell(names, self._heard))
@@ -209,7 +211,7 @@ class ResidentSlots:
         pool = resident.pool
         try:
             run = await resident_runs.submit(
-                pool.name,
+                self._deployment(pool.name),
                 name=f"{self._layout.federation} · {resident}",
                 parameters={
                     "federation": self._layout.federation,

@@ -34,11 +34,6 @@ OPEN_STATES = [
 ]
 
 
-def deployment_of(pool: str) -> str:
-    """``flow/deployment`` of the resident flow on ``pool``."""
-    return f"resident/{pool}"
-
-
 def session_tag(session: str) -> str:
     return f"session:{session}"
 
@@ -48,33 +43,34 @@ def coordinator_tag(flow_run: str) -> str:
     return f"coordinator:{flow_run}"
 
 
-async def require_pool(pool: str) -> None:
-    """
+async def require_pool(pool: str, deployment: str) -> None:
+    """Hold that ``pool`` and the ``deployment`` (``flow/deployment``) of its residents are there.
+
     Raises:
-        PoolUnusable: there is no work pool, or no resident's deployment on it.
+        PoolUnusable: one is not.
     """
     async with get_client() as client:
         try:
             await client.read_work_pool(pool)
-            await client.read_deployment_by_name(deployment_of(pool))
+            await client.read_deployment_by_name(deployment)
         except ObjectNotFound:
             raise PoolUnusable(
-                f"pools: expected the work pool {pool} with the deployment {deployment_of(pool)} at {client.api_url}, "
+                f"pools: expected the work pool {pool} with the deployment {deployment} at {client.api_url}, "
                 "found none; make them: fedbench deploy"
             ) from None
 
 
 async def submit(
-    pool: str, *, name: str, parameters: dict[str, Any], tags: Sequence[str], job_variables: dict[str, Any]
+    deployment: str, *, name: str, parameters: dict[str, Any], tags: Sequence[str], job_variables: dict[str, Any]
 ) -> FlowRun:
-    """Ask ``pool`` for a resident, shown as a subflow of the flow run that asks.
+    """Ask for a run of ``deployment``, a pool's residents', shown as a subflow of the flow run that asks.
 
     Raises:
         PoolUnusable: there is no such deployment any more.
     """
     try:
         return await arun_deployment(
-            deployment_of(pool),
+            deployment,
             parameters=parameters,
             flow_run_name=name,
             tags=list(tags),
@@ -82,7 +78,7 @@ async def submit(
             timeout=0,
         )
     except ObjectNotFound:
-        raise PoolUnusable(f"pools: no deployment {deployment_of(pool)}; make it: fedbench deploy") from None
+        raise PoolUnusable(f"pools: no deployment {deployment}; make it: fedbench deploy") from None
 
 
 async def states(runs: Sequence[UUID]) -> dict[UUID, State[Any] | None]:

@@ -15,6 +15,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,9 @@ from pydantic import BaseModel
 # Of a working directory; Prefect reads settings from them.
 _SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
 
-# Imported in the warm process. The command line's module is not: it is the worker's.
+# Imported in the warm process, and the modules that installed packages name in this group of entry points. The command
+# line's module is not: it is the worker's.
+PRELOAD_GROUP = "fedbench.preload"
 PRELOAD = (
     "torch",
     "torchvision",
@@ -35,7 +38,7 @@ PRELOAD = (
     "prefect.deployments.steps.pull",
     "prefect._internal.metrics",
     "infra.orchestrator.prefect_private",
-    "flows.resident",
+    *sorted(entry.value for entry in entry_points(group=PRELOAD_GROUP)),
 )
 
 

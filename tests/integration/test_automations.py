@@ -16,6 +16,7 @@ from uuid import UUID
 
 import pytest
 
+from flows.deployments.names import FLOWS
 from infra.orchestrator.automations import (
     HEARTBEAT_SECONDS,
     HEARTBEAT_VARIABLE,
@@ -105,7 +106,7 @@ class Run:
 
 def ensured(api: Api, automation: Any = None) -> UUID:
     async def ensure(client: Any) -> UUID:
-        return (await ensure_automation(automation or dead_run_automation()))[0]
+        return (await ensure_automation(automation or dead_run_automation(FLOWS)))[0]
 
     return at(api, ensure)
 

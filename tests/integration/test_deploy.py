@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.coordinator.hooks import go_on
+from flows.deployments.names import RESUMED_FLOWS
 from flows.deployments.table import deployments
 from flows.federation import federation
 from infra.orchestrator.automations import NAME as AUTOMATION
@@ -248,14 +249,14 @@ def test_crashed_runs_go_on_when_all_has_been_said(home: Path) -> None:
     late = [*began, AwaitingRetry(), Crashed(message="Its worker said so again.")]
     runs = lives([Crashed()], began, late, [Running(), Cancelled()], [Running(), *[Crashed()] * (MOST_CRASHES + 1)])
     crashed, now = crashed_runs(), datetime.now(UTC)
-    crashed.go_on(now)  # the worker may still be about to say something
+    crashed.go_on(RESUMED_FLOWS, now)  # the worker may still be about to say something
     as_they_were = ["Crashed", "Crashed", "Crashed", "Cancelled", "Crashed"]
     assert states_of(runs) == as_they_were
-    assert crashed.go_on(now + timedelta(hours=2)) == []  # nobody knows what for any more
+    assert crashed.go_on(RESUMED_FLOWS, now + timedelta(hours=2)) == []  # nobody knows what for any more
     later = now + timedelta(seconds=SETTLED_SECONDS + 5)
-    assert {runs[1].name, runs[2].name} <= set(crashed.go_on(later))
+    assert {runs[1].name, runs[2].name} <= set(crashed.go_on(RESUMED_FLOWS, later))
     assert states_of(runs) == ["Crashed", "AwaitingRetry", "AwaitingRetry", "Cancelled", "Crashed"]
-    assert not {run.name for run in runs} & set(crashed.go_on(later))
+    assert not {run.name for run in runs} & set(crashed.go_on(RESUMED_FLOWS, later))
 
 
 def test_one_crashed_run_goes_on_a_number_of_times(home: Path) -> None:

@@ -140,7 +140,7 @@ class Silos:
         pools = PoolSettings(silos={client: f"silo-{client}" for client in CLIENTS}, residents=1)
         slots = ForeignSlots(
             self.store, self.handles.layout, pools, CLIENTS, job_variables={}, read_reply=read_reply,
-            answer_limit=answer_limit, say=lambda text: None, code="1",
+            answer_limit=answer_limit, say=lambda text: None, code="1", deployment=lambda pool: pool,
         )  # fmt: skip
 
         def answer(request: AnyRequest) -> Content:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from flows.deployments.names import FLOWS
+from tasks.spec.records import Decision, EvaluationRecord, Metrics, RoundPlan, RoundRecord, UpdateRecord
+from tasks.spec.suite_records import CellResult, SuiteResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "s3transfer"}
@@ -138,3 +143,20 @@ def imports_between(room_of: Callable[[str], str]) -> dict[str, set[str]]:
 def test_no_imports_go_in_a_circle(parts: int) -> None:
     """A folder below ``flows``, ``infra`` or ``tasks`` is a room, and so is a module beside it."""
     TopologicalSorter(imports_between(lambda name: ".".join(name.split(".")[:parts]))).prepare()
+
+
+def test_places_name_no_flow_and_no_field_of_a_record() -> None:
+    """Callers hand them in. A word such as "round" may stand alone; a list of flows, or a module of one, may not."""
+    models = (RoundRecord, RoundPlan, UpdateRecord, EvaluationRecord, Decision, Metrics, SuiteResult, CellResult)
+    fields = {name for model in models for name in model.model_fields if "_" in name}
+    for path in files("infra"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path}:{getattr(node, 'lineno', '')}"
+            match node:
+                case ast.Subscript(slice=ast.Constant(value=str(key))):
+                    assert key not in fields, where
+                case ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
+                    assert len({item.value for item in items if isinstance(item, ast.Constant)} & set(FLOWS)) < 2, where
+                case ast.Constant(value=str(text)):
+                    assert text not in {"clean-up", "round-0"}, where
+                    assert not re.match(r"flows\.\w", text), where

@@ -15,7 +15,7 @@ RUN = UUID(int=7)
 
 
 def body_of(message: str) -> str:
-    (action,) = regression_automation(UUID(int=1)).actions
+    (action,) = regression_automation(UUID(int=1), "suite").actions
     assert isinstance(action, SendNotification)
     run = SimpleNamespace(id=RUN, state=SimpleNamespace(message=message))
     text: str = render_user_template_sync(action.body, {"flow_run": run})

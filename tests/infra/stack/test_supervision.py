@@ -81,7 +81,7 @@ def _kill(home: Path) -> int:
 
 def test_what_died_is_back_where_it_was_and_the_next_time_later(home: Path) -> None:
     clock, before = Clock(), _pid(home)
-    supervisor = Supervisor(Settings(home=home), BackOff(clock))
+    supervisor = Supervisor(Settings(home=home), back_off=BackOff(clock))
     assert supervisor.look()
     assert _pid(home) == before
     _kill(home)
@@ -99,7 +99,7 @@ def test_what_died_is_back_where_it_was_and_the_next_time_later(home: Path) -> N
 
 def test_a_server_waits_for_its_port(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    supervisor = Supervisor(Settings(home=home), BackOff(clock))
+    supervisor = Supervisor(Settings(home=home), back_off=BackOff(clock))
     port = read_state(home).ports["s3"].chosen
     _kill(home)
     with socket.socket() as taken:
