@@ -80,11 +80,15 @@ class S3Settings(_Group):
     """Any S3-compatible store. Without an endpoint or keys, the embedded server on loopback is used."""
 
     endpoint: str | None = Field(None, description="URL of the S3 API; none: the embedded server.")
-    bucket: str = Field("fedbench", pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$")
+    bucket: str = Field("fedbench", pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$", description="Bucket that holds all objects.")
     prefix: str = Field("federations", description="Keys start with this.")
-    region: str = "us-east-1"
-    access_key: SecretStr | None = None
-    secret_key: SecretStr | None = None
+    region: str = Field("us-east-1", description="Region that requests are signed for.")
+    access_key: SecretStr | None = Field(
+        None,
+        description="Access key, set together with secret_key; none: the embedded server's own, or, of a store at "
+        "endpoint, the one that AWS's own ways find.",
+    )
+    secret_key: SecretStr | None = Field(None, description="Secret key of access_key.")
 
     _home: Path | None = PrivateAttr(None)
 
@@ -176,9 +180,9 @@ class PoolSettings(_Group):
 class PortSettings(_Group):
     """Where the servers of ``fedbench up`` listen: ports that it asks for; one that is taken is chosen anew."""
 
-    prefect: int = Field(4200, ge=1, le=65535)
-    mlflow: int = Field(5000, ge=1, le=65535)
-    s3: int = Field(9000, ge=1, le=65535)
+    prefect: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server.")
+    mlflow: int = Field(5000, ge=1, le=65535, description="Port of the MLflow server.")
+    s3: int = Field(9000, ge=1, le=65535, description="Port of the S3 server.")
     host: IPv4Address | None = Field(
         None,
         description="Address of this machine that workers of other machines reach; none: loopback. It opens the "
@@ -200,20 +204,20 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(Path.home() / ".fedbench", description="Everything that the embedded services keep.")
-    s3: S3Settings = S3Settings()
+    s3: S3Settings = Field(S3Settings(), description="Store of weights and records.")
     prefect_api_url: str | None = Field(None, description="API of a Prefect server; none: an embedded one.")
     mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
-    mlflow_experiment: str = "fedbench"
+    mlflow_experiment: str = Field("fedbench", description="MLflow experiment that runs are tracked in.")
     prefect_database_url: SecretStr | None = Field(
         None, description="postgresql+asyncpg://… of our own Prefect server; none: SQLite under home."
     )
     mlflow_database_url: SecretStr | None = Field(
         None, description="postgresql://… where MLflow keeps runs; none: SQLite under home."
     )
-    ports: PortSettings = PortSettings()
+    ports: PortSettings = Field(PortSettings(), description="Where the servers of fedbench up listen.")
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
-    worker: WorkerSettings = WorkerSettings()
-    pools: PoolSettings = PoolSettings()
+    worker: WorkerSettings = Field(WorkerSettings(), description="The Prefect worker of this machine.")
+    pools: PoolSettings = Field(PoolSettings(), description="Work pools that turns and coordinating runs go to.")
     data_roots: dict[str, Path] = Field(default_factory=dict, description="Folder of each data set, by its name.")
     street_dir: Path | None = Field(None, description="Folder of the data set named street.")
     weights_dir: Path | None = Field(None, description="Folder of initial weight files; none: weights under home.")
@@ -222,7 +226,9 @@ class Settings(BaseSettings):
     keep_updates: bool = Field(False, description="Keep the clients' updates after a round's commit.")
     keep_globals: int = Field(2, ge=2, description="Global models kept, the last ones; the best is always kept.")
     min_free_megabytes: int = Field(2048, ge=0, description="Free disk under home without which no run starts.")
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severity that the logs contain."
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -72,7 +72,7 @@ class BySize(_Partition, title="Divided, by size"):
     """Shuffled and cut into unequal sizes: by explicit shares, or a power law, client k's share being k^-exponent."""
 
     kind: Literal["size"] = Field("size", description=CHOSEN)
-    exponent: float = Field(1.0, ge=0, le=10, description="Of the power law; 0 gives equal sizes.")
+    exponent: float = Field(1.0, ge=0, le=10, description="Exponent of the power law; 0 gives equal sizes.")
     shares: tuple[Share, ...] | None = Field(
         None, description="Relative size of each client, in place of the power law."
     )

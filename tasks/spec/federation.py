@@ -140,7 +140,7 @@ class Participation(Frozen, title="Participation"):
 class FederationSpec(Frozen, title="Federation"):
     """A federated experiment. Two equal specifications end, on one CPU model and torch build, in the same weights."""
 
-    version: Literal[1] = Field(SPEC_VERSION, description="Of the form of a specification.")
+    version: Literal[1] = Field(SPEC_VERSION, description="Version of the specification's form.")
     seed: int = Field(1234, ge=0, lt=2**32, description="Every random draw comes from this seed.")
     max_rounds: int = Field(10, ge=1, le=100_000, description="The last round's number; the only field one may raise.")
     patience: int | None = Field(
@@ -161,10 +161,12 @@ class FederationSpec(Frozen, title="Federation"):
     )
     data: DataSpec = Field(SyntheticStreet(), discriminator="kind", description="What is learned from, and by whom.")
     detector: DetectorSpec = Field(YoloV3Tiny(), description="The network that is trained.")
-    training: TrainingSpec = TrainingSpec()
-    evaluation: EvaluationSpec = EvaluationSpec()
-    strategy: FedAvg = FedAvg()
-    participation: Participation = Participation()
+    training: TrainingSpec = Field(TrainingSpec(), description="How a client trains in its turn.")
+    evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How the global model is scored.")
+    strategy: FedAvg = Field(FedAvg(), description="How the clients' updates become the next global model.")
+    participation: Participation = Field(
+        Participation(), description="Who takes part in a round, and how failing clients are handled."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> FederationSpec:

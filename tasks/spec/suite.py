@@ -66,11 +66,11 @@ Floor = Annotated[float, Field(ge=0, le=1)]
 class Floors(Frozen, title="Floors"):
     """What is too little to matter, whatever the spread over seeds: a mean must get worse by more."""
 
-    map50_voc10: Floor = Field(0.02, description="Of map50_voc10.")
-    map_coco: Floor = Field(0.01, description="Of map_coco.")
-    recall: Floor = Field(0.02, description="Of recall.")
-    loss: Floor = Field(0.05, description="Of the test loss, as a part of the accepted one.")
-    class_ap: Floor = Field(0.05, description="Of a class's AP.")
+    map50_voc10: Floor = Field(0.02, description="Floor of map50_voc10.")
+    map_coco: Floor = Field(0.01, description="Floor of map_coco.")
+    recall: Floor = Field(0.02, description="Floor of recall.")
+    loss: Floor = Field(0.05, description="Floor of the test loss, as a part of the accepted loss.")
+    class_ap: Floor = Field(0.05, description="Floor of a class's AP.")
 
 
 class RegressionRule(Frozen, title="Regression rule"):
@@ -89,7 +89,7 @@ class RegressionRule(Frozen, title="Regression rule"):
 class SuiteSpec(Frozen, title="Suite"):
     """A benchmark. Its figures are those of each run's last round, at which all of an experiment have seen as much."""
 
-    version: Literal[1] = Field(SPEC_VERSION, description="Of the form of a suite.")
+    version: Literal[1] = Field(SPEC_VERSION, description="Version of the suite's form.")
     name: SuiteName = Field("suite", description="What is compared over time: accepted results are kept under it.")
     metric: MapName = Field("map50_voc10", description="What plots and the target go by.")
     target: float = Field(

@@ -81,9 +81,11 @@ class TrainingSpec(Frozen, title="Training"):
     batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")
     accumulate: int = Field(1, ge=1, le=1024, description="Forward passes per optimiser step.")
     optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind", description="How weights are changed in a step.")
-    schedule: Schedule = Field(Schedule(), title="Schedule of the learning rate")
+    schedule: Schedule = Field(
+        Schedule(), title="Schedule of the learning rate", description="How the learning rate falls over the rounds."
+    )
     clip_norm: float | None = Field(10.0, gt=0, le=MOST, description="Largest norm of the gradient; None: not clipped.")
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Field(Augmentation(), description="Random changes to the training images.")
     multi_scale: tuple[int, int] | None = Field(
         None,
         description="Smallest and largest width of the input, multiples of 32: every ten steps another one is drawn; "
