@@ -1,5 +1,5 @@
 # make run    set up .venv, then train the default federation (synthetic street, four minutes on two cores)
-# make test   set up .venv, then check style and types and run all tests but the slow ones and the benchmarks
+# make test   set up .venv, then check style, types and documentation and run all tests but slow ones and benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
@@ -9,20 +9,21 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --g
   --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint unit integration slow faults bench lock clean
+.PHONY: help setup run test lint docs unit integration slow faults bench lock clean
 
 help:
 	@echo "make setup        create .venv and install fedbench and its pinned requirements"
 	@echo "make run          set up, then run the default federation (ARGS='--help' lists the options)"
-	@echo "make test         set up, then lint, unit and integration: all that CI checks"
+	@echo "make test         set up, then lint, docs, unit and integration: all that CI checks"
 	@echo "make lint         ruff and mypy"
+	@echo "make docs         write docs/specification.md anew and build the documentation into site/; a dead link fails"
 	@echo "make unit         unit tests (minutes)"
 	@echo "make integration  tests that start real services and runs (a quarter of an hour)"
 	@echo "make slow         integration tests that wait, or kill, for many minutes each"
 	@echo "make faults       the fault matrix, docs/faults.md (ARGS='--faults 20 --seed 3'; an hour for 100)"
 	@echo "make bench        benchmarks"
 	@echo "make lock         compile requirements.txt and requirements-setup.txt again, to the newest versions"
-	@echo "make clean        remove .venv and the tools' caches"
+	@echo "make clean        remove .venv, site/ and the tools' caches"
 	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13) that .venv is made with"
 
 setup: .venv/.installed
@@ -52,6 +53,7 @@ run: setup
 
 test: setup
 	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory integration
 
@@ -59,6 +61,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Written to another file first, so that a failure leaves the page as it was.
+docs: setup
+	$(BIN)/python docs/specification.py > .venv/specification.md
+	cp .venv/specification.md docs/specification.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 unit: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not benchmark"
@@ -80,4 +88,4 @@ lock: $(BIN)/uv
 	printf '%s\n' uv 'hatchling>=1.25,<2' editables | $(COMPILE) --constraints requirements.txt - -o requirements-setup.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache
