@@ -1,7 +1,7 @@
 """A resident: one flow run that holds a slot of a work pool and takes turn after turn of a federation.
 
-It is asked for by a coordinator (:mod:`infra.turns.pools`), on whose store and Prefect API it looks for work. An
-idle one gives its slot back; the coordinator asks for another when there are turns again.
+It is asked for by a coordinator (:mod:`infra.turns.resident_slots`), on whose store and Prefect API it looks for
+work. An idle one gives its slot back; the coordinator asks for another when there are turns again.
 """
 
 from __future__ import annotations

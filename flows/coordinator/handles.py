@@ -102,7 +102,7 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
         PoolUnusable: there is no pool for a client.
         SpecError: the clients are not known.
     """
-    from infra.turns.pools import ResidentSlots
+    from infra.turns.resident_slots import ResidentSlots
 
     if spec.clients is None:
         raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")

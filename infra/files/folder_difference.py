@@ -27,14 +27,14 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FolderComparison:
     """``files``: how many were compared."""
 
     files: int
     differences: tuple[Difference, ...]
 
 
-def compared(folder: Path, expected: Path, *, skip: Collection[str] = ()) -> Comparison:
+def compared(folder: Path, expected: Path, *, skip: Collection[str] = ()) -> FolderComparison:
     """Compare all below ``folder`` with ``expected``, byte by byte. ``skip``: paths that the caller has looked at.
 
     Files and folders that are not in ``expected`` are differences too, whatever is in them.
@@ -56,7 +56,7 @@ def compared(folder: Path, expected: Path, *, skip: Collection[str] = ()) -> Com
         elif kind == "file" and (reason := _difference(folder / path, expected / path)) is not None:
             differences.append(Difference(shown(path), reason))
     differences += [Difference(shown(path), "missing") for path in sorted(wanted.keys() - found)]
-    return Comparison(sum(kind == "file" for kind in wanted.values()), tuple(differences))
+    return FolderComparison(sum(kind == "file" for kind in wanted.values()), tuple(differences))
 
 
 def fault(folder: Path, path: str, *, most: int) -> str | None:

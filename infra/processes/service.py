@@ -56,7 +56,7 @@ DYING_SECONDS = 1.0  # that a killed server may keep its port and lock; the next
 
 
 @dataclass(frozen=True)
-class Running:
+class ServiceHolder:
     """Who has a service: the run that holds it, or the service itself when it is ``detached``.
 
     starting: ``pid`` is the starter's, of a detached service that does not hold its lock yet.
@@ -148,16 +148,16 @@ class Service:
     def is_holder(self) -> bool:
         return self._lock.held
 
-    def running(self) -> Running | None:
+    def running(self) -> ServiceHolder | None:
         """Who has the service at the moment, which may be none that answers; None: nobody."""
         if not self._lock.is_taken():
             return None
         pid, note, found = self._lock.holder() or 0, self._lock.note(), self._published()
         detached, starting = note in (DETACHED, STARTING), note == STARTING
         if found is None or (detached and found.pid != pid):
-            return Running(pid, detached, starting)
+            return ServiceHolder(pid, detached, starting)
         address = self.address_at(found.port) if detached else found.address
-        return Running(pid, detached, starting, address, found.created)
+        return ServiceHolder(pid, detached, starting, address, found.created)
 
     def is_alive(self) -> bool:
         """The process that this object started is running (of a service that another run holds: False)."""

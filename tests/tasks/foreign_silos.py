@@ -1,8 +1,9 @@
 """Three silos, of which the second is in foreign hands: the real coordinator's side, a store in memory.
 
-The coordinator's code is that of residents (:class:`infra.turns.pools.ResidentSlots`), but no resident is started:
-what one would write into the store is written when it is rung. The store is a client of S3 without a network, below
-:class:`~infra.store.objects.ObjectStore`: with a server, its requests would be most of the time of thousands of turns.
+The coordinator's code is that of residents (:class:`infra.turns.resident_slots.ResidentSlots`), but no resident is
+started: what one would write into the store is written when it is rung. The store is a client of S3 without a network,
+below :class:`~infra.store.objects.ObjectStore`: with a server, its requests would be most of the time of thousands of
+turns.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from flows.resident import REQUEST
 from infra.settings import PoolSettings, S3Settings
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import ANSWER
-from infra.turns.pool import Resident
-from infra.turns.pools import ResidentSlots
+from infra.turns.resident_pool import Resident
+from infra.turns.resident_slots import ResidentSlots
 from tasks.evaluation_parts import part_key
 from tasks.handles import Handles, set_handles
 from tasks.metrics.detections import ImageDetections, pack

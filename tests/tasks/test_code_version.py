@@ -21,7 +21,7 @@ def test_two_checkouts_of_one_version_differ_by_any_source(tmp_path: Path) -> No
     for package in PACKAGES:
         shutil.copytree(root / package, tmp_path / package)
     assert code_below(tmp_path) == installed_code()
-    for file in ("flows/round.py", "infra/turns/pools.py", "tasks/figures/plots.py"):
+    for file in ("flows/round.py", "infra/turns/resident_slots.py", "tasks/figures/plots.py"):
         (tmp_path / file).write_text((root / file).read_text() + "# changed")
         assert code_below(tmp_path) != installed_code()
         shutil.copyfile(root / file, tmp_path / file)

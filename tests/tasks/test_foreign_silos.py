@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.turns.pool import Resident
+from infra.turns.resident_pool import Resident
 from tasks.errors import FedbenchError
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.turns import AnyRequest

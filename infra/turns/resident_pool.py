@@ -19,7 +19,7 @@ class Resident:
     """One resident, from the request for its run to its end. ``turns`` counts what it was handed."""
 
     number: int
-    pool: Pool
+    pool: ResidentPool
     mailbox: Mailbox
     run: UUID | None = None
     turns: int = 0
@@ -34,7 +34,7 @@ class Resident:
 
 
 @dataclass
-class Pool:
+class ResidentPool:
     """A work pool's residents: who is there, who is idle, and the turns that wait for one.
 
     limit: residents at a time, at most.
@@ -55,7 +55,7 @@ class Pool:
     def starting(self) -> int:
         return sum(not resident.ready for resident in self.residents)
 
-    async def lease(self, balance: Callable[[Pool], None]) -> Resident:
+    async def lease(self, balance: Callable[[ResidentPool], None]) -> Resident:
         """A resident that is free, as soon as there is one; ``balance`` asks for more of them where turns wait.
 
         Raises:

@@ -26,7 +26,7 @@ from infra.store.objects import ObjectStore
 from infra.turns import resident_runs
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session, reply_in
-from infra.turns.pool import Pool, Resident
+from infra.turns.resident_pool import Resident, ResidentPool
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ResidentSlots:
         self._read_reply, self._answer_limit = read_reply, answer_limit
         self._code, self._deployment = code, deployment
         names = dict.fromkeys(self.pool_of(client) for client in clients)
-        self._pools = {name: Pool(name, pools.residents) for name in names}
+        self._pools = {name: ResidentPool(name, pools.residents) for name in names}
         self.count = pools.residents * len(self._pools)
         self._session = ""
         self._coordinator = ""
@@ -153,7 +153,7 @@ class ResidentSlots:
             pool.offer(resident)
             return reply
 
-    async def _lease(self, pool: Pool, deadline: float | None) -> Resident:
+    async def _lease(self, pool: ResidentPool, deadline: float | None) -> Resident:
         """A resident of ``pool`` that is free; of a silo's own pool with the errors of that silo (:meth:`run`).
 
         The deadline runs while no resident is there, not while turns wait for those that are.
@@ -198,7 +198,7 @@ class ResidentSlots:
 
     # Residents.
 
-    def _balance(self, pool: Pool) -> None:
+    def _balance(self, pool: ResidentPool) -> None:
         """Ask for as many further residents as turns wait for one, up to the pool's limit."""
         while len(pool.residents) < pool.limit and pool.starting < len(pool.waiting):
             self._made += 1
@@ -366,7 +366,7 @@ class ResidentSlots:
             # It may have rung while nobody heard it; it looks at its mailbox before it waits for a ring.
             self._welcome(resident)
 
-    async def _complain(self, pool: Pool) -> None:
+    async def _complain(self, pool: ResidentPool) -> None:
         if not pool.waiting or any(resident.ready for resident in pool.residents):
             pool.silent_since, pool.said = None, False
             return
