@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from infra.store.layout import FederationLayout, first_missing
-from infra.store.objects import IncompleteUpload, ObjectEntry
+from infra.store.objects import ObjectEntry
+from infra.store.uploads import IncompleteUpload
 
 # A run on another machine, whose lock is not seen here, may be writing or reading what is younger.
 YOUNG = timedelta(hours=1)

@@ -116,7 +116,7 @@ def test_a_store_that_gets_half_of_an_upload_is_sent_it_again(
         "file in parts": lambda: objects.put_file(KEY, path),
     }
     if way == "file in parts":
-        monkeypatch.setattr("infra.store.objects.WHOLE_BYTES", 0)  # boto3's transfer takes no digest
+        monkeypatch.setattr("infra.store.transfers.WHOLE_BYTES", 0)  # boto3's transfer takes no digest
     with proxy.faulty(Plan("short-upload", "PUT", "plan 1", nth=0, count=2, place=0.5)) as plan:
         put[way]()
     assert len(plan.hits) == 2

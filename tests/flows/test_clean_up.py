@@ -34,7 +34,8 @@ from infra.settings import S3Settings, Settings
 from infra.store import lease
 from infra.store.holding import federation_held
 from infra.store.layout import FederationLayout
-from infra.store.objects import IncompleteUpload, ObjectEntry, ObjectStore
+from infra.store.objects import ObjectEntry, ObjectStore
+from infra.store.uploads import IncompleteUpload
 from tasks.errors import SpecError
 from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 

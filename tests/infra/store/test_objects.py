@@ -12,7 +12,8 @@ from pydantic import SecretStr
 
 from infra.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from infra.settings import S3Settings
-from infra.store.objects import PART_BYTES, WHOLE_BYTES, ObjectStore
+from infra.store.objects import ObjectStore
+from infra.store.transfers import PART_BYTES, WHOLE_BYTES
 
 
 def test_bytes_json_sizes_and_removal(object_store: ObjectStore) -> None:

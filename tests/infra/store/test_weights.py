@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save
 
 from infra.errors import StoreCorrupt
 from infra.settings import S3Settings
-from infra.store.objects import PART_BYTES, ObjectStore
+from infra.store.objects import ObjectStore
+from infra.store.transfers import PART_BYTES
 from infra.store.weights import IN_USE_SECONDS, WeightStore
 
 

@@ -1,0 +1,128 @@
+"""The connection to an S3-compatible store: its boto3 client, its credentials, and requests that are tried again.
+
+Every request can be repeated without harm, and is, with backoff and jitter, for ``outage_seconds``: longer than an
+embedded server takes to come back.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+import botocore.session
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import S3ValidationError
+
+from infra.environment.proxies import is_direct
+from infra.errors import SettingsError, StoreUnavailable
+from infra.settings import S3Settings
+from infra.store.causes import cause_of
+from infra.store.s3_errors import as_infra_error, request_error
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Result = TypeVar("Result")
+
+
+class StoreConnection:
+    """A connection to one bucket. Holds only settings until used: it pickles, and makes a client in each process.
+
+    ``store``: resolved settings, with an endpoint; without keys the AWS default chain gives the credentials.
+    ``outage_seconds``: how long an unreachable store is tried before :class:`StoreUnavailable`.
+    """
+
+    def __init__(self, store: S3Settings, outage_seconds: float = 30.0) -> None:
+        if store.endpoint is None:
+            raise SettingsError("s3.endpoint: expected the URL of an S3 API, found none")
+        self.settings = store
+        self.outage_seconds = outage_seconds
+        self._client: S3Client | None = None
+        self._client_process = 0
+        self._connected: StoreConnection | None = None  # whose client this uses: a client takes a while to make
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None, "_client_process": 0}
+
+    @property
+    def bucket(self) -> str:
+        return self.settings.bucket
+
+    @property
+    def _where(self) -> str:
+        return f"bucket {self.bucket} at {self.settings.endpoint}"
+
+    def _s3(self) -> S3Client:
+        if self._connected is not None:
+            return self._connected._s3()
+        # Connections must not be shared with a forked child, so the client belongs to a process.
+        if self._client is None or self._client_process != os.getpid():
+            self._client, self._client_process = self._new_client(), os.getpid()
+        return self._client
+
+    def _new_client(self) -> S3Client:
+        keys = self.settings
+        loopback = is_direct(keys.endpoint or "")
+        config = Config(
+            region_name=keys.region,
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=16,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            # A signature over the body is a sha256 of every byte, which says nothing new on loopback.
+            s3={"addressing_style": "path", **({"payload_signing_enabled": False} if loopback else {})},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            proxies={} if loopback else None,  # {}: those of the environment do not apply
+        )
+        own = None if keys.access_key is None else _session_without_profiles()
+        return boto3.session.Session(botocore_session=own).client(
+            "s3",
+            endpoint_url=keys.endpoint,
+            config=config,
+            aws_access_key_id=keys.access_key.get_secret_value() if keys.access_key else None,
+            aws_secret_access_key=keys.secret_key.get_secret_value() if keys.secret_key else None,
+        )
+
+    def _call(self, key: str, operation: Callable[[S3Client], Result], size: int = 0) -> Result:
+        """Run ``operation``, and repeat it while the store is unreachable.
+
+        key: names the object in messages. size: bytes that the operation writes to the store.
+
+        Raises:
+            InfraError: the one for the cause (:mod:`infra.store.causes`, :mod:`infra.store.s3_errors`).
+        """
+        deadline = time.monotonic() + self.outage_seconds
+        attempt = 0
+        while True:
+            try:
+                return operation(self._s3())
+            except (BotoCoreError, ClientError, Boto3Error, ResponseParserError, S3ValidationError) as error:
+                mapped = cause_of(request_error(error), self.settings, size) or as_infra_error(error, key, self._where)
+                # Full jitter around a doubling delay, so that many slots do not return at one moment.
+                delay = min(0.2 * 2**attempt, 4.0) * random.uniform(0.5, 1.5)
+                if not isinstance(mapped, StoreUnavailable) or time.monotonic() + delay > deadline:
+                    raise mapped from error
+            time.sleep(delay)
+            attempt += 1
+
+
+def _session_without_profiles() -> botocore.session.Session:
+    """Return a session that reads neither AWS's files nor its variables.
+
+    Settings with keys need no profile: it may not exist, or may ask for what the store does not have. Only
+    AWS_CA_BUNDLE counts, for stores over TLS.
+    """
+    variables = {
+        name: (None, None, default, conversion)
+        for name, (_, _, default, conversion) in botocore.session.Session.SESSION_VARIABLES.items()
+    }
+    files = dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+    return botocore.session.Session({**variables, **files, "ca_bundle": (None, "AWS_CA_BUNDLE", None, None)})
