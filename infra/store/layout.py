@@ -176,14 +176,6 @@ class FederationLayout:
         # Other spellings of a number, as 00001, are folders of somebody else's.
         return sorted(number for match in found if self.marker(number := int(match[1])) == match[0])
 
-    def update_clients(self, number: int, keys: Iterable[str]) -> list[str]:
-        """Clients of which round ``number`` has an update's record among ``keys``, in the order of their
-        names.
-        """
-        folder = self.updates(number)
-        names = (key.removeprefix(folder) for key in keys if key.startswith(folder) and key.endswith(".json"))
-        return sorted(name.removesuffix(".json") for name in names if "/" not in name)
-
 
 def first_missing(numbers: Iterable[int]) -> int | None:
     """The first round that ``numbers``, ascending, leave out from 0 on; None: none before the last."""

@@ -211,16 +211,6 @@ class Tracker:
         self._client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
 
-def find_run(uri: str, experiment: str, federation: str) -> str | None:
-    """Id of the federation's MLflow run; None when there is none.
-
-    Raises:
-        TrackingUnavailable: the server does not answer.
-    """
-    found = _locate(uri, experiment, federation)
-    return None if found is None else found.info.run_id
-
-
 def find_page(uri: str, experiment: str, federation: str, base: str) -> str | None:
     """Page of the federation's run in the MLflow UI at ``base``; None when there is no run.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.tracking.client import TAG_FEDERATION, answering
+from infra.tracking.client import TAG_FEDERATION
 from infra.tracking.federation import TAG_SPEC_DIGEST, TAG_VERSION, Tracker
 from infra.tracking.model_folder import CARD_FILE, ModelFiles, Origin, save_folder
 
@@ -65,17 +65,6 @@ def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
             version = _add(client, tracker, best, scratch)
         client.set_registered_model_alias(best.name, ALIAS, version)
     return version
-
-
-def best_version(uri: str, name: str) -> str | None:
-    """The version that the alias ``best`` names in the registry at ``uri``; None where there is none.
-
-    Raises:
-        TrackingUnavailable: MLflow does not answer.
-    """
-    with answering(uri) as client:
-        found = client.search_registered_models(f"name = '{name}'")
-        return str(found[0].aliases[ALIAS]) if found and ALIAS in found[0].aliases else None
 
 
 def _find(client: MlflowClient, best: BestModel) -> str | None:

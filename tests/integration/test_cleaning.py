@@ -83,7 +83,8 @@ def home(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Cleanin
 
     def in_a_later_round() -> bool:
         done = layout.committed_rounds(keeping.keys(NAME))
-        return len(done) > 1 and any(layout.update_clients(len(done), keeping.keys(NAME)))
+        updates = layout.updates(len(done))
+        return len(done) > 1 and any(key.startswith(updates) and key.endswith(".json") for key in keeping.keys(NAME))
 
     try:
         settings = Settings(home=shared_home.path)

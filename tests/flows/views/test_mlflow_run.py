@@ -21,12 +21,13 @@ from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.errors import StoreUnavailable
 from infra.settings import Settings
 from infra.tracking.client import answering
-from infra.tracking.federation import TAG_SUPERSEDED, find_run
+from infra.tracking.federation import TAG_SUPERSEDED
 from infra.views import Views
 from tasks.handles import Leavings
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
 from tests.failing_server import failing_server
+from tests.infra.tracking.lookup import find_run
 
 SPEC = FederationSpec(max_rounds=2)
 

@@ -63,12 +63,6 @@ def test_no_client_can_have_the_name_of_a_partial_sum() -> None:
         TypeAdapter(ClientId).validate_python(name)
 
 
-def test_updates_are_those_with_a_record() -> None:
-    keys = [LAYOUT.update_record(1, "b"), LAYOUT.update_record(1, "a"), LAYOUT.update_weights(1, "c")]
-    keys += [LAYOUT.update_record(2, "d"), LAYOUT.marker(1)]
-    assert LAYOUT.update_clients(1, keys) == ["a", "b"]
-
-
 def test_federations_are_those_with_a_spec() -> None:
     keys = ["f/b/spec.json", "f/a/spec.json", "f/c/best.json", "g/d/spec.json", "f/a/x/spec.json"]
     assert federations("f", keys) == ["a", "b"]

@@ -35,8 +35,8 @@ from infra.tracking.federation import (
     RoundFigures,
     Tracker,
     find_page,
-    find_run,
 )
+from tests.infra.tracking.lookup import find_run
 
 SHA = "a" * 64
 COMMITTED = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)

@@ -15,9 +15,10 @@ import yaml
 
 from infra.errors import TrackingUnavailable
 from infra.tracking import model_folder
-from infra.tracking.federation import Tracker, find_run
+from infra.tracking.federation import Tracker
 from infra.tracking.model_folder import ModelFiles, Origin, pinned, read_origin, save_folder
-from infra.tracking.registry import BestModel, best_version, model_uri, register_best
+from infra.tracking.registry import BestModel, model_uri, register_best
+from tests.infra.tracking.lookup import best_version, find_run
 
 SHA, OTHER = "a" * 64, "b" * 64
 
