@@ -54,7 +54,7 @@ _OTHER_VARIABLES = {"SETTINGS", "SLOT", "VERSION", "SCREENSHOTS", "FLOWER_VENV"}
 _FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", default={})  # noqa: B039 (never changed)
 
 
-class _Group(BaseModel):
+class _SettingsGroup(BaseModel):
     """Settings below another one; true and false are no numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class _Environment(EnvSettingsSource):
             raise SettingsError(f"{name}: {error} of its JSON") from None
 
 
-class S3Settings(_Group):
+class S3Settings(_SettingsGroup):
     """Any S3-compatible store. Without an endpoint or keys, the embedded server on loopback is used."""
 
     endpoint: str | None = Field(None, description="URL of the S3 API; none: the embedded server.")
@@ -135,7 +135,7 @@ class LocalS3Settings(S3Settings):
         return self.folder
 
 
-class WorkerSettings(_Group):
+class WorkerSettings(_SettingsGroup):
     """The Prefect worker of this machine: its slots, and the warm process that its runs are forked from."""
 
     slots: Literal["auto", "gpu", "cpu"] = Field("auto", description="GPUs, CPU threads, or GPUs if there are any.")
@@ -154,7 +154,7 @@ class WorkerSettings(_Group):
 DEFAULT_TURN_POOL = "gpu"
 
 
-class PoolSettings(_Group):
+class PoolSettings(_SettingsGroup):
     """Prefect work pools that turns go to; without any, turns run in slots of the coordinator's own machine."""
 
     turns: str | None = Field(None, description="Work pool of the turns; none: this machine's own slots.")
@@ -177,7 +177,7 @@ class PoolSettings(_Group):
         return self.turns is not None or bool(self.silos)
 
 
-class PortSettings(_Group):
+class PortSettings(_SettingsGroup):
     """Where the servers of ``fedbench up`` listen: ports that it asks for; one that is taken is chosen anew."""
 
     prefect: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server.")
@@ -273,6 +273,8 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: naming the setting, where it came from and what was expected.
     """
+    # YamlConfigSettingsSource of pydantic-settings 2.16.3 was tried. It reads by yaml.safe_load: of two equal keys the
+    # last one counts, 010 is 8, and ``no`` is False. Here all three are errors that name file, line and setting.
     for name in unknown_variables():
         _warn_of(name)
     home = Path(os.environ.get("FEDBENCH_HOME") or Path.home() / ".fedbench")

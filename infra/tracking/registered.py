@@ -36,7 +36,9 @@ def fetch_registered(uri: str, store: S3Settings, name: str, version: str, folde
                 version = str(max(numbers))
             elif version.startswith("@"):
                 version = str(client.get_model_version_by_alias(name, version[1:]).version)
-            # The location itself: MLflow's own models:/ addresses would be looked up at a global registry address.
+            # The location itself. download_artifacts takes registry_uri, but MLflow 3.17.2 looks a models:/ address up
+            # at mlflow.get_registry_uri() all the same (ModelsArtifactRepository._get_model_uri_infos): tried, it found
+            # no model at ``uri``.
             location = client.get_model_version_download_uri(name, version)
         except MlflowException as error:
             if error.error_code in _MISSING:
