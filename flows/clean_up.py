@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from pydantic import Field
 
 from flows.stored.leftovers import DAYS, CleanUp, clean, describe
-from infra.orchestrator.prefect_private import refuse_stored_results
+from infra.orchestrator.stored_results import refuse_stored_results
 from infra.settings import load_settings
 from tasks.plain_text import plain
 from tasks.spec.base import FederationName

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 
 from infra.errors import InfraError
 from infra.files.disk import full_disk
-from infra.orchestrator.prefect_private import refuse_stored_results
+from infra.orchestrator.stored_results import refuse_stored_results
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import MAILBOX_VERSION, Mailbox, require_session
 from tasks.code_version import installed_code

@@ -16,6 +16,7 @@ from flows.coordinator.session import OwnSession
 from flows.views.mlflow_run import RunReport
 from flows.views.terminal import Progress
 from infra.orchestrator.flow_runs import call, close_dead_runs
+from infra.orchestrator.prefect_private import log_internals_by_root
 from infra.settings import run_folder
 from infra.store.lease import StoreLease
 from tasks.handles import Handles, set_handles
@@ -42,9 +43,7 @@ def run_until_done(
         FedbenchError, InfraError: it cannot go on; the message says why.
         KeyboardInterrupt: the runs in MLflow and Prefect are marked.
     """
-    # Prefect's import has these written to the terminal, whatever its settings say: through the live display.
-    internal = logging.getLogger("prefect._internal")
-    internal.handlers, internal.propagate = [], True
+    log_internals_by_root()
     report = RunReport(name, spec, session.settings, session.services, run_folder(session.settings, name), again)
     with _closed_on_failure(name, report):
         for attempt in session.attempts():

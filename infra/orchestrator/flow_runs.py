@@ -21,7 +21,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Crashed, State
 from prefect.utilities.annotations import quote
 
-from infra.orchestrator.prefect_private import refuse_stored_results
+from infra.orchestrator.stored_results import refuse_stored_results
 from infra.turns.resident_runs import OPEN_STATES, cancel
 
 refuse_stored_results()  # in every process that runs federations or suites, or reads what state they are in

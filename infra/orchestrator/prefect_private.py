@@ -1,57 +1,40 @@
-"""All that fedbench uses of Prefect's private parts.
+"""The private parts of Prefect's runner that fedbench uses, read against Prefect 3.9.1.
 
-For the worker they are what Prefect's own process worker is made of: how a run's process is watched, cancelled with its
-hooks, and reported when it crashes. With them a forked child is for Prefect a process like any other.
+They are what Prefect's own process worker is made of: how a run's process is watched, cancelled with its hooks, and
+reported when it crashes. With them a forked child is for Prefect a process like any other. Prefect has no public part
+that supervises a process which somebody else has started.
 
-For every process that runs flows they are the places where Prefect loads stored results: see
-:func:`refuse_stored_results`.
+Two other files use private parts: :mod:`infra.orchestrator.stored_results` and
+:mod:`infra.servers.prefect_server_private`. A test holds that no other file does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
-from functools import wraps
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Protocol
 from uuid import UUID
 
 import anyio
 import anyio.abc
-import prefect.flow_engine
-import prefect.results
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_flow_run
-from prefect.states import Cancelling, Crashed, Failed, State
+from prefect.states import Cancelling, Crashed, State
 
-from infra.errors import InfraError, StoredResultRefused
-from infra.orchestrator.versions import TESTED
-from infra.plain_text import printable
+from infra.orchestrator.versions import require_tested
 
-
-def require_tested(installed: str) -> None:
-    """
-    Raises:
-        InfraError: ``installed`` is not a version of Prefect that this file was tested with.
-    """
-    if installed not in TESTED:
-        raise InfraError(
-            f"prefect: fedbench uses private parts of Prefect, tested with {TESTED}, found {installed}; install one of "
-            "those"
-        )
-
-
-require_tested(version("prefect"))
+require_tested()
 
 # Below the check: with another version these may be gone.
-from prefect._internal import result_records  # noqa: E402
-from prefect.runner._flow_run_executor import FlowRunExecutorContext  # noqa: E402
-from prefect.runner._hook_runner import HookRunner  # noqa: E402
-from prefect.runner._process_manager import ProcessHandle  # noqa: E402
+import prefect._internal.metrics  # noqa: E402, F401 (each run's engine imports it: the warm process does it once for all)
+from prefect.runner._flow_run_executor import FlowRunExecutorContext  # noqa: E402 (submits, watches and reports a run)
+from prefect.runner._hook_runner import HookRunner  # noqa: E402 (runs a flow's hooks outside its process)
+from prefect.runner._process_manager import ProcessHandle  # noqa: E402 (the process, as the executor takes it)
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +128,8 @@ class Supervision:
 
     async def __aenter__(self) -> Supervision:
         await self._context.__aenter__()
-        # As it comes, an API that fails to answer a cancellation would end this context, and so the worker.
+        # By default an API that fails to answer a cancellation would end this context, and so the worker. The context
+        # takes no other callback.
         self._context._observer.on_cancelling = self._cancel_soon
         return self
 
@@ -187,6 +171,8 @@ class Supervision:
         result = await executor.submit()
         return None if result is None else result.status_code
 
+    # The context's own task group and manager: they know the run's process and its hooks.
+
     def _cancel_soon(self, flow_run_id: UUID) -> None:
         self._context._cancellation_task_group.start_soon(self._cancel, flow_run_id)
 
@@ -203,12 +189,13 @@ class Supervision:
                 return
 
 
-def run_hooks(flow_run_id: str, kind: str, message: str) -> None:
+def run_hooks(kind: str, message: str) -> None:
     """Run a flow's hooks of ``kind`` in this process: a child, whose environment and folder are the run's."""
+    flow_run_id = UUID(os.environ["PREFECT__FLOW_RUN_ID"])
 
     async def load_and_run() -> None:
         async with get_client() as client:
-            flow_run = await client.read_flow_run(UUID(flow_run_id))
+            flow_run = await client.read_flow_run(flow_run_id)
         runner = HookRunner(resolve_flow=load_flow_from_flow_run)
         if kind == "crashed":
             await runner.run_crashed_hooks(flow_run, Crashed(message=message))
@@ -218,130 +205,10 @@ def run_hooks(flow_run_id: str, kind: str, message: str) -> None:
     asyncio.run(load_and_run())
 
 
-# Stored results. The record in storage names the serializer that reads it: cloudpickle, or JSON whose decoder imports
-# classes by name. Whoever may write to Prefect's server can set a run to Completed with a record of their own, so a
-# process that loads results can be made to run any code.
+def log_internals_by_root() -> None:
+    """Have Prefect's internal messages written by the root logger's handlers.
 
-_REFUSED = (
-    "Prefect was to load a stored result: refused, because loading one can run any code, and fedbench's runs store none"
-)
-# Where something was replaced, its name there, and what was there before.
-_replaced: list[tuple[Any, str, Any]] = []
-
-
-def refuse_stored_results() -> None:
-    """Have this process load no result that Prefect stored, import nothing that a stored record names, and let no flow
-    run begin whose state has one. Safe to call again.
-
-    Results that a flow or task returns in this process are not concerned: Prefect keeps them in memory.
+    When Prefect is imported, it has them written to the terminal whatever its settings say: through a live display.
     """
-    if _replaced:
-        return
-    results, engine = prefect.results, prefect.flow_engine
-    for where, name, instead in (
-        # All that reads a record passes one of these two.
-        (results.ResultRecord, "deserialize", classmethod(_refuse)),
-        (results.ResultRecord, "deserialize_from_result_and_metadata", classmethod(_refuse)),
-        # Before them, a block of the server says where the record is, and the record is fetched from there.
-        (results.ResultStore, "_from_metadata", classmethod(_refuse_later)),
-        (results.ResultStore, "_read", _refuse),
-        (results.ResultStore, "_aread", _refuse_later),
-        # A task looks for a cached result: it finds none, and runs.
-        (results.ResultStore, "_exists", lambda store, key: False),
-        (results.ResultStore, "_aexists", _false_later),
-        # To parse a state imports the pickle library that its record names. Without a known type it is kept as data.
-        (result_records, "lookup_type", _no_serializer),
-        # A storage block that the server sets for all flows would have their results stored, and looked for, there.
-        (results, "_read_server_default_result_storage_block_id", lambda: None),
-        (results, "_aread_server_default_result_storage_block_id", _none_later),
-        (engine.FlowRunEngine, "begin_run", _checked(engine.FlowRunEngine.begin_run)),
-        (engine.AsyncFlowRunEngine, "begin_run", _checked_later(engine.AsyncFlowRunEngine.begin_run)),
-    ):
-        _replaced.append((where, name, vars(where)[name]))
-        setattr(where, name, instead)
-
-
-def accept_stored_results() -> None:
-    """Undo :func:`refuse_stored_results` in this process."""
-    while _replaced:
-        where, name, before = _replaced.pop()
-        setattr(where, name, before)
-
-
-def _refuse(*_: Any, **__: Any) -> Any:
-    raise StoredResultRefused(_REFUSED)
-
-
-async def _refuse_later(*_: Any, **__: Any) -> Any:
-    raise StoredResultRefused(_REFUSED)
-
-
-def _no_serializer(*_: Any, **__: Any) -> Any:
-    raise KeyError("stored results are refused, so no serializer is known")
-
-
-async def _none_later() -> None:
-    return None
-
-
-async def _false_later(store: Any, key: str) -> bool:
-    return False
-
-
-def _checked(begin: Callable[[Any], State[Any]]) -> Callable[[Any], State[Any]]:
-    @wraps(begin)
-    def begin_run(engine: Any) -> State[Any]:
-        reason = _tampered_before(engine)
-        if reason is None:
-            state = begin(engine)
-            reason = _tampered_since(engine)
-            if reason is None:
-                return state
-        engine.set_state(Failed(message=reason), force=True)
-        raise StoredResultRefused(reason)
-
-    return begin_run
-
-
-def _checked_later(begin: Callable[[Any], Awaitable[State[Any]]]) -> Callable[[Any], Awaitable[State[Any]]]:
-    @wraps(begin)
-    async def begin_run(engine: Any) -> State[Any]:
-        reason = _tampered_before(engine)
-        if reason is None:
-            state = await begin(engine)
-            reason = _tampered_since(engine)
-            if reason is None:
-                return state
-        await engine.set_state(Failed(message=reason), force=True)
-        raise StoredResultRefused(reason)
-
-    return begin_run
-
-
-def _tampered_before(engine: Any) -> str | None:
-    """Why the run must not begin; None: it may. A flow that stores results may find those of an attempt before."""
-    state = engine.flow_run.state
-    if engine.flow.persist_result is not False or state is None or state.data is None:
-        return None
-    return _reason(engine.flow_run)
-
-
-def _tampered_since(engine: Any) -> str | None:
-    """Why the result of the run that has just begun must not be asked for; None: it goes on.
-
-    Prefect's engine takes a state that the server answers with, instead of Running, for the end of the run.
-    """
-    state = engine.flow_run.state
-    own = isinstance(state.data, prefect.results.ResultRecord | BaseException)  # of this process: it failed to begin
-    return _reason(engine.flow_run) if state.is_completed() or (state.data is not None and not own) else None
-
-
-def _reason(flow_run: FlowRun) -> str:
-    state = flow_run.state
-    assert state is not None
-    what = "a result" if state.data is not None else "no result"
-    return (
-        f"Prefect run {printable(flow_run.name)} ({flow_run.id}): expected a run that has not begun, found state "
-        f"{printable(state.name)} with {what} that this process did not store; nothing was loaded. Somebody else "
-        "writes to this Prefect server"
-    )
+    internal = logging.getLogger("prefect._internal")
+    internal.handlers, internal.propagate = [], True

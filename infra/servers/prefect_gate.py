@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infra.servers.credentials import basic_auth
 from infra.servers.login_page import LOGIN_PATH, answer_login
@@ -78,33 +77,13 @@ class PrefectGate:
         )
 
 
-def close_server(auth: str, origins: frozenset[str]) -> None:
-    """Have every application that Prefect's server makes in this process stand behind the gate."""
-    from prefect.server.api import server
-    from starlette.middleware import Middleware
-
-    as_published = server.create_app
-
-    def create_app(*arguments: Any, **options: Any) -> Any:
-        app = as_published(*arguments, **options)
-        if not any(middleware.cls is PrefectGate for middleware in app.user_middleware):
-            closed = tuple(_outside_of_api(app.routes))
-            if not closed:
-                raise RuntimeError(f"prefect {version('prefect')}: found no routes of its server to close")
-            # Last, so innermost: preflights of the page's own origins are answered before it.
-            app.user_middleware.append(Middleware(PrefectGate, auth=auth, origins=origins, closed=closed))
-        return app
-
-    server.create_app = create_app
-
-
-def _outside_of_api(routes: list[BaseRoute]) -> Iterator[BaseRoute]:
+def routes_to_close(routes: list[BaseRoute]) -> Iterator[BaseRoute]:
     """Routes of the application and of the page's, without the page's files and the open paths."""
     from starlette.routing import Mount, Route
 
     for route in routes:
         if isinstance(route, Mount) and route.path != API:
-            yield from _outside_of_api(list(route.routes))
+            yield from routes_to_close(list(route.routes))
         elif isinstance(route, Route) and route.path not in OPEN_PATHS:
             yield route
 

@@ -36,8 +36,8 @@ PRELOAD = (
     "prefect.task_engine",
     "prefect.deployments.steps.core",
     "prefect.deployments.steps.pull",
-    "prefect._internal.metrics",
     "infra.orchestrator.prefect_private",
+    "infra.orchestrator.stored_results",
     *sorted(entry.value for entry in entry_points(group=PRELOAD_GROUP)),
 )
 
@@ -84,12 +84,12 @@ def _do(request: dict[str, Any]) -> None:
     else:
         from infra.orchestrator.prefect_private import run_hooks
 
-        run_hooks(os.environ["PREFECT__FLOW_RUN_ID"], request["task"], request["message"])
+        run_hooks(request["task"], request["message"])
 
 
 def guard(*, stored_results: bool) -> None:
     """Whether Prefect may load stored results in this process is its worker's setting, never the run's."""
-    from infra.orchestrator.prefect_private import accept_stored_results, refuse_stored_results
+    from infra.orchestrator.stored_results import accept_stored_results, refuse_stored_results
 
     if stored_results:
         accept_stored_results()

@@ -34,7 +34,8 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from infra.files.private import private_home
-from infra.orchestrator.prefect_private import Supervision, refuse_stored_results
+from infra.orchestrator.prefect_private import Supervision
+from infra.orchestrator.stored_results import refuse_stored_results
 from infra.settings import load_settings
 from infra.worker.configuration import GpuJobConfiguration, GpuVariables
 from infra.worker.engine_child import PRELOAD

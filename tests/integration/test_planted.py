@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows.clean_up import clean_up
 from flows.coordinator.planted import own
 from infra.errors import StoredResultRefused
-from infra.orchestrator.prefect_private import accept_stored_results, refuse_stored_results
+from infra.orchestrator.stored_results import accept_stored_results, refuse_stored_results
 from infra.processes.publication import read_publication
 from infra.servers.credentials import FILE, read_keys
 from infra.servers.exposed import hold_back, report

@@ -19,8 +19,8 @@ from prefect.states import aget_state_exception, get_state_exception
 
 from flows.deployments.table import deployments
 from infra.errors import InfraError, StoredResultRefused
-from infra.orchestrator.prefect_private import accept_stored_results, refuse_stored_results, require_tested
-from infra.orchestrator.versions import TESTED
+from infra.orchestrator.stored_results import accept_stored_results, refuse_stored_results
+from infra.orchestrator.versions import TESTED, require_tested
 from infra.worker import engine_child
 from tests.planted import forget_modules, make_plants
 
