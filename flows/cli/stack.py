@@ -13,7 +13,8 @@ from flows.deployments.names import RESUMED_FLOWS
 from infra.settings import Settings
 
 if TYPE_CHECKING:
-    from infra.stack.stack import ServiceStatus, Stack
+    from infra.stack.stack import Stack
+    from infra.stack.status import ServiceStatus
 
 EXIT_NOT_UP = 1
 

@@ -7,32 +7,28 @@ next ``up``, and by any run that needs it. The data are those of runs without a 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
-from infra.errors import HomeInUse, SettingsError
+from infra.errors import HomeInUse
 from infra.files.private import private_home
 from infra.files.sqlite_urls import sqlite_url
 from infra.processes.ports import LOOPBACK
 from infra.processes.service import Service
 from infra.servers.credentials import draw_keys, read_keys
-from infra.servers.database import check_postgresql, mlflow_database_uri, prefect_database_url
 from infra.servers.login_page import write_login_page
 from infra.servers.mlflow_server import default_tracking_uri
 from infra.servers.prefect_server import PrefectService
 from infra.settings import Settings
+from infra.stack.asked import check_databases, foreign_addresses, with_databases, with_host
 from infra.stack.environment_file import remove_environment, stack_environment, write_environment
 from infra.stack.services import (
     SERVERS,
     SERVICES,
     SUPERVISOR,
     WORKERS,
-    bare_service,
     stack_mlflow,
     stack_prefect,
     stack_s3,
@@ -44,30 +40,12 @@ from infra.stack.state import (
     StackState,
     read_state,
     stack_lock,
-    without_own_addresses,
     write_state,
 )
+from infra.stack.status import ServiceStatus, bare_of, running_addresses, service_status, stack_service
 from infra.stack.supervisor_service import SupervisorService
 
 WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
-State = Literal["up", "silent", "crashed", "down"]
-
-
-@dataclass(frozen=True)
-class ServiceStatus:
-    """One line of ``fedbench status``.
-
-    state: ``up``: answers, and takes the credentials; ``silent``: lives, and does not answer (yet); ``crashed``: ended
-        although nobody asked for it; ``down``.
-    run: process id of a run that has a service of its own, outside any stack.
-    """
-
-    name: str
-    state: State
-    pid: int | None = None
-    url: str | None = None
-    since: datetime | None = None
-    run: int | None = None
 
 
 class Stack:
@@ -78,19 +56,10 @@ class Stack:
         self.settings, self._flows = settings, flows
         self.home = settings.home.absolute()
 
-    def service(self, name: str, state: StackState) -> Service:
-        """The service with the stack's credentials and ports, to look at: not all of them could be started from it."""
-        kinds: dict[str, Callable[[], Service]] = {
-            "s3": lambda: stack_s3(self.settings, state),
-            "prefect": lambda: stack_prefect(self.settings, state),
-            "mlflow": lambda: stack_mlflow(self.settings, state, self.settings.s3),
-        }
-        return kinds[name]() if name in kinds else self._bare(name)
-
     def status(self) -> list[ServiceStatus]:
         """How each service is at the moment."""
         state = read_state(self.home)
-        return [self._status(name, state) for name in SERVICES if state.workers or name not in WORKERS]
+        return [service_status(self.settings, name, state) for name in SERVICES if state.workers or name not in WORKERS]
 
     def up(self, say: Callable[[str], None], look: Callable[[PrefectService], None]) -> bool:
         """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
@@ -106,26 +75,30 @@ class Stack:
         with self._alone(say):
             draw_keys(self.home / "services")
             found_state = read_state(self.home)
-            state = self._at_host(self._with_databases(found_state))
+            state = with_host(self.settings, with_databases(self.settings, found_state))
             if state.host != LOOPBACK:
                 say(
                     f"listening at {state.host}, not on loopback alone: for whoever reaches it, the credentials are "
                     "all that protects the servers, and nothing is encrypted"
                 )
-            for setting, address in _foreign_addresses(self.settings, state).items():
+            for setting, address in foreign_addresses(self.settings, state).items():
                 say(f"{setting} is set, so runs here use {address}, not this stack's")
-            before = [self._status(name, found_state) for name in SERVERS]
+            before = [service_status(self.settings, name, found_state) for name in SERVERS]
             for found in before:
                 if found.run is not None:
                     raise HomeInUse(
                         f"{found.name}: process {found.run} (a run, or fedbench ui) has it open on {self.home}, and "
                         "its data must not be opened twice; wait for it to end, then: fedbench up"
                     )
-            if state.up and all(found.state == "up" for found in before) and self._addresses() == state.addresses:
+            if (
+                state.up
+                and all(found.state == "up" for found in before)
+                and running_addresses(self.settings) == state.addresses
+            ):
                 self._tell_clients(state)  # the file may have been removed
                 look(self._answering_prefect(state))
                 return self._supervise(state)
-            self._check_databases(state)
+            check_databases(state)
             state = state.model_copy(update={"up": True})
             write_state(self.home, state)
             try:
@@ -135,13 +108,13 @@ class Stack:
                 self._take_back(before)
                 write_state(self.home, found_state)
                 raise
-            self._bare(SUPERVISOR).end()  # the next one has the settings of this `up`
+            bare_of(self.settings, SUPERVISOR).end()  # the next one has the settings of this `up`
             self._supervise(state)
             return True
 
     def workers_up(self) -> bool:
         state = read_state(self.home)
-        return state.workers and all(self._status(name, state).state == "up" for name in WORKERS)
+        return state.workers and all(service_status(self.settings, name, state).state == "up" for name in WORKERS)
 
     def up_workers(self, say: Callable[[str], None]) -> bool:
         """Have the workers up too. The servers are, and have the work pools. Returns whether there was anything to do.
@@ -156,7 +129,7 @@ class Stack:
             pending = [
                 stack_worker(name, self.settings, variables)
                 for name in WORKERS
-                if self._status(name, state).state != "up"
+                if service_status(self.settings, name, state).state != "up"
             ]
             write_state(self.home, state.model_copy(update={"workers": True}))
             if pending:
@@ -175,12 +148,12 @@ class Stack:
         """End all services of the stack, the last started first. Returns whether any was running."""
         if not (self.home / "services").exists():
             return False
-        self._bare(SUPERVISOR).end()  # now: it has the lock for as long as a server takes to come up
+        bare_of(self.settings, SUPERVISOR).end()  # now: it has the lock for as long as a server takes to come up
         with self._alone(say):
             state = read_state(self.home)
             write_state(self.home, state.model_copy(update={"up": False, "workers": False}))
             remove_environment(self.home)
-            ended = [self._bare(name).end() for name in reversed(SERVICES)]
+            ended = [bare_of(self.settings, name).end() for name in reversed(SERVICES)]
             return state.up or any(ended)
 
     def databases(self) -> dict[str, str]:
@@ -207,10 +180,6 @@ class Stack:
         finally:
             lock.release()
 
-    def _bare(self, name: str) -> Service:
-        """The service to look at or to end, which takes no credentials and no store."""
-        return bare_service(name, self.settings, read_state(self.home).host)
-
     def _answering_prefect(self, state: StackState) -> PrefectService:
         service = stack_prefect(self.settings, state)
         service.ensure()
@@ -218,66 +187,12 @@ class Stack:
 
     def _supervise(self, state: StackState) -> bool:
         """Have the supervisor up. Returns whether it had to be started."""
-        if self._status(SUPERVISOR, state).state == "up":
+        if service_status(self.settings, SUPERVISOR, state).state == "up":
             return False
         service = SupervisorService(self.home, self._flows)
         service.end()  # one that does not answer
         service.ensure()
         return True
-
-    def _status(self, name: str, state: StackState) -> ServiceStatus:
-        running = self._bare(name).running()
-        if running is None:
-            return ServiceStatus(name, "crashed" if state.up else "down")
-        if not running.detached:
-            return ServiceStatus(name, "down", run=running.pid)
-        answers = running.address is not None and self.service(name, state).answers_at(running.address)
-        return ServiceStatus(
-            name,
-            "up" if answers else "silent",
-            running.pid,
-            None if running.address is None else running.address.removesuffix("/api"),
-            None if running.since is None else datetime.fromtimestamp(running.since, UTC),
-        )
-
-    def _addresses(self) -> dict[str, str]:
-        """Where the services are: a run that brought one back may have found its port taken."""
-        running = {name: self._bare(name).running() for name in SERVERS}
-        return {name: found.address for name, found in running.items() if found is not None and found.address}
-
-    def _with_databases(self, state: StackState) -> StackState:
-        """``state`` with the databases that the settings name; one that is up keeps those that it has."""
-        asked = {
-            "prefect_database_url": prefect_database_url(self.settings),
-            "mlflow_database_uri": (
-                None if self.settings.mlflow_database_url is None else mlflow_database_uri(self.settings)
-            ),
-        }
-        if not state.up:
-            return state.model_copy(update=asked)
-        for name, url in asked.items():
-            if url is not None and url != getattr(state, name):
-                raise SettingsError(
-                    f"{name[:-4]}_url: the stack of {self.home} is up with another database; first: fedbench down"
-                )
-        return state
-
-    def _at_host(self, state: StackState) -> StackState:
-        """``state`` with the address that the settings name; one that is up keeps the one that it has."""
-        asked = self.settings.ports.host
-        if not state.up:
-            return state.model_copy(update={"host": LOOPBACK if asked is None else str(asked)})
-        if asked is not None and str(asked) != state.host:
-            raise SettingsError(
-                f"ports.host: the stack of {self.home} is up at {state.host}, found {asked}; first: fedbench down"
-            )
-        return state
-
-    def _check_databases(self, state: StackState) -> None:
-        if state.prefect_database_url is not None:
-            check_postgresql(state.prefect_database_url, "prefect_database_url", trigrams=True)
-        if state.mlflow_database_uri is not None:
-            check_postgresql(state.mlflow_database_uri, "mlflow_database_url", trigrams=False)
 
     def _start(self, state: StackState, before: list[ServiceStatus], say: Callable[[str], None]) -> None:
         from infra.store.objects import ObjectStore  # with boto3, which looking at a stack does not need
@@ -307,7 +222,7 @@ class Stack:
         if state.workers and state.addresses != told:
             say("workers: started again, for a server has another port")
             for name in WORKERS:
-                self._bare(name).end()
+                bare_of(self.settings, name).end()
         state = state.model_copy(
             update={
                 "addresses": told,
@@ -325,7 +240,7 @@ class Stack:
 
     def _wait_or_end(self, found: ServiceStatus, state: StackState) -> None:
         """A silent service may be coming up, or hang: the one is waited for, the other ended."""
-        service = self.service(found.name, state)
+        service = stack_service(self.settings, found.name, state)
         age = 0.0 if found.since is None else (datetime.now(UTC) - found.since).total_seconds()
         # At most its whole start, though the clock was set back since: then it seems to be younger than nothing.
         patience = max(service.start_seconds - max(age, 0.0), service.patience_seconds)
@@ -342,23 +257,10 @@ class Stack:
         kept = {found.name for found in before if found.state == "up"}
         for name in reversed(SERVERS):
             if name not in kept:
-                self._bare(name).end()
+                bare_of(self.settings, name).end()
 
     def _tell_clients(self, state: StackState) -> None:
         store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
         keys, addresses = read_keys(self.home / "services"), state.addresses
         write_environment(self.home, addresses, store, keys)
         write_login_page(self.home, "up", keys, addresses["prefect"].removesuffix("/api"), addresses["mlflow"])
-
-
-def _foreign_addresses(settings: Settings, state: StackState) -> dict[str, str]:
-    """What the settings name instead of this stack's services, by setting."""
-    rest = without_own_addresses(settings, state)
-    named = {
-        "s3.endpoint": rest.s3.endpoint,
-        "prefect_api_url": rest.prefect_api_url,
-        "mlflow_tracking_uri": rest.mlflow_tracking_uri,
-    }
-    return {
-        setting: re.sub(r"//[^/@]*@", "//***@", address) for setting, address in named.items() if address is not None
-    }
