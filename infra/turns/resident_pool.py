@@ -32,6 +32,12 @@ class Resident:
     def __str__(self) -> str:
         return f"resident {self.number} of pool {self.pool.name}"
 
+    def welcome(self) -> None:
+        """Offer it to turns, once it is there."""
+        if not self.ready and self.gone is None:
+            self.ready = True
+            self.pool.offer(self)
+
 
 @dataclass
 class ResidentPool:
@@ -39,7 +45,7 @@ class ResidentPool:
 
     limit: residents at a time, at most.
     failed_starts: residents in a row that ended before their first turn.
-    silent_since: since when turns wait while no resident is there; said: that has been told.
+    silent_since: since when turns wait while no resident is there; reported: that has been printed.
     """
 
     name: str
@@ -49,7 +55,7 @@ class ResidentPool:
     waiting: deque[asyncio.Future[Resident]] = field(default_factory=deque)
     failed_starts: int = 0
     silent_since: float | None = None
-    said: bool = False
+    reported: bool = False
 
     @property
     def starting(self) -> int:

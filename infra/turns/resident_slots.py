@@ -16,9 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from prefect.client.schemas.objects import State
-from prefect.events import Event
-
 from infra.errors import BadReply, DeadlineExceeded, PoolUnusable, SlotLost, StoreCorrupt
 from infra.settings import PoolSettings
 from infra.store.layout import FederationLayout
@@ -27,6 +24,7 @@ from infra.turns import resident_runs
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import LEAVE, MAILBOX_VERSION, Mailbox, close_session, open_session, reply_in
 from infra.turns.resident_pool import Resident, ResidentPool
+from infra.turns.resident_watch import ResidentWatch
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +33,6 @@ WATCH_SECONDS = 5.0
 FAILED_STARTS = 3
 # Residents in a row that left just when a turn came, as an idle one may; after so many it is no chance any more.
 NOT_TAKEN = 5
-# A pool without any resident for so long is said to wait.
-SILENT_SECONDS = 30.0
 CLOSE_SECONDS = 20.0
 
 
@@ -77,6 +73,7 @@ class ResidentSlots:
         self._code, self._deployment = code, deployment
         names = dict.fromkeys(self.pool_of(client) for client in clients)
         self._pools = {name: ResidentPool(name, pools.residents) for name in names}
+        self._watcher = ResidentWatch(self._pools.values(), lose=self._lose, end=self._end, say=say)
         self.count = pools.residents * len(self._pools)
         self._session = ""
         self._coordinator = ""
@@ -114,7 +111,7 @@ class ResidentSlots:
             await resident_runs.require_pool(pool, self._deployment(pool))
             await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code)
         names = [coordinator_of(self._session), f"prefect.tag.{resident_runs.session_tag(self._session)}"]
-        self._bell = await self._resources.enter_async_context(Bell(names, self._heard))
+        self._bell = await self._resources.enter_async_context(Bell(names, self._watcher.hear))
         self._spawn(self._watch())
 
     async def run(self, turn: Callable[[Any], Any], argument: Any, *, deadline: float | None = None) -> Any:
@@ -294,88 +291,17 @@ class ResidentSlots:
         if resident.run is not None:
             await resident_runs.cancel(resident.run)
 
-    # What is heard and seen of them.
-
-    def _heard(self, event: Event | None) -> None:
-        now = time.monotonic()
-        everyone = [resident for pool in self._pools.values() for resident in pool.residents]
-        if event is None:  # connected anew, or deaf: nobody is counted as silent for that
-            for resident in everyone:
-                resident.heard = now
-                resident.changed.set()
-            return
-        number, identifier = event.payload.get("resident"), event.resource.id
-        for resident in everyone:
-            if number == resident.number and event.event.startswith("fedbench."):
-                resident.heard = now
-                if event.event == "fedbench.resident.ready":
-                    self._welcome(resident)
-                elif event.event == "fedbench.resident.left":
-                    self._lose(resident, "it was idle", left=True)
-                elif event.event == "fedbench.turn.answered":
-                    resident.changed.set()
-            elif resident.run is not None and identifier == f"prefect.flow-run.{resident.run}":
-                resident.heard = now
-                if event.event.rpartition(".")[2] in ("Crashed", "Failed", "Cancelled", "Completed", "TimedOut"):
-                    state = event.payload.get("validated_state")
-                    state = state if isinstance(state, dict) else {}  # a silo may ring as Prefect
-                    self._ended(resident, state.get("type", ""), str(state.get("message") or event.event))
-
-    def _welcome(self, resident: Resident) -> None:
-        if not resident.ready and resident.gone is None:
-            resident.ready = True
-            resident.pool.offer(resident)
-
-    def _ended(self, resident: Resident, kind: str, message: str) -> None:
-        self._lose(resident, message, left=kind == "COMPLETED")
-
     async def _watch(self) -> None:
-        """What events tell, by asking: they may have been lost; and residents whose whole machine is gone."""
+        """Ask for what events report, because events may be lost, and find residents whose whole machine is gone."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self._look()
+                await self._watcher.look(self._settings.lost_seconds, self._hears)
             except Exception as failure:
                 log.debug("looking at the residents failed: %s", failure)
 
-    async def _look(self) -> None:
-        everyone = {
-            resident.run: resident
-            for pool in self._pools.values()
-            for resident in pool.residents
-            if resident.run is not None
-        }
-        for run, state in (await resident_runs.states(list(everyone))).items():
-            self._seen(everyone[run], state)
-        for resident in everyone.values():
-            silent = time.monotonic() - resident.heard
-            hearing = self._bell is not None and self._bell.hearing
-            if resident.ready and hearing and resident.gone is None and silent > self._settings.lost_seconds:
-                if resident in resident.pool.idle:
-                    continue  # it says nothing while it waits
-                await self._end(resident, f"no sign of it for {silent:.0f} s")
-        for pool in self._pools.values():
-            await self._complain(pool)
-
-    def _seen(self, resident: Resident, state: State[Any] | None) -> None:
-        if state is None:
-            self._lose(resident, "its run was deleted")
-        elif state.is_final():
-            self._ended(resident, state.type.value, state.message or state.name or state.type.value)
-        elif state.is_running() and not resident.ready:
-            # It may have rung while nobody heard it; it looks at its mailbox before it waits for a ring.
-            self._welcome(resident)
-
-    async def _complain(self, pool: ResidentPool) -> None:
-        if not pool.waiting or any(resident.ready for resident in pool.residents):
-            pool.silent_since, pool.said = None, False
-            return
-        pool.silent_since = pool.silent_since or time.monotonic()
-        if not pool.said and time.monotonic() - pool.silent_since >= SILENT_SECONDS:
-            pool.said = True
-            online = await resident_runs.workers_online(pool.name)
-            hint = f"{online} online" if online else f"none; start one: prefect worker start --pool {pool.name}"
-            self._say(f"pool {pool.name}: no slot yet, waiting for one (workers: {hint})")
+    def _hears(self) -> bool:
+        return self._bell is not None and self._bell.hearing
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:

@@ -111,7 +111,7 @@ class ForeignSlots(ResidentSlots):
     answer: Callable[[AnyRequest], Content]
 
     async def _submit(self, resident: Resident) -> None:
-        self._welcome(resident)
+        resident.welcome()
 
     async def _ring(self, resident: Resident, event: str) -> None:
         # The request of this turn, as a resident reads it: two turns of one silo may be under way.

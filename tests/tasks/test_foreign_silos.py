@@ -146,7 +146,7 @@ async def broken(slots: ForeignSlots, resident: Resident) -> None:
 
 async def leaving(slots: ForeignSlots, resident: Resident) -> None:
     """There until it is rung for a turn, as if it had been idle for too long."""
-    slots._welcome(resident)
+    resident.welcome()
 
 
 @pytest.mark.parametrize(
