@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from infra.files.durable import write_durably
+
 DIE_SECONDS = 10.0  # that the kernel may take to end a process by force
 
 
@@ -34,6 +36,17 @@ def read_publication(path: Path) -> Publication | None:
         return Publication.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def publication_of(pid: int, port: int, address: str | None) -> Publication:
+    """Return the publication of the process ``pid``, started at ``port``."""
+    return Publication(
+        port=port, pid=pid, created=started_at(pid) or 0.0, address=address, since_boot=started_since_boot(pid)
+    )
+
+
+def write_publication(path: Path, document: Publication) -> None:
+    write_durably(path, document.model_dump_json())
 
 
 def started_at(pid: int) -> float | None:

@@ -23,14 +23,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urljoin
 
 from infra.errors import HomeInUse, ServiceFailed
-from infra.files.durable import write_durably
 from infra.files.lock import FileLock
+from infra.processes.holder import STARTING, ServiceHolder, find_holder
 from infra.processes.launch import ask_status, end_group, launch
 from infra.processes.logs import last_lines
 from infra.processes.ports import LOOPBACK, await_free_port, bindable, free_port
@@ -38,9 +37,9 @@ from infra.processes.publication import (
     Publication,
     end_left_behind,
     end_session,
+    publication_of,
     read_publication,
-    started_at,
-    started_since_boot,
+    write_publication,
 )
 
 log = logging.getLogger(__name__)
@@ -48,27 +47,9 @@ log = logging.getLogger(__name__)
 TAIL_LINES = 8  # of its log, in the message about a service that did not come up
 START_ATTEMPTS = 3
 STOP_SECONDS = 10.0  # that a service asked to end may take
-DETACHED = "detached"  # what a service that holds its lock itself writes there, after its process id
-STARTING = "starting"  # what the starter of such a service writes there until then
 START_GRACE = 30.0  # seconds that a starter has for that
 REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
 DYING_SECONDS = 1.0  # that a killed server may keep its port and lock; the next one is expected at that port
-
-
-@dataclass(frozen=True)
-class ServiceHolder:
-    """Who has a service: the run that holds it, or the service itself when it is ``detached``.
-
-    starting: ``pid`` is the starter's, of a detached service that does not hold its lock yet.
-    address: where it is to answer; None while that is not known.
-    since: when it was started, in seconds since the epoch.
-    """
-
-    pid: int
-    detached: bool
-    starting: bool = False
-    address: str | None = None
-    since: float | None = None
 
 
 class Service:
@@ -149,15 +130,8 @@ class Service:
         return self._lock.held
 
     def running(self) -> ServiceHolder | None:
-        """Who has the service at the moment, which may be none that answers; None: nobody."""
-        if not self._lock.is_taken():
-            return None
-        pid, note, found = self._lock.holder() or 0, self._lock.note(), self._published()
-        detached, starting = note in (DETACHED, STARTING), note == STARTING
-        if found is None or (detached and found.pid != pid):
-            return ServiceHolder(pid, detached, starting)
-        address = self.address_at(found.port) if detached else found.address
-        return ServiceHolder(pid, detached, starting, address, found.created)
+        """Return who has the service at the moment, which may be none that answers; None: nobody."""
+        return find_holder(self._lock, self._published, self.address_at)
 
     def is_alive(self) -> bool:
         """The process that this object started is running (of a service that another run holds: False)."""
@@ -379,18 +353,10 @@ class Service:
     def _publish(self, address: str | None) -> None:
         if self._process is None or self._port is None:
             return
-        pid = self._process.pid
-        document = Publication(
-            port=self._port,
-            pid=pid,
-            created=started_at(pid) or 0.0,
-            address=address,
-            since_boot=started_since_boot(pid),
-        )
-        write_durably(self._publication, document.model_dump_json())
+        write_publication(self._publication, publication_of(self._process.pid, self._port, address))
 
     def _withdraw(self, found: Publication) -> None:
-        write_durably(self._publication, found.model_copy(update={"address": None}).model_dump_json())
+        write_publication(self._publication, found.model_copy(update={"address": None}))
 
     @property
     def _publication(self) -> Path:
