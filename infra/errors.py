@@ -1,4 +1,4 @@
-"""Errors of the place where a run happens. They say what was not reached, and what to check."""
+"""Errors of services, the store and this machine. A message names what was not reached, and what to check."""
 
 from infra.plain_text import visible
 

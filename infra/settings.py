@@ -1,4 +1,4 @@
-"""``Settings``: the place where runs happen. Never part of a specification, its digest, MLflow or parameters.
+"""``Settings``: a machine's configuration. Never part of a specification, its digest, MLflow or parameters.
 
 Read from the environment (``FEDBENCH_HOME``, ``FEDBENCH_S3__ENDPOINT``, …) over the YAML file that
 ``FEDBENCH_SETTINGS`` names (default ``<home>/settings.yaml`` when it exists).
@@ -47,8 +47,8 @@ from tasks.documents.yaml_text import read_document
 log = logging.getLogger(__name__)
 
 PREFIX = "FEDBENCH_"
-# What has the prefix and is no setting: the file of settings, what a worker tells its run, an image's version, and what
-# is for tests and benchmarks.
+# Variables that have the prefix and are no settings: the settings file, a run's slot, an image's version, and variables
+# of tests and benchmarks.
 _OTHER_VARIABLES = {"SETTINGS", "SLOT", "VERSION", "SCREENSHOTS", "FLOWER_VENV"}
 
 _FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", default={})  # noqa: B039 (never changed)

@@ -48,20 +48,20 @@ _CLEAR = (SettingsError, PoolUnusable, RunLocked, HomeInUse, StoredResultRefused
 
 @dataclass(frozen=True)
 class NoRoom:
-    """A folder that takes no more. ``place``: the home or temporary folder that it belongs to; ``quota``: of a user."""
+    """A folder that takes no more. ``root``: the home or temporary folder that it belongs to; ``quota``: of a user."""
 
     folder: Path
-    place: Path
+    root: Path
     quota: bool = False
 
     def __str__(self) -> str:
         status = os.statvfs(self.folder)
         free = f"{shutil.disk_usage(self.folder).free // 1_000_000} MB free in {self.folder}"
         if self.quota:
-            return f"this user's disk quota is used up under {self.place} ({free})"
+            return f"this user's disk quota is used up under {self.root} ({free})"
         if status.f_files and not status.f_favail:
             free += ", which can hold no further files"
-        return f"no space left under {self.place} ({free})"
+        return f"no space left under {self.root} ({free})"
 
 
 def says_full(error: BaseException) -> bool:
@@ -70,19 +70,19 @@ def says_full(error: BaseException) -> bool:
 
 
 def folders_of(home: Path) -> list[tuple[Path, Path]]:
-    """Folders that fedbench and its servers write to on this machine, each with the place that it is part of."""
+    """Folders that fedbench and its servers write to on this machine, each with the root that it is part of."""
     home = home.absolute()
     temporary = Path(tempfile.gettempdir())
-    places = [(home, home), *((home / part, home) for part in _PARTS), (temporary, temporary)]
+    folders = [(home, home), *((home / part, home) for part in _PARTS), (temporary, temporary)]
     shared_memory = Path("/dev/shm")  # images travel through it from the processes that prepare them
-    places += [(shared_memory, shared_memory)] if shared_memory.is_dir() else []
-    return [(folder, place) for folder, place in places if folder.is_dir() or folder == home]
+    folders += [(shared_memory, shared_memory)] if shared_memory.is_dir() else []
+    return [(folder, root) for folder, root in folders if folder.is_dir() or folder == home]
 
 
 def without_room(folders: Iterable[tuple[Path, Path]], size: int = PROBE_BYTES) -> NoRoom | None:
     """The first of ``folders`` that does not take a file of ``size`` bytes; None when all do. Takes milliseconds."""
     seen: set[int] = set()
-    for folder, place in folders:
+    for folder, root in folders:
         there = existing(folder)
         device = there.stat().st_dev
         if device in seen:
@@ -90,7 +90,7 @@ def without_room(folders: Iterable[tuple[Path, Path]], size: int = PROBE_BYTES) 
         seen.add(device)
         number = _refusal(there, max(size, PROBE_BYTES))
         if number is not None:
-            return NoRoom(there, place, quota=number == errno.EDQUOT)
+            return NoRoom(there, root, quota=number == errno.EDQUOT)
     return None
 
 
@@ -186,10 +186,10 @@ def _named(error: BaseException) -> NoRoom | None:
 
 def _fullest(folders: Iterable[tuple[Path, Path]]) -> NoRoom | None:
     """The folder with the least free space, if that is little: what was refused has been removed again by now."""
-    free, folder, place = min(
-        (shutil.disk_usage(existing(folder)).free, existing(folder), place) for folder, place in folders
+    free, folder, root = min(
+        (shutil.disk_usage(existing(folder)).free, existing(folder), root) for folder, root in folders
     )
-    return NoRoom(folder, place) if free < LITTLE_BYTES else None
+    return NoRoom(folder, root) if free < LITTLE_BYTES else None
 
 
 def existing(folder: Path) -> Path:

@@ -34,10 +34,10 @@ _KNOWN: dict[tuple[str | None, str, str], bool] = {}
 
 def known_conditions(objects: ObjectStore, prefix: str) -> bool:
     """As :func:`honours_conditions`, found out once in a process."""
-    place = (objects.settings.endpoint, objects.bucket, prefix)
-    if place not in _KNOWN:
-        _KNOWN[place] = honours_conditions(objects, prefix)
-    return _KNOWN[place]
+    location = (objects.settings.endpoint, objects.bucket, prefix)
+    if location not in _KNOWN:
+        _KNOWN[location] = honours_conditions(objects, prefix)
+    return _KNOWN[location]
 
 
 def _writes_when_absent(objects: ObjectStore, key: str) -> bool:

@@ -1,7 +1,7 @@
 """Where turns run: warm processes, one a slot, behind one small interface.
 
 A turn is a module-level function and one picklable argument. ``LocalSlots`` runs it in one of ``count`` processes of
-this machine; other places (GPU work pools) implement :class:`TurnRunner` too, and everything above stays as it is.
+this machine; residents on work pools implement :class:`TurnRunner` too, and everything above stays as it is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TurnRunner(Protocol):
         ...
 
     def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """The parts of ``clients`` whose turns run in different places, in their order."""
+        """The parts of ``clients`` whose turns run in different slots or pools, in their order."""
         ...
 
     async def open(self, coordinator: str) -> None:

@@ -68,7 +68,7 @@ def reply_in(answer: Any) -> Any:
     """The reply's document in an answer, unchecked.
 
     Raises:
-        SlotLost: the answer says that the turn was lost with its place.
+        SlotLost: the answer says that the turn was lost with its slot.
         BadReply: the answer says that the turn failed, or is none.
     """
     version = answer.get("version") if isinstance(answer, dict) else None

@@ -93,7 +93,7 @@ class ResidentSlots:
         return pool
 
     def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """``clients`` by pool, in order: one turn cannot be in two places."""
+        """``clients`` by pool, in order: one turn cannot run on two pools."""
         groups: dict[str, list[str]] = {}
         for client in clients:
             groups.setdefault(self.pool_of(client), []).append(client)

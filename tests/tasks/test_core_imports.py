@@ -91,7 +91,7 @@ def test_the_core_imports_no_service_and_no_higher_layer(path: Path) -> None:
     assert {name.split(".")[1] for name in imported(path) if name.startswith("tasks.")} <= below
 
 
-def test_places_know_neither_flows_nor_tasks() -> None:
+def test_infra_knows_neither_flows_nor_tasks() -> None:
     """But for the reader of YAML and JSON, which all share, and which a served model takes along with ``tasks``."""
     for path in files("infra"):
         assert not tops(path) & {"flows", "tests"}, path
