@@ -21,7 +21,7 @@ from torchvision.ops import clip_boxes_to_image
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.faster_rcnn_parts import maps_of, parts_of
 from tasks.detectors.suppression import suppress
-from tasks.spec.detector import FasterRcnnSpec
+from tasks.spec.faster_rcnn import FasterRcnnSpec
 
 # Of ImageNet's images, on which the backbones were trained.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,8 +14,13 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 
-from tasks.spec.detector import FasterRcnnSpec
-from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3, FasterRcnnPyramid, FasterRcnnResNet50, FasterRcnnVgg16
+from tasks.spec.faster_rcnn import (
+    FasterRcnnMobileNetV3Spec,
+    FasterRcnnPyramidSpec,
+    FasterRcnnResNet50Spec,
+    FasterRcnnSpec,
+    FasterRcnnVgg16Spec,
+)
 
 POOLED = 7
 RATIOS = (0.5, 1.0, 2.0)
@@ -59,9 +64,9 @@ class SingleMapRoIPool(nn.Module):
 def parts_of(spec: FasterRcnnSpec) -> Parts:
     """Fresh parts, their weights drawn from torch's global generator."""
     match spec:
-        case FasterRcnnVgg16():
+        case FasterRcnnVgg16Spec():
             return _vgg16(spec)
-        case FasterRcnnResNet50():
+        case FasterRcnnResNet50Spec():
             backbone = resnet_fpn_backbone(
                 backbone_name="resnet50",
                 weights=None,
@@ -70,7 +75,7 @@ def parts_of(spec: FasterRcnnSpec) -> Parts:
             )
             # arXiv 1612.03144, section 4.1: one size a map.
             return _pyramid(spec, backbone, ((32,), (64,), (128,), (256,), (512,)))
-        case FasterRcnnMobileNetV3():
+        case FasterRcnnMobileNetV3Spec():
             backbone = mobilenet_backbone(
                 backbone_name="mobilenet_v3_large",
                 weights=None,
@@ -81,7 +86,7 @@ def parts_of(spec: FasterRcnnSpec) -> Parts:
             return _pyramid(spec, backbone, ((32, 64, 128, 256, 512),) * 3)
 
 
-def _vgg16(spec: FasterRcnnVgg16) -> Parts:
+def _vgg16(spec: FasterRcnnVgg16Spec) -> Parts:
     """``vgg16().features[:-1]`` (without drawing its classifier), fc6 and fc7; arXiv 1506.01497, section 3.1."""
     backbone = make_layers(cfgs["D"])[:-1]
     convolutions = [layer for layer in backbone if isinstance(layer, nn.Conv2d)]
@@ -103,7 +108,7 @@ def _vgg16(spec: FasterRcnnVgg16) -> Parts:
     )
 
 
-def _pyramid(spec: FasterRcnnPyramid, backbone: nn.Module, sizes: tuple[tuple[int, ...], ...]) -> Parts:
+def _pyramid(spec: FasterRcnnPyramidSpec, backbone: nn.Module, sizes: tuple[tuple[int, ...], ...]) -> Parts:
     channels = int(backbone.out_channels)  # type: ignore[arg-type]
     return Parts(
         backbone,
@@ -116,7 +121,7 @@ def _pyramid(spec: FasterRcnnPyramid, backbone: nn.Module, sizes: tuple[tuple[in
     )
 
 
-def _norm(spec: FasterRcnnPyramid) -> type[nn.Module]:
+def _norm(spec: FasterRcnnPyramidSpec) -> type[nn.Module]:
     """A normalisation by the name that the specification gives it: a class, called with the channels."""
     return {"batch-norm": nn.BatchNorm2d, "frozen-batch-norm": FrozenBatchNorm2d, "group-norm": GroupNorm}[spec.norm]
 

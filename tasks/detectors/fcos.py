@@ -19,7 +19,7 @@ from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.efficientnet_lite import OUTPUT_CHANNELS, EfficientNetLite0
 from tasks.detectors.fcos_loss import Points, fcos_loss
 from tasks.detectors.suppression import suppress
-from tasks.spec.detector import FcosLite0 as FcosSpec
+from tasks.spec.detector import FcosLite0Spec
 
 STRIDES = (8, 16, 32)
 CHANNELS = 96
@@ -62,7 +62,7 @@ class FcosLite0(Detector):
     State: 3.5 M parameters (14.1 MB) with 7 classes.
     """
 
-    def __init__(self, spec: FcosSpec, num_classes: int) -> None:
+    def __init__(self, spec: FcosLite0Spec, num_classes: int) -> None:
         super().__init__()
         self.width, self.height, self.num_classes = spec.width, spec.height, num_classes
         self.backbone_lr = spec.backbone_lr

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 
 from tasks.detectors.base import Targets
 from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
-from tasks.spec.detector import Yolo
+from tasks.spec.detector import YoloSpec
 
 # An anchor answers for an object whose sides are within this factor of its own.
 MAX_SIDE_RATIO = 4.0
@@ -123,7 +123,7 @@ ASSIGNMENTS = {"best-prior": assign_best_prior, "side-ratio": assign_side_ratio}
 
 
 def yolo_loss(
-    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: Yolo
+    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloSpec
 ) -> dict[str, Tensor]:
     """Terms ``box``, ``objectness`` and ``class``, each summed over objects and cells and divided by the batch size."""
     shapes = [(output.shape[2], output.shape[3]) for output in outputs]
@@ -139,7 +139,7 @@ def yolo_loss(
 
 
 def _scale_loss(
-    output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: Yolo
+    output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
     where = (positives.image, positives.anchor, positives.row, positives.column)
     predicted = output[where]

@@ -18,7 +18,7 @@ from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.suppression import suppress
 from tasks.detectors.yolo_boxes import YoloScale, decode
 from tasks.detectors.yolo_loss import yolo_loss
-from tasks.spec.detector import Yolo as YoloSpec
+from tasks.spec.detector import YoloSpec
 
 # A random cell holds an object about this often; biases start there, so that early training is not spent on silence.
 OBJECT_PRIOR = 0.01

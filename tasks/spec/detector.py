@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tasks.spec.base import CHOSEN, Frozen
 from tasks.spec.detector_parts import DarknetWeights, EfficientNetLite0Weights, RandomWeights, check_input
-from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3, FasterRcnnResNet50, FasterRcnnVgg16
+from tasks.spec.faster_rcnn import FasterRcnnSpec
 
 # At most the whole input: anchors in pixels, as Darknet's files have them, are refused.
 Side = Annotated[float, Field(gt=0, le=1)]
@@ -37,7 +37,7 @@ _ANCHORS = "Width and height of each anchor, as fractions of the input, smallest
 _MASKS = "Which anchors each scale uses, by index; the finest scale first."
 
 
-class Yolo(Frozen):
+class YoloSpec(Frozen):
     """What YOLOv3 and YOLOv3-tiny (arXiv 1804.02767) have in common; they differ in layers and scales."""
 
     strides: ClassVar[tuple[int, ...]]
@@ -72,7 +72,7 @@ class Yolo(Frozen):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Yolo:
+    def _check(self) -> YoloSpec:
         check_input(self.width, self.height)
         if not self.anchors:
             raise ValueError("anchors: expected at least one anchor, found []")
@@ -90,7 +90,7 @@ class Yolo(Frozen):
         return self
 
 
-class YoloV3(Yolo, title="YOLOv3"):
+class YoloV3Spec(YoloSpec, title="YOLOv3"):
     """YOLOv3: Darknet-53 and three scales, three anchors each; 61.5 M parameters with 7 classes."""
 
     strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
@@ -100,7 +100,7 @@ class YoloV3(Yolo, title="YOLOv3"):
     masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5), (6, 7, 8)), description=_MASKS)
 
 
-class YoloV3Tiny(Yolo, title="YOLOv3-tiny"):
+class YoloV3TinySpec(YoloSpec, title="YOLOv3-tiny"):
     """YOLOv3-tiny: two scales, three anchors each; 8.7 M parameters with 7 classes.
 
     Copies of its cfg differ in the fine scale's mask: (0, 1, 2) or (1, 2, 3).
@@ -113,7 +113,7 @@ class YoloV3Tiny(Yolo, title="YOLOv3-tiny"):
     masks: tuple[tuple[int, ...], ...] = Field(((0, 1, 2), (3, 4, 5)), description=_MASKS)
 
 
-class FcosLite0(Frozen, title="FCOS, EfficientNet-Lite0"):
+class FcosLite0Spec(Frozen, title="FCOS, EfficientNet-Lite0"):
     """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0; 3.2 M parameters.
 
     BatchNorm is folded into the backbone's convolutions and the head has GroupNorm: there are no running statistics
@@ -137,13 +137,11 @@ class FcosLite0(Frozen, title="FCOS, EfficientNet-Lite0"):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> FcosLite0:
+    def _check(self) -> FcosLite0Spec:
         check_input(self.width, self.height)
         if self.frozen_blocks and isinstance(self.weights, RandomWeights):
             raise ValueError(f"frozen_blocks: expected 0 with random weights, found {self.frozen_blocks}")
         return self
 
 
-FasterRcnnSpec = FasterRcnnVgg16 | FasterRcnnResNet50 | FasterRcnnMobileNetV3
-
-DetectorSpec = Annotated[YoloV3Tiny | YoloV3 | FcosLite0 | FasterRcnnSpec, Field(discriminator="kind")]
+DetectorSpec = Annotated[YoloV3TinySpec | YoloV3Spec | FcosLite0Spec | FasterRcnnSpec, Field(discriminator="kind")]

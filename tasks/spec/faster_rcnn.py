@@ -18,7 +18,7 @@ _TEST_PROPOSALS = "Proposals of an image that the box head scores in evaluation.
 _SAMPLED = "Proposals of an image that the box head is trained on, at most a quarter of them on objects."
 
 
-class FasterRcnn(Frozen):
+class _FasterRcnn(Frozen):
     """What the three have in common."""
 
     # Layers that are not trained when the weights come from a checkpoint and nothing else is said.
@@ -58,14 +58,14 @@ class FasterRcnn(Frozen):
         return 0 if isinstance(self.weights, RandomWeights) else self.frozen_of_checkpoint
 
     @model_validator(mode="after")
-    def _check(self) -> FasterRcnn:
+    def _check(self) -> _FasterRcnn:
         check_input(self.width, self.height)
         if self.frozen_layers and isinstance(self.weights, RandomWeights):
             raise ValueError(f"frozen_layers: expected 0 with random weights, found {self.frozen_layers}")
         return self
 
 
-class FasterRcnnVgg16(FasterRcnn, title="Faster R-CNN, VGG16"):
+class FasterRcnnVgg16Spec(_FasterRcnn, title="Faster R-CNN, VGG16"):
     """Faster R-CNN as published: VGG16, its fc6 and fc7 as box head, anchors of 128, 256 and 512 pixels.
 
     136.8 M parameters with 7 classes (547 MB). VGG16 has no normalisation; there is no dropout.
@@ -98,13 +98,13 @@ class FasterRcnnVgg16(FasterRcnn, title="Faster R-CNN, VGG16"):
     sampled_proposals: int = Field(128, ge=4, le=4096, description=_SAMPLED)
 
     @model_validator(mode="after")
-    def _check_vgg(self) -> FasterRcnnVgg16:
+    def _check_vgg(self) -> FasterRcnnVgg16Spec:
         if isinstance(self.weights, TorchvisionHubWeights) and self.weights.trained_on == "coco":
             raise ValueError("weights.trained_on: expected imagenet, for torchvision has no VGG16 detector, found coco")
         return self
 
 
-class FasterRcnnPyramid(FasterRcnn):
+class FasterRcnnPyramidSpec(_FasterRcnn):
     """Those whose backbone is normalised and ends in a feature pyramid (arXiv 1612.03144)."""
 
     norm: Literal["group-norm", "batch-norm", "frozen-batch-norm"] = Field(
@@ -116,7 +116,7 @@ class FasterRcnnPyramid(FasterRcnn):
     )
 
     @model_validator(mode="after")
-    def _check_norm(self) -> FasterRcnnPyramid:
+    def _check_norm(self) -> FasterRcnnPyramidSpec:
         random = isinstance(self.weights, RandomWeights)
         if random and self.norm == "frozen-batch-norm":
             raise ValueError(
@@ -131,7 +131,7 @@ class FasterRcnnPyramid(FasterRcnn):
         return self
 
 
-class FasterRcnnResNet50(FasterRcnnPyramid, title="Faster R-CNN, ResNet-50-FPN"):
+class FasterRcnnResNet50Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, ResNet-50-FPN"):
     """torchvision's fasterrcnn_resnet50_fpn; 41.3 M parameters with 7 classes."""
 
     frozen_of_checkpoint: ClassVar[int] = 2
@@ -150,7 +150,7 @@ class FasterRcnnResNet50(FasterRcnnPyramid, title="Faster R-CNN, ResNet-50-FPN")
     sampled_proposals: int = Field(512, ge=4, le=4096, description=_SAMPLED)
 
 
-class FasterRcnnMobileNetV3(FasterRcnnPyramid, title="Faster R-CNN, MobileNetV3-320-FPN"):
+class FasterRcnnMobileNetV3Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, MobileNetV3-320-FPN"):
     """torchvision's fasterrcnn_mobilenet_v3_large_320_fpn; 18.9 M parameters with 7 classes."""
 
     frozen_of_checkpoint: ClassVar[int] = 3
@@ -168,3 +168,6 @@ class FasterRcnnMobileNetV3(FasterRcnnPyramid, title="Faster R-CNN, MobileNetV3-
     )
     test_proposals: int = Field(150, ge=1, le=10_000, description=_TEST_PROPOSALS)
     sampled_proposals: int = Field(512, ge=4, le=4096, description=_SAMPLED)
+
+
+FasterRcnnSpec = FasterRcnnVgg16Spec | FasterRcnnResNet50Spec | FasterRcnnMobileNetV3Spec

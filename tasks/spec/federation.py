@@ -23,7 +23,7 @@ from tasks.spec.base import (
     parse,
 )
 from tasks.spec.data import DataSpec, SyntheticStreet
-from tasks.spec.detector import DetectorSpec, YoloV3Tiny
+from tasks.spec.detector import DetectorSpec, YoloV3TinySpec
 from tasks.spec.shares import least_clients
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
@@ -42,7 +42,7 @@ class StrategySpec(Frozen):
     additive: ClassVar[bool] = False
 
 
-class FedAvg(StrategySpec, title="FedAvg"):
+class FedAvgSpec(StrategySpec, title="FedAvg"):
     """Federated averaging (McMahan et al., arXiv 1602.05629): the mean of the updates, weighted by training images."""
 
     additive: ClassVar[bool] = True
@@ -160,10 +160,10 @@ class FederationSpec(Frozen, title="Federation"):
         "map50_voc10", description="What the best round is the best by: its weights are kept, best.json names them."
     )
     data: DataSpec = Field(SyntheticStreet(), discriminator="kind", description="What is learned from, and by whom.")
-    detector: DetectorSpec = Field(YoloV3Tiny(), description="The network that is trained.")
+    detector: DetectorSpec = Field(YoloV3TinySpec(), description="The network that is trained.")
     training: TrainingSpec = Field(TrainingSpec(), description="How a client trains in its turn.")
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How the global model is scored.")
-    strategy: FedAvg = Field(FedAvg(), description="How the clients' updates become the next global model.")
+    strategy: FedAvgSpec = Field(FedAvgSpec(), description="How the clients' updates become the next global model.")
     participation: Participation = Field(
         Participation(), description="Who takes part in a round, and how failing clients are handled."
     )

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from tasks.errors import SpecError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
-from tasks.spec.detector import FcosLite0, YoloV3Tiny
+from tasks.spec.detector import FcosLite0Spec, YoloV3TinySpec
 from tasks.spec.detector_parts import TorchvisionWeights
-from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3, FasterRcnnVgg16
+from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnVgg16Spec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.training import AdamW, Augmentation, EvaluationSpec, Schedule, Sgd, TrainingSpec
 
@@ -21,7 +21,7 @@ def synthetic5() -> FederationSpec:
     return FederationSpec(
         max_rounds=5,
         data=SyntheticStreet(train_images=500, test_images=100),
-        detector=YoloV3Tiny(width=256, height=192, assignment="side-ratio", box_loss="ciou"),
+        detector=YoloV3TinySpec(width=256, height=192, assignment="side-ratio", box_loss="ciou"),
         training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=2, decay=3, floor=0.1)),
     )
 
@@ -31,7 +31,9 @@ def street5() -> FederationSpec:
     return FederationSpec(
         max_rounds=24,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
-        detector=YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3),
+        detector=YoloV3TinySpec(
+            width=320, height=320, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3
+        ),
         training=TrainingSpec(
             batch_size=4,
             optimizer=AdamW(lr=1e-3),
@@ -52,7 +54,7 @@ def street5_laptop() -> FederationSpec:
     return FederationSpec(
         max_rounds=28,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
-        detector=FcosLite0(),
+        detector=FcosLite0Spec(),
         training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=1e-3), schedule=Schedule(hold=14, decay=14, floor=0.05)),
     )
 
@@ -65,7 +67,7 @@ def street5_faster_rcnn() -> FederationSpec:
     return FederationSpec(
         max_rounds=50,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
-        detector=FasterRcnnVgg16(weights=TorchvisionWeights(name="vgg16-397923af.pth")),
+        detector=FasterRcnnVgg16Spec(weights=TorchvisionWeights(name="vgg16-397923af.pth")),
         training=TrainingSpec(
             local_epochs=5,
             batch_size=1,
@@ -84,7 +86,7 @@ def street5_faster_rcnn_laptop() -> FederationSpec:
     return FederationSpec(
         max_rounds=28,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
-        detector=FasterRcnnMobileNetV3(train_proposals=500, sampled_proposals=64),
+        detector=FasterRcnnMobileNetV3Spec(train_proposals=500, sampled_proposals=64),
         training=TrainingSpec(batch_size=4, optimizer=AdamW(lr=5e-4), schedule=Schedule(hold=14, decay=14, floor=0.05)),
     )
 
@@ -94,7 +96,7 @@ def smoke() -> FederationSpec:
     return FederationSpec(
         max_rounds=2,
         data=SyntheticStreet(train_images=60, test_images=16, width=176, height=144),
-        detector=YoloV3Tiny(width=96, height=96, assignment="side-ratio", box_loss="ciou"),
+        detector=YoloV3TinySpec(width=96, height=96, assignment="side-ratio", box_loss="ciou"),
         training=TrainingSpec(batch_size=4),
         evaluation=EvaluationSpec(batch_size=4),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from tasks.errors import SpecError
 from tasks.spec.data import DataSpec
-from tasks.spec.federation import FedAvg, FederationSpec, Participation, changed_fields
+from tasks.spec.federation import FedAvgSpec, FederationSpec, Participation, changed_fields
 
 # How a coordinator treats several clients; with one there is nothing to draw, wait for or pack. A turn's deadline is
 # meant for one device's images.
@@ -63,7 +63,7 @@ def _of_one_client(spec: FederationSpec, change: dict[str, object]) -> Federatio
             raise SpecError(f"data.{field}: expected a federation of devices, found one that is {what} already")
     kept = spec.participation.model_dump(exclude=set(_OF_SEVERAL))
     data = {**spec.data.model_dump(), **change}
-    document = {**spec.model_dump(), "data": data, "participation": kept, "strategy": FedAvg().model_dump()}
+    document = {**spec.model_dump(), "data": data, "participation": kept, "strategy": FedAvgSpec().model_dump()}
     return FederationSpec.model_validate(document)
 
 

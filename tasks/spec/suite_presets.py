@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tasks.errors import SpecError
 from tasks.spec.data import FederatedStreet
-from tasks.spec.detector import FcosLite0, YoloV3
+from tasks.spec.detector import FcosLite0Spec, YoloV3Spec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.presets import STREET_DIGEST, preset
 from tasks.spec.suite import Experiment, SuiteSpec
@@ -20,7 +20,7 @@ def smoke() -> SuiteSpec:
     tiny = preset("smoke")
     laptop = tiny.model_copy(
         update={
-            "detector": FcosLite0(width=96, height=96),
+            "detector": FcosLite0Spec(width=96, height=96),
             "participation": Participation(clients=("1", "2")),
         }
     )
@@ -72,7 +72,7 @@ def paper() -> SuiteSpec:
 
 def _paper_detectors() -> dict[str, FederationSpec]:
     yolo = FederationSpec(
-        detector=YoloV3(width=416, height=416, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3),
+        detector=YoloV3Spec(width=416, height=416, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3),
         training=preset("street5").training.model_copy(update={"device": "cuda"}),
         evaluation=EvaluationSpec(batch_size=16),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tasks.errors import SpecError
-from tasks.spec import federation as spec
+from tasks.spec.federation import FedAvgSpec
 from tasks.strategies.base import Reference, Strategy
 from tasks.strategies.fedavg import FedAvg
 
-_STRATEGIES = {spec.FedAvg: FedAvg}
+_STRATEGIES = {FedAvgSpec: FedAvg}
 
 
-def build_strategy(strategy: spec.FedAvg, reference: Reference | None = None) -> Strategy:
+def build_strategy(strategy: FedAvgSpec, reference: Reference | None = None) -> Strategy:
     """A fresh accumulator for one round; ``reference`` is what each update must look like.
 
     Raises:

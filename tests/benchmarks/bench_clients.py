@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 
@@ -40,7 +40,7 @@ def spec_of(clients: int, rounds: int) -> FederationSpec:
     return FederationSpec(
         max_rounds=rounds,
         data=data_of(clients),
-        detector=YoloV3Tiny(width=64, height=64),
+        detector=YoloV3TinySpec(width=64, height=64),
         training=TrainingSpec(batch_size=2),
         evaluation=EvaluationSpec(batch_size=4),
         participation=Participation(shards=max(2, -(-clients // CLIENTS_A_TURN))),

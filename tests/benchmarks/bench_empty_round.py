@@ -34,7 +34,7 @@ from flows.stored.runs import opened_store
 from infra.settings import Settings
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of
-from tasks.spec.detector import YoloV3, YoloV3Tiny
+from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 
@@ -59,15 +59,15 @@ CLASSES = 7  # of the synthetic street
 
 
 class Size(NamedTuple):
-    detector: type[YoloV3Tiny] | type[YoloV3]
+    detector: type[YoloV3TinySpec] | type[YoloV3Spec]
     clients: int
 
 
 SIZES = {
-    "tiny-5": Size(YoloV3Tiny, 5),
-    "tiny-20": Size(YoloV3Tiny, 20),
-    "tiny-100": Size(YoloV3Tiny, 100),
-    "yolov3-5": Size(YoloV3, 5),
+    "tiny-5": Size(YoloV3TinySpec, 5),
+    "tiny-20": Size(YoloV3TinySpec, 20),
+    "tiny-100": Size(YoloV3TinySpec, 100),
+    "yolov3-5": Size(YoloV3Spec, 5),
 }
 
 

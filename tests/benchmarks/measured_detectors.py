@@ -17,8 +17,8 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import DetectorSpec, FcosLite0, RandomWeights, YoloV3, YoloV3Tiny
-from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3, FasterRcnnResNet50, FasterRcnnVgg16
+from tasks.spec.detector import DetectorSpec, FcosLite0Spec, RandomWeights, YoloV3Spec, YoloV3TinySpec
+from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnResNet50Spec, FasterRcnnVgg16Spec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -28,12 +28,12 @@ CLASSES = 7
 MEASURED = ("yolov3-tiny", "fcos-lite0", "faster-rcnn-mobilenetv3-320-fpn")
 # At the inputs of the presets, YOLO's at the original's scale.
 DETECTORS: dict[str, DetectorSpec] = {
-    "yolov3-tiny": YoloV3Tiny(width=320, height=320, assignment="side-ratio", box_loss="ciou"),
-    "yolov3": YoloV3(width=416, height=352),
-    "fcos-lite0": FcosLite0(weights=RandomWeights(), frozen_blocks=0),
-    "faster-rcnn-mobilenetv3-320-fpn": FasterRcnnMobileNetV3(train_proposals=500, sampled_proposals=64),
-    "faster-rcnn-resnet50-fpn": FasterRcnnResNet50(),
-    "faster-rcnn-vgg16": FasterRcnnVgg16(),
+    "yolov3-tiny": YoloV3TinySpec(width=320, height=320, assignment="side-ratio", box_loss="ciou"),
+    "yolov3": YoloV3Spec(width=416, height=352),
+    "fcos-lite0": FcosLite0Spec(weights=RandomWeights(), frozen_blocks=0),
+    "faster-rcnn-mobilenetv3-320-fpn": FasterRcnnMobileNetV3Spec(train_proposals=500, sampled_proposals=64),
+    "faster-rcnn-resnet50-fpn": FasterRcnnResNet50Spec(),
+    "faster-rcnn-vgg16": FasterRcnnVgg16Spec(),
 }
 
 

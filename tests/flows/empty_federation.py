@@ -35,7 +35,7 @@ from tasks.handles import Handles, Leavings, set_handles
 from tasks.metrics.detections import ImageDetections
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import RoundRecord
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -46,7 +46,7 @@ from tasks.training.local import TrainingResult
 SPEC = FederationSpec(
     max_rounds=3,
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
-    detector=YoloV3Tiny(width=64, height=64),
+    detector=YoloV3TinySpec(width=64, height=64),
     training=TrainingSpec(batch_size=4, threads=1),
     evaluation=EvaluationSpec(batch_size=4),
     participation=Participation(clients=("3", "4", "5")),

@@ -24,7 +24,7 @@ from tasks.replies import answer_limit, checked, read_reply
 from tasks.request_update import answers_plan, client_update, stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -35,7 +35,7 @@ from tests.tasks.phase_handles import make_handles, make_plan
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
-    detector=YoloV3Tiny(width=64, height=64, assignment="side-ratio", box_loss="ciou"),
+    detector=YoloV3TinySpec(width=64, height=64, assignment="side-ratio", box_loss="ciou"),
     training=TrainingSpec(batch_size=4),
     evaluation=EvaluationSpec(batch_size=2),
 )

@@ -21,9 +21,8 @@ from tasks.handles import Handles
 from tasks.request_update import client_update, stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import FcosLite0, RandomWeights, YoloV3Tiny
-from tasks.spec.federation import FedAvg as FedAvgSpec
-from tasks.spec.federation import FederationSpec, Participation, parse_spec
+from tasks.spec.detector import FcosLite0Spec, RandomWeights, YoloV3TinySpec
+from tasks.spec.federation import FedAvgSpec, FederationSpec, Participation, parse_spec
 from tasks.spec.presets import preset
 from tasks.spec.records import RoundPlan, UpdateRecord
 from tasks.spec.references import twin
@@ -78,8 +77,8 @@ def detector_state(spec: Any) -> State:
 
 MODELS: dict[str, Callable[[], State]] = {
     "small": lambda: small_state(0),
-    "yolov3-tiny": lambda: detector_state(YoloV3Tiny(width=64, height=64)),
-    "fcos-lite0": lambda: detector_state(FcosLite0(width=96, height=64, weights=RandomWeights(), frozen_blocks=0)),
+    "yolov3-tiny": lambda: detector_state(YoloV3TinySpec(width=64, height=64)),
+    "fcos-lite0": lambda: detector_state(FcosLite0Spec(width=96, height=64, weights=RandomWeights(), frozen_blocks=0)),
 }
 
 
@@ -260,7 +259,7 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
 ) -> None:
     spec = FederationSpec(
         data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
-        detector=YoloV3Tiny(width=64, height=64),
+        detector=YoloV3TinySpec(width=64, height=64),
         training=TrainingSpec(batch_size=4),
         participation=SUMS,
     )

@@ -37,7 +37,7 @@ from tasks.report.csv import rounds_csv
 from tasks.report.html import report_html
 from tasks.report.latex import escaped, latex_tables
 from tasks.report.markdown import report_markdown
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.suite_records import FailedCell
 from tasks.suite.summary import summarise
 from tests.hostile_texts import HOSTILE, Html, commands
@@ -148,7 +148,7 @@ def test_the_report_on_prefects_page(text: str) -> None:
 def test_the_card_of_a_model(text: str) -> None:
     def source(words: str) -> str:
         card = ModelCard(
-            detector=YoloV3Tiny(), classes=(words,), data={"kind": "coco", words: words}, per_class={words: 0.5},
+            detector=YoloV3TinySpec(), classes=(words,), data={"kind": "coco", words: words}, per_class={words: 0.5},
             metrics={"loss": 1.0}, federation="mine", notes=(words,),
         )  # fmt: skip
         return card_text(card, uri="models:/mine@best")

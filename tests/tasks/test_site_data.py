@@ -13,7 +13,7 @@ from tasks.draw_sheet import draw_sheet
 from tasks.errors import DataError
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet, VocFolders
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import WeightRef
 from tasks.spec.turns import SheetRequest, WakeUpRequest
@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_named_with_its_folder_and_found_later(tmp
     settings = Settings(home=tmp_path, s3=S3Settings(endpoint="http://127.0.0.1:1"), data_roots={"cameras": folder})
     spec = FederationSpec(
         data=VocFolders(name="cameras", classes=drawn.classes),
-        detector=YoloV3Tiny(width=64, height=64),
+        detector=YoloV3TinySpec(width=64, height=64),
         participation=Participation(clients=("1", "2", "3", "4", "5"), check_load=True),
     )
     site = Site(settings)

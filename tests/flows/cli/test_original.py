@@ -25,14 +25,14 @@ from tasks.detectors.base import Detections
 from tasks.detectors.registry import build_detector
 from tasks.models.file import load_model, read_card
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, load_spec
 from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
 from tasks.training.batch_norm import estimate_statistics, sample_images
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=96, height=80),
-    detector=YoloV3Tiny(width=64, height=64),
+    detector=YoloV3TinySpec(width=64, height=64),
 )
 
 

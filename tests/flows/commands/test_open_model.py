@@ -31,13 +31,13 @@ from tasks.figures.boxes import DRAWN_SCORE
 from tasks.models.card import card_of
 from tasks.models.file import read_card, write_model
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientInfo, Decision, Environment, EvaluationRecord, Metrics, RoundRecord, WeightRef
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=96, height=80),
-    detector=YoloV3Tiny(width=64, height=64),
+    detector=YoloV3TinySpec(width=64, height=64),
 )
 CLASSES = ("basket", "carton", "chair", "electrombile", "gastank", "sunshade", "table")
 KEPT = (1, 2)  # of rounds 0 to 2; round 1 is the best

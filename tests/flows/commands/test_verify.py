@@ -31,11 +31,13 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of, write_state
 from tasks.errors import DataError, SpecError
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientInfo, Decision, Environment, Metrics, RoundRecord, WeightRef
 
-SPEC = FederationSpec(data=SyntheticStreet(train_images=40, test_images=5), detector=YoloV3Tiny(width=64, height=64))
+SPEC = FederationSpec(
+    data=SyntheticStreet(train_images=40, test_images=5), detector=YoloV3TinySpec(width=64, height=64)
+)
 ORIGIN = Origin(model_id=f"m-{'1' * 32}", run_id="b" * 32, created="2026-01-02 03:04:05.678901", python="3.12.1")
 CODE = "import pathlib\npathlib.Path({marker!r}).touch()\n"
 

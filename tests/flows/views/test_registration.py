@@ -26,7 +26,7 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
 from tasks.models.answer_request import MAX_DETECTIONS, SCORE_THRESHOLD
 from tasks.models.file import ModelCard, write_model
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 
 SHA = "a" * 64
 
@@ -34,7 +34,7 @@ SHA = "a" * 64
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> ServedDetector:
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    spec = YoloV3Tiny(width=96, height=64)
+    spec = YoloV3TinySpec(width=96, height=64)
     state = state_of(build_detector(spec, 2, seed=3))
     write_model(path, ModelCard(detector=spec, classes=("chair", "table")), state)
     model = ServedDetector()

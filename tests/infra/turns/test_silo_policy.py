@@ -22,7 +22,7 @@ from tasks.handles import Handles
 from tasks.request_update import client_update
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import EvaluationRequest, ResourceRequest, SheetRequest, UpdateRequest, WakeUpRequest
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
-    detector=YoloV3Tiny(width=64, height=64),
+    detector=YoloV3TinySpec(width=64, height=64),
     training=TrainingSpec(batch_size=4),
     evaluation=EvaluationSpec(batch_size=2),
 )

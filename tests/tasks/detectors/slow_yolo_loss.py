@@ -10,7 +10,7 @@ from torch import Tensor
 from tasks.detectors.base import Targets
 from tasks.detectors.yolo_boxes import YoloScale
 from tasks.detectors.yolo_loss import BOX_WEIGHT, MAX_SIDE_RATIO
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 
 
 def sigmoid(value: float) -> float:
@@ -36,13 +36,13 @@ def complete_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return iou - distance / diagonal - shape * shape / (1 - iou + shape)
 
 
-def in_pixels(scale: YoloScale, spec: YoloV3Tiny) -> list[tuple[float, float]]:
+def in_pixels(scale: YoloScale, spec: YoloV3TinySpec) -> list[tuple[float, float]]:
     """Width and height of a scale's anchors."""
     return [(w * spec.width, h * spec.height) for w, h in scale.anchors]
 
 
 def answers(
-    box: Sequence[float], scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]], spec: YoloV3Tiny
+    box: Sequence[float], scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]], spec: YoloV3TinySpec
 ) -> list[tuple[int, int, int, int]]:
     """(scale, anchor, row, column) of the predictions that answer for an object."""
     wide, high = box[2] - box[0], box[3] - box[1]
@@ -64,7 +64,7 @@ def answers(
 
 
 def slow_loss(
-    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloV3Tiny
+    outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloV3TinySpec
 ) -> dict[str, float]:
     terms = {"box": 0.0, "objectness": 0.0, "class": 0.0}
     shapes = [(output.shape[2], output.shape[3]) for output in outputs]

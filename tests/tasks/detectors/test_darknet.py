@@ -57,7 +57,7 @@ def small(seed: int, classes: int = 7) -> YoloNetwork:
     """Every tensor differs from every other, running statistics too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = YoloNetwork(spec.YoloV3Tiny(width=64, height=64), classes, SMALL)
+        net = YoloNetwork(spec.YoloV3TinySpec(width=64, height=64), classes, SMALL)
         with torch.no_grad():
             for name, tensor in net.state_dict().items():
                 if tensor.is_floating_point() and not name.endswith("conv.weight"):
@@ -85,7 +85,7 @@ ALL = {0, 2, 3, 7, 9, 10}
 
 def test_published_sizes() -> None:
     with torch.device("meta"):
-        full, tiny = YoloV3(spec.YoloV3(), 80), YoloV3Tiny(spec.YoloV3Tiny(), 80)
+        full, tiny = YoloV3(spec.YoloV3Spec(), 80), YoloV3Tiny(spec.YoloV3TinySpec(), 80)
     assert darknet_bytes(full, layers=74) == 162_482_580
     assert darknet_bytes(tiny, layers=15) == 30_973_396
     assert darknet_bytes(full) == 248_007_048
@@ -98,7 +98,7 @@ def test_a_file_of_the_published_size_loads(tmp_path: Path) -> None:
         file.write(DarknetHeader().pack())
         file.truncate(162_482_580)
     with torch.device("meta"):
-        full = YoloV3(spec.YoloV3(), 7)
+        full = YoloV3(spec.YoloV3Spec(), 7)
     report = load_darknet(full, path)
     assert (report.loaded[0], report.loaded[-1], len(report.loaded)) == (0, 73, 52)
     assert (report.skipped[0], report.skipped[-1], len(report.skipped)) == (75, 105, 23)
@@ -259,7 +259,7 @@ def test_opencv_computes_the_same(tmp_path: Path) -> None:
     cfg += "[route]\nlayers=-4\n" + conv(128, 1) + "[upsample]\nstride=2\n[route]\nlayers=-1,8\n"
     cfg += conv(256) + conv(255, 1) + yolo("0,1,2")
     (tmp_path / "tiny.cfg").write_text(cfg)
-    net = build_detector(spec.YoloV3Tiny(width=96, height=96, anchors=spec.YOLOV3_TINY_ANCHORS), 80, seed=1).eval()
+    net = build_detector(spec.YoloV3TinySpec(width=96, height=96, anchors=spec.YOLOV3_TINY_ANCHORS), 80, seed=1).eval()
     assert isinstance(net, YoloNetwork)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(2)
@@ -290,7 +290,7 @@ def test_opencv_computes_the_same(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    net = build_detector(spec.YoloV3Tiny(width=64, height=64), 7, seed=77)
+    net = build_detector(spec.YoloV3TinySpec(width=64, height=64), 7, seed=77)
     assert isinstance(net, YoloNetwork)
     save_darknet(net, folder / "tiny.conv.15", layers=15)
     return folder
@@ -298,7 +298,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def from_file(name: str = "tiny.conv.15", sha256: str | None = None) -> FederationSpec:
     weights = spec.DarknetWeights(name=name, sha256=sha256)
-    return FederationSpec(detector=spec.YoloV3Tiny(width=64, height=64, weights=weights))
+    return FederationSpec(detector=spec.YoloV3TinySpec(width=64, height=64, weights=weights))
 
 
 def test_round_0_starts_from_the_file(folder: Path) -> None:
@@ -309,8 +309,8 @@ def test_round_0_starts_from_the_file(folder: Path) -> None:
     assert pin_weights(pinned, settings) == pinned
     require_weights(pinned, settings)
     net, report = initial_detector(pinned.detector, 7, seed=5, file_of=settings.weight_file)
-    fresh, without = initial_detector(spec.YoloV3Tiny(width=64, height=64), 7, seed=5, file_of=settings.weight_file)
-    stored = build_detector(spec.YoloV3Tiny(width=64, height=64), 7, seed=77)
+    fresh, without = initial_detector(spec.YoloV3TinySpec(width=64, height=64), 7, seed=5, file_of=settings.weight_file)
+    stored = build_detector(spec.YoloV3TinySpec(width=64, height=64), 7, seed=77)
     assert (str(report), without) == ("tiny.conv.15: layers 0–14 loaded, 15–22 left as they were", None)
     for name, value in net.state_dict().items():
         source = stored if int(name.split(".")[1]) < 15 else fresh

@@ -23,7 +23,7 @@ from tasks.detectors.faster_rcnn import FasterRcnn, Sampler
 from tasks.detectors.faster_rcnn_parts import SingleMapRoIPool, parts_of
 from tasks.detectors.registry import build_detector
 from tasks.spec.detector_parts import TorchvisionWeights
-from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3, FasterRcnnResNet50, FasterRcnnVgg16
+from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnResNet50Spec, FasterRcnnVgg16Spec
 from tasks.spec.training import Sgd
 from tasks.training.optimizers import build_optimizer
 from tests.tasks.detectors.tiny_detectors import SIDE, TINY
@@ -83,9 +83,9 @@ def oracle(spec: Any, classes: int) -> FasterRCNN:
     }
     pyramid = {"rpn_pre_nms_top_n_train": spec.train_proposals, "rpn_pre_nms_top_n_test": spec.test_proposals}
     match spec:
-        case FasterRcnnMobileNetV3():
+        case FasterRcnnMobileNetV3Spec():
             make: Any = fasterrcnn_mobilenet_v3_large_320_fpn
-        case FasterRcnnResNet50():
+        case FasterRcnnResNet50Spec():
             make = fasterrcnn_resnet50_fpn
         case _:
             backbone = parts_of(spec).backbone
@@ -182,7 +182,7 @@ def test_the_pooling_is_as_set() -> None:
 
 def test_the_full_vgg16_has_the_originals_size() -> None:
     with torch.device("meta"):
-        detector = FasterRcnn(FasterRcnnVgg16(), 7)
+        detector = FasterRcnn(FasterRcnnVgg16Spec(), 7)
     assert sum(parameter.numel() for parameter in detector.parameters()) == 136_807_317
     assert (detector.width, detector.height) == (736, 608)
 

@@ -31,8 +31,7 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
 from tasks.detectors.weight_file import lite0_file
 from tasks.errors import DataError
-from tasks.spec.detector import FcosLite0 as FcosSpec
-from tasks.spec.detector import RandomWeights
+from tasks.spec.detector import FcosLite0Spec, RandomWeights
 from tasks.spec.training import AdamW
 from tasks.training.optimizers import build_optimizer, set_learning_rate
 
@@ -50,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 def detector_of(num_classes: int = 3, **fields: Any) -> FcosLite0:
-    spec = FcosSpec(width=96, height=64, weights=RandomWeights(), frozen_blocks=0, **fields)
+    spec = FcosLite0Spec(width=96, height=64, weights=RandomWeights(), frozen_blocks=0, **fields)
     detector = build_detector(spec, num_classes, seed=3)
     assert isinstance(detector, FcosLite0)
     return detector
@@ -112,7 +111,7 @@ def test_the_first_detector_has_the_pretrained_backbone_and_a_head_from_the_seed
     def nowhere(name: str) -> Path:
         raise AssertionError(name)
 
-    first, second = (initial_detector(FcosSpec(), 7, seed=seed, file_of=nowhere)[0] for seed in (1, 2))
+    first, second = (initial_detector(FcosLite0Spec(), 7, seed=seed, file_of=nowhere)[0] for seed in (1, 2))
     one, two = state_of(first), state_of(second)
     same = {name for name in one if torch.equal(one[name], two[name])}
     assert {name for name in one if name.startswith("backbone.")} <= same

@@ -20,8 +20,8 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.suppression import suppress
 from tasks.detectors.yolo_boxes import YoloScale, decode
 from tasks.detectors.yolo_loss import assign_best_prior, assign_side_ratio, yolo_loss
-from tasks.detectors.yolo_network import YoloV3Tiny as Detector
-from tasks.spec.detector import YoloV3Tiny
+from tasks.detectors.yolo_network import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import AdamW, EvaluationSpec
 from tasks.training.evaluation import evaluate
 from tasks.training.optimizers import build_optimizer
@@ -44,9 +44,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def detector_of(num_classes: int = 3, seed: int = 1, **fields: Any) -> Detector:
-    detector = build_detector(YoloV3Tiny(**{"width": 64, "height": 96, **fields}), num_classes, seed=seed)
-    assert isinstance(detector, Detector)
+def detector_of(num_classes: int = 3, seed: int = 1, **fields: Any) -> YoloV3Tiny:
+    detector = build_detector(YoloV3TinySpec(**{"width": 64, "height": 96, **fields}), num_classes, seed=seed)
+    assert isinstance(detector, YoloV3Tiny)
     return detector
 
 
@@ -248,11 +248,11 @@ MODES = [
 @pytest.mark.parametrize("ignore_iou", [0.3, 1.0])
 def test_loss_against_a_slow_implementation(assignment: Any, box_loss: Any, ignore_iou: float) -> None:
     anchors = ((0.15, 0.1), (0.3, 0.3), (0.6, 0.2), (0.3, 0.5), (0.8, 0.6))
-    spec = YoloV3Tiny(
+    spec = YoloV3TinySpec(
         width=64, height=96, assignment=assignment, box_loss=box_loss, ignore_iou=ignore_iou,
         anchors=anchors, masks=((0, 1, 2), (3, 4)),
     )  # fmt: skip
-    scales = Detector(spec, 3).scales
+    scales = YoloV3Tiny(spec, 3).scales
     generator = torch.Generator().manual_seed(4)
     outputs = [torch.randn(3, n, r, c, 8, generator=generator) * 0.7 for n, r, c in ((3, 6, 4), (2, 3, 2))]
     targets = targets_of(
@@ -275,8 +275,8 @@ def test_a_prediction_over_an_object_is_not_punished() -> None:
     targets = targets_of([(32 - side, 32 - side, 32 + side, 32 + side, 0)])
     terms = {}
     for ignore_iou in (0.5, 0.9):
-        spec = YoloV3Tiny(**fields, ignore_iou=ignore_iou)
-        terms[ignore_iou] = float(yolo_loss(outputs, targets, Detector(spec, 1).scales, spec)["objectness"])
+        spec = YoloV3TinySpec(**fields, ignore_iou=ignore_iou)
+        terms[ignore_iou] = float(yolo_loss(outputs, targets, YoloV3Tiny(spec, 1).scales, spec)["objectness"])
     assert terms[0.9] - terms[0.5] == pytest.approx(cross_entropy(3.0, 0), rel=1e-4)
 
 

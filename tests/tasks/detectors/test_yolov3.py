@@ -48,13 +48,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def yolov3() -> YoloNetwork:
-    detector = build_detector(spec.YoloV3(width=64, height=64), 7, seed=1)
+    detector = build_detector(spec.YoloV3Spec(width=64, height=64), 7, seed=1)
     assert isinstance(detector, YoloV3)
     return detector.train()
 
 
 def tiny(width: int = 64, height: int = 64, **fields: Any) -> YoloNetwork:
-    detector = build_detector(spec.YoloV3Tiny(width=width, height=height, **fields), 7, seed=1)
+    detector = build_detector(spec.YoloV3TinySpec(width=width, height=height, **fields), 7, seed=1)
     assert isinstance(detector, YoloV3Tiny)
     return detector.train()
 
@@ -65,15 +65,15 @@ def images(width: int = 64, height: int = 64, count: int = 2) -> Tensor:
 
 def test_parameters() -> None:
     with torch.device("meta"):
-        full, small = YoloV3(spec.YoloV3(), 7), YoloV3Tiny(spec.YoloV3Tiny(), 7)
-        coco = YoloV3(spec.YoloV3(), 80), YoloV3Tiny(spec.YoloV3Tiny(), 80)
+        full, small = YoloV3(spec.YoloV3Spec(), 7), YoloV3Tiny(spec.YoloV3TinySpec(), 7)
+        coco = YoloV3(spec.YoloV3Spec(), 80), YoloV3Tiny(spec.YoloV3TinySpec(), 80)
     counts = [sum(parameter.numel() for parameter in net.parameters()) for net in (full, small, *coco)]
     assert counts == [61_556_044, 8_683_736, 61_949_149, 8_852_366]
 
 
 def test_state_keys_are_cfg_layers() -> None:
     with torch.device("meta"):
-        full, small = YoloV3(spec.YoloV3(), 7), YoloV3Tiny(spec.YoloV3Tiny(), 7)
+        full, small = YoloV3(spec.YoloV3Spec(), 7), YoloV3Tiny(spec.YoloV3TinySpec(), 7)
     assert full.state_dict()["layers.0.conv.weight"].shape == (32, 3, 3, 3)
     assert full.state_dict()["layers.73.conv.weight"].shape == (1024, 512, 3, 3)
     assert full.state_dict()["layers.73.norm.running_var"].shape == (1024,)
@@ -196,7 +196,7 @@ def test_registry_draws_from_the_seed_alone() -> None:
 
 
 def test_published_anchors_are_pixels_of_416() -> None:
-    pixels = [(round(w * 416, 9), round(h * 416, 9)) for w, h in spec.YoloV3().anchors]
+    pixels = [(round(w * 416, 9), round(h * 416, 9)) for w, h in spec.YoloV3Spec().anchors]
     assert pixels == [(10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326)]
 
 
@@ -305,7 +305,7 @@ def test_training_sees_the_sizes_and_is_repeatable() -> None:
     for _ in range(2):
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            net, seen = YoloNetwork(spec.YoloV3Tiny(width=64, height=64), 7, SMALL), []
+            net, seen = YoloNetwork(spec.YoloV3TinySpec(width=64, height=64), 7, SMALL), []
         net.register_forward_hook(lambda _, args, __, seen=seen: seen.append(args[0].shape[2:]))
         result = train(net, [batch] * 21, training, lr=1e-3, warmup_steps=0, seed=11, client="1")
         runs.append((seen, result.loss))

@@ -17,9 +17,9 @@ from PIL import Image, ImageFile
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.models.answer_request import Limits, ModelAnswers, RequestRefused
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 
-SPEC = YoloV3Tiny(width=96, height=64)
+SPEC = YoloV3TinySpec(width=96, height=64)
 CLASSES = ("chair", "table")
 
 

@@ -15,7 +15,7 @@ from tasks.detectors.registry import build_detector
 from tasks.errors import DataError
 from tasks.models.evaluate import evaluate_model, evaluation_sets
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import EvaluationSpec
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> FederatedData:
 
 @pytest.fixture(scope="module")
 def detector(data: FederatedData) -> Detector:
-    return build_detector(YoloV3Tiny(width=64, height=64), len(data.classes), seed=3)
+    return build_detector(YoloV3TinySpec(width=64, height=64), len(data.classes), seed=3)
 
 
 def scored(detector: Detector, data: FederatedData, classes: tuple[str, ...], *clients: str) -> list[EvaluationRecord]:

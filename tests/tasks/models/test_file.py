@@ -16,10 +16,10 @@ from tasks.detectors.registry import DETECTORS, build_detector
 from tasks.detectors.state import state_of
 from tasks.errors import DataError
 from tasks.models.file import HEADER_KEY, ModelCard, card_text, load_model, read_card, write_model
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tests.tasks.detectors.tiny_detectors import TINY
 
-SPEC = YoloV3Tiny(width=64, height=64, batch_norm_momentum=0.3)
+SPEC = YoloV3TinySpec(width=64, height=64, batch_norm_momentum=0.3)
 CARD = ModelCard(
     detector=SPEC,
     classes=("chair", "gas|tank"),

@@ -19,7 +19,7 @@ from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
 from tasks.models.file import ModelCard
 from tasks.models.predict import detect, drawn_files, image_files, read_picture, save_picture
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import EvaluationSpec
 from tasks.training.evaluation import evaluate
 
@@ -29,7 +29,7 @@ LOW: dict[str, Any] = {"score": 0.2, "nms_iou": 0.5, "max_detections": 100, "dev
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     """Random weights, made so that what it finds depends on the image: scores of all sizes, boxes everywhere."""
-    made = build_detector(YoloV3Tiny(width=96, height=64, batch_norm_momentum=1), 2, seed=5)
+    made = build_detector(YoloV3TinySpec(width=96, height=64, batch_norm_momentum=1), 2, seed=5)
     with torch.no_grad():
         made.train()(torch.randint(256, (8, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)))
         for layer in made.modules():
@@ -142,7 +142,7 @@ def test_a_model_is_shown_what_its_training_was(pixels: Image.Image, tmp_path: P
     assert (stored.image.size, stored.turned) == ((160, 90), True)
     assert (applied.image.size, applied.turned) == ((90, 160), False)
     np.testing.assert_array_equal(np.asarray(applied.image), np.rot90(np.asarray(stored.image), -1))
-    card = ModelCard(detector=YoloV3Tiny(), classes=("a",))
+    card = ModelCard(detector=YoloV3TinySpec(), classes=("a",))
     readings = [card.model_copy(update={"data": data}).exif for data in (None, {"kind": "coco"}, {"exif": "applied"})]
     assert readings == ["as-stored", "as-stored", "applied"]
 

@@ -22,7 +22,7 @@ from tasks.detectors.yolo_network import YoloNetwork
 from tasks.errors import DataError
 from tasks.original.unpickle import read_arrays
 from tasks.original.weights import load_parameters
-from tasks.spec.detector import YoloV3, YoloV3Tiny
+from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
 from tasks.training.batch_norm import estimate_statistics, sample_images
 
 CLASSES, SIZE = 7, 64
@@ -93,7 +93,7 @@ def slow_tiny(arrays: Arrays, images: Tensor) -> tuple[list[tuple[Tensor, Tensor
 
 
 def detector_of(classes: int = CLASSES) -> YoloNetwork:
-    detector = build_detector(YoloV3Tiny(width=SIZE, height=SIZE), classes, seed=1)
+    detector = build_detector(YoloV3TinySpec(width=SIZE, height=SIZE), classes, seed=1)
     assert isinstance(detector, YoloNetwork)
     return detector
 
@@ -167,7 +167,7 @@ def test_estimating_again_forgets_what_was_there(arrays: Arrays) -> None:
 def test_yolov3_has_as_many_parameters_as_its_cfg() -> None:
     """72 convolutions with BatchNorm and 3 without; 61,949,149 numbers for COCO's 80 classes."""
     with torch.device("meta"):
-        shapes = [parameter.shape for parameter in build_detector(YoloV3(), 80, seed=1).parameters()]
+        shapes = [parameter.shape for parameter in build_detector(YoloV3Spec(), 80, seed=1).parameters()]
     assert len(shapes) == 222
     assert shapes[:4] == [(32, 3, 3, 3), (32,), (32,), (64, 32, 3, 3)]
     assert shapes[-2:] == [(255, 256, 1, 1), (255,)]

@@ -25,7 +25,7 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.state import check_finite, load_state, state_of
 from tasks.errors import ClientError, DataError, SpecError
 from tasks.spec.base import RECORD_VERSION, parse
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.strategies.base import reference_of
 from tasks.strategies.fedavg import FedAvg
@@ -178,8 +178,8 @@ def other_weights(bench: Bench) -> None:
 
 
 def other_detector(bench: Bench) -> None:
-    save_file(state_of(build_detector(YoloV3Tiny(), 7, seed=1)), bench.folder / "global.safetensors")
-    load_state(build_detector(YoloV3Tiny(), 3, seed=1), bench.folder / "global.safetensors")
+    save_file(state_of(build_detector(YoloV3TinySpec(), 7, seed=1)), bench.folder / "global.safetensors")
+    load_state(build_detector(YoloV3TinySpec(), 3, seed=1), bench.folder / "global.safetensors")
 
 
 def diverged(bench: Bench) -> None:

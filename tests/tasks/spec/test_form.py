@@ -62,9 +62,13 @@ def test_each_field_and_each_choice_has_a_title_and_a_description() -> None:
 def test_unions_are_plain_and_two_deep_at_most() -> None:
     assert not [node for node in nodes(SCHEMA) if "oneOf" in node or "discriminator" in node]
     unions = {path: (field["anyOf"], depth) for path, (field, depth) in FIELDS.items() if "anyOf" in field}
-    assert {"data", "detector", "training.optimizer", "data[VocFolders].clients", "detector[YoloV3].weights"} <= set(
-        unions
-    )
+    assert {
+        "data",
+        "detector",
+        "training.optimizer",
+        "data[VocFolders].clients",
+        "detector[YoloV3Spec].weights",
+    } <= set(unions)
     for path, (choices, depth) in unions.items():
         assert depth <= 1, path
         models = [definition(choice) for choice in choices if "$ref" in choice]

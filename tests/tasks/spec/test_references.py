@@ -22,8 +22,8 @@ from tasks.errors import DataError, SpecError
 from tasks.request_update import client_update
 from tasks.site import Site
 from tasks.spec.data import ByField, Coco, SyntheticStreet
-from tasks.spec.detector import YoloV3Tiny
-from tasks.spec.federation import FedAvg, FederationSpec, Participation, changed_fields, parse_spec, with_fields
+from tasks.spec.detector import YoloV3TinySpec
+from tasks.spec.federation import FedAvgSpec, FederationSpec, Participation, changed_fields, parse_spec, with_fields
 from tasks.spec.presets import preset
 from tasks.spec.records import WeightRef
 from tasks.spec.references import is_local_only, is_twin, local_only, twin
@@ -35,7 +35,7 @@ from tasks.wake_up import client_wake_up
 TINY = SyntheticStreet(train_images=40, test_images=8, width=64, height=64)
 SPEC = FederationSpec(
     data=TINY,
-    detector=YoloV3Tiny(width=64, height=64, assignment="side-ratio", box_loss="ciou"),
+    detector=YoloV3TinySpec(width=64, height=64, assignment="side-ratio", box_loss="ciou"),
     training=TrainingSpec(batch_size=4, local_epochs=2),
 )
 
@@ -71,7 +71,7 @@ def test_a_twin_pools_the_clients_that_take_part_and_drops_what_is_for_several()
     centralised = twin(spec)
     assert centralised.data.pooled_devices == ("5", "3")
     assert centralised.participation == Participation(turn_retries=7)
-    assert centralised.strategy == FedAvg()
+    assert centralised.strategy == FedAvgSpec()
     assert is_twin(spec, centralised)
     assert is_twin(spec, twin(with_fields(spec, {"participation.clients": ["3", "5"]}, source="x")))
     assert not is_twin(spec, twin(SPEC))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.errors import ClientError, FedbenchError, SpecError
-from tasks.spec import federation as spec
+from tasks.spec.federation import FedAvgSpec
 from tasks.strategies.base import check_update, reference_of
 from tasks.strategies.fedavg import FedAvg
 from tasks.strategies.registry import build_strategy
@@ -60,7 +60,7 @@ def test_integers_take_the_maximum_and_are_never_averaged(tmp_path: Path) -> Non
 
 def test_many_clients_against_a_sum_in_double_precision(tmp_path: Path) -> None:
     states, sizes = [_state(seed) for seed in range(20)], [212, 344, 37, 122, 50] * 4
-    average = build_strategy(spec.FedAvg(), reference_of(states[0]))
+    average = build_strategy(FedAvgSpec(), reference_of(states[0]))
     for number, (state, size) in enumerate(zip(states, sizes, strict=True)):
         average.accumulate(_write(tmp_path, str(number), state), size, client=str(number))
     result = average.result()

@@ -23,7 +23,7 @@ from tasks.detectors.state import check_finite, load_state, serialise, state_of
 from tasks.errors import ClientError
 from tasks.metrics.detections import in_order, merge
 from tasks.metrics.voc import evaluate_voc
-from tasks.spec.detector import YoloV3Tiny
+from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import Adam, AdamW, Augmentation, EvaluationSpec, Schedule, Sgd, TrainingSpec
 from tasks.training.evaluation import evaluate
 from tasks.training.local import TrainingResult, train
@@ -269,7 +269,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSample, ...]
 
 def turn(samples: Sequence[ImageSample], *, seed: int = 5, workers: int = 0) -> bytes:
     """The update of a turn with YOLOv3-tiny."""
-    detector = build_detector(YoloV3Tiny(width=64, height=64), 1, seed=1)
+    detector = build_detector(YoloV3TinySpec(width=64, height=64), 1, seed=1)
     spec = TrainingSpec(batch_size=4, local_epochs=1, loader_workers=workers)
     batches = training_loader(
         samples, width=64, height=64, batch_size=4, epochs=1, seed=seed, round=1, client="7",
@@ -293,7 +293,7 @@ def test_same_seeds_same_bits_whatever_loads_the_images(samples: Sequence[ImageS
 def test_state_travels_whole_and_bit_for_bit(tmp_path: Path, samples: Sequence[ImageSample]) -> None:
     path = tmp_path / "update.safetensors"
     path.write_bytes(turn(samples))
-    detector = build_detector(YoloV3Tiny(width=64, height=64), 1, seed=2)
+    detector = build_detector(YoloV3TinySpec(width=64, height=64), 1, seed=2)
     load_state(detector, path)
     state = state_of(detector)
     assert serialise(state) == path.read_bytes()
@@ -333,7 +333,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parts", [2, 3])
 def test_parts_of_an_evaluation_are_exactly_the_whole(samples: Sequence[ImageSample], parts: int) -> None:
-    detector = build_detector(YoloV3Tiny(width=64, height=96), 1, seed=1)
+    detector = build_detector(YoloV3TinySpec(width=64, height=96), 1, seed=1)
     loader = evaluation_loader(samples, width=64, height=96, batch_size=2, cache=ImageCache(10))
     spec = EvaluationSpec(score_threshold=0.0, max_detections=20)
     whole = evaluate(detector, loader, samples, spec, device="cpu")
