@@ -40,7 +40,7 @@ def serve(
     `fedbench serve synthetic5-e6b255e8` · `fedbench serve m.safetensors --port 8080`
     """
     from flows.commands.serving import Address, serve_model
-    from tasks.models.answer_request import Limits
+    from tasks.models.answer_request import RequestLimits
 
     with plain_errors():
         serve_model(
@@ -48,7 +48,7 @@ def serve(
             model,
             out,
             address=Address(host, port),
-            limits=Limits(rows=rows, pixels=round(megapixels * 1e6)),
+            limits=RequestLimits(rows=rows, pixels=round(megapixels * 1e6)),
             body_bytes=round(megabytes * 1e6),
             number=number,
         )

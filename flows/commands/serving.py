@@ -12,7 +12,7 @@ from flows.commands.model_server import ServerLimits, model_app
 from flows.commands.open_model import open_model
 from infra.errors import SettingsError
 from infra.settings import Settings
-from tasks.models.answer_request import Limits, ModelAnswers
+from tasks.models.answer_request import ModelAnswers, RequestLimits
 
 STOP_SECONDS = 5  # for the requests in progress, at Ctrl-C
 CONNECTIONS = 100
@@ -36,7 +36,7 @@ def serve_model(
     console: Console,
     *,
     address: Address,
-    limits: Limits,
+    limits: RequestLimits,
     body_bytes: int,
     number: int | None = None,
 ) -> None:

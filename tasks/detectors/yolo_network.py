@@ -34,7 +34,7 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Pool:
+class MaxPool:
     """``[maxpool] size=2``."""
 
     stride: int = 2
@@ -73,7 +73,7 @@ class Detect:
     scale: int
 
 
-Layer = Conv | Pool | Shortcut | Upsample | Route | Output | Detect
+Layer = Conv | MaxPool | Shortcut | Upsample | Route | Output | Detect
 
 
 def numbered(*layers: Layer) -> tuple[Layer, ...]:
@@ -108,8 +108,8 @@ def _head(filters: int, scale: int) -> Iterator[Layer]:
 
 # fmt: off
 YOLOV3_TINY_LAYERS = numbered(
-    Conv(16), Pool(), Conv(32), Pool(), Conv(64), Pool(), Conv(128), Pool(),
-    Conv(256), Pool(), Conv(512), Pool(stride=1), Conv(1024),
+    Conv(16), MaxPool(), Conv(32), MaxPool(), Conv(64), MaxPool(), Conv(128), MaxPool(),
+    Conv(256), MaxPool(), Conv(512), MaxPool(stride=1), Conv(1024),
     Conv(256, 1), Conv(512), Output(1), Detect(1),
     Route((-4,)), Conv(128, 1), Upsample(), Route((-1, 8)), Conv(256), Output(0), Detect(0),
 )
@@ -192,10 +192,10 @@ class YoloNetwork(Detector):
             match layer:
                 case Conv() | Output():
                     x = self.layers[str(number)](x)
-                case Pool(stride=1):
+                case MaxPool(stride=1):
                     # Darknet pads a stride-1 pool on the right and at the bottom only.
                     x = functional.max_pool2d(functional.pad(x, (0, 1, 0, 1), value=-torch.inf), 2, 1)
-                case Pool():
+                case MaxPool():
                     x = functional.max_pool2d(x, 2, 2)
                 case Shortcut(source):
                     x = x + kept[source]

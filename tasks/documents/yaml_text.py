@@ -48,7 +48,7 @@ def read_yaml_text(text: str, source: str, *, lines: bool = True) -> Any:
     loader = _loader()(text)
     try:
         node = loader.get_single_node()
-        value = None if node is None else _Reader(source, lines=lines).read(node, ())
+        value = None if node is None else _YamlReader(source, lines=lines).read(node, ())
         return None if isinstance(value, Plain) and value.is_null else value
     except DocumentError:
         raise
@@ -77,7 +77,7 @@ def _loader() -> Any:
     return Loader
 
 
-class _Reader:
+class _YamlReader:
     """Makes values of nodes; a node that aliases name again is made once, so that no few lines fill the memory."""
 
     def __init__(self, source: str, *, lines: bool) -> None:

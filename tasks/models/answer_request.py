@@ -31,7 +31,7 @@ IMAGES_AT_ONCE = 8  # inputs of a forward pass; the decoded images are gone by t
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may cost. ``rows``: images of a request; ``pixels``: of one image."""
 
     rows: int = 32
@@ -56,14 +56,14 @@ class ModelAnswers:
         *,
         nms_iou: float,
         exif: Exif = "as-stored",
-        limits: Limits | None = None,
+        limits: RequestLimits | None = None,
     ) -> None:
         """exif: how training read the images' orientations."""
         self.detector = detector.eval()
         self.classes = tuple(classes)
         self.nms_iou = nms_iou
         self.exif = exif
-        self.limits = limits or Limits()
+        self.limits = limits or RequestLimits()
         self._one_at_a_time = threading.Lock()
 
     def answer(

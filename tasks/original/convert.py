@@ -21,7 +21,7 @@ PUBLISHED_INPUT = 416  # pixels that the published anchors are fractions of
 
 
 @dataclass(frozen=True)
-class Row:
+class FieldRow:
     """A field of the original: of which file, its value as text, and what became of it. All is one printable line."""
 
     file: str
@@ -36,7 +36,7 @@ class Conversion:
 
     name: str
     document: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[FieldRow, ...]
     spec: FederationSpec
 
     def to_yaml(self) -> str:
@@ -62,14 +62,14 @@ def convert_task(path: Path, model: Path | None = None) -> Conversion:
     task = read_task(path, model)
     split, why = _split(task)
     state = State(task, _published(split, task))
-    rows = [Row(IN_CODE, "data", "", f"data: federated-street, split {split} ({why})")]
+    rows = [FieldRow(IN_CODE, "data", "", f"data: federated-street, split {split} ({why})")]
     for file in task.files:
         for name, value in file.fields.items():
             handler = HANDLERS.get(name)
             at = f"{file.path}: {name}"
             became = f"{NOT_CARRIED}unknown to this reader" if handler is None else handler(state, at, value)
-            rows.append(Row(shown(file.path.name), shown(name), shown(value), became))
-    rows += [Row(IN_CODE, name, "", became) for name, became in (*_left_out(task), *_anchors(state), *CODE_ROWS)]
+            rows.append(FieldRow(shown(file.path.name), shown(name), shown(value), became))
+    rows += [FieldRow(IN_CODE, name, "", became) for name, became in (*_left_out(task), *_anchors(state), *CODE_ROWS)]
     return Conversion(path.name, state.document, tuple(rows), parse_spec(state.document, source=str(path)))
 
 

@@ -50,7 +50,7 @@ def read_arrays(path: Path) -> list[NDArray[Any]]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if content[:2] == b"PK":
                     raise DataError(f"{path}: expected a pickled list of arrays, found a zip archive, as torch.save's")
-                result = _Reader(len(content)).read(content)
+                result = _PickleReader(len(content)).read(content)
                 rest = len(content) - content.tell()
     except OSError as error:
         raise DataError(f"{path}: the weight file cannot be read: {error.strerror or error}") from None
@@ -70,7 +70,7 @@ def read_arrays(path: Path) -> list[NDArray[Any]]:
     return arrays
 
 
-class _Reader:
+class _PickleReader:
     """The stack machine, as far as lists of arrays need it."""
 
     def __init__(self, size: int) -> None:
@@ -217,25 +217,25 @@ class _Reader:
         self.numpy.build(self.top(), state)
 
 
-_STEPS: dict[str, Callable[[_Reader], None]] = {
-    "MARK": _Reader.mark,
-    "POP": _Reader.drop,
-    "POP_MARK": _Reader.drop_to_mark,
-    "DUP": _Reader.duplicate,
-    "EMPTY_LIST": _Reader.empty_list,
-    "LIST": _Reader.make_list,
-    "APPEND": _Reader.append_one,
-    "APPENDS": _Reader.append_all,
-    "EMPTY_TUPLE": _Reader.empty_tuple,
-    "TUPLE": _Reader.make_tuple,
+_STEPS: dict[str, Callable[[_PickleReader], None]] = {
+    "MARK": _PickleReader.mark,
+    "POP": _PickleReader.drop,
+    "POP_MARK": _PickleReader.drop_to_mark,
+    "DUP": _PickleReader.duplicate,
+    "EMPTY_LIST": _PickleReader.empty_list,
+    "LIST": _PickleReader.make_list,
+    "APPEND": _PickleReader.append_one,
+    "APPENDS": _PickleReader.append_all,
+    "EMPTY_TUPLE": _PickleReader.empty_tuple,
+    "TUPLE": _PickleReader.make_tuple,
     "TUPLE1": lambda reader: reader.tuple_of(1),
     "TUPLE2": lambda reader: reader.tuple_of(2),
     "TUPLE3": lambda reader: reader.tuple_of(3),
-    "EMPTY_DICT": _Reader.empty_dict,
-    "DICT": _Reader.make_dict,
-    "SETITEM": _Reader.set_one,
-    "SETITEMS": _Reader.set_all,
-    "STACK_GLOBAL": _Reader.named_global,
-    "REDUCE": _Reader.reduce,
-    "BUILD": _Reader.build,
+    "EMPTY_DICT": _PickleReader.empty_dict,
+    "DICT": _PickleReader.make_dict,
+    "SETITEM": _PickleReader.set_one,
+    "SETITEMS": _PickleReader.set_all,
+    "STACK_GLOBAL": _PickleReader.named_global,
+    "REDUCE": _PickleReader.reduce,
+    "BUILD": _PickleReader.build,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.plain_text import REASON_LIMIT, link_target, markdown
-from tasks.report.tables import Cell, Table, before_table, costs_table, main_table, measures_table
+from tasks.report.tables import Table, TableCell, before_table, costs_table, main_table, measures_table
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import summarise
 
@@ -38,6 +38,6 @@ def _rows(table: Table) -> list[str]:
     return ["", f"**{markdown(table.caption)}**", "", *lines]
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     text = markdown(cell.text + (f" ({cell.note})" if cell.note else ""))
     return f"**{text}**" if cell.strong and text else text

@@ -25,7 +25,7 @@ _MAIN = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """``note`` stands smaller below; ``strong`` marks what it is about; ``words``: no number; ``link``: an address."""
 
     text: str
@@ -42,7 +42,7 @@ class Table:
 
     caption: str
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     cards: bool = False
     prose: bool = False
 
@@ -51,12 +51,12 @@ def main_table(summary: Summary) -> Table:
     """Each federation's metric between its references, with the gap and the gain, paired by seed."""
     rows = []
     for between in summary.experiments:
-        cells = [Cell(between.experiment, strong=True)]
+        cells = [TableCell(between.experiment, strong=True)]
         for role in ORDER:
             row = between.rows.get(role)
             spread = row.figures[summary.metric] if row is not None else None
             note = _n(spread) + (_devices(row, between) if row is not None and role == "local-only" else "")
-            cells.append(Cell(text.figure(spread), note, strong=role == "federated"))
+            cells.append(TableCell(text.figure(spread), note, strong=role == "federated"))
         cells += [_paired(between.gap), _paired(between.gain)]
         rows.append(cells)
     head = ["experiment", "local only", "federated", "centralised", "gap to centralised", "gain over local only"]
@@ -69,9 +69,9 @@ def measures_table(summary: Summary) -> Table:
     rows = [
         [
             *_who(row, number),
-            Cell(str(len(row.seeds))),
-            *(Cell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
-            Cell(text.figure(row.best)),
+            TableCell(str(len(row.seeds))),
+            *(TableCell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
+            TableCell(text.figure(row.best)),
         ]
         for between in summary.experiments
         for number, row in enumerate(_ordered(between))
@@ -91,14 +91,14 @@ def costs_table(summary: Summary) -> Table:
             rows.append(
                 [
                     *_who(row, number),
-                    Cell(text.count(row.rounds)),
-                    Cell(text.count(row.passes)),
-                    Cell(text.count(row.rounds_to_target)),
-                    Cell(f"{row.reached} of {row.runs}"),
-                    Cell(text.duration(row.seconds)),
-                    Cell(text.duration(row.gpu_seconds) if row.gpu_seconds.greatest else text.NONE),
-                    Cell(text.size(row.exchanged)),
-                    Cell(text.size(row.moved)),
+                    TableCell(text.count(row.rounds)),
+                    TableCell(text.count(row.passes)),
+                    TableCell(text.count(row.rounds_to_target)),
+                    TableCell(f"{row.reached} of {row.runs}"),
+                    TableCell(text.duration(row.seconds)),
+                    TableCell(text.duration(row.gpu_seconds) if row.gpu_seconds.greatest else text.NONE),
+                    TableCell(text.size(row.exchanged)),
+                    TableCell(text.size(row.moved)),
                 ]
             )
     return Table(
@@ -115,8 +115,8 @@ def classes_table(between: Between) -> Table:
         ["class", *(f"{text.ROLE_NAMES[row.role]} (n\u00a0=\u00a0{len(row.seeds)})" for row in rows)],
         [
             [
-                Cell(plain_name(name)),
-                *(Cell(text.figure(row.per_class.get(name)), strong=row.role == "federated") for row in rows),
+                TableCell(plain_name(name)),
+                *(TableCell(text.figure(row.per_class.get(name)), strong=row.role == "federated") for row in rows),
             ]
             for name in classes
         ],
@@ -130,9 +130,9 @@ def devices_table(between: Between, summary: Summary) -> Table:
         ["device", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
         [
             [
-                Cell(str(row.device)),
-                Cell(str(len(row.seeds))),
-                *(Cell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
+                TableCell(str(row.device)),
+                TableCell(str(len(row.seeds))),
+                *(TableCell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
             ]
             for row in between.devices
         ],
@@ -146,7 +146,10 @@ def clients_table(row: Row, metric: str) -> Table:
         f"{text.plural(len(row.seeds), 'seed')}",
         ["client", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
         [
-            [Cell(client), *(Cell(text.figure(figures.get(name)), strong=name == metric) for name in MEASURES)]
+            [
+                TableCell(client),
+                *(TableCell(text.figure(figures.get(name)), strong=name == metric) for name in MEASURES),
+            ]
             for client, figures in row.per_client.items()
         ],
     )
@@ -156,7 +159,7 @@ def before_table(result: SuiteResult, before: SuiteResult) -> Table:
     """Now against an earlier result of the same suite, by experiment and role."""
     metric = result.metric
     now, then = ({(row.experiment, row.role): row for row in summarise(one).rows} for one in (result, before))
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for experiment in dict.fromkeys(name for name, _ in (*now, *then)):
         for role in ORDER:
             new, old = (found.get((experiment, role)) for found in (now, then))
@@ -167,14 +170,14 @@ def before_table(result: SuiteResult, before: SuiteResult) -> Table:
             change = means[1].mean - means[0].mean if means[0] and means[1] else None
             rows.append(
                 [
-                    Cell(experiment if first else "", strong=True),
-                    Cell(text.ROLE_NAMES[role], words=True),
+                    TableCell(experiment if first else "", strong=True),
+                    TableCell(text.ROLE_NAMES[role], words=True),
                     *(
                         cell
                         for row, mean in zip((old, new), means, strict=True)
-                        for cell in (Cell(text.figure(mean)), Cell(str(mean.n) if mean else text.NONE))
+                        for cell in (TableCell(text.figure(mean)), TableCell(str(mean.n) if mean else text.NONE))
                     ),
-                    Cell(text.NONE if change is None else text.signed_number(change), strong=True),
+                    TableCell(text.NONE if change is None else text.signed_number(change), strong=True),
                 ]
             )
     caption = f"{metric} at the last round, against {before.suite_run} (code {before.code_version})"
@@ -186,13 +189,13 @@ def runs_table(result: SuiteResult) -> Table:
     head = ["run", "experiment", "role", "seed", "rounds", result.metric, "specification"]
     rows = [
         [
-            Cell(cell.federation, link=web_address(cell.mlflow_url or "")),
-            Cell(cell.experiment, words=True),
-            Cell(_role(cell), words=True),
-            Cell(str(cell.seed)),
-            Cell(str(cell.last.round)),
-            Cell(text.figure(_single(cell.last.figures.get(result.metric)))),
-            Cell(cell.spec_digest[:12], words=True),
+            TableCell(cell.federation, link=web_address(cell.mlflow_url or "")),
+            TableCell(cell.experiment, words=True),
+            TableCell(_role(cell), words=True),
+            TableCell(str(cell.seed)),
+            TableCell(str(cell.last.round)),
+            TableCell(text.figure(_single(cell.last.figures.get(result.metric)))),
+            TableCell(cell.spec_digest[:12], words=True),
         ]
         for cell in result.cells
     ]
@@ -217,7 +220,7 @@ def differing_fields(specs: dict[str, FederationSpec]) -> Table | None:
     for name in names:
         values = [fields.get(name) for fields in flat.values()]
         if any(value != values[0] for value in values):
-            rows.append([Cell(name), *(Cell(_value(value), words=True) for value in values)])
+            rows.append([TableCell(name), *(TableCell(_value(value), words=True) for value in values)])
     if not rows:
         return None
     return Table("Where the experiments differ", ["field", *flat], rows, prose=True)
@@ -237,8 +240,11 @@ def _ordered(between: Between) -> list[Row]:
     return [between.rows[role] for role in ORDER if role in between.rows]
 
 
-def _who(row: Row, number: int) -> list[Cell]:
-    return [Cell(row.experiment if number == 0 else "", strong=True), Cell(text.ROLE_NAMES[row.role], words=True)]
+def _who(row: Row, number: int) -> list[TableCell]:
+    return [
+        TableCell(row.experiment if number == 0 else "", strong=True),
+        TableCell(text.ROLE_NAMES[row.role], words=True),
+    ]
 
 
 def _role(cell: CellResult) -> str:
@@ -256,9 +262,9 @@ def _devices(row: Row, between: Between) -> str:
     return f", {len(row.devices)}{of} devices"
 
 
-def _paired(paired: Paired | None) -> Cell:
+def _paired(paired: Paired | None) -> TableCell:
     difference = paired.difference if paired is not None else None
-    return Cell(text.signed(difference), _n(difference))
+    return TableCell(text.signed(difference), _n(difference))
 
 
 def _single(value: float | None) -> Spread | None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from flows.commands.model_server import MOST_VALUES, ServerLimits, model_app, parse_request
 from tasks.detectors.registry import build_detector
-from tasks.models.answer_request import Limits, ModelAnswers, RequestRefused
+from tasks.models.answer_request import ModelAnswers, RequestLimits, RequestRefused
 from tasks.spec.detector import YoloV3TinySpec
 
 BODY_BYTES = 200_000
@@ -48,7 +48,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     detector = build_detector(YoloV3TinySpec(width=64, height=64), 2, seed=3)
-    answers = ModelAnswers(detector, ("chair", "table"), nms_iou=0.4, limits=Limits(rows=3, pixels=100_000))
+    answers = ModelAnswers(detector, ("chair", "table"), nms_iou=0.4, limits=RequestLimits(rows=3, pixels=100_000))
     app = model_app(answers, ServerLimits(body_bytes=BODY_BYTES, body_seconds=1.0, requests=2))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))

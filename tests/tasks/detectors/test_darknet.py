@@ -24,8 +24,8 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.yolo_network import (
     Conv,
     Detect,
+    MaxPool,
     Output,
-    Pool,
     Route,
     Upsample,
     YoloNetwork,
@@ -40,7 +40,7 @@ from tasks.spec.federation import FederationSpec
 
 # A network of two scales whose files have a few kB: convolutions 0, 2, 3, 7 and 10; outputs 3 and 10.
 SMALL = numbered(
-    Conv(4), Pool(), Conv(8, 1), Output(1), Detect(1),
+    Conv(4), MaxPool(), Conv(8, 1), Output(1), Detect(1),
     Route((-3,)), Upsample(), Conv(4), Route((-1, 0)), Conv(4), Output(0), Detect(0),
 )  # fmt: skip
 

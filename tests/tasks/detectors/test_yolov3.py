@@ -21,8 +21,8 @@ from tasks.detectors.yolo_network import (
     YOLOV3_TINY_LAYERS,
     Conv,
     Detect,
+    MaxPool,
     Output,
-    Pool,
     Route,
     Shortcut,
     YoloNetwork,
@@ -99,8 +99,8 @@ def test_tables_are_the_cfg_files() -> None:
         82: 2, 94: 1, 106: 0,
     }  # fmt: skip
     assert len(YOLOV3_TINY_LAYERS) == 24
-    assert [n for n, layer in enumerate(YOLOV3_TINY_LAYERS) if isinstance(layer, Pool)] == [1, 3, 5, 7, 9, 11]
-    assert YOLOV3_TINY_LAYERS[11] == Pool(stride=1)
+    assert [n for n, layer in enumerate(YOLOV3_TINY_LAYERS) if isinstance(layer, MaxPool)] == [1, 3, 5, 7, 9, 11]
+    assert YOLOV3_TINY_LAYERS[11] == MaxPool(stride=1)
     assert {n: layer.sources for n, layer in enumerate(YOLOV3_TINY_LAYERS) if isinstance(layer, Route)} == {
         17: (13,), 20: (19, 8),
     }  # fmt: skip
@@ -293,7 +293,7 @@ def test_wrong_ranges_are_refused(value: list[int]) -> None:
 
 
 SMALL = numbered(
-    *(layer for filters in (2, 4, 4, 8) for layer in (Conv(filters), Pool())),
+    *(layer for filters in (2, 4, 4, 8) for layer in (Conv(filters), MaxPool())),
     Output(0), Detect(0), Route((-3,)), Conv(8, stride=2), Output(1), Detect(1),
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
-from tasks.models.answer_request import Limits, ModelAnswers, RequestRefused
+from tasks.models.answer_request import ModelAnswers, RequestLimits, RequestRefused
 from tasks.spec.detector import YoloV3TinySpec
 
 SPEC = YoloV3TinySpec(width=96, height=64)
@@ -128,7 +128,7 @@ def bomb(width: int, height: int) -> str:
 
 
 def test_an_image_beyond_the_limit_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ModelAnswers(direct_detector(), CLASSES, nms_iou=0.4, limits=Limits(pixels=5000))
+    small = ModelAnswers(direct_detector(), CLASSES, nms_iou=0.4, limits=RequestLimits(pixels=5000))
     assert len(ask(small, [bomb(100, 50)])) == 1
     above, far_above = bomb(100, 51), bomb(12_000, 12_000)
     assert len(far_above) < 30_000
@@ -141,7 +141,7 @@ def test_an_image_beyond_the_limit_is_refused_by_its_header(monkeypatch: pytest.
 
 
 def test_too_many_images_are_refused_before_one_is_decoded() -> None:
-    two = ModelAnswers(direct_detector(), CLASSES, nms_iou=0.4, limits=Limits(rows=2))
+    two = ModelAnswers(direct_detector(), CLASSES, nms_iou=0.4, limits=RequestLimits(rows=2))
     image = encoded(noise(8, 8), "PNG")
     assert len(ask(two, [image] * 2)) == 2
     with pytest.raises(RequestRefused, match="expected at most 2 images in a request, found 3") as caught:
