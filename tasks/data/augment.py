@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from tasks.spec.training import Augmentation
 FILL = 114  # grey shown where the zoomed-out or shifted image ends, as in the YOLO family's code
 MIN_AREA_LEFT = 0.25  # part of an object's area that must stay in view for it to stay an object
 MIN_SIDE = 2.0  # pixels
+
+
+class Labelled(NamedTuple):
+    """An image, uint8 [3, H, W], and its objects: boxes float32 [n, 4] xyxy in pixels, labels int64 [n]."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def draw(settings: Augmentation, generator: np.random.Generator) -> Draws:
     )
 
 
-def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelled:
     """Change ``image`` (uint8 [3, H, W]) and its objects (float32 [n, 4] xyxy in pixels, int64 [n]) alike.
 
     Boxes are clipped to the image. An object is dropped when less than a quarter of its area, or less than 2
@@ -68,10 +77,10 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> tuple[T
     ):
         if factor != 1.0:
             image = adjust(image, factor)
-    return image, boxes, labels
+    return Labelled(image, boxes, labels)
 
 
-def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelled:
     """Resize a window of whole pixels to the whole image: cheaper than a warp, and exact for the boxes."""
     height, width = image.shape[-2:]
     window_width = max(2, round(width / draws.zoom))
@@ -89,7 +98,7 @@ def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) 
     scale = boxes.new_tensor([width / window_width, height / window_height] * 2)
     moved = (boxes - boxes.new_tensor([left, top] * 2)) * scale
     boxes, kept = clip_boxes(moved, width=width, height=height)
-    return image, boxes[kept], labels[kept]
+    return Labelled(image, boxes[kept], labels[kept])
 
 
 def clip_boxes(boxes: Tensor, *, width: int, height: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ def load_pretrained(backbone: EfficientNetLite0, path: Path) -> None:
     except Exception as error:  # torch raises what the archive's reader raises
         raise DataError(f"{path}: expected a state dict: {str(error).splitlines()[0]}") from None
     with torch.no_grad():
-        for name, conv, norm in _pairs(backbone):
+        for conv, name, norm in _convolutions(backbone):
             try:
                 weight, bias = _folded(state, name, norm)
                 conv.weight.copy_(weight)
@@ -137,16 +138,23 @@ def load_pretrained(backbone: EfficientNetLite0, path: Path) -> None:
                 raise DataError(f"{path}: {name}: expected EfficientNet-Lite0's: {error}") from None
 
 
-def _pairs(backbone: EfficientNetLite0) -> Iterator[tuple[str, nn.Conv2d, str]]:
-    """The file's name of each convolution, ours, and the file's name of its norm."""
-    yield "_conv_stem", backbone.stem, "_bn0"
+class _PretrainedConv(NamedTuple):
+    """A convolution of ours, its name in the package's file, and its norm's name there."""
+
+    conv: nn.Conv2d
+    name: str
+    norm: str
+
+
+def _convolutions(backbone: EfficientNetLite0) -> Iterator[_PretrainedConv]:
+    yield _PretrainedConv(backbone.stem, "_conv_stem", "_bn0")
     for number, block in enumerate(backbone.blocks):
         assert isinstance(block, InvertedResidual)
         prefix = f"_blocks.{number}."
         if block.expand is not None:
-            yield f"{prefix}_expand_conv", block.expand, f"{prefix}_bn0"
-        yield f"{prefix}_depthwise_conv", block.depthwise, f"{prefix}_bn1"
-        yield f"{prefix}_project_conv", block.project, f"{prefix}_bn2"
+            yield _PretrainedConv(block.expand, f"{prefix}_expand_conv", f"{prefix}_bn0")
+        yield _PretrainedConv(block.depthwise, f"{prefix}_depthwise_conv", f"{prefix}_bn1")
+        yield _PretrainedConv(block.project, f"{prefix}_project_conv", f"{prefix}_bn2")
 
 
 def _folded(state: Mapping[str, Tensor], name: str, norm: str) -> tuple[Tensor, Tensor]:

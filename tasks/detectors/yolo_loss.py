@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,13 +41,28 @@ class Assignment:
     labels: Tensor
 
 
-def flatten_targets(targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-    """Image index [N], boxes (cx, cy, w, h) [N, 4] and labels [N] of all objects of a batch."""
+class _Objects(NamedTuple):
+    """All N objects of a batch: image index int64 [N], boxes (cx, cy, w, h) float32 [N, 4], labels int64 [N]."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+class _Terms(NamedTuple):
+    """The loss of one scale, each term summed over objects and cells."""
+
+    box: Tensor
+    objectness: Tensor
+    classes: Tensor
+
+
+def _objects_of(targets: Targets) -> _Objects:
     counts = torch.tensor([len(box) for box in targets.boxes], device=targets.boxes[0].device)
     image = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     corners = torch.cat(targets.boxes)
     boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
-    return image, boxes, torch.cat(targets.labels)
+    return _Objects(image, boxes, torch.cat(targets.labels))
 
 
 def assign_best_prior(
@@ -56,7 +72,7 @@ def assign_best_prior(
 
     As in Darknet, an anchor that is in the masks of two scales answers in both.
     """
-    image, boxes, labels = flatten_targets(targets)
+    image, boxes, labels = _objects_of(targets)
     of_scale = [scale.anchor_tensor(shape, boxes) for scale, shape in zip(scales, shapes, strict=True)]
     anchors = torch.cat(of_scale)
     inter = torch.minimum(boxes[:, None, 2:], anchors[None]).prod(-1)
@@ -83,7 +99,7 @@ def assign_side_ratio(
     targets: Targets, scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]]
 ) -> list[Assignment]:
     """Each object to every anchor of similar sides, in the cell of its centre and the two nearest neighbours."""
-    image, boxes, labels = flatten_targets(targets)
+    image, boxes, labels = _objects_of(targets)
     assignments = []
     for scale, (rows, columns) in zip(scales, shapes, strict=True):
         anchors = scale.anchor_tensor((rows, columns), boxes)
@@ -138,9 +154,7 @@ def yolo_loss(
     return {name: term / batch for name, term in terms.items()}
 
 
-def _scale_loss(
-    output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloSpec
-) -> tuple[Tensor, Tensor, Tensor]:
+def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloSpec) -> _Terms:
     where = (positives.image, positives.anchor, positives.row, positives.column)
     predicted = output[where]
     cells = torch.stack([positives.column, positives.row], dim=1).float()
@@ -163,7 +177,7 @@ def _scale_loss(
     objectness = (raw * counted).sum()
     one_hot = functional.one_hot(positives.labels, output.shape[-1] - 5).float()
     classes = functional.binary_cross_entropy_with_logits(predicted[:, 5:], one_hot, reduction="sum")
-    return box, objectness, classes
+    return _Terms(box, objectness, classes)
 
 
 def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: float) -> Tensor:

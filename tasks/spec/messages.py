@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -37,6 +38,18 @@ _EXPECTED = {
 _LONGEST = 80  # characters of a value that is shown
 
 
+@dataclass(frozen=True)
+class _Field:
+    """Where a mistake is.
+
+    names: the field's dotted path in the file. holder: the model that has the field, if it is one. kind: its type.
+    """
+
+    names: tuple[str, ...]
+    holder: type[BaseModel] | None
+    kind: Any
+
+
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """One line a mistake: ``source``, the field's dotted path, what was expected, what was found."""
     items = error.errors(include_url=False, include_context=True)
@@ -53,8 +66,8 @@ def _of_its_items(item: Any, items: Sequence[Any]) -> bool:
 
 def _line(item: Any, model: type[BaseModel]) -> str:
     kind, context = item["type"], item.get("ctx", {})
-    names, holder, value = _walk(model, item["loc"])
-    field = ".".join(names)
+    found_at = _field_at(model, item["loc"])
+    field, holder = ".".join(found_at.names), found_at.holder
     if kind == "value_error":
         # A check over several fields: its message begins with the field, from where the check stands.
         return f"{field}.{context['error']}" if field else str(context["error"])
@@ -63,7 +76,7 @@ def _line(item: Any, model: type[BaseModel]) -> str:
         return f"{field}: no such field{known}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
-        known = ", ".join(repr(name) for name in tag_values(value, tag))
+        known = ", ".join(repr(name) for name in tag_values(found_at.kind, tag))
         found = repr(context["tag"]) if kind == "union_tag_invalid" else "none"
         return f"{field}.{tag}: expected one of: {known}, found {found}"
     if kind == "missing":
@@ -82,11 +95,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _walk(model: type[BaseModel], path: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None, Any]:
-    """The field names of ``path``, the model that holds its last part, and that part's type.
-
-    pydantic puts the tag of a union's member into the path; no file has it there.
-    """
+def _field_at(model: type[BaseModel], path: Sequence[int | str]) -> _Field:
+    """Return the field at pydantic's ``path``, which has the tag of a union's member in it; no file has it there."""
     names: list[str] = []
     holder: type[BaseModel] | None = None
     kind: Any = model
@@ -104,4 +114,4 @@ def _walk(model: type[BaseModel], path: Sequence[int | str]) -> tuple[list[str],
             kind = known.annotation if known is not None else None
         else:
             kind = item_type(choices[0] if len(choices) == 1 else None, part)
-    return names, holder, kind
+    return _Field(tuple(names), holder, kind)
