@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 from infra.errors import BadReply, StoreCorrupt
-from tasks.data.loading import read_sample
+from tasks.data.image_cache import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels
 from tasks.handles import Handles

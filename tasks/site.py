@@ -16,7 +16,7 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.data.catalog import load_data
-from tasks.data.loading import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.data.samples import FederatedData
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector

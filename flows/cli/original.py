@@ -186,7 +186,8 @@ def _convert_weights(
 
 def _estimate(detector: YoloNetwork, data: FederatedData, federation: FederationSpec, images: int) -> str:
     """Estimate BatchNorm's statistics in place; how, as a note."""
-    from tasks.data.loading import ImageCache, evaluation_loader
+    from tasks.data.image_cache import ImageCache
+    from tasks.data.loading import evaluation_loader
     from tasks.training.batch_norm import estimate_statistics, sample_images
 
     batch_size = federation.evaluation.batch_size

@@ -1,24 +1,20 @@
-"""From samples to batches: decoded once, cached at the input's size, augmented by seeds alone."""
+"""From samples to batches: cut and shuffled, and augmented, by seeds alone."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tasks.data import augment
-from tasks.data.entries import without_address
-from tasks.data.pixels import UNREADABLE, UPRIGHT, read_rgb
+from tasks.data.image_cache import ImageCache
 from tasks.data.samples import ImageSample
 from tasks.errors import ClientError
 from tasks.spec.training import Augmentation
@@ -38,86 +34,20 @@ class Batch:
     indices: list[int]
 
 
-def read_sample(sample: ImageSample) -> Image.Image:
-    """The whole image of a sample in mode RGB: what its size and boxes are of.
+class Item(NamedTuple):
+    """One image of a batch, with its objects; ``number`` is its place in the list of samples."""
 
-    Raises:
-        ClientError: the file cannot be read or decoded, or has changed since the data set was loaded.
-    """
-    try:
-        data = sample.path.read_bytes()
-    except OSError as error:
-        raise ClientError(f"{sample.path}: the image cannot be read: {error.strerror}") from None
-    try:
-        image = read_rgb(data, "as-stored" if sample.turn == UPRIGHT else "applied")
-    except UNREADABLE as error:
-        raise ClientError(f"{sample.path}: expected an image that can be decoded: {without_address(error)}") from None
-    if hashlib.sha256(data).hexdigest() != sample.content:
-        raise ClientError(f"{sample.path}: the image has changed since the data set was loaded")
-    return image
-
-
-def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
-    """The image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
-
-    Raises:
-        ClientError: as :func:`read_sample`.
-    """
-    return to_input(read_sample(sample), width=width, height=height)
-
-
-def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8]:
-    """What a detector sees of an image in mode RGB: uint8 [3, height, width], stretched without padding (bilinear)."""
-    pixels = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
-
-
-class ImageCache:
-    """Decoded images of one process, bounded in bytes; the least recently used go first. 0 keeps nothing.
-
-    Images are known by content and turn, so it serves several clients and both splits at once. Sent to another
-    process, it arrives there empty.
-    """
-
-    def __init__(self, megabytes: float) -> None:
-        self.limit = int(megabytes * 1_000_000)
-        self.bytes = 0
-        self._images: OrderedDict[tuple[str, int, int, int], NDArray[np.uint8]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit, "bytes": 0, "_images": OrderedDict()}
-
-    def get(self, sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
-        """The image as :func:`decode` gives it, not to be written to.
-
-        Raises:
-            ClientError: as :func:`decode`.
-        """
-        key = (sample.content, sample.turn, width, height)
-        image = self._images.get(key)
-        if image is not None:
-            self._images.move_to_end(key)
-            return image
-        image = decode(sample, width=width, height=height)
-        if image.nbytes <= self.limit:
-            self._images[key] = image
-            self.bytes += image.nbytes
-            while self.bytes > self.limit:
-                self.bytes -= self._images.popitem(last=False)[1].nbytes
-        return image
-
-
-Item = tuple[Tensor, Tensor, Tensor, int]
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    number: int
 
 
 def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
     """The image as a tensor of its own, and its boxes in pixels of the input."""
     image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
     scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
-    return image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index
+    return Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
 
 
 def _stack(items: Sequence[Item]) -> Batch:
@@ -160,14 +90,11 @@ class TrainingSet(Dataset[Item | ClientError]):
         """
         epoch, index = item
         try:
-            image, boxes, labels, _ = _load(
-                self.samples[index], index, width=self.width, height=self.height, cache=self.cache
-            )
+            plain = _load(self.samples[index], index, width=self.width, height=self.height, cache=self.cache)
         except ClientError as error:
             return error
         draws = augment.draw(self.augmentation, _generator(self.seed, self.round, self.client, epoch, index))
-        image, boxes, labels = augment.apply(image, boxes, labels, draws)
-        return image, boxes, labels, index
+        return Item(*augment.apply(plain.image, plain.boxes, plain.labels, draws), index)
 
 
 def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:
@@ -216,11 +143,10 @@ class _EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingLoader:
-    """A client's batches of one turn, all epochs in a row; ``per_epoch`` of them make an epoch."""
+    """A client's batches of one turn, all epochs in a row."""
 
-    def __init__(self, loader: DataLoader[Any], *, epochs: int) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
-        self.per_epoch = len(loader) // epochs
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -280,7 +206,7 @@ def training_loader(
         collate_fn=_collate,
         generator=torch.Generator(),  # else DataLoader draws its workers' seed from torch's global generator
     )
-    return TrainingLoader(loader, epochs=epochs)
+    return TrainingLoader(loader)
 
 
 class EvaluationLoader:

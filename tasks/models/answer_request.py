@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from tasks.data.loading import to_input
+from tasks.data.image_cache import to_input
 from tasks.data.pixels import UNREADABLE, read_rgb
 from tasks.detectors.base import Detector
 from tasks.errors import FedbenchError

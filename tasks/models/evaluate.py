@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from tasks.data.loading import Batch, EvaluationLoader, ImageCache, evaluation_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import Batch, EvaluationLoader, evaluation_loader
 from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.errors import DataError

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tasks.data.entries import is_utf8, without_address
-from tasks.data.loading import to_input
+from tasks.data.image_cache import to_input
 from tasks.data.pixels import IMAGE_SUFFIXES, UNREADABLE, has_orientation, read_rgb
 from tasks.detectors.base import Detector
 from tasks.errors import DataError, SpecError

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from tasks.data.catalog import load_data
-from tasks.data.loading import ImageCache, training_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import training_loader
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import state_of

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.data.synthetic import CLASSES
+from tasks.data.street_scenes import CLASSES
 from tasks.spec.records import RoundRecord
 from tests.integration.homes import FEDBENCH, Home, assert_consistent, digests
 from tests.integration.machines import Machine, two_machines, why_not

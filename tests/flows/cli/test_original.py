@@ -20,7 +20,8 @@ from infra.settings import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
-from tasks.data.loading import ImageCache, evaluation_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import evaluation_loader
 from tasks.detectors.base import Detections
 from tasks.detectors.registry import build_detector
 from tasks.models.file import load_model, read_card

@@ -12,15 +12,8 @@ import torch
 from PIL import Image
 
 from tasks.data.catalog import load_data
-from tasks.data.loading import (
-    Batch,
-    ImageCache,
-    TrainingLoader,
-    cut_batches,
-    decode,
-    evaluation_loader,
-    training_loader,
-)
+from tasks.data.image_cache import ImageCache, decode
+from tasks.data.loading import Batch, TrainingLoader, cut_batches, evaluation_loader, training_loader
 from tasks.data.samples import ImageSample
 from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet
@@ -135,17 +128,17 @@ def test_seed_round_and_client_each_change_order_and_augmentation(samples: Sampl
 def test_every_epoch_has_every_image_once_in_another_order(samples: Samples) -> None:
     batches = loader(samples, epochs=3)
     got = list(batches)
-    assert len(got) == len(batches) == 3 * batches.per_epoch
+    per_epoch = len(loader(samples))
+    assert len(got) == len(batches) == 3 * per_epoch
     orders = [
-        [index for batch in got[epoch * batches.per_epoch :][: batches.per_epoch] for index in batch.indices]
-        for epoch in range(3)
+        [index for batch in got[epoch * per_epoch :][:per_epoch] for index in batch.indices] for epoch in range(3)
     ]
     assert all(sorted(order) == list(range(len(samples))) for order in orders)
     assert orders[0] != orders[1] != orders[2]
 
 
 def test_a_longer_turn_starts_like_a_shorter_one(samples: Samples) -> None:
-    assert_same(list(loader(samples)), list(loader(samples, epochs=2))[: loader(samples).per_epoch])
+    assert_same(list(loader(samples)), list(loader(samples, epochs=2))[: len(loader(samples))])
 
 
 def test_no_augmentation_is_the_evaluation_image(samples: Samples) -> None:

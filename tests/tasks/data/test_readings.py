@@ -13,7 +13,8 @@ from PIL import ExifTags, Image
 from tasks.data.catalog import load_data
 from tasks.data.check import DataReport, check_data
 from tasks.data.export import write_voc
-from tasks.data.loading import ImageCache, decode, evaluation_loader
+from tasks.data.image_cache import ImageCache, decode
+from tasks.data.loading import evaluation_loader
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.errors import DataError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet

@@ -20,7 +20,8 @@ from tasks.data.catalog import load_data, restrict
 from tasks.data.partition import divide
 from tasks.data.samples import FederatedData, class_counts, samples_digest
 from tasks.data.street import TRAIN_LABELS, load_street
-from tasks.data.synthetic import CLASSES, CONTENTS, GROUP_OF, STREET_IMAGES, make_synthetic_street, plan_images
+from tasks.data.street_scenes import CLASSES, GROUP_OF, STREET_IMAGES, plan_images
+from tasks.data.synthetic import CONTENTS, make_synthetic_street
 from tasks.errors import DataError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 

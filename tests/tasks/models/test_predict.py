@@ -12,7 +12,8 @@ import torch
 from PIL import ExifTags, Image
 from torch import nn
 
-from tasks.data.loading import ImageCache, evaluation_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import evaluation_loader
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tasks.data.loading import Batch, ImageCache, evaluation_loader, training_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import Batch, evaluation_loader, training_loader
 from tasks.data.samples import ImageSample
 from tasks.data.street import load_street
 from tasks.detectors.base import Detections, Detector, Targets

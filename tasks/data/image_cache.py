@@ -1,0 +1,88 @@
+"""An image as a detector's input: read, decoded, and kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tasks.data.entries import without_address
+from tasks.data.pixels import UNREADABLE, UPRIGHT, read_rgb
+from tasks.data.samples import ImageSample
+from tasks.errors import ClientError
+
+
+def read_sample(sample: ImageSample) -> Image.Image:
+    """The whole image of a sample in mode RGB: what its size and boxes are of.
+
+    Raises:
+        ClientError: the file cannot be read or decoded, or has changed since the data set was loaded.
+    """
+    try:
+        data = sample.path.read_bytes()
+    except OSError as error:
+        raise ClientError(f"{sample.path}: the image cannot be read: {error.strerror}") from None
+    try:
+        image = read_rgb(data, "as-stored" if sample.turn == UPRIGHT else "applied")
+    except UNREADABLE as error:
+        raise ClientError(f"{sample.path}: expected an image that can be decoded: {without_address(error)}") from None
+    if hashlib.sha256(data).hexdigest() != sample.content:
+        raise ClientError(f"{sample.path}: the image has changed since the data set was loaded")
+    return image
+
+
+def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
+    """The image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
+
+    Raises:
+        ClientError: as :func:`read_sample`.
+    """
+    return to_input(read_sample(sample), width=width, height=height)
+
+
+def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8]:
+    """What a detector sees of an image in mode RGB: uint8 [3, height, width], stretched without padding (bilinear)."""
+    pixels = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
+
+
+class ImageCache:
+    """Decoded images of one process, bounded in bytes; the least recently used go first. 0 keeps nothing.
+
+    Images are known by content and turn, so it serves several clients and both splits at once. Sent to another
+    process, it arrives there empty.
+    """
+
+    def __init__(self, megabytes: float) -> None:
+        self.limit = int(megabytes * 1_000_000)
+        self.bytes = 0
+        self._images: OrderedDict[tuple[str, int, int, int], NDArray[np.uint8]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "bytes": 0, "_images": OrderedDict()}
+
+    def get(self, sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
+        """The image as :func:`decode` gives it, not to be written to.
+
+        Raises:
+            ClientError: as :func:`decode`.
+        """
+        key = (sample.content, sample.turn, width, height)
+        image = self._images.get(key)
+        if image is not None:
+            self._images.move_to_end(key)
+            return image
+        image = decode(sample, width=width, height=height)
+        if image.nbytes <= self.limit:
+            self._images[key] = image
+            self.bytes += image.nbytes
+            while self.bytes > self.limit:
+                self.bytes -= self._images.popitem(last=False)[1].nbytes
+        return image
