@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.check_client_resource import client_resources
+from tasks.client_update import client_update
 from tasks.draw_sheet import draw_sheet
-from tasks.request_update import client_update
 from tasks.site import Site, this_site
 from tasks.spec.turns import AnyRequest, TurnReply
 from tasks.stop_and_eval import client_eval

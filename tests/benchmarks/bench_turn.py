@@ -30,10 +30,10 @@ from torch import nn
 from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
+from tasks.client_update import train_client
 from tasks.data.loading import TrainingLoader, training_loader
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
-from tasks.request_update import train_client
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord, WeightRef

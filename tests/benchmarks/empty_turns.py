@@ -43,9 +43,9 @@ def evaluate(
 
 
 def _replace() -> None:
-    from tasks import request_update, stop_and_eval
+    from tasks import client_update, stop_and_eval
 
-    request_update.train = train  # type: ignore[assignment]
+    client_update.train = train  # type: ignore[assignment]
     stop_and_eval.evaluate = evaluate
 
 

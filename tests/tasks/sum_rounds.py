@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import tasks.request_update
+import tasks.client_update
 from infra.errors import DeadlineExceeded, SlotLost
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates
+from tasks.client_update import Trained, client_update
 from tasks.errors import ClientError
 from tasks.handles import set_handles
-from tasks.request_update import Trained, client_update, request_update
+from tasks.request_update import request_update
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import UpdateRecord
@@ -74,7 +75,7 @@ class Round:
         self.attempts: list[str] = []
         self.turns: list[str] = []
         self.tamper: Callable[[TurnReply], TurnReply] = lambda reply: reply
-        monkeypatch.setattr(tasks.request_update, "train_client", self.train)
+        monkeypatch.setattr(tasks.client_update, "train_client", self.train)
         put_json = site.objects.put_json
 
         def watched(key: str, document: Any) -> None:

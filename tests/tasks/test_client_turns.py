@@ -15,13 +15,14 @@ from infra.store.foreign_json import read_foreign
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import MAILBOX_VERSION, reply_in
 from tasks.aggregate import initial_weights
+from tasks.client_update import client_update
 from tasks.data.samples import class_counts
 from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
 from tasks.evaluation_parts import read_part
 from tasks.handles import Handles
 from tasks.replies import answer_limit, checked, read_reply
-from tasks.request_update import answers_plan, client_update, stored_updates
+from tasks.request_update import answers_plan, stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, initial_weights
+from tasks.client_update import client_update
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.errors import ClientError
 from tasks.handles import Handles
-from tasks.request_update import client_update, stored_updates
+from tasks.request_update import stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, RandomWeights, YoloV3TinySpec

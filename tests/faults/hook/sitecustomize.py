@@ -22,7 +22,7 @@ from typing import Any
 # Module that is imported: what is called with it at once.
 _CHANGES = {
     "tasks.detectors.yolo_network": "narrow_layers",
-    "tasks.request_update": "learn_nothing",
+    "tasks.client_update": "learn_nothing",
     "tasks.stop_and_eval": "detect_nothing",
 }
 

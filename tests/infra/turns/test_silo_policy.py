@@ -17,9 +17,9 @@ from infra.turns.mailbox import Mailbox, open_session, require_session
 from infra.turns.silo_policy import silo_policy
 from tasks.aggregate import initial_weights
 from tasks.check_client_resource import client_resources
+from tasks.client_update import client_update
 from tasks.draw_sheet import draw_sheet
 from tasks.handles import Handles
-from tasks.request_update import client_update
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec

@@ -11,15 +11,16 @@ import torch
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
+from tasks.client_update import client_update
 from tasks.data.catalog import load_data, pool
 from tasks.data.check import check_data
 from tasks.data.export import write_coco
-from tasks.data.loading import ImageCache, training_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import training_loader
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import serialise, state_of
 from tasks.errors import DataError, SpecError
-from tasks.request_update import client_update
 from tasks.site import Site
 from tasks.spec.data import ByField, Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec

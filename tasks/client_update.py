@@ -1,0 +1,156 @@
+"""Phase 4, ``client_update``: local training from the global weights, in a slot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from tasks.data.loading import training_loader
+from tasks.detectors.state import check_finite, load_state, state_of, write_state
+from tasks.errors import ClientError, DataError
+from tasks.replies import failure_of
+from tasks.site import Site
+from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
+from tasks.spec.turns import TurnReply, UpdateRequest
+from tasks.strategies.fedavg import FedAvg
+from tasks.training.local import TrainingResult, train
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client's turn brought, without its weights. ``downloaded``: bytes that came from the store for it."""
+
+    client: str
+    train_size: int
+    result: TrainingResult
+    seconds: float
+    downloaded: int
+
+
+def client_update(site: Site, request: UpdateRequest) -> TurnReply:
+    """Train each client of the turn; its weights and then its record go to the store.
+
+    With ``participation.partial_sums`` nothing does until all are trained: then the mean of those that did not fail,
+    and a record for each of them.
+
+    Raises:
+        StoreUnavailable, StoreCorrupt: the place's failure, not a client's.
+    """
+    layout = site.layout(request.federation)
+    together = request.spec.participation.partial_sums
+    mean = FedAvg()
+    through: list[Trained] = []
+    updates: list[UpdateRecord] = []
+    failures: list[ClientFailure] = []
+    for client in request.clients:
+        try:
+            trained, state = train_client(site, request, client)
+            if together:
+                weight = trained.train_size if request.weights is None else request.weights[client]
+                mean.accumulate_state(state, weight, client=client)
+        except (ClientError, DataError) as error:
+            failures.append(failure_of("request_update", client, str(error)))
+            continue
+        through.append(trained)
+        if not together:
+            updates += put_updates(site, request, layout.update_weights(request.round, client), state, [trained])
+    if together and through:
+        key = layout.partial_sum(request.round, through[0].client)
+        updates = put_updates(site, request, key, mean.result(), through)
+    return TurnReply(
+        updates=tuple(updates),
+        failures=tuple(failures),
+        downloaded=sum(trained.downloaded for trained in through),
+        uploaded=sum(update.bytes_up for update in updates),
+    )
+
+
+def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Trained, dict[str, Tensor]]:
+    """One client's training. Its state is a view of the site's detector: to be used before the next client's.
+
+    Raises:
+        ClientError, DataError: the client's own fault.
+        StoreUnavailable, StoreCorrupt: the place's.
+    """
+    started = time.perf_counter()
+    spec = request.spec
+    data = site.data_of(spec.data, client)
+    samples = data.train[client]
+    _check_size(len(samples), request, client)
+    fetched = site.weights.get(request.model.key, request.model.sha256, request.model.bytes)
+    detector = site.detector(spec, len(data.classes))
+    load_state(detector, fetched.path)
+    batches = training_loader(
+        samples,
+        width=detector.width,
+        height=detector.height,
+        batch_size=spec.training.batch_size,
+        epochs=spec.training.local_epochs,
+        seed=spec.seed,
+        round=request.round,
+        client=client,
+        augmentation=spec.training.augmentation,
+        workers=spec.training.loader_workers,
+        cache=site.images,
+    )
+    result = train(
+        detector,
+        batches,
+        spec.training,
+        lr=request.learning_rate,
+        warmup_steps=spec.training.schedule.warmup_steps if request.round == 1 else 0,
+        seed=request.seeds[client],
+        client=client,
+    )
+    state = state_of(detector)
+    check_finite(state, client=client)
+    return Trained(client, len(samples), result, time.perf_counter() - started, fetched.downloaded), state
+
+
+def _check_size(found: int, request: UpdateRequest, client: str) -> None:
+    expected = found if request.train_sizes is None else request.train_sizes[client]
+    if found != expected:
+        raise ClientError(
+            f"client {client}: its training images have changed since wake_up: expected {expected}, found {found}"
+        )
+    if not found:
+        raise ClientError(f"client {client}: expected at least 1 training image, found none")
+
+
+def put_updates(
+    site: Site, request: UpdateRequest, key: str, state: dict[str, Tensor], through: Sequence[Trained]
+) -> list[UpdateRecord]:
+    """Store ``state`` as ``key``, then the record of each client that it is of."""
+    started = time.perf_counter()
+    layout = site.layout(request.federation)
+    stored = site.weights.put(key, partial(write_state, state))
+    together = request.spec.participation.partial_sums
+    uploading = (time.perf_counter() - started) / len(through)
+    records = []
+    for trained in through:
+        record = UpdateRecord(
+            federation=request.federation,
+            round=request.round,
+            client=trained.client,
+            spec_digest=request.spec_digest,
+            model=request.model.sha256,
+            seed=request.seeds[trained.client],
+            weights=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+            shard=tuple(member.client for member in through) if together else None,
+            train_size=trained.train_size,
+            train_loss=trained.result.loss,
+            loss_terms=trained.result.terms,
+            steps=trained.result.steps,
+            seconds=trained.seconds + uploading,
+            train_seconds=trained.result.seconds,
+            bytes_down=request.model.bytes,
+            host=site.host,
+            device=site.device_name(request.spec),
+        )
+        site.objects.put_json(layout.update_record(request.round, trained.client), record.model_dump(mode="json"))
+        records.append(record)
+    return records
