@@ -13,7 +13,7 @@ from tasks.spec.suite_records import SuiteResult
 def made_files(
     views: Views, result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
 ) -> dict[str, bytes]:
-    """:func:`tasks.report.files.report_files`, without those that cannot be made, which are noted in ``views``."""
+    """Return the report's files without those that cannot be made, which are noted in ``views``."""
     files, parts = {}, {}
     with views.showing("the report's plots"):
         parts = report_parts(result, before=before, notes=notes)

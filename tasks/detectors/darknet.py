@@ -1,4 +1,4 @@
-"""Darknet's weight files, read and written.
+"""Darknet's weight files.
 
 A file is a header (three int32: major, minor, revision; then ``seen``, the images trained on, as int32, or as int64
 when 10 · major + minor is 2 or more) and little-endian float32 values: for each convolution, in the cfg's order, its
@@ -39,9 +39,6 @@ class DarknetHeader:
     def format(self) -> str:
         """``struct`` format: 20 bytes, or 16 in the files of Darknet 0.1."""
         return "<3iq" if 10 * self.major + self.minor >= 2 else "<3ii"
-
-    def pack(self) -> bytes:
-        return struct.pack(self.format, self.major, self.minor, self.revision, self.seen)
 
 
 @dataclass(frozen=True)
@@ -100,24 +97,6 @@ def _floats(convolutions: Sequence[_Convolution], classes: int) -> int:
     return sum(item.floats(classes) for item in convolutions)
 
 
-def darknet_bytes(detector: YoloNetwork, *, layers: int | None = None, header: DarknetHeader | None = None) -> int:
-    """Size in bytes of the file that :func:`save_darknet` writes; a detector on the meta device will do."""
-    chosen = [item for item in _convolutions(detector) if layers is None or item.number < layers]
-    return len((header or DarknetHeader()).pack()) + FLOAT_BYTES * _floats(chosen, detector.num_classes)
-
-
-def save_darknet(
-    detector: YoloNetwork, path: Path, *, layers: int | None = None, header: DarknetHeader | None = None
-) -> None:
-    """Write ``detector`` as a Darknet file: all of it, or the cfg's first ``layers`` layers (``X.conv.N``)."""
-    with path.open("wb") as file:
-        file.write((header or DarknetHeader()).pack())
-        for item in _convolutions(detector):
-            if layers is None or item.number < layers:
-                for tensor in item.tensors:
-                    file.write(tensor.cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
-
-
 def read_header(path: Path) -> DarknetHeader:
     """
     Raises:
@@ -156,7 +135,7 @@ def load_darknet(detector: YoloNetwork, path: Path) -> DarknetReport:
             holds values that are no weights.
     """
     header = read_header(path)
-    offset = len(header.pack())
+    offset = struct.calcsize(header.format)
     size = path.stat().st_size
     convolutions, other = _match(detector, path, size, offset)
     values = np.memmap(path, dtype="<f4", mode="r", offset=offset) if size > offset else np.zeros(0, "<f4")

@@ -16,20 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report_files(
-    result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
-) -> dict[str, bytes]:
-    """``report.html``, ``rounds.csv``, ``table.tex``, and each plot as PNG and SVG.
-
-    ``before`` and ``notes`` are for the page, as in :func:`tasks.report.html.report_html`.
-    """
-    return {name: make() for name, make in report_parts(result, before=before, notes=notes).items()}
-
-
 def report_parts(
     result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
 ) -> dict[str, Callable[[], bytes]]:
-    """The functions that make :func:`report_files`, so that a caller can do without one that fails."""
+    """Return the function that makes each file, by name, so that a caller can do without a file that fails.
+
+    The files are ``report.html``, ``rounds.csv``, ``table.tex``, and each plot as PNG and SVG. ``before`` and ``notes``
+    are for the page, as in :func:`tasks.report.html.report_html`.
+    """
     from tasks.figures.suite import suite_plots  # here: matplotlib takes a second
 
     parts: dict[str, Callable[[], bytes]] = {

@@ -18,7 +18,7 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.aggregate import initial_weights
-from tasks.detectors.darknet import DarknetHeader, darknet_bytes, load_darknet, read_header, save_darknet
+from tasks.detectors.darknet import DarknetHeader, load_darknet, read_header
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.registry import build_detector
 from tasks.detectors.yolo_network import (
@@ -37,6 +37,7 @@ from tasks.errors import DataError
 from tasks.handles import Handles
 from tasks.spec import detector as spec
 from tasks.spec.federation import FederationSpec
+from tests.tasks.detectors.darknet_files import darknet_bytes, packed, save_darknet
 
 # A network of two scales whose files have a few kB: convolutions 0, 2, 3, 7 and 10; outputs 3 and 10.
 SMALL = numbered(
@@ -95,7 +96,7 @@ def test_published_sizes() -> None:
 def test_a_file_of_the_published_size_loads(tmp_path: Path) -> None:
     path = tmp_path / "darknet53.conv.74"
     with path.open("wb") as file:
-        file.write(DarknetHeader().pack())
+        file.write(packed(DarknetHeader()))
         file.truncate(162_482_580)
     with torch.device("meta"):
         full = YoloV3(spec.YoloV3Spec(), 7)
@@ -119,7 +120,7 @@ def test_headers(tmp_path: Path, header: DarknetHeader, size: int) -> None:
     net = small(1)
     save_darknet(net, path, header=header)
     assert path.stat().st_size == darknet_bytes(net, header=header)
-    assert len(header.pack()) == size
+    assert len(packed(header)) == size
     assert read_header(path) == header
     fresh = small(2)
     assert load_darknet(fresh, path).header == header

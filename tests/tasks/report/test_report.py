@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 
 import pytest
@@ -13,11 +14,11 @@ from PIL import Image
 
 from tasks.report import text
 from tasks.report.csv import HEAD, rounds_csv
-from tasks.report.files import report_files
+from tasks.report.files import report_parts
 from tasks.report.html import report_html
 from tasks.report.latex import escaped, latex_tables
 from tasks.spec.federation import FederationSpec
-from tasks.spec.suite_records import FailedCell
+from tasks.spec.suite_records import FailedCell, SuiteResult
 from tasks.spec.training import TrainingSpec
 from tasks.suite.summary import Spread, summarise
 from tests.tasks.suite.suite_results import ENVIRONMENT, between, cell, result
@@ -271,8 +272,12 @@ def test_names_are_escaped_in_latex(name: str, shown: str) -> None:
     assert escaped(name) == shown
 
 
+def files_of(result: SuiteResult, *, notes: Sequence[str] = ()) -> dict[str, bytes]:
+    return {name: make() for name, make in report_parts(result, notes=notes).items()}
+
+
 def test_a_suite_of_which_nothing_ended_still_has_a_report() -> None:
-    files = report_files(result(failed=(FailedCell(cell="a.s1", reason="no store"),)))
+    files = files_of(result(failed=(FailedCell(cell="a.s1", reason="no store"),)))
     assert list(files) == ["report.html", "rounds.csv", "table.tex"]
     page = Page(files["report.html"].decode())
     assert "a.s1 failed and is in no figure: no store" in " ".join(page.words.split())
@@ -280,7 +285,7 @@ def test_a_suite_of_which_nothing_ended_still_has_a_report() -> None:
 
 
 def test_all_forms_are_files() -> None:
-    files = report_files(result(cell("a", "federated", 1, [0.1])), notes=["mind this"])
+    files = files_of(result(cell("a", "federated", 1, [0.1])), notes=["mind this"])
     names = [
         f"{plot}.{ending}" for plot in ("by-round", "by-bytes", "by-time", "by-class-a") for ending in ("png", "svg")
     ]
