@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.errors import ClientError
@@ -18,18 +18,13 @@ from tasks.errors import ClientError
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's state on the CPU, contiguous (safetensors wants it; channels-last tensors are not).
 
-    A view where it can be: serialise it before the model changes.
+    A view where it can be: write it before the model changes.
     """
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def serialise(state: Mapping[str, Tensor]) -> bytes:
-    """The state as safetensors bytes; equal states give equal bytes."""
-    return save({name: state[name] for name in sorted(state)})
-
-
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write the bytes of :func:`serialise` to a file, without a copy of them in memory."""
+    """Write the state as a safetensors file, without a copy of it in memory; equal states give equal bytes."""
     save_file({name: state[name] for name in sorted(state)}, path)
 
 

@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import save
 
 from flows.stored.runs import opened_store
 from infra.settings import Settings
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import serialise, state_of
+from tasks.detectors.state import state_of
 from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
@@ -111,7 +112,7 @@ def our_run(home: Path, name: str, size: Size, participation: Participation, rou
 
 def writing(home: Path, size: Size, repeats: int = 3) -> float:
     """Median seconds to write a round's updates to the store, with nothing else."""
-    content = serialise(state_of(build_detector(size.detector(), CLASSES, seed=1)))
+    content = save(state_of(build_detector(size.detector(), CLASSES, seed=1)))
     with opened_store(Settings(home=home)) as objects:
         return statistics.median(write_seconds(objects, content, size.clients, cores()) for _ in range(repeats))
 

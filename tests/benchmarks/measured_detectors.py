@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save
 
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import serialise, state_of
+from tasks.detectors.state import state_of
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import DetectorSpec, FcosLite0Spec, RandomWeights, YoloV3Spec, YoloV3TinySpec
@@ -73,7 +74,7 @@ def measured_site(home: Path, spec: FederationSpec) -> Iterator[tuple[Site, Weig
             site = Site(settings.model_copy(update={"s3": services.s3_endpoint()}))
             site.objects.ensure_bucket()
             state = state_of(build_detector(spec.detector, CLASSES, seed=spec.seed))
-            stored = site.weights.put("bench/global.safetensors", serialise(state))
+            stored = site.weights.put("bench/global.safetensors", save(state))
             yield site, WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
     finally:
         torch.set_num_threads(threads)

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from prefect.utilities.annotations import quote
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 import flows.usable
 import tasks.aggregate
 from flows.usable import NewModel, usable_model
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate
-from tasks.detectors.state import serialise
 from tasks.errors import FedbenchError
 from tasks.handles import Handles, set_handles
 from tasks.spec.federation import FederationSpec, Participation
@@ -86,7 +85,7 @@ class Round:
         return asyncio.run(run())
 
     def bits(self, new: NewModel) -> bytes:
-        return serialise(load_file(self.handles.weights.get(new.model.key, new.model.sha256, new.model.bytes).path))
+        return save(load_file(self.handles.weights.get(new.model.key, new.model.sha256, new.model.bytes).path))
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, initial_weights
 from tasks.client_update import client_update
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import serialise, state_of
+from tasks.detectors.state import state_of
 from tasks.errors import ClientError
 from tasks.handles import Handles
 from tasks.request_update import stored_updates
@@ -200,7 +200,7 @@ def test_sums_are_streamed_once_each_and_in_one_order(handles: Handles) -> None:
     found = []
     for order in (updates, updates[::-1], updates[1:] + updates[:1]):
         state, counted, _ = aggregate_updates(handles, SPEC, plan, order)
-        found.append(serialise(state))
+        found.append(save(state))
         assert [(update.client, update.train_size) for update in counted] == [("1", 10), ("2", 30), ("3", 7), ("4", 1)]
     assert found[0] == found[1] == found[2]
     expected = (17 * states["1"]["w"] + 31 * states["2"]["w"]) / 48

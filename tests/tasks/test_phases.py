@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, quorum, require_quorum
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
 from tasks.decide import best_round, decide_stop, rounds_without_progress
-from tasks.detectors.state import serialise
 from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.handles import Handles
 from tasks.request_update import answers_plan, stored_updates
@@ -231,7 +231,7 @@ def test_the_order_in_which_updates_came_changes_no_bit(handles: Handles, plan: 
     ]
     found = []
     for order in (updates, updates[::-1], updates[2:] + updates[:2]):
-        found.append(serialise(aggregate_updates(handles, SPEC, plan, order)[0]))
+        found.append(save(aggregate_updates(handles, SPEC, plan, order)[0]))
     assert found[0] == found[1] == found[2]
 
 

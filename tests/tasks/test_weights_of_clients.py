@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, counted_weights, require_quorum
 from tasks.check_client_resource import check_client_resource, read_plan
-from tasks.detectors.state import serialise
 from tasks.errors import FedbenchError
 from tasks.handles import Handles, set_handles
 from tasks.request_update import answers_plan, stored_updates
@@ -166,7 +166,7 @@ def test_without_a_limit_the_bits_are_those_of_a_plan_without_weights(handles: H
         update_of(handles, plan, client, value) for client, value in zip("1234", (0.1, 1 / 3, 7e-5, 2.7), strict=True)
     ]
     before = plan.model_copy(update={"weights": None, "train_sizes": None})
-    found = [serialise(aggregate_updates(handles, SPEC, one, updates)[0]) for one in (plan, before)]
+    found = [save(aggregate_updates(handles, SPEC, one, updates)[0]) for one in (plan, before)]
     assert found[0] == found[1]
 
 

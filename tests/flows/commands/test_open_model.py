@@ -13,6 +13,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from flows.cli.app import app
@@ -25,7 +26,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import serialise, state_of
+from tasks.detectors.state import state_of
 from tasks.errors import DataError, SpecError
 from tasks.figures.boxes import DRAWN_SCORE
 from tasks.models.card import card_of
@@ -71,7 +72,7 @@ def settings(s3_settings: S3Settings, tmp_path_factory: pytest.TempPathFactory) 
     for name in ("mine", "young"):
         objects.put_json(FederationLayout("models", name).spec, SPEC.model_dump(mode="json"))
     for number in range(3):
-        stored = weights.put(layout.global_weights(number), serialise(state_of(detector_of(number))))
+        stored = weights.put(layout.global_weights(number), save(state_of(detector_of(number))))
         model = WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
         objects.put_json(layout.marker(number), record_of(number, model).model_dump(mode="json"))
     objects.delete([layout.global_weights(number) for number in range(3) if number not in KEPT])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
@@ -19,7 +20,7 @@ from tasks.data.image_cache import ImageCache
 from tasks.data.loading import training_loader
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import serialise, state_of
+from tasks.detectors.state import state_of
 from tasks.errors import DataError, SpecError
 from tasks.site import Site
 from tasks.spec.data import ByField, Coco, SyntheticStreet
@@ -204,7 +205,7 @@ def test_a_federation_of_one_device_and_its_twin_are_equal_to_the_bit(
         s3=s3_settings.model_copy(update={"prefix": "centralised"}),
     ))  # fmt: skip
     store = WeightStore(ObjectStore(site.settings.s3), tmp_path / "cache", 100)
-    start = store.put("centralised/start", serialise(state_of(build_detector(spec.detector, 7, seed=spec.seed))))
+    start = store.put("centralised/start", save(state_of(build_detector(spec.detector, 7, seed=spec.seed))))
     model = WeightRef(key=start.key, sha256=start.sha256, bytes=start.bytes)
     found = []
     for name, own in (("one-device", spec), ("its-twin", twin(spec))):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tasks.data.image_cache import ImageCache
@@ -20,7 +21,7 @@ from tasks.data.samples import ImageSample
 from tasks.data.street import load_street
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import check_finite, load_state, serialise, state_of
+from tasks.detectors.state import check_finite, load_state, state_of
 from tasks.errors import ClientError
 from tasks.metrics.detections import in_order, merge
 from tasks.metrics.voc import evaluate_voc
@@ -277,7 +278,7 @@ def turn(samples: Sequence[ImageSample], *, seed: int = 5, workers: int = 0) -> 
         augmentation=Augmentation(), workers=workers, cache=ImageCache(10),
     )  # fmt: skip
     train(detector, batches, spec, lr=1e-3, warmup_steps=2, seed=seed, client="7")
-    return serialise(state_of(detector))
+    return save(state_of(detector))
 
 
 def test_same_seeds_same_bits_whatever_loads_the_images(samples: Sequence[ImageSample]) -> None:
@@ -297,7 +298,7 @@ def test_state_travels_whole_and_bit_for_bit(tmp_path: Path, samples: Sequence[I
     detector = build_detector(YoloV3TinySpec(width=64, height=64), 1, seed=2)
     load_state(detector, path)
     state = state_of(detector)
-    assert serialise(state) == path.read_bytes()
+    assert save(state) == path.read_bytes()
     assert int(state["layers.0.norm.num_batches_tracked"]) == 3
     assert float(state["layers.0.norm.running_mean"].abs().sum()) > 0
     raw = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
@@ -310,10 +311,10 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no")
     with pytest.raises(ClientError, match=r"global\.safetensors: expected a safetensors file"):
         load_state(detector, path)
-    path.write_bytes(serialise({"layer.weight": torch.zeros(1, 3)}))
+    path.write_bytes(save({"layer.weight": torch.zeros(1, 3)}))
     with pytest.raises(ClientError, match=r"tensor layer\.bias is missing"):
         load_state(detector, path)
-    path.write_bytes(serialise({**state_of(detector), "more": torch.zeros(1)}))
+    path.write_bytes(save({**state_of(detector), "more": torch.zeros(1)}))
     with pytest.raises(ClientError, match="tensor more is unexpected"):
         load_state(detector, path)
     own = state_of(detector)
@@ -321,7 +322,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
         ("layer.weight", own["layer.weight"].int(), ": expected float32, found int32"),
         ("layer.bias", torch.full_like(own["layer.bias"], torch.nan), " holds NaN or infinity"),
     ):
-        path.write_bytes(serialise({**own, name: changed}))
+        path.write_bytes(save({**own, name: changed}))
         with pytest.raises(ClientError, match=f"tensor {name}{fault}$"):
             load_state(detector, path)
     check_finite({"steps": torch.tensor(3), "w": torch.ones(2)}, client="7")
