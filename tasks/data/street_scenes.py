@@ -45,7 +45,7 @@ class ScenePlan:
     labels: tuple[int, ...]
 
 
-class _Placed(NamedTuple):
+class _DrawnObject(NamedTuple):
     """An object in an image: its class's number, and its box in pixels, which may reach beyond the image."""
 
     label: int
@@ -142,9 +142,9 @@ class SceneRenderer:
             items.append({"class": name, "bbox": [str(edge) for edge in box]})
         return image, items
 
-    def _scatter(self, labels: Sequence[int], rng: np.random.Generator) -> list[_Placed]:
+    def _scatter(self, labels: Sequence[int], rng: np.random.Generator) -> list[_DrawnObject]:
         """Return the objects that find room, farthest first."""
-        found: list[_Placed] = []
+        found: list[_DrawnObject] = []
         for label in labels:
             for _ in range(40):
                 foot = float(rng.uniform(0.3, 1.08))  # where it stands, in heights from the top: lower is nearer
@@ -154,7 +154,7 @@ class SceneRenderer:
                 height = max(6, round(_SIZES[label][1] * scale / stretch * self.spec.height / 576))
                 left = round(float(rng.uniform(-0.25 * width, self.spec.width - 0.75 * width)))
                 top = round(foot * self.spec.height) - height
-                placed = _Placed(label, left, top, width, height)
+                placed = _DrawnObject(label, left, top, width, height)
                 in_view = min(self.spec.height, placed.bottom) - max(0, top) >= 0.7 * height
                 if in_view and width < 0.8 * self.spec.width and _mostly_visible([*found, placed]):
                     found.append(placed)
@@ -162,7 +162,7 @@ class SceneRenderer:
         return sorted(found, key=lambda placed: placed.bottom)
 
 
-def _mostly_visible(objects: Sequence[_Placed]) -> bool:
+def _mostly_visible(objects: Sequence[_DrawnObject]) -> bool:
     """Whether the boxes that overlap one, nearer or not, cover no more than ``_MOST_HIDDEN`` of it, for each."""
     for number, one in enumerate(objects):
         covered = 0
