@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fedbench
 from infra.processes.bound import bind
 from infra.worker import engine_child
 
@@ -191,6 +192,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C; the worker alone decides what it means
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        fedbench.require_own_packages()
+    except fedbench.PackageHidden as error:
+        sys.exit(f"error: {error}")  # what it imports below would fail less clearly
     server = ForkServer(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     for number in sys.argv[1:3]:
         os.set_inheritable(int(number), False)

@@ -93,12 +93,12 @@ class Worker:
 
 
 def _registration(home: Path) -> list[str]:
-    if any(point.value == "infra.worker.gpu_worker" for point in entry_points(group="prefect.collections")):
+    if any(point.name == "fedbench" for point in entry_points(group="prefect.collections")):
         return []
     note = home / "registered" / "fedbench_checkout-0.dist-info"
     note.mkdir(parents=True, exist_ok=True)
     (note / "METADATA").write_text("Metadata-Version: 2.1\nName: fedbench-checkout\nVersion: 0\n")
-    (note / "entry_points.txt").write_text("[prefect.collections]\nfedbench = infra.worker.gpu_worker\n")
+    (note / "entry_points.txt").write_text("[prefect.collections]\nfedbench = fedbench:GpuWorker\n")
     return [str(note.parent)]
 
 

@@ -1,0 +1,89 @@
+"""Where fedbench's processes start: its packages are looked at before the first of them is imported.
+
+``flows``, ``infra`` and ``tasks`` are names that other projects have too. Where a package of another project comes
+first on Python's search path, an import of ours would fail in the middle of that project, or run its code. This module
+has a name that is fedbench's alone and lies beside the packages, so it knows where they must be.
+
+The command ``fedbench`` and ``python -m fedbench`` start here. Prefect finds the worker type here, and the warm process
+of a worker asks here. Only the standard library is imported before the packages are found to be ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("flows", "infra", "tasks")
+EXIT_USAGE = 2  # as the command line ends when it was asked wrongly
+
+
+class PackageHidden(ImportError):
+    """Another project's package or module has the name of one of ours and is found before it."""
+
+
+def require_own_packages(names: Iterable[str] = PACKAGES) -> None:
+    """Hold that importing ``names`` gives fedbench's own packages.
+
+    Raises:
+        PackageHidden: another package or module is found first; names both, and the way out.
+    """
+    root = Path(__file__).resolve().parent
+    for name in names:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise PackageHidden(
+                f"expected fedbench's package {name} in {root / name}, found none; install fedbench again"
+            )
+        found = Path(spec.origin).resolve()
+        if found != root / name / "__init__.py":
+            hiding = found.parent if found.name == "__init__.py" else found
+            raise PackageHidden(
+                f"{hiding} hides fedbench's package {name} in {root / name}: Python finds it first. {_way_out(hiding)}"
+            )
+
+
+def _way_out(hiding: Path) -> str:
+    folder = hiding.parent
+    if folder in _folders(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        return f"Rename it, or unset PYTHONPATH, which names {folder}"
+    if folder in _folders([os.curdir]):
+        return "Rename it, or start from another folder"
+    return f"Rename it, or take {folder} off Python's search path"
+
+
+def _folders(paths: Iterable[str]) -> set[Path]:
+    return {Path(path).resolve() for path in paths if path}
+
+
+def main() -> None:
+    """Run the command line. Exit with a message instead when a package of ours is hidden."""
+    try:
+        require_own_packages()
+    except PackageHidden as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    from flows.cli.app import main as command_line
+
+    command_line()
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``GpuWorker``, which Prefect asks for when it looks for worker types.
+
+    Raises:
+        PackageHidden: a package that the worker imports is hidden. Prefect prints why, and goes on without the type.
+    """
+    if name != "GpuWorker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_own_packages(("infra", "tasks"))
+    from infra.worker.gpu_worker import GpuWorker
+
+    return GpuWorker
+
+
+if __name__ == "__main__":
+    main()
