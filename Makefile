@@ -9,12 +9,13 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --g
   --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint docs unit integration slow faults bench lock clean
+.PHONY: help setup run test quick lint docs unit integration slow faults bench lock clean
 
 help:
 	@echo "make setup        create .venv and install fedbench and its pinned requirements"
 	@echo "make run          set up, then run the default federation (ARGS='--help' lists the options)"
 	@echo "make test         set up, then lint, docs, unit and integration: all that CI checks"
+	@echo "make quick        lint, and the tests nearest to what changed (half a minute)"
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         write docs/specification.md anew and build the documentation into site/; a dead link fails"
 	@echo "make unit         unit tests (minutes)"
@@ -56,6 +57,9 @@ test: setup
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory integration
+
+quick: setup
+	$(BIN)/python -m tests.quick $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
