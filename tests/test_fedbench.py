@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def make_package(folder: Path, name: str) -> Path:
 def test_all_packages_are_looked_at() -> None:
     assert fedbench.PACKAGES == PACKAGES
     fedbench.require_own_packages()
+
+
+def test_what_is_installed_is_in_the_image_too() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == [*PACKAGES, "fedbench.py"]
+    image = (ROOT / "infra" / "compose" / "Dockerfile").read_text()
+    context = (ROOT / "infra" / "compose" / "Dockerfile.dockerignore").read_text().splitlines()
+    copied = [word for line in image.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
+    for path in wheel["packages"]:
+        assert path in copied
+        assert f"!{path}" in context
 
 
 @pytest.mark.parametrize("name", PACKAGES)
