@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 from prefect import flow
 
+from flows.new_model import usable_model
 from flows.stored.runs import put_best
-from flows.usable import usable_model
 from flows.views.prefect_page import show_clients
 from infra.orchestrator.flow_runs import unsearched
 from infra.store.flush import flush
@@ -31,14 +32,13 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
     ClientFailure,
     ClientInfo,
-    EvaluationRecord,
     RoundPlan,
     RoundRecord,
     UpdateRecord,
     WeightRef,
 )
 from tasks.spec.turns import TurnReply
-from tasks.stop_and_eval import clients_by_test_set, stop_and_eval
+from tasks.stop_and_eval import Evaluations, clients_by_test_set, stop_and_eval
 
 
 @flow(
@@ -59,12 +59,12 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     clock = Clock()
     plan = await check_client_resource(federation, spec, round_number, unsearched(clients), history[-1].model)
     clock.lap("check_client_resource")
-    updates, dropped, down, up = await gather_updates(handles, spec, plan)
-    dropped = [*handles.not_ready, *dropped]
-    require_quorum(spec, plan, updates, dropped)
+    gathered = await gather_updates(handles, spec, plan)
+    dropped = [*handles.not_ready, *gathered.dropped]
+    require_quorum(spec, plan, gathered.updates, dropped)
     clock.lap("request_update")
     evaluate = partial(evaluate_global, federation, spec, round_number, clients)
-    new = await usable_model(handles, spec, plan, updates, dropped, evaluate, clock.lap)
+    new = await usable_model(handles, spec, plan, gathered.updates, dropped, evaluate, clock.lap)
     metrics = aggregate_metrics(
         new.updates,
         new.evaluations,
@@ -86,8 +86,8 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
         metrics=metrics,
         decision=decision,
         seconds=clock.laps,
-        bytes_up=up + new.bytes_up,
-        bytes_down=down + new.bytes_down,
+        bytes_up=gathered.bytes_up + new.bytes_up,
+        bytes_down=gathered.bytes_down + new.bytes_down,
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
@@ -109,22 +109,22 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     clock = Clock()
     model = await asyncio.to_thread(initial_weights, handles, spec, len(clients[0].class_counts))
     clock.lap("initial_weights")
-    evaluations, unscored, down, up = await evaluate_global(federation, spec, 0, clients, model)
+    evaluated = await evaluate_global(federation, spec, 0, clients, model)
     clock.lap("stop_and_eval")
-    metrics = aggregate_metrics([], evaluations, max_share=spec.participation.max_weight_share)
+    metrics = aggregate_metrics([], evaluated.records, max_share=spec.participation.max_weight_share)
     record = RoundRecord(
         federation=federation,
         round=0,
         spec_digest=spec.digest,
         clients=tuple(clients),
-        dropped=not_counted([*handles.not_ready, *unscored], (), evaluations),
+        dropped=not_counted([*handles.not_ready, *evaluated.unscored], (), evaluated.records),
         model=model,
-        evaluations=tuple(evaluations),
+        evaluations=tuple(evaluated.records),
         metrics=metrics,
         decision=await decide(spec, 0, [metrics]),
         seconds=clock.laps,
-        bytes_up=up,
-        bytes_down=down,
+        bytes_up=evaluated.bytes_up,
+        bytes_down=evaluated.bytes_down,
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
@@ -146,13 +146,18 @@ class Clock:
         self._last = now
 
 
-async def gather_updates(
-    handles: Handles, spec: FederationSpec, plan: RoundPlan
-) -> tuple[list[UpdateRecord], list[ClientFailure], int, int]:
-    """One task a shard, all at once; updates of an interrupted round that answer the plan are taken over.
+@dataclass(frozen=True)
+class GatheredUpdates:
+    """The updates of a round's cohort and the clients dropped, both in client order; and the bytes moved."""
 
-    Returns updates in client order, the clients dropped, and the bytes down and up.
-    """
+    updates: list[UpdateRecord]
+    dropped: list[ClientFailure]
+    bytes_down: int
+    bytes_up: int
+
+
+async def gather_updates(handles: Handles, spec: FederationSpec, plan: RoundPlan) -> GatheredUpdates:
+    """Run one task a shard, all at once; take over updates of an interrupted round that answer the plan."""
     started = time.monotonic()
     handles.reporter.phase_started("request_update", len(plan.cohort))
     stored = await asyncio.to_thread(stored_updates, handles, plan)
@@ -165,11 +170,11 @@ async def gather_updates(
     handles.reporter.phase_finished("request_update", time.monotonic() - started)
     updates = stored | {update.client: update for reply in replies for update in reply.updates}
     failures = {failure.client: failure for reply in replies for failure in reply.failures}
-    return (
-        [updates[client] for client in plan.cohort if client in updates],
-        [failures[client] for client in plan.cohort if client in failures],
-        sum(reply.downloaded for reply in replies),
-        sum(reply.uploaded for reply in replies) + sum(update.bytes_up for update in stored.values()),
+    return GatheredUpdates(
+        updates=[updates[client] for client in plan.cohort if client in updates],
+        dropped=[failures[client] for client in plan.cohort if client in failures],
+        bytes_down=sum(reply.downloaded for reply in replies),
+        bytes_up=sum(reply.uploaded for reply in replies) + sum(update.bytes_up for update in stored.values()),
     )
 
 
@@ -188,8 +193,8 @@ async def evaluate_global(
     clients: Sequence[ClientInfo],
     model: WeightRef,
     suffix: str = "",
-) -> tuple[list[EvaluationRecord], list[ClientFailure], int, int]:
-    """One task a test set, all at once; ``suffix`` is for their names."""
+) -> Evaluations:
+    """Score ``model`` on all test sets, one task each, all at once; ``suffix`` is for the tasks' names."""
     handles = current_handles()
     started = time.monotonic()
     groups = list(clients_by_test_set(clients).values())
@@ -208,11 +213,11 @@ async def evaluate_global(
         )
     )
     handles.reporter.phase_finished("stop_and_eval", time.monotonic() - started)
-    return (
-        [evaluation for evaluation, _, _, _ in answers if evaluation is not None],
-        [failure for _, failures, _, _ in answers for failure in failures],
-        sum(down for _, _, down, _ in answers),
-        sum(up for _, _, _, up in answers),
+    return Evaluations(
+        records=[record for answer in answers for record in answer.records],
+        unscored=[failure for answer in answers for failure in answer.unscored],
+        bytes_down=sum(answer.bytes_down for answer in answers),
+        bytes_up=sum(answer.bytes_up for answer in answers),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from prefect import task
@@ -26,6 +27,28 @@ from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight, limiting_factors, lowered
 from tasks.strategies.base import Strategy, read_reference
 from tasks.strategies.registry import build_strategy
+
+
+@dataclass(frozen=True)
+class AggregatedState:
+    """The new global state, by tensor name; the updates that count, in client order; and the clients dropped."""
+
+    state: dict[str, Tensor]
+    counted: list[UpdateRecord]
+    dropped: list[ClientFailure]
+
+
+@dataclass(frozen=True)
+class AggregatedModel:
+    """The new global weights in the store; the updates that count, in client order; and the clients dropped.
+
+    model: None, and nothing is stored, if not all values are finite.
+    dropped: clients whose update does not fit.
+    """
+
+    model: WeightRef | None
+    counted: list[UpdateRecord]
+    dropped: list[ClientFailure]
 
 
 def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> WeightRef:
@@ -105,13 +128,11 @@ def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[Upd
 
 def aggregate_updates(
     handles: Handles, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
-) -> tuple[dict[str, Tensor], list[UpdateRecord], list[ClientFailure]]:
+) -> AggregatedState:
     """Stream the updates, in client order, through the strategy; a partial sum once, where its first client stands.
 
     An update that was not asked for, or does not fit, never counts; its client is dropped, with the reason. With it
     goes the partial sum that holds it, and so all clients of that sum.
-
-    Returns the new global state, the updates that count, and the clients dropped.
 
     Raises:
         ClientError: no update counts.
@@ -138,7 +159,7 @@ def aggregate_updates(
         reasons = "; ".join(item.reason for item in dropped)
         raise ClientError(f"round {plan.round}: no update counts: {reasons}{_how_to_go_on(plan, dropped)}")
     # A client whose first update counts is not dropped for a second one.
-    return strategy.result(), counted, list(not_counted(dropped, counted, ()))
+    return AggregatedState(strategy.result(), counted, list(not_counted(dropped, counted, ())))
 
 
 def _asked_for(
@@ -202,10 +223,8 @@ async def aggregate(
     updates: Sequence[UpdateRecord],
     dropped: Sequence[ClientFailure],
     label: str,
-) -> tuple[WeightRef | None, list[UpdateRecord], list[ClientFailure]]:
-    """The round's global weights, stored; the updates that count; the clients dropped for an update that does not fit.
-
-    The weights are None, and not stored, when they are not all finite.
+) -> AggregatedModel:
+    """Aggregate the round's updates and store the new global weights.
 
     dropped: clients that were dropped before, for the message about a quorum that is missed.
 
@@ -215,10 +234,10 @@ async def aggregate(
     handles = current_handles()
     started = time.monotonic()
     handles.reporter.phase_started("aggregate", 0)
-    state, counted, misfits = await asyncio.to_thread(aggregate_updates, handles, spec, plan, updates)
-    report_failures(handles, misfits)
-    require_quorum(spec, plan, counted, [*dropped, *misfits])
-    finite = await asyncio.to_thread(is_finite, state)
-    model = await asyncio.to_thread(store_global, handles, plan.round, state) if finite else None
+    new = await asyncio.to_thread(aggregate_updates, handles, spec, plan, updates)
+    report_failures(handles, new.dropped)
+    require_quorum(spec, plan, new.counted, [*dropped, *new.dropped])
+    finite = await asyncio.to_thread(is_finite, new.state)
+    model = await asyncio.to_thread(store_global, handles, plan.round, new.state) if finite else None
     handles.reporter.phase_finished("aggregate", time.monotonic() - started)
-    return model, counted, misfits
+    return AggregatedModel(model, new.counted, new.dropped)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -31,6 +32,21 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
 from tasks.training.evaluation import PartResult, evaluate
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Evaluations of one model: of one test set, or of all.
+
+    records: one a test set that was scored.
+    unscored: clients without an evaluation, and why.
+    bytes_down, bytes_up: bytes that the clients read from the store and wrote to it.
+    """
+
+    records: list[EvaluationRecord] = field(default_factory=list)
+    unscored: list[ClientFailure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
 
 
 def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
@@ -117,18 +133,17 @@ async def stop_and_eval(
     clients: Sequence[ClientInfo],
     model: WeightRef,
     label: str,
-) -> tuple[EvaluationRecord | None, list[ClientFailure], int, int]:
+) -> Evaluations:
     """Score ``model`` on the test set that ``clients`` share.
 
-    Returns the evaluation (None when it failed), the failures, and the bytes down and up. An evaluation is of the
-    clients that did not fail.
+    Returns one evaluation, of the clients that did not fail; none if it failed everywhere or the test set is empty.
     """
     handles = current_handles()
     started = time.monotonic()
     size = clients[0].test_size
     names = tuple(info.client for info in clients)
     if size == 0:
-        return None, [], 0, 0
+        return Evaluations()
     parts = min(handles.slots.count, -(-size // spec.evaluation.batch_size))
     request = EvaluationRequest(
         federation=federation,
@@ -161,8 +176,12 @@ async def stop_and_eval(
             label.removeprefix("clients ").removeprefix("client "),
             f"map50_voc10 {_shown(evaluation.map50_voc10)}, loss {_shown(evaluation.loss)} on {size} images",
         )
-    down, up = sum(reply.downloaded for reply in replies), sum(reply.uploaded for reply in replies)
-    return evaluation, list(failures.values()), down, up
+    return Evaluations(
+        records=[] if evaluation is None else [evaluation],
+        unscored=list(failures.values()),
+        bytes_down=sum(reply.downloaded for reply in replies),
+        bytes_up=sum(reply.uploaded for reply in replies),
+    )
 
 
 async def _ask_for_part(

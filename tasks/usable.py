@@ -2,7 +2,7 @@
 
 One update can make a model that gives no finite loss on any image, though all its values are finite. Nobody could
 train from it, so the round drops its largest updates, one after the other, until the model can be used
-(:mod:`flows.usable`).
+(:mod:`flows.new_model`).
 """
 
 from __future__ import annotations

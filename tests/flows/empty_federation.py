@@ -20,8 +20,8 @@ import torch
 from prefect.utilities.annotations import quote
 
 import flows.federation
+import flows.new_model
 import flows.round
-import flows.usable
 import tasks.client_update
 import tasks.stop_and_eval
 from flows.coordinator.preflight import claim_name
@@ -143,7 +143,7 @@ def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
         (flows.federation, ("wake_up", "initial_round", "federated_round")),
         (flows.round, ("check_client_resource", "request_update", "stop_and_eval", "decide")),
-        (flows.usable, ("aggregate",)),
+        (flows.new_model, ("aggregate",)),
     ):
         for name in names:
             monkeypatch.setattr(module, name, _direct(getattr(module, name)))

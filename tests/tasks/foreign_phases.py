@@ -47,17 +47,18 @@ def updated(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
 
     replies = silos.runner.run(ask())
     updates = [update for reply in replies for update in reply.updates]
-    _, counted, refused = aggregate_updates(silos.handles, spec, silos.plan, updates)
-    dropped = [item for reply in replies for item in reply.failures] + refused
-    return Outcome([item.client for item in counted], dropped, [*counted, aggregate_metrics(counted, [])])
+    new = aggregate_updates(silos.handles, spec, silos.plan, updates)
+    dropped = [item for reply in replies for item in reply.failures] + new.dropped
+    return Outcome([item.client for item in new.counted], dropped, [*new.counted, aggregate_metrics(new.counted, [])])
 
 
 def scored(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
     infos = [info(name) for name in CLIENTS]
-    evaluation, failures, _, _ = silos.runner.run(stop_and_eval.fn("foreign", spec, 3, infos, silos.model, "all"))
-    if evaluation is None:
-        return Outcome([], failures, [])
-    return Outcome(list(evaluation.clients), failures, [evaluation, aggregate_metrics([], [evaluation])])
+    found = silos.runner.run(stop_and_eval.fn("foreign", spec, 3, infos, silos.model, "all"))
+    if not found.records:
+        return Outcome([], found.unscored, [])
+    (evaluation,) = found.records
+    return Outcome(list(evaluation.clients), found.unscored, [evaluation, aggregate_metrics([], [evaluation])])
 
 
 def taken_over(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:

@@ -120,10 +120,10 @@ class Round:
         return sorted(key.removeprefix(folder) for key in self.handles.objects.list(folder))
 
     def mean(self, updates: Sequence[UpdateRecord]) -> State:
-        state, counted, dropped = aggregate_updates(self.handles, self.spec, self.plan, updates)
-        assert counted == list(updates)
-        assert dropped == []
-        return state
+        new = aggregate_updates(self.handles, self.spec, self.plan, updates)
+        assert new.counted == list(updates)
+        assert new.dropped == []
+        return new.state
 
 
 def assert_mean_of(clients: str, found: State) -> None:

@@ -17,7 +17,7 @@ from tasks.request_update import request_update
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest, WakeUpRequest
-from tasks.stop_and_eval import stop_and_eval
+from tasks.stop_and_eval import Evaluations, stop_and_eval
 from tests.tasks import phase_turns
 from tests.tasks.phase_handles import Notes, make_handles, make_plan
 
@@ -149,17 +149,17 @@ def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectSt
         for name in "12"
     ]
 
-    async def run() -> Any:
+    async def run() -> Evaluations:
         set_handles(handles)
         try:
             return await stop_and_eval.fn("hangs", spec, 3, clients, MODEL, "clients 1, 2")
         finally:
             await handles.slots.close()
 
-    evaluation, failures, down, up = asyncio.run(run())
-    assert (evaluation, down, up) == (None, 0, 0)
+    found = asyncio.run(run())
+    assert (found.records, found.bytes_down, found.bytes_up) == ([], 0, 0)
     said = "no answer within participation.evaluation_deadline (1.5 s)"
-    assert [(item.client, item.phase, item.kind, item.reason) for item in failures] == [
+    assert [(item.client, item.phase, item.kind, item.reason) for item in found.unscored] == [
         (client, "stop_and_eval", "deadline", said) for client in "12"
     ]
     assert len(notes.of("client_failed")) == 2

@@ -199,12 +199,13 @@ def test_sums_are_streamed_once_each_and_in_one_order(handles: Handles) -> None:
     plan, updates = two_turns(handles, states)
     found = []
     for order in (updates, updates[::-1], updates[1:] + updates[:1]):
-        state, counted, _ = aggregate_updates(handles, SPEC, plan, order)
-        found.append(save(state))
-        assert [(update.client, update.train_size) for update in counted] == [("1", 10), ("2", 30), ("3", 7), ("4", 1)]
+        new = aggregate_updates(handles, SPEC, plan, order)
+        found.append(save(new.state))
+        counted = [(update.client, update.train_size) for update in new.counted]
+        assert counted == [("1", 10), ("2", 30), ("3", 7), ("4", 1)]
     assert found[0] == found[1] == found[2]
     expected = (17 * states["1"]["w"] + 31 * states["2"]["w"]) / 48
-    torch.testing.assert_close(state["w"], expected)
+    torch.testing.assert_close(new.state["w"], expected)
 
 
 @pytest.mark.parametrize("trouble", ["missing record", "another seed", "not finite", "lost"])
@@ -220,10 +221,10 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(handles: Handles, trouble
     elif trouble == "lost":
         weights = updates[3].weights.model_copy(update={"sha256": "f" * 64})
         updates[2:] = [update.model_copy(update={"weights": weights}) for update in updates[2:]]
-    state, counted, dropped = aggregate_updates(handles, SPEC, plan, updates)
-    assert [update.client for update in counted] == ["1", "3"]
-    torch.testing.assert_close(state["w"], client_state("1")["w"])
-    reasons = {failure.client: failure.reason for failure in dropped}
+    new = aggregate_updates(handles, SPEC, plan, updates)
+    assert [update.client for update in new.counted] == ["1", "3"]
+    torch.testing.assert_close(new.state["w"], client_state("1")["w"])
+    reasons = {failure.client: failure.reason for failure in new.dropped}
     assert list(reasons) == (["2"] if trouble == "missing record" else ["2", "4"])
     says = {
         "missing record": "also holds client 4, who does not count: no record of that client names this sum",
@@ -239,10 +240,10 @@ def test_a_client_of_two_sums_counts_in_one(handles: Handles) -> None:
     plan = plan.model_copy(update={"shards": (("1", "2", "3", "4"),)})
     weights = put_state(handles, handles.layout.partial_sum(3, "3"), client_state("3"))
     again = [make_update(handles, plan, client, weights, shard=("3", "4")) for client in ("3", "4")]
-    _, counted, dropped = aggregate_updates(handles, SPEC, plan, [*updates, *again])
-    assert [update.client for update in counted] == ["1", "2", "3", "4"]
-    assert {update.weights.key for update in counted}.isdisjoint({weights.key})
-    assert dropped == []  # who counts is not on record as dropped
+    new = aggregate_updates(handles, SPEC, plan, [*updates, *again])
+    assert [update.client for update in new.counted] == ["1", "2", "3", "4"]
+    assert {update.weights.key for update in new.counted}.isdisjoint({weights.key})
+    assert new.dropped == []  # who counts is not on record as dropped
 
 
 # --- a real site -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from flows.round import apply_retention, gather_updates
+from flows.round import GatheredUpdates, apply_retention, gather_updates
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.handles import set_handles
@@ -220,14 +220,14 @@ def test_sums_of_other_turns_stay(round3: Round) -> None:
 def test_a_round_that_has_all_its_sums_counts_each_objects_bytes_once(round3: Round) -> None:
     reply = round3.run()
 
-    async def gather() -> Any:
+    async def gather() -> GatheredUpdates:
         set_handles(round3.handles)
         return await gather_updates(round3.handles, round3.spec, round3.plan)
 
-    updates, dropped, down, up = asyncio.run(gather())
-    assert updates == list(reply.updates)
-    assert dropped == []
-    assert (down, up) == (0, reply.updates[0].weights.bytes)
+    gathered = asyncio.run(gather())
+    assert gathered.updates == list(reply.updates)
+    assert gathered.dropped == []
+    assert (gathered.bytes_down, gathered.bytes_up) == (0, reply.updates[0].weights.bytes)
     apply_retention(round3.handles, 3, 3)
     assert round3.objects() == []
 

@@ -191,16 +191,16 @@ def test_updates_that_do_not_fit_are_dropped_with_the_reason(handles: Handles, p
         update_of(handles, plan, "2", train_size=30),
         update_of(handles, plan, "1", train_size=10),
     ]
-    state, counted, dropped = aggregate_updates(handles, SPEC, plan, updates)
-    assert [update.client for update in counted] == ["1", "2"]
-    assert state["w"].tolist() == [1.75] * 3
-    assert int(state["n"]) == 2
-    reasons = {failure.client: failure.reason for failure in dropped}
+    new = aggregate_updates(handles, SPEC, plan, updates)
+    assert [update.client for update in new.counted] == ["1", "2"]
+    assert new.state["w"].tolist() == [1.75] * 3
+    assert int(new.state["n"]) == 2
+    reasons = {failure.client: failure.reason for failure in new.dropped}
     assert list(reasons) == ["3", "4", "9"]
     assert "tensor w: expected float32 [3], found float32 [4]" in reasons["3"]
     assert "tensor w: expected finite values" in reasons["4"]
     assert reasons["9"] == "an update that was not asked for: client 9 is not in the cohort"
-    assert {(failure.phase, failure.kind) for failure in dropped} == {("aggregate", "client-error")}
+    assert {(failure.phase, failure.kind) for failure in new.dropped} == {("aggregate", "client-error")}
 
 
 def test_a_second_a_stale_and_a_lost_update_never_count(handles: Handles, plan: RoundPlan) -> None:
@@ -210,9 +210,9 @@ def test_a_second_a_stale_and_a_lost_update_never_count(handles: Handles, plan: 
     lost = make_update(
         handles, plan, "3", WeightRef(key=handles.layout.update_weights(3, "3"), sha256="f" * 64, bytes=9)
     )  # fmt: skip
-    _, counted, dropped = aggregate_updates(handles, SPEC, plan, [first, second, stale, lost])
-    assert counted == [first]
-    reasons = [failure.reason for failure in dropped]
+    new = aggregate_updates(handles, SPEC, plan, [first, second, stale, lost])
+    assert new.counted == [first]
+    reasons = [failure.reason for failure in new.dropped]
     # Client 1 counts, by its first update, and so it is not dropped.
     assert "round: expected 3, found 2" in reasons[0]
     assert reasons[1].startswith("client 3: ")
@@ -231,7 +231,7 @@ def test_the_order_in_which_updates_came_changes_no_bit(handles: Handles, plan: 
     ]
     found = []
     for order in (updates, updates[::-1], updates[2:] + updates[:2]):
-        found.append(save(aggregate_updates(handles, SPEC, plan, order)[0]))
+        found.append(save(aggregate_updates(handles, SPEC, plan, order).state))
     assert found[0] == found[1] == found[2]
 
 

@@ -150,12 +150,12 @@ def test_an_update_over_another_number_of_images_does_not_count(handles: Handles
     plan = planned(handles, SPEC, SIZES)
     honest = [update_of(handles, plan, client) for client in "124"]
     liar = update_of(handles, plan, "3", train_size=LIE)
-    state, counted, dropped = aggregate_updates(handles, SPEC, plan, [*honest, liar])
-    assert counted == honest
-    assert [(failure.client, failure.reason) for failure in dropped] == [
+    new = aggregate_updates(handles, SPEC, plan, [*honest, liar])
+    assert new.counted == honest
+    assert [(failure.client, failure.reason) for failure in new.dropped] == [
         ("3", f"an update that was not asked for: client 3: train_size: expected 30, found {LIE}")
     ]
-    torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 900 * 2 + 20 * 4) / 930))
+    torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 900 * 2 + 20 * 4) / 930))
     handles.objects.put_json(handles.layout.update_record(3, "3"), liar.model_dump(mode="json"))
     assert stored_updates(handles, plan) == {}
 
@@ -166,32 +166,32 @@ def test_without_a_limit_the_bits_are_those_of_a_plan_without_weights(handles: H
         update_of(handles, plan, client, value) for client, value in zip("1234", (0.1, 1 / 3, 7e-5, 2.7), strict=True)
     ]
     before = plan.model_copy(update={"weights": None, "train_sizes": None})
-    found = [save(aggregate_updates(handles, SPEC, one, updates)[0]) for one in (plan, before)]
+    found = [save(aggregate_updates(handles, SPEC, one, updates).state) for one in (plan, before)]
     assert found[0] == found[1]
 
 
 def test_a_limit_holds_for_those_that_count(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES)
     updates = [update_of(handles, plan, client) for client in "1234"]
-    state, _, _ = aggregate_updates(handles, LIMITED, plan, updates)
+    state = aggregate_updates(handles, LIMITED, plan, updates).state
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 40 * 2 + 30 * 3 + 20 * 4) / 100))
     # Of 10, 40 and 20 client 2 would have 4 of 7; of 10, 20 and 20 it has 2 of 5.
     for left in ([*updates[:2], updates[3]], [*updates[:2], update_of(handles, plan, "3", float("nan")), updates[3]]):
-        state, counted, _ = aggregate_updates(handles, LIMITED, plan, left)
-        assert [update.client for update in counted] == ["1", "2", "4"]
-        assert counted_weights(LIMITED, plan, counted) == {"1": 10, "2": 20.0, "4": 20}
-        torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 20 * 2 + 20 * 4) / 50))
+        new = aggregate_updates(handles, LIMITED, plan, left)
+        assert [update.client for update in new.counted] == ["1", "2", "4"]
+        assert counted_weights(LIMITED, plan, new.counted) == {"1": 10, "2": 20.0, "4": 20}
+        torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 20 * 2 + 20 * 4) / 50))
 
 
 def test_too_few_for_the_limit_are_too_few_for_the_round(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES)
     updates = [update_of(handles, plan, client) for client in "12"]
-    _, counted, dropped = aggregate_updates(handles, LIMITED, plan, updates)
+    new = aggregate_updates(handles, LIMITED, plan, updates)
     says = r"round 3: 2 of 4 updates came, too few for participation\.max_weight_share \(0\.4\); missing: "
     with pytest.raises(FedbenchError, match=says):
-        require_quorum(LIMITED, plan, counted, dropped)
+        require_quorum(LIMITED, plan, new.counted, new.dropped)
     assert (
-        require_quorum(SPEC.model_copy(update={"participation": Participation(min_updates=1)}), plan, counted, [])
+        require_quorum(SPEC.model_copy(update={"participation": Participation(min_updates=1)}), plan, new.counted, [])
         is None
     )
 
@@ -208,7 +208,7 @@ def test_clients_of_partial_sums_are_held_to_the_limit_as_well(handles: Handles)
             make_update(handles, plan, client, weights, shard=(first, second), train_size=SIZES[client])
             for client in (first, second)
         ]
-    state, _, _ = aggregate_updates(handles, LIMITED, plan, updates)
+    state = aggregate_updates(handles, LIMITED, plan, updates).state
     torch.testing.assert_close(state["w"], torch.full((3,), (50 * 1 + 50 * 2) / 100))
     # Client 4 gone and its sum with it: 40 of 50 images are client 2's, and nothing is left to lower it against.
     assert counted_weights(LIMITED, plan, updates[:2]) is None
@@ -222,9 +222,9 @@ def test_plans_from_before_are_followed_in_the_old_way(handles: Handles) -> None
     del document["weights"], document["train_sizes"]
     plan = parse(RoundPlan, document, source="plan.json", newest=RECORD_VERSION)
     updates = [update_of(handles, plan, client) for client in "12"]
-    state, counted, _ = aggregate_updates(handles, SPEC, plan, updates)
-    assert counted == updates
-    torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
+    new = aggregate_updates(handles, SPEC, plan, updates)
+    assert new.counted == updates
+    torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
 
 
 def test_an_open_round_from_before_takes_its_weights_from_wake_up(handles: Handles) -> None:

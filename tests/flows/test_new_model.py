@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import torch
 from prefect.utilities.annotations import quote
 from safetensors.torch import load_file, save, save_file
 
-import flows.usable
+import flows.new_model
 import tasks.aggregate
-from flows.usable import NewModel, usable_model
+from flows.new_model import NewModel, usable_model
 from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate
 from tasks.errors import FedbenchError
 from tasks.handles import Handles, set_handles
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
+from tasks.stop_and_eval import Evaluations
 from tasks.strategies.fedavg import FedAvg
 from tasks.usable import distance, largest_update, model_fault
 from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
@@ -29,8 +31,6 @@ SPEC = FederationSpec()
 COHORT = ("1", "2", "3", "4", "5")
 # A model with a larger value than this gives no finite loss.
 LARGEST = 1e9
-
-Scores = tuple[list[EvaluationRecord], list[ClientFailure], int, int]
 
 
 def evaluation(*clients: str, loss: float | None = 1.5) -> EvaluationRecord:
@@ -67,13 +67,13 @@ class Round:
         weights = put_state(self.handles, self.handles.layout.update_weights(3, client), state)
         return make_update(self.handles, self.plan, client, weights, train_size=int(client))
 
-    async def evaluate(self, model: WeightRef, suffix: str) -> Scores:
+    async def evaluate(self, model: WeightRef, suffix: str) -> Evaluations:
         self.scored.append(suffix)
         state = load_file(self.handles.weights.get(model.key, model.sha256, model.bytes).path)
         rootless = float(state["bn.running_var"].min()) < 0
         if rootless or any(float(tensor.abs().max()) > LARGEST for tensor in state.values()):
-            return [], diverged(*COHORT), 7, 3
-        return [evaluation(*COHORT)], [], 7, 3
+            return Evaluations([], diverged(*COHORT), 7, 3)
+        return Evaluations([evaluation(*COHORT)], [], 7, 3)
 
     def run(self, updates: Sequence[UpdateRecord], dropped: Sequence[ClientFailure] = ()) -> NewModel:
         async def run() -> NewModel:
@@ -95,13 +95,13 @@ def round3(
     async def without_a_task_run(*arguments: Any) -> Any:  # which would need Prefect's server
         return await aggregate.fn(*(item.unquote() if isinstance(item, quote) else item for item in arguments))
 
-    monkeypatch.setattr(flows.usable, "aggregate", without_a_task_run)
+    monkeypatch.setattr(flows.new_model, "aggregate", without_a_task_run)
     name = "usable-" + "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     return Round(object_store, tmp_path, name)
 
 
 def test_a_usable_model_is_made_once(round3: Round, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.usable, "largest_update", None)  # nothing asks for a norm
+    monkeypatch.setattr(flows.new_model, "largest_update", None)  # nothing asks for a norm
     updates = [round3.update(client, float(client)) for client in COHORT]
     new = round3.run(updates)
     assert (new.updates, new.dropped, new.unscored) == (updates, [], [])
@@ -265,9 +265,10 @@ def test_one_silo_cannot_pass_off_a_model_that_is_dead_for_the_others(round3: Ro
     good = [round3.update(client, float(client)) for client in "1245"]
     honest = round3.evaluate
 
-    async def evaluate(model: WeightRef, suffix: str) -> Scores:
-        evaluations, unscored, down, up = await honest(model, suffix)
-        return evaluations or [evaluation("3")], [item for item in unscored if item.client != "3"], down, up
+    async def evaluate(model: WeightRef, suffix: str) -> Evaluations:
+        found = await honest(model, suffix)
+        unscored = [item for item in found.unscored if item.client != "3"]
+        return replace(found, records=found.records or [evaluation("3")], unscored=unscored)
 
     round3.evaluate = evaluate  # type: ignore[method-assign]
     new = round3.run([*good, round3.update("3", 1e38)])

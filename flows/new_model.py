@@ -19,10 +19,11 @@ from tasks.handles import Handles
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
+from tasks.stop_and_eval import Evaluations
 from tasks.usable import largest_update, model_fault
 
-# Scores a model, under a label's suffix: evaluations, failures, bytes down and up.
-Evaluate = Callable[[WeightRef, str], Awaitable[tuple[list[EvaluationRecord], list[ClientFailure], int, int]]]
+# Scores a model; the text is a suffix for the tasks' names.
+Evaluate = Callable[[WeightRef, str], Awaitable[Evaluations]]
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,29 @@ async def usable_model(
     attempt, bytes_down, bytes_up = 1, 0, 0
     while True:
         suffix = f" · attempt {attempt}" if attempt > 1 else ""
-        model, counted, misfits = await aggregate(
+        new = await aggregate(
             spec, unsearched(plan), unsearched(left), unsearched([*dropped, *refused]), f"round {plan.round}{suffix}"
         )
-        refused += misfits
+        refused += new.dropped
         lap("aggregate")
-        if model is None:
+        if new.model is None:
             fault = "not all of its values are finite"
         else:
-            evaluations, unscored, down, up = await evaluate(model, suffix)
-            bytes_down, bytes_up = bytes_down + down, bytes_up + up
+            evaluated = await evaluate(new.model, suffix)
+            bytes_down, bytes_up = bytes_down + evaluated.bytes_down, bytes_up + evaluated.bytes_up
             lap("stop_and_eval")
-            spoiled = model_fault(evaluations, unscored)
+            spoiled = model_fault(evaluated.records, evaluated.unscored)
             if spoiled is None:
-                return NewModel(model, counted, refused, evaluations, unscored, bytes_down, bytes_up)
+                return NewModel(
+                    new.model, new.counted, refused, evaluated.records, evaluated.unscored, bytes_down, bytes_up
+                )
             fault = spoiled
-            handles.weights.forget({model.sha256} - {update.weights.sha256 for update in counted})
-        largest, size = await asyncio.to_thread(largest_update, handles, plan, counted)
-        spoilers = _spoilers(largest, size, len(counted), fault)
+            handles.weights.forget({new.model.sha256} - {update.weights.sha256 for update in new.counted})
+        largest, size = await asyncio.to_thread(largest_update, handles, plan, new.counted)
+        spoilers = _spoilers(largest, size, len(new.counted), fault)
         report_failures(handles, spoilers)
         refused += spoilers
-        left = [update for update in counted if update not in largest]
+        left = [update for update in new.counted if update not in largest]
         require_quorum(spec, plan, left, [*dropped, *refused])
         attempt += 1
 
