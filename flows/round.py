@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
 from prefect import flow
 
-from flows.new_model import usable_model
+from flows.new_model import NewModel, usable_model
 from flows.stored.runs import put_best
 from flows.views.prefect_page import show_clients
 from infra.orchestrator.flow_runs import unsearched
@@ -32,6 +32,8 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
     ClientFailure,
     ClientInfo,
+    Decision,
+    Metrics,
     RoundPlan,
     RoundRecord,
     UpdateRecord,
@@ -73,24 +75,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     )
     decision = await decide(spec, round_number, unsearched([*(record.metrics for record in history), metrics]))
     clock.lap("decide")
-    record = RoundRecord(
-        federation=federation,
-        round=round_number,
-        spec_digest=spec.digest,
-        plan=plan,
-        clients=tuple(clients),
-        updates=tuple(new.updates),
-        dropped=not_counted([*dropped, *new.dropped, *new.unscored], new.updates, new.evaluations),
-        model=new.model,
-        evaluations=tuple(new.evaluations),
-        metrics=metrics,
-        decision=decision,
-        seconds=clock.laps,
-        bytes_up=gathered.bytes_up + new.bytes_up,
-        bytes_down=gathered.bytes_down + new.bytes_down,
-        environment=this_environment(spec),
-        committed=datetime.now(UTC),
-    )
+    record = round_record(federation, spec, new, metrics, decision, clock, plan=plan, gathered=gathered)
     await asyncio.to_thread(commit, handles, record)
     await asyncio.gather(asyncio.to_thread(clear_up, handles, record), show_clients(handles, record))
     return record
@@ -112,22 +97,9 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     evaluated = await evaluate_global(federation, spec, 0, clients, model)
     clock.lap("stop_and_eval")
     metrics = aggregate_metrics([], evaluated.records, max_share=spec.participation.max_weight_share)
-    record = RoundRecord(
-        federation=federation,
-        round=0,
-        spec_digest=spec.digest,
-        clients=tuple(clients),
-        dropped=not_counted([*handles.not_ready, *evaluated.unscored], (), evaluated.records),
-        model=model,
-        evaluations=tuple(evaluated.records),
-        metrics=metrics,
-        decision=await decide(spec, 0, [metrics]),
-        seconds=clock.laps,
-        bytes_up=evaluated.bytes_up,
-        bytes_down=evaluated.bytes_down,
-        environment=this_environment(spec),
-        committed=datetime.now(UTC),
-    )
+    decision = await decide(spec, 0, [metrics])
+    new = NewModel(model, [], [], evaluated.records, evaluated.unscored, evaluated.bytes_down, evaluated.bytes_up)
+    record = round_record(federation, spec, new, metrics, decision, clock)
     await asyncio.to_thread(commit, handles, record)
     await asyncio.to_thread(clear_up, handles, record)
     return record
@@ -150,10 +122,44 @@ class Clock:
 class GatheredUpdates:
     """The updates of a round's cohort and the clients dropped, both in client order; and the bytes moved."""
 
-    updates: list[UpdateRecord]
-    dropped: list[ClientFailure]
-    bytes_down: int
-    bytes_up: int
+    updates: list[UpdateRecord] = field(default_factory=list)
+    dropped: list[ClientFailure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+def round_record(
+    federation: str,
+    spec: FederationSpec,
+    new: NewModel,
+    metrics: Metrics,
+    decision: Decision,
+    clock: Clock,
+    *,
+    plan: RoundPlan | None = None,
+    gathered: GatheredUpdates = GatheredUpdates(),
+) -> RoundRecord:
+    """Return the record that commits a round now; round 0, without a plan, gathers no updates."""
+    handles = current_handles()
+    dropped = [*handles.not_ready, *gathered.dropped, *new.dropped, *new.unscored]
+    return RoundRecord(
+        federation=federation,
+        round=0 if plan is None else plan.round,
+        spec_digest=spec.digest,
+        plan=plan,
+        clients=tuple(handles.ready),
+        updates=tuple(new.updates),
+        dropped=not_counted(dropped, new.updates, new.evaluations),
+        model=new.model,
+        evaluations=tuple(new.evaluations),
+        metrics=metrics,
+        decision=decision,
+        seconds=clock.laps,
+        bytes_up=gathered.bytes_up + new.bytes_up,
+        bytes_down=gathered.bytes_down + new.bytes_down,
+        environment=this_environment(spec),
+        committed=datetime.now(UTC),
+    )
 
 
 async def gather_updates(handles: Handles, spec: FederationSpec, plan: RoundPlan) -> GatheredUpdates:

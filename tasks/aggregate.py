@@ -66,7 +66,7 @@ def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> Wei
 def store_global(handles: Handles, round_number: int, state: Mapping[str, Tensor]) -> WeightRef:
     """Store the result of a round."""
     stored = handles.weights.put(handles.layout.global_weights(round_number), partial(write_state, state))
-    return WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes)
+    return WeightRef.of(stored)
 
 
 def quorum(spec: FederationSpec, cohort: int) -> int:

@@ -139,7 +139,7 @@ def put_updates(
             spec_digest=request.spec_digest,
             model=request.model.sha256,
             seed=request.seeds[trained.client],
-            weights=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+            weights=WeightRef.of(stored),
             shard=tuple(member.client for member in through) if together else None,
             train_size=trained.train_size,
             train_loss=trained.result.loss,

@@ -78,7 +78,7 @@ def _draw(site: Site, request: SheetRequest) -> TurnReply:
     stored = site.weights.put(site.layout(request.federation).sheet, buffer.getvalue())
     return TurnReply(
         images=len(chosen),
-        detections=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+        detections=WeightRef.of(stored),
         downloaded=downloaded,
         uploaded=stored.bytes,
     )

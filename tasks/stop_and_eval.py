@@ -76,7 +76,7 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
     return TurnReply(
         images=result.images,
         batch_losses=tuple(result.batch_losses),
-        detections=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
+        detections=WeightRef.of(stored),
         downloaded=downloaded,
         uploaded=stored.bytes,
     )

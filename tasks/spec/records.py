@@ -6,7 +6,7 @@ Every record that is written on its own carries a ``version``; :func:`tasks.spec
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -44,6 +44,11 @@ class WeightRef(Frozen):
     key: str = Field(max_length=1024)
     sha256: Sha256
     bytes: Bytes
+
+    @classmethod
+    def of(cls, stored: object) -> Self:
+        """Return the reference of an object that a weight store has put: its attributes of the same names."""
+        return cls.model_validate(stored, from_attributes=True)
 
 
 class ClientInfo(Frozen):
