@@ -21,7 +21,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.deployments.names import FLOWS, SUITE_FLOW
-from flows.deployments.table import PROCESS, SCHEDULE, Deployment, Pool, PoolNames, Schedule, pools
+from flows.deployments.table import PROCESS, SCHEDULE, CronTimes, Deployment, PoolNames, PoolRow, pools
 from infra.orchestrator.automations import (
     dead_run_automation,
     ensure_automation,
@@ -55,7 +55,7 @@ class Deployed:
     note: str = ""
 
 
-def cron_schedule(when: Schedule) -> CronSchedule:
+def cron_schedule(when: CronTimes) -> CronSchedule:
     """``when`` for Prefect.
 
     Raises:
@@ -74,7 +74,7 @@ def deploy_to(
     settings: Settings,
     names: PoolNames,
     table: Sequence[Deployment],
-    schedules: Mapping[str, Schedule | None] | None = None,
+    schedules: Mapping[str, CronTimes | None] | None = None,
     *,
     notify: str | None = None,
     dry_run: bool = False,
@@ -100,9 +100,9 @@ def deploy_to(
 
 
 async def deploy_all(
-    pools: Sequence[Pool],
+    pools: Sequence[PoolRow],
     table: Sequence[Deployment],
-    schedules: Mapping[str, Schedule | None],
+    schedules: Mapping[str, CronTimes | None],
     *,
     coordinators: int | None = None,
     notify: str | None = None,
@@ -146,6 +146,8 @@ async def deploy_all(
 async def _deploy(
     client: PrefectClient, item: Deployment, cron: tuple[CronSchedule, bool] | None, asked: bool, dry_run: bool
 ) -> Deployed:
+    # Not RunnerDeployment.aapply, tried in Prefect 3.9.1: over a deployment that is there it replaces the job
+    # variables, which users change, and the pull steps; and it has no dry run and does not return what it has done.
     flow: Flow[..., Any] = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
     fields: dict[str, Any] = {
         "description": item.description,
@@ -227,7 +229,7 @@ async def _automate(client: PrefectClient, wanted: AutomationCore, dry_run: bool
     return Deployed("automation", wanted.name, done, _url("automation", str(identifier)))
 
 
-async def _hint(client: PrefectClient, pool: Pool, *, exists: bool) -> str:
+async def _hint(client: PrefectClient, pool: PoolRow, *, exists: bool) -> str:
     """How to serve the pool, when no worker does."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     if exists and await client.read_workers_for_work_pool(pool.name, worker_filter=online):

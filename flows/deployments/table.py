@@ -48,8 +48,8 @@ _HEADER = """\
 
 
 @dataclass(frozen=True)
-class Pool:
-    """A work pool: where runs wait for a worker of its type."""
+class PoolRow:
+    """A work pool that ``fedbench deploy`` makes: where runs wait for a worker of its type."""
 
     name: str
     type: str
@@ -76,7 +76,7 @@ class PoolNames:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class CronTimes:
     """When a deployment runs by itself: five cron fields, read in ``timezone``."""
 
     cron: str
@@ -103,7 +103,7 @@ class Deployment:
     parameters: dict[str, Any] = field(default_factory=dict)
     job_variables: dict[str, Any] = field(default_factory=lambda: {"env": {HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS)}})
     limit: int | None = 1
-    schedule: Schedule | None = None
+    schedule: CronTimes | None = None
 
     @property
     def flow(self) -> str:
@@ -115,13 +115,15 @@ class Deployment:
         return f"{self.flow}/{self.name}"
 
 
-def pools(names: PoolNames = PoolNames()) -> list[Pool]:
+def pools(names: PoolNames = PoolNames()) -> list[PoolRow]:
     """The pools, coordinators' first."""
     where = "in slots of machines: a GPU, a part of one, or CPU threads"
     return [
-        Pool(names.coordinators, PROCESS, "fedbench's coordinators: federations, suites, clean-up. They take no slot."),
+        PoolRow(
+            names.coordinators, PROCESS, "fedbench's coordinators: federations, suites, clean-up. They take no slot."
+        ),
         *(
-            Pool(
+            PoolRow(
                 name, GPU_WORKER, f"fedbench's turns, {'beside the data of a silo' if name in names.silos else where}."
             )
             for name in names.gpu
@@ -139,7 +141,7 @@ def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
             name="store",
             pool=names.coordinators,
             description="Lists what nobody needs any more; apply: true removes it.",
-            schedule=Schedule("0 2 * * 0", active=False),
+            schedule=CronTimes("0 2 * * 0", active=False),
         ),
         *(resident(pool) for pool in names.gpu),
     ]
@@ -159,14 +161,14 @@ def resident(pool: str) -> Deployment:
 def federation(preset: str, pool: str) -> Deployment:
     """The deployment of a preset."""
     description = inspect.cleandoc(PRESETS[preset].__doc__ or "")
-    schedule = Schedule("0 3 * * *", active=False) if preset == "street5_laptop" else None
+    schedule = CronTimes("0 3 * * *", active=False) if preset == "street5_laptop" else None
     return _federation(preset.replace("_", "-"), pool, description, PRESETS[preset](), schedule)
 
 
 def suite(preset: str, pool: str) -> Deployment:
     """The deployment of a suite that comes with fedbench."""
     description = inspect.cleandoc(SUITES[preset].__doc__ or "")
-    schedule = Schedule("0 1 * * 6", active=False) if preset == "cpu" else None
+    schedule = CronTimes("0 1 * * 6", active=False) if preset == "cpu" else None
     return _suite(preset, pool, description, {"preset": preset}, schedule)
 
 
@@ -202,7 +204,7 @@ def of_file(path: Path, pool: str) -> Deployment:
 
 
 def _federation(
-    name: str, pool: str, description: str, spec: FederationSpec, schedule: Schedule | None = None
+    name: str, pool: str, description: str, spec: FederationSpec, schedule: CronTimes | None = None
 ) -> Deployment:
     """Its runs are named for the time that they were scheduled for."""
     return Deployment(
@@ -217,7 +219,7 @@ def _federation(
 
 
 def _suite(
-    name: str, pool: str, description: str, what: dict[str, Any], schedule: Schedule | None = None
+    name: str, pool: str, description: str, what: dict[str, Any], schedule: CronTimes | None = None
 ) -> Deployment:
     """Its cells take the slots, not it."""
     return Deployment(
@@ -236,13 +238,13 @@ def form_values(spec: FederationSpec | SuiteSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_none=True)
 
 
-def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: str) -> dict[str, Schedule | None]:
+def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: str) -> dict[str, CronTimes | None]:
     """``["street5=0 3 * * *"]`` as schedules by the deployments' full names; None: ``off``.
 
     Raises:
         SpecError: it does not name a deployment, names one twice, or has no cron fields.
     """
-    found: dict[str, Schedule | None] = {}
+    found: dict[str, CronTimes | None] = {}
     for item in asked:
         name, equals, cron = (part.strip() for part in item.partition("="))
         if not equals or not cron:
@@ -254,7 +256,7 @@ def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: 
             raise SpecError(f"--schedule {item}: {name}: {what}; expected one of: {known}")
         if named[0] in found:
             raise SpecError(f"--schedule {item}: {name}: expected one schedule a deployment, found a second")
-        found[named[0]] = None if cron == "off" else Schedule(cron, timezone)
+        found[named[0]] = None if cron == "off" else CronTimes(cron, timezone)
     return found
 
 

@@ -44,7 +44,7 @@ def slots_of(cell: Cell, capacity: int) -> int:
 
 
 @dataclass
-class Running:
+class RunningCell:
     """A cell that runs: since when, from which round on, and when the last of its rounds was seen."""
 
     cell: Cell
@@ -72,7 +72,7 @@ class Estimate:
     clock: Callable[[], float] = time.monotonic
     _round_seconds: dict[str, float] = field(default_factory=dict)  # of cells that have ended
     _cells: dict[str, Cell] = field(default_factory=dict)
-    _running: dict[str, Running] = field(default_factory=dict)
+    _running: dict[str, RunningCell] = field(default_factory=dict)
 
     def ended(self, cell: Cell, seconds: float) -> None:
         """``cell`` has taken ``seconds`` for all of its rounds."""
@@ -84,7 +84,7 @@ class Estimate:
         """``cell`` runs, and had ``rounds`` committed before."""
         self._cells[cell.name] = cell
         now = self.clock()
-        self._running[cell.name] = Running(cell, began=now, before=rounds, rounds=rounds, reached=now)
+        self._running[cell.name] = RunningCell(cell, began=now, before=rounds, rounds=rounds, reached=now)
 
     def stands_at(self, cell: Cell, rounds: int) -> None:
         """``cell``, which runs, has ``rounds`` committed."""

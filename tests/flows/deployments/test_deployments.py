@@ -17,9 +17,9 @@ from flows.deployments.table import (
     GPU_WORKER,
     PROCESS,
     SCHEDULE,
+    CronTimes,
     Deployment,
     PoolNames,
-    Schedule,
     deployments,
     of_file,
     pools,
@@ -143,7 +143,7 @@ def test_a_file_is_a_deployment_of_its_own(tmp_path: Path, schema: dict[str, Any
     assert spec.digest == load_suite(tmp_path / "suite.yaml").digest
     assert spec.experiments[0].spec.training.local_epochs == 2
     assert with_schedules([*TABLE.values(), suite], ["yards=0 1 * * 6"], "UTC") == {
-        "suite/yards": Schedule("0 1 * * 6")
+        "suite/yards": CronTimes("0 1 * * 6")
     }
 
 
@@ -176,7 +176,7 @@ def test_schedules_are_asked_for_by_name() -> None:
     table = list(TABLE.values())
     asked = with_schedules(table, ["street5-laptop=0 3 * * *", "federation/smoke = off"], "Europe/Berlin")
     assert asked == {
-        "federation/street5-laptop": Schedule("0 3 * * *", "Europe/Berlin"),
+        "federation/street5-laptop": CronTimes("0 3 * * *", "Europe/Berlin"),
         "federation/smoke": None,
     }
     for wrong, says in {
@@ -193,9 +193,9 @@ def test_schedules_are_asked_for_by_name() -> None:
 
 def test_a_schedule_that_cannot_be_read() -> None:
     with pytest.raises(SpecError, match=r"--schedule: expected five cron fields, as in 0 3 \* \* \*, found '0 3'"):
-        cron_schedule(Schedule("0 3"))
+        cron_schedule(CronTimes("0 3"))
     with pytest.raises(SpecError, match=r"--timezone: expected a time zone, as in Europe/Berlin, found 'Mars'"):
-        cron_schedule(Schedule("0 3 * * *", "Mars"))
+        cron_schedule(CronTimes("0 3 * * *", "Mars"))
 
 
 def test_without_a_server_there_is_nothing_to_deploy_to(tmp_path: Path) -> None:
