@@ -12,8 +12,8 @@ from flows.coordinator.preflight import PRELOAD, claim_federation, pin, require_
 from flows.coordinator.session import OwnSession
 from flows.stored.runs import readable_history, require_scores, stopped
 from flows.views.files import FAILED_FILE, REPORTED
+from flows.views.progress import Progress
 from flows.views.registration import noted
-from flows.views.terminal import Progress
 from infra.errors import DiskFull
 from infra.settings import Settings, run_folder
 from infra.store.holding import Subject

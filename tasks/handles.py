@@ -23,7 +23,7 @@ from tasks.spec.turns import AnyRequest, TurnReply
 
 
 class Reporter(Protocol):
-    """Who is told how a run goes on; :class:`flows.views.terminal.Progress` is one."""
+    """Reports how a run goes on; :class:`flows.views.progress.Progress` is one."""
 
     def round_started(self, number: int) -> None: ...
 
@@ -56,10 +56,10 @@ class Handles:
     """Handles of one federation.
 
     take_turn: the function that a slot runs for a turn's request.
-    committed: told of each round's record after its commit; it logs and shows it.
-    started: told the id of the federation's flow run when it begins.
+    committed: called with each round's record after its commit, to log and show it.
+    started: called with the id of the federation's flow run when it begins.
     finished: called after the last round; leaves what its readers want, and returns it.
-    went_back: told the records that count when a committed round is to be done again.
+    went_back: called with the records that still count when a committed round is done again.
     lease: held by this process as long as it runs the federation; None where nobody else can, as in tests.
     history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
     views: within which all that only presents the federation is done.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.shared import EXIT_FAILED, Home, RunName, err, log_to, out, place_settings, plain_errors, say
+from flows.cli.shared import EXIT_FAILED, Home, RunName, err, log_to, machine_settings, out, plain_errors, say
 from infra.errors import InfraError
 from infra.settings import Settings
 from tasks.errors import FedbenchError
@@ -46,7 +46,7 @@ def clean(
     from flows.stored.leftovers import describe
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         chosen = tuple(names or ())
         if apply:
             result = _applied(settings, chosen, older_than, run_folders)
@@ -58,11 +58,11 @@ def clean(
         out.print(_table(result))
     if keys:
         for leftover in result.leftovers:
-            out.print(f"{leftover.bytes:>13,}  {leftover.key}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{leftover.bytes:>13,}  {leftover.key}", soft_wrap=True, highlight=False)
     for note in result.notes:
-        out.print(note, soft_wrap=True, highlight=False, markup=False)
+        out.print(note, soft_wrap=True, highlight=False)
     for key, reason in result.failed.items():
-        err.print(f"not removed: {key}: {reason}", soft_wrap=True, highlight=False, markup=False)
+        err.print(f"not removed: {key}: {reason}", soft_wrap=True, highlight=False)
     if not result.leftovers:
         out.print("nothing to remove")
     elif apply:
@@ -130,10 +130,10 @@ def remove(
 
     Its MLflow run, registered model and Prefect runs stay.
     """
-    from flows.stored.leftovers import federation_size, remove_federation
+    from flows.stored.removal import federation_size, remove_federation
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         if not yes:
             objects, size = federation_size(settings, name)
             typer.confirm(f"remove {name}: {objects} objects, {size / 1e6:,.1f} MB?", abort=True)

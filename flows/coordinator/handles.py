@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.coordinator.preflight import PRELOAD, slot_count
 from flows.deployments.names import resident_deployment
 from flows.stored.runs import readable_history
-from flows.views.terminal import SafeReporter
+from flows.views.progress import SafeReporter
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flows.views.mlflow_run import RunReport
-    from flows.views.terminal import Progress
+    from flows.views.progress import Progress
 
 # A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
 GRACE_SECONDS = 3.0

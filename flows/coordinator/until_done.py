@@ -14,7 +14,7 @@ from flows.coordinator.handles import open_handles
 from flows.coordinator.outcome import Outcome
 from flows.coordinator.session import OwnSession
 from flows.views.mlflow_run import RunReport
-from flows.views.terminal import Progress
+from flows.views.progress import Progress
 from infra.orchestrator.flow_runs import call, close_dead_runs
 from infra.orchestrator.prefect_private import log_internals_by_root
 from infra.settings import run_folder

@@ -1,4 +1,4 @@
-"""What retention, dead runs and killed servers have left in the store and on this machine: found, and removed.
+"""What retention, dead runs and killed servers have left in the store and on this machine, and its clean-up.
 
 A federation that a process runs, here or elsewhere, is never touched: its lock and its lease are looked at before its
 objects are, and held while some are removed. :mod:`flows.clean_up` is the flow, :mod:`infra.leftovers.store` decides.
@@ -7,33 +7,29 @@ objects are, and held while some are removed. :mod:`flows.clean_up` is the flow,
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from pathlib import Path
 
-from flows.stored.runs import listed, opened_store
+from flows.stored.removal import remove_leftovers, require_federations
+from flows.stored.runs import opened_store
 from infra.errors import InfraError, RunLocked, StoreCorrupt
 from infra.files.lock import run_lock
-from infra.leftovers.machine import machine_leftovers, registering_leftovers, remove_path, run_folder_leftovers
-from infra.leftovers.store import Leftover, Retention, federation_leftovers, removal_steps, upload_leftovers
+from infra.leftovers.machine import machine_leftovers, registering_leftovers, run_folder_leftovers
+from infra.leftovers.store import Leftover, Retention, federation_leftovers, upload_leftovers
 from infra.settings import Settings, run_folder
-from infra.store.flush import flush_removal
-from infra.store.holding import Subject, federation_held
+from infra.store.holding import Subject
 from infra.store.layout import FederationLayout, federations, first_missing
 from infra.store.lease import StoreLease
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from tasks.errors import FedbenchError, SpecError
-from tasks.spec.base import RECORD_VERSION, STORE_VERSION, check_name, parse
+from tasks.spec.base import RECORD_VERSION, STORE_VERSION, parse
 from tasks.spec.records import RoundRecord, StoreVersion
 from tasks.whole import read_whole
-
-log = logging.getLogger(__name__)
 
 DAYS = 7.0  # that an unfinished federation is given before what its dead run left goes
 
@@ -49,24 +45,19 @@ class CleanUp:
 
     def rows(self) -> list[dict[str, object]]:
         """One row for each federation and reason, in the order of their names; what is on this machine comes last."""
-
-        def group(leftover: Leftover) -> tuple[bool, str, str]:
-            return not leftover.federation, leftover.federation, leftover.reason
-
-        rows: list[dict[str, object]] = []
-        for (_, federation, reason), members in groupby(sorted(self.leftovers, key=group), key=group):
-            found = list(members)
-            stayed = sum(1 for leftover in found if leftover.key in self.failed)
-            rows.append(
-                {
-                    "federation": federation or "(this machine)",
-                    "reason": reason,
-                    "objects": len(found),
-                    "bytes": sum(leftover.bytes for leftover in found),
-                    "not removed": stayed,
-                }
-            )
-        return rows
+        groups: dict[tuple[str, str], list[Leftover]] = {}
+        for leftover in self.leftovers:
+            groups.setdefault((leftover.federation, leftover.reason), []).append(leftover)
+        return [
+            {
+                "federation": federation or "(this machine)",
+                "reason": reason,
+                "objects": len(found),
+                "bytes": sum(leftover.bytes for leftover in found),
+                "not removed": sum(leftover.key in self.failed for leftover in found),
+            }
+            for (federation, reason), found in sorted(groups.items(), key=lambda item: (not item[0][0], item[0]))
+        ]
 
 
 def clean(
@@ -97,7 +88,7 @@ def clean(
     result = CleanUp(apply)
     with opened_store(settings) as objects:
         known = known_federations(objects, settings)
-        _require(names, known)
+        require_federations(names, known)
         _clean_federations(result, objects, settings, names or known, retention, now, say)
         if not names:
             if run_folders:
@@ -256,88 +247,6 @@ def _take(result: CleanUp, objects: ObjectStore, found: Sequence[Leftover]) -> N
     result.leftovers += found
     if result.applied:
         result.failed |= remove_leftovers(objects, found)
-
-
-def remove_leftovers(objects: ObjectStore, leftovers: Sequence[Leftover]) -> dict[str, str]:
-    """Remove what can be removed. Returns what could not, and why, by key."""
-    failed: dict[str, str] = {}
-    keys = [leftover.key for leftover in leftovers if leftover.kind == "object"]
-    try:
-        failed |= objects.remove(keys)
-    except InfraError as error:
-        failed |= dict.fromkeys(keys, str(error))
-    for leftover in leftovers:
-        try:
-            if leftover.kind == "upload":
-                objects.abort_upload(leftover.key, leftover.upload_id)
-            elif leftover.kind == "path":
-                remove_path(Path(leftover.key))
-        except (InfraError, OSError) as error:
-            failed[leftover.key] = getattr(error, "strerror", None) or str(error)
-    for leftover in leftovers:
-        log.info("%s: %s (%s)", leftover.key, failed.get(leftover.key, "removed"), leftover.reason)
-    return failed
-
-
-def remove_federation(settings: Settings, name: str, say: Callable[[str], None] | None = None) -> tuple[int, int]:
-    """Remove all of a federation from the store, and its run's folder. Returns objects and bytes that went.
-
-    What was copied out of it stays: MLflow's run, the registered model, Prefect's runs. say: told when there is a wait
-    for whoever had it.
-
-    Raises:
-        SpecError: there is no federation of this name.
-        RunLocked: a process, of this machine or another, is running it; says which.
-        InfraError: an object or the folder was not removed; the same call goes on.
-    """
-    with opened_store(settings) as objects:
-        sizes = _sizes(objects, settings, name)
-        with federation_held(objects, settings, name, "fedbench remove", say) as lease:
-            layout, objects = FederationLayout(settings.s3.prefix, name), LeasedStore(objects, lease)
-            for upload in objects.incomplete_uploads(layout.root):
-                objects.abort_upload(upload.key, upload.upload_id)
-            removed: list[str] = []
-            for keys in removal_steps(layout, objects.list(layout.root)):
-                if keys == [layout.spec]:  # by which the federation is known, as long as anything of it may come back
-                    flush_removal(objects, removed)
-                objects.delete(keys)
-                removed += keys
-            flush_removal(objects, removed)
-            folder = run_folder(settings, name)
-            try:
-                remove_path(folder)
-            except OSError as error:
-                raise InfraError(f"{folder}: cannot be removed: {error.strerror}") from None
-            lease.release(removed=True)
-    return len(sizes), sum(sizes.values())
-
-
-def federation_size(settings: Settings, name: str) -> tuple[int, int]:
-    """Objects and bytes of a federation.
-
-    Raises:
-        SpecError: there is no federation of this name.
-    """
-    with opened_store(settings) as objects:
-        sizes = _sizes(objects, settings, name)
-    return len(sizes), sum(sizes.values())
-
-
-def _sizes(objects: ObjectStore, settings: Settings, name: str) -> dict[str, int]:
-    check_name(name, source="federation")
-    layout = FederationLayout(settings.s3.prefix, name)
-    listing = objects.list(layout.root)
-    sizes = {key: size for key, size in listing.items() if not key.startswith(layout.lease)}
-    if layout.spec not in sizes:
-        _require([name], federations(settings.s3.prefix, objects.list(settings.s3.prefix)))
-    return sizes
-
-
-def _require(names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        check_name(name, source="federation")
-        if name not in known:
-            raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")
 
 
 def describe(leftovers: Sequence[Leftover]) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from flows.coordinator.preflight import claim_name
 from flows.round import commit
-from flows.stored.leftovers import CleanUp, clean, describe, remove_federation, remove_leftovers
+from flows.stored.leftovers import CleanUp, clean, describe
+from flows.stored.removal import remove_federation, remove_leftovers
 from flows.stored.runs import opened_store, read_history
 from infra.errors import RunLocked
 from infra.files.lock import run_lock

@@ -13,7 +13,8 @@ from flows.cli.runs import report
 from flows.cli.stored import list_runs
 from flows.cli.suite import list_suites
 from flows.commands.compare import read_compared
-from flows.stored.leftovers import clean, remove_federation
+from flows.stored.leftovers import clean
+from flows.stored.removal import remove_federation
 from flows.stored.runs import DamagedRun, StoredRun, read_run, read_runs, stored_spec
 from infra.files.lock import run_lock
 from infra.settings import S3Settings, Settings

@@ -21,10 +21,12 @@ from flows.cli import shared
 from flows.cli.console import PlainConsole
 from flows.commands.evaluate_model import classes_table
 from flows.coordinator.restarts import first_line, servers_failed
+from flows.views.live import LiveProgress
 from flows.views.mlflow_figures import round_figures
 from flows.views.prefect_page import client_table, summary
+from flows.views.progress import Progress
 from flows.views.tables import class_table
-from flows.views.terminal import LineProgress, LiveProgress, LogProgress, Progress
+from flows.views.terminal import LineProgress, LogProgress
 from infra.errors import PoolUnusable, SlotLost, StoreUnavailable
 from infra.settings import Settings
 from infra.store.layout import federations

@@ -12,16 +12,10 @@ import pytest
 from rich.console import Console
 
 from flows.cli.console import PlainConsole
+from flows.views.live import LiveProgress
+from flows.views.progress import Progress, SafeReporter, clock
 from flows.views.tables import best_line, class_table, round_table
-from flows.views.terminal import (
-    LineProgress,
-    LiveProgress,
-    Progress,
-    QuietProgress,
-    SafeReporter,
-    clock,
-    make_progress,
-)
+from flows.views.terminal import LineProgress, QuietProgress, make_progress
 from infra.views import Views
 from tasks.spec.records import (
     Decision,

@@ -1,0 +1,108 @@
+"""Remove leftovers, or all of a federation, from the store and from this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flows.stored.runs import listed, opened_store
+from infra.errors import InfraError
+from infra.leftovers.machine import remove_path
+from infra.leftovers.store import Leftover, removal_steps
+from infra.settings import Settings, run_folder
+from infra.store.flush import flush_removal
+from infra.store.holding import federation_held
+from infra.store.layout import FederationLayout, federations
+from infra.store.leased import LeasedStore
+from infra.store.objects import ObjectStore
+from tasks.errors import SpecError
+from tasks.spec.base import check_name
+
+log = logging.getLogger(__name__)
+
+
+def remove_leftovers(objects: ObjectStore, leftovers: Sequence[Leftover]) -> dict[str, str]:
+    """Remove what can be removed. Returns what could not, and why, by key."""
+    failed: dict[str, str] = {}
+    keys = [leftover.key for leftover in leftovers if leftover.kind == "object"]
+    try:
+        failed |= objects.remove(keys)
+    except InfraError as error:
+        failed |= dict.fromkeys(keys, str(error))
+    for leftover in leftovers:
+        try:
+            if leftover.kind == "upload":
+                objects.abort_upload(leftover.key, leftover.upload_id)
+            elif leftover.kind == "path":
+                remove_path(Path(leftover.key))
+        except (InfraError, OSError) as error:
+            failed[leftover.key] = getattr(error, "strerror", None) or str(error)
+    for leftover in leftovers:
+        log.info("%s: %s (%s)", leftover.key, failed.get(leftover.key, "removed"), leftover.reason)
+    return failed
+
+
+def remove_federation(settings: Settings, name: str, say: Callable[[str], None] | None = None) -> tuple[int, int]:
+    """Remove all of a federation from the store, and its run's folder. Returns objects and bytes that went.
+
+    What was copied out of it stays: MLflow's run, the registered model, Prefect's runs. say: told when there is a wait
+    for whoever had it.
+
+    Raises:
+        SpecError: there is no federation of this name.
+        RunLocked: a process, of this machine or another, is running it; says which.
+        InfraError: an object or the folder was not removed; the same call goes on.
+    """
+    with opened_store(settings) as objects:
+        sizes = _sizes(objects, settings, name)
+        with federation_held(objects, settings, name, "fedbench remove", say) as lease:
+            layout, objects = FederationLayout(settings.s3.prefix, name), LeasedStore(objects, lease)
+            for upload in objects.incomplete_uploads(layout.root):
+                objects.abort_upload(upload.key, upload.upload_id)
+            removed: list[str] = []
+            for keys in removal_steps(layout, objects.list(layout.root)):
+                if keys == [layout.spec]:  # by which the federation is known, as long as anything of it may come back
+                    flush_removal(objects, removed)
+                objects.delete(keys)
+                removed += keys
+            flush_removal(objects, removed)
+            folder = run_folder(settings, name)
+            try:
+                remove_path(folder)
+            except OSError as error:
+                raise InfraError(f"{folder}: cannot be removed: {error.strerror}") from None
+            lease.release(removed=True)
+    return len(sizes), sum(sizes.values())
+
+
+def federation_size(settings: Settings, name: str) -> tuple[int, int]:
+    """Objects and bytes of a federation.
+
+    Raises:
+        SpecError: there is no federation of this name.
+    """
+    with opened_store(settings) as objects:
+        sizes = _sizes(objects, settings, name)
+    return len(sizes), sum(sizes.values())
+
+
+def _sizes(objects: ObjectStore, settings: Settings, name: str) -> dict[str, int]:
+    check_name(name, source="federation")
+    layout = FederationLayout(settings.s3.prefix, name)
+    listing = objects.list(layout.root)
+    sizes = {key: size for key, size in listing.items() if not key.startswith(layout.lease)}
+    if layout.spec not in sizes:
+        require_federations([name], federations(settings.s3.prefix, objects.list(settings.s3.prefix)))
+    return sizes
+
+
+def require_federations(names: Sequence[str], known: Sequence[str]) -> None:
+    """
+    Raises:
+        SpecError: a name is none, or is not among the ``known`` federations.
+    """
+    for name in names:
+        check_name(name, source="federation")
+        if name not in known:
+            raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")

@@ -1,0 +1,153 @@
+"""The events of a run's progress, and where the run stands by them; :mod:`flows.views.terminal` shows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from threading import RLock
+from typing import Any
+
+from infra.views import Views
+from tasks.plain_text import plain
+from tasks.spec.records import RoundRecord
+
+
+class Progress:
+    """Takes the events of a run, in order, and keeps where it stands; shows nothing itself.
+
+    ``round_started`` comes before a round's phases, ``round_committed`` after its marker is in the store.
+    Events may come from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._began = time.monotonic()
+        self.name = ""
+        self.summary = ""
+        self.max_rounds = 0
+        self.round = 0
+        self.phase: str | None = None
+        self.phase_began = self._began
+        self.total = 0
+        self.done: list[str] = []
+        self.failed: list[str] = []
+        self.finished_phases: list[tuple[str, float]] = []
+        self.records: list[RoundRecord] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the federation was started in this process."""
+        return time.monotonic() - self._began
+
+    def federation_started(self, name: str, spec_summary: str, max_rounds: int) -> None:
+        """``spec_summary`` is one line: data, detector, clients, local epochs."""
+        with self._lock:
+            self._began = time.monotonic()
+            self.name, self.summary, self.max_rounds = name, spec_summary, max_rounds
+            self._show_federation()
+
+    def resumed(self, number: int, records: Sequence[RoundRecord] = ()) -> None:
+        """The run goes on after the committed round ``number``; ``records`` are those so far."""
+        with self._lock:
+            self.records.extend(records)
+            self._say(f"resumed: round {number} is committed, going on from there", "cyan")
+
+    def round_started(self, number: int) -> None:
+        with self._lock:
+            self.round, self.phase = number, None
+            self.finished_phases = []
+            self._show_round()
+
+    def phase_started(self, phase: str, total: int) -> None:
+        """``total`` is the number of clients (or evaluations) that the phase waits for; 0: no clients."""
+        with self._lock:
+            self.phase, self.total, self.phase_began = phase, total, time.monotonic()
+            self.done, self.failed = [], []
+            self._show_phase()
+
+    def client_done(self, phase: str, client: str, text: str) -> None:
+        """``text`` says what came of it: ``loss 3.21, 344 images, 12.3 s``."""
+        with self._lock:
+            self.done.append(client)
+            self._show_client(phase, client, text)
+
+    def client_failed(self, phase: str, client: str, kind: str, reason: str) -> None:
+        """The phase dropped the client; ``kind`` is that of ``ClientFailure``."""
+        with self._lock:
+            self.failed.append(client)
+            self._say(f"{self._at(phase)}: client {client} dropped ({kind}): {plain(reason)}", "red")
+
+    def client_retried(self, phase: str, client: str, attempt: int, reason: str) -> None:
+        """A lost turn runs again; ``attempt`` counts the repetitions from 1."""
+        with self._lock:
+            self._say(f"{self._at(phase)}: client {client} lost, retry {attempt}: {plain(reason)}", "yellow")
+
+    def phase_finished(self, phase: str, seconds: float) -> None:
+        with self._lock:
+            self.finished_phases.append((phase, seconds))
+            self.phase = None
+            self._show_phase_end(phase, seconds)
+
+    def round_committed(self, record: RoundRecord) -> None:
+        with self._lock:
+            self.records[:] = [*(known for known in self.records if known.round < record.round), record]
+            self._show_commit(record)
+
+    def message(self, text: str) -> None:
+        """A line that stays on the screen."""
+        with self._lock:
+            self._say(text, "")
+
+    def warning(self, text: str) -> None:
+        """What must be known although the run goes on, or has ended well."""
+        with self._lock:
+            self._say(f"warning: {text}", "yellow")
+
+    def close(self) -> None:
+        """Give the terminal back; may be called twice."""
+
+    def _at(self, phase: str) -> str:
+        return f"round {self.round} {phase}"
+
+    def _say(self, text: str, style: str) -> None:
+        pass
+
+    def _show_federation(self) -> None:
+        pass
+
+    def _show_round(self) -> None:
+        pass
+
+    def _show_phase(self) -> None:
+        pass
+
+    def _show_client(self, phase: str, client: str, text: str) -> None:
+        pass
+
+    def _show_phase_end(self, phase: str, seconds: float) -> None:
+        pass
+
+    def _show_commit(self, record: RoundRecord) -> None:
+        pass
+
+
+class SafeReporter:
+    """Hands each event to ``progress``; if that fails, as on a terminal that is gone, it is noted in ``views``."""
+
+    def __init__(self, progress: Progress, views: Views) -> None:
+        self._progress, self._views = progress, views
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        tell = getattr(self._progress, event)
+
+        def told(*arguments: Any) -> None:
+            with self._views.showing("the progress on the terminal"):
+                tell(*arguments)
+
+        return told
+
+
+def clock(seconds: float) -> str:
+    """``3723.4`` as ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
