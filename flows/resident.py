@@ -134,7 +134,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 async def _take(ask: dict[str, Any], thread: TurnThread, alive: Callable[[], Any]) -> dict[str, Any]:
-    """The answer to ``ask``: a reply; ``lost``, the place failed; or ``error``, the turn itself did."""
+    """The answer to ``ask``: a reply; ``lost``, this resident failed; or ``error``, the turn itself did."""
 
     async def give_signs() -> None:
         while True:

@@ -187,10 +187,10 @@ async def stop_and_eval(
 async def _ask_for_part(
     handles: Handles, request: EvaluationRequest, classes: int
 ) -> tuple[Part | None, Sequence[TurnReply]]:
-    """One part of the evaluation, None if it failed everywhere; and the replies, failures included.
+    """Return one part of the evaluation, None if it failed everywhere; and the replies, failures included.
 
-    The test set is the same at all clients of ``request``, so that any place may do any part: the next one does it
-    where one fails, and only the clients of that place are dropped.
+    All clients of ``request`` have the same test set, so any silo can evaluate any part. If one silo fails, the next
+    does its part, and only the failed silo's clients are dropped.
     """
     found: list[Part] = []
 
@@ -199,9 +199,9 @@ async def _ask_for_part(
         found.append(await asyncio.to_thread(read_part, handles, asked, reply, classes))
 
     replies: list[TurnReply] = []
-    places = handles.slots.split(request.clients)
-    for turn in range(len(places)):
-        clients = places[(request.part + turn) % len(places)]
+    silos = handles.slots.split(request.clients)
+    for turn in range(len(silos)):
+        clients = silos[(request.part + turn) % len(silos)]
         replies += await hand_out(
             handles,
             request.model_copy(update={"clients": clients}),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.shared import Home, out, place_settings, plain_errors
+from flows.cli.shared import Home, machine_settings, out, plain_errors
 from tasks.errors import SpecError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _accept(suite_run: str, note: str, incomplete: bool, home: Home) -> None:
     from flows.suite.accepted import accept as make_accepted
     from flows.suite.accepted import accepted_result, compare_with_accepted, suite_result, suite_rule
 
-    settings = place_settings(home)
+    settings = machine_settings(home)
     prefix = settings.s3.prefix
     with opened_store(settings) as objects:
         result = suite_result(objects, prefix, suite_run)
@@ -68,7 +68,7 @@ def _show(suite: str, home: Home) -> None:
     from tasks.spec.base import check_name
 
     check_name(suite, source="--show")
-    settings = place_settings(home)
+    settings = machine_settings(home)
     prefix = settings.s3.prefix
     with opened_store(settings) as objects:
         accepted = accepted_result(objects, prefix, suite)
@@ -116,4 +116,4 @@ def _user() -> str:
 
 
 def _print(line: str) -> None:
-    out.print(line, soft_wrap=True, highlight=False, markup=False)
+    out.print(line, soft_wrap=True, highlight=False)

@@ -23,8 +23,9 @@ class PlainConsole(Console):
     """A console that prints every string as it is: no markup, no names of emojis, no control characters.
 
     Styles come from :class:`rich.text.Text` and from tables alone. What clients, files or the store have written may
-    hold terminal commands, or rich's markup; it is shown, character for character. ``markup=True`` of a single call
-    still asks for markup.
+    hold terminal commands, or rich's markup; it is printed character for character. Markup is off, instead of escaped
+    by :func:`rich.markup.escape` wherever such text is printed: one call that forgets to would print it as markup.
+    ``markup=True`` of a single call still asks for markup.
 
     outlives_reader: whether the command goes on, and prints nothing more, when the other end of its pipe is closed
     (``| head``, or a ``tee`` that was killed); else that ends it with exit code 1, as rich has it.

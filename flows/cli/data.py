@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.shared import EXIT_USAGE, Home, field_values, out, pasted, place_settings, plain_errors, print_warnings
+from flows.cli.shared import EXIT_USAGE, Home, field_values, machine_settings, out, pasted, plain_errors, print_warnings
 from flows.commands.arguments import Form, choose_data
 from infra.files.private import data_cache, private_home
 from infra.views import Views
@@ -56,7 +56,7 @@ def check(
     from tasks.data.check import check_data
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
         # Only what is drawn needs a home to be kept in.
         cache = data_cache(settings.home) if isinstance(chosen.spec, SyntheticStreet) else settings.home
@@ -72,7 +72,7 @@ def check(
     if views.failed and picture is not None:
         raise typer.Exit(EXIT_USAGE)
     if not views.failed:
-        out.print(f"classes by device: {pasted(path)}", soft_wrap=True, highlight=False, markup=False)
+        out.print(f"classes by device: {pasted(path)}", soft_wrap=True, highlight=False)
     if report.errors:
         raise typer.Exit(EXIT_ERRORS)
 
@@ -91,7 +91,7 @@ def make(
     `fedbench data make DIR` · `fedbench data make DIR --form coco -s train_images=200 -s split=20`
     """
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         fields = {f"data.{name}": value for name, value in field_values(assignments or []).items()}
         spec = with_fields(FederationSpec(), fields, source="--set").data
         if not isinstance(spec, SyntheticStreet):
@@ -100,13 +100,12 @@ def make(
             raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
         _write(spec, form, folder, data_cache(settings.home))
     kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
-    out.print(f"written: {pasted(folder)}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"written: {pasted(folder)}", soft_wrap=True, highlight=False)
     out.print(
         f"to train on it: data: {{kind: {kind}, name: mine}} in a specification, and in the settings "
         f"data_roots: {{mine: {folder.absolute()}}}",
         soft_wrap=True,
         highlight=False,
-        markup=False,
     )
 
 
@@ -170,7 +169,7 @@ def _print(report: DataReport, out: Console) -> None:
             out.print(table)
     for title, messages in (("error", report.errors), ("warning", report.warnings)):
         for message in messages:
-            out.print(f"{title}: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{title}: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False)
     out.print(
         f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
         soft_wrap=True,

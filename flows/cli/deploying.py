@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import Home, out, place_settings, plain_errors
+from flows.cli.shared import Home, machine_settings, out, plain_errors
 
 _WORDS = {
     False: {"made": "made", "changed": "brought up to date", "there": "there already"},
@@ -70,7 +70,7 @@ def _deploy(
     from flows.deployments.table import PoolNames, deployments, with_files, with_schedules
     from tasks.spec.base import check_name
 
-    settings = place_settings(home, deploys=True)
+    settings = machine_settings(home, deploys=True)
     for name in silo_pools:
         check_name(name, source="--silo-pool")
     names = PoolNames.of(settings.pools, silo_pools)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.shared import EXIT_USAGE, Home, err, field_values, out, pasted, place_settings, plain_errors
+from flows.cli.shared import EXIT_USAGE, Home, err, field_values, machine_settings, out, pasted, plain_errors
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import plain_name
@@ -60,7 +60,7 @@ def evaluate(
     from flows.commands.open_model import open_model
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         fields = field_values(assignments or [])
         opened = open_model(model, settings, number)
         evaluated = evaluate_opened(
@@ -72,7 +72,7 @@ def evaluate(
             threads=threads or (opened.spec.training.threads if opened.spec else None),
             console=err,
         )
-        out.print(title_of(evaluated), soft_wrap=True, highlight=False, markup=False)
+        out.print(title_of(evaluated), soft_wrap=True, highlight=False)
         out.print(figures_table(evaluated))
         out.print(classes_table(evaluated))
         if json_file is not None:
@@ -103,7 +103,7 @@ def predict(
     from tasks.models.predict import drawn_files, image_files
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         targets = drawn_files(image_files(images), folder)
         _device(device)
         opened = open_model(model, settings, number)
@@ -116,10 +116,10 @@ def predict(
                 line, entry = _predict_one(opened, file, target, options)
             except DataError as error:
                 errors.append(str(error))
-                err.print(f"error: {error}", soft_wrap=True, highlight=False, markup=False)
+                err.print(f"error: {error}", soft_wrap=True, highlight=False)
                 continue
             found.append(entry)
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
+            out.print(line, soft_wrap=True, highlight=False)
         if json_file is not None:
             card = opened.card
             origin = {"model": model, "federation": card.federation, "round": card.round, "classes": card.classes}
@@ -159,16 +159,16 @@ def verify(
     from flows.commands.verify import verify_model
 
     with plain_errors():
-        verified = verify_model(place_settings(home), model, run=run, save=save)
+        verified = verify_model(machine_settings(home), model, run=run, save=save)
     for difference in verified.differences[:MOST_DIFFERENCES]:
-        out.print(str(difference), soft_wrap=True, highlight=False, markup=False)
+        out.print(str(difference), soft_wrap=True, highlight=False)
     if len(verified.differences) > MOST_DIFFERENCES:
         out.print(f"and {len(verified.differences) - MOST_DIFFERENCES} more")
     for note in verified.notes:
-        err.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+        err.print(f"note: {note}", soft_wrap=True, highlight=False)
     count = len(verified.differences)
     found = f"{count} differ: do not serve this model" if count else "as on record"
-    out.print(f"{verified.title}: {verified.files} files, {found}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"{verified.title}: {verified.files} files, {found}", soft_wrap=True, highlight=False)
     if verified.differences:
         raise typer.Exit(EXIT_USAGE)
 
@@ -188,13 +188,13 @@ def save_model(
     from tasks.models.file import write_model
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         if file.suffix != MODEL_SUFFIX:
             raise SpecError(f"{file}: expected a name that ends in {MODEL_SUFFIX}")
         opened = open_model(model, settings, number)
         write_model(file, opened.card, state_of(opened.detector))
         size = file.stat().st_size
-    out.print(f"{opened.title}: {pasted(file)}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"{opened.title}: {pasted(file)}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False)
 
 
 def _device(device: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.shared import Home, out, pasted, place_settings, plain_errors
+from flows.cli.shared import Home, machine_settings, out, pasted, plain_errors
 from flows.commands.arguments import choose_spec
 from infra.files.private import data_cache
 from tasks.errors import ClientError, DataError, SpecError
@@ -61,7 +61,6 @@ def convert(
         f"written: {pasted(output)}; run it with: fedbench run {pasted(output)}",
         soft_wrap=True,
         highlight=False,
-        markup=False,
     )
 
 
@@ -85,14 +84,14 @@ def weights(
     """
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         federation = choose_spec(spec, {})[1]
         try:
             lines = _convert_weights(file, federation, settings, output, images)
         except ClientError as error:  # an image that cannot be read
             raise DataError(str(error)) from None
     for line in (*lines, f"written: {output}"):
-        out.print(line, soft_wrap=True, highlight=False, markup=False)
+        out.print(line, soft_wrap=True, highlight=False)
 
 
 def export(
@@ -109,7 +108,7 @@ def export(
     from tasks.original.rounds_csv import rounds_csv
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
         text = rounds_csv(stored.records)
@@ -119,7 +118,7 @@ def export(
         typer.echo(text, nl=False)
         return
     rows = text.count("\n") - 1
-    out.print(f"written: {pasted(output)}, {rows} rounds", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"written: {pasted(output)}, {rows} rounds", soft_wrap=True, highlight=False)
 
 
 def _write(path: Path, text: str) -> None:

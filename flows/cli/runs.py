@@ -15,10 +15,10 @@ from flows.cli.shared import (
     err,
     field_values,
     home_option,
+    machine_settings,
     out,
     outlive_readers,
     pasted,
-    place_settings,
     plain_errors,
     print_command,
     print_error,
@@ -72,7 +72,7 @@ def run(
         base, spec = choose_spec(what, fields)
         if centralised:
             spec = twin(spec)
-        settings = place_settings(home, slots)
+        settings = machine_settings(home, slots)
         _run(name or default_name(base, spec), spec, settings, verbose, quiet)
 
 
@@ -103,13 +103,13 @@ def resume(
     from flows.stored.runs import stored_spec
 
     with plain_errors():
-        settings = place_settings(home, slots)
+        settings = machine_settings(home, slots)
         if from_round is None and not retrain:
             spec = stored_spec(settings, name)
         else:
             spec, lines = prepare(settings, name, from_round=from_round, retrain=retrain or (), say=say)
             for line in lines:
-                out.print(line, soft_wrap=True, highlight=False, markup=False)
+                out.print(line, soft_wrap=True, highlight=False)
         if max_rounds is not None:
             spec = with_fields(spec, {"max_rounds": max_rounds}, source=name)
         _run(name, spec, settings, verbose, quiet)
@@ -130,7 +130,7 @@ def report(
     from flows.stored.runs import opened_store, read_run
 
     with plain_errors():
-        settings = place_settings(home, slots)
+        settings = machine_settings(home, slots)
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
         if stored.status != "finished":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.models import Model, Round
-from flows.cli.shared import Home, RunName, out, place_settings, plain_errors
+from flows.cli.shared import Home, RunName, machine_settings, out, plain_errors
 
 
 def ui(
@@ -19,7 +19,7 @@ def ui(
     from flows.commands.pages import serve_pages
 
     with plain_errors():
-        serve_pages(place_settings(home), name, out, open_browser=browser)
+        serve_pages(machine_settings(home), name, out, open_browser=browser)
 
 
 def serve(
@@ -44,7 +44,7 @@ def serve(
 
     with plain_errors():
         serve_model(
-            place_settings(home),
+            machine_settings(home),
             model,
             out,
             address=Address(host, port),

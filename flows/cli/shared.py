@@ -106,7 +106,7 @@ def print_warnings(views: Views) -> None:
 
 def say(line: str) -> None:
     """Print a line about how a command goes on, on standard error, beside its result."""
-    err.print(line, soft_wrap=True, highlight=False, markup=False)
+    err.print(line, soft_wrap=True, highlight=False)
 
 
 def print_command(console: PlainConsole, before: str, command: str) -> None:
@@ -114,7 +114,7 @@ def print_command(console: PlainConsole, before: str, command: str) -> None:
     console.print(Text.assemble(before, (command, "bold")), soft_wrap=True, highlight=False)
 
 
-def place_settings(home: Path | None, slots: int | None = None, *, deploys: bool = False) -> Settings:
+def machine_settings(home: Path | None, slots: int | None = None, *, deploys: bool = False) -> Settings:
     """Settings of this machine; options are fields of :class:`Settings` and win over environment and file.
 
     From here on this process's environment is that of its own servers. deploys: as :func:`use_own_environment` has it.
@@ -128,7 +128,7 @@ def place_settings(home: Path | None, slots: int | None = None, *, deploys: bool
     use_own_environment(settings, deploys=deploys)
     narrowed = narrow(settings.home)
     if narrowed is not None:
-        err.print(narrowed, soft_wrap=True, highlight=False, markup=False)
+        err.print(narrowed, soft_wrap=True, highlight=False)
     return settings
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.shared import Home, place_settings, plain_errors
+from flows.cli.shared import Home, machine_settings, plain_errors
 from infra.errors import SettingsError
 
 
@@ -29,7 +29,7 @@ def silo_policy(
     from tasks.spec.base import check_name
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         check_name(pool, source="POOL")
         own = clients or [client for client, of in settings.pools.silos.items() if of == pool]
         if not own:

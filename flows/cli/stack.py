@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.shared import Home, err, home_option, out, pasted, place_settings, plain_errors, print_command
+from flows.cli.shared import Home, err, home_option, machine_settings, out, pasted, plain_errors, print_command
 from flows.deployments.names import RESUMED_FLOWS
 from infra.settings import Settings
 
@@ -56,7 +56,7 @@ def up(
             if url is not None:
                 refuse_password(url, f"--{setting.replace('_', '-')}")
                 os.environ[f"FEDBENCH_{setting.upper()}"] = url
-        settings = place_settings(home)
+        settings = machine_settings(home)
         stack = _stack(settings)
         started = stack.up(_say, lambda prefect: hold_back_planted(settings, prefect, _say))
         if workers and (started or not stack.workers_up()):
@@ -66,9 +66,9 @@ def up(
             out.print("is up already; nothing was changed")
         out.print(_table(stack.status()))
         for name, uri in stack.databases().items():
-            out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False)
     login = how_to_log_in(login_path(settings.home, "up"))
-    out.print(f"pages: {login}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"pages: {login}", soft_wrap=True, highlight=False)
     print_command(out, "credentials: ", f"source {pasted(environment_path(settings.home))}")
     print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 
@@ -76,7 +76,7 @@ def up(
 def down(home: Home = None) -> None:
     """End what `up` started, and keep all that they have. A run in progress goes on with its own."""
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         ended = _stack(settings).down(_say)
     out.print("down" if ended else "is down already; nothing was running", highlight=False)
 
@@ -84,7 +84,7 @@ def down(home: Home = None) -> None:
 def status(home: Home = None) -> None:
     """What `up` has started, and whether it answers; exit code 1 if something does not."""
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         found = _stack(settings).status()
         out.print(_table(found))
         runs = {service.run for service in found if service.run is not None}
@@ -114,13 +114,13 @@ def logs(
     with plain_errors():
         if service is not None and service not in SERVICES:
             raise SettingsError(f"SERVICE: expected one of {', '.join(SERVICES)}, found {service}")
-        settings = place_settings(home)
+        settings = machine_settings(home)
         names = SERVICES if service is None else (service,)
         paths = {name: settings.home / "logs" / f"{name}.log" for name in names}
 
         def show(name: str, line: str) -> None:
             prefix = f"{name:11} | " if service is None else ""
-            out.print(prefix + line, soft_wrap=True, highlight=False, markup=False)
+            out.print(prefix + line, soft_wrap=True, highlight=False)
 
         if not follow and not any(path.exists() for path in paths.values()):
             out.print(f"no log yet below {settings.home / 'logs'}", soft_wrap=True, highlight=False)
@@ -153,7 +153,7 @@ def _stack(settings: Settings) -> Stack:
 
 
 def _say(line: str) -> None:
-    err.print(line, soft_wrap=True, highlight=False, markup=False)
+    err.print(line, soft_wrap=True, highlight=False)
 
 
 def _table(found: list[ServiceStatus]) -> Table:

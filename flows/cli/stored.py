@@ -12,9 +12,9 @@ from flows.cli.shared import (
     WIDE,
     Home,
     RunName,
+    machine_settings,
     out,
     pasted,
-    place_settings,
     plain_errors,
     print_warnings,
 )
@@ -35,7 +35,7 @@ def show(
     from flows.views.tables import best_line, class_table, describe, round_table
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
         what = f" · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}"
@@ -68,7 +68,7 @@ def list_runs(home: Home = None) -> None:
     from flows.stored.runs import DamagedRun, opened_store, read_runs
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         table = Table("federation", "state", "rounds", "best", "specification", box=None)
         table.columns[0].no_wrap = True  # names are there to be copied
         damaged: list[DamagedRun] = []
@@ -92,7 +92,7 @@ def list_runs(home: Home = None) -> None:
         out.print(table)
         for run in damaged:
             reason = plain(run.reason, REASON_LIMIT)
-            out.print(f"{run.name} is damaged: {reason}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{run.name} is damaged: {reason}", soft_wrap=True, highlight=False)
 
 
 def _described(spec: FederationSpec | None) -> str:
@@ -118,7 +118,7 @@ def compare(
     from flows.commands import compare as comparison
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         compared = comparison.read_compared(settings, names, metric)
         result = comparison.result_of(compared, metric, target)
         views, folder = Views(), folder or comparison.default_folder(settings, names)
@@ -129,7 +129,7 @@ def compare(
     if paths:
         lines.append(f"written: {pasted(paths[0])}; beside it {', '.join(sorted(path.name for path in paths[1:]))}")
     for line in lines:
-        out.print(line, soft_wrap=True, highlight=False, markup=False)
+        out.print(line, soft_wrap=True, highlight=False)
     print_warnings(views)
     if views.failed:
         raise typer.Exit(EXIT_FAILED)

@@ -14,10 +14,10 @@ from flows.cli.shared import (
     err,
     home_option,
     log_to,
+    machine_settings,
     out,
     outlive_readers,
     pasted,
-    place_settings,
     plain_errors,
     print_error,
     print_warnings,
@@ -68,7 +68,7 @@ def run(
         suite = choose_suite(what)
         if seeds:
             suite = with_seeds(suite, seeds)
-        settings = place_settings(home, slots)
+        settings = machine_settings(home, slots)
         outcome = _run(name, suite, settings, verbose, compare=compare)
         out.print(result_table(outcome.result))
         out.print(f"report: {pasted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
@@ -81,7 +81,7 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
     from flows.suite.run import run_suite
 
     def say(line: str) -> None:
-        out.print(line, soft_wrap=True, highlight=False, markup=False)
+        out.print(line, soft_wrap=True, highlight=False)
 
     again = f"the same command goes on from what is done{home_option(settings) and f' (with{home_option(settings)})'}"
     try:
@@ -105,7 +105,7 @@ def show(name: SuiteRunName, home: Home = None) -> None:
     from tasks.code_version import code_version
 
     with plain_errors():
-        result = stored_result(place_settings(home), name)
+        result = stored_result(machine_settings(home), name)
         out.print(result_table(result))
         if result.code_version != code_version():
             out.print(
@@ -114,7 +114,7 @@ def show(name: SuiteRunName, home: Home = None) -> None:
                 highlight=False,
             )
         for cell in result.failed:
-            out.print(f"failed: {cell.cell}: {plain(cell.reason)}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"failed: {cell.cell}: {plain(cell.reason)}", soft_wrap=True, highlight=False)
         if result.missing:
             out.print(f"not run yet: {', '.join(result.missing)}", soft_wrap=True, highlight=False)
 
@@ -127,7 +127,7 @@ def report(
 ) -> None:
     """Write the report of what a suite run has so far: HTML, CSV, LaTeX and plots."""
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         result = stored_result(settings, name)
         from flows.suite.files import made_files, write_files
         from flows.suite.handles import suite_folder
@@ -150,7 +150,7 @@ def list_suites(home: Home = None) -> None:
     from infra.store.suite_layout import suite_runs
 
     with plain_errors():
-        settings = place_settings(home)
+        settings = machine_settings(home)
         table = Table("suite run", "suite", "cells done", "failed", box=None)
         damaged: dict[str, str] = {}
         with opened_store(settings) as objects:
@@ -170,7 +170,7 @@ def list_suites(home: Home = None) -> None:
             return
         out.print(table)
         for name, reason in damaged.items():
-            out.print(f"{name} is damaged: {reason}", soft_wrap=True, highlight=False, markup=False)
+            out.print(f"{name} is damaged: {reason}", soft_wrap=True, highlight=False)
 
 
 def stored_result(settings: Settings, name: str) -> SuiteResult:

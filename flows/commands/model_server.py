@@ -168,11 +168,11 @@ def _split(frame: Any) -> list[object]:
         raise RequestRefused("dataframe_split: expected the lists columns and data")
     if columns.count(COLUMN) != 1:
         raise RequestRefused(f"dataframe_split: columns: expected one that is called {COLUMN}")
-    place = columns.index(COLUMN)
+    index = columns.index(COLUMN)
     for number, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(columns):
             raise RequestRefused(f"dataframe_split: data: row {number}: expected a list of {len(columns)} values")
-    return [row[place] for row in rows]
+    return [row[index] for row in rows]
 
 
 def _column(where: str, row: dict[str, Any]) -> Any:

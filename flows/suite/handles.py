@@ -55,7 +55,7 @@ def capacity_of(settings: Settings, suite: SuiteSpec) -> int:
 
 
 def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
-    """This process's, for a process of the same place: without what says which Prefect run this one is."""
+    """Return this process's environment for a child with the same settings, without what names its Prefect run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
     return {**kept, "FEDBENCH_HOME": str(settings.home), **variables}
 

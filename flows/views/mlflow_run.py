@@ -47,7 +47,7 @@ class Services(Protocol):
 
 
 def artifact_location(settings: Settings) -> str | None:
-    """Where our own MLflow keeps files: in the store. None for a server that settings name, which has its own place."""
+    """Where our own MLflow keeps files: in the store. None for a server that settings name: it has its own folder."""
     return None if settings.mlflow_tracking_uri else f"s3://{settings.s3.bucket}/mlflow"
 
 
@@ -225,7 +225,7 @@ class RunReport:
             sheets.append(await asyncio.to_thread(read_sheet, handles, asked, reply))
 
         reasons = []
-        for client, *_ in handles.slots.split(tested):  # a place that fails leaves it to the next one
+        for client, *_ in handles.slots.split(tested):  # if one silo fails, the next draws the sheet
             request = SheetRequest(
                 federation=self.name, spec=self.spec, clients=(client,), model=best.model, images=SHEET_IMAGES
             )

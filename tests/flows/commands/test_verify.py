@@ -276,7 +276,7 @@ def test_another_runs_model_and_an_unknown_one_are_refused(registered: Registere
 def test_the_command_says_what_differs_and_exits_2(
     registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.cli.models.place_settings", lambda home: registered.settings)
+    monkeypatch.setattr("flows.cli.models.machine_settings", lambda home: registered.settings)
     folder = registered.copy(tmp_path / "model")
     good = CliRunner().invoke(app, ["verify", str(folder)])
     assert (good.exit_code, good.output.count("\n")) == (0, 1), good.output
