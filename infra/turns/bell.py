@@ -1,7 +1,8 @@
-"""Rings between a coordinator and its residents, over Prefect's event stream: outbound connections only.
+"""Events by which a coordinator and its residents wake each other, over Prefect's event stream.
 
-A ring says "look into the store"; it carries nothing that is not there, so that one that is lost costs time alone:
-whoever waits also looks by itself. Ring and answer together took 2.3 ms (median) through a server on loopback.
+Both sides only open outbound connections. Such an event, a *ring*, means "look into the store" and carries no data
+that the store lacks. A lost ring delays its receiver but loses nothing, because the receiver also polls. Ring and
+answer together took 2.3 ms (median) through a server on loopback.
 """
 
 from __future__ import annotations
@@ -19,41 +20,42 @@ from prefect.events.filters import EventAnyResourceFilter, EventFilter
 
 log = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 1.0  # after a lost connection
-RING_SECONDS = 5.0
-# How often one who waits looks by itself: while rings are heard, and while they are not.
-HEARING_SECONDS, DEAF_SECONDS = 2.0, 0.2
+RECONNECT_SECONDS = 1.0  # pause after a lost connection
+RING_SECONDS = 5.0  # the most that sending one ring may take
+# Interval of the polling: while the event stream is connected, and while it is not.
+CONNECTED_SECONDS, DISCONNECTED_SECONDS = 2.0, 0.2
 
 
 def coordinator_of(session: str) -> str:
-    """The name by which the coordinator of ``session`` is rung."""
+    """Return the id of the event resource that the coordinator of ``session`` listens to."""
     return f"fedbench.coordinator.{session}"
 
 
 def resident_of(session: str, resident: str) -> str:
-    """The name by which one resident of ``session`` is rung."""
+    """Return the id of the event resource that a resident of ``session`` listens to."""
     return f"fedbench.resident.{session}.{resident}"
 
 
 class Bell:
-    """An async context manager: hears what rings one of ``names``, and rings others.
+    """An async context manager that receives the events of ``names`` and sends events to others.
 
-    names: ids of event resources; those of Prefect's own events too.
-    heard: called in this loop with each event; with None after every connection, for what was missed before it.
+    names: ids of event resources, including those of Prefect's own events.
+    receive: called in this loop with each event. It is called with None when a connection begins or ends: events may
+        have been missed.
     """
 
-    def __init__(self, names: Sequence[str], heard: Callable[[Event | None], None]) -> None:
-        self.hearing = False
+    def __init__(self, names: Sequence[str], receive: Callable[[Event | None], None]) -> None:
+        self.connected = False
         self._names = list(names)
-        self._heard = heard
+        self._receive = receive
         self._client: EventsClient | None = None
         self._sending = asyncio.Lock()
         self._listener: asyncio.Task[None] | None = None
 
     @property
     def patience(self) -> float:
-        """Seconds after which one who waits looks by itself."""
-        return HEARING_SECONDS if self.hearing else DEAF_SECONDS
+        """Seconds to wait for an event before looking into the store without one."""
+        return CONNECTED_SECONDS if self.connected else DISCONNECTED_SECONDS
 
     async def __aenter__(self) -> Bell:
         self._listener = asyncio.create_task(self._listen())
@@ -65,10 +67,10 @@ class Bell:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        await self._hang_up()
+        await self._disconnect()
 
     async def ring(self, name: str, event: str, **payload: Any) -> None:
-        """Ring ``name``, as far as Prefect's API answers."""
+        """Send ``event`` to ``name``. A failure is only logged, because the receiver also polls."""
         message = Event(event=event, resource=Resource({"prefect.resource.id": name}), payload=payload)
         try:
             async with asyncio.timeout(RING_SECONDS), self._sending:
@@ -77,9 +79,9 @@ class Bell:
                 await self._client.emit(message)
         except Exception as failure:
             log.debug("%s was not rung, it will look by itself: %s", name, failure)
-            await self._hang_up()
+            await self._disconnect()
 
-    async def _hang_up(self) -> None:
+    async def _disconnect(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(Exception):
@@ -90,12 +92,12 @@ class Bell:
             wanted = EventFilter(any_resource=EventAnyResourceFilter(id=self._names))
             try:
                 async with get_events_subscriber(filter=wanted, reconnection_attempts=0) as events:
-                    self.hearing = True
-                    self._heard(None)
+                    self.connected = True
+                    self._receive(None)
                     async for event in events:
-                        self._heard(event)
+                        self._receive(event)
             except Exception as failure:
                 log.debug("Prefect's event stream was lost: %s", failure)
-            self.hearing = False
-            self._heard(None)
-            await asyncio.sleep(AGAIN_SECONDS)
+            self.connected = False
+            self._receive(None)
+            await asyncio.sleep(RECONNECT_SECONDS)

@@ -1,7 +1,7 @@
-"""Where turns run: warm processes, one a slot, behind one small interface.
+"""The interface that runs turns, and its implementation with warm processes of this machine, one for each slot.
 
 A turn is a module-level function and one picklable argument. ``LocalSlots`` runs it in one of ``count`` processes of
-this machine; residents on work pools implement :class:`TurnRunner` too, and everything above stays as it is.
+this machine. Residents on work pools implement :class:`TurnRunner` too, so callers need not know which one they have.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ Reply = TypeVar("Reply")
 
 
 class TurnRunner(Protocol):
-    """Runs turns somewhere. ``count`` turns run at a time; further ones wait for a free slot."""
+    """What runs turns, ``count`` at a time; further ones wait for a free slot."""
 
     count: int
 
     async def run(
         self, turn: Callable[[Argument], Reply], argument: Argument, *, deadline: float | None = None
     ) -> Reply:
-        """
+        """Run ``turn`` with ``argument`` in a free slot and return its reply.
+
         Raises:
-            SlotLost: the process that held the turn died.
-            BadReply: what came back is no reply, or says that the turn failed; of slots in other hands than ours.
+            SlotLost: the process that ran the turn died.
+            BadReply: the answer is not a reply, or reports that the turn failed. Only residents raise it.
             DeadlineExceeded: ``deadline`` seconds passed; the process has been ended.
         """
         ...
 
     def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """The parts of ``clients`` whose turns run in different slots or pools, in their order."""
+        """Return ``clients`` in groups, in their order: one turn can serve the clients of one group only."""
         ...
 
     async def open(self, coordinator: str) -> None:
-        """Make ready for turns of the federation's flow run ``coordinator``."""
+        """Prepare for turns of the federation's flow run ``coordinator``."""
         ...
 
     async def close(self) -> None: ...
 
 
 def _end_with_parent() -> None:
-    """End this process when the coordinator dies: a slot must never train for nobody."""
+    """End this process when the coordinator dies: nobody would receive what it trains."""
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -75,11 +76,11 @@ def _start_slot(environment: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started in here never get Ctrl-C, which would end the fork server amid its imports, with a traceback.
+    """Block SIGINT for the processes that are started in this context: they inherit this thread's signal mask.
 
-    The signal mask is the thread's, and inherited.
+    Ctrl-C would end the fork server in the middle of its imports, with a traceback.
     """
-    resource_tracker.ensure_running()  # started in here, it would unblock them
+    resource_tracker.ensure_running()  # starting it in this context would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -88,13 +89,13 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _submit_first(executor: ProcessPoolExecutor) -> Future[int]:
-    """The first task of an executor starts its process, and the fork server if that is gone."""
+    """Submit the first task, which starts the executor's process, and the fork server if that is gone."""
     with _interrupts_blocked():
         return executor.submit(os.getpid)
 
 
 class _Slot:
-    """One process: an executor of one worker, rebuilt when it breaks."""
+    """One slot: an executor with one process, made again when the process is lost."""
 
     def __init__(self, number: int, context: Any, environment: dict[str, str]) -> None:
         self.number = number
@@ -109,11 +110,11 @@ class _Slot:
                 self._executor = ProcessPoolExecutor(
                     1, mp_context=self._context, initializer=_start_slot, initargs=(self._environment,)
                 )
-                # In a thread: the first one waits for the fork server's imports.
+                # In a thread, because the first slot waits for the fork server's imports.
                 started = await asyncio.to_thread(_submit_first, self._executor)
                 self._pid = await asyncio.wrap_future(started)
             future = asyncio.wrap_future(self._executor.submit(turn, argument))
-            # Whoever stops waiting for it does not want to hear how it ended.
+            # A caller that stopped waiting must not cause a warning about an exception that nobody retrieved.
             future.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
             done, _ = await asyncio.wait({future}, timeout=deadline)
         except (BrokenProcessPool, EOFError, ConnectionError) as error:
@@ -132,7 +133,7 @@ class _Slot:
             raise SlotLost(f"slot {self.number}: its process ended in the middle of a turn") from error
 
     def end(self) -> None:
-        """Kill the process, if there is one: the only thing that stops a training loop at once."""
+        """Kill the process, if there is one. Nothing else stops a training loop at once."""
         executor, pid = self._executor, self._pid
         self._executor = self._pid = None
         if pid is not None:
@@ -143,7 +144,7 @@ class _Slot:
 
 
 def start_fork_server(preload: Sequence[str]) -> Any:
-    """Have slots' common parent importing ``preload``, unless it runs; does not wait. Returns its context."""
+    """Start the fork server, which imports ``preload``, unless it runs. Return its context without waiting for it."""
     keep_folder_out_of_imports(os.environ)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -153,8 +154,9 @@ def start_fork_server(preload: Sequence[str]) -> Any:
 
 
 def end_fork_server() -> None:
-    """End this process's fork server at once, in the middle of its imports too, after which it would see that this
-    process has ended. For a run that ends before it has slots.
+    """Kill this process's fork server, for a run that ends before it has slots.
+
+    In the middle of its imports, the server would not notice that this process has ended.
     """
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
@@ -163,9 +165,9 @@ def end_fork_server() -> None:
 
 
 class LocalSlots:
-    """``count`` warm processes on this machine, forked from a server that has ``preload`` imported.
+    """A :class:`TurnRunner` of ``count`` processes on this machine, forked from a server that has imported ``preload``.
 
-    environment: variables that the slots get and this process need not have.
+    environment: variables for the slots alone; this process need not have them.
     """
 
     def __init__(self, count: int, preload: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -190,7 +192,7 @@ class LocalSlots:
             reply: Reply = await slot.run(turn, argument, deadline)
             return reply
         finally:
-            # A slot that lost its process goes to the end of the queue: a lost turn runs on another one if any is free.
+            # The slot goes to the end of the queue: a lost turn is repeated in another slot if one is free.
             free.put_nowait(slot)
 
     def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:

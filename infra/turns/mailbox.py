@@ -1,11 +1,12 @@
 """What a coordinator and its residents write to each other: small JSON objects in the store.
 
-<federation>/turns/<pool>/<session>/session.json             the coordinator is here; written first
-<federation>/turns/<pool>/<session>/<resident>/0001-ask.json     a turn's request, or that the resident may go
+<federation>/turns/<pool>/<session>/session.json             shows that the session is open; written first
+<federation>/turns/<pool>/<session>/<resident>/0001-ask.json     a turn's request, or the request to leave
 <federation>/turns/<pool>/<session>/<resident>/0001-answer.json  the reply, or why there is none
 
-A session is one coordinator's: another one, after a crash, has its own. What a pool's residents read and write of it
-is below ``turns/<pool>/``, so that a silo's credentials can be held to its own (:mod:`infra.turns.silo_policy`).
+Each coordinator has a session of its own; after a crash, the next coordinator opens a new one. All that a pool's
+residents exchange with it is below ``turns/<pool>/``, so that a silo's credentials can be limited to its own pool
+(:mod:`infra.turns.silo_policy`).
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ class Mailbox:
         self.objects.put_json(f"{self.folder}{number:04d}{ASK}", document)
 
     def get_ask(self, number: int) -> dict[str, Any] | None:
-        """What is asked next; None: nothing yet."""
+        """Return request ``number``; None if it is not there yet."""
         try:
             document: dict[str, Any] | None = self.objects.get_json(f"{self.folder}{number:04d}{ASK}")
         except StoreRefused:
-            # A store says so of what is not there to whom may not list it. That the credentials are right has shown:
-            # the session was read with them.
+            # If the credentials may not list the bucket, the store answers 403 for a missing object too. The
+            # credentials are right, because this resident has read its session's object with them.
             return None
         return document
 
@@ -54,22 +55,22 @@ class Mailbox:
         self.objects.put_json(f"{self.folder}{number:04d}{ANSWER}", document)
 
     def get_answer(self, number: int, limit: int) -> Any:
-        """The answer to turn ``number``, unchecked; None: nothing yet.
+        """Return the answer to turn ``number``, unchecked; None if it is not there yet.
 
-        limit: the most bytes that it may have.
+        limit: the most bytes that the answer may have.
 
         Raises:
-            StoreCorrupt: it is larger, or no JSON.
+            StoreCorrupt: the answer is larger, or is not JSON.
         """
         return self.objects.get_json(f"{self.folder}{number:04d}{ANSWER}", limit)
 
 
 def reply_in(answer: Any) -> Any:
-    """The reply's document in an answer, unchecked.
+    """Return the reply's document in an answer, unchecked.
 
     Raises:
-        SlotLost: the answer says that the turn was lost with its slot.
-        BadReply: the answer says that the turn failed, or is none.
+        SlotLost: the answer reports that the turn was lost with its slot.
+        BadReply: the answer reports that the turn failed, or is not an answer.
     """
     version = answer.get("version") if isinstance(answer, dict) else None
     if version != MAILBOX_VERSION or isinstance(version, bool):
@@ -89,16 +90,16 @@ def session_folder(layout: FederationLayout, pool: str, session: str) -> str:
 
 
 def open_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code: str) -> None:
-    """Say that the coordinator is here, before any resident is asked for."""
+    """Write the session's object, before any resident is requested: it gives the coordinator's code."""
     document = {"version": MAILBOX_VERSION, "code": code}
     objects.put_json(f"{session_folder(layout, pool, session)}session.json", document)
 
 
 def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code: str) -> None:
-    """A resident's first act: hold its store and its code against the coordinator's.
+    """Check, before a resident's first turn, that it has the coordinator's store and code.
 
     Raises:
-        SettingsError: this worker's store is another one, or its code is another.
+        SettingsError: this worker has another store, or other code.
     """
     key = f"{session_folder(layout, pool, session)}session.json"
     document = objects.get_json(key)
@@ -115,7 +116,7 @@ def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, s
 
 
 def close_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str) -> None:
-    """Remove what was written to and from the residents of ``pool``."""
+    """Remove all objects of the session in ``pool``."""
     keys = list(objects.list(session_folder(layout, pool, session)))
     if keys:
         objects.delete(keys)

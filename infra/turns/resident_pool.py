@@ -1,4 +1,4 @@
-"""A work pool as its federation sees it: its residents, which of them are free, and the turns that wait for one."""
+"""A federation's view of a work pool: its residents, those that are idle, and the turns that wait for one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from infra.turns.mailbox import Mailbox
 
 @dataclass
 class Resident:
-    """One resident, from the request for its run to its end. ``turns`` counts what it was handed."""
+    """One resident, from the request for its run to its end.
+
+    turns: how many turns it was given. gone: why it has ended, None while it has not; left: it ended of its own accord
+    and took no turn with it. last_sign: time (monotonic) of its last event. changed: set when an event of it came,
+    or when it has ended.
+    """
 
     number: int
     pool: ResidentPool
@@ -26,14 +31,14 @@ class Resident:
     ready: bool = False
     gone: str | None = None
     left: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    last_sign: float = field(default_factory=time.monotonic)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __str__(self) -> str:
         return f"resident {self.number} of pool {self.pool.name}"
 
     def welcome(self) -> None:
-        """Offer it to turns, once it is there."""
+        """Mark it as ready, and give it to the next turn."""
         if not self.ready and self.gone is None:
             self.ready = True
             self.pool.offer(self)
@@ -41,11 +46,12 @@ class Resident:
 
 @dataclass
 class ResidentPool:
-    """A work pool's residents: who is there, who is idle, and the turns that wait for one.
+    """The residents of a work pool, those that are idle, and the turns that wait for one.
 
-    limit: residents at a time, at most.
+    limit: the most residents at a time.
     failed_starts: residents in a row that ended before their first turn.
-    silent_since: since when turns wait while no resident is there; reported: that has been printed.
+    silent_since: time (monotonic) since which turns wait and no resident is ready; reported: a line about it was
+        printed.
     """
 
     name: str
@@ -62,7 +68,7 @@ class ResidentPool:
         return sum(not resident.ready for resident in self.residents)
 
     async def lease(self, balance: Callable[[ResidentPool], None]) -> Resident:
-        """A resident that is free, as soon as there is one; ``balance`` asks for more of them where turns wait.
+        """Wait for a resident that is free and return it. ``balance`` requests further residents while turns wait.
 
         Raises:
             PoolUnusable: the pool has been given up.
@@ -82,7 +88,7 @@ class ResidentPool:
             raise
 
     def offer(self, resident: Resident) -> None:
-        """Hand a resident that is free to the next turn."""
+        """Give a free resident to the next turn, or keep it as idle."""
         if resident.gone is not None:
             return
         while self.waiting:
@@ -93,7 +99,7 @@ class ResidentPool:
         self.idle.append(resident)
 
     def remove(self, resident: Resident, reason: str, *, left: bool) -> None:
-        """It is no more; ``left``: it went by itself, and has taken no turn with it."""
+        """Remove a resident that has ended. ``left``: it ended of its own accord, without a turn."""
         resident.gone, resident.left = reason, left
         resident.changed.set()
         self.residents.remove(resident)
@@ -101,7 +107,7 @@ class ResidentPool:
             self.idle.remove(resident)
 
     def give_up(self, error: PoolUnusable) -> None:
-        """Tell all turns that wait."""
+        """Fail all turns that wait, with ``error``."""
         self.failed_starts = 0
         while self.waiting:
             waiter = self.waiting.popleft()

@@ -1,4 +1,4 @@
-"""Resident flow runs in Prefect: asked for, looked at, cancelled."""
+"""Flow runs of residents in Prefect: requesting them, reading their states, cancelling them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from infra.errors import PoolUnusable
 
 log = logging.getLogger(__name__)
 
-# Of runs that have not come to an end.
+# States of runs that have not ended.
 OPEN_STATES = [
     StateType.SCHEDULED,
     StateType.PENDING,
@@ -39,15 +39,15 @@ def session_tag(session: str) -> str:
 
 
 def coordinator_tag(flow_run: str) -> str:
-    """Tag of the residents that the federation's flow run ``flow_run`` has asked for."""
+    """Return the tag of the residents that the federation's flow run ``flow_run`` requested."""
     return f"coordinator:{flow_run}"
 
 
 async def require_pool(pool: str, deployment: str) -> None:
-    """Hold that ``pool`` and the ``deployment`` (``flow/deployment``) of its residents are there.
+    """Check that ``pool`` and the ``deployment`` (``flow/deployment``) of its residents exist.
 
     Raises:
-        PoolUnusable: one is not.
+        PoolUnusable: one of them does not.
     """
     async with get_client() as client:
         try:
@@ -63,10 +63,10 @@ async def require_pool(pool: str, deployment: str) -> None:
 async def submit(
     deployment: str, *, name: str, parameters: dict[str, Any], tags: Sequence[str], job_variables: dict[str, Any]
 ) -> FlowRun:
-    """Ask for a run of ``deployment``, a pool's residents', shown as a subflow of the flow run that asks.
+    """Request a run of ``deployment``, that of a pool's residents. Prefect shows it as a subflow of this flow run.
 
     Raises:
-        PoolUnusable: there is no such deployment any more.
+        PoolUnusable: the deployment does not exist any more.
     """
     try:
         return await arun_deployment(
@@ -82,7 +82,7 @@ async def submit(
 
 
 async def states(runs: Sequence[UUID]) -> dict[UUID, State[Any] | None]:
-    """The present states; a run that was deleted has none."""
+    """Return the present state of each run; None for a run that was deleted."""
     async with get_client() as client:
         found: dict[UUID, State[Any] | None] = dict.fromkeys(runs)
         for start in range(0, len(runs), 200):
@@ -92,7 +92,10 @@ async def states(runs: Sequence[UUID]) -> dict[UUID, State[Any] | None]:
 
 
 async def cancel(run: UUID) -> None:
-    """End a resident's run: its worker kills the process; one that waits for a slot is only taken off the list."""
+    """Cancel a resident's run.
+
+    A run that is only scheduled is set to Cancelled at once. The process of any other is killed by its worker.
+    """
     async with get_client() as client:
         try:
             current = (await client.read_flow_run(run)).state
@@ -105,7 +108,7 @@ async def cancel(run: UUID) -> None:
 
 
 async def cancel_residents(coordinator: str) -> int:
-    """Cancel the open residents of the federation's flow run ``coordinator``. Returns how many there were."""
+    """Cancel the open residents of the federation's flow run ``coordinator``. Return their number."""
     async with get_client() as client:
         runs = await client.read_flow_runs(
             flow_run_filter=FlowRunFilter(

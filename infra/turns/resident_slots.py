@@ -1,8 +1,8 @@
-"""Turns on work pools: residents are asked for, handed turn after turn, and let go.
+"""Turns on work pools: this module requests residents, gives them one turn after another, and dismisses them.
 
-A *resident* is a flow run on a pool that holds a slot as long as it is needed (:mod:`flows.resident`): the seconds
-that a run costs are paid once a slot, not for every client and phase. Turns reach it by the store and a ring
-(:mod:`infra.turns.mailbox`, :mod:`infra.turns.bell`).
+A *resident* is a flow run on a pool that holds a slot as long as it is needed (:mod:`flows.resident`). So the seconds
+that starting a run takes are spent once for each slot, not for every client and phase. Turns reach a resident through
+the store, with an event to wake it (:mod:`infra.turns.mailbox`, :mod:`infra.turns.bell`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from infra.turns.resident_watch import ResidentWatch
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 5.0
-# Residents in a row that end before their first turn, after which a pool is given up.
+# A pool is given up after so many residents in a row that end before their first turn.
 FAILED_STARTS = 3
-# Residents in a row that left just when a turn came, as an idle one may; after so many it is no chance any more.
+# An idle resident may leave just when a turn comes. A turn fails after so many in a row: that is no coincidence.
 NOT_TAKEN = 5
 CLOSE_SECONDS = 20.0
 
@@ -43,14 +43,14 @@ class _NotTaken(Exception):
 class ResidentSlots:
     """A :class:`~infra.turns.local.TurnRunner` whose slots are residents on work pools.
 
-    pools: where turns go; clients named in ``pools.silos`` have a pool of their own.
-    clients: those of the federation, for the pools that they need.
-    job_variables: what a resident asks of its slot (threads, device).
-    read_reply: a request and its reply's document, unchecked, as the reply; raises BadReply.
-    answer_limit: the most bytes that the answer to a request may have.
-    say: shown to whoever watches the run.
-    deployment: of a pool's name, ``flow/deployment`` of its residents.
-    code: version and digest of the sources; a worker with other ones refuses.
+    pools: settings of the pools; clients named in ``pools.silos`` have a pool of their own.
+    clients: the federation's clients; they decide which pools are needed.
+    job_variables: what a resident requires of its slot (threads, device).
+    read_reply: takes a request and the unchecked document of its reply, and returns the reply; raises BadReply.
+    answer_limit: takes a request, and returns the most bytes that its answer may have.
+    say: called with a line for whoever watches the run.
+    deployment: takes a pool's name, and returns ``flow/deployment`` of its residents.
+    code: version and digest of the sources; a worker with other ones refuses to start.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ResidentSlots:
         self._code, self._deployment = code, deployment
         names = dict.fromkeys(self.pool_of(client) for client in clients)
         self._pools = {name: ResidentPool(name, pools.residents) for name in names}
-        self._watcher = ResidentWatch(self._pools.values(), lose=self._lose, end=self._end, say=say)
+        self._watch = ResidentWatch(self._pools.values(), lose=self._lose, end=self._end, say=say)
         self.count = pools.residents * len(self._pools)
         self._session = ""
         self._coordinator = ""
@@ -83,7 +83,8 @@ class ResidentSlots:
         self._made = 0
 
     def pool_of(self, client: str) -> str:
-        """
+        """Return the name of the pool that runs this client's turns.
+
         Raises:
             PoolUnusable: the settings name no pool for this client.
         """
@@ -93,7 +94,7 @@ class ResidentSlots:
         return pool
 
     def split(self, clients: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """``clients`` by pool, in order: one turn cannot run on two pools."""
+        """Return ``clients`` grouped by pool, in order: one turn cannot run on two pools."""
         groups: dict[str, list[str]] = {}
         for client in clients:
             groups.setdefault(self.pool_of(client), []).append(client)
@@ -111,17 +112,20 @@ class ResidentSlots:
             await resident_runs.require_pool(pool, self._deployment(pool))
             await asyncio.to_thread(open_session, self._objects, self._layout, pool, self._session, self._code)
         names = [coordinator_of(self._session), f"prefect.tag.{resident_runs.session_tag(self._session)}"]
-        self._bell = await self._resources.enter_async_context(Bell(names, self._watcher.hear))
-        self._spawn(self._watch())
+        self._bell = await self._resources.enter_async_context(Bell(names, self._watch.receive))
+        self._spawn(self._poll())
 
     async def run(self, turn: Callable[[Any], Any], argument: Any, *, deadline: float | None = None) -> Any:
-        """``turn`` is not sent: a resident does what the request's phase asks (:mod:`tasks.take_turn`).
+        """Send the request ``argument`` to a resident and return its reply.
+
+        ``turn`` is not sent: the request's phase decides what the resident does (:mod:`tasks.take_turn`).
 
         Raises:
-            SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.turns.local.TurnRunner` has them. On a silo's own
-                pool they also tell that no resident starts there, none takes the turn, or none was there for
-                ``deadline`` seconds: it is that silo's fault alone.
-            PoolUnusable: no resident starts on the pool for turns of all.
+            SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.turns.local.TurnRunner` raises them. On a silo's own
+                pool SlotLost can also mean that no resident starts there, and DeadlineExceeded that none was ready for
+                ``deadline`` seconds: the failure is that silo's alone. SlotLost is also raised if no resident takes
+                the turn.
+            PoolUnusable: no resident starts on the pool that clients share.
         """
         pool = self._pools[self.pool_of(argument.clients[0])]
         not_taken = 0
@@ -144,16 +148,16 @@ class ResidentSlots:
                 pool.offer(resident)
                 raise SlotLost(f"{resident}: {error}") from None
             except (BadReply, StoreCorrupt) as error:
-                # Another resident takes the turn, even if no other one is there.
+                # Once this resident is ended, the turn is repeated on another one, which is started if none is running.
                 await self._end(resident, f"its answer cannot be used: {error}")
                 raise BadReply(f"{resident}: {error}") from None
             pool.offer(resident)
             return reply
 
     async def _lease(self, pool: ResidentPool, deadline: float | None) -> Resident:
-        """A resident of ``pool`` that is free; of a silo's own pool with the errors of that silo (:meth:`run`).
+        """Wait for a free resident of ``pool`` and return it. On a silo's own pool, raise that silo's errors (``run``).
 
-        The deadline runs while no resident is there, not while turns wait for those that are.
+        The deadline runs while no resident is ready. It does not run while turns wait for residents that are busy.
         """
         if pool.name not in self._settings.silos.values():
             return await pool.lease(self._balance)
@@ -178,7 +182,7 @@ class ResidentSlots:
             lease.cancel()
 
     async def close(self) -> None:
-        """Let the idle residents go, and cancel the others."""
+        """Have the idle residents leave, and cancel the others."""
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -196,7 +200,7 @@ class ResidentSlots:
     # Residents.
 
     def _balance(self, pool: ResidentPool) -> None:
-        """Ask for as many further residents as turns wait for one, up to the pool's limit."""
+        """Request one resident for each turn that waits, less those that are starting, up to the pool's limit."""
         while len(pool.residents) < pool.limit and pool.starting < len(pool.waiting):
             self._made += 1
             mailbox = Mailbox(self._objects, self._layout, pool.name, self._session, self._made)
@@ -227,7 +231,7 @@ class ResidentSlots:
                 pool.give_up(failure)
 
     def _lose(self, resident: Resident, reason: str, *, left: bool = False) -> None:
-        """A resident is no more; whoever waits for it hears of it, and another one is asked for where turns wait."""
+        """Remove a resident that has ended, wake the turn that waits for it, and request another one if turns wait."""
         if resident.gone is not None:
             return
         pool = resident.pool
@@ -243,10 +247,10 @@ class ResidentSlots:
     # A turn.
 
     async def _ask(self, resident: Resident, document: dict[str, Any], deadline: float | None, limit: int) -> Any:
-        """The resident's answer, unchecked; the resident is not offered to other turns yet."""
+        """Send a request and return the resident's answer, unchecked. The caller offers the resident to other turns."""
         resident.turns += 1
         number = resident.turns
-        began = resident.heard = time.monotonic()
+        began = resident.last_sign = time.monotonic()
         answer: Any = None
         await asyncio.to_thread(resident.mailbox.put_ask, number, document)
         await self._ring(resident, "fedbench.turn.asked")
@@ -291,17 +295,17 @@ class ResidentSlots:
         if resident.run is not None:
             await resident_runs.cancel(resident.run)
 
-    async def _watch(self) -> None:
-        """Ask for what events report, because events may be lost, and find residents whose whole machine is gone."""
+    async def _poll(self) -> None:
+        """Poll what events report, because events may be lost, and find residents whose whole machine is gone."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                await self._watcher.look(self._settings.lost_seconds, self._hears)
+                await self._watch.look(self._settings.lost_seconds, self._connected)
             except Exception as failure:
                 log.debug("looking at the residents failed: %s", failure)
 
-    def _hears(self) -> bool:
-        return self._bell is not None and self._bell.hearing
+    def _connected(self) -> bool:
+        return self._bell is not None and self._bell.connected
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:

@@ -1,10 +1,11 @@
-"""What the credentials of a silo's worker need in the store, and no more, as an IAM policy.
+"""An IAM policy with the rights that a silo's worker needs in the store, and no others.
 
-A silo reads global weights and its own letters, and writes its answers, its clients' updates and what the test set
-gave; not the updates of others, no plan, no commit. It lists and deletes nothing.
+A silo reads global weights and the sessions of its own pool. It writes its residents' answers, its clients' updates
+and its parts of evaluations. It cannot write the updates of others, plans or commits, and it can list and
+delete nothing.
 
-One thing that it may write is not its own alone: the sheet of detections. One that was written over is noticed:
-replies name objects by sha256.
+It shares one object with other silos: the sheet of detections. If another silo has overwritten it, the coordinator
+notices, because replies name objects by sha256.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from infra.turns.mailbox import ANSWER, session_folder
 
 READ = ("s3:GetObject",)
 WRITE = ("s3:PutObject", "s3:AbortMultipartUpload")
-ANY = "*"  # in a policy it stands for slashes too
+ANY = "*"  # in a policy it matches slashes too
 
 
 def read_patterns(prefix: str, pool: str, federation: str = ANY) -> tuple[str, ...]:
-    """Keys that residents of ``pool`` read."""
+    """Return patterns of the keys that residents of ``pool`` read."""
     layout = FederationLayout(prefix, federation)
     return (f"{session_folder(layout, pool, ANY)}{ANY}", _any_round(layout, layout.global_weights(0)))
 
 
 def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> tuple[str, ...]:
-    """Keys that residents of ``pool`` write, where the silo has ``clients``."""
+    """Return patterns of the keys that residents of ``pool`` write for the silo's ``clients``."""
     layout = FederationLayout(prefix, federation)
     of_rounds = []
     for client in clients:
@@ -42,7 +43,7 @@ def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: s
 
 
 def silo_policy(bucket: str, prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> dict[str, Any]:
-    """An IAM policy document. ``federation``: the name of the only one; left out, all below ``prefix``."""
+    """Return the IAM policy document. ``federation``: the only one that it allows; by default all below ``prefix``."""
 
     def statement(name: str, actions: Sequence[str], patterns: Sequence[str]) -> dict[str, Any]:
         resources = [f"arn:aws:s3:::{bucket}/{pattern}" for pattern in patterns]
@@ -58,5 +59,5 @@ def silo_policy(bucket: str, prefix: str, pool: str, clients: Sequence[str], fed
 
 
 def _any_round(layout: FederationLayout, key: str) -> str:
-    """``key`` of round 0 as that of any round."""
+    """Return the pattern that matches ``key``, which is of round 0, in any round."""
     return f"{layout.rounds}{ANY}/{key.removeprefix(layout.round(0))}"
