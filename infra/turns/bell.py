@@ -78,7 +78,7 @@ class Bell:
                     self._client = await get_events_client(reconnection_attempts=1).__aenter__()
                 await self._client.emit(message)
         except Exception as failure:
-            log.debug("%s was not rung, it will look by itself: %s", name, failure)
+            log.debug("no event could be sent to %s, which polls instead: %s", name, failure)
             await self._disconnect()
 
     async def _disconnect(self) -> None:

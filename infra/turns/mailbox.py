@@ -82,7 +82,7 @@ def reply_in(answer: Any) -> Any:
         reason = answer.get(field)
         if isinstance(reason, str) and reason:
             raise error(cut(reason))
-    raise BadReply("expected an answer with a reply, or with why there is none")
+    raise BadReply("expected an answer with a reply, or with a reason under lost or error")
 
 
 def session_folder(layout: FederationLayout, pool: str, session: str) -> str:
@@ -106,7 +106,7 @@ def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, s
     if document is None:
         raise SettingsError(
             f"s3: no {key} in bucket {objects.bucket} at {objects.settings.endpoint}: expected the coordinator's "
-            "store; either this worker's FEDBENCH_S3__… name another one, or the coordinator is gone"
+            "store; either this worker's settings FEDBENCH_S3__… name another store, or the coordinator has ended"
         )
     if document.get("code") != code:
         raise SettingsError(

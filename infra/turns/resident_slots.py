@@ -193,7 +193,7 @@ class ResidentSlots:
                 for pool in self._pools:
                     await asyncio.to_thread(close_session, self._objects, self._layout, pool, self._session)
         except Exception as failure:
-            log.warning("residents could not be told to go, they go by themselves when idle: %s", failure)
+            log.warning("residents could not be dismissed, they leave by themselves when idle: %s", failure)
         finally:
             await self._resources.aclose()
 
@@ -302,7 +302,7 @@ class ResidentSlots:
             try:
                 await self._watch.look(self._settings.lost_seconds, self._connected)
             except Exception as failure:
-                log.debug("looking at the residents failed: %s", failure)
+                log.debug("reading the states of the residents failed: %s", failure)
 
     def _connected(self) -> bool:
         return self._bell is not None and self._bell.connected
