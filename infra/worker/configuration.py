@@ -1,4 +1,4 @@
-"""What a run may ask of the GPU worker: the fields of the pool's and the deployment's form in the UI."""
+"""What a run may require of the GPU worker: the fields of the pool's and the deployment's form in the UI."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Device = Literal["any", "cpu", "cuda"]
 
 
 class GpuJobConfiguration(BaseJobConfiguration):
-    """What one run asks of this worker, from the pool's template and the deployment's job variables."""
+    """What one run requires of this worker, from the pool's template and the deployment's job variables."""
 
     device: Device = "any"
     gpus: float = Field(0.0, ge=0)
@@ -44,10 +44,10 @@ class GpuJobConfiguration(BaseJobConfiguration):
         worker_name: str | None = None,
         worker_id: UUID | None = None,
     ) -> None:
-        """As the base does, over this process's environment.
+        """Prepare as the base class does, with the run's variables added to this process's environment.
 
         Raises:
-            SlotRefused: a command is asked for.
+            SlotRefused: the run has a command.
         """
         if self.command is not None:
             raise SlotRefused(f"command: expected none, a fedbench-gpu worker runs flows only; found {self.command}")

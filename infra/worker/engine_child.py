@@ -1,7 +1,7 @@
-"""What runs in a forked child: Prefect's engine, as in an interpreter of its own that has all imports behind it.
+"""The code of a forked child: it runs Prefect's engine as an interpreter of its own would, after all imports.
 
-Modules that the warm process has imported are the worker's, also when a flow run comes from another folder with
-modules of the same names; all others are found in the run's own folder and ``PYTHONPATH`` first.
+Modules that the warm process has imported stay the worker's, even if the flow run's folder has modules of the same
+names. All other modules are looked up in the run's own folder and ``PYTHONPATH`` first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-# Of a working directory; Prefect reads settings from them.
+# Files of the working directory from which Prefect reads settings.
 _SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
 
-# Imported in the warm process, and the modules that installed packages name in this group of entry points. The command
-# line's module is not: it is the worker's.
+# Installed packages name in this group of entry points further modules that the warm process imports. The module of
+# the command line is not among them: runs do not use it.
 PRELOAD_GROUP = "fedbench.preload"
 PRELOAD = (
     "torch",
@@ -43,7 +43,7 @@ PRELOAD = (
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """Do ``request`` (:class:`infra.worker.warm_process.ForkRequest`), and end the process as an interpreter would."""
+    """Do ``request`` (:class:`infra.worker.warm_process.ForkRequest`), then end the process as an interpreter would."""
     code = 1
     try:
         _do(request)
@@ -60,8 +60,10 @@ def run(request: dict[str, Any]) -> NoReturn:
 
 
 def _end(code: int) -> NoReturn:
-    """End as an interpreter does (threads, exit handlers: Prefect sends its last logs there), but for the taking apart
-    of all modules: it takes half a second, touches memory that is shared, and torch's complain of it.
+    """Wait for threads and run exit handlers as an interpreter does, then end without tearing down the modules.
+
+    Prefect sends its last logs in an exit handler. Tearing down takes half a second, copies shared memory pages, and
+    causes warnings from torch.
     """
     try:
         threading._shutdown()  # type: ignore[attr-defined]
@@ -74,12 +76,14 @@ def _end(code: int) -> NoReturn:
 
 def _do(request: dict[str, Any]) -> None:
     enter(request["environment"], request["folder"], request["threads"], quiet=request["quiet"])
-    if "prefect" in sys.modules:  # preloaded, but in tests of the fork server alone
+    if "prefect" in sys.modules:  # always preloaded, except in tests of the fork server alone
         guard(stored_results=request["stored_results"])
     if request["task"] == "engine":
         sys.argv = ["prefect.engine"]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # that the module is imported already is the point
+            warnings.simplefilter(
+                "ignore", RuntimeWarning
+            )  # it warns that the module is imported already, which is intended
             runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
     else:
         from infra.orchestrator.prefect_private import run_hooks
@@ -88,7 +92,7 @@ def _do(request: dict[str, Any]) -> None:
 
 
 def guard(*, stored_results: bool) -> None:
-    """Whether Prefect may load stored results in this process is its worker's setting, never the run's."""
+    """Accept or refuse results that Prefect stored, by the worker's setting: a run must not decide it."""
     from infra.orchestrator.stored_results import accept_stored_results, refuse_stored_results
 
     if stored_results:
@@ -98,11 +102,11 @@ def guard(*, stored_results: bool) -> None:
 
 
 def enter(environment: dict[str, str], folder: str, threads: int, *, quiet: bool) -> None:
-    """Make this process the run's: variables, folder, import path, output, threads, seeds, Prefect's settings."""
+    """Set this process up for the run: variables, folder, import path, output, threads, seeds, Prefect's settings."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    # As `python -m` has it, from the run's folder.
+    # The import path that `python -m` would have in the run's folder.
     paths = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.path[:] = list(dict.fromkeys([*paths, *sys.path]))
     if quiet:
@@ -115,36 +119,36 @@ def enter(environment: dict[str, str], folder: str, threads: int, *, quiet: bool
         numpy.random.seed()  # the warm process's state is the same for all its children
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
-    if "prefect" in sys.modules and _settled_by() != _SETTLED_BY:
-        settle()
+    if "prefect" in sys.modules and _settings_sources() != _READ_FROM:
+        read_prefect_settings()
 
 
 def prepare() -> None:
-    """In the warm process, after its imports: what every child would do otherwise, 0.2 to 0.3 s together."""
+    """Do once in the warm process, after its imports, what every child would do otherwise (0.2 to 0.3 s)."""
     if "prefect" in sys.modules:
-        settle()
-    for model in _below(BaseModel):
-        if not model.__pydantic_complete__:  # pydantic builds many at their first use
+        read_prefect_settings()
+    for model in _subclasses(BaseModel):
+        if not model.__pydantic_complete__:  # pydantic builds many models only at their first use
             model.model_rebuild(raise_errors=False)
 
 
-# What Prefect's settings were read from in this process.
-_SETTLED_BY: dict[str, Any] = {}
+# What this process last read Prefect's settings from.
+_READ_FROM: dict[str, Any] = {}
 
 
-def settle() -> None:
-    """Prefect's settings as variables and files have them, and its logging by them."""
+def read_prefect_settings() -> None:
+    """Read Prefect's settings from variables and files, and set up its logging by them."""
     import prefect.context
     import prefect.logging.configuration
 
     prefect.context.refresh_global_settings_context()
     prefect.logging.configuration.setup_logging()
-    _SETTLED_BY.clear()
-    _SETTLED_BY.update(_settled_by())
+    _READ_FROM.clear()
+    _READ_FROM.update(_settings_sources())
 
 
-def _settled_by() -> dict[str, Any]:
-    """All that Prefect's settings come from: variables, files of the working directory, the file of profiles."""
+def _settings_sources() -> dict[str, Any]:
+    """Return what Prefect reads settings from: its variables, and the times at which its files were last written."""
     import prefect.settings
 
     variables = {
@@ -156,7 +160,7 @@ def _settled_by() -> dict[str, Any]:
     return variables | {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
 
 
-def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    for below in model.__subclasses__():
-        yield below
-        yield from _below(below)
+def _subclasses(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for subclass in model.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

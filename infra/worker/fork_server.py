@@ -1,15 +1,16 @@
-"""The warm process: imports once what runs need, then forks a child for each.
+"""The warm process: it imports once what runs need, then forks a child for each run.
 
     python -P -m infra.worker.fork_server REQUESTS EVENTS MODULE …
 
-It is one thread that never calls CUDA, so that its children may. ``REQUESTS`` is a socket from which the worker's
-requests come (:mod:`infra.worker.warm_process`), each with the open lock of its slot; ``EVENTS`` is a pipe that tells
-the worker of starts and ends.
+It has a single thread, which never calls CUDA, so that its children may. ``REQUESTS`` is a socket on which the worker
+sends requests (:mod:`infra.worker.warm_process`), each with the open lock of its slot. ``EVENTS`` is a pipe on which
+this process reports to the worker that children have started and ended.
 
-Not ``multiprocessing.forkserver``: that one prepares each child for ``multiprocessing`` (the worker's main module is
-run again in it), and when it dies its children live on, unseen, in their slots. Here
-- a child leads a session of its own, and what it leaves behind is killed and reaped before its end is told;
-- children die with the server (Linux: by the kernel), and the server ends with the worker.
+``multiprocessing.forkserver`` would not do: it prepares each child for ``multiprocessing`` (which runs the worker's
+main module again in it), and if it dies its children go on in their slots, where nobody knows of them. Here
+- a child leads a session of its own, and processes that it leaves behind are killed and reaped before its end is
+  reported;
+- children die with the server (on Linux, the kernel kills them), and the server ends with the worker.
 """
 
 from __future__ import annotations
@@ -33,25 +34,26 @@ from infra.processes.bound import bind
 from infra.worker import engine_child
 
 PR_SET_CHILD_SUBREAPER = 36
-# What a killed process group may take to be gone; a process stuck in a driver keeps its slot by the slot's lock.
+# The most that a killed process group may take to end. A process that is stuck in a driver still holds its slot's
+# lock, and so its slot.
 GONE_SECONDS = 10.0
 
 
 class ForkServer:
-    """The loop of the warm process: requests, forks, and ends."""
+    """The loop of the warm process: it takes requests, forks children and reports their ends."""
 
     def __init__(self, channel: socket.socket, events: int) -> None:
         self.channel = channel
         self.events = events
         self._running: set[int] = set()
-        # Ended, but others of their group may still be there: exit code, and until when we wait.
+        # Children that have ended, while others of their group may still run: exit code, and until when we wait.
         self._ending: dict[int, tuple[int, float]] = {}
 
-    def tell(self, **message: Any) -> None:
-        os.write(self.events, json.dumps(message).encode() + b"\n")  # far below what a pipe takes at once
+    def report(self, **message: Any) -> None:
+        os.write(self.events, json.dumps(message).encode() + b"\n")  # short enough for a pipe to take it whole
 
     def serve(self) -> dict[str, Any] | None:
-        """The request, in a child that was forked for it; None in the server, when the worker is gone."""
+        """Take requests until the worker is gone. Return the request in the child that is forked for it, else None."""
         awake, wake = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(awake, False)
@@ -95,12 +97,12 @@ class ForkServer:
         return json.loads(body), list(descriptors)
 
     def _fork(self, request: dict[str, Any], descriptors: list[int]) -> bool:
-        """Whether this is the child. It keeps the slot's lock open, and so do processes that it forks."""
+        """Fork. Return whether this is the child, which keeps the slot's lock open, as do processes that it forks."""
         server = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
-            self.tell(event="failed", id=request["id"], error=str(error))
+            self.report(event="failed", id=request["id"], error=str(error))
             pid = -1
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -116,11 +118,11 @@ class ForkServer:
             os.close(descriptor)
         if pid > 0:
             self._running.add(pid)
-            self.tell(event="started", id=request["id"], pid=pid)
+            self.report(event="started", id=request["id"], pid=pid)
         return False
 
     def _signal(self, pid: int, number: int) -> None:
-        """To the whole group of ``pid``. Here, where a child's number cannot be another process's yet."""
+        """Signal the whole group of ``pid``. Only here is it certain that no other process has that number by now."""
         if pid in self._running:
             _kill_group(pid, number)
 
@@ -134,7 +136,7 @@ class ForkServer:
                 break
             pid = ended.si_pid
             if pid in self._running:
-                _kill_group(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+                _kill_group(pid, signal.SIGKILL)  # it is not reaped yet, so no other process has its number
             _, status = os.waitpid(pid, 0)
             if pid in self._running:
                 self._running.discard(pid)
@@ -142,7 +144,7 @@ class ForkServer:
         for pid, (code, deadline) in list(self._ending.items()):
             if not _kill_group(pid, 0) or time.monotonic() > deadline:
                 del self._ending[pid]
-                self.tell(event="ended", pid=pid, code=code)
+                self.report(event="ended", pid=pid, code=code)
 
     def _end_all(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -154,18 +156,18 @@ class ForkServer:
 
 
 def _kill_group(pid: int, number: int) -> bool:
-    """Send a signal (0: none) to the group of ``pid``. Whether there is a process in it."""
+    """Send a signal (0: none) to the group of ``pid``. Return whether a process is in it."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
-        return _not_yet_leader(pid, number)
+        return _signal_before_session(pid, number)
     except PermissionError:  # macOS: only zombies are left
         return False
     return True
 
 
-def _not_yet_leader(pid: int, number: int) -> bool:
-    """A child that was forked this very moment is in the server's own group still."""
+def _signal_before_session(pid: int, number: int) -> bool:
+    """Signal a child that was just forked and is still in the server's own group. Return whether it is one."""
     try:
         if os.getpgid(pid) != os.getpgrp():
             return False
@@ -175,21 +177,21 @@ def _not_yet_leader(pid: int, number: int) -> bool:
     return True
 
 
-def _report() -> dict[str, Any]:
-    """What a worker, and a test, wants to know of a server that is to be forked."""
+def _facts() -> dict[str, Any]:
+    """Return what the worker and tests check: whether this process may be forked, and its children may use CUDA."""
     torch = sys.modules.get("torch")
     maps = Path("/proc/self/maps")
     return {
         "threads": threading.active_count(),
         "cuda_initialised": bool(torch is not None and torch.cuda.is_initialized()),
-        # The driver's library is loaded by the first call of CUDA, and by nothing before.
+        # Only the first call of CUDA loads the driver's library.
         "driver_loaded": maps.exists() and "libcuda.so" in maps.read_text(),
     }
 
 
 def main() -> None:
     began = time.monotonic()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C; the worker alone decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal; only the worker acts on it
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
@@ -203,12 +205,12 @@ def main() -> None:
         importlib.import_module(name)
     engine_child.prepare()
     gc.collect()
-    gc.freeze()  # what is there now is never looked at again, so its pages stay shared
-    server.tell(event="ready", seconds=time.monotonic() - began, **_report())
+    gc.freeze()  # the collector never visits these objects again, so their pages stay shared
+    server.report(event="ready", seconds=time.monotonic() - began, **_facts())
     request = server.serve()
     if request is not None:
         engine_child.run(request)
-    os._exit(0)  # see engine_child._end; there is nothing to send
+    os._exit(0)  # why, engine_child._end says; no exit handler has anything to send here
 
 
 if __name__ == "__main__":

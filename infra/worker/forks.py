@@ -1,7 +1,8 @@
-"""A warm process for the worker, always: started, started again when it dies, replaced before it grows.
+"""Keep a warm process for the worker: start it, start it again when it dies, and replace it before it grows.
 
-Every run is a fresh fork, so what a run leaks ends with it. What could grow is the warm process itself: it is replaced
-after a number of runs or of megabytes, the next one being ready before; the old one ends with its last run.
+Every run is a fresh fork, so its leaks end with it. Only the warm process itself can grow. It is replaced after a
+number of runs, or when it has grown by a number of megabytes, as soon as the next one is ready. The old one ends after
+its last run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Forks:
-    """A warm process, always: started again when it dies, replaced when it is worn."""
+    """The worker's warm process: started again when it dies, replaced when it is worn."""
 
     def __init__(
         self, preload: Sequence[str], *, runs: int, megabytes: int, environment: Mapping[str, str] | None = None
@@ -25,10 +26,10 @@ class Forks:
         """
         Args:
             preload: Modules that the warm process imports.
-            runs: It is replaced after so many.
-            megabytes: It is replaced when it has grown by so many.
-            environment: Its variables; None: those of this process. Where a run's have the same settings of Prefect,
-                the run need not read them again.
+            runs: It is replaced after so many runs.
+            megabytes: It is replaced when it has grown by so many megabytes.
+            environment: Its variables; None: those of this process. A run whose variables have the same settings of
+                Prefect need not read them again.
         """
         self.preload = tuple(preload)
         self.environment = environment
@@ -44,10 +45,10 @@ class Forks:
         return self._server
 
     async def start(self) -> WarmProcess:
-        """The warm process, started if there is none.
+        """Return the warm process; start it if there is none.
 
         Raises:
-            ForkServerLost: it does not come up.
+            ForkServerLost: it does not start.
         """
         async with self._changing:
             if self._server is None or self._server.is_lost:
@@ -55,10 +56,10 @@ class Forks:
             return self._server
 
     async def fork(self, request: ForkRequest, descriptor: int | None = None) -> Child:
-        """A child for ``request``, from a warm process that is there or is started for it.
+        """Fork a child for ``request`` from the warm process; start that first if there is none.
 
         Raises:
-            ForkServerLost: also a second one ended, or none can fork.
+            ForkServerLost: the warm process cannot fork, or it ended and so did a second one.
         """
         server = await self.start()
         try:

@@ -4,14 +4,15 @@
 
 It runs flow runs of the pool in slots of this machine (a GPU, a fraction of one, or CPU threads: settings ``worker``
 of ``infra/settings.py``), each in a fresh child of a process that has torch, torchvision, Prefect and fedbench imported
-already. What Prefect's process worker does, it does: logs, cancellation, crash detection, hooks, health check
-(``--with-healthcheck``), limit (``--limit``; never more than there are slots).
+already. It supports what Prefect's process worker supports: logs, cancellation, crash detection, hooks, health check
+(``--with-healthcheck``) and a limit (``--limit``; never more than there are slots).
 
-It hears of new runs by Prefect's events, so that ``PREFECT_WORKER_QUERY_SECONDS`` matters only when those fail.
-On SIGTERM it takes no new run, leaves those that run ``FEDBENCH_WORKER__DRAIN_SECONDS`` to finish, then ends them. A
-second SIGTERM ends all at once, and so does its own death; the next worker of the same home reports those runs.
+Prefect's events make it look for new runs, so ``PREFECT_WORKER_QUERY_SECONDS`` matters only when those fail.
+On SIGTERM it takes no new run, gives its runs ``FEDBENCH_WORKER__DRAIN_SECONDS`` to finish, then ends them. A second
+SIGTERM ends all runs at once. They also end if the worker is killed; then the next worker of the same home reports
+them.
 
-GPUs are found and leased by the code that the tests run on CPU slots; on a GPU nothing of it was run.
+The code that finds and leases GPUs is the same that the tests run on CPU slots. It was not run on a GPU.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ from infra.worker.warm_process import Child, ForkRequest
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-HOOK_SECONDS = 120.0  # for the hooks of one run that ended
+HOOK_SECONDS = 120.0  # the most that the hooks of one run may take
 REMEMBERED = 256  # runs whose environment is kept for their hooks
 WORKER_KILLED = "The worker of this run was killed, and the run with it."
 
 
 class GpuWorkerResult(BaseWorkerResult):
-    """Host and process of a run that ended, and its exit code."""
+    """Host, process and exit code of a run that has ended."""
 
 
 class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
-    """Runs flow runs in the slots of this machine. A run asks for a slot by its job variables."""
+    """A worker that runs flow runs in the slots of this machine. A run's job variables say which slots it can use."""
 
     type = "fedbench-gpu"
     job_configuration = GpuJobConfiguration
@@ -72,9 +73,9 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
     def __init__(self, work_pool_name: str, *, limit: int | None = None, **options: Any) -> None:
         """
         Raises:
-            SettingsError: a setting is wrong, or asks for what this machine does not have.
+            SettingsError: a setting is wrong, or requires what this machine does not have.
         """
-        refuse_stored_results()  # in this process: to parse a run's state would import what the state names
+        refuse_stored_results()  # parsing a run's state in this process would import what the state names
         self._settings = load_settings()
         private_home(self._settings.home)
         slots = plan_slots(self._settings, find_gpus(), machine_cores())
@@ -88,10 +89,10 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         self._waker = Waker(self._look_for_runs, lambda: self._work_pool.id if self._work_pool is not None else None)
 
     async def setup(self) -> None:
-        """Start the warm process, while the worker makes itself known to Prefect.
+        """Start the warm process, while the worker registers itself with Prefect.
 
         Raises:
-            ForkServerLost: it does not come up.
+            ForkServerLost: the warm process does not start.
         """
         settings = self._settings.worker
         self._forks = Forks(
@@ -118,7 +119,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
             self._logger.info("%d slot(s), each with %s", count, kind)
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Take no more runs, wait for those that run, then end them."""
+        """Take no more runs, wait for those that are running, then end them."""
         self.is_setup = False
         await self._waker.stop()
         await self._drained(self._settings.worker.drain_seconds)
@@ -126,7 +127,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         for child, seconds in list(self._children.values()):
             child.terminate(seconds)
             grace = max(grace, seconds)
-        await self._drained(grace + 30.0 if self.limiter.borrowed_tokens else 0.0)  # they report their end
+        await self._drained(grace + 30.0 if self.limiter.borrowed_tokens else 0.0)  # for their end to be reported
         await self._resources.aclose()
         await super().teardown(*exc_info)
 
@@ -144,7 +145,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         """Run ``flow_run`` in a slot, to its end.
 
         Raises:
-            SlotRefused: it asks for more than a slot has.
+            SlotRefused: it requires more than any slot has.
         """
         status = task_status or anyio.TASK_STATUS_IGNORED
         host = socket.gethostname()
@@ -181,7 +182,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
                 return child
 
             code = await self._supervision.execute(flow_run, start, started, configuration.grace_seconds)
-        if not identifier:  # cancelled before it started, or reported as one that could not start
+        if not identifier:  # it was cancelled before it started, or could not start, which was reported
             status.started(None)
             return GpuWorkerResult(status_code=0, identifier="")
         await self._close_cancelled(flow_run.id)
@@ -200,7 +201,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
 
         Raises:
             InfrastructureNotAvailable: it runs on another machine.
-            InfrastructureNotFound: there is no such process of this worker.
+            InfrastructureNotFound: this worker has no such process.
         """
         host, _, pid = infrastructure_pid.rpartition(":")
         if host != socket.gethostname():
@@ -212,20 +213,20 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         await child.wait()
 
     async def _close_if_open(self, flow_run_id: UUID, message: str) -> None:
-        """Crash a run whose process is gone and which has not said how it ended: it would run for ever."""
+        """Set a run to Crashed if its process ended without a final state. Prefect would always show it as running."""
         current = (await self.client.read_flow_run(flow_run_id)).state
         if current is not None and (current.is_running() or current.is_pending()):
             await self.client.set_flow_run_state(flow_run_id, Crashed(message=message))
 
     async def _close_cancelled(self, flow_run_id: UUID) -> None:
-        """A run that was cancelled before it began: its process refuses to begin, and says nothing of it."""
+        """Set a run to Cancelled that was cancelled before it began: its process has ended and did not report that."""
         current = (await self.client.read_flow_run(flow_run_id)).state
         if current is not None and current.is_cancelling():
             message = "It was cancelled before it began, and its process has ended."
             await self.client.set_flow_run_state(flow_run_id, Cancelled(message=message), force=True)
 
     async def _close_left_behind(self) -> None:
-        """Report the runs of a worker of this home that was killed: they ended with it."""
+        """Report as ended the runs of a worker of this home that was killed: they ended with it."""
         for left in await asyncio.to_thread(self._leases.left_behind):
             try:
                 run = await self.client.read_flow_run(UUID(left))
@@ -237,7 +238,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
                 self._logger.warning("run %s, which ended with its worker, could not be closed: %s", left, error)
 
     async def _run_hooks(self, flow_run: FlowRun, kind: str, message: str) -> None:
-        """In a child without a slot, so without a GPU."""
+        """Run a flow's hooks in a child that has no slot, and so no GPU."""
         environment = self._environments.get(flow_run.id)
         if environment is None or self._forks is None:
             return

@@ -1,6 +1,7 @@
-"""GPUs of this machine, found without CUDA: the process that asks is the parent of forks, which CUDA does not survive.
+"""Find this machine's GPUs without CUDA, which would not work in forks of a process that has called it.
 
-Asked is NVML: its Python binding (``nvidia-ml-py``) if it is installed, else the driver's ``nvidia-smi``.
+NVML lists them: through its Python binding (``nvidia-ml-py``) if that is installed, else through the driver's
+``nvidia-smi``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. ``index`` is NVML's (the PCI bus's order), ``megabytes`` its memory in 2^20 bytes."""
+    """A GPU. ``index`` is NVML's, in the order of the PCI bus; ``megabytes`` is its memory in 2^20 bytes."""
 
     index: int
     uuid: str
@@ -31,7 +32,7 @@ class Gpu:
 
 
 def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """All GPUs that ``CUDA_VISIBLE_DEVICES`` of ``environment`` leaves visible; none without a driver.
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` of ``environment`` leaves visible; none without a driver.
 
     Raises:
         SettingsError: ``CUDA_VISIBLE_DEVICES`` names a GPU that is not there.
@@ -43,18 +44,19 @@ def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
 
 
 def visible_gpus(gpus: Sequence[Gpu], setting: str | None) -> list[Gpu]:
-    """Those that ``setting`` names, by index or by the beginning of the UUID, in its order. None: all; empty: none.
+    """Return the GPUs that ``setting`` names, by index or by the beginning of the UUID, in its order.
 
-    Indexes are taken in the PCI bus's order, which is CUDA's under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+    ``setting`` None names all GPUs, an empty one none. Indexes count in the order of the PCI bus, which is CUDA's under
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
 
     Raises:
-        SettingsError: it names a GPU that is not there, or a slice of one (MIG), of which NVML lists none.
+        SettingsError: it names a GPU that is not there, or a slice of a GPU (MIG): NVML does not list slices.
     """
     if setting is None:
         return list(gpus)
     chosen = []
     for name in filter(None, (part.strip() for part in setting.split(","))):
-        if name == "-1":  # CUDA's own way to say: none from here on
+        if name == "-1":  # CUDA ignores all entries from here on
             break
         found = [gpu for gpu in gpus if name == str(gpu.index) or (len(name) > 4 and gpu.uuid.startswith(name))]
         if len(found) != 1:
@@ -65,9 +67,9 @@ def visible_gpus(gpus: Sequence[Gpu], setting: str | None) -> list[Gpu]:
 
 
 def parse_smi(text: str) -> list[Gpu]:
-    """Rows of ``nvidia-smi --query-gpu=index,uuid,name,memory.total --format=csv,noheader,nounits``.
+    """Parse the output of ``nvidia-smi --query-gpu=index,uuid,name,memory.total --format=csv,noheader,nounits``.
 
-    A GPU whose memory the driver does not tell (``[N/A]``, memory shared with the processor) has 0 megabytes.
+    A GPU has 0 megabytes if the driver does not give its memory (``[N/A]``: memory shared with the processor).
     """
     gpus = []
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
@@ -78,7 +80,7 @@ def parse_smi(text: str) -> list[Gpu]:
 
 
 def _from_binding() -> list[Gpu] | None:
-    """None: the binding is not installed, or finds no driver."""
+    """Return the GPUs; None if the binding is not installed, or finds no driver."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -99,7 +101,7 @@ def _from_binding() -> list[Gpu] | None:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # bytes before nvidia-ml-py 12
+    return value.decode() if isinstance(value, bytes) else value  # nvidia-ml-py before 12 returns bytes
 
 
 def _from_smi() -> list[Gpu]:

@@ -1,9 +1,9 @@
-"""Slots of a worker, and their leases: never two runs in a slot, also after a kill.
+"""Slots of a worker, and their leases: two runs never share a slot, even after the worker was killed.
 
-A slot is a GPU, a fraction of one, or CPU threads. Its lease is an OS lock on ``<home>/slots/<slot>.lock``, whose
-open file travels to the child that runs in the slot: the kernel frees it when the last process that has it is gone,
-in whatever way, and not before. So a worker that was killed and started anew, or a second one of the same home, waits
-for what still runs.
+A slot is a GPU, a fraction of one, or CPU threads. Its lease is an OS lock on ``<home>/slots/<slot>.lock``. The open
+file is passed to the child that runs in the slot, so the kernel frees the lock when the last process that has the file
+open is gone, however it ended, and not before. So a worker that starts after a kill, or a second worker of the same
+home, waits for runs that still go on.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from infra.files.lock import FileLock
 from infra.settings import Settings
 from infra.worker.gpus import VISIBLE, Gpu
 
-# A slot of another worker is freed without our hearing of it.
-ASK_AGAIN_SECONDS = 0.5
+# How often slots that another worker may have freed are tried again: it does not notify us.
+TRY_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one run gets. ``share`` is the part of ``gpu`` that is its own; a slot without GPU has 0."""
+    """What one run may use at a time. ``share`` is its part of ``gpu``; 0 in a slot without a GPU."""
 
     name: str
     threads: int
@@ -38,14 +38,14 @@ class Slot:
         return int(self.gpu.megabytes * self.share) if self.gpu is not None else 0
 
     def environment(self) -> dict[str, str]:
-        """Variables of a run in this slot. torch, imported before, gets its threads by a call besides."""
+        """Return variables for a run in this slot. A call sets the threads of torch, which is imported already."""
         variables = {
             VISIBLE: self.gpu.uuid if self.gpu is not None else "",
             "OMP_NUM_THREADS": str(self.threads),
             "FEDBENCH_SLOT": self.name,
         }
         if self.gpu is not None and self.share < 1:
-            # Read when the allocator starts; the call that sets it would start CUDA in runs that need none.
+            # torch's allocator reads it when it starts. Setting it by a call would start CUDA in runs that need none.
             variables["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{self.share:.4f}"
         return variables
 
@@ -59,7 +59,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run asks of its slot; zeros ask for nothing in particular."""
+    """What a run requires of its slot; a field that is 0 requires nothing."""
 
     device: Literal["any", "cpu", "cuda"] = "any"
     gpus: float = 0.0
@@ -70,7 +70,7 @@ class Need:
         wants_gpu = self.device == "cuda" or self.gpus > 0 or self.gpu_megabytes > 0
         return (
             not (wants_gpu and slot.gpu is None)
-            # A CPU run on a GPU's slot would keep the GPU from those that need it.
+            # A CPU run in a GPU's slot would keep the GPU from runs that need it.
             and not (self.device == "cpu" and slot.gpu is not None)
             and self.gpus <= slot.share + 1e-6
             and self.gpu_megabytes <= slot.gpu_megabytes
@@ -86,10 +86,10 @@ class Need:
 
 
 def plan_slots(settings: Settings, gpus: Sequence[Gpu], cores: int) -> list[Slot]:
-    """The slots of this machine, by its settings.
+    """Return the slots of this machine, by its settings.
 
     Raises:
-        SettingsError: GPUs are asked for and there are none, or a slot's threads are more than the cores.
+        SettingsError: the settings require GPUs and there are none, or give a slot more threads than there are cores.
     """
     worker = settings.worker
     if worker.slots == "gpu" and not gpus:
@@ -103,7 +103,7 @@ def plan_slots(settings: Settings, gpus: Sequence[Gpu], cores: int) -> list[Slot
     shares = worker.slots_per_gpu
     threads = worker.threads or max(cores // (len(gpus) * shares), 1)
     return [
-        # By UUID: a GPU keeps its lock when another one is added or leaves.
+        # Named by UUID: a GPU keeps its lock when another GPU is added or removed.
         Slot(f"{gpu.uuid}-{number}", threads, gpu, 1 / shares)
         for gpu in gpus
         for number in range(1, shares + 1)
@@ -115,7 +115,7 @@ def machine_cores() -> int:
 
 
 class Lease:
-    """A slot that is taken. ``descriptor`` is the locked file, for the child that runs in the slot."""
+    """The lease of a slot. ``descriptor`` is that of the locked file, for the child that runs in the slot."""
 
     def __init__(self, slot: Slot, lock: FileLock, leases: SlotLeases) -> None:
         self.slot = slot
@@ -128,18 +128,18 @@ class Lease:
         return self._lock.descriptor
 
     def note(self, run: str) -> None:
-        """Leave beside the lock which run has the slot, for :meth:`SlotLeases.left_behind`."""
+        """Write beside the lock which run has the slot, for :meth:`SlotLeases.left_behind`."""
         self._note.write_text(run, encoding="ascii")
 
     def release(self) -> None:
-        """Give up this process's part; the slot is free when the child's part is gone too."""
+        """Close the lock's file in this process. The slot is free once no child has it open either."""
         self._note.unlink(missing_ok=True)
         self._lock.release()
         self._leases._freed.set()
 
 
 class SlotLeases:
-    """The slots of this worker, as long as it runs."""
+    """The slots of this worker, and what leases them to runs."""
 
     def __init__(self, slots: Sequence[Slot], folder: Path) -> None:
         self.slots = list(slots)
@@ -147,10 +147,10 @@ class SlotLeases:
         self._freed = asyncio.Event()
 
     async def acquire(self, need: Need) -> Lease:
-        """Wait for a slot that has what ``need`` asks for, and take it.
+        """Wait for a slot that meets ``need``, and take it.
 
         Raises:
-            SlotRefused: none of them has; the message names what is asked and what a slot has.
+            SlotRefused: no slot meets it; the message names what is required and what the slots have.
         """
         fitting = [slot for slot in self.slots if need.met_by(slot)]
         if not fitting:
@@ -162,12 +162,15 @@ class SlotLeases:
                 if (lease := self._take(slot)) is not None:
                     return lease
             try:
-                await asyncio.wait_for(self._freed.wait(), ASK_AGAIN_SECONDS)
+                await asyncio.wait_for(self._freed.wait(), TRY_AGAIN_SECONDS)
             except TimeoutError:
                 continue
 
     def left_behind(self) -> list[str]:
-        """Runs of slots that are free, whose worker was killed: nobody else says that they ended. Each is told once."""
+        """Return the runs that ended because their worker was killed, each once: nobody else can report their end.
+
+        They are those that are noted at a slot that is free.
+        """
         runs = []
         for path in sorted(self._folder.glob("*.run")):
             lock = FileLock(path.with_suffix(".lock"))

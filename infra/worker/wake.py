@@ -1,7 +1,7 @@
-"""Has a worker look for runs when there is something to find, not only when its next look is due.
+"""Make a worker look for runs as soon as one is due, instead of at its next polling.
 
-Prefect's workers ask for runs every 10 s by default; a warm run would wait longer for that than it takes. The server
-tells of a run that becomes due by its event stream, in a tenth of a second; the polling stays, for when that fails.
+Prefect's workers poll for runs every 10 s by default, which is longer than a warm run takes. The server's event stream
+reports a run that is due within a tenth of a second. The worker still polls, in case the stream fails.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNam
 log = logging.getLogger(__name__)
 
 EVENTS = ["prefect.flow-run.Scheduled", "prefect.flow-run.Late", "prefect.flow-run.AwaitingRetry"]
-AGAIN_SECONDS = 5.0  # after a lost connection
-# Between being woken and looking: the slot that was given back is free for Prefect's limiter then.
+RECONNECT_SECONDS = 5.0  # pause after a lost connection
+# Pause between a wake-up and the look: by then, Prefect's limiter knows that the slot was given back.
 SETTLE_SECONDS = 0.02
 
 
 class Waker:
-    """Calls ``look`` after :meth:`wake`, and after each event of a run of the work pool that ``pool`` tells.
+    """A background task that calls ``look`` after :meth:`wake`, and after each event of a run of the work pool.
 
-    pool: the work pool's id, None while it is not known. Many calls of :meth:`wake` at once are one look.
+    pool: returns the work pool's id, None while it is not known. Several calls of :meth:`wake` at once cause one look.
     """
 
     def __init__(self, look: Callable[[], Awaitable[object]], pool: Callable[[], UUID | None]) -> None:
@@ -35,10 +35,10 @@ class Waker:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._answer())]
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look_when_due())]
 
     async def stop(self) -> None:
-        """No look begins, or is under way, after this."""
+        """Stop. Afterwards no look begins or is under way."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -47,7 +47,7 @@ class Waker:
     def wake(self) -> None:
         self._due.set()
 
-    async def _answer(self) -> None:
+    async def _look_when_due(self) -> None:
         while True:
             await self._due.wait()
             await asyncio.sleep(SETTLE_SECONDS)
@@ -65,9 +65,9 @@ class Waker:
                 try:
                     wanted = EventFilter(event=EventNameFilter(name=EVENTS), any_resource=resource)
                     async with get_events_subscriber(filter=wanted) as events:
-                        self.wake()  # for what was missed while there was no connection
+                        self.wake()  # events may have been missed while there was no connection
                         async for _ in events:
                             self.wake()
                 except Exception as error:
                     log.debug("the event stream was lost, the worker's own polling goes on: %s", error)
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RECONNECT_SECONDS)

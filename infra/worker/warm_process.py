@@ -1,4 +1,4 @@
-"""The worker's side of one warm process (:mod:`infra.worker.fork_server`): start it, fork, signal, hear of ends."""
+"""The worker's side of a warm process (:mod:`infra.worker.fork_server`): start it, fork, signal and await children."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infra.errors import ForkServerLost
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 300.0  # to import torch, torchvision and Prefect on a slow and loaded machine
+START_SECONDS = 300.0  # enough to import torch, torchvision and Prefect on a slow machine under load
 LOST = -int(signal.SIGKILL)  # exit code of children that ended with their server
 
 
@@ -29,9 +29,10 @@ LOST = -int(signal.SIGKILL)  # exit code of children that ended with their serve
 class ForkRequest:
     """What a child is to do.
 
-    environment: all its variables. folder: its working folder. threads: torch's. quiet: its output goes nowhere.
-    task: Prefect's engine for a run, or the hooks of one that ended otherwise, with the state's ``message``.
-    stored_results: Prefect may load results that it stored.
+    environment: all its variables. folder: its working folder. threads: torch's. quiet: discard its output.
+    task: ``engine`` runs Prefect's engine for a run; ``crashed`` and ``cancellation`` run the hooks of a run that ended
+        so. message: the state's message, for hooks.
+    stored_results: whether Prefect may load results that it stored.
     """
 
     environment: dict[str, str]
@@ -44,7 +45,7 @@ class ForkRequest:
 
 
 class Child:
-    """A run's process. ``returncode`` is None while any process of its group is left, negative after a signal."""
+    """A run's process. ``returncode`` is None while a process of its group is left; it is negative after a signal."""
 
     def __init__(self, pid: int, server: WarmProcess) -> None:
         self.pid = pid
@@ -59,7 +60,7 @@ class Child:
         return self.returncode
 
     def terminate(self, grace: float) -> None:
-        """SIGTERM to the group now, SIGKILL after ``grace`` seconds."""
+        """Send SIGTERM to the group now, and SIGKILL after ``grace`` seconds."""
         self._server.signal(self.pid, signal.SIGTERM)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(grace, self.kill)
@@ -75,7 +76,7 @@ class Child:
 
 
 class WarmProcess:
-    """One warm process. ``report`` is what it says of itself when it is ready."""
+    """One warm process. ``report``: what it reported about itself when it was ready. ``forked``: requests so far."""
 
     def __init__(self) -> None:
         self.report: dict[str, Any] = {}
@@ -83,7 +84,7 @@ class WarmProcess:
         self.children: dict[int, Child] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._asked: dict[int, asyncio.Future[Child]] = {}
+        self._pending: dict[int, asyncio.Future[Child]] = {}
         self._sending = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,21 +101,22 @@ class WarmProcess:
         return self._channel is None
 
     async def start(self, preload: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """
+        """Start the process and wait until it is ready.
+
         Args:
             preload: Modules to import.
             environment: Its variables; None: those of this process.
 
         Raises:
-            ForkServerLost: it ended, or was not ready in time; why is in the worker's output.
+            ForkServerLost: it ended, or was not ready in time; the worker's output has the cause.
         """
         self._channel, theirs = socket.socketpair()
         events, tell = os.pipe()
         passed = [theirs.fileno(), tell]
-        # -P: a folder of the user's with a package `flows` must not be taken for ours.
+        # -P: a package `flows` in the user's working folder must not be imported in place of ours.
         command = [sys.executable, "-P", "-m", "infra.worker.fork_server", *map(str, passed), *preload]
         try:
-            # In a session of its own, out of reach of a terminal's Ctrl-C.
+            # A session of its own keeps it out of reach of a terminal's Ctrl-C.
             self._process = subprocess.Popen(
                 command, env=environment, pass_fds=passed, stdin=subprocess.DEVNULL, start_new_session=True
             )
@@ -134,35 +136,35 @@ class WarmProcess:
         self._resident = self._megabytes()
 
     async def fork(self, request: ForkRequest, descriptor: int | None = None) -> Child:
-        """Fork a child for ``request``; it keeps ``descriptor`` open, which the caller may close then.
+        """Fork a child for ``request``. It keeps ``descriptor`` open; the caller may close its own afterwards.
 
         Raises:
-            ForkServerLost: the server is gone, or cannot fork.
+            ForkServerLost: the warm process is gone, or cannot fork.
         """
         self.forked += 1
         answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        self._asked[number := self.forked] = answer
+        self._pending[number := self.forked] = answer
         await self._send({"id": number, **asdict(request)}, descriptor)
         return await answer
 
     def signal(self, pid: int, number: int) -> None:
-        # A task of the loop: signals are few, and what is sent before them must be whole.
+        # Sent in a task, which waits until the message before it is complete.
         task = asyncio.ensure_future(self._send({"pid": pid, "signal": int(number)}, None))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def is_worn(self, runs: int, megabytes: int) -> bool:
-        """It has forked ``runs`` children, or has grown by ``megabytes`` since it was ready."""
+        """Return whether it has forked ``runs`` children, or has grown by ``megabytes`` since it was ready."""
         return self.forked >= runs or self._megabytes() - self._resident >= megabytes
 
     async def retire(self) -> None:
-        """Stop when the last child has ended."""
-        while self.children or self._asked:
+        """Wait until the last child has ended, then stop."""
+        while self.children or self._pending:
             await asyncio.gather(*(child.wait() for child in list(self.children.values())))
             await asyncio.sleep(0)
         await self.stop()
 
     async def stop(self) -> None:
-        """End it and all its children, now."""
+        """End the process and all its children now."""
         channel, self._channel = self._channel, None
         if channel is not None:
             with contextlib.suppress(OSError):
@@ -202,45 +204,45 @@ class WarmProcess:
     async def _listen(self, reader: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
         try:
             while line := await reader.readline():
-                self._hear(json.loads(line))
+                self._handle(json.loads(line))
         except (OSError, ValueError) as error:
             log.error("the warm process answers nonsense: %s", error)
         finally:
             transport.close()
             self._lose()
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         match message.pop("event"):
             case "ready":
                 self.report = message
                 self._ready.set_result(None)
             case "started":
                 child = self.children[message["pid"]] = Child(message["pid"], self)
-                answer = self._asked.pop(message["id"])
+                answer = self._pending.pop(message["id"])
                 if answer.cancelled():
                     child.kill()  # nobody waits for it any more
                 else:
                     answer.set_result(child)
             case "failed":
-                answer = self._asked.pop(message["id"])
+                answer = self._pending.pop(message["id"])
                 if not answer.cancelled():
                     answer.set_exception(ForkServerLost(f"the warm process cannot fork: {message['error']}"))
             case "ended":
                 self.children.pop(message["pid"])._end(message["code"])
 
     def _lose(self) -> None:
-        """The server is gone: its children are, or are about to be, by the kernel."""
+        """Fail all that waits, because the warm process is gone. The kernel kills its children."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
         lost = ForkServerLost("the warm process ended")
-        waiting: list[asyncio.Future[Any]] = [self._ready, *self._asked.values()]
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._pending.values()]
         for future in waiting:
             if not future.done():
                 future.set_exception(lost)
-        self._asked.clear()
+        self._pending.clear()
         for child in list(self.children.values()):
-            # Nobody else does it now; their slot's lock tells when they are gone for good.
+            # Where the kernel does not kill them, nobody else does. Their slots stay locked until they are gone.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child._end(LOST)

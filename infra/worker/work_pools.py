@@ -1,4 +1,4 @@
-"""Prefect's work pools: made when missing, otherwise left as they are."""
+"""Find Prefect's work pools, and create those that are missing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _WORKERS = {worker.type: worker for worker in (ProcessWorker, GpuWorker)}
 
 
 def default_template(kind: str) -> dict[str, Any]:
-    """The job template of a new pool of this type."""
+    """Return the job template of a new pool of this type."""
     return _WORKERS[kind].get_default_base_job_template()
 
 
 async def find_pool(client: PrefectClient, name: str, kind: str) -> WorkPool | None:
-    """The pool; None when there is none.
+    """Return the pool; None when there is none.
 
     Raises:
-        SettingsError: it is of another type, so that no worker of ``kind`` could serve it.
+        SettingsError: the pool is of another type, so no worker of type ``kind`` could serve it.
     """
     try:
         pool = await client.read_work_pool(name)
@@ -43,12 +43,12 @@ async def find_pool(client: PrefectClient, name: str, kind: str) -> WorkPool | N
 
 
 async def ensure_pool(client: PrefectClient, name: str, kind: str, description: str, limit: int | None) -> Done:
-    """Have a pool of this name and type; ``limit``, unless it is None, becomes its limit of runs at a time.
+    """Create the pool unless it exists, and set its limit of runs at a time to ``limit`` unless that is None.
 
-    What else a pool has that was there before (its base job template, its description) is its owner's.
+    The rest of a pool that exists (its base job template, its description) stays as its owner has set it.
 
     Raises:
-        SettingsError: there is one of another type.
+        SettingsError: there is a pool of this name and another type.
     """
     pool = await find_pool(client, name, kind)
     if pool is None:
