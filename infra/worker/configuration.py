@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
 
-NOT_A_COMMAND = "Not used: a slot runs the flow itself, in a process that is warm already."
+NOT_A_COMMAND = "Not used: a slot runs the flow itself, in a forked process."
 
 Device = Literal["any", "cpu", "cuda"]
 
@@ -65,33 +65,33 @@ class GpuVariables(BaseVariables):
     device: Device = Field(
         "any",
         title="Device",
-        description="cuda: only on a GPU's slot. cpu: only on a slot without one. any: on whichever is free.",
+        description="cuda: only a slot with a GPU. cpu: only a slot without one. any: whichever is free.",
     )
     gpus: float = Field(
         0.0,
         ge=0,
         title="GPUs",
-        description="Part of a GPU that the run needs, 1 for a whole one. A run gets its slot's whole share; one that "
-        "asks for more than a slot has is refused.",
+        description="Part of a GPU that the run needs, 1 for a whole one. A run gets its slot's whole share. A run "
+        "that needs more than any slot has is refused.",
     )
     gpu_megabytes: int = Field(
-        0, ge=0, title="GPU memory (MiB)", description="GPU memory that the run needs of its slot. 0: no matter."
+        0, ge=0, title="GPU memory (MiB)", description="GPU memory that the run needs. 0: any amount."
     )
     threads: int = Field(
-        0, ge=0, title="CPU threads", description="CPU threads that the run needs of its slot. 0: those that it has."
+        0, ge=0, title="CPU threads", description="CPU threads that the run needs. 0: as many as its slot has."
     )
     working_dir: Path | None = Field(
         None,
         title="Working Directory",
-        description="Folder that the run starts in. None: an empty one, removed afterwards.",
+        description="Folder in which the run starts. None: an empty folder, removed afterwards.",
     )
     stream_output: bool = Field(
-        True, title="Stream Output", description="Show what the run prints in the worker's own output."
+        True, title="Stream Output", description="Repeat the run's output in the worker's own output."
     )
     grace_seconds: float = Field(
         LONGEST_GRACE,
         ge=0,
         le=LONGEST_GRACE,
         title="Grace (seconds)",
-        description="What a cancelled run has between SIGTERM and SIGKILL.",
+        description="Seconds from SIGTERM to SIGKILL when a run is cancelled.",
     )

@@ -205,9 +205,9 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         """
         host, _, pid = infrastructure_pid.rpartition(":")
         if host != socket.gethostname():
-            raise InfrastructureNotAvailable(f"process {pid} is of {host}, this worker is on {socket.gethostname()}")
+            raise InfrastructureNotAvailable(f"process {pid} runs on {host}, this worker on {socket.gethostname()}")
         if int(pid) not in self._children:
-            raise InfrastructureNotFound(f"process {pid} is none of this worker's runs")
+            raise InfrastructureNotFound(f"process {pid} is not one of this worker's runs")
         child, grace = self._children[int(pid)]
         child.terminate(min(grace, grace_seconds))
         await child.wait()

@@ -155,7 +155,7 @@ class SlotLeases:
         fitting = [slot for slot in self.slots if need.met_by(slot)]
         if not fitting:
             kinds = "; ".join(dict.fromkeys(str(slot) for slot in self.slots))
-            raise SlotRefused(f"the run asks for {need}, a slot of this worker has {kinds}")
+            raise SlotRefused(f"the run needs {need}; slots of this worker have {kinds}")
         while True:
             self._freed.clear()
             for slot in fitting:

@@ -206,7 +206,7 @@ class WarmProcess:
             while line := await reader.readline():
                 self._handle(json.loads(line))
         except (OSError, ValueError) as error:
-            log.error("the warm process answers nonsense: %s", error)
+            log.error("a message of the warm process could not be read: %s", error)
         finally:
             transport.close()
             self._lose()

@@ -79,7 +79,7 @@ def test_a_refusal_names_what_is_asked_and_what_there_is(tmp_path: Path) -> None
     with pytest.raises(SlotRefused) as caught:
         asyncio.run(leases.acquire(Need("cuda", 1, 40000, 4)))
     assert str(caught.value) == (
-        "the run asks for device cuda, 1 GPU, 40000 MiB of GPU memory, 4 CPU threads, a slot of this worker has "
+        "the run needs device cuda, 1 GPU, 40000 MiB of GPU memory, 4 CPU threads; slots of this worker have "
         "2 CPU threads, 0.25 of a GPU (NVIDIA A100, 20480 MiB)"
     )
 
