@@ -1,15 +1,17 @@
-"""Prefect automations that ship with fedbench: one closes runs whose process is gone, one tells of regressions.
+"""The Prefect automations of fedbench: one closes runs whose process is gone, one sends notifications of regressions.
 
-A killed process cannot say so, and Prefect would show its run as Running for ever. Every flow run of ours sends a
-heartbeat each :data:`HEARTBEAT_SECONDS`; the server sets a run to Crashed that has sent none for
+A killed process cannot report its end, and Prefect would show its run as Running for ever. Every flow run of fedbench
+sends a heartbeat each :data:`HEARTBEAT_SECONDS`. The server sets a run to Crashed that has sent none for
 :data:`SILENCE_SECONDS`. ``infra.orchestrator.flow_runs.close_dead_runs`` does the same at once when a federation is
-started again, because whoever holds its lock knows; the automation is for those that nobody starts again.
+started again, because the holder of its lock knows that no other process runs it. The automation is for runs that
+nobody starts again.
 
-A scheduled suite that is worse than the accepted result ends as Failed, with a message that says what; the second
-automation sends it through a notification block of the user's. What to send to whom only the user knows, so it is made
-where a block was named.
+A scheduled suite whose result is worse than the accepted one ends as Failed, with a message that names the difference.
+The second automation sends this message through a notification block of the user's. It is created only if the user
+named a block, because only the user knows where messages should go.
 
-Prefect is imported late: whoever starts its server sets the environment first, :data:`HEARTBEAT_VARIABLE` too.
+Prefect is imported inside the functions, because the process that starts its server sets the environment first, with
+:data:`HEARTBEAT_VARIABLE`.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from infra.errors import SettingsError
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
-# Of the processes that run flows; Prefect's own default is 180 s, with which every run would be taken for dead.
+# Set in the processes that run flows. With Prefect's own default, 180 s, every run would seem dead.
 HEARTBEAT_VARIABLE = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
-HEARTBEAT_SECONDS = 30  # the least that Prefect takes
-# Two heartbeats may be lost and a third late, on a machine that is asked too much, without a false alarm.
+HEARTBEAT_SECONDS = 30  # the least that Prefect accepts
+# On an overloaded machine, two heartbeats may be lost and a third late without a false alarm.
 SILENCE_SECONDS = 120
 
 NAME = "fedbench: close runs whose process is gone"
@@ -40,7 +42,7 @@ _ENDS = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed
 def dead_run_automation(flows: Sequence[str]) -> AutomationCore:
     """Return the automation that sets runs without a heartbeat or an end for :data:`SILENCE_SECONDS` to Crashed.
 
-    flows: names of the flows that it looks after; their processes send heartbeats.
+    flows: names of the flows whose runs it watches; their processes send heartbeats.
     """
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -71,19 +73,20 @@ def dead_run_automation(flows: Sequence[str]) -> AutomationCore:
 
 REGRESSIONS = "fedbench: tell of failed suites"
 _SUBJECT = "fedbench: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}"
-# A cell's reason may hold what a client wrote. It is a value of this template and never a template itself, but a block
-# may read it as more than text: chats take <…> for links and calls to all, @… for calls, ](…) for a link's target, and
-# a custom webhook {{…}} for a placeholder of its own.
+# A cell's reason may contain text that a client wrote. It is a value of this template and never a template itself, but
+# a block may read it as more than text: chats read <…> as links and mentions of all, @… as mentions and ](…) as a
+# link's target, and a custom webhook reads {{…}} as a placeholder of its own.
 _OTHER_LETTERS = {"<": "‹", ">": "›", "@": "＠", "](": "] (", "{{": "{ {"}
 _MESSAGE = "flow_run.state.message" + "".join(f" | replace({old!r}, {new!r})" for old, new in _OTHER_LETTERS.items())
-_BODY = f"{{{{ {_MESSAGE} }}}}\n\nPrefect flow run {{{{ flow_run.id }}}}"  # a server need not know its page's address
+# Without a link to the run: a server need not know its page's address.
+_BODY = f"{{{{ {_MESSAGE} }}}}\n\nPrefect flow run {{{{ flow_run.id }}}}"
 
 
 def regression_automation(block: UUID, flow: str) -> AutomationCore:
     """Return the automation that sends the message of each failed run of ``flow`` through a notification block.
 
-    block: id of the block's document. flow: name of the flow of suites, which fails where the result is worse than the
-    accepted one, and where cells fail.
+    block: id of the block's document. flow: name of the flow of suites, which fails if the result is worse than the
+    accepted one or if cells fail.
     """
     from prefect.events.actions import SendNotification
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -105,10 +108,10 @@ def regression_automation(block: UUID, flow: str) -> AutomationCore:
 
 
 async def notification_block(name: str) -> UUID:
-    """Id of the notification block ``name``, ``TYPE/NAME`` as in ``slack-webhook/team``, at the Prefect server.
+    """Return the id of the notification block ``name`` (``TYPE/NAME``, as ``slack-webhook/team``) on Prefect's server.
 
     Raises:
-        SettingsError: the name is none, or the server has no such block, or it is no notification block.
+        SettingsError: the name has not this form, the server has no such block, or it is not for notifications.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -130,10 +133,11 @@ async def notification_block(name: str) -> UUID:
 
 
 async def ensure_automation(wanted: AutomationCore) -> tuple[UUID, Done]:
-    """Have the automation at the Prefect server as it is here: made, or brought up to date, once. Returns its id.
+    """Create the automation on the Prefect server, or update it. Return its id, and what was done.
 
-    It is known by its name. One that is right is not touched: the server would forget the heartbeats that it has
-    counted. One that somebody has disabled stays disabled. What older versions left double is removed.
+    Its name identifies it. An automation that is up to date is not written again, because the server would forget the
+    heartbeats that it has counted. An automation that somebody has disabled stays disabled. Duplicates of the name,
+    which older versions could create, are removed.
     """
     from prefect.client.orchestration import get_client
 
@@ -153,7 +157,7 @@ async def ensure_automation(wanted: AutomationCore) -> tuple[UUID, Done]:
 
 
 def _document(automation: AutomationCore, name: str) -> object:
-    """A field as plain values, in which sets and the server's defaults do not differ by their order or kind."""
+    """Return a field as plain values without ids, with lists sorted: the order of sets is no difference."""
     return _sorted(automation.model_dump(mode="json", include={name})[name])
 
 

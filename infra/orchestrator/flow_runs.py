@@ -1,4 +1,4 @@
-"""A federation's runs in Prefect: how they are found again, and closed when their process is gone."""
+"""A federation's runs in Prefect: start them, find them again, and close those whose process is gone."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ from prefect.utilities.annotations import quote
 from infra.orchestrator.stored_results import refuse_stored_results
 from infra.turns.resident_runs import OPEN_STATES, cancel
 
-refuse_stored_results()  # in every process that runs federations or suites, or reads what state they are in
+refuse_stored_results()  # in every process that runs federations or suites, or reads their states
 
 log = logging.getLogger(__name__)
 
 
-# Id of the task run that a federation's flow run is shown below: of a suite's cell.
+# Id of the task run (a suite's cell) of which a federation's flow run is a child.
 PARENT_VARIABLE = "FEDBENCH_PARENT_TASK_RUN"
 
 Records = TypeVar("Records")
 
 
 def unsearched(records: Records) -> Records:
-    """As a task's parameter: Prefect walks through each for futures, which for 1,000 clients takes 0.1 s a task."""
+    """Return ``records`` marked, for use as a task's parameter, so that Prefect does not search them for futures.
+
+    The search takes 0.1 s a task for the records of 1,000 clients.
+    """
     return cast(Records, quote(records))
 
 
 async def tag_run(flow_run_id: UUID, name: str, *, kind: str) -> None:
     """Tag the flow run of ``name`` as ``kind:name``, for the UI's filter, beside the tags of its deployment.
 
-    Not by ``prefect.tags``: that tags every task run too, and each would then ask for a concurrency slot by its tag.
+    ``prefect.tags`` would tag every task run too, and each would then request a concurrency slot for its tag.
     """
     async with get_client() as client:
         tags = (await client.read_flow_run(flow_run_id)).tags
@@ -51,7 +54,7 @@ async def tag_run(flow_run_id: UUID, name: str, *, kind: str) -> None:
 
 
 async def call(flow: Flow[..., Any], **parameters: Any) -> Any:
-    """Run ``flow`` here and wait for it; as a child of the task run that the environment names, if it does."""
+    """Run ``flow`` in this process and return its result. If the environment names a task run, it is the parent."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None:
         return await flow(**parameters)
@@ -61,7 +64,7 @@ async def call(flow: Flow[..., Any], **parameters: Any) -> Any:
 
 
 async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:
-    """Flow runs of the federation and of its rounds, the newest first."""
+    """Return the flow runs of the federation, its rounds and its residents, the newest first."""
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES)) if only_open else None
     async with get_client() as client:
         runs = await client.read_flow_runs(
@@ -73,10 +76,12 @@ async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:
 
 
 async def close_dead_runs(name: str, *, interrupted: bool = False, keep: UUID | None = None) -> int:
-    """Set runs of ``name`` that are open although their process is gone to Crashed (or Cancelled, after Ctrl-C).
+    """Close the open runs of ``name``, whose process is gone. Return their number.
 
-    The caller holds the federation's lock, so no other process can be running them; ``keep`` is its own. Residents
-    of a coordinator that is gone live on: they are cancelled. Returns how many there were.
+    The caller holds the federation's lock, so no other process can be running them. Residents of a coordinator that
+    is gone may still run, so they are cancelled. All other runs are set to Crashed.
+
+    interrupted: set them to Cancelled instead, after Ctrl-C. keep: the caller's own run, which stays open.
     """
     state: State[Any] = (
         Cancelled(message="Interrupted from the command line.")
@@ -100,5 +105,5 @@ def is_resident(name: str, run: FlowRun) -> bool:
 
 
 async def newest_run(name: str) -> FlowRun | None:
-    """The newest run of the federation's flow itself, for its page."""
+    """Return the newest run of the federation's own flow; None if there is none."""
     return next((run for run in await runs_of(name, only_open=False) if run.name == name), None)

@@ -1,8 +1,8 @@
 """The private parts of Prefect's runner that fedbench uses, read against Prefect 3.9.1.
 
-They are what Prefect's own process worker is made of: how a run's process is watched, cancelled with its hooks, and
-reported when it crashes. With them a forked child is for Prefect a process like any other. Prefect has no public part
-that supervises a process which somebody else has started.
+Prefect's own process worker uses them to watch a run's process, to cancel it with its hooks, and to report its crash.
+They make a forked child a process like any other for Prefect. Prefect has no public part that supervises a process
+which other code has started.
 
 Two other files use private parts: :mod:`infra.orchestrator.stored_results` and
 :mod:`infra.servers.prefect_server_private`. A test holds that no other file does.
@@ -30,21 +30,21 @@ from infra.orchestrator.versions import require_tested
 
 require_tested()
 
-# Below the check: with another version these may be gone.
-import prefect._internal.metrics  # noqa: E402, F401 (each run's engine imports it: the warm process does it once for all)
+# Imported after the check, because other versions may not have them.
+import prefect._internal.metrics  # noqa: E402, F401 (every run's engine imports it; so the warm process imports it once)
 from prefect.runner._flow_run_executor import FlowRunExecutorContext  # noqa: E402 (submits, watches and reports a run)
 from prefect.runner._hook_runner import HookRunner  # noqa: E402 (runs a flow's hooks outside its process)
-from prefect.runner._process_manager import ProcessHandle  # noqa: E402 (the process, as the executor takes it)
+from prefect.runner._process_manager import ProcessHandle  # noqa: E402 (the type of process that the executor accepts)
 
 log = logging.getLogger(__name__)
 
 CANCEL_ATTEMPTS = 6
-# Seconds that Prefect waits before it kills by force; a longer grace of ours would be cut there.
+# Seconds after which Prefect kills a process by force; a longer grace would have no effect.
 LONGEST_GRACE = 30
 
 
 class RunProcess(Protocol):
-    """A run's process, as far as Prefect's supervision needs it; :class:`infra.worker.warm_process.Child` is one."""
+    """What Prefect's supervision needs of a run's process; :class:`infra.worker.warm_process.Child` implements it."""
 
     pid: int
     returncode: int | None
@@ -57,7 +57,7 @@ class RunProcess(Protocol):
 
 
 class _Scope:
-    """How Prefect's process manager signals the process, and sees whether it is there."""
+    """The object by which Prefect's process manager signals the process and finds out whether it is alive."""
 
     wait_after_graceful_kill = True
 
@@ -79,7 +79,7 @@ class _Scope:
 
 
 class _Starter:
-    """Starts a run's process, and stays until it has ended."""
+    """The object by which Prefect's executor starts a run's process and waits until it has ended."""
 
     def __init__(
         self, variables: dict[str, str], start: Callable[[dict[str, str]], Awaitable[RunProcess]], grace: float
@@ -103,7 +103,7 @@ class _Starter:
 
 
 class _Hooks:
-    """Hooks run where flows are imported: in a child, not in the worker."""
+    """The object by which Prefect's executor runs hooks: in a child, because the worker must not import flows."""
 
     def __init__(self, run: Callable[[FlowRun, str, str], Awaitable[None]]) -> None:
         self._run = run
@@ -117,9 +117,10 @@ class _Hooks:
 
 
 class Supervision:
-    """Watches, cancels and reports the runs of one worker. One for all runs: each opens no connections of its own.
+    """What watches, cancels and reports the runs of one worker. All runs share its connections.
 
-    run_hooks: runs a flow's hooks (``"cancellation"`` or ``"crashed"``, the state's message) in a child.
+    run_hooks: runs a flow's hooks in a child. It takes the run, the kind (``"cancellation"`` or ``"crashed"``) and the
+        state's message.
     """
 
     def __init__(self, run_hooks: Callable[[FlowRun, str, str], Awaitable[None]]) -> None:
@@ -128,8 +129,8 @@ class Supervision:
 
     async def __aenter__(self) -> Supervision:
         await self._context.__aenter__()
-        # By default an API that fails to answer a cancellation would end this context, and so the worker. The context
-        # takes no other callback.
+        # With the default callback, a failure of the API while a run is cancelled would end this context, and so the
+        # worker. The context has no parameter for another callback.
         self._context._observer.on_cancelling = self._cancel_soon
         return self
 
@@ -145,19 +146,20 @@ class Supervision:
         started: Callable[[int], None],
         grace: float,
     ) -> int | None:
-        """Run ``flow_run`` in the process that ``start`` gives when handed variables for it, and report how it ended.
+        """Run ``flow_run`` in a process of its own, and report to Prefect how it ended.
 
-        started: told the process id. grace: seconds between SIGTERM and SIGKILL, at most ``LONGEST_GRACE``.
-        Returns its exit code, 0 also when the run's end is reported otherwise; None when it was not to be started.
+        start: takes variables for the process, and returns the started process. started: called with the process id.
+        grace: seconds between SIGTERM and SIGKILL, at most ``LONGEST_GRACE``.
+        Returns the exit code; 0 if the run has reported its end itself; None if its process was not started.
         """
         variables = {
             "PREFECT__FLOW_RUN_ID": str(flow_run.id),
-            "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",  # they are run here, also after a kill
+            "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",  # the worker runs them, even after a kill
         }
         try:
             port, token = self._context.control_channel.register(flow_run.id)
             variables |= {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
-        except RuntimeError:  # no port could be bound: the run can be killed, but not told why
+        except RuntimeError:  # no port could be bound: the run can be killed, but does not learn why
             pass
 
         async def begin(given: dict[str, str]) -> RunProcess:
@@ -171,7 +173,7 @@ class Supervision:
         result = await executor.submit()
         return None if result is None else result.status_code
 
-    # The context's own task group and manager: they know the run's process and its hooks.
+    # These use the context's own task group and manager, which know the run's process and its hooks.
 
     def _cancel_soon(self, flow_run_id: UUID) -> None:
         self._context._cancellation_task_group.start_soon(self._cancel, flow_run_id)
@@ -190,7 +192,7 @@ class Supervision:
 
 
 def run_hooks(kind: str, message: str) -> None:
-    """Run a flow's hooks of ``kind`` in this process: a child, whose environment and folder are the run's."""
+    """Run a flow's hooks of ``kind`` in this process, a child that has the run's environment and folder."""
     flow_run_id = UUID(os.environ["PREFECT__FLOW_RUN_ID"])
 
     async def load_and_run() -> None:
@@ -206,9 +208,9 @@ def run_hooks(kind: str, message: str) -> None:
 
 
 def log_internals_by_root() -> None:
-    """Have Prefect's internal messages written by the root logger's handlers.
+    """Pass Prefect's internal messages to the root logger's handlers.
 
-    When Prefect is imported, it has them written to the terminal whatever its settings say: through a live display.
+    Importing Prefect has them written to the terminal, whatever its settings are. That breaks a live display.
     """
     internal = logging.getLogger("prefect._internal")
     internal.handlers, internal.propagate = [], True

@@ -1,9 +1,9 @@
 """Keep this process from loading results that Prefect stored.
 
-The record in storage names the serializer that reads it: cloudpickle, or JSON whose decoder imports classes by name.
-Whoever may write to Prefect's server can set a run to Completed with a record of their own, so a process that loads
-results can be made to run any code. Prefect has no setting against it; so its private parts that load results are
-replaced. They were read against Prefect 3.9.1.
+A record in the storage names the serializer that reads it: cloudpickle, or JSON whose decoder imports classes by name.
+Anyone who may write to Prefect's server can set a run to Completed with a record of their own, and so make a process
+that loads results run any code. Prefect has no setting against this, so this module replaces its private parts that
+load results. They were read against Prefect 3.9.1.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from infra.plain_text import printable
 
 require_tested()
 
-# Below the check: with another version it may be gone.
+# Imported after the check, because other versions may not have it.
 from prefect._internal import result_records  # noqa: E402 (looks up the serializer that a record names)
 
 _REFUSED = (
     "Prefect was to load a stored result: refused, because loading one can run any code, and fedbench's runs store none"
 )
-# Where something was replaced, its name there, and what was there before.
+# Each replaced part: the object that has it, its name there, and the original.
 _replaced: list[tuple[Any, str, Any]] = []
 
 
 def refuse_stored_results() -> None:
-    """Have this process load no result that Prefect stored, import nothing that a stored record names, and let no flow
-    run begin whose state has one. Safe to call again.
+    """Refuse stored results in this process from now on. Further calls have no effect.
 
-    Results that a flow or task returns in this process are not concerned: Prefect keeps them in memory.
+    The process then loads no result that Prefect stored, imports nothing that a stored record names, and begins no flow
+    run whose state has such a record. Results that a flow or task returns in this process still work: Prefect keeps
+    them in memory.
     """
     if _replaced:
         return
     results, engine = prefect.results, prefect.flow_engine
     for where, name, instead in (
-        # All that reads a record passes one of these two.
+        # Whatever reads a record calls one of these two.
         (results.ResultRecord, "deserialize", classmethod(_refuse)),
         (results.ResultRecord, "deserialize_from_result_and_metadata", classmethod(_refuse)),
-        # Before them, a block of the server says where the record is, and the record is fetched from there.
+        # Before that, a block of the server names the record's storage, and the record is fetched from there.
         (results.ResultStore, "_from_metadata", classmethod(_refuse_later)),
         (results.ResultStore, "_read", _refuse),
         (results.ResultStore, "_aread", _refuse_later),
-        # A task looks for a cached result: it finds none, and runs.
+        # A task that looks for a cached result finds none, and runs.
         (results.ResultStore, "_exists", lambda store, key: False),
         (results.ResultStore, "_aexists", _false_later),
-        # To parse a state imports the pickle library that its record names. Without a known type it is kept as data.
+        # Parsing a state imports the pickle library that its record names. A record of unknown type stays plain data.
         (result_records, "lookup_type", _no_serializer),
-        # A storage block that the server sets for all flows would have their results stored, and looked for, there.
+        # A storage block that the server sets for all flows would make them store results and look for some there.
         (results, "_read_server_default_result_storage_block_id", lambda: None),
         (results, "_aread_server_default_result_storage_block_id", _none_later),
         (engine.FlowRunEngine, "begin_run", _checked(engine.FlowRunEngine.begin_run)),
@@ -123,7 +124,7 @@ def _checked_later(begin: Callable[[Any], Awaitable[State[Any]]]) -> Callable[[A
 
 
 def _tampered_before(engine: Any) -> str | None:
-    """Why the run must not begin; None: it may. A flow that stores results may find those of an attempt before."""
+    """Return why the run must not begin, or None. A flow that stores results may find those of an earlier attempt."""
     state = engine.flow_run.state
     if engine.flow.persist_result is not False or state is None or state.data is None:
         return None
@@ -131,12 +132,13 @@ def _tampered_before(engine: Any) -> str | None:
 
 
 def _tampered_since(engine: Any) -> str | None:
-    """Why the result of the run that has just begun must not be asked for; None: it goes on.
+    """Return why a run that has just begun must not go on, or None.
 
-    Prefect's engine takes a state that the server answers with, instead of Running, for the end of the run.
+    If the server answers with another state than Running, Prefect's engine takes the run as ended and loads the
+    result of that state.
     """
     state = engine.flow_run.state
-    own = isinstance(state.data, prefect.results.ResultRecord | BaseException)  # of this process: it failed to begin
+    own = isinstance(state.data, prefect.results.ResultRecord | BaseException)  # set here: the run failed to begin
     return _reason(engine.flow_run) if state.is_completed() or (state.data is not None and not own) else None
 
 

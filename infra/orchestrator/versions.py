@@ -1,4 +1,4 @@
-"""The versions of Prefect whose private parts fedbench uses. ``pyproject.toml`` asks for the same ones."""
+"""The versions of Prefect whose private parts fedbench uses. ``pyproject.toml`` requires the same ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TESTED = SpecifierSet(">=3.9.1,<3.10")
 
 
 def require_tested(installed: str | None = None) -> None:
-    """
+    """Check that fedbench was tested with Prefect's version ``installed``, by default the one installed here.
+
     Raises:
-        InfraError: ``installed``, or the version of Prefect that is installed here, is not one that fedbench was
-            tested with.
+        InfraError: it was not.
     """
     found = version("prefect") if installed is None else installed
     if found not in TESTED:
