@@ -93,7 +93,7 @@ def regression_automation(block: UUID, flow: str) -> AutomationCore:
 
     return AutomationCore(
         name=REGRESSIONS,
-        description="A suite that failed, as by a regression, is told of with what its state says.",
+        description="If a suite fails, as by a regression, the message of its state is sent.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
@@ -124,7 +124,7 @@ async def notification_block(name: str) -> UUID:
             document = await client.read_block_document_by_name(name=own, block_type_slug=kind)
         except ObjectNotFound:
             raise SettingsError(
-                f"--notify {name}: no such block on the Prefect server; `prefect block ls` shows those that there are"
+                f"--notify {name}: no such block on the Prefect server; `prefect block ls` lists those that it has"
             ) from None
     schema = document.block_schema
     if schema is None or "notify" not in schema.capabilities:

@@ -27,7 +27,7 @@ require_tested()
 from prefect._internal import result_records  # noqa: E402 (looks up the serializer that a record names)
 
 _REFUSED = (
-    "Prefect was to load a stored result: refused, because loading one can run any code, and fedbench's runs store none"
+    "Prefect tried to load a stored result: refused, because that can run any code, and fedbench's runs store none"
 )
 # Each replaced part: the object that has it, its name there, and the original.
 _replaced: list[tuple[Any, str, Any]] = []

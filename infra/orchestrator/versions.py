@@ -20,6 +20,6 @@ def require_tested(installed: str | None = None) -> None:
     found = version("prefect") if installed is None else installed
     if found not in TESTED:
         raise InfraError(
-            f"prefect: fedbench uses private parts of Prefect, tested with {TESTED}, found {found}; install one of "
-            "those"
+            f"prefect: fedbench uses private parts of Prefect that were tested with {TESTED}, found {found}; install a "
+            "tested version"
         )
