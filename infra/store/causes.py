@@ -1,4 +1,4 @@
-"""What is behind a store's error and not in its words: a full disk of our own server, a clock that is wrong."""
+"""Find causes that a store's error does not name: a full disk under our own server, or a wrong clock."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SET_IT = "set the clock of the machine that is wrong, best by NTP, and run the s
 
 
 def cause_of(error: BaseException | None, store: S3Settings, size: int) -> InfraError | None:
-    """What to raise for ``error`` of a request to ``store``; None: its words say what it is.
+    """Return the error to raise in place of ``error``, from a request to ``store``; None if ``error`` names its cause.
 
-    size: bytes that the request was to write. Our own server says only that it failed (500) when its disk is full.
+    size: bytes that the request should have written. When its disk is full, our own server answers only 500.
     """
     where = f"bucket {store.bucket} at {store.endpoint}"
     if isinstance(error, ClientError):
@@ -26,7 +26,7 @@ def cause_of(error: BaseException | None, store: S3Settings, size: int) -> Infra
             found = without_room([(folder, folder.parent)], size)
             return None if found is None else DiskFull(str(found))
         if status in (400, 403) or code in _SKEWED:
-            # The answer to a HEAD has no code, and some stores give none of their own.
+            # The answer to a HEAD has no code, and neither have the answers of some stores.
             words = clock_words(difference(metadata.get("HTTPHeaders", {}).get("date")))
             if words is not None:
                 return ClockWrong(f"{words} that of {where}, which refused the request ({code}): {SET_IT}")

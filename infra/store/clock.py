@@ -1,8 +1,8 @@
-"""This machine's clock against a server's: how far they differ, and the words for it.
+"""Compare this machine's clock with a server's, and describe the difference.
 
 S3 refuses requests that are signed with a time more than 15 minutes from its own, often as a plain 403, and a TLS
-certificate is refused before and after its time. Every HTTP answer says in its ``Date`` header what time its server
-has, so the difference can be measured. It is measured only to explain a refusal; nothing else depends on it.
+certificate is refused before and after its period. Every HTTP answer has its server's time in the ``Date`` header, so
+the difference can be measured. It is measured only to explain a refusal; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-TOLERATED_SECONDS = 300.0  # a smaller difference explains nothing: S3 takes 900 s
+TOLERATED_SECONDS = 300.0  # a smaller difference explains nothing: S3 accepts 900 s
 TIMEOUT_SECONDS = 5.0
 
 
 def difference(date: str | None, now: float | None = None) -> float | None:
-    """Seconds that this clock is ahead of the server's that wrote ``date`` (an HTTP date); None: it is none.
+    """Return the seconds that this clock is ahead of ``date``, an HTTP date of a server; None if it is not a date.
 
-    now: this machine's time, in seconds since the epoch; None: that of this moment.
+    now: this machine's time, in seconds since the epoch; None: the present time.
     """
     if date is None:
         return None
     try:
-        told = parsedate_to_datetime(date)
+        server_time = parsedate_to_datetime(date)
     except (TypeError, ValueError):
         return None
-    if told.tzinfo is None:  # as "-0000" is read
-        told = told.replace(tzinfo=UTC)
-    return (time.time() if now is None else now) - told.timestamp()
+    if server_time.tzinfo is None:  # the zone was "-0000"
+        server_time = server_time.replace(tzinfo=UTC)
+    return (time.time() if now is None else now) - server_time.timestamp()
 
 
 def server_date(url: str) -> str | None:
-    """The ``Date`` header of the server at ``url``, whatever it answers; None: it has none, or does not answer.
+    """Return the ``Date`` header of the server at ``url``; None if it does not answer, or its answer has none.
 
-    Certificates are not verified, for they are what a wrong clock makes unusable: the answer may explain an error and
-    nothing more. No credentials are sent.
+    Certificates are not verified, because a wrong clock makes them invalid. So use the answer only to explain an error.
+    No credentials are sent.
     """
     parts = urlsplit(url)
     context = ssl.create_default_context()
@@ -60,7 +60,7 @@ def server_date(url: str) -> str | None:
 
 
 def clock_words(seconds: float | None) -> str | None:
-    """``this machine's clock is 2 h 0 min behind``; None: the difference explains nothing."""
+    """Return text as ``this machine's clock is 2 h 0 min behind``; None if the difference explains nothing."""
     if seconds is None or abs(seconds) <= TOLERATED_SECONDS:
         return None
     minutes = round(abs(seconds) / 60)
@@ -70,7 +70,7 @@ def clock_words(seconds: float | None) -> str | None:
 
 
 def clock_behind(error: BaseException, url: str | None) -> str | None:
-    """Words for a clock that is behind ``error`` of TLS with the server at ``url``; None: it is not, or not known."""
+    """Return text about a wrong clock if it explains the TLS ``error`` of the server at ``url``, else None."""
     if url is None or not is_too_early_or_late(error):
         return None
     words = clock_words(difference(server_date(url)))
@@ -78,5 +78,5 @@ def clock_behind(error: BaseException, url: str | None) -> str | None:
 
 
 def is_too_early_or_late(error: BaseException) -> bool:
-    """Whether TLS refused a certificate for its time; the texts are OpenSSL's."""
+    """Return whether TLS refused a certificate because of its period. The texts are OpenSSL's."""
     return "certificate is not yet valid" in str(error) or "certificate has expired" in str(error)

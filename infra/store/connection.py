@@ -1,7 +1,7 @@
-"""The connection to an S3-compatible store: its boto3 client, its credentials, and requests that are tried again.
+"""The connection to an S3-compatible store: its boto3 client, its credentials, and the repetition of requests.
 
-Every request can be repeated without harm, and is, with backoff and jitter, for ``outage_seconds``: longer than an
-embedded server takes to come back.
+Every request can be repeated without harm. While the store is unreachable, a request is repeated with backoff and
+jitter for ``outage_seconds``, which is longer than an embedded server takes to start again.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Result = TypeVar("Result")
 
 
 class StoreConnection:
-    """A connection to one bucket. Holds only settings until used: it pickles, and makes a client in each process.
+    """A connection to one bucket. It can be pickled, and makes its client in each process at the first request.
 
-    ``store``: resolved settings, with an endpoint; without keys the AWS default chain gives the credentials.
-    ``outage_seconds``: how long an unreachable store is tried before :class:`StoreUnavailable`.
+    store: resolved settings, with an endpoint. Without keys, the AWS default chain gives the credentials.
+    outage_seconds: how long requests to an unreachable store are repeated before :class:`StoreUnavailable` is raised.
     """
 
     def __init__(self, store: S3Settings, outage_seconds: float = 30.0) -> None:
@@ -46,7 +46,7 @@ class StoreConnection:
         self.outage_seconds = outage_seconds
         self._client: S3Client | None = None
         self._client_process = 0
-        self._connected: StoreConnection | None = None  # whose client this uses: a client takes a while to make
+        self._connected: StoreConnection | None = None  # its client is used: making one takes a while
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None, "_client_process": 0}
@@ -76,11 +76,11 @@ class StoreConnection:
             read_timeout=60,
             max_pool_connections=16,
             retries={"mode": "standard", "total_max_attempts": 3},
-            # A signature over the body is a sha256 of every byte, which says nothing new on loopback.
+            # A signature over the body needs a sha256 of every byte, which adds nothing on loopback.
             s3={"addressing_style": "path", **({"payload_signing_enabled": False} if loopback else {})},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            proxies={} if loopback else None,  # {}: those of the environment do not apply
+            proxies={} if loopback else None,  # {}: ignore the proxies of the environment
         )
         own = None if keys.access_key is None else _session_without_profiles()
         return boto3.session.Session(botocore_session=own).client(
@@ -97,7 +97,7 @@ class StoreConnection:
         key: names the object in messages. size: bytes that the operation writes to the store.
 
         Raises:
-            InfraError: the one for the cause (:mod:`infra.store.causes`, :mod:`infra.store.s3_errors`).
+            InfraError: the class depends on the cause (:mod:`infra.store.causes`, :mod:`infra.store.s3_errors`).
         """
         deadline = time.monotonic() + self.outage_seconds
         attempt = 0
@@ -117,8 +117,8 @@ class StoreConnection:
 def _session_without_profiles() -> botocore.session.Session:
     """Return a session that reads neither AWS's files nor its variables.
 
-    Settings with keys need no profile: it may not exist, or may ask for what the store does not have. Only
-    AWS_CA_BUNDLE counts, for stores over TLS.
+    Settings with keys need no profile, which might not exist, or might set options that the store does not support.
+    Only AWS_CA_BUNDLE is read, for stores over TLS.
     """
     variables = {
         name: (None, None, default, conversion)

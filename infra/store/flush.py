@@ -1,8 +1,8 @@
-"""Having what was committed on the disk, where the store is this machine's own server.
+"""Sync committed objects to the disk, if the store is this machine's own server.
 
-That server writes an object to a temporary file and renames it, but does not sync: after a power failure the newest
-objects may be empty, or missing. Whoever relies on an object calls :func:`flush` first. Any other store promises by
-itself that an object that it has acknowledged stays.
+That server writes an object to a temporary file and renames it, but does not sync. After a power failure the newest
+objects may be empty or missing, so code that relies on an object calls :func:`flush` first. Any other store guarantees
+that an object which it has acknowledged stays.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from infra.files.durable import sync
 from infra.settings import LocalS3Settings
 from infra.store.objects import ObjectStore
 
-# Inodes of folders of which this process has synced the entry in the folder above.
+# Inode of each folder whose entry in its parent folder this process has synced.
 _SYNCED: dict[Path, int] = {}
 
 
 def flush(objects: ObjectStore, keys: Iterable[str]) -> None:
-    """Sync the objects ``keys``, then the folders that hold them, up to the bucket where they are new.
+    """Sync the objects ``keys``, then the folders that hold them, and the parents of folders that are new.
 
     Raises:
-        StoreCorrupt: an object is not there.
-        StoreUnavailable: the disk refuses; names the path.
+        StoreCorrupt: an object is missing.
+        StoreUnavailable: the disk cannot be written; the message names the path.
     """
     store = objects.settings
     if not isinstance(store, LocalS3Settings):
@@ -41,16 +41,16 @@ def flush(objects: ObjectStore, keys: Iterable[str]) -> None:
 
 
 def flush_removal(objects: ObjectStore, keys: Iterable[str]) -> None:
-    """Sync the folders that held the removed objects ``keys``, so that none of them comes back.
+    """Sync the folders that held the removed objects ``keys``, so that no power failure brings them back.
 
     Raises:
-        StoreUnavailable: the disk refuses; names the path.
+        StoreUnavailable: the disk cannot be written; the message names the path.
     """
     store = objects.settings
     if not isinstance(store, LocalS3Settings):
         return
     folders = dict.fromkeys((store.folder / store.bucket / key).parent for key in keys)
-    left = dict.fromkeys(existing(folder) for folder in folders)  # the server removes folders with their last object
+    left = dict.fromkeys(existing(folder) for folder in folders)  # the server removes a folder with its last object
     for folder in left:
         _sync(folder)
 
@@ -67,7 +67,7 @@ def _sync_folders(folder: Path, top: Path) -> None:
     while folder != top:
         inode = folder.stat().st_ino
         if _SYNCED.get(folder) == inode:
-            return  # and so are the folders above it
+            return  # then the folders above it are synced too
         _sync(folder.parent)
         _SYNCED[folder] = inode
         folder = folder.parent

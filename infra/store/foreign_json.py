@@ -1,4 +1,4 @@
-"""JSON that others than the coordinator wrote, without what Python reads and then cannot write or compute with."""
+"""Read JSON that others than the coordinator wrote, and refuse values that Python reads but cannot write or use."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ DEEPEST = 32  # lists and mappings inside each other
 
 
 def read_foreign(body: bytes) -> Any:
-    """The document in ``body``: UTF-8, no NaN, each key once, whole numbers in 64 bits, text without lone
-    surrogates, not deep.
+    """Return the document in ``body``.
+
+    It must be UTF-8 with no NaN, each key once, whole numbers in 64 bits, no lone surrogates in its texts, and at most
+    :data:`DEEPEST` lists and mappings inside each other.
 
     Raises:
-        ValueError: it is none; the message says what was expected.
+        ValueError: it is not such a document; the message names what was expected.
     """
     try:
         document = read_json(body.decode(), parse_constant=_no_number, parse_int=_in_64_bits)
@@ -25,7 +27,7 @@ def read_foreign(body: bytes) -> Any:
 
 
 def _check(document: Any, *, may_have_surrogates: bool) -> None:
-    level = [[document]]  # what is in the lists and mappings of one depth
+    level = [[document]]  # the contents of all lists and mappings at one depth
     for _ in range(DEEPEST + 1):
         below = []
         for items in level:

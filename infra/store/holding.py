@@ -1,6 +1,6 @@
 """Hold a federation or a suite run for one process: on this machine by a lock, in the store by a lease.
 
-Whoever writes to the store holds both.
+A process that writes to the store holds both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from infra.store.suite_layout import SuiteLayout
 
 @dataclass(frozen=True)
 class Subject:
-    """What a process holds: a federation, or a suite run.
+    """A federation or a suite run, as a process holds it.
 
-    name: as the user calls it. title: as messages call it. lock: name of its lock on this machine. folder: of its
-    lease in the store. needs: what it needs disk space for.
+    name: its name for the user. title: its name in messages. lock: the name of its lock on this machine. folder: the
+    folder of its lease in the store. needs: what it needs disk space for.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Subject:
     ) -> StoreLease:
         """Return its lease, not yet acquired.
 
-        command: shown to those who find it held. say: called with a line when it has to wait. locked: whether the
-        caller holds its lock on this machine, so that a holder from the same home must be dead.
+        command: named in the message of other processes that find it held. say: called with a line if it must wait.
+        locked: whether the caller holds the lock on this machine, so that a holder from the same home must be dead.
         """
         return StoreLease(
             objects,
@@ -69,11 +69,11 @@ class Subject:
 
 @contextlib.contextmanager
 def machine_held(settings: Settings, subject: Subject) -> Iterator[None]:
-    """Hold ``subject`` on this machine, in a process whose files only this user can read.
+    """Hold ``subject`` on this machine, and let only this user read files that this process writes.
 
     Raises:
         RunLocked: another process of this machine holds it.
-        DiskFull: there is less room than ``min_free_megabytes``.
+        DiskFull: less than ``min_free_megabytes`` are free.
         SettingsError: the home cannot be used.
     """
     private_process(settings.home)
@@ -89,7 +89,7 @@ def federation_held(
     """Hold a federation, so that nobody else runs or changes it.
 
     Raises:
-        RunLocked: somebody holds it, here or elsewhere; names who.
+        RunLocked: another process holds it, here or elsewhere; the message names it.
     """
     subject = Subject.federation(settings, name)
     with run_lock(settings.home, subject.lock), subject.lease(objects, settings, command, say) as lease:

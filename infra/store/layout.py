@@ -1,19 +1,19 @@
-"""Where the objects of a federation are in the bucket.
+"""The keys of a federation's objects in the bucket.
 
 <prefix>/<federation>/spec.json
 <prefix>/<federation>/rounds/0007/plan.json                      written before training
 <prefix>/<federation>/rounds/0007/global.safetensors             result of round 7; 0000: initial model
 <prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
-<prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   in place of its clients' own; <client>: the first
+<prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   for several clients; <client>: the first
 <prefix>/<federation>/rounds/0007/evaluations/<client>/<part>.safetensors   <client>: the first of the turn
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/best.json
 <prefix>/<federation>/sheet.png                                  detections of the best model
-<prefix>/<federation>/superseded/0001/superseded.json            a run that went on from an earlier round: which
-<prefix>/<federation>/superseded/0001/0007/round.json and all else   rounds it put aside, as they were
-<prefix>/<federation>/damaged/0001/0007/round.json and others    damaged objects that were replaced, as they were found
-<prefix>/<federation>/lease/00000012-<nonce>.json                whose the federation is (infra/store/lease.py)
-<prefix>/<federation>/turns/<pool>/<session>/…                   letters to residents and back (infra/turns)
+<prefix>/<federation>/superseded/0001/superseded.json            which rounds were put aside, to repeat them
+<prefix>/<federation>/superseded/0001/0007/round.json and all else   those rounds, unchanged
+<prefix>/<federation>/damaged/0001/0007/round.json and others    damaged objects that were replaced, unchanged
+<prefix>/<federation>/lease/00000012-<nonce>.json                who holds the federation (infra/store/lease.py)
+<prefix>/<federation>/turns/<pool>/<session>/…                   requests to residents and their answers (infra/turns)
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Of a federation, a suite's run or a suite, within a pattern: what tasks.spec.base lets them be called.
+# Part of a pattern that matches the name of a federation, a suite's run or a suite, as tasks.spec.base allows it.
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 @dataclass(frozen=True)
 class FederationLayout:
-    """Keys of one federation. ``prefix`` may be empty; rounds have four digits, or more."""
+    """The keys of one federation. ``prefix`` may be empty; round numbers have four digits or more."""
 
     prefix: str
     federation: str
@@ -41,13 +41,13 @@ class FederationLayout:
 
     @property
     def store(self) -> str:
-        """``store.json``: the version of this layout, for all federations under the prefix."""
+        """Key of ``store.json``, which holds the version of this layout for all federations under the prefix."""
         prefix = self.prefix.strip("/")
         return f"{prefix}/store.json" if prefix else "store.json"
 
     @property
     def damaged_store(self) -> str:
-        """Where a damaged ``store.json`` is kept."""
+        """Key that a damaged ``store.json`` gets when it is replaced."""
         return f"{self.store.removesuffix('store.json')}_damaged/store.json"
 
     @property
@@ -68,12 +68,12 @@ class FederationLayout:
 
     @property
     def lease(self) -> str:
-        """Prefix of the notes of who has the federation; ends with a slash."""
+        """Prefix of the notes of the federation's holders; ends with a slash."""
         return f"{self.root}lease/"
 
     @property
     def turns(self) -> str:
-        """Prefix of what is written to and from residents; ends with a slash."""
+        """Prefix of the requests to residents and their answers; ends with a slash."""
         return f"{self.root}turns/"
 
     def round(self, number: int) -> str:
@@ -93,7 +93,7 @@ class FederationLayout:
         return f"{self.round(number)}global.safetensors"
 
     def marker(self, number: int) -> str:
-        """``round.json``: the round has happened when it exists."""
+        """Key of ``round.json``: the round is committed if it exists."""
         return f"{self.round(number)}round.json"
 
     def updates(self, number: int) -> str:
@@ -103,9 +103,9 @@ class FederationLayout:
         return f"{self.updates(number)}{client}.safetensors"
 
     def partial_sum(self, number: int, first_client: str) -> str:
-        """Weights that stand for several clients', of which ``first_client`` is the first.
+        """Key of the partial sum that stands for several clients' weights, of which ``first_client`` is the first.
 
-        No client's own have this name: ids begin with a letter or digit.
+        No client's own weights have such a key, because client ids begin with a letter or digit.
         """
         return f"{self.updates(number)}_sum-{first_client}.safetensors"
 
@@ -116,7 +116,7 @@ class FederationLayout:
         return f"{self.round(number)}evaluations/"
 
     def evaluation_part(self, number: int, client: str, part: str) -> str:
-        """A part of an evaluation, from a turn whose first client is ``client``: its silo's own folder."""
+        """Key of a part of an evaluation, in a folder of its silo's own: ``client`` is the first client of the turn."""
         return self.evaluation_tensors(number, f"{client}/{part}")
 
     def evaluation_tensors(self, number: int, part: str) -> str:
@@ -139,18 +139,18 @@ class FederationLayout:
         return f"{self.superseded}{folder:04d}/superseded.json"
 
     def put_aside(self, key: str, folder: int) -> str:
-        """Where the round's object ``key`` is once its round is put aside.
+        """Key that the round's object ``key`` gets when its round is put aside.
 
-        Not below a folder ``rounds/``: a silo's policy allows keys by what follows that.
+        It has no folder ``rounds/``, because a silo's policy allows keys by what follows ``rounds/``.
         """
         return f"{self.superseded}{folder:04d}/{key.removeprefix(self.rounds)}"
 
     def superseded_folders(self, keys: Iterable[str]) -> list[int]:
-        """Numbers of the folders below ``superseded/`` that have an object among ``keys``, ascending."""
+        """Return the numbers of the folders below ``superseded/`` that have an object among ``keys``, ascending."""
         return self._folders(self.superseded, keys)
 
     def damaged_folders(self, keys: Iterable[str]) -> list[int]:
-        """Numbers of the folders below ``damaged/`` that have an object among ``keys``, ascending."""
+        """Return the numbers of the folders below ``damaged/`` that have an object among ``keys``, ascending."""
         return self._folders(self.damaged, keys)
 
     @staticmethod
@@ -159,33 +159,33 @@ class FederationLayout:
         return sorted({int(match[1]) for match in map(pattern.fullmatch, keys) if match})
 
     def kept_damaged(self, key: str, folder: int) -> str:
-        """Where the damaged object ``key`` is kept once another one takes its place; not below ``rounds/`` either."""
+        """Key that the damaged object ``key`` gets when it is replaced. It has no folder ``rounds/`` either."""
         name = key.removeprefix(self.rounds) if key.startswith(self.rounds) else key.removeprefix(self.root)
         return f"{self.damaged}{folder:04d}/{name}"
 
     def begun_rounds(self, keys: Iterable[str]) -> list[int]:
-        """Numbers of the rounds that have any object among ``keys``, ascending."""
+        """Return the numbers of the rounds that have any object among ``keys``, ascending."""
         pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/.+")
         found = filter(None, map(pattern.fullmatch, keys))
         return sorted({int(match[1]) for match in found if match[0].startswith(self.round(int(match[1])))})
 
     def committed_rounds(self, keys: Iterable[str]) -> list[int]:
-        """Numbers of the rounds whose marker is among ``keys``, ascending."""
+        """Return the numbers of the rounds whose marker is among ``keys``, ascending."""
         pattern = re.compile(re.escape(self.rounds) + r"([0-9]{4,})/round\.json")
         found = filter(None, map(pattern.fullmatch, keys))
-        # Other spellings of a number, as 00001, are folders of somebody else's.
+        # Folders with another spelling of a number, as 00001, are not ours.
         return sorted(number for match in found if self.marker(number := int(match[1])) == match[0])
 
 
 def first_missing(numbers: Iterable[int]) -> int | None:
-    """The first round that ``numbers``, ascending, leave out from 0 on; None: none before the last."""
+    """Return the first round that is missing between 0 and the last of ``numbers`` (ascending); None if none is."""
     return next((expected for expected, number in enumerate(numbers) if number != expected), None)
 
 
 def federations(prefix: str, keys: Iterable[str]) -> list[str]:
-    """Names of the federations that have a ``spec.json`` among ``keys``, sorted.
+    """Return the names of the federations that have a ``spec.json`` among ``keys``, sorted.
 
-    A key whose name no federation can have is somebody else's: it is left out.
+    Keys with a name that no federation can have are ignored.
     """
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     pattern = re.compile(re.escape(folder) + rf"({NAME})/spec\.json")

@@ -1,14 +1,15 @@
-"""Whose a federation is: one holder at a time, decided in the store that its rounds are in.
+"""A federation's lease: it has one holder at a time, which is decided in the store that holds its rounds.
 
-A holder has a note below the federation's ``lease/``, of a generation higher than all before, and renews it. Who wants
-the federation looks at the highest generation. If that is given back, or its holder is known to be dead
-(:mod:`infra.store.lease_note`), or it did not change for as long as it says itself, by the watcher's own clock, the
-next generation is written; and then the folder is read again: only who finds no note but those seen before has it. Of
-two that write, the second finds the first one's. Nobody writes over another's note, so no delay decides; where the
-store honours conditional writes, a generation is one object, and the store itself refuses the second.
+A holder has a note below the federation's ``lease/`` and renews it. The note's generation is higher than all before. A
+process that wants the federation reads the note of the highest generation. That note no longer counts if it was given
+back, if its holder is known to be dead (:mod:`infra.store.lease_note`), or if it has not changed for the time that it
+names, by the reader's own clock. Then the process writes a note of the next generation and lists the folder again. It
+is the holder only if it finds no note that it has not seen before. If two processes write, the second one finds the
+first one's note. No process overwrites another's note, so the outcome does not depend on delays. In a store that
+honours conditional writes, each generation is a single object, and the store itself refuses the second write.
 
-An old holder that was stopped, or cut off, finds the newer generation: before each commit it looks, and before each
-write if it has not been able to look for a while. It ends without having written.
+An old holder that was stopped or cut off finds the newer generation, because it looks before each commit, and before
+each other write if its last look was a while ago. It ends without having written.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ from infra.store.sealed import seal, unseal
 log = logging.getLogger(__name__)
 
 RENEW_SECONDS = 10.0
-# Without a look for so long, a holder looks before it writes anything: far from the expiry that others wait.
+# A holder whose last look is older looks again before it writes. Others wait far longer, until the note expires.
 UNSURE_SECONDS = 2 * RENEW_SECONDS
 LOOK_SECONDS = 0.5
-# For a store whose listings are not quite up to date, where it does not itself refuse a second holder.
+# Pause before listing again, because listings may lag. Only for stores that do not refuse a second note themselves.
 SETTLE_SECONDS = 0.2
-OUTAGE_SECONDS = 5.0  # that giving back waits for a store that is gone
+OUTAGE_SECONDS = 5.0  # the most that giving back waits for a store that does not answer
 
 
 class StoreLease:
-    """The lease of what has its notes below ``folder``. As a context manager it is only given back.
+    """The lease of a federation or suite run. As a context manager it only gives the lease back, at the end.
 
-    name: of the federation or suite, for messages. what: the command that wants it. home: of this process.
-    lock: file that this process holds locked while it has the lease (:func:`infra.files.lock.run_lock`), or None:
-        whoever finds that it can lock the same file need not wait.
-    say: told when there is a wait.
+    folder: prefix of its notes. name: its name, for messages. what: the command that wants it. home: this process's.
+    lock: file that this process keeps locked while it holds the lease (:func:`infra.files.lock.run_lock`), or None. A
+        process that can lock the same file need not wait for this one.
+    say: called with a line when there is a wait.
     """
 
     def __init__(
@@ -86,27 +87,27 @@ class StoreLease:
 
     @property
     def generation(self) -> int:
-        """Higher than that of every holder before; 0 before it is held."""
+        """The generation of this holder, higher than all before; 0 before the lease is held."""
         return self._generation
 
     @property
     def objects(self) -> ObjectStore:
-        """The store, as anybody may use it."""
+        """The store itself, which does not check the lease."""
         return self._objects
 
     def use(self, objects: ObjectStore) -> None:
-        """The same store, which has come back at another address."""
+        """Use ``objects`` from now on: the same store, started again at another address."""
         self._objects = objects
-        # For the thread that renews, which must not be waited for, and for giving back: it shares connections.
+        # For renewing and giving back, which must not wait long for a store that does not answer.
         self._impatient = objects.with_patience(min(OUTAGE_SECONDS, objects.outage_seconds))
 
     # Taking it.
 
     def acquire(self) -> StoreLease:
-        """Have the lease, waiting for a holder that may be dead as long as its note says.
+        """Take the lease. Wait for a holder that may be dead, as long as its note says.
 
         Raises:
-            RunLocked: another holder has it, and lives; or :meth:`abandon` was called.
+            RunLocked: another holder has it and is alive, or :meth:`abandon` was called.
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
         """
         if self._key is not None:
@@ -122,53 +123,53 @@ class StoreLease:
             self._done.wait(random.uniform(0.2, 1.0) * LOOK_SECONDS)
 
     def is_free(self) -> bool:
-        """Whether nobody has the lease, as far as that can be told without waiting."""
+        """Return whether nobody holds the lease, as far as that is known without waiting."""
         notes = self.notes()
         top = max((note.generation for note in notes), default=0)
         return all(self._free(note) for note in notes if note.generation == top)
 
     def require_free(self) -> None:
-        """Wait until nobody has the lease, without taking it.
+        """Wait until nobody holds the lease, without taking it.
 
         Raises:
-            RunLocked: as :meth:`acquire`.
+            RunLocked: as :meth:`acquire` does.
         """
         self._wait_until_free()
 
     def _wait_until_free(self) -> list[Note]:
-        """All notes, when none of the highest generation is that of somebody who has the lease, or may have it."""
-        said = False
+        """Wait until no note of the highest generation can be that of a living holder. Return all notes."""
+        reported = False
         while not self._done.is_set():
             notes = self.notes()
-            self._watch.saw(notes)
+            self._watch.observe(notes)
             top = max((note.generation for note in notes), default=0)
             in_the_way = [note for note in notes if note.generation == top and not self._free(note)]
             if not in_the_way:
                 return notes
             note = in_the_way[0]
-            if self._watch.lives(note):
+            if self._watch.is_alive(note):
                 raise RunLocked(
-                    f"{self._name}: held by {note.told()}; wait for it to end, or end it there: if it dies, its lease "
+                    f"{self._name}: held by {note.holder}; wait for it to end, or end it there: if it dies, its lease "
                     f"ends by itself after {note.expiry:.0f} s"
                 )
-            if not said:
-                said = True
+            if not reported:
+                reported = True
                 self._say(
-                    f"{self._name}: held by {note.told()}; if that is gone, this goes on in {note.expiry:.0f} s at "
+                    f"{self._name}: held by {note.holder}; if that is gone, this goes on in {note.expiry:.0f} s at "
                     "the latest"
                 )
             self._done.wait(LOOK_SECONDS)
         raise RunLocked(f"{self._name}: no longer waited for")
 
     def abandon(self) -> None:
-        """Have :meth:`acquire`, in another thread, end without the lease."""
+        """Make :meth:`acquire`, in another thread, end without the lease."""
         self._done.set()
 
     def _free(self, note: Note) -> bool:
         return note.released or note.is_of_dead(self._holder) or self._watch.expired(note)
 
     def notes(self) -> list[Note]:
-        """What is in the folder now."""
+        """Return the notes that are in the folder now."""
         found = []
         for key in self._objects.list(self._folder):
             generation = generation_of(self._folder, key)
@@ -179,7 +180,7 @@ class StoreLease:
         return found
 
     def _claim(self, generation: int, seen: set[str]) -> bool:
-        """Write a note of ``generation``; whether it is the only one beside those of ``seen``, which then go."""
+        """Write a note of ``generation``. Return whether it is the only new one; then remove the ``seen`` ones."""
         self._generation, self._renewals, self._tag = generation, 0, None
         key = key_of(self._folder, generation, None if self._conditional else self._holder.nonce)
         if not self._write(self._objects, key):
@@ -197,7 +198,7 @@ class StoreLease:
         return True
 
     def _write(self, objects: ObjectStore, key: str, *, released: bool = False) -> bool:
-        """Write the note; False: what is there is another's."""
+        """Write the note, or renew it. Return False if another holder's note is at ``key``."""
         body = body_of(
             self._holder, self._generation, self._renewals + 1, released=released, conditional=self._conditional
         )
@@ -209,7 +210,7 @@ class StoreLease:
                 there = objects.get_tagged(key)
                 if there is None or not self._is_ours(there[0]):
                     return False
-                # Its answer was lost: written by this call, or by the one before.
+                # Ours: this call wrote it, or the one before, and the answer was lost.
                 tag = there[1]
             self._tag = tag
         self._renewals += 1
@@ -221,11 +222,11 @@ class StoreLease:
     # Having it.
 
     def confirm(self) -> None:
-        """Look whether the lease is still held.
+        """Check in the store that the lease is still held.
 
         Raises:
             RunLocked: another holder has taken it over, or the federation was removed.
-            StoreUnavailable: that cannot be told.
+            StoreUnavailable: the store does not answer.
         """
         self._confirm(self._objects)
 
@@ -239,20 +240,20 @@ class StoreLease:
             mine = self._key in keys and (not self._conditional or self._is_ours(_body(objects, self._key)))
             if newer:
                 note = read_note(newer[-1], 0, _body(objects, newer[-1]))
-                self._lose(f"taken over by {note.told()}" if note.body else "taken over by another coordinator")
+                self._lose(f"taken over by {note.holder}" if note.body else "taken over by another coordinator")
             elif not mine:
                 self._lose("its lease was removed from the store, as when the federation is removed")
             self._looked = began
             self._require_held()
 
     def require(self) -> None:
-        """As :meth:`confirm`, without a look at the store when the last one was a moment ago."""
+        """Check as :meth:`confirm` does, but read the store only if the last look is older than ``UNSURE_SECONDS``."""
         self._require_held()
         if _clock() - self._looked > UNSURE_SECONDS:
             self.confirm()
 
     def commit(self, key: str, document: Any) -> None:
-        """Write a commit's marker, if the lease is held and there is none of another.
+        """Write a commit's marker, if the lease is held and no other coordinator has written it.
 
         Raises:
             RunLocked: the lease is lost, or another has committed this.
@@ -266,10 +267,10 @@ class StoreLease:
             there = _body(self._objects, key) if self._conditional or self._objects.exists(key) else b""
             if there == body:
                 return
-            if _is_whole(there):  # else it is damaged, and commits nothing
+            if _is_whole(there):  # a damaged marker commits nothing
                 self._lose(f"{key} was committed by another coordinator")
                 self._require_held()
-            self.require()  # the store may have been away for long since the look
+            self.require()  # the store may have been unreachable since the last look
             self._objects.put_bytes(key, body)
 
     def _require_held(self) -> None:
@@ -286,7 +287,7 @@ class StoreLease:
                 self._when_lost()
 
     def _begin(self) -> None:
-        if self._done.is_set():  # abandoned while it was taken
+        if self._done.is_set():  # abandoned while the lease was being taken
             self.release()
             raise RunLocked(f"{self._name}: no longer waited for")
         self._renewing = threading.Thread(target=self._renew, name=f"lease-{self._name}", daemon=True)
@@ -311,7 +312,8 @@ class StoreLease:
             written = self._write(self._impatient, self._key)
             late = _clock() - self._looked > EXPIRY_SECONDS - UNSURE_SECONDS
             if written and late and len(self.notes()) > 1:
-                # Stopped between look and write for as long as others wait: it has put back what they had removed.
+                # This process was stopped between look and write for as long as others wait, and has now restored a
+                # note that they had removed.
                 self._impatient.delete([self._key])
                 written = False
             if not written:
@@ -321,8 +323,9 @@ class StoreLease:
     # Giving it back.
 
     def release(self, *, removed: bool = False) -> None:
-        """Give it back, if it is held; a store that does not answer is not waited for. removed: with all notes, as
-        the last thing of a federation that is being removed.
+        """Give the lease back if it is held. Do not wait for a store that does not answer.
+
+        removed: remove all notes, as the last step when the federation is removed.
         """
         self._done.set()
         if self._renewing is not None:
@@ -346,12 +349,12 @@ class StoreLease:
 
     @contextlib.asynccontextmanager
     async def ends_with_it(self) -> AsyncIterator[None]:
-        """What is in here is cancelled when the lease is lost, and leaves with RunLocked."""
+        """Cancel this task within the context if the lease is lost, and raise RunLocked."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
 
         def cancel() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has already ended
                 loop.call_soon_threadsafe(task.cancel)
 
         self._when_lost = cancel
@@ -368,7 +371,7 @@ class StoreLease:
 
 
 def _body(objects: ObjectStore, key: str) -> bytes:
-    """What is there; empty when there is nothing."""
+    """Return the content of the object at ``key``; empty if there is none."""
     try:
         return objects.get_bytes(key)
     except StoreCorrupt:
@@ -376,7 +379,7 @@ def _body(objects: ObjectStore, key: str) -> bytes:
 
 
 def _is_whole(body: bytes) -> bool:
-    """Whether ``body`` is a record: a JSON mapping with the content of its digest, if it has one."""
+    """Return whether ``body`` is a record: a JSON mapping whose content matches its digest, if it has one."""
     try:
         return isinstance(unseal(json.loads(body))[0], dict)
     except (ValueError, RecursionError):
@@ -384,5 +387,5 @@ def _is_whole(body: bytes) -> bool:
 
 
 def _clock() -> float:
-    """Seconds that go on while this process is stopped, and while the machine is suspended, where that can be had."""
+    """Return seconds that advance while this process is stopped, and where possible while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -1,6 +1,6 @@
-"""The note by which a process says that it has a federation, and what another process can tell from it.
+"""The note by which a process holds a federation, and what other processes conclude from it.
 
-A note was written by another machine: no clock of it is trusted, nor that its fields are what they should be.
+Another machine may have written a note, so neither its clock nor the types of its fields are trusted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from infra.plain_text import printable
 
 VERSION = 2
 EXPIRY_SECONDS = 60.0
-LONGEST_EXPIRY = 3600.0  # of a note that says more, or nothing that is a number
-# A watcher that was stopped, or whose store was away, saw nothing meanwhile: so much of a gap counts at most.
+LONGEST_EXPIRY = 3600.0  # a note with a longer time, or with no number, gets EXPIRY_SECONDS
+# A watcher that was stopped, or could not reach the store, saw nothing meanwhile. No more of such a gap is counted.
 LONGEST_GAP = 5.0
-HOME_LIMIT = 400  # characters of a home's path, as it is shown
+HOME_LIMIT = 400  # the most characters of a home's path in messages
 _NAME = re.compile(r"([0-9]{1,12})(?:-([0-9a-f]+))?\.json")
 
 
@@ -32,7 +32,7 @@ _NAME = re.compile(r"([0-9]{1,12})(?:-([0-9a-f]+))?\.json")
 class Holder:
     """A process that wants a federation.
 
-    lock: file of :func:`infra.files.lock.run_lock` that it holds while it has the federation, if it holds one.
+    lock: file of :func:`infra.files.lock.run_lock` that it keeps locked while it holds the federation, or None.
     """
 
     home: str
@@ -59,7 +59,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Note:
-    """A holder's note in the store. ``fields`` is empty when what is there is no note."""
+    """A holder's note in the store. ``fields`` is empty if the object is not a JSON mapping."""
 
     key: str
     generation: int
@@ -72,13 +72,14 @@ class Note:
 
     @property
     def expiry(self) -> float:
-        """Seconds without a change after which its holder has lost it."""
+        """Seconds without a change of the note after which its holder has lost the lease."""
         found = self.fields.get("expiry_seconds")
         known = isinstance(found, int | float) and not isinstance(found, bool) and 0 < found <= LONGEST_EXPIRY
         return float(found) if known else EXPIRY_SECONDS  # type: ignore[arg-type]
 
-    def told(self) -> str:
-        """``fedbench run on host-b (process 17, home /home/b/.fedbench)``."""
+    @property
+    def holder(self) -> str:
+        """Return text as ``fedbench run on host-b (process 17, home /home/b/.fedbench)``."""
         if not self.fields:
             return f"somebody whose note {self.key} cannot be read"
         what, host, process = (printable(self.fields.get(name, "?")) for name in ("what", "host", "process"))
@@ -86,9 +87,10 @@ class Note:
         return f"{what} on {host} (process {process}, home {home})"
 
     def is_of_dead(self, own: Holder) -> bool:
-        """Whether its holder is known to be gone, without waiting: it ran on this machine, since this start of it.
+        """Return whether its holder is known to be gone, without waiting.
 
-        Either its home's lock is ours now, the same file on the same kernel; or there is no such process any more.
+        That is known only of a process of this machine since its last start: if ``own`` holds the lock that the holder
+        had (the same file), or if the holder's process does not exist any more.
         """
         fields = self.fields
         if not fields or not fields.get("boot"):
@@ -110,13 +112,13 @@ def key_of(folder: str, generation: int, nonce: str | None) -> str:
 
 
 def generation_of(folder: str, key: str) -> int | None:
-    """Generation in a note's key; None: the key is not that of a note."""
+    """Return the generation in a note's key; None if the key is not that of a note."""
     match = _NAME.fullmatch(key.removeprefix(folder))
     return int(match[1]) if match else None
 
 
 def body_of(holder: Holder, generation: int, renewals: int, *, released: bool, conditional: bool) -> bytes:
-    """The note as bytes; no two are the same."""
+    """Return the note as bytes, which differ from those of every other note and renewal."""
     document = {
         **holder.document(),
         "generation": generation,
@@ -130,7 +132,7 @@ def body_of(holder: Holder, generation: int, renewals: int, *, released: bool, c
 
 
 def read_note(key: str, generation: int, body: bytes) -> Note:
-    """A note that is torn is one too: whose it is cannot be told, and it is judged by whether it changes."""
+    """Parse a note. A torn note counts as one of an unknown holder, which is alive as long as the note changes."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -139,7 +141,7 @@ def read_note(key: str, generation: int, body: bytes) -> Note:
 
 
 class Watch:
-    """How long notes have been seen unchanged, by this process's own clock, which stands while it is suspended."""
+    """How long each note has not changed, by this process's own clock, which stops while the machine is suspended."""
 
     def __init__(self) -> None:
         self._first: dict[str, bytes] = {}
@@ -147,7 +149,7 @@ class Watch:
         self._unchanged: dict[str, float] = {}
         self._last: float | None = None
 
-    def saw(self, notes: list[Note]) -> None:
+    def observe(self, notes: list[Note]) -> None:
         now = time.monotonic()
         gap = 0.0 if self._last is None else min(now - self._last, LONGEST_GAP)
         self._last = now
@@ -160,13 +162,13 @@ class Watch:
     def expired(self, note: Note) -> bool:
         return self._unchanged.get(note.key, 0.0) >= note.expiry
 
-    def lives(self, note: Note) -> bool:
-        """Whether its holder has renewed it while this watched."""
+    def is_alive(self, note: Note) -> bool:
+        """Return whether the holder has renewed the note since this watch first saw it."""
         return self._first.get(note.key, note.body) != note.body
 
 
 def boot() -> str:
-    """Which start of which kernel this is; the same in all containers on it."""
+    """Return an id of this kernel's last start, the same in all containers on it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -174,7 +176,7 @@ def boot() -> str:
 
 
 def process_names() -> str:
-    """Within what process ids have a meaning: containers have their own."""
+    """Return an id of the namespace of this process's ids; each container may have its own."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -182,7 +184,7 @@ def process_names() -> str:
 
 
 def lock_identity(path: Path | None) -> str | None:
-    """The file itself, whatever its path is called here; None without one."""
+    """Return an id of the file, whatever its path is; None if there is no file."""
     try:
         found = path.stat() if path is not None else None
     except OSError:
@@ -191,14 +193,15 @@ def lock_identity(path: Path | None) -> str | None:
 
 
 def process_started(process: int) -> str | None:
-    """When it was started, as text to compare; empty: it cannot be told. None: there is no such process, or it has
-    ended and is only waited for.
+    """Return when the process was started, as text to compare, which is empty if that is unknown.
+
+    None: there is no such process, or only its exit status is left.
     """
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return None
-    except (OSError, OverflowError):  # another user's; it is there, or no number of a process
+    except (OSError, OverflowError):  # it is another user's process, or the number is too large
         pass
     try:
         if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:

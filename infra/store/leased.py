@@ -1,4 +1,4 @@
-"""What goes on under a lease: a task, and what is written to the store."""
+"""Work under a lease: a task that ends with it, and a store that refuses writes once it is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.store.objects import ObjectStore
 
 @contextlib.asynccontextmanager
 async def have(lease: StoreLease) -> AsyncIterator[StoreLease]:
-    """Have ``lease`` in a task that may be cancelled while it waits; what is in here is, when it is lost."""
+    """Hold ``lease`` in this context. The task may be cancelled while it waits; losing the lease cancels it too."""
     try:
         await asyncio.to_thread(lease.acquire)
     except asyncio.CancelledError:
@@ -28,7 +28,7 @@ async def have(lease: StoreLease) -> AsyncIterator[StoreLease]:
 
 
 class LeasedStore(ObjectStore):
-    """The store as the holder of ``lease`` writes to it: not once the lease is lost."""
+    """The store for the holder of ``lease``. Writing raises RunLocked once the lease is lost."""
 
     def __init__(self, objects: ObjectStore, lease: StoreLease) -> None:
         super().__init__(objects.settings, objects.outage_seconds)

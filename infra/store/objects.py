@@ -1,9 +1,9 @@
 """Objects in an S3-compatible store: bytes, files and JSON, with one error for each cause.
 
-Integrity is the caller's: weights carry a sha256 in the record that names them (:mod:`infra.store.weights`), so the
-store's own checksums, which halve the reading speed, are off. What is sent carries its MD5 (of files in parts, the
-store is asked for the size), so that a store does not take half a request for an object: nobody may read a record
-again before the federation ends.
+Callers check integrity: the record that names weights has their sha256 (:mod:`infra.store.weights`). So the store's
+own checksums, which halve the reading speed, are off. Every request that writes has the MD5 of its body, so that a
+store does not accept half a body as an object: a record may not be read again before the federation ends. After a file
+was sent in parts, its size is checked instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import DeleteObjectsOutputTypeDef
 
-_DELETE_BATCH = 1000  # the most that S3 takes in one request
-# Answers to a conditional write that was not done; the last two are of stores that do not know conditions.
+_DELETE_BATCH = 1000  # the most that S3 accepts in one request
+# Answers if a conditional write was not done. Stores that do not know conditions give the last two.
 _CONDITION_FAILED = frozenset(
     {"412", "409", "PreconditionFailed", "ConditionalRequestConflict", "NotImplemented", "InvalidArgument"}
 )
@@ -51,12 +51,12 @@ class ObjectStore(StoreConnection):
     """The objects of one bucket.
 
     Every method raises:
-        StoreUnavailable: the store does not answer or fails (5xx); names the endpoint.
-        SettingsError: wrong credentials, or no such bucket; names the setting.
+        StoreUnavailable: the store does not answer or fails (5xx); the message names the endpoint.
+        SettingsError: wrong credentials, or no such bucket; the message names the setting.
     """
 
     def with_patience(self, seconds: float) -> ObjectStore:
-        """Return the same store over the same connections, tried for ``seconds`` when it does not answer."""
+        """Return the same store on the same connections, with requests that are repeated for ``seconds`` at most."""
         other = ObjectStore(self.settings, outage_seconds=seconds)
         other._connected = self
         return other
@@ -71,16 +71,16 @@ class ObjectStore(StoreConnection):
         limit: the most bytes that it may have. A larger one is refused before its content is read.
 
         Raises:
-            StoreCorrupt: there is none, or it is larger than ``limit``.
+            StoreCorrupt: there is no such object, or it is larger than ``limit``.
         """
         return self._call(key, lambda s3: get_body(s3, self._at(key), limit))
 
     def put_if(self, key: str, body: bytes, tag: str | None = None) -> str | None:
-        """Write an object if there is none at ``key``; with ``tag``, if what is there has this ETag.
+        """Write an object if there is none at ``key``; with ``tag``, if the object there has this ETag.
 
-        Returns the ETag of what was written; None when the store refused. Of use only in a store that honours
-        conditions (:mod:`infra.store.conditional`). A lost answer is asked for again: then a refusal may be of what
-        this very call wrote.
+        Returns the ETag of the written object; None if the store refused to write. Useful only in a store that honours
+        conditions (:mod:`infra.store.conditional`). If an answer is lost, the request is repeated. Then the store may
+        refuse because the first request of this call has written the object.
         """
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
 
@@ -96,9 +96,7 @@ class ObjectStore(StoreConnection):
         return self._call(key, put)
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """Return content and ETag of a small object; None when there is none. A store without ETags gives an empty
-        one.
-        """
+        """Return a small object's content and ETag (empty if the store has no ETags); None if there is no object."""
 
         def get(s3: S3Client) -> tuple[bytes, str]:
             answer = s3.get_object(Bucket=self.bucket, Key=key)
@@ -126,7 +124,7 @@ class ObjectStore(StoreConnection):
         self._call(key, lambda s3: receive_file(s3, self._at(key), path, limit))
 
     def copy(self, key: str, target: str) -> None:
-        """Copy an object within the store; its content does not travel.
+        """Copy an object within the store, without a transfer of its content to this machine.
 
         Raises:
             StoreCorrupt: there is no such object.
@@ -134,7 +132,7 @@ class ObjectStore(StoreConnection):
         self._call(key, lambda s3: copy_object(s3, self._at(key), target))
 
     def size(self, key: str) -> int | None:
-        """Return the bytes of an object; None when there is none (or no bucket: the answer to HEAD does not tell)."""
+        """Return an object's size in bytes; None if it is missing, or the bucket is (HEAD does not tell which)."""
         try:
             return self._call(key, lambda s3: s3.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
         except MissingObjectError:
@@ -166,15 +164,15 @@ class ObjectStore(StoreConnection):
         return sorted(self._call(prefix, pages), key=lambda entry: entry.key)
 
     def incomplete_uploads(self, prefix: str = "") -> Sequence[IncompleteUpload]:
-        """Return the uploads in parts, of keys that start with ``prefix``, that are not complete."""
+        """Return the incomplete uploads in parts of keys that start with ``prefix``."""
         return self._call(prefix, lambda s3: list_uploads(s3, self.bucket, prefix))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """End an upload and remove its parts; one that has ended is no error."""
+        """End an upload and remove its parts. An upload that has already ended is no error."""
         self._call(key, lambda s3: end_upload(s3, self.bucket, key, upload_id))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; those that are not there are no error."""
+        """Remove objects. Missing ones are no error."""
         names = list(keys)
         failed = self.remove(names)
         if failed:
@@ -182,7 +180,7 @@ class ObjectStore(StoreConnection):
             raise StoreUnavailable(f"{self._where}: {len(failed)} of {len(names)} objects not removed; {key}: {reason}")
 
     def remove(self, keys: Iterable[str]) -> dict[str, str]:
-        """Remove what can be removed. Return the reason for each object that stayed; a missing one is no error."""
+        """Remove objects. Return a reason for each one that could not be removed; missing ones are no error."""
         names = list(keys)
         failed: dict[str, str] = {}
         for start in range(0, len(names), _DELETE_BATCH):
@@ -197,29 +195,29 @@ class ObjectStore(StoreConnection):
         return s3.delete_objects(Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
 
     def put_json(self, key: str, document: Any) -> None:
-        """Write a document, a mapping with its digest; the same document gives the same bytes."""
+        """Write a document; a mapping gets its digest. The same document gives the same bytes."""
         self.put_bytes(key, seal(document))
 
     def get_json(self, key: str, limit: int | None = None) -> Any:
         """Return the document at ``key``; None when there is none.
 
-        limit: the most bytes that it may have. A document with a limit is one that others than the coordinator write:
-        it is held to :func:`infra.store.foreign_json.read_foreign`.
+        limit: the most bytes that it may have, for documents that others than the coordinator write. Such a document
+        is checked by :func:`infra.store.foreign_json.read_foreign`.
 
         Raises:
-            StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, has not the content of its digest, or is
-                larger than ``limit``.
+            StoreCorrupt: it is not JSON, is ``null``, is nested too deeply, does not match its digest, or is larger
+                than ``limit``.
         """
         return self.get_sealed(key, limit)[0]
 
     def get_sealed(self, key: str, limit: int | None = None) -> tuple[Any, bool]:
-        """As :meth:`get_json`, and whether the document had a digest, with which its content was checked."""
+        """Return the document as :meth:`get_json` does, and whether it had a digest, which was checked."""
         try:
             return self._get_document(key, limit)
         except MissingObjectError:
             return None, False
         except StoreCorrupt:
-            # Damaged on the way only, perhaps.
+            # It may be damaged in transfer only.
             return self._get_document(key, limit)
 
     def _get_document(self, key: str, limit: int | None) -> tuple[Any, bool]:
@@ -228,7 +226,7 @@ class ObjectStore(StoreConnection):
             document, sealed = unseal(read_json(body) if limit is None else read_foreign(body))
         except (ValueError, RecursionError) as error:
             raise StoreCorrupt(f"{key}: expected JSON in {self._where}: {error}") from None
-        if document is None:  # to the caller it would look like no object
+        if document is None:  # the caller would take it for a missing object
             raise StoreCorrupt(f"{key}: expected a JSON document in {self._where}, found null")
         return document, sealed
 

@@ -1,4 +1,4 @@
-"""Errors of S3 requests, as errors of fedbench: one for each cause."""
+"""Map errors of S3 requests to fedbench's errors, one class for each cause."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _REFUSED = frozenset(
         "ExpiredToken",
     }
 )
-# "BadDigest": other bytes than were sent have arrived.
+# "BadDigest": the bytes that arrived are not those that were sent.
 _BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "BadDigest"})
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
 class OtherSizeError(BotoCoreError):
-    """The store has another size of a file than was sent."""
+    """The size of a file in the store is not that of the file that was sent."""
 
     fmt = "expected {expected} bytes of the file that was sent, found {found}"
 
@@ -40,11 +40,11 @@ _TRANSIENT = (HTTPClientError, ConnectionError, IncompleteReadError, OtherSizeEr
 
 
 class MissingObjectError(StoreCorrupt):
-    """An object that is required is not there."""
+    """A required object is missing."""
 
 
 class MissingBucketError(SettingsError):
-    """The bucket is not there."""
+    """The bucket does not exist."""
 
 
 def code_of(error: ClientError) -> str:
@@ -53,14 +53,14 @@ def code_of(error: ClientError) -> str:
 
 
 def request_error(error: BaseException) -> BaseException | None:
-    """Return the error of the request. boto3's transfers wrap it, and only a ClientError's code names the cause."""
+    """Return the request's own error, which boto3's transfers wrap: only a ClientError's code names the cause."""
     if isinstance(error, S3UploadFailedError | RetriesExceededError):
         return error.__cause__ or error.__context__ or getattr(error, "last_exception", None)
     return error
 
 
 def as_infra_error(error: Exception, key: str, where: str) -> InfraError:
-    """Return fedbench's error for ``error`` of a request for ``key``. ``where``: bucket and endpoint, for messages."""
+    """Return fedbench's error for that of a request for ``key``. ``where``: bucket and endpoint, for messages."""
     cause = request_error(error)
     if isinstance(cause, ClientError):
         code = code_of(cause)

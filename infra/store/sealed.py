@@ -1,7 +1,7 @@
-"""JSON documents that carry a digest of their own content, so that a flipped bit is no figure without a word.
+"""JSON documents with a digest of their own content, so that a flipped bit is detected and not read as a value.
 
-The digest is a field of the document, because not every store keeps an object's metadata. It guards against damage, not
-against people: whoever may write an object can write the digest too.
+The digest is a field of the document, because not every store keeps an object's metadata. It protects against damage,
+not against people: anyone who may write an object can write its digest too.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import hashlib
 import json
 from typing import Any
 
-DIGEST = "record_sha256"  # of the document without this field
+DIGEST = "record_sha256"  # name of the field with the sha256 of all other fields
 
 
 def seal(document: Any) -> bytes:
-    """``document`` as JSON text in UTF-8, a mapping with its digest. The same document gives the same bytes.
+    """Return ``document`` as JSON text in UTF-8; a mapping gets its digest. The same document gives the same bytes.
 
     Raises:
-        ValueError: it holds what JSON cannot, as a number that is not finite.
+        ValueError: it has a value that JSON does not allow, as a number that is not finite.
     """
     if isinstance(document, dict):
-        as_read = json.loads(json.dumps(document))  # whoever reads it sorts keys that are text
+        as_read = json.loads(json.dumps(document))  # JSON makes all keys text, and readers sort them as text
         document = {**as_read, DIGEST: content_digest(as_read)}
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
 def unseal(document: Any) -> tuple[Any, bool]:
-    """The document without its digest, and whether it had one; those from before there were digests have none.
+    """Return the document without its digest, and whether it had one. Documents of older versions have none.
 
     Raises:
-        ValueError: the content is not that of the digest.
+        ValueError: the content does not match the digest.
     """
     if not isinstance(document, dict) or DIGEST not in document:
         return document, False
@@ -42,7 +42,7 @@ def unseal(document: Any) -> tuple[Any, bool]:
 
 
 def content_digest(document: dict[str, Any]) -> str:
-    """sha256 (hex) of the document's fields, however they are spaced and ordered; a digest in it does not count."""
+    """Return the sha256 (hex) of the document's fields but the digest, whatever their order and the text's spacing."""
     content = {name: value for name, value in document.items() if name != DIGEST}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

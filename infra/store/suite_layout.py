@@ -1,14 +1,14 @@
-"""Where the objects of suites are in the bucket, beside those of federations.
+"""The keys of suites' objects in the bucket, beside those of federations.
 
-<prefix>/_suites/<run>/suite.json                                what is run, written first
+<prefix>/_suites/<run>/suite.json                                the suite that is run, written first
 <prefix>/_suites/<run>/cells/<digest>-<code version>.json        a cell that has ended
 <prefix>/_suites/<run>/lease/…                                  who runs it (infra/store/lease.py)
-<prefix>/_suites/<run>/result.json                               all of them
+<prefix>/_suites/<run>/result.json                               the results of all cells
 <prefix>/_suites/<run>/report/<file>
-<prefix>/_references/<suite>/accepted.json                       the accepted result, which later ones are held against
-<prefix>/_references/<suite>/history/<time>.json                 those that it has replaced, by when they were accepted
+<prefix>/_references/<suite>/accepted.json                       the accepted result, with which later ones are compared
+<prefix>/_references/<suite>/history/<time>.json                 earlier accepted results, by the time of acceptance
 
-Names of federations begin with a letter or digit, so none can have these folders.
+Names of federations begin with a letter or digit, so no federation can have these folders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from infra.store.layout import NAME
 
-DIGEST_DIGITS = 16  # of a specification's sha256 that a cell's key has
+DIGEST_DIGITS = 16  # digits of a specification's sha256 in a cell's key
 
 
 def _below(prefix: str, folder: str) -> str:
@@ -30,7 +30,7 @@ def _below(prefix: str, folder: str) -> str:
 
 @dataclass(frozen=True)
 class SuiteLayout:
-    """Keys of one run of a suite. ``prefix`` may be empty."""
+    """The keys of one run of a suite. ``prefix`` may be empty."""
 
     prefix: str
     run: str
@@ -47,7 +47,7 @@ class SuiteLayout:
 
     @property
     def lease(self) -> str:
-        """Prefix of the notes of who runs it; ends with a slash."""
+        """Prefix of the notes of the run's holders; ends with a slash."""
         return f"{self.root}lease/"
 
     @property
@@ -60,11 +60,11 @@ class SuiteLayout:
         return f"{self.root}cells/"
 
     def cell(self, digest: str, code_version: str) -> str:
-        """The record of a cell: by its specification's digest (hex) and the version of the code that ran it."""
+        """Key of a cell's record, from its specification's digest (hex) and the version of the code that ran it."""
         return f"{self.cells}{digest[:DIGEST_DIGITS]}-{code_version}.json"
 
     def code_of(self, key: str) -> str:
-        """The code version in a cell's key."""
+        """Return the code version in a cell's key."""
         return key.removeprefix(self.cells)[DIGEST_DIGITS + 1 :].removesuffix(".json")
 
     @property
@@ -77,14 +77,14 @@ class SuiteLayout:
 
 @dataclass(frozen=True)
 class ReferenceLayout:
-    """Keys of a suite's accepted results."""
+    """The keys of a suite's accepted results."""
 
     prefix: str
     suite: str
 
     @property
     def root(self) -> str:
-        """Prefix of all of them; ends with a slash."""
+        """Prefix of all accepted results of the suite; ends with a slash."""
         return f"{self.all_suites}{self.suite}/"
 
     @property
@@ -98,23 +98,23 @@ class ReferenceLayout:
 
     @property
     def replaced(self) -> str:
-        """Prefix of the results that were accepted before; ends with a slash."""
+        """Prefix of the earlier accepted results; ends with a slash."""
         return f"{self.root}history/"
 
     def history(self, time: datetime) -> str:
-        """A result that was accepted at ``time`` (with a time zone); the order of keys is that of the times."""
+        """Key of a result that was accepted at ``time`` (with a time zone). The keys sort by time."""
         return f"{self.replaced}{time.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
 
 
 def suite_runs(prefix: str, keys: Iterable[str]) -> list[str]:
-    """Names of the suite runs that have a ``suite.json`` among ``keys``, sorted."""
+    """Return the names of the suite runs that have a ``suite.json`` among ``keys``, sorted."""
     pattern = re.compile(re.escape(_below(prefix, "_suites")) + rf"({NAME})/suite\.json")
     found = (pattern.fullmatch(key) for key in keys)
     return sorted(match[1] for match in found if match)
 
 
 def accepted_suites(prefix: str, keys: Iterable[str]) -> list[str]:
-    """Names of the suites that have an ``accepted.json`` among ``keys``, sorted."""
+    """Return the names of the suites that have an ``accepted.json`` among ``keys``, sorted."""
     pattern = re.compile(re.escape(_below(prefix, "_references")) + rf"({NAME})/accepted\.json")
     found = (pattern.fullmatch(key) for key in keys)
     return sorted(match[1] for match in found if match)

@@ -1,4 +1,4 @@
-"""Content of objects over an S3 client: bytes and files, in parts where they are large, up to a limit."""
+"""Transfer the content of objects over an S3 client: bytes and files, in parts if they are large, up to a limit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CopySourceTypeDef, PutObjectOutputTypeDef
 
-PART_BYTES = 16 * 1024 * 1024  # of an object that travels in parts
-WHOLE_BYTES = 64 * 1024 * 1024  # files above this are sent in parts: below, parts and their threads cost more
+PART_BYTES = 16 * 1024 * 1024  # size of a part
+WHOLE_BYTES = 64 * 1024 * 1024  # larger files are sent in parts; smaller ones are faster whole
 _TRANSFER = TransferConfig(
     multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=3
 )
-# A copy in one request, as far as S3 takes that (5 GB): not every store copies in parts.
+# Copies in one request up to S3's limit for that (5 GB), because not every store copies in parts.
 _COPY = TransferConfig(multipart_threshold=5_000_000_000)
 
 
@@ -47,7 +47,7 @@ class ObjectAddress:
 
 
 def put_body(s3: S3Client, at: ObjectAddress, body: bytes, **condition: Any) -> PutObjectOutputTypeDef:
-    """Write an object with its MD5. condition: ``IfMatch`` or ``IfNoneMatch``."""
+    """Write an object, with the MD5 of its body. condition: ``IfMatch`` or ``IfNoneMatch``."""
     digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
     return s3.put_object(Bucket=at.bucket, Key=at.key, Body=body, ContentMD5=digest, **condition)
 
@@ -61,15 +61,15 @@ def get_body(s3: S3Client, at: ObjectAddress, limit: int | None) -> bytes:
         StoreCorrupt: it is larger than ``limit``.
     """
     answer = s3.get_object(Bucket=at.bucket, Key=at.key)
-    # Not `with answer["Body"]`, which gives urllib3's stream, whose errors are none of botocore's.
+    # `with answer["Body"]` would give urllib3's stream, which does not raise botocore's errors.
     with closing(answer["Body"]) as body:
         if limit is None:
             return body.read()
         size = answer["ContentLength"]
         at.check_size(size, limit)
-        content = body.read(limit + 1)  # whatever the length that the server named
+        content = body.read(limit + 1)  # the server may send more than the length that it named
     at.check_size(len(content), limit)
-    if len(content) < size:  # boto3 sees that only of a body that is read without a limit
+    if len(content) < size:  # boto3 checks that only if it reads without a limit
         raise IncompleteReadError(actual_bytes=len(content), expected_bytes=size)
     return content
 
@@ -86,7 +86,7 @@ def send_file(s3: S3Client, at: ObjectAddress, path: Path, size: int) -> None:
 
 
 def receive_file(s3: S3Client, at: ObjectAddress, path: Path, limit: int | None) -> None:
-    """Write an object's content to ``path``; limit and errors as of :func:`get_body`."""
+    """Write an object's content to ``path``, with the limit and errors of :func:`get_body`."""
     if limit is None:
         s3.download_file(at.bucket, at.key, str(path), Config=_TRANSFER)
         return
@@ -97,7 +97,7 @@ def receive_file(s3: S3Client, at: ObjectAddress, path: Path, limit: int | None)
     written, counting = 0, threading.Lock()
 
     def count(more: int) -> None:
-        # The object may have been replaced by a larger one since its size was asked.
+        # A larger object may have replaced it since its size was read.
         nonlocal written
         with counting:
             written += more

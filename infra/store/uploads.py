@@ -1,4 +1,4 @@
-"""Uploads in parts that are not complete, over an S3 client."""
+"""Find and end incomplete uploads in parts, over an S3 client."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from infra.store.s3_errors import code_of
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# Answers to a listing of uploads in parts: a store without them; rclone, until it has had the first one of a bucket.
+# Answers to a listing of uploads in parts: from stores that do not support them, and from rclone before a bucket's
+# first one.
 _NO_UPLOADS = frozenset({"NotImplemented", "MethodNotAllowed", "NoSuchUpload"})
 
 
 @dataclass(frozen=True)
 class IncompleteUpload:
-    """An upload in parts that was begun and neither completed nor aborted; ``bytes``: of the parts that are there."""
+    """An upload in parts that was begun, and neither completed nor aborted. ``bytes``: size of its parts so far."""
 
     key: str
     upload_id: str
@@ -29,7 +30,7 @@ class IncompleteUpload:
 
 
 def list_uploads(s3: S3Client, bucket: str, prefix: str) -> Sequence[IncompleteUpload]:
-    """Return the incomplete uploads of keys that start with ``prefix``; none in a store without uploads in parts."""
+    """Return the incomplete uploads of keys that start with ``prefix``; none if the store has no uploads in parts."""
     try:
         found = [
             (item["Key"], item["UploadId"], item["Initiated"])
@@ -44,7 +45,7 @@ def list_uploads(s3: S3Client, bucket: str, prefix: str) -> Sequence[IncompleteU
 
 
 def end_upload(s3: S3Client, bucket: str, key: str, upload_id: str) -> None:
-    """End an upload and remove its parts; one that has ended is no error."""
+    """End an upload and remove its parts. An upload that has already ended is no error."""
     try:
         s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
     except ClientError as error:
@@ -53,7 +54,7 @@ def end_upload(s3: S3Client, bucket: str, key: str, upload_id: str) -> None:
 
 
 def _bytes_of(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
-    """Return the bytes of an upload's parts; 0 when it has ended meanwhile."""
+    """Return the size of an upload's parts in bytes; 0 if it has ended since it was listed."""
     try:
         pages = s3.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
         return sum(part["Size"] for page in pages for part in page.get("Parts", []))

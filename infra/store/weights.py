@@ -1,11 +1,11 @@
-"""Weights in the store, and the content-addressed cache of them on this machine.
+"""Weights in the store, and this machine's content-addressed cache of them.
 
-A weight object is safetensors (never a pickle), named by a record that holds its sha256. It is checked on the
-way in and comes down once per machine, whatever the number of slots. What this machine puts is in its cache
-at once. A process hashes each file of the cache when it first reads it: disks flip bits. A damaged one is replaced
-from the store.
+A weight object is safetensors (never a pickle). A record names it and holds its sha256, by which every download is
+checked. Each machine downloads it once, whatever its number of slots. Weights that this machine uploads are in its
+cache at once. A process hashes each file of the cache before it first uses it, because disks flip bits, and downloads
+a damaged file again.
 
-    <cache>/<first two digits>/<sha256>.safetensors     read-only, whole or absent
+    <cache>/<first two digits>/<sha256>.safetensors     read-only; complete or absent
     <cache>/locks/<first two digits>.lock               one download of a digest at a time
 """
 
@@ -28,15 +28,15 @@ from infra.store.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
-IN_USE_SECONDS = 600.0  # a file asked for in this time is not evicted: a slot may be about to open it
-LEFTOVER_SECONDS = 3600.0  # a temporary file this old belongs to a process that died
-LOCK_SECONDS = 600.0  # for another slot's download
-EVICT_PART = 0.02  # of the limit: what a process adds to the cache before it looks through it again
+IN_USE_SECONDS = 600.0  # a file used more recently is not evicted: a slot may be about to open it
+LEFTOVER_SECONDS = 3600.0  # an older temporary file is that of a process that died
+LOCK_SECONDS = 600.0  # the most to wait for another slot's download
+EVICT_PART = 0.02  # part of the limit that a process adds to the cache before it looks for files to evict
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object in the store, as a record names it; ``bytes`` is its size."""
+    """An object in the store, as a record names it. ``bytes`` is its size."""
 
     key: str
     sha256: str
@@ -45,36 +45,33 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A local, verified file, to be read only; ``downloaded``: bytes that came from the store now."""
+    """A local, verified file, which must only be read. ``downloaded``: bytes that were downloaded for it just now."""
 
     path: Path
     downloaded: int
 
 
 class WeightStore:
-    """Puts and gets weight objects through the cache in ``cache_dir``, kept under ``cache_megabytes``
-    (10^6 bytes).
-    """
+    """The weight objects of a store, with a cache in ``cache_dir`` of at most ``cache_megabytes`` (10^6 bytes)."""
 
     def __init__(self, objects: ObjectStore, cache_dir: Path, cache_megabytes: int) -> None:
         self.objects = objects
         self.cache_dir = cache_dir
         self.cache_bytes = cache_megabytes * 1_000_000
         self._added = 0
-        # Device and inode of the files that this process has hashed, by their sha256.
+        # Device and inode of each file that this process has hashed, by sha256.
         self._hashed: dict[str, tuple[int, int]] = {}
 
     def put(self, key: str, content: Path | bytes | Callable[[Path], object]) -> StoredObject:
         """Upload safetensors as ``key``, and keep them in the cache.
 
-        content: a file, bytes, or a function that writes them to the path that it is given.
+        content: a file, bytes, or a function that writes the content to a given path.
 
         Raises:
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
         """
         with self._temporary() as temporary:
-            # Written first: what is hashed, sent and cached are the same bytes, even if the source changes
-            # meanwhile.
+            # A copy is made first, so that the same bytes are hashed, sent and cached even if the source changes.
             if isinstance(content, Path):
                 shutil.copyfile(content, temporary)
             elif isinstance(content, bytes):
@@ -88,19 +85,18 @@ class WeightStore:
         return StoredObject(key, digest, size)
 
     def get(self, key: str, sha256: str, size: int) -> Fetched:
-        """A local file with the content that a record names: from the cache, else from the store.
+        """Return a local file with the content that a record names, from the cache or else from the store.
 
         Raises:
-            StoreCorrupt: the object is missing, larger than ``size``, or twice in a row not of this sha256 and
-                size; names the key, what was expected and what was found. No more than ``size`` bytes are written.
+            StoreCorrupt: the object is missing, is larger than ``size``, or had another sha256 or size twice in a row.
+                The message names the key, what was expected and what was found. At most ``size`` bytes are written.
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
         """
         path = self.path(sha256)
         if self._usable(path, sha256, size):
             return Fetched(path, 0)
         lock = FileLock(self.cache_dir / "locks" / f"{sha256[:2]}.lock")
-        # A process that hangs with the lock must not stop the others for ever: then each downloads for
-        # itself.
+        # A process that hangs with the lock must not stop the others for ever: each then downloads for itself.
         locked = lock.acquire(timeout=LOCK_SECONDS)
         try:
             if self._usable(path, sha256, size):
@@ -113,7 +109,7 @@ class WeightStore:
         return Fetched(path, size)
 
     def fault(self, key: str, sha256: str, size: int) -> str | None:
-        """Why the store's object is not the one that a record names; None: it is. The cache does not answer this.
+        """Download the object that a record names, even if it is cached. Return what is wrong with it, or None.
 
         Raises:
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
@@ -126,7 +122,7 @@ class WeightStore:
         return None
 
     def has(self, sha256: str, size: int) -> bool:
-        """Whether the cache has this content, whole."""
+        """Return whether the cache has this content undamaged."""
         path = self.path(sha256)
         try:
             return path.stat().st_size == size and _digest(path) == sha256
@@ -134,7 +130,7 @@ class WeightStore:
             return False
 
     def put_back(self, key: str, sha256: str, size: int) -> bool:
-        """Write the object that a record names again, from the cache. Returns whether the cache has it whole.
+        """Write the object that a record names again, from the cache. Return whether the cache has it undamaged.
 
         Raises:
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
@@ -150,24 +146,24 @@ class WeightStore:
         return True
 
     def path(self, sha256: str) -> Path:
-        """Where the cache keeps this content, whether or not it is there."""
+        """Return the path of this content in the cache, whether or not it is there."""
         return self.cache_dir / sha256[:2] / f"{sha256}.safetensors"
 
     def forget(self, digests: Iterable[str]) -> None:
-        """Drop from the cache what nobody will ask for again: before it reaches the disk, if it is new."""
+        """Remove from the cache what nobody will use again. New files are removed before they reach the disk."""
         for sha256 in digests:
             self._hashed.pop(sha256, None)
             self.path(sha256).unlink(missing_ok=True)
 
     def _evict_after(self, size: int) -> None:
-        # Looking at every file after every put would cost a round of n clients n² looks.
+        # Reading every file's status after every put would take n² reads in a round of n clients.
         self._added += size
         if self._added > EVICT_PART * self.cache_bytes:
             self._added = 0
             self.evict()
 
     def evict(self) -> None:
-        """Remove the files longest unused until the cache is under its limit; none that may be in use."""
+        """Remove the least recently used files until the cache is under its limit, but none that may be in use."""
         now = time.time()
         files: list[tuple[float, int, Path]] = []
         for path in self.cache_dir.glob("??/*"):
@@ -230,13 +226,13 @@ class WeightStore:
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)  # gone already when it was kept
+            path.unlink(missing_ok=True)  # a kept file has been renamed
 
 
 def _digest_if_readable(path: Path) -> str | None:
     try:
         return _digest(path)
-    except OSError:  # the disk's, or another process has evicted it
+    except OSError:  # the disk failed, or another process has evicted the file
         return None
 
 

@@ -339,12 +339,12 @@ def test_a_gap_in_watching_counts_as_little_of_it(monkeypatch: pytest.MonkeyPatc
     note, watch = read_note("k", 1, b'{"expiry_seconds": 20}'), Watch()
     for gap, expired in ((0, False), (3600, False), (10, False), (5, False), (5, True)):
         now += gap
-        watch.saw([note])
+        watch.observe([note])
         assert watch.expired(note) is expired
-    assert not watch.lives(note)
+    assert not watch.is_alive(note)
     renewed = read_note("k", 1, b'{"expiry_seconds": 20, "renewals": 2}')
-    watch.saw([renewed])
-    assert watch.lives(renewed)
+    watch.observe([renewed])
+    assert watch.is_alive(renewed)
     assert not watch.expired(renewed)
 
 
