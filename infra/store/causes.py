@@ -31,7 +31,7 @@ def cause_of(error: BaseException | None, store: S3Settings, size: int) -> Infra
             if words is not None:
                 return ClockWrong(f"{words} that of {where}, which refused the request ({code}): {SET_IT}")
             if code in _SKEWED:
-                return ClockWrong(f"{where} refused the request for its time ({code}): {SET_IT}")
+                return ClockWrong(f"{where} refused the request because of its time ({code}): {SET_IT}")
     if isinstance(error, SSLError) and is_too_early_or_late(error):
         words = clock_words(difference(server_date(store.endpoint or "")))
         if words is not None:

@@ -45,7 +45,7 @@ def _check(document: Any, *, may_have_surrogates: bool) -> None:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _in_64_bits(digits: str) -> int:

@@ -111,7 +111,7 @@ class StoreLease:
             StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
         """
         if self._key is not None:
-            raise RuntimeError(f"{self._name}: this object has had the lease already")
+            raise RuntimeError(f"{self._name}: this object has already held the lease")
         self._conditional = known_conditions(self._objects, self._prefix)
         log.info("%s: the store honours conditional writes: %s", self._name, "yes" if self._conditional else "no")
         while True:
@@ -159,7 +159,7 @@ class StoreLease:
                     "the latest"
                 )
             self._done.wait(LOOK_SECONDS)
-        raise RunLocked(f"{self._name}: no longer waited for")
+        raise RunLocked(f"{self._name}: this process has stopped waiting for the lease")
 
     def abandon(self) -> None:
         """Make :meth:`acquire`, in another thread, end without the lease."""
@@ -289,7 +289,7 @@ class StoreLease:
     def _begin(self) -> None:
         if self._done.is_set():  # abandoned while the lease was being taken
             self.release()
-            raise RunLocked(f"{self._name}: no longer waited for")
+            raise RunLocked(f"{self._name}: this process has stopped waiting for the lease")
         self._renewing = threading.Thread(target=self._renew, name=f"lease-{self._name}", daemon=True)
         self._renewing.start()
 
@@ -339,7 +339,7 @@ class StoreLease:
             else:
                 self._write(self._impatient, key, released=True)
         except InfraError as failure:
-            log.warning("%s: the lease was not given back, it ends by itself: %s", self._name, failure)
+            log.warning("%s: the lease could not be given back, it expires by itself: %s", self._name, failure)
 
     def __enter__(self) -> StoreLease:
         return self

@@ -36,7 +36,7 @@ class LeasedStore(ObjectStore):
         self._lease = lease
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a store under a lease belongs to the lease's process; hand out a plain ObjectStore")
+        raise TypeError("a store under a lease belongs to the lease's process; pass on a plain ObjectStore")
 
     def put_bytes(self, key: str, body: bytes) -> None:
         self._lease.require()

@@ -33,8 +33,8 @@ def test_a_document_comes_back(document: Any, ascii_only: bool) -> None:
     [
         (json.dumps(nested(DEEPEST + 1)).encode(), "at most 32 lists and mappings inside each other"),
         (b"[" * 1_000_000, "at most 32 lists and mappings inside each other"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b"[-Infinity]", "-Infinity is no JSON number"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"1" + b"0" * 400, "a whole number in 64 bits, found 1000"),
         (b"-18446744073709551616", "a whole number in 64 bits"),
         (rb'["\ud800"]', "surrogates not allowed"),
