@@ -1,0 +1,55 @@
+"""What imports no torch: commands that only read or start servers, and a coordinator until it starts its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "mlflow")
+
+# Runs a command or imports modules, and prints which of the packages are imported then.
+SCRIPT = """
+import importlib, sys
+from flows.cli.app import app
+
+heavy, (kind, *words) = sys.argv[1].split(","), sys.argv[2:]
+if kind == "command":
+    try:
+        app(words, standalone_mode=False)
+    except SystemExit:
+        pass
+    except Exception as error:
+        assert type(error).__name__ == "Exit", error
+else:
+    for word in words:
+        importlib.import_module(word)
+print("imported:", *(name for name in heavy if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("command", "--help"),
+        ("command", "run", "--help"),
+        ("command", "list"),
+        ("command", "show", "nobody"),
+        ("command", "status"),
+        ("modules", "flows.coordinator.planted", "infra.stack.stack", "flows.deployments.apply"),  # of `up`
+        ("modules", "flows.run", "flows.commands.arguments", "flows.views.terminal", "flows.views.tables"),  # of `run`
+    ],
+    ids=" ".join,
+)
+def test_it_is_imported_only_when_it_is_needed(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, ",".join(HEAVY), *words],
+        env={**os.environ, "FEDBENCH_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported:", done.stdout
