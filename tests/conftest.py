@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,22 +34,58 @@ OF_THE_UNDISTURBED_RUN = {
     "test_serving.py",
 }
 
+# What takes longest, longest first: begun first, it does not outlast all else at the end. Names are those of `scope`.
+LONGEST = (
+    "undisturbed",
+    "tests/integration/test_suite.py",
+    "tests/integration/test_residents.py",
+    "tests/integration/test_stack.py",
+    "tests/integration/test_two_machines.py",
+    "tests/tasks/test_fuzz_replies.py",
+    "tests/integration/test_deploy.py",
+    "tests/integration/test_worker.py",
+    "tests/infra/servers/test_routes.py",
+    "tests/integration/test_planted.py",
+    "tests/integration/test_two_homes.py",
+    "tests/integration/test_hostile_environment.py",
+)
+
 if TYPE_CHECKING:
     from infra.settings import S3Settings
     from infra.store.objects import ObjectStore
 
 
+def scope(nodeid: str) -> str:
+    """Return what the test belongs to whose tests all go to one process: its file, or the undisturbed run."""
+    file = Path(nodeid.partition("::")[0])
+    return "undisturbed" if file.parent.name == "integration" and file.name in OF_THE_UNDISTURBED_RUN else str(file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the scopes that take longest, then those of most tests."""
+    tests = Counter(scope(item.nodeid) for item in items)
+
+    def order(item: pytest.Item) -> tuple[int, int]:
+        name = scope(item.nodeid)
+        place = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return place, -tests[name]
+
+    items.sort(key=order)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests go to one process, and so do all files that need the undisturbed run."""
+    """Hand out whole scopes, in the order of their tests."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixtures(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "undisturbed" if Path(file).name in OF_THE_UNDISTURBED_RUN else file
+            return scope(nodeid)
 
-    return ByFixtures(config, log) if config.getvalue("dist") == "loadfile" else None
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # it would begin with the scopes of most tests, however short they are
+    return ByFixtures(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
