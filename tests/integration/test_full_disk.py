@@ -10,7 +10,7 @@ import pytest
 
 from infra.servers.prefect_server import PrefectService
 from tests.integration.conftest import FinishedRun
-from tests.integration.homes import Home
+from tests.integration.homes import Home, digests
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +47,8 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
         "FEDBENCH_PREFECT_API_URL": prefect.address,
         "PREFECT_API_AUTH_STRING": prefect.auth,
     }
-    stopped = home.run("run", spec, "--name", name, "--slots", 2, environment=environment)
+    command = ("run", spec, "--name", name, "--slots", 2, "--max-rounds", 1)
+    stopped = home.run(*command, environment=environment)
     assert stopped.returncode == 1, stopped.stdout
     assert "restart" not in stopped.stdout
     assert "Traceback" not in stopped.stdout
@@ -56,8 +57,6 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
     assert f"make room, then `fedbench resume {name} --home {home.path}`" in message
 
     subprocess.run(["mount", "-o", "remount,size=2g", str(home.path.parent)], check=True)
-    resumed = home.run("run", spec, "--name", name, "--slots", 2, environment=environment)
+    resumed = home.run(*command, environment=environment)
     assert resumed.returncode == 0, resumed.stdout
-    assert [record.model.sha256 for record in home.records(name)] == [
-        record.model.sha256 for record in undisturbed.records
-    ]
+    assert digests(home.records(name)) == digests(undisturbed.records[:2])
