@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from infra.stack.embedded import EmbeddedServices
 from tasks.data.catalog import load_data
 from tasks.spec.federation import load_spec
 from tasks.spec.records import RoundRecord
+from tests.integration.databases import set_origin
 from tests.integration.homes import TINY, Home, tiny
 
 # Rounds of the kill test, and of the undisturbed run that it is compared with.
@@ -39,10 +41,17 @@ def images_of(run: FinishedRun) -> list[Path]:
     return sorted({sample.path for sample in samples})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def databases(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """New homes get databases that are made once. Processes that share the tests share them too."""
+    base = tmp_path_factory.getbasetemp()
+    set_origin((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "databases")
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """Three rounds on two slots, on a fresh home that others may enter, by a user whose files are open to all."""
-    home = Home(tmp_path_factory.mktemp("undisturbed") / "home")
+    home = Home(tmp_path_factory.mktemp("undisturbed") / "home", databases=False)  # a user's first run
     home.path.chmod(0o777)
     spec = home.spec_file(TINY)
     result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)

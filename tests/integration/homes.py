@@ -24,6 +24,7 @@ from infra.store.layout import FederationLayout
 from infra.store.sealed import unseal
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import RoundRecord
+from tests.integration.databases import copy_databases
 from tests.waiting import eventually
 
 FEDBENCH = Path(sys.executable).parent / "fedbench"
@@ -53,9 +54,12 @@ def tiny(**fields: Any) -> dict[str, Any]:
 class Home:
     """``FEDBENCH_HOME`` for the tests of one file. ``name`` below is a federation's."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, databases: bool = True) -> None:
+        """databases: a new home gets migrated databases, which spares its servers seconds; False: they make them."""
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        if databases:
+            copy_databases(path)
 
     @property
     def mark(self) -> str:

@@ -140,9 +140,14 @@ def environment_of(home: Home) -> dict[str, str]:
 
 
 @contextmanager
-def running_stack(path: Path, *options: str, settings: dict[str, Any] | None = None) -> Iterator[RunningStack]:
-    """``fedbench up`` with ``options``, on free ports unless the settings name some; ``fedbench down`` afterwards."""
-    home = Home(path)
+def running_stack(
+    path: Path, *options: str, settings: dict[str, Any] | None = None, databases: bool = True
+) -> Iterator[RunningStack]:
+    """``fedbench up`` with ``options``, on free ports unless the settings name some; ``fedbench down`` afterwards.
+
+    databases: as :class:`Home` has it.
+    """
+    home = Home(path, databases=databases)
     document = {"ports": dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)), **(settings or {})}
     (path / "settings.yaml").write_text(yaml.safe_dump(document))
     (path / "settings.yaml").chmod(0o600)  # it may hold a password

@@ -27,6 +27,7 @@ from infra.orchestrator.automations import (
 )
 from infra.settings import S3Settings, Settings
 from infra.stack.embedded import EmbeddedServices
+from tests.integration.homes import Home
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -55,7 +56,8 @@ Api = dict[str, str]
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A Prefect server with the automation, as its clients' environment has it."""
     store = S3Settings(endpoint="http://127.0.0.1:9")  # none is needed
-    with EmbeddedServices(Settings(home=tmp_path_factory.mktemp("automations"), s3=store)) as services:
+    home = Home(tmp_path_factory.mktemp("automations"))
+    with EmbeddedServices(Settings(home=home.path, s3=store)) as services:
         yield services.prefect_environment()
 
 

@@ -112,7 +112,7 @@ def test_a_stack_and_its_runs_are_kept_in_postgresql(database: Database, tmp_pat
     settings = {"prefect_database_url": database.url("postgresql+asyncpg", "prefect")}
     if driver:
         settings["mlflow_database_url"] = database.url("postgresql", "mlflow")
-    with running_stack(tmp_path / "home", "--servers-only", settings=settings) as stack:
+    with running_stack(tmp_path / "home", "--servers-only", settings=settings, databases=False) as stack:
         home = stack.home
         assert f"prefect's database: PostgreSQL bench@127.0.0.1:{database.port}/prefect" in stack.output
         processes = home.processes()

@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from infra.processes import bound
 from infra.servers.prefect_server import PrefectService
+from tests.integration.databases import copy_databases
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     """A server, and this process's Prefect client turned to it."""
     service = PrefectService(home)
     home.mkdir(parents=True, exist_ok=True)
+    copy_databases(home)
     service.ensure()
     try:
         with temporary_settings({PREFECT_API_URL: service.address, PREFECT_API_AUTH_STRING: service.auth}):
