@@ -1,12 +1,12 @@
-"""Errors of services, the store and this machine. A message names what was not reached, and what to check."""
+"""Errors of services, the store and this machine. A message names what failed, and what to check."""
 
 from infra.plain_text import visible
 
 
 class InfraError(Exception):
-    """Base: the message is meant for the user, shown without a traceback.
+    """Base of these errors. The message is for the user, and is printed without a traceback.
 
-    A message may hold what a resident, a server or the store has written. As text it has no control characters.
+    A message may quote text from a resident, a server or the store. ``str`` escapes its control characters.
     """
 
     def __str__(self) -> str:
@@ -18,7 +18,7 @@ class SettingsError(InfraError):
 
 
 class StoreRefused(SettingsError):
-    """The object store does not let these credentials do this."""
+    """The object store refuses a request with these credentials."""
 
 
 class ClockWrong(SettingsError):
@@ -33,17 +33,17 @@ class DiskFull(InfraError):
     """A file system of this machine is full, or its user's quota is used up: trying again does not help."""
 
     def __init__(self, found: str, advice: str = "make room, then run the same command again") -> None:
-        """found: which folder has how much; advice: what to do about it."""
+        """found: the full folder and its free space. advice: what the user can do."""
         super().__init__(found, advice)
         self.found, self.advice = found, advice
-        self.goes_on = False  # what it stopped stands in the store, so that its name is enough to go on
+        self.goes_on = False  # whether the store has the stopped run, so that its name is enough to resume it
 
     def __str__(self) -> str:
         return visible(f"{self.found}: {self.advice}")
 
 
 class StoreCorrupt(InfraError):
-    """An object is missing or does not hash to what its record says."""
+    """An object is missing, or its hash differs from the one in its record."""
 
 
 class TrackingUnavailable(InfraError):
@@ -55,7 +55,7 @@ class PrefectUnavailable(InfraError):
 
 
 class StoredResultRefused(InfraError):
-    """A run's state in Prefect has a result that no run of ours stored, or something asked to load a stored result."""
+    """A run's state in Prefect has a result that no run of ours stored, or code tried to load a stored result."""
 
 
 class ServiceFailed(InfraError):
@@ -67,7 +67,7 @@ class SlotLost(InfraError):
 
 
 class BadReply(InfraError):
-    """A turn's reply is no answer to its request, or says that the turn's program failed: the turn runs again."""
+    """A turn's reply does not match its request, or reports that the turn's program failed. The turn runs again."""
 
 
 class PoolUnusable(InfraError):
@@ -91,4 +91,4 @@ class RunLocked(InfraError):
 
 
 class HomeInUse(InfraError):
-    """Another process has this home's services open, in a way that excludes what was asked."""
+    """Another process uses this home's services in a way that rules out the requested use."""

@@ -1,6 +1,6 @@
-"""Text that others wrote, made safe for messages, logs and records of this layer.
+"""Make text from others safe for the messages, logs and records of this layer.
 
-The functions for what is shown to people are in :mod:`tasks.plain_text`, a layer above, with the same escapes.
+The functions for output that people read are in :mod:`tasks.plain_text`, a layer above. They use the same escapes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ REASON_LIMIT = 2000  # characters of a reason on record
 
 
 def visible(text: str) -> str:
-    """``text`` with each character that has no glyph as its escape, such as ``\\x1b``; lines and tabs stay."""
-    return text if text.isprintable() else "".join(map(_shown, text))
+    """Return ``text`` with an escape, such as ``\\x1b``, for each character without a glyph. Newlines and tabs stay."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def printable(text: object, limit: int = NAME_LIMIT) -> str:
-    """``text`` on one line of at most ``limit`` characters, as :func:`visible` has it; what is cut ends in ``…``."""
+    """Return ``text`` escaped as by :func:`visible`, on one line of at most ``limit`` characters; ``…`` marks a cut."""
     shown = visible(" ".join(str(text).split()))
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def cut(text: str, limit: int = REASON_LIMIT) -> str:
-    """``text`` with at most ``limit`` characters, its middle left out; what is no Unicode text becomes ``?``."""
+    """Return at most ``limit`` characters of ``text``, leaving out its middle. Lone surrogates become ``?``."""
     text = text.encode(errors="replace").decode()
     if len(text) <= limit:
         return text
@@ -31,7 +31,7 @@ def cut(text: str, limit: int = REASON_LIMIT) -> str:
     return f"{text[:half]} … {text[-half:]}"
 
 
-def _shown(letter: str) -> str:
+def _escaped(letter: str) -> str:
     if letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs":
         return letter
     return letter.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""``Settings``: a machine's configuration. Never part of a specification, its digest, MLflow or parameters.
+"""``Settings``: a machine's configuration, which never enters a specification, its digest, MLflow or parameters.
 
 Read from the environment (``FEDBENCH_HOME``, ``FEDBENCH_S3__ENDPOINT``, …) over the YAML file that
 ``FEDBENCH_SETTINGS`` names (default ``<home>/settings.yaml`` when it exists).
@@ -55,7 +55,7 @@ _FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", de
 
 
 class _SettingsGroup(BaseModel):
-    """Settings below another one; true and false are no numbers."""
+    """Base of nested settings. Refuses true and false in place of numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,7 +66,7 @@ class _SettingsGroup(BaseModel):
 
 
 class _Environment(EnvSettingsSource):
-    """Variables of the environment, in whose JSON each key stands once."""
+    """Settings source for the environment. Refuses a repeated key in the JSON of a variable."""
 
     def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
         try:
@@ -81,32 +81,32 @@ class S3Settings(_SettingsGroup):
 
     endpoint: str | None = Field(None, description="URL of the S3 API; none: the embedded server.")
     bucket: str = Field("fedbench", pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$", description="Bucket that holds all objects.")
-    prefix: str = Field("federations", description="Keys start with this.")
+    prefix: str = Field("federations", description="Prefix of all keys.")
     region: str = Field("us-east-1", description="Region that requests are signed for.")
     access_key: SecretStr | None = Field(
         None,
-        description="Access key, set together with secret_key; none: the embedded server's own, or, of a store at "
-        "endpoint, the one that AWS's own ways find.",
+        description="Access key, set together with secret_key; none: the embedded server's own, or for a store at "
+        "endpoint the key that AWS's default credential chain finds.",
     )
     secret_key: SecretStr | None = Field(None, description="Secret key of access_key.")
 
     _home: Path | None = PrivateAttr(None)
 
     def __eq__(self, other: object) -> bool:
-        """By the settings alone: which home they are used in makes them no others."""
+        """Compare the settings alone, not the home that uses them."""
         return isinstance(other, S3Settings) and self.__dict__ == other.__dict__
 
     def __hash__(self) -> int:
         return hash(tuple(self.__dict__.values()))
 
     def of_home(self, home: Path) -> S3Settings:
-        """The same, for a machine with this home: its server may be the one that answers at the endpoint."""
+        """Return a copy for a machine with this home, whose own server may be the one at the endpoint."""
         copy = self.model_copy()
         copy._home = home.absolute()
         return copy
 
     def own_folder(self) -> Path | None:
-        """Folder of the home's own server, if that is the one at the endpoint; None: it is another's."""
+        """Return the folder of the home's own server if that server is at the endpoint; None: another one is."""
         if self._home is None:
             return None
         try:
@@ -127,7 +127,7 @@ class S3Settings(_SettingsGroup):
 
 
 class LocalS3Settings(S3Settings):
-    """The store of this machine's own server, with endpoint and credentials; no setting that a user can make."""
+    """The store of this machine's own server, with endpoint and credentials. Users cannot set it."""
 
     folder: Path = Field(description="Where the server keeps its buckets, each a folder.")
 
@@ -141,7 +141,7 @@ class WorkerSettings(_SettingsGroup):
     slots: Literal["auto", "gpu", "cpu"] = Field("auto", description="GPUs, CPU threads, or GPUs if there are any.")
     slots_per_gpu: int = Field(1, ge=1, le=64, description="Runs that share a GPU, each with its fraction.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a slot; none: cores // slots.")
-    drain_seconds: float = Field(60.0, ge=0, description="What a stopping worker leaves its runs to finish.")
+    drain_seconds: float = Field(60.0, ge=0, description="How long a stopping worker waits for its runs to finish.")
     runs_per_server: int = Field(200, ge=1, description="Runs forked from one warm process before it is replaced.")
     server_growth_megabytes: int = Field(512, ge=1, description="Growth after which the warm process is replaced.")
     stored_results: bool = Field(
@@ -159,16 +159,20 @@ class PoolSettings(_SettingsGroup):
 
     turns: str | None = Field(None, description="Work pool of the turns; none: this machine's own slots.")
     silos: dict[str, str] = Field(
-        default_factory=dict, description="Clients that have a work pool of their own, beside their data: its name."
+        default_factory=dict, description="Work pool of each client that has its own, beside its data."
     )
-    coordinators: str = Field("fedbench", description="Work pool of the runs that coordinate; they need no slot.")
+    coordinators: str = Field("fedbench", description="Work pool of the coordinating runs, which need no slot.")
     coordinator_runs: int | None = Field(
-        None, ge=1, description="Runs at a time of that pool, set by fedbench deploy; none: as the pool has it."
+        None,
+        ge=1,
+        description="Runs at a time in the pool coordinators, set by fedbench deploy; none: the pool's own limit.",
     )
-    residents: int = Field(2, ge=1, le=1024, description="Slots that a federation holds in a pool, at most.")
-    idle_seconds: float = Field(60.0, gt=0, description="A resident without a turn for so long gives its slot back.")
+    residents: int = Field(2, ge=1, le=1024, description="Most slots that a federation holds in a pool.")
+    idle_seconds: float = Field(
+        60.0, gt=0, description="Time without a turn after which a resident gives its slot back."
+    )
     lost_seconds: float = Field(
-        60.0, ge=15, description="A resident at work that gave no sign for so long is lost with its machine."
+        60.0, ge=15, description="Silence after which a working resident counts as lost with its machine."
     )
 
     @property
@@ -178,7 +182,7 @@ class PoolSettings(_SettingsGroup):
 
 
 class PortSettings(_SettingsGroup):
-    """Where the servers of ``fedbench up`` listen: ports that it asks for; one that is taken is chosen anew."""
+    """Where the servers of ``fedbench up`` listen. If a port is taken, another one is chosen."""
 
     prefect: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server.")
     mlflow: int = Field(5000, ge=1, le=65535, description="Port of the MLflow server.")
@@ -197,13 +201,13 @@ class PortSettings(_SettingsGroup):
 
 
 class Settings(BaseSettings):
-    """Where things are on this machine: services, credentials, slots, data folders, caches."""
+    """Configuration of this machine: services, credentials, slots, data folders, caches."""
 
     model_config = SettingsConfigDict(
         env_prefix="FEDBENCH_", env_nested_delimiter="__", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    home: Path = Field(Path.home() / ".fedbench", description="Everything that the embedded services keep.")
+    home: Path = Field(Path.home() / ".fedbench", description="Folder of everything that the embedded services keep.")
     s3: S3Settings = Field(S3Settings(), description="Store of weights and records.")
     prefect_api_url: str | None = Field(None, description="API of a Prefect server; none: an embedded one.")
     mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
@@ -224,8 +228,8 @@ class Settings(BaseSettings):
     image_cache_megabytes: int = Field(4096, ge=0, description="Decoded images that a slot keeps in memory.")
     weight_cache_megabytes: int = Field(8192, ge=1, description="Weights kept on this machine's disk.")
     keep_updates: bool = Field(False, description="Keep the clients' updates after a round's commit.")
-    keep_globals: int = Field(2, ge=2, description="Global models kept, the last ones; the best is always kept.")
-    min_free_megabytes: int = Field(2048, ge=0, description="Free disk under home without which no run starts.")
+    keep_globals: int = Field(2, ge=2, description="Last global models kept; the best is always kept.")
+    min_free_megabytes: int = Field(2048, ge=0, description="Free disk space under home that a run needs to start.")
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severity that the logs contain."
     )
@@ -239,7 +243,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What the caller says wins over the environment, and that over the file of :func:`load_settings`."""
+        """Return the sources in order: arguments, then the environment, then the file of :func:`load_settings`."""
         file_settings = InitSettingsSource(settings_cls, init_kwargs=_FROM_FILE.get())
         return init_settings, _Environment(settings_cls), file_settings
 
@@ -249,13 +253,13 @@ class Settings(BaseSettings):
         return schema
 
     def data_root(self, name: str) -> Path | None:
-        """Folder of the data set ``name`` on this machine; None when it is not mapped."""
+        """Return the folder of the data set ``name`` on this machine; None: no setting maps it."""
         if name in self.data_roots:
             return self.data_roots[name]
         return self.street_dir if name == "street" else None
 
     def weight_file(self, name: str) -> Path:
-        """Where the initial weights ``name`` are expected on this machine; only the coordinator reads them."""
+        """Return the path of the initial weights ``name`` on this machine. Only the coordinator reads them."""
         return (self.weights_dir or self.home / "weights") / name
 
 
@@ -268,10 +272,10 @@ _GROUPS: dict[str, type[BaseModel]] = {
 
 
 def load_settings() -> Settings:
-    """Settings from file and environment.
+    """Read the settings from the file and the environment.
 
     Raises:
-        SettingsError: naming the setting, where it came from and what was expected.
+        SettingsError: the message names the setting, where it came from and what was expected.
     """
     # YamlConfigSettingsSource of pydantic-settings 2.16.3 was tried. It reads by yaml.safe_load: of two equal keys the
     # last one counts, 010 is 8, and ``no`` is False. Here all three are errors that name file, line and setting.
@@ -311,12 +315,12 @@ def load_settings() -> Settings:
         raise SettingsError("settings: " + "; ".join(map(_explained, error.errors(include_url=False)))) from None
     except SettingsError:
         raise
-    except Exception as error:  # pydantic-settings wraps JSON that does not parse in an error of its own
+    except Exception as error:  # pydantic-settings has its own error for JSON that does not parse
         raise SettingsError(f"settings: {error}; expected JSON in its variable") from None
 
 
 def unknown_variables() -> list[str]:
-    """Variables of the environment that have the prefix and mean nothing; one below a group is refused when read."""
+    """Return the variables that have the prefix and name no setting. Reading refuses those below a group."""
     names = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
     known = {field.upper() for field in Settings.model_fields} | _OTHER_VARIABLES
     return [
@@ -328,15 +332,15 @@ def unknown_variables() -> list[str]:
 
 @functools.cache  # once a process
 def _warn_of(name: str) -> None:
-    """Warned of, not refused: a worker's runs inherit what its machine has, variables of other versions too."""
+    """Warn of a variable. It is not refused: runs inherit their machine's variables, also for other versions."""
     known = ["SETTINGS", *(field.upper() for field in Settings.model_fields if field not in _GROUPS)]
     known += [f"{group}__{field}".upper() for group, model in _GROUPS.items() for field in model.model_fields]
-    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)  # the prefix is like any other's
+    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)  # all names share the prefix
     log.warning("%s: no such setting, it is ignored%s", name, f"; did you mean {PREFIX}{near[0]}?" if near else "")
 
 
 def _explained(item: Any) -> str:
-    """The dotted setting and what was expected; what was found too, but never of a credential."""
+    """Return the dotted setting and what was expected. Add the value found unless it may hold a credential."""
     setting, message = ".".join(str(part) for part in item["loc"]), item["msg"]
     if item["type"] == "value_error":
         return f"{setting}.{message.removeprefix('Value error, ')}"
@@ -349,5 +353,5 @@ def _explained(item: Any) -> str:
 
 
 def run_folder(settings: Settings, name: str) -> Path:
-    """Plots, sheet, log and specification of a run on this machine."""
+    """Return the folder of a run's plots, sheet, log and specification on this machine."""
     return settings.home / "runs" / name
