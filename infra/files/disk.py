@@ -1,9 +1,9 @@
-"""Full disks: which errors say that one is full, which folder it is, and what is free there.
+"""Full disks: recognize the errors that they cause, and find the full folder and its free space.
 
-A full disk shows itself in many forms: as ``OSError``, as SQLite's or another library's own error whose text alone
-says so, as a server's 500, or as a process that ended. So there are two questions. Does an error say it
-(:func:`says_full`)? And if it only may have come from that: does one of the folders refuse to take more
-(:func:`without_room`)? A full disk is never an outage: trying again does not help, so nothing is tried again.
+A full disk causes many errors: an ``OSError``, an error of SQLite or another library that only its text identifies, a
+server's status 500, or the end of a process. So there are two checks: whether an error reports a full disk
+(:func:`says_full`), and, for an error that one may have caused, whether a folder has no room (:func:`without_room`).
+A full disk is never an outage: retrying does not help, so nothing is retried.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from infra.errors import (
 from infra.plain_text import first_line
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Of libraries and servers that hand on no error number: libc's two texts, SQLite's, rclone's and Rust's.
+# Texts of errors without an error number, from libraries and servers: libc's two, SQLite's, rclone's and Rust's.
 _TEXTS = (
     "no space left on device",
     "disk quota exceeded",
@@ -38,17 +38,17 @@ _TEXTS = (
     f"os error {errno.ENOSPC})",
     f"os error {errno.EDQUOT})",
 )
-PROBE_BYTES = 1_000_000  # a folder that does not take so much is full: SQLite and logs are refused with less
-LITTLE_BYTES = 1_000_000_000  # free space that one file of a run may have used up
+PROBE_BYTES = 1_000_000  # a folder without room for so much is full: with less, SQLite and logs fail
+LITTLE_BYTES = 1_000_000_000  # one file of a run may need so much free space
 # Folders below the home that may be on file systems of their own.
 _PARTS = ("s3", "prefect", "cache", "runs", "logs", "services")
-# They say what is wrong themselves.
+# Their messages name the cause already.
 _CLEAR = (SettingsError, PoolUnusable, RunLocked, HomeInUse, StoredResultRefused)
 
 
 @dataclass(frozen=True)
 class NoRoom:
-    """A folder that takes no more. ``root``: the home or temporary folder that it belongs to; ``quota``: of a user."""
+    """A folder without room. root: the home or temporary folder above it. quota: whether a user's quota is used up."""
 
     folder: Path
     root: Path
@@ -65,12 +65,12 @@ class NoRoom:
 
 
 def says_full(error: BaseException) -> bool:
-    """Whether ``error``, or one that led to it, says that a disk is full or a quota is used up."""
+    """Whether ``error`` or one of its causes reports a full disk or a used-up quota."""
     return any(isinstance(item, DiskFull) or _number(item) in FULL or _texts(item) for item in _chain(error))
 
 
 def folders_of(home: Path) -> list[tuple[Path, Path]]:
-    """Folders that fedbench and its servers write to on this machine, each with the root that it is part of."""
+    """Return the folders that fedbench and its servers write to on this machine, each with its root."""
     home = home.absolute()
     temporary = Path(tempfile.gettempdir())
     folders = [(home, home), *((home / part, home) for part in _PARTS), (temporary, temporary)]
@@ -80,7 +80,7 @@ def folders_of(home: Path) -> list[tuple[Path, Path]]:
 
 
 def without_room(folders: Iterable[tuple[Path, Path]], size: int = PROBE_BYTES) -> NoRoom | None:
-    """The first of ``folders`` that does not take a file of ``size`` bytes; None when all do. Takes milliseconds."""
+    """Return the first of ``folders`` without room for ``size`` bytes; None: all have room. Takes milliseconds."""
     seen: set[int] = set()
     for folder, root in folders:
         there = existing(folder)
@@ -95,20 +95,20 @@ def without_room(folders: Iterable[tuple[Path, Path]], size: int = PROBE_BYTES) 
 
 
 def full_disk(error: BaseException, home: Path, *, suspected: bool) -> DiskFull | None:
-    """What to raise instead of ``error`` if a full disk is behind it; None: none is.
+    """Return the error to raise instead of ``error`` if a full disk caused it; None: no full disk did.
 
-    home: the home, whose folders are looked at, and the temporary folder.
-    suspected: ``error`` does not say it itself, but may come from it: the folders decide.
+    home: its folders and the temporary folder are checked.
+    suspected: whether a full disk may have caused ``error`` even if it does not report one. Then the folders decide.
     """
     known = next((item for item in _chain(error) if isinstance(item, DiskFull)), None)
     if known is not None:
         return known
-    told = says_full(error)
-    if not told and not suspected:
+    reported = says_full(error)
+    if not reported and not suspected:
         return None
     folders = folders_of(home)
     found = without_room(folders)
-    if found is None and told:
+    if found is None and reported:
         found = _named(error) or _fullest(folders)
         if found is None:
             return DiskFull(
@@ -119,18 +119,18 @@ def full_disk(error: BaseException, home: Path, *, suspected: bool) -> DiskFull 
 
 
 def infra_failed(error: BaseException) -> bool:
-    """Whether ``error`` is one of a server, a slot or a store, which may come from a full disk."""
+    """Whether ``error`` comes from a server, a slot or a store, so that a full disk may have caused it."""
     return isinstance(error, InfraError) and not isinstance(error, _CLEAR)
 
 
 @contextmanager
 def full_disk_named(home: Path, suspected: Callable[[BaseException], bool] = infra_failed) -> Iterator[None]:
-    """Raise DiskFull for any error inside that a full disk is behind.
+    """Raise DiskFull instead of any error inside that a full disk caused.
 
-    suspected: of an error that does not say it, whether the folders are to be looked at.
+    suspected: whether a full disk may have caused an error that does not report one.
 
     Raises:
-        DiskFull: naming the folder and what is free there.
+        DiskFull: the message names the folder and its free space.
     """
     try:
         yield
@@ -142,9 +142,10 @@ def full_disk_named(home: Path, suspected: Callable[[BaseException], bool] = inf
 
 
 def require_room(home: Path) -> None:
-    """
+    """Check that the folders of ``home`` and the temporary folder have room.
+
     Raises:
-        DiskFull: a folder of ``home``, or the temporary folder, takes no more.
+        DiskFull: one of them has none.
     """
     found = without_room(folders_of(home))
     if found is not None:
@@ -152,7 +153,7 @@ def require_room(home: Path) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what led to it, what it hides (``from None``) too."""
+    """Yield ``error`` and its causes and contexts, also those that ``from None`` hides."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -176,7 +177,7 @@ def _texts(error: BaseException) -> bool:
 
 
 def _named(error: BaseException) -> NoRoom | None:
-    """The folder of the file that an ``OSError`` names."""
+    """Return the folder of the file that an ``OSError`` names; None: none names one."""
     for item in _chain(error):
         if isinstance(item, OSError) and item.errno in FULL and isinstance(item.filename, str | os.PathLike):
             folder = existing(Path(item.filename).absolute().parent)
@@ -185,7 +186,7 @@ def _named(error: BaseException) -> NoRoom | None:
 
 
 def _fullest(folders: Iterable[tuple[Path, Path]]) -> NoRoom | None:
-    """The folder with the least free space, if that is little: what was refused has been removed again by now."""
+    """Return the folder with the least free space, if that is little. The refused file may have been removed since."""
     free, folder, root = min(
         (shutil.disk_usage(existing(folder)).free, existing(folder), root) for folder, root in folders
     )
@@ -193,15 +194,16 @@ def _fullest(folders: Iterable[tuple[Path, Path]]) -> NoRoom | None:
 
 
 def existing(folder: Path) -> Path:
-    """``folder``, or the nearest one above it that is there."""
+    """Return ``folder``, or the nearest folder above it that exists."""
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
 def _refusal(folder: Path, size: int) -> int | None:
-    """The error number with which ``folder`` refuses a file of ``size`` bytes as full; None: it takes it, or nobody's
-    files.
+    """Return the error number with which a full ``folder`` refuses a file of ``size`` bytes.
+
+    None: it takes the file, or refuses it for another reason.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -1,4 +1,7 @@
-"""Files of this machine that must be whole after a power failure: written aside, synced, renamed, the folder synced."""
+"""Write files that must be whole after a power failure.
+
+A temporary file is written, synced and renamed, and then its folder is synced.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from pathlib import Path
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all, readable by its owner only (0600), and have it on the disk.
+    """Write ``path`` whole or not at all, readable by its owner only (0600), and sync it to the disk.
 
     Raises:
-        OSError: it cannot be written; what was there is there still.
+        OSError: it cannot be written; an older file stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,7 +30,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the content of a file, or the entries of a folder, on the disk, whichever process has written them.
+    """Sync a file's content, or a folder's entries, to the disk, whichever process wrote them.
 
     Raises:
         OSError: the disk refuses.

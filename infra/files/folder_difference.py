@@ -1,4 +1,4 @@
-"""Compare a folder that nobody vouches for with another one: links are not followed, special files not opened."""
+"""Compare an untrusted folder with an expected one, without following links or opening special files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN_CHARACTERS = 120
 
 @dataclass(frozen=True)
 class Difference:
-    """A file or folder that is not as expected. Both texts are fit for a terminal."""
+    """A file or folder that is not as expected. Both fields are safe to print on a terminal."""
 
     path: str
     reason: str
@@ -28,16 +28,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class FolderComparison:
-    """``files``: how many were compared."""
+    """The differences of two folders. ``files``: how many files were compared."""
 
     files: int
     differences: tuple[Difference, ...]
 
 
 def compared(folder: Path, expected: Path, *, skip: Collection[str] = ()) -> FolderComparison:
-    """Compare all below ``folder`` with ``expected``, byte by byte. ``skip``: paths that the caller has looked at.
+    """Compare everything below ``folder`` with ``expected``, byte by byte.
 
-    Files and folders that are not in ``expected`` are differences too, whatever is in them.
+    Files and folders that ``expected`` does not have are differences too.
+
+    skip: paths that the caller checks itself.
     """
     wanted = {path: kind for path, kind in _entries(expected) if path not in skip}
     differences: list[Difference] = []
@@ -60,7 +62,7 @@ def compared(folder: Path, expected: Path, *, skip: Collection[str] = ()) -> Fol
 
 
 def fault(folder: Path, path: str, *, most: int) -> str | None:
-    """Why ``path`` below ``folder`` cannot be read as a file of at most ``most`` bytes; None when it can."""
+    """Return why ``path`` below ``folder`` cannot be read as a file of at most ``most`` bytes; None: it can."""
     parts = PurePosixPath(path).parts
     for depth in range(1, len(parts) + 1):
         try:
@@ -74,13 +76,13 @@ def fault(folder: Path, path: str, *, most: int) -> str | None:
 
 
 def shown(text: str) -> str:
-    """``text`` for a terminal: quoted, with escapes, unless all of it can be printed; shortened."""
+    """Return ``text`` for a terminal: shortened, and unless it is printable, quoted with escapes."""
     cut = text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
     return cut if cut.isprintable() else repr(cut)
 
 
 def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, str]]:
-    """Path and kind of all below, in order; links are not followed."""
+    """Yield the path and kind of everything below, in order. Links are not followed."""
     with os.scandir(folder / below) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
@@ -100,7 +102,7 @@ def _kind(status: os.stat_result) -> str:
 
 
 def _difference(found: Path, expected: Path) -> str | None:
-    """What differs in two files; None when they are equal."""
+    """Return how two files differ; None: they are equal."""
     sizes = found.stat().st_size, expected.stat().st_size
     if sizes[0] == sizes[1] and filecmp.cmp(found, expected, shallow=False):
         return None

@@ -20,7 +20,7 @@ from infra.files.disk import existing
 
 
 class FileLock:
-    """An exclusive ``flock`` on ``path``. It is bound to this process: killed in any way, the lock is free.
+    """An exclusive ``flock`` on ``path``. When this process ends, in whatever way, the lock is free.
 
     Not re-entrant. Two objects on one path exclude each other, also between threads of one process.
     """
@@ -35,15 +35,15 @@ class FileLock:
 
     @property
     def descriptor(self) -> int:
-        """The open file. Handed to another process, it keeps the lock taken as long as that has it open."""
+        """Descriptor of the open file. A process that inherits it keeps the lock taken while it has the file open."""
         if self._descriptor is None:
             raise RuntimeError(f"{self.path}: the lock is not held")
         return self._descriptor
 
     def acquire(self, timeout: float | None = 0.0, *, note: str = "") -> bool:
-        """Take the lock, waiting at most ``timeout`` seconds (None: no limit). False: another holds it.
+        """Take the lock, waiting at most ``timeout`` seconds (None: no limit). Return False if it stays taken.
 
-        ``note`` is for those who look at the lock (:meth:`note`).
+        note: text that others can read with :meth:`note`.
         """
         if self._descriptor is not None:
             raise RuntimeError(f"{self.path}: this object holds the lock already")
@@ -63,7 +63,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Free the lock; nothing happens when it is not held."""
+        """Free the lock, if it is held."""
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             _HELD.discard(self)
@@ -76,7 +76,7 @@ class FileLock:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # lookers do not exclude each other
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that checks do not exclude each other
         except BlockingIOError:
             return True
         finally:
@@ -84,16 +84,14 @@ class FileLock:
         return False
 
     def holder(self) -> int | None:
-        """Process id that the last holder wrote; None when unreadable. Of meaning only while the lock is
-        taken.
-        """
+        """Return the process id that the last holder wrote; None: unreadable. Valid while the lock is taken."""
         try:
             return int(self._words()[0])
         except (OSError, ValueError, IndexError):
             return None
 
     def note(self) -> str:
-        """What the last holder wrote after its process id."""
+        """Return the note that the last holder wrote."""
         try:
             return " ".join(self._words()[1:])
         except OSError:
@@ -103,8 +101,7 @@ class FileLock:
         return self.path.read_text(encoding="ascii", errors="replace").split()
 
     def _forget(self) -> None:
-        # flock belongs to the open file, which a fork shares: closed here, it stays with the parent and dies
-        # with it.
+        # flock belongs to the open file, which a fork shares. Closed in the child, it ends with the parent.
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -144,7 +141,7 @@ def run_lock_path(home: Path, name: str) -> Path:
 
 @contextmanager
 def run_lock(home: Path, name: str) -> Iterator[None]:
-    """Held while this process runs the federation ``name``; dies with the process.
+    """Hold the lock of the federation ``name``, which this process runs. It is free once the process has ended.
 
     Raises:
         RunLocked: another process holds it; the message names the federation and the process.
@@ -166,7 +163,7 @@ def require_free_disk(path: Path, megabytes: int, what: str) -> None:
     """Check that the file system of ``path`` (which need not exist yet) has ``megabytes`` (10^6 bytes) free.
 
     Raises:
-        DiskFull: naming ``what`` needs the space, the folder, and megabytes free and needed.
+        DiskFull: the message names ``what`` needs the space, the folder, and the megabytes free and needed.
     """
     free = shutil.disk_usage(existing(path.absolute())).free // 1_000_000
     if free < megabytes:

@@ -1,4 +1,4 @@
-"""The home of a user is nobody else's: its rights, whatever the umask, and those of a home that is there already."""
+"""Keep a user's home private, whatever the umask: make it with narrow rights, or narrow those that it has."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from infra.errors import SettingsError
 log = logging.getLogger(__name__)
 
 PRIVATE_UMASK = 0o077
-OTHERS = 0o077  # the bits of a mode that give anybody but the owner anything
+OTHERS = 0o077  # mode bits that give rights to anybody but the owner
 _ELSEWHERE = "expected a folder of your own; set FEDBENCH_HOME, or --home, to one"
 
 
 def private_home(home: Path) -> None:
-    """Have the folder ``home``, for its owner alone (0700). Wider rights are taken back, with a warning.
+    """Make ``home`` a folder for its owner alone (0700). Wider rights are removed, with a warning.
 
-    Folders above that are missing are made as the umask says, but never writable by others: whoever could rename the
-    home could put another in its place.
+    Missing folders above it are made as the umask allows, but never writable by others: who can rename the home can
+    put another folder in its place.
 
     Raises:
-        SettingsError: it is no folder, cannot be made or written to, or is another user's whose rights this process
-            cannot change.
+        SettingsError: it is no folder, cannot be made or written to, or belongs to another user and this process cannot
+            change its rights.
     """
     require_folder(home)
     try:
@@ -38,16 +38,16 @@ def private_home(home: Path) -> None:
     narrowed = narrow(home)
     if narrowed is not None:
         log.warning("%s", narrowed)
-    # Of a file system that is mounted for reading this is true for root too.
+    # On a read-only file system, root cannot write either.
     if not os.access(home, os.W_OK | os.X_OK):
         raise SettingsError(f"home: {home} cannot be written to; {_ELSEWHERE}")
 
 
 def require_folder(home: Path) -> None:
-    """Hold that ``home`` is a folder, or that there is nothing yet where it would be. Nothing is made.
+    """Check that ``home`` is a folder or does not exist yet. Nothing is made.
 
     Raises:
-        SettingsError: it is a file, below a file, or where this process may not look.
+        SettingsError: it is a file, below a file, or in a folder that this process may not enter.
     """
     try:
         if stat.S_ISDIR(home.stat().st_mode):
@@ -62,7 +62,7 @@ def require_folder(home: Path) -> None:
 
 
 def private_process(home: Path) -> None:
-    """Have ``home`` private, and all that this process writes from now on: for processes that write below it alone.
+    """Make ``home``, and all files that this process makes later, private. For processes that write only below it.
 
     Raises:
         SettingsError: see :func:`private_home`.
@@ -72,7 +72,7 @@ def private_process(home: Path) -> None:
 
 
 def data_cache(home: Path) -> Path:
-    """The folder of drawn data sets, in a home that is private.
+    """Make ``home`` private, and return its folder of drawn data sets.
 
     Raises:
         SettingsError: see :func:`private_home`.
@@ -82,18 +82,19 @@ def data_cache(home: Path) -> Path:
 
 
 def narrow(home: Path) -> str | None:
-    """Take from others what rights they have to ``home``, if it is there. Returns one line about that, or about an
-    owner whose rights nobody can take; None: nobody else has any.
+    """Remove other users' rights to ``home``, if it exists. Return a warning; None: nobody else had any.
+
+    The warning names the rights removed, or another user who owns the home and so keeps all rights.
 
     Raises:
-        SettingsError: it is another user's whose rights this process cannot change.
+        SettingsError: it belongs to another user, and this process cannot change its rights.
     """
     try:
         status = home.stat()
-    except OSError:  # none yet, or none that could be used; who uses it says so
+    except OSError:  # missing or unusable: the code that uses it reports that
         return None
     mode, owner = stat.S_IMODE(status.st_mode), status.st_uid
-    # Root can enter every folder, one that waited for it too.
+    # Root can enter every folder anyway, so its ownership is no risk.
     foreign = "" if owner in (0, os.geteuid()) else f"{home}: user {owner} owns it, and can read and change all in it"
     if not mode & OTHERS:
         return foreign or None

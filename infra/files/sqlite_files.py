@@ -1,7 +1,7 @@
-"""SQLite files that are damaged, foreign, locked, or of a newer version: looked at before a server opens them.
+"""Check SQLite files before a server opens them: damaged, foreign, locked, or of a newer version.
 
-Prefect's database is only a view: what a federation is, stands in the store. So a damaged one is set aside, whole, and
-the server makes a new one. MLflow's has more than that (:func:`damaged_tracking`), so a person decides.
+Prefect's database is only a view of the store. So a damaged one is renamed, and the server makes a new one. MLflow's
+has data that is nowhere else (:func:`damaged_tracking`), so a person decides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infra.errors import ServiceFailed
 log = logging.getLogger(__name__)
 
 LOCKED_SECONDS = 10.0  # for a process that is just ending
-# A whole check reads the whole file: 0.1 s for so much. Larger files get it only when there is a sign of damage.
+# A whole check reads the whole file, 0.1 s for so many bytes. Larger files get it only after a sign of damage.
 CHECKED_BYTES = 50_000_000
 _BESIDE = ("-wal", "-shm", "-journal")
 _DAMAGED = (
@@ -31,12 +31,12 @@ _DAMAGED = (
 
 
 def says_damaged(error: BaseException) -> bool:
-    """Whether the error, SQLite's or one that quotes it, says that a database is damaged or is none."""
+    """Whether ``error``, SQLite's or one that quotes it, reports a damaged database or a file that is none."""
     return any(words in str(error) for words in _DAMAGED)
 
 
 def damage(path: Path, *, whole: bool) -> str | None:
-    """What is wrong with the database ``path``; None: nothing was found, or there is no file, or an empty one.
+    """Return what is wrong with the database ``path``; None: no fault was found, or the file is missing or empty.
 
     whole: read all of it, whatever its size.
 
@@ -47,11 +47,11 @@ def damage(path: Path, *, whole: bool) -> str | None:
         return None
     if not path.is_file():
         return "it is no file"
-    if path.stat().st_size == 0:  # a new database to SQLite; but what stands in its log belonged to another one
+    if path.stat().st_size == 0:  # a new database to SQLite, but a log beside it is another database's
         return "it is empty, and has a log" if _beside(path) else None
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)) as database:
-            database.execute("BEGIN IMMEDIATE")  # with the lock, or not at all
+            database.execute("BEGIN IMMEDIATE")  # fails unless the lock can be had
             pages = database.execute("PRAGMA page_count").fetchone()[0]
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             size = pages * database.execute("PRAGMA page_size").fetchone()[0]
@@ -74,7 +74,7 @@ def damage(path: Path, *, whole: bool) -> str | None:
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Rename the damaged database ``path``, and SQLite's files beside it. Returns its new path."""
+    """Rename the damaged database ``path`` and SQLite's files beside it. Return its new path."""
     kept = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     for beside in _beside(path):
         beside.rename(kept.with_name(kept.name + beside.name.removeprefix(path.name)))
@@ -84,17 +84,19 @@ def set_aside(path: Path, reason: str) -> Path:
 
 
 def require_known_revision(path: Path, package: str, versions: str) -> None:
-    """
+    """Check that the installed ``package`` has a migration for the revision of the database ``path``.
+
+    versions: pattern of the migration files, below the package's folder, with {} for the revision.
+
     Raises:
-        ServiceFailed: the database ``path`` was written by a newer version of ``package``: this one has no migration
-            of its revision among the files ``versions`` (a pattern below the package's folder, {} for the revision).
+        ServiceFailed: it has none, so a newer version has written the database.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return
     try:
         with contextlib.closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)) as database:
             found = [str(row[0]) for row in database.execute("SELECT version_num FROM alembic_version")]
-    except sqlite3.Error:  # one without that table is of no version, or damaged, which the server says
+    except sqlite3.Error:  # no such table: the database has no version, or is damaged, which the server reports
         return
     spec = find_spec(package)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
@@ -109,8 +111,10 @@ def require_known_revision(path: Path, package: str, versions: str) -> None:
 
 
 def damaged_tracking(path: Path) -> str:
-    """What to do about MLflow's damaged database. Records are in the store; notes, tags and aliases that people gave,
-    and versions of registered models, are in the database alone.
+    """Return a message for the user about MLflow's damaged database.
+
+    Records are in the store. Only the database has the notes, tags and aliases that people set, and the versions of
+    registered models.
     """
     return (
         f"MLflow's database {path} is damaged. Runs go on without it. It also holds what people wrote in MLflow "
