@@ -1,4 +1,4 @@
-"""What dead processes have left on this machine's disk: temporary files, scratch folders, folders of forgotten runs."""
+"""Find what dead processes left on this machine's disk: temporary files, scratch folders, folders of forgotten runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ REGISTERING = "model that a dead process did not finish registering"
 SCRATCH = "scratch folder of a dead process"
 RUN_FOLDER = "run folder of a federation that is not in the store"
 
-SCRATCH_AGE = timedelta(days=1)  # at least: a process may keep such a folder for hours without writing there
+SCRATCH_AGE = timedelta(days=1)  # minimum: a process may keep such a folder for hours without writing there
 _SCRATCH = re.compile(r"fedbench-[a-z0-9_]{8}")  # as tempfile names them
 
 
 def machine_leftovers(
     home: Path, temporary: Path, *, embedded_store: bool, older_than: timedelta, now: datetime
 ) -> list[Leftover]:
-    """Files and folders under ``home``, and scratch folders in ``temporary``, that nobody uses any more.
+    """Return the files and folders under ``home``, and scratch folders in ``temporary``, that nobody uses any more.
 
-    embedded_store: the objects of an embedded S3 server are under ``home``.
+    embedded_store: whether an embedded S3 server has its objects under ``home``.
     """
     found = [
         *_old(home.glob("cache/weights/??/*.tmp"), CACHE_TEMPORARY, YOUNG, now),
@@ -41,20 +41,20 @@ def machine_leftovers(
 
 
 def registering_leftovers(folder: Path, federation: str, now: datetime) -> list[Leftover]:
-    """In a run's ``folder``, when nobody runs the federation."""
+    """Return the unfinished registration in a run's ``folder``, for a federation that nobody runs."""
     return _old([folder / "registering"], REGISTERING, YOUNG, now, federation)
 
 
 def run_folder_leftovers(folder: Path, federation: str, older_than: timedelta, now: datetime) -> list[Leftover]:
-    """The run's ``folder`` itself, when the store does not have the federation."""
+    """Return the run's ``folder`` itself, for a federation that is not in the store."""
     return _old([folder], RUN_FOLDER, max(older_than, YOUNG), now, federation)
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; what is gone already is no error.
+    """Remove a file, or a folder with its contents. A missing path is no error.
 
     Raises:
-        OSError: it, or something in it, stays.
+        OSError: it, or something in it, cannot be removed.
     """
     with suppress(FileNotFoundError):
         if stat.S_ISDIR(path.lstat().st_mode):
@@ -64,7 +64,7 @@ def remove_path(path: Path) -> None:
 
 
 def _scratch_folders(temporary: Path) -> Iterator[Path]:
-    """Folders that ``tempfile.mkdtemp`` made for this user's fedbench."""
+    """Yield the folders that ``tempfile.mkdtemp`` made for this user's fedbench."""
     for path in temporary.glob("fedbench-*"):
         with suppress(OSError):
             status = path.lstat()
@@ -85,9 +85,9 @@ def _old(
 
 
 def _extent(path: Path) -> tuple[int, float | None]:
-    """Bytes of a file, or of all files in a folder, and the newest time of writing; None: there is no such thing.
+    """Return the bytes of a file, or of all files in a folder, and the time of the last write.
 
-    Links are not followed, and a link itself is left alone.
+    The time is None for a missing path and for a link, which is left alone. Links in a folder are not followed.
     """
     size, newest = 0, None
     with suppress(OSError):

@@ -1,8 +1,8 @@
-"""What of a federation may go from the store: decided from a listing alone, without touching anything.
+"""Decide which objects of a federation may be removed from the store, from a listing alone.
 
-A committed round needs its marker, its plan, and its global weights while it is the best or among the last. What a
-round that was never committed has left is of use to whoever resumes the federation; when nobody has for long, it is
-an orphan, and a resumed round does that work again, to the same weights.
+A committed round needs its marker and its plan, and its global weights while it is the best or among the last. Objects
+of a round that was never committed save work when the federation is resumed. After a long time without writes they may
+be removed: a resumed round does the work again and gets the same weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from infra.store.layout import FederationLayout, first_missing
 from infra.store.objects import ObjectEntry
 from infra.store.uploads import IncompleteUpload
 
-# A run on another machine, whose lock is not seen here, may be writing or reading what is younger.
+# A run on another machine, whose lock cannot be seen here, may still write or read younger objects.
 YOUNG = timedelta(hours=1)
 
 OLD_GLOBAL = "global weights, neither best nor among the last"
@@ -30,7 +30,7 @@ NO_RECORD = "named by no record"
 SERVER_TEMPORARY = "the S3 server's temporary file"
 INCOMPLETE_UPLOAD = "incomplete upload"
 
-_SERVER_TEMPORARY = ".rclone_temp_"  # what its names start with
+_SERVER_TEMPORARY = ".rclone_temp_"  # start of its temporary names
 _RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed, wherever they are
 _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
 _ASIDE = re.compile(r"(superseded|damaged)/[0-9]{4,}/.+")
@@ -41,7 +41,7 @@ _EVALUATION = re.compile(r"evaluations/([^/]+/)?[^/]+\.(safetensors|json)")
 
 @dataclass(frozen=True)
 class Retention:
-    """What is kept. ``older_than``: how long nothing of a federation was written until what its dead run left goes."""
+    """What is kept. older_than: time without a write to a federation after which its dead run's leftovers may go."""
 
     keep_updates: bool = False
     keep_globals: int = 2
@@ -50,7 +50,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that may go, and why. ``key``: of an object, or a path on this machine."""
+    """Something that may be removed, and why. ``key``: an object's key, or a path on this machine."""
 
     key: str
     bytes: int
@@ -67,11 +67,13 @@ def federation_leftovers(
     retention: Retention,
     now: datetime,
 ) -> list[Leftover]:
-    """What of ``entries``, the objects below ``layout.root``, may go. The caller knows that nobody runs the federation.
+    """Return which of ``entries``, the objects below ``layout.root``, may be removed.
+
+    The caller makes sure that nobody runs the federation.
 
     best_rounds: rounds that a record calls the best; their global weights stay.
     """
-    # Notes of who had the federation are not of it: whoever cleans up writes one.
+    # Lease notes do not count as objects of the federation: the clean-up writes one too.
     entries = [
         entry for entry in entries if entry.key.startswith(layout.root) and not entry.key.startswith(layout.lease)
     ]
@@ -79,7 +81,7 @@ def federation_leftovers(
         return []
     committed = layout.committed_rounds(entry.key for entry in entries)
     if first_missing(committed) is not None:
-        return []  # a marker is missing: for whoever repairs the federation, all of it may be of use
+        return []  # a marker is missing: a repair may need any of the objects
     last = range(len(committed) - max(retention.keep_globals, 2), len(committed))
     rules = _Rules(
         committed=frozenset(committed),
@@ -92,7 +94,7 @@ def federation_leftovers(
     for entry in entries:
         name = entry.key.removeprefix(layout.root)
         if aside := _ASIDE.fullmatch(name):
-            # Records stay, of whatever use they may be; weights are large.
+            # Records are small and may be useful, so they stay. Weights are large.
             why = SUPERSEDED if aside[1] == "superseded" else DAMAGED
             reason = why if entry.modified <= old and not name.endswith(".json") else None
         else:
@@ -110,7 +112,7 @@ class _Rules:
     abandoned: bool  # nothing was written for long
 
     def reason(self, name: str, *, young: bool) -> str | None:
-        """Why the object ``name`` (below the federation's root) may go; None: it stays."""
+        """Return why the object ``name`` (below the federation's root) may be removed; None: it stays."""
         base = name.rpartition("/")[2]
         if base in _RECORDS or name in _KEPT:
             return None
@@ -130,7 +132,7 @@ class _Rules:
         return NO_RECORD if self.abandoned else None
 
     def _of_committed(self, number: int, rest: str, *, young: bool) -> tuple[bool, str | None]:
-        """Whether ``rest`` is a name of the layout, and why it may go."""
+        """Return whether the layout has the name ``rest``, and why the object may be removed; None: it stays."""
         if rest == "global.safetensors":
             return True, None if number in self.kept_globals else OLD_GLOBAL
         if _UPDATE.fullmatch(rest):
@@ -146,7 +148,7 @@ class _Rules:
 
 
 def upload_leftovers(layout: FederationLayout, uploads: Iterable[IncompleteUpload], now: datetime) -> list[Leftover]:
-    """Uploads of the federation's keys that nobody can be sending any more."""
+    """Return uploads of the federation's keys that are too old to be still in progress."""
     return [
         Leftover(upload.key, upload.bytes, INCOMPLETE_UPLOAD, layout.federation, "upload", upload.upload_id)
         for upload in uploads
@@ -155,11 +157,12 @@ def upload_leftovers(layout: FederationLayout, uploads: Iterable[IncompleteUploa
 
 
 def removal_steps(layout: FederationLayout, keys: Iterable[str]) -> list[list[str]]:
-    """All ``keys`` of a federation, in steps to remove one after the other; what is left, cut short, is one still.
+    """Return all ``keys`` of a federation in steps, to be removed one after the other.
 
-    Weights first; then the rounds' markers from the last to the first, so that no marker is ever missing between two;
-    ``spec.json``, by which the federation is known, last. The notes of its lease are not among them: they go when the
-    lease of whoever removes it does.
+    A removal that stops early leaves a valid federation. Weights go first, then the rounds' markers from the last to
+    the first, so that no marker is missing between two others, and at the end ``spec.json``, which identifies the
+    federation. Lease notes are not included: they are removed with the lease of the process that removes the
+    federation.
     """
     own = [key for key in keys if key.startswith(layout.root) and not key.startswith(layout.lease)]
     last = [layout.marker(number) for number in reversed(layout.committed_rounds(own))] + [layout.spec]
