@@ -1,4 +1,4 @@
-"""The variables by which clients find the certificates that they trust: files that are not there are of no use."""
+"""Check the variables that name the certificates which clients trust."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 
 from infra.errors import SettingsError
 
-# Of Prefect's client, of MLflow's, and of the store's.
+# Prefect's client reads the first, MLflow's the next two, and the store's the last.
 FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 
 
 def use_certificates(environment: MutableMapping[str, str], *, over_tls: bool) -> None:
-    """Hold that each variable names certificates; without a server over TLS, remove one that does not.
+    """Check that each variable names usable certificates. If no server uses TLS, remove those that do not.
 
-    With such a variable Prefect cannot even be imported, though nothing is encrypted on loopback.
+    Otherwise Prefect could not be imported, even if all servers are on loopback, where nothing is encrypted.
 
-    over_tls: whether a server is asked over TLS.
+    over_tls: whether any server is reached over TLS.
 
     Raises:
-        SettingsError: a server is asked over TLS, and a variable names what cannot be used; says which, and why.
+        SettingsError: a server is reached over TLS, and a variable names no usable certificates. The message names the
+            variable, the path and the fault.
     """
     for name in FILES:
         path = environment.get(name)
@@ -33,7 +34,10 @@ def use_certificates(environment: MutableMapping[str, str], *, over_tls: bool) -
 
 
 def _fault(path: Path, *, folders: bool) -> str | None:
-    """folders: whether the client takes one of hashed names too; Prefect's does not."""
+    """Return why ``path`` has no usable certificates; None: it has.
+
+    folders: whether the client also accepts a folder of hashed names. Prefect's does not.
+    """
     if path.is_dir():
         return None if folders else "a folder"
     try:

@@ -1,8 +1,8 @@
-"""Once this is imported, Prefect reads no settings from files of the working folder.
+"""Keep Prefect from reading settings from files in the working folder, once this module is imported.
 
-Prefect reads ``.env``, ``prefect.toml`` and ``pyproject.toml`` there while it is imported, and anew for every copy of
-its settings. It has no option against that, and a file that is not TOML ends the process. So this changes how
-pydantic-settings reads files, for Prefect's classes alone. Slots import this module before any other.
+Prefect reads ``.env``, ``prefect.toml`` and ``pyproject.toml`` there while it is imported, and again for every copy of
+its settings. No option turns that off, and a file that is not TOML ends the process. So this module changes how
+pydantic-settings reads files, for Prefect's classes alone. Slots import it before any other module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Proxies of the environment: this machine's own servers are asked without one.
+"""Proxy variables of the environment: requests to this machine's own servers use no proxy.
 
 The clients of a run (Prefect's httpx and websockets, MLflow's requests, boto3, urllib) all read ``http_proxy``,
 ``https_proxy`` and ``no_proxy``, in either case. So one change of ``no_proxy`` holds for all of them, and for every
@@ -12,34 +12,34 @@ from collections.abc import Iterable, MutableMapping
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-# urllib and botocore do not know the last one in a URL's brackets, with which httpx would not start at all; our servers
-# have the first.
+# urllib and botocore do not match ``::1`` with the ``[::1]`` of a URL. An entry with brackets would keep httpx from
+# starting. Our servers use the first host.
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-NO_PROXY = ("no_proxy", "NO_PROXY")  # urllib and httpx prefer the first, some tools read the second alone
+NO_PROXY = ("no_proxy", "NO_PROXY")  # urllib and httpx prefer the first, some tools read only the second
 # botocore and urllib do not read the first.
 PROXIES = ("all_proxy", "http_proxy", "https_proxy")
 
 
 def bypass_proxies(environment: MutableMapping[str, str], hosts: Iterable[str] = ()) -> None:
-    """Have loopback and ``hosts`` (names or addresses) asked without a proxy by all that has ``environment``.
+    """Set ``environment`` so that requests to loopback and ``hosts`` (names or addresses) use no proxy.
 
-    The user's own exceptions stay. To be called before a client is made.
+    The user's own exceptions stay. Call this before a client is made.
     """
     if not urllib.request.getproxies_environment():
-        # Of macOS, whose own proxies do not count any more once a variable is set.
+        # Copy the proxies of macOS's own settings: once a variable is set, those do not count any more.
         environment.update({f"{scheme}_proxy": url for scheme, url in urllib.request.getproxies().items()})
     text = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     exceptions = [entry for entry in (part.strip() for part in text.split(",")) if entry]
-    if exceptions != ["*"]:  # everything; urllib knows it only by itself
+    if exceptions != ["*"]:  # every host; urllib accepts it only alone
         exceptions += [host for host in dict.fromkeys((*LOOPBACK_HOSTS, *hosts)) if host not in exceptions]
     environment.update(dict.fromkeys(NO_PROXY, ",".join(exceptions)))
 
 
 def drop_unusable_proxies(environment: MutableMapping[str, str], names: Iterable[str] = PROXIES) -> None:
-    """Remove proxies that Prefect's client cannot use: it refuses to be made with one, whatever ``no_proxy`` says.
+    """Remove proxies with which Prefect's client cannot be made, whatever ``no_proxy`` contains.
 
-    To be called where nothing that reads the variables ``names`` (in either case) is to go through such a proxy. Those
-    for HTTP stay, for downloads.
+    Call this only if no client that reads the variables ``names`` (in either case) needs such a proxy. HTTP proxies
+    stay, for downloads.
     """
     for spelling in [spelling for name in names for spelling in (name, name.upper())]:
         url = environment.get(spelling)
@@ -48,7 +48,7 @@ def drop_unusable_proxies(environment: MutableMapping[str, str], names: Iterable
 
 
 def _usable(url: str) -> bool:
-    """Whether httpx takes it."""
+    """Whether httpx can use the proxy at ``url``."""
     try:
         scheme = urlsplit(url if "://" in url else f"http://{url}").scheme
     except ValueError:
@@ -60,5 +60,5 @@ def is_direct(url: str, hosts: Iterable[str] = ()) -> bool:
     """Whether the server at ``url`` is on loopback or at one of ``hosts``."""
     try:
         return urlsplit(url).hostname in (*LOOPBACK_HOSTS, *hosts)
-    except ValueError:  # no URL: its client says so
+    except ValueError:  # no valid URL: the client that uses it reports that
         return False

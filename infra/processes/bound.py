@@ -4,13 +4,12 @@
     python -I -S bound.py [--group] --detached LOCK_DESCRIPTOR COMMAND [ARGUMENT …]
 
 On Linux the kernel ends the service when its parent dies, SIGKILL included (``prctl(PR_SET_PDEATHSIG)``,
-which survives ``execve``). A launcher of its own, not ``preexec_fn``: Python code between fork and exec can
-deadlock when other threads hold locks. ``--group`` is for commands that start processes of their own
-(MLflow's server), which the setting does not reach: the launcher stays, and ends the whole process group with
-itself.
+which survives ``execve``). It is a program, not a ``preexec_fn``: Python code between fork and exec can deadlock
+when other threads hold locks. ``--group`` is for commands that start child processes (MLflow's server), which the
+kernel would not end. Then the launcher stays, and ends the whole process group, itself included.
 
-``--detached`` is for services that outlive their starter: nothing is bound, and the open lock file that was handed
-down stays open in the service (with ``--group``: in the launcher), which says so in it.
+``--detached`` is for services that outlive their starter. Nothing is bound. The inherited lock file stays open in
+the service (with ``--group``: in the launcher), which writes its process id into it.
 
 Standard library only, run without site-packages (20 ms).
 """
@@ -25,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def bind(parent: int, signal_number: int) -> None:
-    """Have ``signal_number`` sent to this process when ``parent`` dies; exit at once if it is dead."""
+    """Have the kernel send ``signal_number`` to this process when ``parent`` dies. Exit at once if it is dead."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:

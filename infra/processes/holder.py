@@ -1,4 +1,4 @@
-"""Who has an embedded service at the moment: found by its lock and its publication."""
+"""Find the current holder of an embedded service by the service's lock and publication."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from infra.files.lock import FileLock
 from infra.processes.publication import Publication
 
-DETACHED = "detached"  # what a service that holds its lock itself writes there, after its process id
-STARTING = "starting"  # what the starter of such a service writes there until then
+DETACHED = "detached"  # note in the lock of a service that holds it itself
+STARTING = "starting"  # note of the process that starts such a service, until then
 
 
 @dataclass(frozen=True)
 class ServiceHolder:
-    """Who has a service: the run that holds it, or the service itself when it is ``detached``.
+    """The holder of a service: a run, or the service itself when it is ``detached``.
 
-    starting: ``pid`` is the starter's, of a detached service that does not hold its lock yet.
-    address: where it is to answer; None while that is not known.
-    since: when it was started, in seconds since the epoch.
+    starting: a detached service does not hold its lock yet; ``pid`` is that of the process that starts it.
+    address: the address at which the service answers or will answer; None: not known yet.
+    since: when the service was started, in seconds since the epoch.
     """
 
     pid: int
@@ -31,10 +31,10 @@ class ServiceHolder:
 def find_holder(
     lock: FileLock, read: Callable[[], Publication | None], address_at: Callable[[int], str]
 ) -> ServiceHolder | None:
-    """Return who holds the service's lock; None: nobody.
+    """Return the holder of the service's lock; None: nobody holds it.
 
-    read: reads the publication, here after the lock, so that it is not that of a holder before. address_at: the address
-    of the service at a port.
+    read: reads the publication. It is called after the lock was read, so that it does not return an earlier holder's.
+    address_at: returns the service's address at a port.
     """
     if not lock.is_taken():
         return None

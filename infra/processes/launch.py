@@ -1,4 +1,4 @@
-"""Starts the process of a service, asks it whether it is well, and ends it."""
+"""Start the process of a service, check its health, and end it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.environment.imports import as_the_user_has_it
+from infra.environment.imports import allow_folder_in_imports
 from infra.environment.proxies import bypass_proxies, drop_unusable_proxies
 from infra.processes.logs import open_log
 
-# Settings of the user's own rclone, Prefect, MLflow and AWS, and our credentials, are none of the embedded
-# services'. In any case: Prefect reads its own so.
+# Embedded services must not get the user's settings of rclone, Prefect, MLflow and AWS, nor our credentials. Names are
+# compared in upper case, because Prefect reads its variables in any case.
 FOREIGN_VARIABLES = ("RCLONE_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "FEDBENCH_")
 
-# The kernel's parent-death signal comes when the *thread* that forked ends, so one that lives as long as the
-# process starts them all, whichever thread asks.
+# The kernel's parent-death signal comes when the *thread* that forked ends. So one thread, which lives as long as the
+# process, starts all services.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="service-starter")
 LAUNCHER = str(Path(__file__).with_name("bound.py"))
 
@@ -35,18 +35,18 @@ def launch(
     group: bool = False,
     lock: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a session of its own, by the launcher (:mod:`infra.processes.bound`).
+    """Start ``command`` in a session of its own, with the launcher (:mod:`infra.processes.bound`).
 
-    variables: on top of this process's.
-    folder: its working folder; Prefect and MLflow read and write files there.
-    group: it starts processes of its own, which are to end with it.
-    lock: descriptor of an open lock file that it is to hold, and outlive this process; None: it ends with this one.
+    variables: environment variables, added to this process's.
+    folder: working folder, where Prefect and MLflow read and write files.
+    group: whether the command starts child processes, which must end with it.
+    lock: descriptor of an open lock file. The command holds it and outlives this process. None: it ends with this one.
     """
     inherited = [] if lock is None else [lock]
     bond = ["--detached", str(lock)] if inherited else [str(os.getpid())]
     launcher = [sys.executable, "-I", "-S", LAUNCHER, *(["--group"] if group else []), *bond]
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_VARIABLES)}
-    as_the_user_has_it(environment)  # services start in a folder of their own
+    allow_folder_in_imports(environment)  # services start in a folder of their own
     bypass_proxies(environment)
     drop_unusable_proxies(environment, ["all_proxy"])
     with open_log(log_path) as log:
@@ -65,9 +65,9 @@ def launch(
 
 
 def ask_status(url: str, headers: Mapping[str, str], timeout: float) -> int | None:
-    """The HTTP status that GET ``url`` gives, None when there is no answer within ``timeout`` seconds."""
+    """Return the HTTP status of GET ``url``; None: no answer within ``timeout`` seconds."""
     parts = urlsplit(url)
-    # http.client knows no proxies: a proxy of the environment must not be asked for loopback.
+    # http.client ignores proxy variables: requests to loopback must not go through a proxy.
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     try:
         connection.request("GET", parts.path, headers=dict(headers))
@@ -79,7 +79,7 @@ def ask_status(url: str, headers: Mapping[str, str], timeout: float) -> int | No
 
 
 def end_group(process: subprocess.Popen[bytes], grace: float) -> None:
-    """End the process and its group: asked first, by force after ``grace`` seconds."""
+    """End the process and its group: with SIGTERM, and with SIGKILL after ``grace`` seconds."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
         if process.poll() is None:
             try:

@@ -1,4 +1,4 @@
-"""The services' log files: opened to be appended to, read from their end, followed."""
+"""The services' log files: append to them, read their last lines, follow them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LOG_LIMIT = 16_000_000  # bytes; a longer log is set aside at the next start
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """The log at its end, readable by its owner only."""
+    """Open the log to append to it, readable by its owner only. Set a log that is too long aside first."""
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         path.replace(path.with_suffix(".log.1"))
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def last_lines(path: Path, count: int) -> tuple[list[str], int]:
-    """The last ``count`` lines of a file that may be long, and its size in bytes; ([], 0) when there is none."""
+    """Return the last ``count`` lines of a file that may be long, and its size in bytes; ([], 0): there is no file."""
     try:
         with path.open("rb") as file:
             size = start = file.seek(0, 2)
@@ -37,15 +37,15 @@ def last_lines(path: Path, count: int) -> tuple[list[str], int]:
 
 
 def follow_logs(paths: Mapping[str, Path], offsets: dict[str, int], show: Callable[[str, str], None]) -> None:
-    """Hand each further line to ``show`` with its service's name, for ever. A log that was begun anew is read anew."""
+    """Call ``show`` for ever with each new line and its service's name. Read a replaced log from its start."""
     while True:
         for name, path in paths.items():
-            offsets[name] = _further(path, offsets[name], lambda line, name=name: show(name, line))  # type: ignore[misc]
+            offsets[name] = _show_new(path, offsets[name], lambda line, name=name: show(name, line))  # type: ignore[misc]
         time.sleep(POLL_SECONDS)
 
 
-def _further(path: Path, offset: int, show: Callable[[str], None]) -> int:
-    """Show the whole lines after ``offset``; returns where the rest begins."""
+def _show_new(path: Path, offset: int, show: Callable[[str], None]) -> int:
+    """Call ``show`` with each complete line after ``offset``. Return the offset of the rest."""
     try:
         if path.stat().st_size < offset:
             offset = 0

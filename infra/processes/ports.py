@@ -12,10 +12,10 @@ LOOPBACK = "127.0.0.1"
 
 
 def free_port(preferred: int | None, host: str = LOOPBACK) -> int:
-    """``preferred`` if it is free at ``host``, else any.
+    """Return the port ``preferred`` if it is free at ``host``, else any free port.
 
     Raises:
-        ServiceFailed: there is none, or ``host`` is no address of this machine.
+        ServiceFailed: no port is free, or ``host`` is no address of this machine.
     """
     for port in (preferred, 0):
         if port is not None and (bound := bindable(port, host)) is not None:
@@ -24,7 +24,7 @@ def free_port(preferred: int | None, host: str = LOOPBACK) -> int:
 
 
 def bindable(port: int, host: str = LOOPBACK) -> int | None:
-    """``port`` (0: any) when it can be bound at ``host`` at the moment.
+    """Return ``port`` (0: any free port) if it can be bound at ``host`` now; None: it cannot.
 
     Raises:
         ServiceFailed: ``host`` is no address of this machine.
@@ -41,13 +41,13 @@ def bindable(port: int, host: str = LOOPBACK) -> int | None:
 
 
 def page_origins(host: str, port: int) -> list[str]:
-    """Origins that a browser gives the pages of the server at ``host``."""
+    """Return the origins that a browser sends for pages of the server at ``host``."""
     names = [LOOPBACK, "localhost"] if host == LOOPBACK else [host]
     return [f"http://{name}:{port}" for name in names]
 
 
 def await_free_port(port: int, seconds: float, host: str = LOOPBACK) -> None:
-    """Wait at most ``seconds`` for whoever has ``port`` to leave it.
+    """Wait until ``port`` is free, at most ``seconds``.
 
     Raises:
         ServiceFailed: ``host`` is no address of this machine.

@@ -1,4 +1,4 @@
-"""What a service tells the others of its home, and how what it left behind is ended."""
+"""The file with a service's process and address, for the runs of its home, and the end of processes left behind."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from infra.files.durable import write_durably
 
-DIE_SECONDS = 10.0  # that the kernel may take to end a process by force
+DIE_SECONDS = 10.0  # time for the kernel to kill a process
 
 
 class Publication(BaseModel):
     """``<name>.json``: the process, and its address while it answers (None before and after).
 
     created: when the process was started, in seconds since the epoch.
-    since_boot: the same, in seconds since this machine's start, which stays when the clock is set; None: not known.
+    since_boot: the same, in seconds since this machine's start, which does not depend on the clock; None: unknown.
     """
 
     port: int
@@ -31,7 +31,7 @@ class Publication(BaseModel):
 
 
 def read_publication(path: Path) -> Publication | None:
-    """None when there is none, or none that can be read."""
+    """Read a publication; None: it is missing or cannot be read."""
     try:
         return Publication.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -50,7 +50,7 @@ def write_publication(path: Path, document: Publication) -> None:
 
 
 def started_at(pid: int) -> float | None:
-    """When the process was started, in seconds since the epoch; None when it is gone."""
+    """Return when the process was started, in seconds since the epoch; None: it is gone."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:
@@ -58,13 +58,13 @@ def started_at(pid: int) -> float | None:
 
 
 def started_since_boot(pid: int) -> float | None:
-    """When the process was started, in seconds since this machine's start; None when it is gone."""
+    """Return when the process was started, in seconds since this machine's start; None: it is gone."""
     created = started_at(pid)
     return None if created is None else created - psutil.boot_time()
 
 
 def end_session(leader: int, grace: float) -> None:
-    """End all processes of the session that ``leader`` leads: asked first, by force after ``grace`` seconds."""
+    """End all processes of ``leader``'s session: with SIGTERM, and with SIGKILL after ``grace`` seconds."""
     members = _session(leader)
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, DIE_SECONDS)):
         if number == signal.SIGTERM:
@@ -81,12 +81,13 @@ def end_session(leader: int, grace: float) -> None:
 
 
 def end_left_behind(found: Publication) -> None:
-    """End a service whose holder died, and the children of one that died itself.
+    """End a service whose holder died, or the children of a service that died itself.
 
-    Its process id may be another process's by now, so it is verified: by its start, and by the port among its
-    arguments. A session's id is not given away while it has members, so what has the id now tells whose they are.
+    Another process may have the published id by now, so the start of the process and the port in its arguments are
+    checked. The kernel does not reuse a session's id while the session has members. So if another process has the id,
+    no child of the service is left.
     """
-    if found.since_boot is None:  # of an older fedbench
+    if found.since_boot is None:  # written by an older fedbench
         created, expected = started_at(found.pid), found.created
     else:
         created, expected = started_since_boot(found.pid), found.since_boot

@@ -1,16 +1,16 @@
 """One embedded service: a process on loopback, shared by the runs of one home.
 
 An OS lock, ``<home>/services/<name>.lock``, decides which process runs the service. The holder starts it,
-waits until it answers and publishes where in ``<home>/services/<name>.json``; the others read that, and take
-the lock over when the holder has ended. :meth:`Service.ensure` does whichever is due, and is called again in
-the middle of a run.
+waits until it answers, and publishes its address in ``<home>/services/<name>.json``. The others read that, and
+take the lock over when the holder has ended. :meth:`Service.ensure` does what is needed, and is called again
+during a run.
 
-The service dies with its holder, SIGKILL included: by the kernel on Linux (:mod:`infra.processes.bound`);
-elsewhere at exit, and after a SIGKILL by the next start, which ends a process left behind. It has a session
-of its own, so that a terminal's Ctrl-C reaches only the coordinator.
+The service ends with its holder, even if that is killed. On Linux the kernel ends it (:mod:`infra.processes.bound`).
+Elsewhere the holder ends it at exit, and after a SIGKILL the next start ends the process left behind. The service has
+a session of its own, so that a terminal's Ctrl-C reaches only the coordinator.
 
-A *detached* service (those of ``fedbench up``) outlives its starter, and holds the lock itself: the open lock file
-is handed down to it. So whether it lives is known from the kernel, not from a process id that may be another's.
+A *detached* service (those of ``fedbench up``) outlives its starter, and holds the lock itself, because it inherits the
+open lock file. So the kernel knows whether it lives; a process id could be another process's by now.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from infra.processes.publication import (
 
 log = logging.getLogger(__name__)
 
-TAIL_LINES = 8  # of its log, in the message about a service that did not come up
+TAIL_LINES = 8  # of the log, in the error message of a service that did not come up
 START_ATTEMPTS = 3
-STOP_SECONDS = 10.0  # that a service asked to end may take
-START_GRACE = 30.0  # seconds that a starter has for that
+STOP_SECONDS = 10.0  # time for a service to end after SIGTERM
+START_GRACE = 30.0  # time for another process to finish starting a detached service
 REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
-DYING_SECONDS = 1.0  # that a killed server may keep its port and lock; the next one is expected at that port
+DYING_SECONDS = 1.0  # time for which a killed server may keep its port and lock
 
 
 class Service:
-    """Base of the embedded services. Subclasses say what runs and how it answers.
+    """Base of the embedded services. Subclasses define the command and the health check.
 
     Not for use in a child forked from the process that holds it.
     """
@@ -62,12 +62,12 @@ class Service:
     health_path: str = "/"
     healthy: ClassVar[frozenset[int]] = frozenset({200})  # HTTP statuses that count as an answer
     start_seconds: ClassVar[float] = 60.0  # for one start, on a slow and loaded machine
-    patience_seconds: ClassVar[float] = 15.0  # a live process that does not answer for so long is restarted
-    has_children: ClassVar[bool] = False  # its command starts processes of its own
-    keeps_port: bool = False  # rather fails than starts at another port than the wanted one
+    patience_seconds: ClassVar[float] = 15.0  # a live process that is silent for so long is restarted
+    has_children: ClassVar[bool] = False  # the command starts child processes
+    keeps_port: bool = False  # fail if the wanted port is taken, rather than use another one
 
     def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
-        """port: the one to take if it is free; None: that of the last time. host: address to listen at."""
+        """port: used if it is free; None: the port of the last start. host: address to listen at."""
         self.home = home.absolute()
         self.host = host
         self.detached = detached
@@ -83,27 +83,27 @@ class Service:
         self._stopping = False
         self._owner = os.getpid()
 
-    # What a subclass says.
+    # What a subclass defines.
 
     def command(self, port: int) -> list[str]:
-        """Absolute path of the program and its arguments. No secrets: ``ps`` shows them."""
+        """Return the program's absolute path and its arguments, without secrets: ``ps`` shows them."""
         raise NotImplementedError
 
     def environment(self, port: int) -> dict[str, str]:
-        """Variables for the service at ``port``, on top of this process's."""
+        """Return variables for the service at ``port``, added to this process's."""
         return {}
 
     def prepare(self) -> None:
-        """Folders and files that the service needs; called by the holder before each start."""
+        """Make the folders and files that the service needs. The holder calls this before each start."""
 
     def address_at(self, port: int) -> str:
         return f"http://{self.host}:{port}"
 
     def health_headers(self) -> dict[str, str]:
-        """Of the request for ``health_path``: with credentials, only a server that takes them is healthy."""
+        """Return headers for the health check. With credentials, only a server that accepts them is healthy."""
         return {}
 
-    # What the rest uses.
+    # What callers use.
 
     @property
     def address(self) -> str:
@@ -114,7 +114,7 @@ class Service:
 
     @property
     def last_address(self) -> str:
-        """Where :meth:`ensure` found the service, or where it is expected when it did not come up."""
+        """URL at which :meth:`ensure` found the service, or at which it is expected if it did not come up."""
         found = self._published()
         return self._address or self.address_at(found.port if found is not None else self._wanted_port or 0)
 
@@ -130,26 +130,25 @@ class Service:
         return self._lock.held
 
     def running(self) -> ServiceHolder | None:
-        """Return who has the service at the moment, which may be none that answers; None: nobody."""
+        """Return the current holder, whether or not the service answers; None: nobody holds it."""
         return find_holder(self._lock, self._published, self.address_at)
 
     def is_alive(self) -> bool:
-        """The process that this object started is running (of a service that another run holds: False)."""
+        """Whether the process that this object started is running. False if another run holds the service."""
         return self._process is not None and self._process.poll() is None
 
     def answers(self, timeout: float = 5.0) -> bool:
-        """The service answers at its address within ``timeout`` seconds."""
+        """Whether the service answers at its address within ``timeout`` seconds."""
         return self._address is not None and self._ask(self._address, timeout) in self.healthy
 
     def answers_at(self, address: str, timeout: float = 5.0) -> bool:
-        """It answers at ``address``, which :meth:`running` gave, and takes our credentials."""
+        """Whether the service answers at ``address``, which :meth:`running` returned, and accepts our credentials."""
         return self._ask(address, timeout) in self.healthy
 
     def ensure(self) -> bool:
-        """Have the service answering: start it, restart it (on its port if that is free), or find another
-        run's.
+        """Make sure that the service answers: start it, restart it (on its port if free), or find another run's.
 
-        Returns whether this call started a process or the address is another than before.
+        Return whether this call started a process or the address has changed.
 
         Raises:
             ServiceFailed: it did not come up; the message has the end of its log.
@@ -171,9 +170,7 @@ class Service:
                 self._spawn()
 
     def complete(self) -> None:
-        """Second half of :meth:`ensure`: wait until it answers, trying again on another port if it ends
-        early.
-        """
+        """Second half of :meth:`ensure`: wait until the service answers. One that ends early gets another port."""
         with self._guard:
             deadline = time.monotonic() + self.start_seconds
             while time.monotonic() < deadline:
@@ -202,9 +199,9 @@ class Service:
                 self._lock.release()
 
     def end(self, grace: float = STOP_SECONDS) -> bool:
-        """End a detached service, whoever started it: asked first, by force after ``grace`` seconds.
+        """End a detached service, whoever started it: with SIGTERM, and with SIGKILL after ``grace`` seconds.
 
-        Returns whether there was one. A run's own service is left alone.
+        Return whether there was one. A run's own service is left alone.
         """
         with self._guard:
             deadline = time.monotonic() + START_GRACE
@@ -214,7 +211,7 @@ class Service:
                 return False
             if running is not None:
                 end_session(running.pid, grace)
-                # A process counts as dead when its first thread is; its files are closed with the last one.
+                # A process counts as dead once its first thread has ended; its files stay open until the last one has.
                 deadline = time.monotonic() + DYING_SECONDS
                 while self._lock.is_taken() and time.monotonic() < deadline:
                     time.sleep(0.02)
@@ -225,13 +222,13 @@ class Service:
             self._address = None
             return running is not None
 
-    # How.
+    # Implementation.
 
     def _shares(self) -> bool:
         """Whether the service of another process answers.
 
         Raises:
-            HomeInUse: it is a run's own and a stack's is asked for, or the other way round.
+            HomeInUse: a run holds it and a stack asks for it, or the other way round.
         """
         running, found = self.running(), self._published()
         if running is None or found is None or running.address is None:
@@ -260,13 +257,13 @@ class Service:
         try:
             found = self._published()
             if found is not None:
-                self._withdraw(found)  # nobody must take the dead one's address for the next one's
+                self._withdraw(found)  # nobody must use the dead service's address for the new one
                 end_left_behind(found)
                 await_free_port(found.port, DYING_SECONDS, self.host)
             self._port = self._wanted_port or (found.port if found is not None else None)
             self._spawn()
         except BaseException:
-            self.stop()  # else whoever ends it would wait for a start that is over
+            self.stop()  # otherwise :meth:`end` would wait for a start that has failed
             raise
 
     def _spawn(self) -> None:
@@ -294,24 +291,24 @@ class Service:
         if not self.is_alive():
             status = self._process.returncode if self._process is not None else None
             if status == -signal.SIGKILL:
-                # Somebody's doing, which says nothing against another attempt; runs that use it expect the same port.
+                # Somebody killed it, so another attempt may succeed. Runs that use it expect the same port.
                 self._attempts -= 1
             else:
-                self._port = None  # most likely somebody took it between our look and its bind
+                self._port = None  # most likely taken by another process between our check and the bind
             if self._attempts >= START_ATTEMPTS:
                 self._fail(f"ended with status {status}, {self._attempts} times")
             self._spawn()
             return False
         assert self._port is not None
         address = self.address_at(self._port)
-        # A foreign process at the port would answer too, but then ours cannot bind and ends: look at both.
+        # A foreign process at the port would answer too, but then ours cannot bind and ends: check both.
         if not (self._accepts(address) and self.is_alive()):
             return False
         if self._address != address or self._attempts:
             self._address = address
             self._publish(address)
         if self.detached:
-            self._lock.release()  # it has the lock itself
+            self._lock.release()  # the service holds it itself
         return True
 
     def _answers_patiently(self) -> bool:
@@ -325,10 +322,10 @@ class Service:
         return False
 
     def _accepts(self, address: str) -> bool:
-        """Whether it answers.
+        """Whether the service answers at ``address``.
 
         Raises:
-            ServiceFailed: it does not take our credentials.
+            ServiceFailed: it refuses our credentials.
         """
         status = self._ask(address, 5.0)
         if status in REFUSED and self.health_headers():
@@ -336,11 +333,11 @@ class Service:
         return status in self.healthy
 
     def _takes_anybody(self, address: str) -> bool:
-        """Whether a service that is to ask for credentials answers without them."""
+        """Whether a service that must ask for credentials answers without them."""
         return bool(self.health_headers()) and self._ask(address, 5.0, {}) in self.healthy
 
     def _ask(self, address: str, timeout: float, headers: Mapping[str, str] | None = None) -> int | None:
-        """The HTTP status of its answer, None when there is none within ``timeout`` seconds.
+        """Return the HTTP status of the answer at ``address``; None: no answer within ``timeout`` seconds.
 
         headers: None: those of :meth:`health_headers`.
         """

@@ -20,7 +20,7 @@ import websockets.uri
 from botocore.utils import get_environ_proxies
 from pydantic import SecretStr
 
-from infra.environment.imports import as_the_user_has_it, keep_folder_out_of_imports
+from infra.environment.imports import allow_folder_in_imports, keep_folder_out_of_imports
 from infra.environment.proxies import LOOPBACK_HOSTS, bypass_proxies
 from infra.errors import SettingsError
 from infra.processes.launch import launch
@@ -312,9 +312,9 @@ def test_helpers_of_a_run_import_nothing_from_its_folder_and_flows_of_workers_wh
     environment: dict[str, str] = {}
     keep_folder_out_of_imports(environment)
     assert environment["PYTHONSAFEPATH"]
-    as_the_user_has_it(environment)
+    allow_folder_in_imports(environment)
     assert environment == {}
     users = {"PYTHONSAFEPATH": "1"}
     keep_folder_out_of_imports(users)
-    as_the_user_has_it(users)
+    allow_folder_in_imports(users)
     assert users == {"PYTHONSAFEPATH": "1"}
