@@ -1,7 +1,7 @@
 """Credentials of a home's servers: drawn once, kept over restarts, in a file that only its owner can read (0600).
 
-All servers of a home take the same ones, those of ``fedbench up`` and those of a run: runs that share a server find
-them in the file, and what a browser has stored stays right.
+All servers of a home accept the same credentials, those of ``fedbench up`` and those of a run. So runs that share a
+server find them in the file, and credentials stored in a browser stay valid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StackKeys(BaseModel):
 
     @property
     def prefect_auth(self) -> str:
-        """What Prefect calls an auth string; its page asks for it."""
+        """``user:password``, which Prefect calls an auth string. Its page asks for it."""
         return f"{USER}:{self.prefect_password}"
 
     @property
@@ -41,7 +41,7 @@ class StackKeys(BaseModel):
 
 
 def draw_keys(folder: Path) -> StackKeys:
-    """The credentials in ``folder``, drawn if there are none.
+    """Return the credentials in ``folder``. Draw them if there are none.
 
     Raises:
         ServiceFailed: the file is damaged.
@@ -52,7 +52,7 @@ def draw_keys(folder: Path) -> StackKeys:
     lock.acquire(timeout=None)  # runs that start at the same time have the same credentials
     try:
         if not (folder / FILE).exists():
-            # URL-safe: they stand in shells and URLs as they are.
+            # URL-safe, so that shells and URLs need no escapes.
             prefect, mlflow, secret = (secrets.token_urlsafe(24) for _ in range(3))
             keys = StackKeys(prefect_password=prefect, mlflow_password=mlflow, mlflow_secret_key=secret)
             write_durably(folder / FILE, keys.model_dump_json())
@@ -62,7 +62,8 @@ def draw_keys(folder: Path) -> StackKeys:
 
 
 def read_keys(folder: Path) -> StackKeys:
-    """
+    """Return the credentials in ``folder``.
+
     Raises:
         ServiceFailed: they are missing or damaged.
     """
@@ -76,5 +77,5 @@ def read_keys(folder: Path) -> StackKeys:
 
 
 def basic_auth(user_and_password: str) -> dict[str, str]:
-    """The HTTP header of basic authentication."""
+    """Return the HTTP header of basic authentication."""
     return {"Authorization": "Basic " + base64.b64encode(user_and_password.encode()).decode()}

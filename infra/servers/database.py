@@ -1,7 +1,7 @@
 """Databases of the Prefect and MLflow servers: SQLite under home, or PostgreSQL by URL.
 
-A URL with a password comes from the environment or the settings file, and goes on through the environment; without
-one, PostgreSQL's own ways hold (``~/.pgpass``, ``PGPASSWORD``).
+A URL with a password comes from the environment or the settings file, and servers get it in their environment. If the
+URL has none, PostgreSQL's client looks for one itself (``~/.pgpass``, ``PGPASSWORD``).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from infra.settings import Settings
 
 CONNECT_SECONDS = 15.0
 PREFECT_SCHEMES = ("postgresql+asyncpg",)
-# SQLAlchemy's bare "postgresql" means another driver from version to version: the installed one is named.
+# The driver that SQLAlchemy uses for a bare "postgresql" depends on its version, so the installed one is named.
 MLFLOW_DRIVERS = ("psycopg", "psycopg2")
 MLFLOW_SCHEMES = ("postgresql", *(f"postgresql+{driver}" for driver in MLFLOW_DRIVERS))
 TRIGRAMS = "pg_trgm"  # the extension that Prefect's migrations ask for
 
 
 def prefect_database_url(settings: Settings) -> str | None:
-    """URL of the setting ``prefect_database_url``; None: SQLite.
+    """Return the URL of the setting ``prefect_database_url``; None: SQLite.
 
     Raises:
-        SettingsError: it is none that Prefect takes.
+        SettingsError: Prefect does not accept the URL.
     """
     if settings.prefect_database_url is None:
         return None
@@ -35,10 +35,10 @@ def prefect_database_url(settings: Settings) -> str | None:
 
 
 def mlflow_database_uri(settings: Settings) -> str:
-    """URI of MLflow's database: the setting ``mlflow_database_url``, else SQLite under home.
+    """Return the URI of MLflow's database: the setting ``mlflow_database_url``, else SQLite under home.
 
     Raises:
-        SettingsError: it is none that MLflow takes, or its driver is not installed.
+        SettingsError: MLflow does not accept the URL, or its driver is not installed.
     """
     if settings.mlflow_database_url is None:
         return default_tracking_uri(settings.home)
@@ -55,9 +55,10 @@ def mlflow_database_uri(settings: Settings) -> str:
 
 
 def refuse_password(url: str, option: str) -> None:
-    """
+    """Check that ``url``, given on the command line, holds no password, which ``ps`` would show.
+
     Raises:
-        SettingsError: ``url``, given on the command line, holds a password, which ``ps`` shows.
+        SettingsError: it holds one.
     """
     parts = urlsplit(url)
     if parts.password is not None or "password" in parse_qs(parts.query):
@@ -69,7 +70,7 @@ def refuse_password(url: str, option: str) -> None:
 
 
 def shown(url: str) -> str:
-    """``url`` for people: without password and options."""
+    """Return ``url`` for people to read, without password and options."""
     if url.startswith(SQLITE):
         path = sqlite_path(url)
         return "SQLite" if path is None else f"SQLite {path}"
@@ -81,10 +82,12 @@ def shown(url: str) -> str:
 
 
 def check_postgresql(url: str, setting: str, *, trigrams: bool) -> None:
-    """Connect once, so that what is wrong is said before a server hides it in its log.
+    """Connect once, so that a fault is reported here rather than in a server's log.
+
+    trigrams: whether the extension ``pg_trgm`` is needed.
 
     Raises:
-        InfraError: it cannot be reached, or the extension ``pg_trgm`` is asked for and missing.
+        InfraError: the database cannot be reached, or lacks the extension.
     """
     try:
         available = asyncio.run(_has_trigrams(url))

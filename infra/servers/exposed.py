@@ -1,22 +1,22 @@
-"""A Prefect database that others could write to: what they may have left there is named, and none of it is run.
+"""Search a Prefect database that others could write to: report what they may have left, and keep it from running.
 
 A server that asks for no credentials lets every user of its machine write: deployments, runs that wait for a worker,
 templates of work pools, automations. All of these outlive that server, and a worker that is started later on the same
 database runs them. So a home keeps a list of its databases that only servers with credentials have opened. A database
-that is not on the list is looked through before anything else uses it, and put on the list afterwards.
+that is not on the list is searched before anything else uses it, and put on the list afterwards.
 
 What is held back, so that nothing planted runs:
 
-- Runs that wait for a worker are cancelled, those of fedbench's own deployments too: nobody can tell who made them.
-  A schedule's are removed instead, and made anew by the schedule. Of other deployments also those are cancelled that
-  run or have crashed, for the stack starts crashed runs again.
-- Deployments that are not fedbench's are paused. Those that are get back the entry point and job variables that decide
-  which code runs, and lose schedules that ``fedbench deploy`` has not made.
-- Work pools of fedbench get their job template back. Other automations are disabled. A server-wide storage for results
-  is switched off.
+- Runs that wait for a worker are cancelled, even those of fedbench's own deployments: nobody can tell who made them.
+  Scheduled runs of fedbench's deployments are removed instead, and their schedule makes them again. Runs of other
+  deployments are also cancelled when they are running or have crashed, because the stack restarts crashed runs.
+- Deployments that are not fedbench's are paused. fedbench's own get back the entry point and job variables that decide
+  which code runs. Their schedules are switched off unless ``fedbench deploy`` made them.
+- Work pools of fedbench get their job template back. Automations that are not fedbench's are disabled. A server-wide
+  storage for results is switched off.
 
-Blocks, variables and other pools do nothing by themselves; they are named. Nothing is deleted that a person could have
-made: what was changed is kept whole in a file.
+Blocks, variables and other pools do nothing by themselves, so they are only reported. Nothing that a person may have
+made is deleted, and a file keeps everything as it was found.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from infra.servers.database import shown
 
 LIST = "guarded-databases.json"
 SQLITE = "SQLite"
-# States of a run that a worker, or its cancellation, may still act on. What runs already has its process.
+# States of a run that a worker may still start or cancel. A run that is running has its process already.
 WAITING = ("SCHEDULED", "PENDING", "PAUSED", "CANCELLING")
-# The rest from which a run may come back.
+# All states from which a run may go on.
 OPEN = (*WAITING, "RUNNING", "CRASHED")
 # The job variables that decide which code a run executes.
 CODE_VARIABLES = ("command", "env", "working_dir")
-MOST_NAMED = 10  # of one kind; the file has all
+MOST_NAMED = 10  # findings of one kind that are printed; the file has all
 _CANCELLED = "Cancelled by fedbench: it waited in a database that others could write to."
 
 
@@ -64,9 +64,9 @@ class Own:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that fedbench did not make, or not like this.
+    """Something that fedbench did not make, or made differently.
 
-    done: what holds it back; empty: nothing has to. remove: the command that removes it.
+    done: what was done to hold it back; empty: nothing was needed. remove: the command that removes it.
     """
 
     kind: str
@@ -79,7 +79,7 @@ class Finding:
 
 
 def note_start(home: Path, database_url: str | None) -> None:
-    """Put a database that does not exist yet on the list, when a server with credentials is about to make it."""
+    """Put the database on the list if it does not exist yet: a server with credentials is about to make it."""
     if database_url is None and not (home / "prefect" / "prefect.db").exists():
         note_guarded(home, database_url)
 
@@ -108,8 +108,9 @@ def _guarded(home: Path) -> list[str]:
 
 
 def hold_back(api: PrefectJson, own: Own, folder: Path) -> tuple[list[Finding], Path | None]:
-    """Find what is not fedbench's at ``api``, and hold it back. Returns it, and the file in ``folder`` that has it
-    whole; None when nothing was found.
+    """Find what is not fedbench's on the server of ``api``, and hold it back.
+
+    Return the findings, and the file in ``folder`` that has them as they were found; None: nothing was found.
 
     Raises:
         OSError: the server does not answer, or refuses.
@@ -121,12 +122,12 @@ def hold_back(api: PrefectJson, own: Own, folder: Path) -> tuple[list[Finding], 
     if not look.findings:
         return [], None
     path = folder / f"held-back-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    write_durably(path, json.dumps(look.whole, indent=1, default=str))
+    write_durably(path, json.dumps(look.originals, indent=1, default=str))
     return look.findings, path
 
 
 def report(findings: Sequence[Finding], path: Path) -> list[str]:
-    """Lines for a person. Names are others' text: nothing of them reaches the terminal but printable characters."""
+    """Return lines for a person. Names are text from others: only their printable characters reach the terminal."""
     lines = [
         "Prefect's database has been open to others, without credentials. In it is what fedbench did not make; if you "
         "did not either, remove it, and look at what else they could do as you:"
@@ -140,19 +141,19 @@ def report(findings: Sequence[Finding], path: Path) -> list[str]:
 
 
 class _Look:
-    """One look through a server."""
+    """One search of a server."""
 
     def __init__(self, api: PrefectJson, own: Own) -> None:
         self._api = api
         self._own = own
         self.findings: list[Finding] = []
-        self.whole: list[dict[str, Any]] = []
+        self.originals: list[dict[str, Any]] = []
         self._names: dict[str, str] = {}
         self._ours: set[str] = set()
 
-    def _found(self, kind: str, name: object, whole: Any, done: str = "", remove: str = "") -> None:
+    def _found(self, kind: str, name: object, original: Any, done: str = "", remove: str = "") -> None:
         self.findings.append(Finding(kind, printable(name), done, remove and f"remove: {remove}"))
-        self.whole.append({"kind": kind, "done": done, "found": whole})
+        self.originals.append({"kind": kind, "done": done, "found": original})
 
     def automations(self) -> None:
         for item in self._api.all("automations"):
@@ -186,7 +187,7 @@ class _Look:
             self._names[item["id"]] = name
             wanted = self._own.deployments.get(name)
             if wanted is None and item["entrypoint"] in entrypoints:
-                wanted = item["entrypoint"]  # of a file of the user's
+                wanted = item["entrypoint"]  # a deployment that the user made from a file
             path = f"/deployments/{item['id']}"
             if wanted is None:
                 self._api.ask("PATCH", path, {"paused": True})
@@ -203,7 +204,7 @@ class _Look:
                     self._found("schedule of", name, schedule, "switched off")
 
     def _changed(self, item: Mapping[str, Any], entrypoint: str) -> list[str]:
-        """What decides which code it runs, and is not fedbench's."""
+        """Return the fields that decide which code a deployment runs and that differ from fedbench's."""
         expected = {"entrypoint": entrypoint, "pull_steps": None, "storage_document_id": None}
         changed = [field for field, value in expected.items() if (item[field] or None) != value]
         return changed + [f"job_variables.{name}" for name in self._foreign_variables(item["job_variables"])]
@@ -222,7 +223,7 @@ class _Look:
         }
 
     def runs(self) -> None:
-        """A run without deployment and without work pool is a command line's: no worker takes it."""
+        """Cancel runs that may start. One without deployment and work pool is a command line's: no worker takes it."""
         for item in list(self._api.all("flow_runs", flow_runs={"state": {"type": {"any_": list(OPEN)}}})):
             if item["deployment_id"] is None and item["work_queue_id"] is None:
                 continue
@@ -238,7 +239,7 @@ class _Look:
             self._found("run", f"{item['name']} of {of}", item, "cancelled")
 
     def rest(self) -> None:
-        """What does nothing by itself."""
+        """Report what does nothing by itself: blocks and variables."""
         for item in self._api.all("block_documents", include_secrets=False):
             name = f"{(item.get('block_type') or {}).get('slug')}/{item.get('name') or item['id']}"
             self._found("block", name, item, "", f"prefect block delete --id {item['id']}")
@@ -247,5 +248,5 @@ class _Look:
 
 
 def quoted(name: str) -> str:
-    """For a shell; a name that is cut or has unprintable characters is named by its page alone."""
+    """Return ``name`` for a shell. For a long or unprintable name, point to the file instead."""
     return shlex.quote(name) if printable(name) == name else "(see the file)"

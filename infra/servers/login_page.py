@@ -1,9 +1,9 @@
-"""Pages opened logged in: a file of the home that only its owner can read, and what Prefect's server does with it.
+"""Open Prefect's and MLflow's pages logged in, from a file of the home that only its owner can read.
 
 Prefect's page keeps its auth string in the browser's storage for its own address, which no other page can write. So
 the file posts the string to the server, and the server, if the string is right, answers with a page that stores it.
 The string is then in no address, no history and no process's arguments, which ``ps`` shows to others.
-MLflow's page uses HTTP's basic authentication: the file links to ``http://user:password@host``, which browsers take
+MLflow's page uses HTTP's basic authentication: the file links to ``http://user:password@host``, which browsers accept
 and remember.
 """
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 LOGIN_PATH = "/fedbench-login"
-MOST_BYTES = 4096  # of a form that is posted
-STORED_AS = "prefect-password"  # by both of Prefect's pages, in base64
+MOST_BYTES = 4096  # of a posted form
+STORED_AS = "prefect-password"  # key in the browser's storage, of both of Prefect's pages; the value is in base64
 
 
 def login_path(home: Path, command: str) -> Path:
-    """The file that ``command`` (``run``, ``ui``, ``up``) writes."""
+    """Return the path of the file that ``command`` (``run``, ``ui``, ``up``) writes."""
     return home.absolute() / "services" / f"login-{command}.html"
 
 
 def how_to_log_in(path: Path) -> str:
-    """One line for a person: where the file is. What is in it is not for a terminal, whose lines are kept."""
+    """Return a line that names the file. Its contents must not reach a terminal, whose lines may be kept."""
     return f"log in: open {path.as_uri()} (only you can read it; the passwords stand there too)"
 
 
 def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | None, mlflow: str | None) -> Path:
     """Write the file (0600).
 
-    The credentials stand in it as text too, to be pasted: some browsers may not read files of hidden folders.
+    It has the credentials as text too, to be pasted: some browsers may not read files in hidden folders.
     prefect, mlflow: URLs of the pages; None: there is none, or it does not ask for our credentials.
     """
     parts = []
@@ -57,12 +57,13 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
     if mlflow is not None:
         user, _, password = keys.mlflow_auth.partition(":")
         scheme, _, rest = mlflow.partition("://")
-        # The page itself cannot be opened so: a page whose URL has credentials may not send requests. An address of
-        # one word has the browser remember them, and then the page comes into the same tab.
-        word = f"{scheme}://{quote(user)}:{quote(password)}@{rest.partition('/')[0]}/version"
+        # The page itself cannot be opened like this: a page whose URL has credentials may not send requests. So the
+        # link first opens an address that answers one word. The browser remembers the credentials, and the page then
+        # opens in the same tab.
+        first = f"{scheme}://{quote(user)}:{quote(password)}@{rest.partition('/')[0]}/version"
         then = html.escape(f"setTimeout(() => window.open({_js(mlflow)}, 'mlflow'), 1500)")
         parts.append(
-            f'<p><a href="{html.escape(word)}" target="mlflow" onclick="{then}">Open MLflow</a> '
+            f'<p><a href="{html.escape(first)}" target="mlflow" onclick="{then}">Open MLflow</a> '
             f'(<a href="{html.escape(mlflow)}" target="mlflow">again</a>)</p>'
             f"<p>MLflow asks for user <code>{user}</code>, password <code>{html.escape(password)}</code></p>"
         )
@@ -73,7 +74,7 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
 
 
 async def answer_login(scope: Scope, receive: Receive, send: Send, auth: str) -> None:
-    """Answer the file's form: a page that stores the credentials in the browser, 401 if they are wrong."""
+    """Answer the file's form with a page that stores the credentials in the browser, or 401 if they are wrong."""
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, PlainTextResponse
 
@@ -98,5 +99,5 @@ async def answer_login(scope: Scope, receive: Receive, send: Send, auth: str) ->
 
 
 def _js(text: str) -> str:
-    """A JavaScript string, which cannot end the script that it stands in."""
+    """Return a JavaScript string that cannot end the script around it."""
     return json.dumps(text).replace("<", "\\u003c")

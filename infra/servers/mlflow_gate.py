@@ -1,7 +1,7 @@
-"""What MLflow's server asks of a request, loaded by it as its authorization function: credentials, and no foreign page.
+"""Authorization function of MLflow's server: a request must have credentials, and must not come from a foreign page.
 
-MLflow lets pages of every port of this machine read its answers, with the credentials that the browser keeps for its
-own page: whatever the origins that its settings allow. Another user of the machine could serve such a page.
+Whatever origins its settings allow, MLflow lets pages of every port of this machine read its answers, with the
+credentials that the browser keeps for MLflow's page. Another user of the machine could serve such a page.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ FUNCTION = "infra.servers.mlflow_gate:authenticate"
 
 
 def authenticate() -> Authorization | Response:
-    """The request's credentials if they are right and no foreign page sent it, else 401 or 403.
+    """Return the request's credentials if they are right and no foreign page sent it, else 401 or 403.
 
-    Called by MLflow in a request's context of Flask, for Flask's routes and FastAPI's.
+    MLflow calls this in Flask's request context, for routes of Flask and of FastAPI.
     """
     from flask import request
     from mlflow.server.auth import authenticate_request_basic_auth, make_forbidden_response

@@ -1,6 +1,6 @@
 """MLflow's server with its UI, for ``fedbench ui`` and ``up``; other runs write to the backend store directly.
 
-It asks for credentials whoever starts it: it writes to the store as its owner, models that others load included.
+Every server asks for credentials, because it writes to the store as its owner, including models that others load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infra.settings import S3Settings
 
 
 class MlflowService(Service):
-    """Shows the runs of ``backend_store_uri`` (default: SQLite under home) and their artifacts in ``store``.
+    """A server for the runs of ``backend_store_uri`` (default: SQLite under home) and their artifacts in ``store``.
 
     Raises:
         SettingsError: ``backend_store_uri`` is a server's URL, which has a UI of its own.
@@ -61,7 +61,8 @@ class MlflowService(Service):
 
     @cached_property
     def keys(self) -> StackKeys:
-        """
+        """Credentials that the server asks for.
+
         Raises:
             ServiceFailed: the home's credentials are damaged.
         """
@@ -71,7 +72,7 @@ class MlflowService(Service):
         return basic_auth(self.keys.mlflow_auth)
 
     def client_environment(self) -> dict[str, str]:
-        """What MLflow's clients must have in their environment."""
+        """Return the environment variables that MLflow's clients need."""
         return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": self.keys.mlflow_password}
 
     def prepare(self) -> None:
@@ -81,25 +82,25 @@ class MlflowService(Service):
         write_durably(self._auth_path, self._auth_settings())
 
     def environment(self, port: int) -> dict[str, str]:
-        # Through the environment: the URI may hold a password.
+        # In the environment, not in arguments: the URI may hold a password.
         artifacts = f"s3://{self.store.bucket}/mlflow"
         variables = {
             "MLFLOW_BACKEND_STORE_URI": self.backend_store_uri,
             "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
-            # Where runs that write to the database themselves have theirs: readable with and without a server.
+            # The same as for runs that write to the database themselves: readable with and without a server.
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "1",
             "AWS_DEFAULT_REGION": self.store.region,
-            # Its default takes requests for every private address.
+            # By default MLflow accepts requests for every private address.
             "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(self._allowed_hosts()),
             "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(page_origins(self.host, port)),
             "MLFLOW_AUTH_CONFIG_PATH": str(self._auth_path),
             "MLFLOW_AUTH_ADMIN_USERNAME": USER,
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.keys.mlflow_password,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": self.keys.mlflow_secret_key,
-            # A route that MLflow's authorization does not know is refused.
+            # Refuse routes that MLflow's authorization does not know.
             "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",
         }
         if self.store.endpoint is not None:
@@ -108,12 +109,12 @@ class MlflowService(Service):
             variables["AWS_ACCESS_KEY_ID"] = self.store.access_key.get_secret_value()
             variables["AWS_SECRET_ACCESS_KEY"] = self.store.secret_key.get_secret_value()
             variables["AWS_CONFIG_FILE"] = variables["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
-        # As the store's own client has it: without keys, AWS's way to find some, whatever it takes.
+        # As for the store's own client: without keys, pass on all variables by which AWS's client may find some.
         used = "AWS_CA_BUNDLE" if self.store.access_key is not None else "AWS_"
         return {name: value for name, value in os.environ.items() if name.startswith(used)} | variables
 
     def command(self, port: int) -> list[str]:
-        # It runs for weeks, and is asked every two seconds by each run whether it is there: no line for each request.
+        # No access log: the server runs for weeks, and each run checks it every two seconds.
         options = ["--app-name", "basic-auth", "--uvicorn-opts", "--no-access-log"]
         return [
             *(sys.executable, "-m", "mlflow", "server", *options),
@@ -129,14 +130,14 @@ class MlflowService(Service):
         return self.folder / "mlflow-auth.ini"
 
     def _auth_settings(self) -> str:
-        """The file of MLflow's basic authentication, whose users are in a database of their own."""
+        """Return the settings file of MLflow's basic authentication, whose users are in a database of their own."""
         file = configparser.ConfigParser(interpolation=None)
         database = sqlite_url(self.folder / "mlflow-auth.db").replace("%", "%%")  # MLflow reads it with interpolation
         file["mlflow"] = {
             "database_uri": database,
             "default_permission": "READ",
             "authorization_function": mlflow_gate.FUNCTION,
-            # Else each request hashes the password anew, which takes longer than most requests.
+            # Otherwise each request hashes the password again, which takes longer than most requests.
             "auth_cache_ttl_seconds": "300",
         }
         text = io.StringIO()
@@ -145,5 +146,5 @@ class MlflowService(Service):
 
 
 def default_tracking_uri(home: Path) -> str:
-    """SQLite under ``home``."""
+    """Return the URI of MLflow's SQLite database under ``home``."""
     return sqlite_url(home / "mlflow.db")

@@ -1,8 +1,8 @@
 """Prefect's server as fedbench starts it: ``python -m infra.servers.prefect_closed server start …``.
 
-It has the gate (:mod:`infra.servers.prefect_gate`) on every database, and on SQLite transactions that are not refused
-(:mod:`infra.servers.prefect_server_private`). It does not start without an auth string and origins of its own in the
-environment: there is no server of ours that asks for no credentials.
+The gate (:mod:`infra.servers.prefect_gate`) stands in front of it, and on SQLite its transactions are not refused
+(:mod:`infra.servers.prefect_server_private`). Without an auth string and its origins in the environment it does not
+start, so that every server of ours asks for credentials.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The gate in front of Prefect's server: nothing but its page's files and its health answers without credentials.
+"""The gate in front of Prefect's server: without credentials it lets through only the page's files and health checks.
 
-Prefect's own check (``PREFECT_SERVER_API_AUTH_STRING``) stands in its API application only. The application around it
-answers anybody with the description of all routes (``/openapi.json``, ``/docs``, ``/redoc``), and a route that a later
-version adds there would be open too. The gate stands before every route, and closes what it does not know.
+Prefect's own check (``PREFECT_SERVER_API_AUTH_STRING``) covers its API application only. The application around it
+sends anybody the description of all routes (``/openapi.json``, ``/docs``, ``/redoc``), and a route that a later version
+adds there would be open too. The gate stands in front of every route, and closes those that it does not know.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-# Probes, and what Prefect's page reads before a person has logged in: addresses, no data of a run.
+# Health probes, and the addresses that Prefect's page reads before the login. They have no data of a run.
 OPEN_PATHS = frozenset({"/api/health", "/api/ready", "/ui-settings"})
 API = "/api"
 READS = ("GET", "HEAD")
@@ -27,13 +27,13 @@ READS = ("GET", "HEAD")
 class PrefectGate:
     """ASGI middleware. ``auth``: ``user:password``; ``origins``: pages from which a browser may open websockets.
 
-    HTTP: 401 without the credentials, but for reads of the open paths and of the page's files.
-    Websockets: 403 for a foreign page. Prefect itself takes the credentials as the first message, because a browser
+    HTTP: 401 without the credentials, except for reads of the open paths and of the page's files.
+    Websockets: 403 for a foreign page. Prefect itself expects the credentials as the first message, because a browser
     cannot send them as a header, and closes the socket (1008) without them.
     """
 
     def __init__(self, app: ASGIApp, *, auth: str, origins: frozenset[str], closed: tuple[BaseRoute, ...]) -> None:
-        """closed: routes outside the API that are no files of the page."""
+        """closed: routes outside the API that need credentials: all but the page's files."""
         self.app = app
         self._auth = auth
         self._header = basic_auth(auth)["Authorization"].encode()
@@ -71,14 +71,14 @@ class PrefectGate:
         return len(given) == 1 and hmac.compare_digest(given[0], self._header)
 
     def _is_foreign(self, scope: Scope) -> bool:
-        """Whether a page of another origin opens the websocket: browsers always name it, other clients do not."""
+        """Whether a page of another origin opens the websocket. Browsers always send it, other clients do not."""
         return any(
             name == b"origin" and value.decode("latin-1") not in self._origins for name, value in scope["headers"]
         )
 
 
 def routes_to_close(routes: list[BaseRoute]) -> Iterator[BaseRoute]:
-    """Routes of the application and of the page's, without the page's files and the open paths."""
+    """Yield the routes of the application and of its page, except the page's files and the open paths."""
     from starlette.routing import Mount, Route
 
     for route in routes:

@@ -1,7 +1,7 @@
 """The embedded Prefect server: API and UI in one process, SQLite under ``<home>/prefect``, or PostgreSQL.
 
-It asks for credentials whoever starts it: other users of the machine reach its port too, and whoever can write to it
-has the engine of a run load what they wrote.
+Every server asks for credentials: other users of the machine reach its port too, and the engine of a run loads what
+they could write to it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from infra.servers.exposed import note_start
 
 
 class PrefectService(Service):
-    """Its address is the API's (``http://127.0.0.1:PORT/api``); the UI is at the same address without
-    ``/api``.
-    """
+    """A Prefect server. Its address is the API's (``http://127.0.0.1:PORT/api``); without ``/api`` it is the UI's."""
 
     name: ClassVar[str] = "prefect"
     start_seconds: ClassVar[float] = 300.0  # a fresh database is migrated first: 16 s on an idle slow core
@@ -51,7 +49,7 @@ class PrefectService(Service):
 
     @cached_property
     def auth(self) -> str:
-        """What Prefect calls an auth string.
+        """``user:password``, which Prefect calls an auth string.
 
         Raises:
             ServiceFailed: the home's credentials are damaged.
@@ -75,8 +73,9 @@ class PrefectService(Service):
         note_start(self.home, self.database_url)
 
     def mend(self) -> bool:
-        """Look through the whole database of a server that this process runs and that fails. If it is damaged, end the
-        server and set the database aside; :meth:`ensure` then makes a new one. Returns whether it was damaged.
+        """Check the whole database of a failing server that this process runs. If it is damaged, end the server.
+
+        :meth:`ensure` then sets the database aside and makes a new one. Return whether it was damaged.
 
         Raises:
             ServiceFailed: another process keeps it locked.
@@ -89,7 +88,8 @@ class PrefectService(Service):
             return True
 
     def _look_at_database(self, *, whole: bool) -> None:
-        """
+        """Set a damaged database aside.
+
         Raises:
             ServiceFailed: another process keeps it locked, or a newer Prefect has written it.
         """
@@ -116,7 +116,7 @@ class PrefectService(Service):
             or sqlite_url(self._database, "sqlite+aiosqlite"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "true",
-            "PREFECT_SERVER_UI_API_URL": self.address_at(port),  # else the page asks the default port
+            "PREFECT_SERVER_UI_API_URL": self.address_at(port),  # otherwise the page asks the default port
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_API_AUTH_STRING": self.auth,
             # Prefect's default lets pages of every origin read its answers.
@@ -126,5 +126,5 @@ class PrefectService(Service):
 
     def command(self, port: int) -> list[str]:
         module = "infra.servers.prefect_closed"
-        # -P: a folder of the user's with a package `infra` must not be taken for ours.
+        # -P: a package `infra` in the user's folder must not be imported instead of ours.
         return [sys.executable, "-P", "-m", module, "server", "start", "--host", self.host, "--port", str(port)]

