@@ -1,4 +1,4 @@
-"""What the settings ask of a stack, against what the stack that is up has."""
+"""Compare what the settings ask for with the stack that is up."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def with_host(settings: Settings, state: StackState) -> StackState:
 
 
 def check_databases(state: StackState) -> None:
-    """
+    """Connect to the databases of ``state``, so that a fault is reported before a server starts.
+
     Raises:
         SettingsError: a database URL cannot be used.
         InfraError: a database cannot be reached.

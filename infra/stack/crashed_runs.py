@@ -1,12 +1,11 @@
-"""Runs of deployments that crashed go on, from their last commit: as the same flow run, some seconds later.
+"""Restart crashed runs of deployments from their last commit, as the same flow run, some seconds later.
 
-    python -m infra.stack.crashed_runs FLOW_RUN_ID     # one of them; PREFECT_API_URL and _AUTH_STRING tell where
+    python -m infra.stack.crashed_runs FLOW_RUN_ID     # on the server of PREFECT_API_URL, PREFECT_API_AUTH_STRING
 
-A hook of the crashed run cannot start it again itself: after the hooks its worker says once more that the run has
-crashed, and would end what was just begun. So the hook starts the command above
-(:func:`flows.coordinator.hooks.go_on`), which waits until all has been said. And no hook is run when Prefect's server
-was away at that moment, or when the worker died with its run: so the stack's supervisor looks for such runs too.
-Plain HTTP: neither may import Prefect.
+A hook of the crashed run cannot restart it: after the hooks, its worker reports the crash once more, which would end
+the new start. So the hook starts the command above (:func:`flows.coordinator.hooks.go_on`), which waits for that
+report. No hook runs when Prefect's server was away at that moment, or when the worker died with its run. So the stack's
+supervisor looks for crashed runs too. Both use plain HTTP, because neither may import Prefect.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from infra.servers.credentials import basic_auth
 
 log = logging.getLogger(__name__)
 
-MOST_STARTS = 5  # of one flow run, its first included
-MOST_CRASHES = 3  # since it was last running: one that cannot begin would crash for ever
-SETTLED_SECONDS = 20.0  # since it was last said to have crashed
-FORGOTTEN = timedelta(hours=1)  # what crashed before that is for a person to start
+MOST_STARTS = 5  # of one flow run, including the first
+MOST_CRASHES = 3  # since it was last running: a run that cannot begin would crash for ever
+SETTLED_SECONDS = 20.0  # since the last report of the crash
+FORGOTTEN = timedelta(hours=1)  # a run that crashed earlier must be started by a person
 TIMEOUT_SECONDS = 10.0
 ASK_SECONDS = 3.0
-PATIENCE_SECONDS = 900.0  # of the command, with a server that is away
+PATIENCE_SECONDS = 900.0  # how long the command waits for a server that is away
 
 
 def may_go_on(types: Sequence[str], starts: int) -> bool:
-    """Whether a run that was started so often, with these types of states in order, is to be started again."""
+    """Whether to restart a run. types: of its states, oldest first. starts: how often it was started."""
     if "RUNNING" not in types or starts >= MOST_STARTS:
         return False
     since = types[::-1].index("RUNNING")
@@ -42,8 +41,10 @@ def may_go_on(types: Sequence[str], starts: int) -> bool:
 
 
 class Sightings:
-    """When crashes were seen first. Their own times are by the clock of whoever reported them, another machine perhaps;
-    that clock or this one may be wrong, or have been set since.
+    """Records when each crash was first seen here.
+
+    A crash's own time comes from the clock of the process that reported it, perhaps on another machine. That clock or
+    this one may be wrong, or may have been set since.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,9 +54,12 @@ class Sightings:
         self._looked = False
 
     def look(self, ages: Mapping[str, float]) -> set[str]:
-        """Those of ``ages`` (seconds by the clocks' times, of each crash) after which the run may be started again: it
-        was reported, or seen here, at least :data:`SETTLED_SECONDS` ago; and not :data:`FORGOTTEN` ago, unless it
-        happened between two looks.
+        """Return the crashes after which the run may be restarted.
+
+        Such a crash was reported, or first seen here, at least :data:`SETTLED_SECONDS` ago. It was reported at most
+        :data:`FORGOTTEN` ago, or happened between two looks.
+
+        ages: seconds since each crash, by its reported time.
         """
         now = self._clock()
         if self._looked:
@@ -80,7 +84,7 @@ def _age(run: Mapping[str, Any], now: datetime | None) -> float:
 
 
 class CrashedRuns:
-    """Those of the Prefect server whose API is at ``address``; ``headers`` are what it asks for."""
+    """Restarts crashed runs of the Prefect server whose API is at ``address``. headers: its credentials."""
 
     def __init__(self, address: str, headers: Mapping[str, str], sightings: Sightings | None = None) -> None:
         """sightings: what was seen at earlier looks; None: this is the first one."""
@@ -88,7 +92,7 @@ class CrashedRuns:
         self._sightings = sightings or Sightings()
 
     def go_on(self, flows: Sequence[str], now: datetime | None = None) -> list[str]:
-        """Set the runs of ``flows`` (their names) that may go on to AwaitingRetry. Returns the runs' names.
+        """Set those runs of ``flows`` (names) to AwaitingRetry that may be restarted. Return the runs' names.
 
         Raises:
             OSError: the server does not answer, or refuses.
@@ -104,7 +108,7 @@ class CrashedRuns:
         return [run["name"] for run in runs if _crash(run) in settled and self._start_again(run)]
 
     def go_on_with(self, run_id: str, now: datetime | None = None) -> bool:
-        """The same for one run. Returns whether nothing is left to do, as it has been set, or is not to be.
+        """Do the same for one run. Return False if it is to be tried again later, else True.
 
         Raises:
             OSError: the server does not answer, or refuses.

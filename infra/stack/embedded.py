@@ -29,13 +29,12 @@ SUPERVISE_SECONDS = 2.0
 
 
 class EmbeddedServices:
-    """S3 and Prefect, each only when ``settings`` name none. MLflow needs no service: SQLite is written
-    directly.
+    """A run's S3 and Prefect servers, each only if ``settings`` name none. MLflow needs no server: runs write SQLite.
 
-    While the home's stack (``fedbench up``) is up, its services are used, MLflow's server too, and left running;
-    one that has crashed is started again. After ``fedbench down`` a run goes on with services of its own.
+    While the home's stack (``fedbench up``) is up, its services are used, including MLflow's server, and left running.
+    One that has crashed is started again. After ``fedbench down`` a run goes on with services of its own.
 
-    A context manager: :meth:`start` on the way in, :meth:`stop` on the way out.
+    A context manager: calls :meth:`start` on entry and :meth:`stop` on exit.
     """
 
     def __init__(self, settings: Settings, *, prefect: bool = True) -> None:
@@ -49,7 +48,7 @@ class EmbeddedServices:
     def _choose(self, stack: StackState | None) -> None:
         settings = self.settings
         self._stack = stack
-        self.mlflow: MlflowService | None = None  # of a stack; made when the store's address is known
+        self.mlflow: MlflowService | None = None  # a stack's; made when the store's address is known
         self.s3: S3Service | None = None
         self.prefect: PrefectService | None = None
         if settings.s3.endpoint is None:
@@ -63,25 +62,25 @@ class EmbeddedServices:
 
     @property
     def uses_stack(self) -> bool:
-        """Whether what the settings do not name is that of a running stack."""
+        """Whether the services that the settings do not name are those of a running stack."""
         return self._stack is not None
 
     @property
     def services(self) -> list[Service]:
-        """Those without which nothing goes on."""
+        """The services that a run cannot go on without."""
         return [service for service in (self.s3, self.prefect) if service is not None]
 
     def start(self) -> None:
-        """Start all that is needed, at the same time, and wait until all answer.
+        """Start all needed services at the same time, and wait until all answer.
 
         Raises:
-            ServiceFailed: one did not come up; those that did are stopped.
+            ServiceFailed: one did not come up; the others are stopped.
         """
         private_home(self.settings.home)
         try:
             for step in (Service.begin, Service.complete):
                 for service in self.services:
-                    if self._stopped.is_set():  # by another thread: nobody waits for them any more
+                    if self._stopped.is_set():  # by another thread: the services are no longer needed
                         raise ServiceFailed(f"{service.name}: stopped while it was coming up")
                     step(service)
             if not self._reads_only:
@@ -91,7 +90,7 @@ class EmbeddedServices:
             raise
 
     def start_store(self) -> None:
-        """Start the store alone, which answers at once; :meth:`start` brings the rest.
+        """Start only the store, which answers at once. :meth:`start` starts the rest.
 
         Raises:
             ServiceFailed: it did not come up.
@@ -101,10 +100,9 @@ class EmbeddedServices:
             self.s3.ensure()
 
     def ensure(self) -> list[str]:
-        """Bring back what no longer answers; called in the middle of a run, after a failure or between
-        rounds.
+        """Restart services that no longer answer. Called during a run, after a failure or between rounds.
 
-        Returns the names of those restarted or found at another address; read the addresses again then.
+        Return the names of the services that were restarted or have another address, which must be read again.
 
         Raises:
             ServiceFailed: one did not come up.
@@ -120,7 +118,7 @@ class EmbeddedServices:
         return changed
 
     def mend(self) -> list[str]:
-        """Set a damaged database of our own Prefect server aside, after a failure. Returns lines for a person.
+        """Set a damaged database of our own Prefect server aside, after a failure. Return lines for a person.
 
         Raises:
             ServiceFailed: the server did not come up again.
@@ -132,7 +130,10 @@ class EmbeddedServices:
             return [] if self.prefect.set_aside is None else [self.prefect.set_aside]
 
     def stop(self) -> None:
-        """Stop what this process runs, for good. Safe to call twice, and while another thread is in :meth:`start`."""
+        """Stop the services that this process runs, for good.
+
+        Safe to call twice, and while another thread is in :meth:`start`.
+        """
         self._stopped.set()
         self.stop_own()
 
@@ -142,7 +143,7 @@ class EmbeddedServices:
             service.stop()
 
     def s3_endpoint(self) -> S3Settings:
-        """The settings of the store with endpoint and credentials filled in."""
+        """Return the settings of the store with endpoint and credentials filled in."""
         if self.s3 is None:
             return self.settings.s3
         return self.s3.resolved(self.settings.s3, self.s3.address)
@@ -156,14 +157,14 @@ class EmbeddedServices:
         return self.settings.prefect_api_url
 
     def prefect_environment(self) -> dict[str, str]:
-        """What Prefect's clients must have in their environment, credentials of our own server included."""
+        """Return the environment variables that Prefect's clients need, including credentials of our own server."""
         variables = {"PREFECT_API_URL": self.prefect_api_url}
         if self.prefect is not None:
             variables["PREFECT_API_AUTH_STRING"] = self.prefect.auth
         return variables
 
     def login_page(self, command: str, prefect_page: str | None = None, mlflow_page: str | None = None) -> Path | None:
-        """Write the page with which ``command`` has a person logged in. Returns its path; None: no server is ours.
+        """Write the page by which ``command`` logs a person in. Return its path; None: no server is ours.
 
         prefect_page: URL at our Prefect server; None: its front page. mlflow_page: URL at an MLflow server of ours.
         """
@@ -175,7 +176,7 @@ class EmbeddedServices:
 
     @property
     def mlflow_tracking_uri(self) -> str:
-        """Where MLflow's clients go; for a stack's server, its credentials are put into this process's environment."""
+        """URI for MLflow's clients. For a stack's server, this process's environment gets its credentials."""
         if self.settings.mlflow_tracking_uri is not None:
             return self.settings.mlflow_tracking_uri
         if self._stack is None:
@@ -183,11 +184,14 @@ class EmbeddedServices:
         if self.mlflow is None:
             self._ensure_mlflow()
         assert self.mlflow is not None
-        # Of one that does not come up too: its silence is TrackingUnavailable for clients, and the run goes on.
+        # Even if it did not come up: clients then raise TrackingUnavailable, and the run goes on.
         return self.mlflow.last_address
 
     def _ensure_mlflow(self) -> bool:
-        """Have a stack's MLflow server answering. It only shows what the store has, so no run fails without it."""
+        """Make sure that a stack's MLflow server answers. Return whether it was restarted or has another address.
+
+        It only shows what the store has, so a failure is logged and the run goes on.
+        """
         if self._stack is None or self.settings.mlflow_tracking_uri is not None:
             return False
         if self.mlflow is None:
@@ -211,7 +215,7 @@ class EmbeddedServices:
 
 @contextlib.contextmanager
 def supervised(services: EmbeddedServices) -> Iterator[None]:
-    """Bring services back while a run goes on: its own, and those of a stack."""
+    """Restart dead services during a run, its own and those of a stack."""
     done = threading.Event()
 
     def watch() -> None:
@@ -219,7 +223,7 @@ def supervised(services: EmbeddedServices) -> Iterator[None]:
             try:
                 for service in services.ensure():
                     log.warning("%s was gone and has been started again", service)
-            except (InfraError, OSError) as error:  # OSError: a full disk, of which the run itself hears too
+            except (InfraError, OSError) as error:  # OSError: a full disk, which fails the run itself too
                 log.error("%s", error)
 
     thread = threading.Thread(target=watch, name="supervise-services", daemon=True)

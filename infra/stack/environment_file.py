@@ -18,7 +18,7 @@ def environment_path(home: Path) -> Path:
 
 
 def stack_environment(home: Path, addresses: Mapping[str, str], store: S3Settings, keys: StackKeys) -> dict[str, str]:
-    """The variables. ``addresses`` by service; ``store`` with the credentials of the stack's S3 server."""
+    """Return the variables. addresses: by service. store: with the credentials of the stack's S3 server."""
     access_key = store.access_key.get_secret_value() if store.access_key is not None else ""
     secret_key = store.secret_key.get_secret_value() if store.secret_key is not None else ""
     return {
@@ -44,13 +44,13 @@ def stack_environment(home: Path, addresses: Mapping[str, str], store: S3Setting
 
 
 def write_environment(home: Path, addresses: Mapping[str, str], store: S3Settings, keys: StackKeys) -> Path:
-    """Write the file, to be read by `source`."""
+    """Write the file, for the shell's `source`. Return its path."""
     lines = ["# Written by fedbench up; fedbench down removes it. It holds credentials."]
     for name, value in stack_environment(home, addresses, store, keys).items():
         lines.append(f"export {name}={shlex.quote(value)}")
     servers = [urlsplit(address).hostname or "" for address in addresses.values()]
     hosts = ",".join(dict.fromkeys((*LOOPBACK_HOSTS, *filter(None, servers))))
-    for name in NO_PROXY:  # after what the shell has already; * is everything, and only by itself
+    for name in NO_PROXY:  # added to what the shell has; * means every host, but only alone
         lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="${{{name}:+${name},}}{hosts}"')
     path = environment_path(home)
     write_durably(path, "\n".join(lines) + "\n")

@@ -1,7 +1,7 @@
-"""What of the user's environment reaches a run: nothing that is meant for other servers than the run's.
+"""Keep what the user's environment says about other servers away from a run.
 
-For each of the three servers that no setting names, and a run so has by itself (embedded, or of the home's stack), the
-variables and files that tell its clients what to do are the run's own:
+Each of three servers that no setting names is the run's own: embedded, or of the home's stack. The user's variables and
+files for the clients of such a server are not used:
 
 ========  ===========================  ====================================================================
 server    variables that are removed   files that are not read
@@ -11,7 +11,7 @@ MLflow    ``MLFLOW_*``                 none
 store     ``AWS_*``                    ``~/.aws/config``, ``~/.aws/credentials``
 ========  ===========================  ====================================================================
 
-Of a server that a setting names, they stay as the user has them. Loopback is asked without a proxy in any case
+For a server that a setting names, they stay as the user has them. Requests to loopback never use a proxy
 (:mod:`infra.environment.proxies`).
 """
 
@@ -31,19 +31,19 @@ from infra.stack.state import StackState, read_state, without_own_addresses
 PREFECT_PREFIXES = ("PREFECT_",)
 MLFLOW_PREFIXES = ("MLFLOW_", "_MLFLOW_")
 STORE_PREFIXES = ("AWS_",)
-# These stay: the command line sets them before its run starts, and a user's value changes the logs alone.
+# These stay: the command line sets them before its run starts, and a user's value changes only the logs.
 KEPT = frozenset({"PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_CONFIGURE_LOGGING"})
 
 
 def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
-    """Make this process's environment, which its children inherit, that of a run with ``settings``.
+    """Prepare this process's environment, which its children inherit, for a run with ``settings``.
 
-    To be called before Prefect, MLflow or boto3 is imported, and before a service is started; again does no harm.
+    Call this before Prefect, MLflow or boto3 is imported, and before a service is started. A second call does no harm.
 
-    deploys: without a stack, Prefect's server is the one that the user's own Prefect settings name.
+    deploys: whether, without a stack, Prefect's server is the one that the user's own Prefect settings name.
 
     Raises:
-        SettingsError: a server is asked over TLS, and a variable names certificates that cannot be used.
+        SettingsError: a server is reached over TLS, and a variable names certificates that cannot be used.
     """
     keep_folder_out_of_imports(os.environ)
     state = _state(settings)
@@ -63,14 +63,14 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
     )
     use_certificates(os.environ, over_tls=over_tls)
     if not remote and not users_prefect:
-        # A store elsewhere must rather fail than be asked without the proxy that it is meant to be asked through.
+        # A store elsewhere must fail rather than be reached without the proxy that the user set for it.
         drop_unusable_proxies(os.environ, PROXIES if named.s3.endpoint is None else ["all_proxy"])
     if own_prefect:
         folder = settings.home.absolute() / "prefect"
         _remove(PREFECT_PREFIXES)
         os.environ["PREFECT_HOME"] = str(folder)
         os.environ["PREFECT_PROFILES_PATH"] = str(folder / "profiles.toml")
-        # A client that finds no address would start a server without credentials: Prefect's default profile has it so.
+        # With Prefect's default profile, a client that finds no address would start a server without credentials.
         os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
         importlib.import_module("infra.environment.ignore_prefect_files")
     if named.mlflow_tracking_uri is None:

@@ -1,4 +1,4 @@
-"""A Prefect server that is there already: which one, and its errors as ours."""
+"""Find a Prefect server that runs already, and raise its errors as ours."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ _NAMED = (PREFECT_API_URL, PREFECT_API_AUTH_STRING)
 
 @contextlib.contextmanager
 def prefect_api(settings: Settings) -> Iterator[str]:
-    """Turn this context's Prefect clients to the server of the settings, else of the home's stack (``fedbench up``),
-    else of Prefect's own settings (``PREFECT_API_URL`` or a profile). Yields its API's address.
+    """Point this context's Prefect clients at a server. Yield the address of its API.
+
+    It is the server of the settings, else of the home's stack (``fedbench up``), else of Prefect's own settings
+    (``PREFECT_API_URL`` or a profile).
 
     Raises:
-        SettingsError: neither names one.
-        PrefectUnavailable: it does not answer, or refuses; the message says what.
+        SettingsError: none of them names a server.
+        PrefectUnavailable: the server does not answer, or refuses; the message says which.
     """
     named: dict[Any, str] = {}
     services = EmbeddedServices(settings)

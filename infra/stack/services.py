@@ -14,7 +14,7 @@ from infra.stack.state import StackState, read_state
 from infra.stack.supervisor_service import SupervisorService
 from infra.stack.workers import CoordinatorWorker, TurnWorker
 
-# In the order in which they are started. Workers come when the servers answer and have the work pools.
+# In the order in which they are started. Workers are started once the servers answer and have the work pools.
 SERVERS = ("s3", "prefect", "mlflow")
 WORKERS = ("worker", "coordinator")
 SUPERVISOR = SupervisorService.name
@@ -22,7 +22,7 @@ SERVICES = (*SERVERS, *WORKERS, SUPERVISOR)
 
 
 def running_stack(settings: Settings) -> StackState | None:
-    """The stack of this home, if it is up: crashed services are to be started again as it has them."""
+    """Return the state of this home's stack, by which crashed services are restarted; None: the stack is not up."""
     state = read_state(settings.home)
     return state if state.up else None
 
@@ -32,14 +32,15 @@ def stack_s3(settings: Settings, state: StackState) -> S3Service:
 
 
 def local_store(settings: Settings) -> S3Settings:
-    """``settings.s3``; with its folder, where its address is that of this home's own stack."""
+    """Return ``settings.s3``, with its folder if its endpoint is that of this home's own stack."""
     state = read_state(settings.home)
     own = state.up and settings.s3.endpoint is not None and settings.s3.endpoint == state.addresses.get("s3")
     return with_folder(settings.s3, settings.home) if own else settings.s3
 
 
 def stack_prefect(settings: Settings, state: StackState) -> PrefectService:
-    """
+    """Return the stack's Prefect server.
+
     Raises:
         ServiceFailed: the credentials are missing.
     """
@@ -54,7 +55,9 @@ def stack_prefect(settings: Settings, state: StackState) -> PrefectService:
 
 
 def stack_mlflow(settings: Settings, state: StackState, store: S3Settings) -> MlflowService:
-    """``store`` with endpoint and credentials, for a server that has to be started.
+    """Return the stack's MLflow server.
+
+    store: with endpoint and credentials if the server has to be started.
 
     Raises:
         ServiceFailed: the credentials are missing.
@@ -71,7 +74,7 @@ def stack_mlflow(settings: Settings, state: StackState, store: S3Settings) -> Ml
 
 
 def stack_worker(name: str, settings: Settings, variables: Mapping[str, str]) -> Service:
-    """One of ``WORKERS``. ``variables``: with which it finds the stack; none are needed to look at it or to end it."""
+    """Return one of ``WORKERS``. variables: by which it finds the stack; not needed to look at or end it."""
     pools = settings.pools
     turns = pools.turns or DEFAULT_TURN_POOL
     if name == TurnWorker.name:
@@ -80,7 +83,7 @@ def stack_worker(name: str, settings: Settings, variables: Mapping[str, str]) ->
 
 
 def bare_service(name: str, settings: Settings, host: str) -> Service:
-    """The service to look at or to end, which takes no credentials and no store."""
+    """Return the service to look at or to end, which needs no credentials and no store."""
     home = settings.home
     kinds: dict[str, Callable[[], Service]] = {
         "s3": lambda: S3Service(home, host=host, detached=True),

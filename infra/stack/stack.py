@@ -1,8 +1,8 @@
 """The stack of ``fedbench up``: services of one home that outlive the command that started them.
 
-Each is a detached process of its own (:mod:`infra.processes.service`). One that died is *crashed* for ``status``, and
-is started again, on its port and over its data, by the stack's supervisor (:mod:`infra.stack.supervision`), by the
-next ``up``, and by any run that needs it. The data are those of runs without a stack: the same S3 folder and databases.
+Each is a detached process (:mod:`infra.processes.service`). ``status`` calls one that died *crashed*. The stack's
+supervisor (:mod:`infra.stack.supervision`), the next ``up``, or a run that needs it starts it again, with its port and
+its data. Runs without a stack use the same data: the same S3 folder and databases.
 """
 
 from __future__ import annotations
@@ -49,22 +49,23 @@ WAIT_SECONDS = 600.0  # for another `up` or `down` of the same home
 
 
 class Stack:
-    """The services of ``settings.home``. Addresses that the settings name are of other services, and not used here."""
+    """The stack of ``settings.home``. It does not use addresses in the settings: they name other services."""
 
     def __init__(self, settings: Settings, flows: Sequence[str] = ()) -> None:
-        """flows: names of the flows whose crashed runs go on while the stack is up."""
+        """flows: names of the flows whose crashed runs are restarted while the stack is up."""
         self.settings, self._flows = settings, flows
         self.home = settings.home.absolute()
 
     def status(self) -> list[ServiceStatus]:
-        """How each service is at the moment."""
+        """Return the current status of each service."""
         state = read_state(self.home)
         return [service_status(self.settings, name, state) for name in SERVICES if state.workers or name not in WORKERS]
 
     def up(self, say: Callable[[str], None], look: Callable[[PrefectService], None]) -> bool:
-        """Have all servers up. Returns whether there was anything to do; ``say`` is told what takes time.
+        """Start the servers that are not up. Return whether there was anything to do.
 
-        look: called with Prefect's server when that answers, before anything may run what its database has.
+        say: called with lines for the user, also about what takes time.
+        look: called with Prefect's server once it answers, before anything can run what its database has.
 
         Raises:
             HomeInUse: a run has services of its own open.
@@ -95,7 +96,7 @@ class Stack:
                 and all(found.state == "up" for found in before)
                 and running_addresses(self.settings) == state.addresses
             ):
-                self._tell_clients(state)  # the file may have been removed
+                self._write_client_files(state)  # the file may have been removed
                 look(self._answering_prefect(state))
                 return self._supervise(state)
             check_databases(state)
@@ -108,7 +109,7 @@ class Stack:
                 self._take_back(before)
                 write_state(self.home, found_state)
                 raise
-            bare_of(self.settings, SUPERVISOR).end()  # the next one has the settings of this `up`
+            bare_of(self.settings, SUPERVISOR).end()  # so that the next one has the settings of this `up`
             self._supervise(state)
             return True
 
@@ -117,7 +118,9 @@ class Stack:
         return state.workers and all(service_status(self.settings, name, state).state == "up" for name in WORKERS)
 
     def up_workers(self, say: Callable[[str], None]) -> bool:
-        """Have the workers up too. The servers are, and have the work pools. Returns whether there was anything to do.
+        """Start the workers that are not up. Return whether there was anything to do.
+
+        The servers must be up and have the work pools.
 
         Raises:
             ServiceFailed: one did not come up.
@@ -145,10 +148,10 @@ class Stack:
             return bool(pending)
 
     def down(self, say: Callable[[str], None]) -> bool:
-        """End all services of the stack, the last started first. Returns whether any was running."""
+        """End all services of the stack, the last started first. Return whether any was running."""
         if not (self.home / "services").exists():
             return False
-        bare_of(self.settings, SUPERVISOR).end()  # now: it has the lock for as long as a server takes to come up
+        bare_of(self.settings, SUPERVISOR).end()  # before the lock: it holds that while a server comes up
         with self._alone(say):
             state = read_state(self.home)
             write_state(self.home, state.model_copy(update={"up": False, "workers": False}))
@@ -157,7 +160,7 @@ class Stack:
             return state.up or any(ended)
 
     def databases(self) -> dict[str, str]:
-        """URIs of the databases that Prefect and MLflow use, by service."""
+        """Return the URIs of the databases that Prefect and MLflow use, by service."""
         state = read_state(self.home)
         sqlite = sqlite_url(self.home / "prefect" / "prefect.db")
         return {
@@ -165,10 +168,11 @@ class Stack:
             "mlflow": state.mlflow_database_uri or default_tracking_uri(self.home),
         }
 
-    # How.
+    # Implementation.
 
     @contextmanager
     def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the stack's lock, after waiting for another holder."""
         lock = stack_lock(self.home)
         if not lock.acquire(note=AT_WORK):
             who = f"{lock.note() or AT_WORK} (process {lock.holder()}) is at work on {self.home}"
@@ -186,7 +190,7 @@ class Stack:
         return service
 
     def _supervise(self, state: StackState) -> bool:
-        """Have the supervisor up. Returns whether it had to be started."""
+        """Start the supervisor unless it is up. Return whether it was started."""
         if service_status(self.settings, SUPERVISOR, state).state == "up":
             return False
         service = SupervisorService(self.home, self._flows)
@@ -195,7 +199,7 @@ class Stack:
         return True
 
     def _start(self, state: StackState, before: list[ServiceStatus], say: Callable[[str], None]) -> None:
-        from infra.store.objects import ObjectStore  # with boto3, which looking at a stack does not need
+        from infra.store.objects import ObjectStore  # imports boto3, which `status` does not need
 
         wanted = {name: state.port(name, getattr(self.settings.ports, name)) for name in SERVERS}
         for found in before:
@@ -218,14 +222,14 @@ class Stack:
             for service in started:
                 service.stop()  # what is not up yet is still held here
             raise
-        told = {service.name: service.address for service in started}
-        if state.workers and state.addresses != told:
+        addresses = {service.name: service.address for service in started}
+        if state.workers and state.addresses != addresses:
             say("workers: started again, for a server has another port")
             for name in WORKERS:
                 bare_of(self.settings, name).end()
         state = state.model_copy(
             update={
-                "addresses": told,
+                "addresses": addresses,
                 "ports": {
                     service.name: PortChoice(asked=getattr(self.settings.ports, service.name), chosen=service.port)
                     for service in started
@@ -233,16 +237,16 @@ class Stack:
             }
         )
         write_state(self.home, state)
-        self._tell_clients(state)
+        self._write_client_files(state)
         for service in started:
             if service.port != wanted[service.name]:
                 say(f"{service.name}: port {wanted[service.name]} is taken, {service.port} is used instead")
 
     def _wait_or_end(self, found: ServiceStatus, state: StackState) -> None:
-        """A silent service may be coming up, or hang: the one is waited for, the other ended."""
+        """Wait for a silent service that is coming up; end one that hangs."""
         service = stack_service(self.settings, found.name, state)
         age = 0.0 if found.since is None else (datetime.now(UTC) - found.since).total_seconds()
-        # At most its whole start, though the clock was set back since: then it seems to be younger than nothing.
+        # If the clock was set back since, the age is negative: never wait longer than for a whole start.
         patience = max(service.start_seconds - max(age, 0.0), service.patience_seconds)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
@@ -253,13 +257,14 @@ class Stack:
         service.end()
 
     def _take_back(self, before: list[ServiceStatus]) -> None:
-        """End what a failed `up` has started; what was up before stays."""
+        """End the servers that a failed `up` has started. Those that were up before stay."""
         kept = {found.name for found in before if found.state == "up"}
         for name in reversed(SERVERS):
             if name not in kept:
                 bare_of(self.settings, name).end()
 
-    def _tell_clients(self, state: StackState) -> None:
+    def _write_client_files(self, state: StackState) -> None:
+        """Write the environment file and the login page."""
         store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
         keys, addresses = read_keys(self.home / "services"), state.addresses
         write_environment(self.home, addresses, store, keys)

@@ -1,7 +1,7 @@
-"""What is kept of a home's stack in ``<home>/services/stack.json`` (0600): whether it is up, ports, databases.
+"""The state of a home's stack, kept in ``<home>/services/stack.json`` (0600): whether it is up, ports, databases.
 
-A stack is *up* from ``fedbench up`` to ``fedbench down``, crashes included: whoever needs one of its services meanwhile
-starts it again as it was.
+A stack is *up* from ``fedbench up`` to ``fedbench down``, even while a service has crashed: a process that needs the
+service starts it again as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from infra.processes.ports import LOOPBACK
 from infra.settings import Settings
 
 NO_CREDENTIALS: dict[str, None] = {"endpoint": None, "access_key": None, "secret_key": None}
-AT_WORK = "another fedbench up or down"  # what a holder of the stack's lock writes there
+AT_WORK = "another fedbench up or down"  # note in the stack's lock
 
 
 class PortChoice(BaseModel):
@@ -28,10 +28,11 @@ class PortChoice(BaseModel):
 
 
 class StackState(BaseModel):
-    """``addresses`` are those that clients were told last, by service.
+    """State of a stack.
 
-    workers: it has workers too.
-    host: where its servers listen.
+    workers: whether it has workers too.
+    host: address at which its servers listen.
+    addresses: those that clients got last, by service.
     prefect_database_url, mlflow_database_uri: None: SQLite under home. They may hold a password.
     """
 
@@ -44,7 +45,7 @@ class StackState(BaseModel):
     mlflow_database_uri: str | None = Field(None, repr=False)
 
     def port(self, service: str, asked: int) -> int:
-        """The one chosen before, unless the settings ask for another now."""
+        """Return the port chosen before, unless the settings ask for another one now."""
         choice = self.ports.get(service)
         return choice.chosen if choice is not None and choice.asked == asked else asked
 
@@ -54,12 +55,13 @@ def state_path(home: Path) -> Path:
 
 
 def stack_lock(home: Path) -> FileLock:
-    """Held by whoever starts or ends services of the stack: `up`, `down`, the supervisor."""
+    """Return the lock that `up`, `down` and the supervisor hold while they start or end services."""
     return FileLock(home.absolute() / "services" / "stack.lock")
 
 
 def read_state(home: Path) -> StackState:
-    """
+    """Read the state of the home's stack. Without a file, return that of a stack that is down.
+
     Raises:
         ServiceFailed: the file is damaged.
     """
@@ -80,9 +82,9 @@ def write_state(home: Path, state: StackState) -> None:
 
 
 def without_own_addresses(settings: Settings, state: StackState) -> Settings:
-    """``settings`` without addresses that name this home's own stack, as its environment file does.
+    """Return ``settings`` without addresses of this home's own stack, which its environment file sets.
 
-    Its services are then found as without that file: at another port too, and after a crash.
+    The services are then found by the stack's state, even at another port or after a crash.
     """
     changes: dict[str, object] = {}
     if settings.s3.endpoint is not None and settings.s3.endpoint == state.addresses.get("s3"):

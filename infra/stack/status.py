@@ -1,4 +1,4 @@
-"""How each service of a stack is at the moment."""
+"""The current status of each service of a stack."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ State = Literal["up", "silent", "crashed", "down"]
 class ServiceStatus:
     """One line of ``fedbench status``.
 
-    state: ``up``: answers, and takes the credentials; ``silent``: lives, and does not answer (yet); ``crashed``: ended
-        although nobody asked for it; ``down``.
+    state: ``up``: answers, and accepts the credentials; ``silent``: lives, but does not answer (yet); ``crashed``: has
+        ended without ``fedbench down``; ``down``.
     run: process id of a run that has a service of its own, outside any stack.
     """
 
@@ -33,7 +33,7 @@ class ServiceStatus:
 
 
 def bare_of(settings: Settings, name: str) -> Service:
-    """Return the service of this home to look at or to end. It takes no credentials and no store."""
+    """Return the service of this home to look at or to end. It needs no credentials and no store."""
     return bare_service(name, settings, read_state(settings.home.absolute()).host)
 
 
@@ -48,7 +48,7 @@ def stack_service(settings: Settings, name: str, state: StackState) -> Service:
 
 
 def service_status(settings: Settings, name: str, state: StackState) -> ServiceStatus:
-    """Look at one service, and ask it at its address."""
+    """Return the status of one service. Ask it at its address whether it answers."""
     running = bare_of(settings, name).running()
     if running is None:
         return ServiceStatus(name, "crashed" if state.up else "down")
@@ -65,6 +65,6 @@ def service_status(settings: Settings, name: str, state: StackState) -> ServiceS
 
 
 def running_addresses(settings: Settings) -> dict[str, str]:
-    """Return where the servers are: a run that brought one back may have found its port taken."""
+    """Return the servers' current addresses. A run that restarted one may have found its port taken."""
     running = {name: bare_of(settings, name).running() for name in SERVERS}
     return {name: found.address for name, found in running.items() if found is not None and found.address}

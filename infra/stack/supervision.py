@@ -1,13 +1,14 @@
-"""Looks after a stack: what has died of it is started again as it was, until ``fedbench down``; crashed runs go on.
+"""Supervise a stack until ``fedbench down``: restart its dead services as they were, and its crashed runs.
 
     python -m infra.stack.supervision PORT [FLOW …]
 
-A process of the stack's own, which answers ``/health`` at ``PORT`` on loopback. It holds the stack's lock while it
-starts something, as ``up`` and ``down`` do, and passes over what it sees while they hold it. A run may start the same
-service at the same time; the service's own lock tells who does (:mod:`infra.processes.service`), and the other waits.
+The supervisor is a process of the stack, and answers ``/health`` at ``PORT`` on loopback. It holds the stack's lock
+while it starts a service, as ``up`` and ``down`` do, and starts nothing while they hold it. A run may start the same
+service at the same time. The service's own lock decides which of the two does (:mod:`infra.processes.service`), and the
+other waits.
 
-Servers keep their ports, which clients were told: while one is taken, the server stays down. What lives and does not
-answer is left alone: a worker is silent for as long as Prefect's server is away, and to end it would end its runs.
+Servers keep their ports, which clients know. While a port is taken, its server stays down. A service that lives but
+does not answer is left alone: a worker is silent while Prefect's server is away, and ending it would end its runs.
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ from infra.stack.state import StackState, read_state, stack_lock
 log = logging.getLogger("supervisor")
 
 LOOK_SECONDS = 2.0
-RUNS_SECONDS = 10.0  # between two looks for runs that crashed
-FAILED_SECONDS = 30.0  # between two looks of which the first failed
-LONGEST_WAIT = 300.0  # seconds before one that keeps dying is started again
-STABLE_SECONDS = 600.0  # one that was not started for so long has its past forgiven
+RUNS_SECONDS = 10.0  # between two looks for crashed runs
+FAILED_SECONDS = 30.0  # after a look that failed
+LONGEST_WAIT = 300.0  # seconds before a service that keeps dying is started again
+STABLE_SECONDS = 600.0  # a service that was last started so long ago starts at once
 BRINGING_BACK = "the stack's supervisor"
 
 
 class BackOff:
-    """When a service may be started again: at once, then 2, 4, 8 … seconds after the last start."""
+    """Decides when a service may be started again: at once, then 2, 4, 8 … seconds after the last start."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._starts: dict[str, tuple[int, float]] = {}
 
     def wait(self, name: str) -> float:
-        """Seconds until it may be started; 0: now."""
+        """Return the seconds until the service may be started; 0: now."""
         count, last = self._starts.get(name, (0, 0.0))
         age = self._clock() - last
         if count == 0 or age > STABLE_SECONDS:
@@ -65,7 +66,7 @@ class BackOff:
         return max(0.0, min(2.0**count, LONGEST_WAIT) - age)
 
     def started(self, name: str) -> None:
-        """It has been started, well or not."""
+        """Note that the service was started, with or without success."""
         count, last = self._starts.get(name, (0, 0.0))
         now = self._clock()
         self._starts[name] = (1 if now - last > STABLE_SECONDS else count + 1, now)
@@ -79,9 +80,9 @@ class _Attempt:
 
 
 class Supervisor:
-    """Brings back the services of ``settings.home``'s stack. ``settings``: those of the `up` that started it.
+    """Restarts dead services of the stack of ``settings.home``, with the settings of the `up` that started it.
 
-    flows: names of the flows whose crashed runs go on.
+    flows: names of the flows whose crashed runs are restarted.
     """
 
     def __init__(self, settings: Settings, flows: Sequence[str] = (), back_off: BackOff | None = None) -> None:
@@ -94,24 +95,24 @@ class Supervisor:
         self._sightings = Sightings()
 
     def look(self) -> bool:
-        """Start what is dead and may be started now. Returns whether the stack is up, so that there is more to do.
+        """Start the dead services that may be started now. Return whether the stack is still up.
 
         Raises:
             ServiceFailed: the stack's state or credentials cannot be read.
         """
         for service in self._started.values():
-            service.is_alive()  # one that has ended is a zombie until its parent asks
+            service.is_alive()  # polls it: one that has ended is a zombie until then
         state = read_state(self._home)
         if self._flows and state.up and state.addresses and state.workers:
             self._look_at_runs(state)
-        # Without addresses: an `up` that did not come to its end is for the next `up`.
+        # Without addresses, an `up` did not reach its end: the next `up` repairs that.
         if not state.up or not state.addresses or not self._due(state, (*SERVERS, *WORKERS)):
             return state.up
         lock = stack_lock(self._home)
         if not lock.acquire(note=BRINGING_BACK):
             return True
         try:
-            state = read_state(self._home)  # it may have been ended, or brought back, before the lock was free
+            state = read_state(self._home)  # `up` or `down` may have changed it before the lock was free
             if state.up and state.addresses:
                 self._bring_back(state)
             return state.up
@@ -119,7 +120,7 @@ class Supervisor:
             lock.release()
 
     def _look_at_runs(self, state: StackState) -> None:
-        """Have runs that crashed go on, unless Prefect's server is away: then the next look will."""
+        """Restart crashed runs. If Prefect's server is away, leave them to the next look."""
         now = time.monotonic()
         if now < self._next_runs:
             return
@@ -127,13 +128,13 @@ class Supervisor:
         headers = stack_prefect(self._settings, state).health_headers()
         try:
             for name in CrashedRuns(self._address("prefect", state), headers, self._sightings).go_on(self._flows):
-                # Whoever has Prefect's password may have named it.
+                # Anybody with Prefect's password may have chosen the name.
                 log.info("run %s had crashed; it goes on", printable(name))
         except OSError as error:
             log.debug("Prefect's server does not tell of runs: %s", error)
 
     def _due(self, state: StackState, names: tuple[str, ...]) -> list[str]:
-        """Those of ``names`` that are dead and may be started."""
+        """Return those of ``names`` that are dead and may be started now."""
         return [
             name
             for name in names
@@ -183,7 +184,7 @@ class Supervisor:
                 )
 
     def _address(self, name: str, state: StackState) -> str:
-        """Where the server is: elsewhere than clients were told if a run brought it back at another port."""
+        """Return the server's current address. A run that restarted it may have used another port than clients know."""
         running = bare_service(name, self._settings, state.host).running()
         return (running.address if running is not None else None) or state.addresses[name]
 
@@ -198,7 +199,7 @@ class _Health(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: it is asked by each `status` and `up`."""
+        """Log nothing, because each `status` and `up` asks."""
 
 
 def main() -> None:
@@ -211,7 +212,7 @@ def main() -> None:
     while up:
         try:
             up = supervisor.look()
-        except Exception:  # a full disk, a damaged file: it may be well again, and nobody else looks
+        except Exception:  # a full disk or a damaged file may be mended, and nobody else supervises
             log.exception("this look failed; the next one is in %.0f s", FAILED_SECONDS)
             time.sleep(FAILED_SECONDS)
         time.sleep(LOOK_SECONDS)

@@ -12,18 +12,18 @@ from infra.processes.service import Service
 
 
 class SupervisorService(Service):
-    """A process that brings back what has died of the stack. Its address is that of its health check."""
+    """The process that restarts dead services of the stack. Its address is that of its health check."""
 
     name: ClassVar[str] = "supervisor"
     health_path = "/health"
 
     def __init__(self, home: Path, flows: Sequence[str] = ()) -> None:
-        """flows: names of the flows whose crashed runs go on; none are needed to look at the service or to end it."""
+        """flows: names of the flows whose crashed runs are restarted; not needed to look at or end the service."""
         super().__init__(home, detached=True)
         self._flows = flows
 
     def environment(self, port: int) -> dict[str, str]:
-        # Settings of the `up` that starts it: what it starts later is to be as that would have started it.
+        # The settings of the `up` that starts it, so that it starts services as that `up` would.
         own = {name: value for name, value in os.environ.items() if name.startswith("FEDBENCH_")}
         return {**own, "FEDBENCH_HOME": str(self.home)}
 

@@ -19,7 +19,7 @@ class WorkerService(Service):
     """``prefect worker start``. Its address is that of the worker's health check.
 
     pool: the work pool that it serves.
-    variables: those with which it, and the runs that it starts, find the stack.
+    variables: by which the worker and its runs find the stack.
     """
 
     health_path = "/health"
@@ -33,7 +33,7 @@ class WorkerService(Service):
         self._variables = dict(variables or {})
 
     def environment(self, port: int) -> dict[str, str]:
-        # Of this process's own: what a machine says of itself, such as its data folders.
+        # This process's own settings, which differ between machines, such as data folders.
         own = {name: value for name, value in os.environ.items() if name.startswith("FEDBENCH_")}
         return {
             **own,
@@ -58,14 +58,14 @@ class WorkerService(Service):
 
 
 class TurnWorker(WorkerService):
-    """Takes turns, each slot of this machine one at a time."""
+    """Takes turns, one at a time in each slot of this machine."""
 
     name: ClassVar[str] = "worker"
     type: ClassVar[str] = "fedbench-gpu"
 
 
 class CoordinatorWorker(WorkerService):
-    """Starts the runs of federations and clean-ups, a process each."""
+    """Starts the runs of federations and clean-ups, each in a process of its own."""
 
     name: ClassVar[str] = "coordinator"
     type: ClassVar[str] = "process"
