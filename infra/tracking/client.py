@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 TAG_FEDERATION = "fedbench.federation"
 
-_PART_LENGTH = 100  # of a metric's name, of which MLflow takes 250 characters
+_PART_LENGTH = 100  # characters; MLflow allows 250 in a metric's name
 _DIGEST_LENGTH = 12
 _DIGEST_END = re.compile(rf"-x[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 
-# About five seconds until a server that refuses is given up; MLflow's own defaults wait for minutes.
+# Give up after about five seconds when a server refuses. MLflow's own defaults wait for minutes.
 _CLIENT_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -42,7 +42,7 @@ _CLIENT_ENVIRONMENT = {
 
 
 def mlflow_environment(endpoint: str | None, region: str, access_key: str, secret_key: str) -> dict[str, str]:
-    """Environment for writing artifacts to S3: endpoint, credentials, short retries, no telemetry."""
+    """Return the environment for writing artifacts to S3: endpoint, credentials, short retries, no telemetry."""
     environment = {
         **_CLIENT_ENVIRONMENT,
         "AWS_DEFAULT_REGION": region,
@@ -55,20 +55,20 @@ def mlflow_environment(endpoint: str | None, region: str, access_key: str, secre
 
 
 def turn_mlflow_to(store: S3Settings) -> None:
-    """Have MLflow's client in this process read and write files in ``store``, with its keys, if it has any."""
+    """Let MLflow's client in this process read and write files in ``store``, if it has keys."""
     if store.access_key is not None and store.secret_key is not None:
         access_key, secret_key = store.access_key.get_secret_value(), store.secret_key.get_secret_value()
         os.environ.update(mlflow_environment(store.endpoint, store.region, access_key, secret_key))
 
 
 def page_url(base: str, experiment_id: str, run_id: str) -> str:
-    """Page of a run in the MLflow UI that is served at ``base`` (``http://127.0.0.1:5000``)."""
+    """Return the page of a run in the MLflow UI that is served at ``base`` (``http://127.0.0.1:5000``)."""
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 @contextmanager
 def answering(uri: str) -> Iterator[MlflowClient]:
-    """A client of the server at ``uri``; whatever fails inside is raised as TrackingUnavailable."""
+    """Yield a client of the server at ``uri``. Raise failures inside as TrackingUnavailable."""
     with answers(uri):
         yield client_at(uri)
 
@@ -80,7 +80,7 @@ def client_at(uri: str) -> MlflowClient:
 
 
 def experiment_named(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """Id of the experiment, made if there is none, with its files at ``artifact_location``.
+    """Return the id of the experiment. Make it if there is none, with its files at ``artifact_location``.
 
     Raises:
         TrackingUnavailable: it was deleted.
@@ -106,7 +106,7 @@ def experiment_named(client: MlflowClient, name: str, artifact_location: str | N
 
 
 def run_tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
-    """The first run of the experiment with this value of ``tag``."""
+    """Return the first run of the experiment with this value of ``tag``; None: there is none."""
     runs = client.search_runs(
         [experiment_id],
         filter_string=f"tags.`{tag}` = '{value}'",
@@ -118,7 +118,7 @@ def run_tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Every way in which tracking fails (server, database, artifact store), as TrackingUnavailable."""
+    """Raise failures of tracking inside (server, database, artifact store) as TrackingUnavailable."""
     for name, value in _CLIENT_ENVIRONMENT.items():  # before mlflow's first import, which reads them
         os.environ.setdefault(name, value)
     from boto3.exceptions import Boto3Error
@@ -131,7 +131,7 @@ def answers(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
         where = re.sub(r"//[^/@]*@", "//***@", uri)  # a database URI may carry a password
         database = sqlite_path(uri)
-        if database is not None:  # the home's, whose store has the files too
+        if database is not None:  # the home's own, whose store also has MLflow's files
             full = full_disk(error, database.parent, suspected=isinstance(error, ClientError | Boto3Error))
             if full is not None:
                 raise TrackingUnavailable(
@@ -146,12 +146,12 @@ def answers(uri: str) -> Iterator[None]:
 
 
 def metric_part(name: str) -> str:
-    """``name`` as one part of a metric's name: other names have other parts, whichever names there are.
+    """Return ``name`` as one part of a metric's name. Different names have different parts.
 
-    A name of at most 100 characters that MLflow takes is its own part: letters, digits, ``_``, ``-``, ``.``, ``:`` and
-    spaces, with neither a dot nor a space at an end. In any other name ``_`` stands for what MLflow does not take, and
-    ``-x`` and 12 digits of the name's sha256 follow: ``car!`` is ``car_-xe3214ece4878``. The same holds for a name that
-    itself ends like that.
+    A name of at most 100 characters that MLflow accepts stays as it is: letters, digits, ``_``, ``-``, ``.``, ``:`` and
+    spaces, with neither a dot nor a space at an end. In any other name ``_`` replaces what MLflow does not accept, and
+    ``-x`` and 12 digits of the name's sha256 are added: ``car!`` becomes ``car_-xe3214ece4878``. They are also added to
+    a name that ends like that itself.
     """
     cleaned = re.sub(r"[^\w.\- :]", "_", name).strip(". ")
     if cleaned == name and 0 < len(name) <= _PART_LENGTH and not _DIGEST_END.search(name):

@@ -1,8 +1,8 @@
-"""MLflow tracking: one MLflow run per federation, found again by a tag after a kill and reopened.
+"""Track a federation in one MLflow run, which is found by a tag and reopened after a kill.
 
-The store's ``round.json`` files are the truth and MLflow a view of them. So every call here may fail with
-:class:`infra.errors.TrackingUnavailable` and the federation goes on: later the caller opens the tracker again
-and gives all rounds to :meth:`Tracker.backfill`, which logs the missing rounds with their commit's time.
+The store's ``round.json`` files are the truth and MLflow a view of them. So when a call here fails with
+:class:`infra.errors.TrackingUnavailable`, the federation goes on. Later the caller opens the tracker again and passes
+all rounds to :meth:`Tracker.backfill`, which logs the missing rounds with the time of their commit.
 Only ``MlflowClient`` is used, never the fluent API and its global active run. mlflow is imported on first
 use: that takes one to two seconds.
 """
@@ -35,7 +35,7 @@ TAG_FLOW_RUN_URL = "prefect.flow_run_url"
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-# Logged with every round, in the last batch: a round that has it is logged whole.
+# Logged with every round, in the last batch, so that a round that has it is logged completely.
 _ROUND_KEY = "round"
 _METRICS_PER_BATCH = 1000  # MLflow's limits, from mlflow.utils.validation
 _PARAMS_PER_BATCH = 100
@@ -44,7 +44,7 @@ _PARAM_VALUE_LENGTH = 6000
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """What MLflow gets of a committed round. figures: by metric name, one that is None or not finite is left out."""
+    """A committed round, for MLflow. figures: by metric name; None and values that are not finite are left out."""
 
     round: int
     committed: datetime
@@ -52,7 +52,7 @@ class RoundFigures:
 
     @property
     def milliseconds(self) -> int:
-        """When it was committed, since 1970: the same on every machine."""
+        """Time of the commit since 1970, the same on every machine."""
         committed = self.committed if self.committed.tzinfo is not None else self.committed.replace(tzinfo=UTC)
         return round(committed.timestamp() * 1000)
 
@@ -79,11 +79,11 @@ class Tracker:
         spec_yaml: str,
         tags: Mapping[str, str],
     ) -> Tracker:
-        """Find the federation's run and reopen it, or create it; exactly one run a federation.
+        """Find and reopen the federation's run, or create it. Each federation has exactly one run.
 
-        ``artifact_location`` (``s3://…``; None: the server's choice) is for an experiment created now.
-        MLflow keeps a parameter's first value: where a reopened run has another one (``max_rounds`` may be
-        raised), the new value becomes the tag ``fedbench.<name>``.
+        ``artifact_location`` (``s3://…``; None: the server's choice) is for an experiment created now. MLflow keeps a
+        parameter's first value. If it has changed since (``max_rounds`` may be raised), the new value becomes the tag
+        ``fedbench.<name>``.
 
         Raises:
             TrackingUnavailable: the server does not answer or refuses, after short retries.
@@ -115,7 +115,7 @@ class Tracker:
     def log_round(self, logged: RoundFigures) -> None:
         """Log a round's figures with the time of its commit.
 
-        The same point logged again with the same time is one point; with another time it would be two.
+        A point that is logged again with the same time stays one point. With another time it would become two.
         """
         from mlflow.entities import Metric
 
@@ -131,21 +131,21 @@ class Tracker:
                 self._client.log_batch(self.run_id, metrics=points[start : start + _METRICS_PER_BATCH])
 
     def logged_rounds(self) -> set[int]:
-        """Numbers of the rounds that are logged whole."""
+        """Return the numbers of the rounds that are logged completely."""
         with answers(self._uri):
             return {point.step for point in self._client.get_metric_history(self.run_id, _ROUND_KEY)}
 
     def has_other_rounds(self, rounds: Iterable[RoundFigures]) -> bool:
-        """Return whether a round is logged that is none of ``rounds``: the federation has gone back since."""
+        """Whether a round is logged that is not among ``rounds``, because the federation has gone back since."""
         committed = {(item.round, item.milliseconds) for item in rounds}
         with answers(self._uri):
             points = self._client.get_metric_history(self.run_id, _ROUND_KEY)
         return any((point.step, point.timestamp) not in committed for point in points)
 
     def supersede(self) -> None:
-        """End the run, and give up its place as the federation's: :meth:`open` then makes a new one.
+        """End the run, and take the federation's tag from it, so that :meth:`open` makes a new one.
 
-        MLflow cannot take a metric's points back, and two points at one step are two lines in its plots.
+        MLflow cannot delete a metric's points, and two points at one step become two lines in its plots.
         """
         name = f"{self._federation} (superseded)"
         with answers(self._uri):
@@ -183,7 +183,7 @@ class Tracker:
             self._set_tags({f"fedbench.{name}.uri": uri, f"fedbench.{name}.sha256": sha256})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run; one of the same name is replaced."""
+        """Set tags of the run. A tag of the same name is replaced."""
         with answers(self._uri):
             self._set_tags(tags)
 
@@ -194,7 +194,7 @@ class Tracker:
 
     @contextmanager
     def answering(self) -> Iterator[MlflowClient]:
-        """MLflow's client, for what has no method here; whatever fails inside is raised as TrackingUnavailable."""
+        """Yield MLflow's client, for what has no method here. Raise failures inside as TrackingUnavailable."""
         with answers(self._uri):
             yield self._client
 
@@ -212,7 +212,7 @@ class Tracker:
 
 
 def find_page(uri: str, experiment: str, federation: str, base: str) -> str | None:
-    """Page of the federation's run in the MLflow UI at ``base``; None when there is no run.
+    """Return the page of the federation's run in the MLflow UI at ``base``; None: there is no run.
 
     Raises:
         TrackingUnavailable: the server does not answer.

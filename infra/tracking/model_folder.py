@@ -1,6 +1,6 @@
-"""An MLflow model as a folder: rendered from its parts, so that equal parts and an equal origin give equal bytes.
+"""Write an MLflow model as a folder. Equal parts and an equal origin give equal bytes.
 
-What is in it is a pyfunc *model from code* with a safetensors artifact: nothing is pickled.
+The model is a pyfunc *model from code* with a safetensors artifact. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CARD_FILE = "MODEL_CARD.md"
 ML_MODEL = "MLmodel"
 MODEL_FILE = "artifacts/model.safetensors"
-SCORE_THRESHOLD = 0.3  # as predict and the sheets have it
+SCORE_THRESHOLD = 0.3  # the same as for predict and the sheets
 MAX_DETECTIONS = 100
 _HEX = "[0-9a-f]{32}"
 
@@ -35,8 +35,9 @@ class ModelFiles:
     """The parts of a model.
 
     code: the file with the pyfunc model; it finds ``write_model``'s file as the artifact ``model``.
-    packages: folders of Python code that go with it; their requirements are ``requirements`` (distributions).
-    write_model: writes the model file to the path that it is given.
+    packages: folders of Python code that are saved with it.
+    requirements: distributions that the packages need.
+    write_model: writes the model file to the path that it gets.
     card: Markdown, ``MODEL_CARD.md``.
     config: the pyfunc model's ``model_config``.
     """
@@ -55,10 +56,9 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """All that differs between two folders of the same parts. It says when and where the model was registered.
+    """All that may differ between two folders of the same parts: when and where the model was registered.
 
-    None of it decides what MLflow loads or runs, but ``python``: a version of Python, for environments that MLflow
-    makes.
+    Only ``python`` affects what MLflow runs: it is the Python version of environments that MLflow makes.
     """
 
     model_id: str
@@ -67,7 +67,7 @@ class Origin:
     python: str = field(default_factory=platform.python_version)
 
 
-# Where ``MLmodel`` has an origin's fields, and the only values that they may have.
+# Patterns of an origin's fields in ``MLmodel``, with the only values that they may have.
 _ORIGIN = {
     "model_id": re.compile(rf"^model_id: (m-{_HEX})$", re.MULTILINE),
     "run_id": re.compile(rf"^run_id: '?({_HEX})'?$", re.MULTILINE),  # YAML quotes one of digits alone
@@ -79,7 +79,7 @@ _ORIGIN = {
 
 
 def read_origin(ml_model: str) -> Origin | None:
-    """The origin that the text of an ``MLmodel`` gives; None when a field is missing or is not of its form."""
+    """Return the origin in the text of an ``MLmodel``; None: a field is missing or malformed."""
     found = {name: pattern.search(ml_model) for name, pattern in _ORIGIN.items()}
     values = {name: match[1] for name, match in found.items() if match is not None}
     return Origin(**values) if len(values) == len(_ORIGIN) else None
@@ -95,9 +95,9 @@ def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    # It warns where pip is not installed, as in uv's environments.
+    # MLflow warns if pip is not installed, as in uv's environments.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
-    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs that it looks at the example
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs that it validates the example
     file = folder.with_name("model.safetensors")
     files.write_model(file)
     pyfunc.save_model(
@@ -108,7 +108,7 @@ def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
         code_paths=[str(package) for package in files.packages],
         signature=signature(),
         input_example=(pd.DataFrame({"image": [_example_image()]}), {"score_threshold": SCORE_THRESHOLD}),
-        pip_requirements=pinned(files.requirements),  # given, they are not searched for by loading the model
+        pip_requirements=pinned(files.requirements),  # otherwise MLflow loads the model to find them
         model_config=dict(files.config),
     )
     (folder / CARD_FILE).write_text(files.card, encoding="utf-8")
@@ -116,14 +116,14 @@ def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
 
 
 def _settle(folder: Path, files: ModelFiles, origin: Origin) -> None:
-    """Replace what MLflow has written of this machine (paths, versions of its tools) by what ``origin`` says."""
+    """Replace what MLflow wrote about this machine (paths, versions of its tools) by the values of ``origin``."""
     path = folder / ML_MODEL
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     document |= {"model_id": origin.model_id, "model_uuid": origin.model_id, "run_id": origin.run_id}
     document["utc_time_created"] = origin.created
     document.pop("model_size_bytes", None)
     flavor = document["flavors"]["python_function"]
-    flavor["model_code_path"] = files.code.name  # MLflow looks at the name alone
+    flavor["model_code_path"] = files.code.name  # MLflow uses the name alone
     flavor["artifacts"]["model"]["uri"] = Path(MODEL_FILE).name
     flavor["python_version"] = origin.python
     flavor.pop("cloudpickle_version", None)  # nothing is pickled
@@ -141,7 +141,7 @@ def _dump(path: Path, document: Any) -> None:
 
 
 def signature() -> ModelSignature:
-    """Base64 images in; for each a list of detections out."""
+    """Return the model's signature: base64 images in, a list of detections out for each."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array, Object, Property
@@ -161,7 +161,7 @@ def signature() -> ModelSignature:
 
 
 def pinned(distributions: tuple[str, ...]) -> list[str]:
-    """``["torch==2.9.1"]``: the installed versions, without a build's local part (``+cpu``), which indexes lack."""
+    """Return the installed versions (``torch==2.9.1``), without a build's local part (``+cpu``), which indexes lack."""
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in distributions]
 
 

@@ -1,4 +1,4 @@
-"""Models of MLflow's registry, brought to this machine."""
+"""Find and download models of MLflow's registry."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from infra.settings import S3Settings
 from infra.tracking.client import answering, turn_mlflow_to
 
-# What MLflow's servers and databases answer when a name, version or alias is not there.
+# Error codes of MLflow's servers and databases for a missing name, version or alias.
 _MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 LATEST = "latest"
 
 
 def fetch_registered(uri: str, store: S3Settings, name: str, version: str, folder: Path) -> Path | None:
-    """Download a version of the registered model ``name`` into ``folder``; None when the registry does not have it.
+    """Download a version of the registered model ``name`` into ``folder``. Return its path; None: there is none.
 
-    ``uri`` is MLflow's; ``store`` is where artifacts are that MLflow keeps in S3. ``version`` is a number, ``latest``,
-    or ``@alias``.
+    uri: MLflow's tracking URI.
+    store: holds the artifacts that MLflow keeps in S3.
+    version: a number, ``latest``, or ``@alias``.
 
     Raises:
         TrackingUnavailable: MLflow or the artifacts' store does not answer.
@@ -36,9 +37,9 @@ def fetch_registered(uri: str, store: S3Settings, name: str, version: str, folde
                 version = str(max(numbers))
             elif version.startswith("@"):
                 version = str(client.get_model_version_by_alias(name, version[1:]).version)
-            # The location itself. download_artifacts takes registry_uri, but MLflow 3.17.2 looks a models:/ address up
-            # at mlflow.get_registry_uri() all the same (ModelsArtifactRepository._get_model_uri_infos): tried, it found
-            # no model at ``uri``.
+            # Download by location. download_artifacts has a parameter registry_uri, but MLflow 3.17.2 looks a models:/
+            # address up at mlflow.get_registry_uri() anyway (ModelsArtifactRepository._get_model_uri_infos): in a test
+            # it found no model at ``uri``.
             location = client.get_model_version_download_uri(name, version)
         except MlflowException as error:
             if error.error_code in _MISSING:
@@ -48,7 +49,7 @@ def fetch_registered(uri: str, store: S3Settings, name: str, version: str, folde
 
 
 def registered_models(uri: str) -> list[str]:
-    """What the registry has, as ``name/version`` and ``name@alias``.
+    """Return the models in the registry, as ``name/version`` and ``name@alias``.
 
     Raises:
         TrackingUnavailable: MLflow does not answer.

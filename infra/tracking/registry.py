@@ -1,7 +1,7 @@
-"""MLflow's model registry: one registered model a federation, a version for each model that was its best.
+"""MLflow's model registry: one registered model a federation, with a version for each model that was its best.
 
-A version is found again by the sha256 of its weights, so that nothing is registered twice; the alias ``best`` names the
-newest best. What is registered is a pyfunc *model from code* with a safetensors artifact: nothing is pickled.
+A version is found by the sha256 of its weights, so that nothing is registered twice. The alias ``best`` names the
+newest best. A version is a pyfunc *model from code* with a safetensors artifact. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 ALIAS = "best"
 TAG_WEIGHTS = "fedbench.weights_sha256"
 TAG_ROUND = "fedbench.round"
-_DESCRIPTION_LENGTH = 5000  # what MLflow's database has room for
+_DESCRIPTION_LENGTH = 5000  # limit of MLflow's database
 
 
 @dataclass(frozen=True)
 class BestModel:
-    """What is registered.
+    """The best model of a federation, to be registered.
 
-    name: the federation's, which is the registered model's too: its characters are those that MLflow takes.
-    weights_sha256: digest of the global weights, by which a version is found again.
-    files: what is registered; its card is the version's description too.
+    name: the federation's, and so the registered model's. MLflow accepts all characters that it may have.
+    weights_sha256: digest of the global weights, by which a version is found.
+    files: the parts of the model. The card is also the version's description.
     """
 
     name: str
@@ -45,15 +45,15 @@ class BestModel:
 
 
 def model_uri(name: str) -> str:
-    """URI of a federation's best model, for MLflow's commands and ``load_model``."""
+    """Return the URI of a federation's best model, for MLflow's commands and ``load_model``."""
     return f"models:/{name}@{ALIAS}"
 
 
 def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
-    """Register ``best`` unless it is registered, and let the alias name it. Returns its version.
+    """Register ``best`` unless it is registered already, and let the alias name it. Return its version.
 
-    ``scratch``, a folder that nothing else uses, is emptied before and removed after: room for two copies of the model
-    file.
+    scratch: a folder that nothing else uses, with room for two copies of the model file. It is emptied first and
+        removed at the end.
 
     Raises:
         TrackingUnavailable: MLflow or its artifact store does not answer or refuses.
@@ -93,14 +93,14 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
         tags=tags,
     )
     try:
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed in here
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed here
         scratch.mkdir(mode=0o700, parents=True)
         folder = scratch / "mlflow"
         save_folder(best.files, folder, Origin(model_id=logged.model_id, run_id=tracker.run_id))
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     except BaseException:
-        with suppress(Exception):  # what failed first is what counts
+        with suppress(Exception):  # the first error counts
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
         raise
     finally:
@@ -113,7 +113,7 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
             raise
     version = client.create_model_version(
         best.name,
-        source=logged.artifact_location,  # models:/<id> is looked up at the process's own tracking URI
+        source=logged.artifact_location,  # models:/<id> would be looked up at this process's tracking URI
         run_id=tracker.run_id,
         tags=tags,
         description=_shortened(best.files.card),

@@ -1,4 +1,4 @@
-"""A suite in MLflow: one parent run, whose children are the runs of its federations.
+"""Track a suite in MLflow: one parent run, whose children are the runs of its federations.
 
 MLflow's page shows the children below the parent, and compares them by their names, tags and figures.
 """
@@ -24,7 +24,7 @@ _BATCH = 500
 
 
 class SuitePages(NamedTuple):
-    """Pages of MLflow's: the parent run, and its children's charts side by side."""
+    """MLflow's pages of a suite run: the parent run, and the charts of its children side by side."""
 
     parent: str
     children: str
@@ -32,7 +32,7 @@ class SuitePages(NamedTuple):
 
 @dataclass(frozen=True)
 class CellFigures:
-    """What MLflow gets of one cell: the name of its run, tags, and figures by metric name."""
+    """One cell, for MLflow: the name of its run, tags, and figures by metric name."""
 
     federation: str
     name: str
@@ -42,7 +42,7 @@ class CellFigures:
 
 @dataclass(frozen=True)
 class SuiteFigures:
-    """What MLflow gets of a suite run. sorted_by: the metric that its page sorts the cells by."""
+    """A suite run, for MLflow. sorted_by: the metric by which the page of the children sorts them."""
 
     suite_run: str
     tags: Mapping[str, str]
@@ -57,8 +57,10 @@ def track_suite(
 ) -> SuitePages | None:
     """Make the parent run of a suite run, or update it, and put the runs of its cells below it.
 
-    files: kept with the parent run, by name. location: where the files of an experiment go that is made now. Returns
-    the pages, if a server has them.
+    Return the pages; None: ``uri`` is a database, which serves no pages.
+
+    files: contents by name, kept with the parent run.
+    location: where the experiment's files go, if it is made now.
 
     Raises:
         TrackingUnavailable: the server does not answer, or refuses.
@@ -91,7 +93,7 @@ def track_suite(
 
 
 def _charts(uri: str, experiment_id: str, parent: str, metric: str) -> str:
-    """Sorted by a metric, since MLflow folds children below their parent while it sorts by date."""
+    """Return the charts of the children, sorted by a metric: sorted by date, MLflow folds them below their parent."""
     query = {
         "searchFilter": f"tags.`{_PARENT}` = '{parent}'",
         "orderByKey": f"metrics.`{metric}`",
@@ -109,7 +111,7 @@ def _log(
     tags: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Tags and metrics (at step 0, so that what is logged again replaces nothing but itself)."""
+    """Log tags, and metrics at step 0, so that a metric that is logged again replaces only itself."""
     from mlflow.entities import Metric, RunTag
     from mlflow.utils.time import get_current_time_millis
 
