@@ -196,7 +196,7 @@ class PortSettings(_SettingsGroup):
     @model_validator(mode="after")
     def _check(self) -> PortSettings:
         if self.host is not None and (self.host.is_unspecified or self.host.is_multicast):
-            raise ValueError(f"host: expected one address of this machine, which clients are told, found {self.host}")
+            raise ValueError(f"host: expected one address of this machine that clients can use, found {self.host}")
         return self
 
 

@@ -43,9 +43,9 @@ def _fault(path: Path, *, folders: bool) -> str | None:
     try:
         ssl.create_default_context(cafile=path)
     except FileNotFoundError:
-        return "none there"
+        return "no such file"
     except ssl.SSLError:
-        return "a file without any"
+        return "a file without certificates"
     except OSError as error:
-        return f"one that cannot be read ({error.strerror})"
+        return f"a file that cannot be read ({error.strerror})"
     return None

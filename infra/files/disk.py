@@ -112,8 +112,8 @@ def full_disk(error: BaseException, home: Path, *, suspected: bool) -> DiskFull 
         found = _named(error) or _fullest(folders)
         if found is None:
             return DiskFull(
-                f"{first_line(error)}; there is space under {home} and {tempfile.gettempdir()}, so it is another "
-                "file system that is full: that of the output, or of a folder that the command names"
+                f"{first_line(error)}; there is space under {home} and {tempfile.gettempdir()}, so another file "
+                "system is full: that of the output, or of a folder that the command names"
             )
     return None if found is None else DiskFull(str(found))
 

@@ -20,7 +20,7 @@ def free_port(preferred: int | None, host: str = LOOPBACK) -> int:
     for port in (preferred, 0):
         if port is not None and (bound := bindable(port, host)) is not None:
             return bound
-    raise ServiceFailed(f"no port can be had at {host} (ports.host)")
+    raise ServiceFailed(f"no port can be bound at {host} (ports.host)")
 
 
 def bindable(port: int, host: str = LOOPBACK) -> int | None:

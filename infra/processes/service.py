@@ -237,14 +237,14 @@ class Service:
             raise HomeInUse(
                 f"{self.name}: process {running.pid}, a run of {self.home}, has it open"
                 if self.detached
-                else f"{self.name}: process {running.pid} is of a stack; try again, or end the stack: fedbench down"
+                else f"{self.name}: process {running.pid} belongs to a stack; try again, or end it: fedbench down"
             )
         if not self._accepts(running.address):
             return False
         if running.address != self._address and self._takes_anybody(running.address):
             raise HomeInUse(
-                f"{self.name}: process {running.pid}, of an older fedbench, has a server that asks for no credentials; "
-                "wait for it to end, or end it, and start again"
+                f"{self.name}: process {running.pid}, of an older fedbench, runs a server that asks for no "
+                "credentials; wait for it to end, or end it, and start again"
             )
         self._port, self._address = found.port, running.address
         return True
@@ -329,7 +329,7 @@ class Service:
         """
         status = self._ask(address, 5.0)
         if status in REFUSED and self.health_headers():
-            self._fail(f"{address} does not take the credentials that are in {self.folder}")
+            self._fail(f"{address} refuses the credentials in {self.folder}")
         return status in self.healthy
 
     def _takes_anybody(self, address: str) -> bool:

@@ -64,7 +64,7 @@ def refuse_password(url: str, option: str) -> None:
     if parts.password is not None or "password" in parse_qs(parts.query):
         setting = option.removeprefix("--").replace("-", "_")
         raise SettingsError(
-            f"{option}: expected a URL without a password, for `ps` shows it to others; set "
+            f"{option}: expected a URL without a password, because `ps` shows it to others; set "
             f"FEDBENCH_{setting.upper()}, or {setting} in settings.yaml, or keep the password in ~/.pgpass"
         )
 

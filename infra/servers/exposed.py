@@ -129,8 +129,8 @@ def hold_back(api: PrefectJson, own: Own, folder: Path) -> tuple[list[Finding], 
 def report(findings: Sequence[Finding], path: Path) -> list[str]:
     """Return lines for a person. Names are text from others: only their printable characters reach the terminal."""
     lines = [
-        "Prefect's database has been open to others, without credentials. In it is what fedbench did not make; if you "
-        "did not either, remove it, and look at what else they could do as you:"
+        "Prefect's database has been open to others, without credentials. It has items that fedbench did not make. If "
+        "you did not make them either, remove them, and check what else others could have done as you:"
     ]
     for kind in dict.fromkeys(finding.kind for finding in findings):
         of_kind = [finding for finding in findings if finding.kind == kind]

@@ -35,7 +35,7 @@ def login_path(home: Path, command: str) -> Path:
 
 def how_to_log_in(path: Path) -> str:
     """Return a line that names the file. Its contents must not reach a terminal, whose lines may be kept."""
-    return f"log in: open {path.as_uri()} (only you can read it; the passwords stand there too)"
+    return f"log in: open {path.as_uri()} (only you can read it; it also has the passwords)"
 
 
 def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | None, mlflow: str | None) -> Path:

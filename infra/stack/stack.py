@@ -79,8 +79,8 @@ class Stack:
             state = with_host(self.settings, with_databases(self.settings, found_state))
             if state.host != LOOPBACK:
                 say(
-                    f"listening at {state.host}, not on loopback alone: for whoever reaches it, the credentials are "
-                    "all that protects the servers, and nothing is encrypted"
+                    f"listening at {state.host}, not on loopback alone: the credentials are all that protects the "
+                    "servers, and nothing is encrypted"
                 )
             for setting, address in foreign_addresses(self.settings, state).items():
                 say(f"{setting} is set, so runs here use {address}, not this stack's")
@@ -211,7 +211,7 @@ class Stack:
         ObjectStore(store).ensure_bucket()  # the first signed request
         mlflow = stack_mlflow(self.settings, state, store)
         if state.addresses.get("s3") not in (None, s3.address) and mlflow.end():
-            say("mlflow: started again, for the store has another port")
+            say("mlflow: started again, because the store has another port")
         started: list[Service] = [s3, stack_prefect(self.settings, state), mlflow]
         say("waiting for Prefect's and MLflow's servers to answer …")
         try:
@@ -224,7 +224,7 @@ class Stack:
             raise
         addresses = {service.name: service.address for service in started}
         if state.workers and state.addresses != addresses:
-            say("workers: started again, for a server has another port")
+            say("workers: started again, because a server has another port")
             for name in WORKERS:
                 bare_of(self.settings, name).end()
         state = state.model_copy(

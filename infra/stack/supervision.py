@@ -131,7 +131,7 @@ class Supervisor:
                 # Anybody with Prefect's password may have chosen the name.
                 log.info("run %s had crashed; it goes on", printable(name))
         except OSError as error:
-            log.debug("Prefect's server does not tell of runs: %s", error)
+            log.debug("Prefect's server does not list crashed runs: %s", error)
 
     def _due(self, state: StackState, names: tuple[str, ...]) -> list[str]:
         """Return those of ``names`` that are dead and may be started now."""

@@ -135,8 +135,8 @@ def answers(uri: str) -> Iterator[None]:
             full = full_disk(error, database.parent, suspected=isinstance(error, ClientError | Boto3Error))
             if full is not None:
                 raise TrackingUnavailable(
-                    f"MLflow at {where}: {full.found}; the run goes on, and MLflow gets what it lacks when the run's "
-                    "command is given again and there is room"
+                    f"MLflow at {where}: {full.found}; the run goes on; once there is room, give the run's command "
+                    "again to log what MLflow lacks"
                 ) from error
             if says_damaged(error):
                 raise TrackingUnavailable(damaged_tracking(database)) from error

@@ -128,7 +128,7 @@ def test_certificates_that_are_not_there_for_servers_over_tls(
         monkeypatch.setenv(f"FEDBENCH_{name}", value)
     monkeypatch.setenv(variable, "/no/such/file")
     line = refused(COMMANDS[command], capsys, monkeypatch)
-    assert line == f"error: {variable}: expected a file of certificates (PEM), found none there: /no/such/file"
+    assert line == f"error: {variable}: expected a file of certificates (PEM), found no such file: /no/such/file"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where root too can make no folder")
@@ -166,7 +166,7 @@ def test_settings_of_certificates_that_are_none(tmp_path: Path) -> None:
     text.write_text("no certificate")
     folder.mkdir()
     environment = {"SSL_CERT_FILE": str(text), "REQUESTS_CA_BUNDLE": str(folder), "AWS_CA_BUNDLE": ""}
-    with pytest.raises(SettingsError, match=r"^SSL_CERT_FILE: .*, found a file without any: "):
+    with pytest.raises(SettingsError, match=r"^SSL_CERT_FILE: .*, found a file without certificates: "):
         use_certificates(dict(environment), over_tls=True)
     with pytest.raises(SettingsError, match=r"^SSL_CERT_FILE: .*, found a folder: "):
         use_certificates(environment | {"SSL_CERT_FILE": str(folder)}, over_tls=True)

@@ -156,7 +156,7 @@ def test_a_full_file_system_that_is_not_fedbenchs_is_not_taken_for_it(
     monkeypatch.setattr("infra.files.disk.LITTLE_BYTES", 0)  # however little this machine has
     found = full_disk(error_of_full_device(), tmp_path, suspected=False)
     assert found is not None
-    assert "it is another file system that is full" in str(found)
+    assert "so another file system is full" in str(found)
 
 
 def test_our_own_store_says_it_at_once_with_and_without_room_for_less(small: Path) -> None:

@@ -151,7 +151,7 @@ class _Protected(S3Service):
 
 def test_one_that_refuses_the_credentials_is_said_at_once(home: Path) -> None:
     service = _Protected(home, port=_free_port(), detached=True)
-    with pytest.raises(ServiceFailed, match=r"s3: http://.* does not take the credentials that are in .*services"):
+    with pytest.raises(ServiceFailed, match=r"s3: http://.* refuses the credentials in .*services"):
         service.ensure()
     assert service.running() is None
 
