@@ -22,15 +22,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
-from urllib.parse import urljoin
 
 from infra.errors import HomeInUse, ServiceFailed
 from infra.files.lock import FileLock
+from infra.processes.definition import ServiceDefinition
 from infra.processes.holder import STARTING, ServiceHolder, find_holder
-from infra.processes.launch import ask_status, end_group, launch
+from infra.processes.launch import end_group, launch
 from infra.processes.logs import last_lines
 from infra.processes.ports import LOOPBACK, await_free_port, bindable, free_port
 from infra.processes.publication import (
@@ -52,28 +50,18 @@ REFUSED = frozenset({401, 403})  # HTTP statuses for wrong credentials
 DYING_SECONDS = 1.0  # time for which a killed server may keep its port and lock
 
 
-class Service:
-    """Base of the embedded services. Subclasses define the command and the health check.
+class Service(ServiceDefinition):
+    """Base of the embedded services. Subclasses override the parts of :class:`ServiceDefinition`.
 
     Not for use in a child forked from the process that holds it.
     """
 
-    name: ClassVar[str]
-    health_path: str = "/"
-    healthy: ClassVar[frozenset[int]] = frozenset({200})  # HTTP statuses that count as an answer
-    start_seconds: ClassVar[float] = 60.0  # for one start, on a slow and loaded machine
-    patience_seconds: ClassVar[float] = 15.0  # a live process that is silent for so long is restarted
-    has_children: ClassVar[bool] = False  # the command starts child processes
-    keeps_port: bool = False  # fail if the wanted port is taken, rather than use another one
-
     def __init__(self, home: Path, *, port: int | None = None, host: str = LOOPBACK, detached: bool = False) -> None:
         """port: used if it is free; None: the port of the last start. host: address to listen at."""
-        self.home = home.absolute()
-        self.host = host
+        super().__init__(home, host)
         self.detached = detached
         self._wanted_port = port
-        self.folder = self.home / "services"
-        self.log_path = self.home / "logs" / f"{self.name}.log"
+        self._publication = self.folder / f"{self.name}.json"
         self._lock = FileLock(self.folder / f"{self.name}.lock")
         self._guard = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,28 +70,6 @@ class Service:
         self._attempts = 0
         self._stopping = False
         self._owner = os.getpid()
-
-    # What a subclass defines.
-
-    def command(self, port: int) -> list[str]:
-        """Return the program's absolute path and its arguments, without secrets: ``ps`` shows them."""
-        raise NotImplementedError
-
-    def environment(self, port: int) -> dict[str, str]:
-        """Return variables for the service at ``port``, added to this process's."""
-        return {}
-
-    def prepare(self) -> None:
-        """Make the folders and files that the service needs. The holder calls this before each start."""
-
-    def address_at(self, port: int) -> str:
-        return f"http://{self.host}:{port}"
-
-    def health_headers(self) -> dict[str, str]:
-        """Return headers for the health check. With credentials, only a server that accepts them is healthy."""
-        return {}
-
-    # What callers use.
 
     @property
     def address(self) -> str:
@@ -139,11 +105,7 @@ class Service:
 
     def answers(self, timeout: float = 5.0) -> bool:
         """Whether the service answers at its address within ``timeout`` seconds."""
-        return self._address is not None and self._ask(self._address, timeout) in self.healthy
-
-    def answers_at(self, address: str, timeout: float = 5.0) -> bool:
-        """Whether the service answers at ``address``, which :meth:`running` returned, and accepts our credentials."""
-        return self._ask(address, timeout) in self.healthy
+        return self._address is not None and self.answers_at(self._address, timeout)
 
     def ensure(self) -> bool:
         """Make sure that the service answers: start it, restart it (on its port if free), or find another run's.
@@ -332,18 +294,6 @@ class Service:
             self._fail(f"{address} refuses the credentials in {self.folder}")
         return status in self.healthy
 
-    def _takes_anybody(self, address: str) -> bool:
-        """Whether a service that must ask for credentials answers without them."""
-        return bool(self.health_headers()) and self._ask(address, 5.0, {}) in self.healthy
-
-    def _ask(self, address: str, timeout: float, headers: Mapping[str, str] | None = None) -> int | None:
-        """Return the HTTP status of the answer at ``address``; None: no answer within ``timeout`` seconds.
-
-        headers: None: those of :meth:`health_headers`.
-        """
-        sent = self.health_headers() if headers is None else headers
-        return ask_status(urljoin(address, self.health_path), sent, timeout)
-
     def _published(self) -> Publication | None:
         return read_publication(self._publication)
 
@@ -354,10 +304,6 @@ class Service:
 
     def _withdraw(self, found: Publication) -> None:
         write_publication(self._publication, found.model_copy(update={"address": None}))
-
-    @property
-    def _publication(self) -> Path:
-        return self.folder / f"{self.name}.json"
 
     def _end_process(self, grace: float) -> None:
         if self._process is not None:
