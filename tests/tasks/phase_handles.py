@@ -19,6 +19,7 @@ from infra.turns.local import LocalSlots
 from tasks.handles import Handles, Leavings
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.turns import AnyRequest, TurnReply
 
 
 @dataclass
@@ -40,8 +41,12 @@ async def nothing_left(handles: Handles) -> Leavings:
     return Leavings({}, None, None)
 
 
+def no_turn(request: AnyRequest) -> TurnReply:
+    raise AssertionError("no turn was expected")
+
+
 def make_handles(
-    objects: ObjectStore, folder: Path, name: str, *, take_turn: Callable[[Any], Any] | None = None, slots: int = 2
+    objects: ObjectStore, folder: Path, name: str, *, take_turn: Callable[[Any], TurnReply] = no_turn, slots: int = 2
 ) -> tuple[Handles, Notes]:
     """Slots start their processes when they are first used."""
     notes = Notes()
@@ -51,7 +56,7 @@ def make_handles(
         weights=WeightStore(objects, folder / "cache", 100),
         layout=FederationLayout("phases", name),
         slots=LocalSlots(slots, [], {"FEDBENCH_TEST_FOLDER": str(folder)}),
-        take_turn=take_turn or (lambda request: None),
+        take_turn=take_turn,
         reporter=notes,
         committed=lambda record: None,
         started=lambda run: None,

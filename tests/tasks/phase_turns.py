@@ -79,7 +79,7 @@ def unasked_update(request: UpdateRequest) -> TurnReply:
     from tasks.spec.records import UpdateRecord, WeightRef
     from tasks.spec.turns import TurnReply
 
-    updates = []
+    updates: list[UpdateRecord] = []
     for client in (*request.clients, "1", "4"):
         key = f"phases/{request.federation}/rounds/{request.round:04d}/updates/{client}.safetensors"
         updates.append(

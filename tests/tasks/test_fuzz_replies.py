@@ -27,7 +27,7 @@ CASES = 2000
 # Repeating a turn is tested elsewhere, and takes half of the time.
 ONCE = SPEC.model_copy(update={"participation": SPEC.participation.model_copy(update={"turn_retries": 0})})
 
-NASTY = [
+NASTY: list[Any] = [
     None, True, False, -1, 0, 1, 7, 2**31, 2**53, 2**63, 2**64 - 1, 2**64, 10**8, 10**400, -0.5, 1e-320, 1e38, 1e308,
     float("nan"), float("inf"), "", "1", "2", "3", "9", "../1", "a" * 64, "f" * 64, "x" * 20_000, "\ud800", "\0\x1b[2J",
     "null", "NaN", "1e5", "é😀", [], {}, [[]], [1, "1"], {"client": "1"}, {"": {}}, [None] * 3, [{}] * 40,
@@ -171,7 +171,9 @@ def tampered(silos: Silos, phase: str, changes: dict[str, Any], request: AnyRequ
         if phase == "stored":
             silos.store.client.objects[keys[phase]] = content
         else:
-            document = json.loads(in_place(content)(silos, request, document))
+            answer = in_place(content)(silos, request, document)
+            assert isinstance(answer, bytes)
+            document = json.loads(answer)
     text = json.dumps(changed_json(document, changes.get("json", ()))).encode()
     return changed_bytes(text, changes.get("answer", ()))
 

@@ -180,7 +180,8 @@ def test_a_part_of_an_evaluation_is_done_or_failed_for_all_its_clients() -> None
 
 
 def test_a_slot_that_returns_something_else_is_refused() -> None:
-    for reply in (None, {"ready": []}, WAKE):
+    others: tuple[Any, ...] = (None, {"ready": []}, WAKE)
+    for reply in others:
         with pytest.raises(BadReply, match="expected a reply, found"):
             checked(WAKE, reply)
 

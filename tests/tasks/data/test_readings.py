@@ -20,7 +20,7 @@ from tasks.errors import DataError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet
 
 WIDTH, HEIGHT = 96, 64
-BOXES = {"1": [[1, 1, 20, 20]], "2": [[2, 1, 20, 20]], "3": [[3, 1, 20, 20]]}
+BOXES: dict[str, list[list[float]]] = {"1": [[1, 1, 20, 20]], "2": [[2, 1, 20, 20]], "3": [[3, 1, 20, 20]]}
 
 
 def picture(seed: int) -> Image.Image:
@@ -33,7 +33,7 @@ class OwnData:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.boxes: dict[str, list[list[float]]] = {name: list(boxes) for name, boxes in BOXES.items()}
+        self.boxes = {name: list(boxes) for name, boxes in BOXES.items()}
         self.sizes: dict[str, tuple[int, int]] = dict.fromkeys(BOXES, (WIDTH, HEIGHT))
         (root / "images").mkdir(parents=True)
         for name in BOXES:

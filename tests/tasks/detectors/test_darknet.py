@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 
 from flows.coordinator.preflight import pin_weights, require_weights
 from infra.settings import S3Settings, Settings
-from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from infra.store.weights import WeightStore
 from tasks.aggregate import initial_weights
 from tasks.detectors.darknet import DarknetHeader, load_darknet, read_header
 from tasks.detectors.initial import initial_detector
@@ -34,10 +32,10 @@ from tasks.detectors.yolo_network import (
     numbered,
 )
 from tasks.errors import DataError
-from tasks.handles import Handles
 from tasks.spec import detector as spec
 from tasks.spec.federation import FederationSpec
 from tests.tasks.detectors.darknet_files import darknet_bytes, packed, save_darknet
+from tests.tasks.phase_handles import make_handles
 
 # A network of two scales whose files have a few kB: convolutions 0, 2, 3, 7 and 10; outputs 3 and 10.
 SMALL = numbered(
@@ -318,20 +316,14 @@ def test_round_0_starts_from_the_file(folder: Path) -> None:
         assert torch.equal(value, source.state_dict()[name]), name
 
 
-class Said(list[str]):
-    """A reporter that keeps what it was told."""
-
-    message = list.append
-
-
 def test_round_0_is_stored(folder: Path, s3_settings: S3Settings, tmp_path: Path) -> None:
-    settings, objects = Settings(home=tmp_path, s3=s3_settings, weights_dir=folder), ObjectStore(s3_settings)
-    weights, layout, said = WeightStore(objects, tmp_path / "cache", 500), FederationLayout("darknet", "test"), Said()
-    handles = Handles(settings, objects, weights, layout, None, None, said, None, None, None)
+    settings = Settings(home=tmp_path, weights_dir=folder)
+    handles, notes = make_handles(ObjectStore(s3_settings), tmp_path, "darknet")
+    handles.settings = settings
     ref = initial_weights(handles, from_file(), 7)
-    state = load_file(weights.get(ref.key, ref.sha256, ref.bytes).path)
+    state = load_file(handles.weights.get(ref.key, ref.sha256, ref.bytes).path)
     net, report = initial_detector(from_file().detector, 7, seed=FederationSpec().seed, file_of=settings.weight_file)
-    assert said == [str(report)]
+    assert notes.calls == [("message", str(report))]
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 

@@ -73,8 +73,10 @@ def slow_backbone(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
         x = functional.conv2d(functional.pad(x, pads), weight, stride=stride, groups=groups)
-        part = [state[f"{norm}.{field}"] for field in ("running_mean", "running_var", "weight", "bias")]
-        return functional.batch_norm(x, *part, eps=1e-3)
+        mean, variance, scale, shift = (
+            state[f"{norm}.{field}"] for field in ("running_mean", "running_var", "weight", "bias")
+        )
+        return functional.batch_norm(x, mean, variance, scale, shift, eps=1e-3)
 
     x = functional.relu6(conv((images.float() - 127) / 128, "_conv_stem", "_bn0", 2))
     maps = []
@@ -207,7 +209,7 @@ def random_boxes(generator: np.random.Generator) -> list[list[float]]:
     for _ in range(generator.integers(0, 6)):
         left, top = generator.uniform(0, 80), generator.uniform(0, 50)
         boxes.append([left, top, left + generator.uniform(3, 96 - left), top + generator.uniform(3, 64 - top)])
-    return np.float32(boxes).tolist()
+    return np.asarray(boxes, np.float32).tolist()
 
 
 @pytest.mark.parametrize("seed", range(200))

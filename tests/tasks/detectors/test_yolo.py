@@ -25,6 +25,7 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import AdamW, EvaluationSpec
 from tasks.training.evaluation import evaluate
 from tasks.training.optimizers import build_optimizer
+from tests.present import present
 from tests.tasks.detectors.slow_yolo_loss import cross_entropy, overlap, slow_loss
 
 SIDE = 64  # pixels
@@ -67,7 +68,8 @@ def random_images(count: int, seed: int = 0) -> Tensor:
 def test_parameters_are_those_of_the_published_network() -> None:
     detector = detector_of(num_classes=7)
     assert sum(parameter.numel() for parameter in detector.parameters()) == 8_683_736
-    sizes = {name: tuple(layer.conv.weight.shape) for name, layer in detector.layers.items() if hasattr(layer, "conv")}
+    layers = {name: layer for name, layer in detector.layers.items() if hasattr(layer, "conv")}
+    sizes = {name: tuple(layer.get_parameter("conv.weight").shape) for name, layer in layers.items()}
     # Darknet's yolov3-tiny.cfg: filters and sizes of its convolutional layers, by number.
     assert sizes == {
         "0": (16, 3, 3, 3), "2": (32, 16, 3, 3), "4": (64, 32, 3, 3), "6": (128, 64, 3, 3), "8": (256, 128, 3, 3),
@@ -291,7 +293,7 @@ def test_images_without_objects_give_finite_gradients(assignment: Any, box_loss:
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    assert detector.layers["22"].bias.grad.abs().sum() > 0
+    assert present(detector.layers["22"].get_parameter("bias").grad).abs().sum() > 0
 
 
 # --- in use ------------------------------------------------------------------------------------------------

@@ -139,14 +139,15 @@ def yolov3_by_hand(net: YoloNetwork, pixels: Tensor) -> list[Tensor]:
         for first in range(start + 1, start + 1 + 3 * blocks, 3):
             x = layer[str(first + 1)](layer[str(first)](x)) + x
         features.append(x)
-    maps = []
+    maps: list[Tensor] = []
+    branch = x
     for start, skip in ((75, None), (87, features[3]), (99, features[2])):
         if skip is not None:
-            up = functional.interpolate(layer[str(start - 3)](branch), scale_factor=2, mode="nearest")  # noqa: F821
+            up = functional.interpolate(layer[str(start - 3)](branch), scale_factor=2, mode="nearest")
             x = torch.cat([up, skip], dim=1)
         for number in range(start, start + 5):
             x = layer[str(number)](x)
-        branch = x  # noqa: F841
+        branch = x
         maps.insert(0, parted(layer[str(start + 6)](layer[str(start + 5)](x))))
     return maps
 
@@ -303,9 +304,10 @@ def test_training_sees_the_sizes_and_is_repeatable() -> None:
     training = TrainingSpec(multi_scale=(64, 128), augmentation=Augmentation(flip=0), batch_size=2)
     runs = []
     for _ in range(2):
+        seen: list[torch.Size] = []
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            net, seen = YoloNetwork(spec.YoloV3TinySpec(width=64, height=64), 7, SMALL), []
+            net = YoloNetwork(spec.YoloV3TinySpec(width=64, height=64), 7, SMALL)
         net.register_forward_hook(lambda _, args, __, seen=seen: seen.append(args[0].shape[2:]))
         result = train(net, [batch] * 21, training, lr=1e-3, warmup_steps=0, seed=11, client="1")
         runs.append((seen, result.loss))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -24,6 +23,8 @@ from tasks.spec.records import (
     UpdateRecord,
     WeightRef,
 )
+from tests.present import present
+from tests.tasks.figures.drawn import drawn, xs, ys
 
 SHA = "0" * 64
 REF = WeightRef(key="k", sha256=SHA, bytes=1)
@@ -60,12 +61,6 @@ def record(
     )  # fmt: skip
 
 
-def _drawn(figure: Figure) -> Image.Image:
-    stream = BytesIO()
-    figure.savefig(stream, format="png")
-    return Image.open(stream)
-
-
 def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
@@ -74,14 +69,14 @@ def test_rounds_plot_draws_every_figure_and_marks_the_best_round() -> None:
     figure = rounds_plot([record(2, 0.3, {"1": 1.0}), record(0, 0.0), record(1, 0.4, {"1": 2.0}), record(3, 0.4)])
     losses, scores, maps = figure.axes
     train, test = losses.lines
-    assert list(train.get_xdata()) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(train.get_ydata(), [np.nan, 2.0, 1.0, np.nan])
-    np.testing.assert_allclose(test.get_ydata(), [5.0, 2.5, 5 / 3, 1.25])
-    np.testing.assert_array_equal(scores.lines[0].get_ydata(), [0.0, 0.4, 0.3, 0.4])
+    assert list(xs(train)) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(ys(train), [np.nan, 2.0, 1.0, np.nan])
+    np.testing.assert_allclose(ys(test), [5.0, 2.5, 5 / 3, 1.25])
+    np.testing.assert_array_equal(ys(scores.lines[0]), [0.0, 0.4, 0.3, 0.4])
     assert scores.get_title(loc="right") == "best map50_voc10 0.400, round 1"  # the first of equals
-    np.testing.assert_array_equal(maps.lines[0].get_ydata(), [0.0, 0.4, 0.3, 0.4])
-    assert [len(line.get_xdata()) for line in maps.lines] == [4, 4, 4, 4, 1]
-    assert _drawn(figure).width > 1000
+    np.testing.assert_array_equal(ys(maps.lines[0]), [0.0, 0.4, 0.3, 0.4])
+    assert [len(xs(line)) for line in maps.lines] == [4, 4, 4, 4, 1]
+    assert drawn(figure).width > 1000
 
 
 def test_rounds_plot_marks_the_best_by_the_federations_own_measure() -> None:
@@ -93,7 +88,9 @@ def test_rounds_plot_marks_the_best_by_the_federations_own_measure() -> None:
     _, scores, maps = rounds_plot(records).axes
     assert scores.get_title(loc="right") == ""
     assert maps.get_title(loc="right") == "best map_coco 0.200, round 1"
-    assert [tuple(map(float, pair)) for pair in zip(*maps.lines[-1].get_data(), strict=True)] == [(1.0, 0.2)]
+    assert [tuple(map(float, pair)) for pair in zip(xs(maps.lines[-1]), ys(maps.lines[-1]), strict=True)] == [
+        (1.0, 0.2)
+    ]
 
 
 def test_rounds_plot_for_a_narrow_page_has_the_same_panels_below_each_other() -> None:
@@ -101,7 +98,7 @@ def test_rounds_plot_for_a_narrow_page_has_the_same_panels_below_each_other() ->
     wide, narrow = rounds_plot(records), rounds_plot(records, stacked=True)
     titles = [[axes.get_title(loc="left") for axes in figure.axes] for figure in (wide, narrow)]
     assert titles[0] == titles[1]
-    assert _drawn(wide).width == 2 * _drawn(narrow).width
+    assert drawn(wide).width == 2 * drawn(narrow).width
     lefts = {axes.get_position().x0 for axes in narrow.axes}
     assert max(lefts) - min(lefts) < 0.02
 
@@ -110,7 +107,7 @@ def test_rounds_plot_without_any_figure_is_an_empty_plot() -> None:
     assert rounds_plot([]).axes[1].get_title(loc="right") == ""
     figure = rounds_plot([record(0, None)])
     assert figure.axes[1].get_title(loc="right") == ""
-    assert _drawn(figure).width > 1000
+    assert drawn(figure).width > 1000
 
 
 def test_class_by_device_shows_every_count_and_the_sums() -> None:
@@ -119,11 +116,11 @@ def test_class_by_device_shows_every_count_and_the_sums() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n12", "2\n703"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["basket  700", "chair  15", "table  0"]
     assert _texts(figure) == ["·", "700", "12", "3", "·", "·"]
-    assert _drawn(figure).height > 200
+    assert drawn(figure).height > 200
 
 
 def test_class_by_device_without_boxes() -> None:
-    assert _drawn(class_by_device_plot({"1": {"chair": 0}})).height > 200
+    assert drawn(class_by_device_plot({"1": {"chair": 0}})).height > 200
     assert _texts(class_by_device_plot({})) == []
 
 
@@ -131,13 +128,13 @@ def test_class_by_device_without_boxes() -> None:
 def test_a_set_of_many_classes_or_devices_is_drawn(classes: int, devices: int) -> None:
     """Agg takes no more than 65,536 dots, which 1,200 classes of the usual height would be."""
     counts = {f"d{device}": {f"c{number}": 1 + number for number in range(classes)} for device in range(devices)}
-    image = _drawn(class_by_device_plot(counts))
+    image = drawn(class_by_device_plot(counts))
     assert max(image.size) < 7500
 
 
 def test_the_losses_of_many_clients_are_drawn() -> None:
     records = [record(0, 0.0), record(1, 0.1, {str(client): 1 + client / 2500 for client in range(2500)})]
-    image = _drawn(client_losses_plot(records))
+    image = drawn(client_losses_plot(records))
     assert image.height < 7500
 
 
@@ -149,18 +146,18 @@ def test_client_losses_has_a_row_a_client_and_a_cross_where_one_was_dropped() ->
     figure = client_losses_plot(records)
     top, cells = figure.axes[:2]
     assert [label.get_text() for label in cells.get_yticklabels()] == [str(client) for client in range(1, 21)]
-    shown = np.ma.filled(cells.images[0].get_array().astype(float), np.nan)
+    shown = np.ma.filled(present(cells.images[0].get_array()).astype(float), np.nan)
     assert shown.shape == (20, 2)
     assert shown[9].tolist() == [10.0, 5.0]
     assert np.isnan(shown[2, 1])
-    crosses = [tuple(point) for drawn in cells.collections for point in drawn.get_offsets().tolist()]
+    crosses = [tuple(point) for marks in cells.collections for point in np.asarray(marks.get_offsets()).tolist()]
     assert crosses == [(2.0, 2.0)]
-    assert list(top.lines[0].get_xdata()) == [1, 2]
-    assert _drawn(figure).height > 800
+    assert list(xs(top.lines[0])) == [1, 2]
+    assert drawn(figure).height > 800
 
 
 def test_client_losses_before_the_first_round() -> None:
-    assert _drawn(client_losses_plot([record(0, 0.0)])).width > 500
+    assert drawn(client_losses_plot([record(0, 0.0)])).width > 500
 
 
 def _gray(width: int = 704, height: int = 576) -> Image.Image:
@@ -203,7 +200,7 @@ def test_boxes_outside_the_image_and_out_of_order_are_drawn_inside_it() -> None:
     found = ImageDetections(
         np.array([[-50, -50, 2000, 2000], [300, 300, 200, 200], [np.nan] * 4]),
         np.array([0.9, 0.8, 0.7]),
-        np.zeros(3),
+        np.zeros(3, np.int64),
     )
     sheet = detection_sheet([(_gray(), (np.zeros((0, 4)), np.zeros(0, np.int64)), found)], ["a"])
     assert sheet.width == TILE_WIDTH + 24

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.patches import Rectangle
 
 from tasks.figures.suite import classes_plot, experiment_plot, experiments_plot, federations_plot, suite_plots
 from tasks.suite.summary import summarise
+from tests.present import present
+from tests.tasks.figures.drawn import drawn, xs, ys
 from tests.tasks.suite.suite_results import between, cell, result
-
-
-def drawn(figure: Figure) -> Image.Image:
-    buffer = BytesIO()
-    figure.savefig(buffer)
-    return Image.open(buffer)
 
 
 def legend(owner: Axes | Figure) -> list[str]:
     found = owner.get_legend() if isinstance(owner, Axes) else owner.legends[0]
-    return [text.get_text() for text in found.get_texts()]
+    return [text.get_text() for text in present(found).get_texts()]
 
 
 def test_a_federation_is_drawn_between_its_references_by_round() -> None:
@@ -34,13 +29,13 @@ def test_a_federation_is_drawn_between_its_references_by_round() -> None:
     assert axes.get_ylabel() == "map50_voc10"
     assert legend(axes) == ["centralised (3 seeds)", "federated (3 seeds)", "local only (2 seeds)"]
     central, federated, alone = axes.lines
-    np.testing.assert_array_equal(federated.get_xdata(), [0, 1, 2])
-    np.testing.assert_allclose(federated.get_ydata(), [0, 0.5, 0.61])
-    np.testing.assert_allclose(central.get_ydata(), [0, 0.7, 0.82])
-    np.testing.assert_allclose(alone.get_ydata(), [0, 0.1, 0.305])
+    np.testing.assert_array_equal(xs(federated), [0, 1, 2])
+    np.testing.assert_allclose(ys(federated), [0, 0.5, 0.61])
+    np.testing.assert_allclose(ys(central), [0, 0.7, 0.82])
+    np.testing.assert_allclose(ys(alone), [0, 0.1, 0.305])
     # The band of the federation, from its least to its greatest seed in the last round.
     band = axes.collections[1].get_paths()[0].vertices
-    assert {0.6, 0.62} <= {round(float(y), 6) for x, y in band if x == 2}
+    assert {0.6, 0.62} <= {round(float(y), 6) for x, y in np.asarray(band) if x == 2}
     # In grey print the lines differ by more than their colour.
     assert len({line.get_linestyle() for line in axes.lines}) == 3
     assert drawn(figure).width < 700
@@ -50,9 +45,9 @@ def test_by_bytes_references_are_level_lines_at_their_last_round() -> None:
     (axes,) = experiment_plot(between(), "apart", "bytes").axes
     assert axes.get_xlabel() == "MB of weights, clients up and down"
     central, federated, alone = axes.lines
-    np.testing.assert_allclose(federated.get_xdata(), [0, 1, 2])
-    assert list(central.get_ydata()) == pytest.approx([0.82, 0.82])
-    assert list(alone.get_ydata()) == pytest.approx([0.305, 0.305])
+    np.testing.assert_allclose(xs(federated), [0, 1, 2])
+    assert list(ys(central)) == pytest.approx([0.82, 0.82])
+    assert list(ys(alone)) == pytest.approx([0.305, 0.305])
     assert "centralised (3 seeds), last round" in legend(axes)
 
 
@@ -60,7 +55,7 @@ def test_by_time_every_role_has_its_own() -> None:
     slow = cell("a", "federated", 1, [0.0, *[0.5] * 11])
     (axes,) = experiment_plot(result(slow, cell("a", "centralised", 1, [0.0, 0.7])), "a", "time").axes
     assert axes.get_xlabel() == "wall time, min"
-    assert [line.get_xdata()[-1] for line in axes.lines] == [1, 11]
+    assert [xs(line)[-1] for line in axes.lines] == [1, 11]
     assert not axes.collections  # one seed has no band
 
 
@@ -68,7 +63,7 @@ def test_rounds_that_are_not_as_many_passes_are_drawn_by_passes() -> None:
     some = cell("a", "federated", 1, [0.0, 0.1, 0.2], step=0.5)
     (axes,) = experiment_plot(result(some, cell("a", "centralised", 1, [0.0, 0.4])), "a", "round").axes
     assert axes.get_xlabel() == "passes over the training images"
-    assert list(axes.lines[1].get_xdata()) == [0, 0.5, 1]
+    assert list(xs(axes.lines[1])) == [0, 0.5, 1]
 
 
 def test_all_experiments_have_a_panel_of_one_scale_and_a_line_in_one_panel() -> None:
@@ -90,13 +85,15 @@ def test_classes_are_bars_with_their_spread_and_a_mark_for_each_reference() -> N
     figure = classes_plot(experiment)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["chair", "table"]
-    assert axes.patches[0].get_width() == pytest.approx(0.61)
-    assert np.isnan(axes.patches[1].get_width())
+    bars = [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert bars[0] == pytest.approx(0.61)
+    assert np.isnan(bars[1])
     assert sorted(legend(figure)) == ["centralised", "federated", "local only"]
-    marks = {line.get_label(): line.get_xdata()[0] for line in axes.lines if not line.get_label().startswith("_")}
+    marks = {line.get_label(): xs(line)[0] for line in axes.lines if not str(line.get_label()).startswith("_")}
     assert marks == {"centralised": pytest.approx(0.82), "local only": pytest.approx(0.305)}
-    whiskers = axes.collections[0].get_segments()[0]
-    assert whiskers[:, 0].tolist() == pytest.approx([0.6, 0.62])
+    whiskers = axes.collections[0]
+    assert isinstance(whiskers, LineCollection)
+    assert whiskers.get_segments()[0][:, 0].tolist() == pytest.approx([0.6, 0.62])
     (alone,) = summarise(result(cell("a", "centralised", 1, [0.4]))).experiments
     assert legend(classes_plot(alone)) == ["centralised"]
 

@@ -113,7 +113,7 @@ def _twice(arrays: dict[str, np.ndarray]) -> None:
     ],
 )
 def test_spoiled_arrays_are_refused(spoil: Callable[[dict[str, np.ndarray]], None], message: str) -> None:
-    one = ImageDetections(np.ones((1, 4)), np.ones(1), np.ones(1))
+    one = ImageDetections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.ones(1, np.int64))
     arrays = pack({0: one, 1: one})
     spoil(arrays)
     with pytest.raises(DataError, match=message):

@@ -41,7 +41,7 @@ def _random_case(random: np.random.Generator) -> Case:
         every = np.concatenate([corners, corners + sides], axis=1)
         difficult = random.random(objects) < 0.25 if random.random() < 0.5 else None
         truth.append((every[:objects].astype(np.float32), random.integers(0, 2, objects), difficult))
-        scores = random.integers(0, 5, boxes) / 4
+        scores = (random.integers(0, 5, boxes) / 4).astype(np.float32)
         found.append(ImageDetections(every[objects:], scores, random.integers(0, 2, boxes)))
     return truth, found
 

@@ -18,6 +18,7 @@ from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import EvaluationSpec
+from tests.present import present
 
 RULES = EvaluationSpec(batch_size=4)
 
@@ -65,7 +66,7 @@ def test_figures_are_means_over_clients(detector: Detector, data: FederatedData)
     )
     assert sum(seen) == sum(record.test_size for record in records) == 10
     assert metrics.train_loss is None
-    losses = [record.loss for record in records]
+    losses = [present(record.loss) for record in records]
     sizes = [record.test_size for record in records]
     assert metrics.loss == pytest.approx(np.average(losses, weights=sizes))
     assert metrics.unweighted["loss"] == pytest.approx(np.mean(losses))

@@ -72,7 +72,7 @@ def test_pure_python_pickler_writes_the_same(tmp_path: Path) -> None:
     path = tmp_path / "pure.pkl"
     for protocol in range(6):
         with path.open("wb") as file:
-            pickle._Pickler(file, protocol).dump(arrays())  # type: ignore[attr-defined]
+            pickle._Pickler(file, protocol).dump(arrays())
         assert np.array_equal(read_arrays(path)[1], arrays()[1])
 
 

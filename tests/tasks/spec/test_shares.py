@@ -12,6 +12,7 @@ from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import EvaluationRecord, UpdateRecord, WeightRef
 from tasks.spec.references import local_only, twin
 from tasks.spec.shares import Weight, least_clients, limited, limiting_factors, majority
+from tests.present import present
 
 LIE = 10**9
 
@@ -79,9 +80,8 @@ def test_so_many_clients_are_needed(share: float, clients: int) -> None:
 
 def test_a_partial_sum_is_lowered_as_a_whole() -> None:
     # Clients of 30 and 10 images in one sum, of 10 and 10 in the other: 30 may be half of what is left at most.
-    first, second = limiting_factors([(40, 30), (20, 10)], 0.4) or [None, None]
+    first, second = present(limiting_factors([(40, 30), (20, 10)], 0.4))
     assert second == 1
-    assert first is not None
     assert float(30 * first / (40 * first + 20)) == pytest.approx(0.4)
     assert limiting_factors([(40, 30)], 0.4) is None  # nothing beside it that could weigh more
 

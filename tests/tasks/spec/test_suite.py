@@ -148,7 +148,7 @@ def test_suites_that_come_with_it(name: str) -> None:
     found = suite_preset(name)
     assert found.name == name
     assert (SUITES[name].__doc__ or "").strip()
-    passes = {}
+    passes: dict[str, set[int]] = {}
     for cell in cells_of(found):
         passes.setdefault(cell.experiment, set()).add(cell.spec.max_rounds * cell.spec.training.local_epochs)
         assert cell.spec.training.schedule.hold + cell.spec.training.schedule.decay in (cell.spec.max_rounds, 1_000_000)

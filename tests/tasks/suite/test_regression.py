@@ -314,7 +314,9 @@ def test_the_spread_of_a_family_is_found_again() -> None:
     rng = np.random.default_rng(6)
     value, freedom = 0.04, 6.0
     own = {
-        (str(group), "figure"): sample_variance(rng.normal(0, np.sqrt(value * freedom / rng.chisquare(freedom)), 3))
+        (str(group), "figure"): sample_variance(
+            list(rng.normal(0, np.sqrt(value * freedom / rng.chisquare(freedom)), 3))
+        )
         for group in range(4000)
     }
     found = FamilySpread(own, least=1e-9).prior("new")

@@ -7,6 +7,7 @@ import pytest
 
 from tasks.suite.course import course_of
 from tasks.suite.summary import spread_of, summarise
+from tests.present import present
 from tests.tasks.suite.suite_results import between, cell, result
 
 
@@ -31,33 +32,37 @@ def test_each_role_is_summed_up_at_its_last_round() -> None:
         ("local-only", (1, 2), 4, ("1", "2")),
     ]
     central, federated, alone = summary.rows
-    assert federated.figures["map50_voc10"].values == (0.6, 0.61, 0.62)
-    assert central.figures["map_coco"].mean == pytest.approx(0.41)
-    assert federated.figures["train_loss"].sd == 0
+    assert present(federated.figures["map50_voc10"]).values == (0.6, 0.61, 0.62)
+    assert present(central.figures["map_coco"]).mean == pytest.approx(0.41)
+    assert present(federated.figures["train_loss"]).sd == 0
     # Of a seed, the mean over devices of 0.2 and 0.4; then 0.01 more.
-    assert alone.figures["map50_voc10"].values == pytest.approx((0.3, 0.31))
-    assert alone.figures["map50_voc10"].sd == pytest.approx(np.std([0.3, 0.31], ddof=1))
-    assert federated.per_class["chair"].mean == pytest.approx(0.61)
+    assert present(alone.figures["map50_voc10"]).values == pytest.approx((0.3, 0.31))
+    assert present(alone.figures["map50_voc10"]).sd == pytest.approx(np.std([0.3, 0.31], ddof=1))
+    assert present(federated.per_class["chair"]).mean == pytest.approx(0.61)
     assert federated.per_class["table"] is None
-    assert federated.rounds_to_target.values == (1, 1, 1)
+    assert present(federated.rounds_to_target).values == (1, 1, 1)
     assert (alone.rounds_to_target, alone.reached) == (None, 0)
-    assert (federated.seconds.mean, federated.exchanged.mean, federated.moved.mean) == (120, 2_000_000, 500_000)
+    assert (present(federated.seconds).mean, present(federated.exchanged).mean, present(federated.moved).mean) == (
+        120,
+        2_000_000,
+        500_000,
+    )
     assert central.exchanged is alone.exchanged is None
-    assert federated.gpu_seconds.mean == 90
+    assert present(federated.gpu_seconds).mean == 90
 
 
 def test_devices_alone_keep_their_own_figures() -> None:
     (experiment,) = summarise(between()).experiments
-    assert [(row.device, row.figures["map50_voc10"].values) for row in experiment.devices] == [
+    assert [(row.device, present(row.figures["map50_voc10"]).values) for row in experiment.devices] == [
         ("1", (0.2, 0.2 + 0.01)), ("2", (0.4, 0.4 + 0.01)),
     ]  # fmt: skip
 
 
 def test_gap_and_gain_are_paired_by_seed() -> None:
     (experiment,) = summarise(between()).experiments
-    assert experiment.gap.difference.values == pytest.approx((-0.2, -0.21, -0.22))
-    assert experiment.gain.difference.values == pytest.approx((0.3, 0.3))  # of the two seeds that both have
-    assert experiment.gap.passes == 2
+    assert present(experiment.gap).difference.values == pytest.approx((-0.2, -0.21, -0.22))
+    assert present(experiment.gain).difference.values == pytest.approx((0.3, 0.3))  # of the two seeds that both have
+    assert present(experiment.gap).passes == 2
     (bare,) = summarise(result(cell("a", "federated", 1, [0.1]), cell("a", "centralised", 2, [0.2]))).experiments
     assert bare.gap is bare.gain is None
 
@@ -66,8 +71,8 @@ def test_pairs_are_held_to_the_same_number_of_image_passes() -> None:
     # Half of the clients a round: after 3 rounds, 1.5 passes; centralised had 1 pass in round 1, 2 in round 2.
     some = cell("a", "federated", 1, [0.0, 0.1, 0.2, 0.3], step=0.5)
     (experiment,) = summarise(result(some, cell("a", "centralised", 1, [0.0, 0.4, 0.9]))).experiments
-    assert experiment.gap.passes == 1.5
-    assert experiment.gap.difference.values == pytest.approx((0.3 - 0.4,))
+    assert present(experiment.gap).passes == 1.5
+    assert present(experiment.gap).difference.values == pytest.approx((0.3 - 0.4,))
 
 
 def test_a_run_without_the_figure_is_in_no_pair() -> None:
@@ -81,8 +86,8 @@ def test_the_best_round_stands_beside_the_last() -> None:
     (row,) = summarise(
         result(cell("a", "federated", 1, [0.0, 0.7, 0.4]), cell("a", "federated", 2, [0.9, None, 0.2]))
     ).rows
-    assert row.best.values == (0.7, 0.9)
-    assert row.figures["map50_voc10"].values == (0.4, 0.2)
+    assert present(row.best).values == (0.7, 0.9)
+    assert present(row.figures["map50_voc10"]).values == (0.4, 0.2)
 
 
 def test_a_seed_at_which_a_device_is_missing_is_left_out_of_the_mean() -> None:
@@ -90,7 +95,7 @@ def test_a_seed_at_which_a_device_is_missing_is_left_out_of_the_mean() -> None:
     cells.append(cell("a", "local-only", 2, [0.9], device="2"))
     (experiment,) = summarise(result(*cells)).experiments
     assert experiment.rows["local-only"].seeds == (1,)
-    assert experiment.rows["local-only"].figures["map50_voc10"].values == (0.2,)
+    assert present(experiment.rows["local-only"].figures["map50_voc10"]).values == (0.2,)
     assert [row.seeds for row in experiment.devices] == [(1,), (1, 2)]
 
 
@@ -98,19 +103,19 @@ def test_clients_with_test_sets_of_their_own_have_rows_of_their_own() -> None:
     (experiment,) = summarise(between(own_tests=True)).experiments
     clients = experiment.rows["federated"].per_client
     assert list(clients) == ["1", "2"]
-    assert clients["1"]["recall"].values == (0.321,) * 3
+    assert present(clients["1"]["recall"]).values == (0.321,) * 3
     assert clients["2"]["map50_voc10"] is None
 
 
 def test_a_course_is_by_round_as_far_as_all_seeds_have_it() -> None:
     longer = cell("a", "federated", 2, [0.2, None, 0.6, 0.9])
-    course = course_of(result(cell("a", "federated", 1, [0.0, 0.3, 0.4]), longer), "a", "federated")
+    course = present(course_of(result(cell("a", "federated", 1, [0.0, 0.3, 0.4]), longer), "a", "federated"))
     assert list(course.rounds) == [0, 1, 2]
     assert course.mean == (0.1, None, 0.5)
     assert course.least == (0.0, None, 0.4)
     assert course.greatest == (0.2, None, 0.6)
     assert (course.n, course.seconds, course.exchanged) == (2, (0, 60, 120), (0, 1e6, 2e6))
-    alone = course_of(between(), "apart", "local-only")
+    alone = present(course_of(between(), "apart", "local-only"))
     assert (alone.n, alone.mean[-1]) == (2, pytest.approx(0.305))
-    assert course_of(between(), "apart", "federated").n == 3
+    assert present(course_of(between(), "apart", "federated")).n == 3
     assert course_of(result(longer), "a", "centralised") is None

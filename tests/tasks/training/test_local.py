@@ -31,6 +31,7 @@ from tasks.training.evaluation import evaluate
 from tasks.training.local import TrainingResult, train
 from tasks.training.optimizers import build_optimizer, learning_rate
 from tasks.training.seeds import derive_seed
+from tests.present import present
 
 SGD = Sgd(lr=0.1, momentum=0, weight_decay=0)
 
@@ -211,7 +212,7 @@ def test_warm_up_raises_the_rate_step_by_step() -> None:
         sum(detector.loss(detector(batch.images), Targets(batch.boxes, batch.labels)).values()).backward()  # type: ignore[union-attr]
         with torch.no_grad():
             for parameter in detector.parameters():
-                parameter -= 0.1 * number / 4 * parameter.grad
+                parameter.sub_(0.1 * number / 4 * present(parameter.grad))
     torch.testing.assert_close(warmed[:3], detector.layer.weight[0].detach())
 
 
