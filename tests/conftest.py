@@ -104,6 +104,20 @@ def street_dir() -> Path:
     return Path(STREET_DIR)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Give torch one thread during the file's tests, as small tensors gain nothing from more.
+
+    Restore the number afterwards, also if a turn in this process has changed it.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder for what a browser has shown: the one that ``FEDBENCH_SCREENSHOTS`` names, else a temporary one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,8 @@ from tasks.stop_and_eval import client_eval, clients_by_test_set, score
 from tasks.wake_up import client_wake_up
 from tests.tasks.phase_handles import make_handles, make_plan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
     detector=YoloV3TinySpec(width=64, height=64, assignment="side-ratio", box_loss="ciou"),
@@ -41,13 +42,6 @@ SPEC = FederationSpec(
     evaluation=EvaluationSpec(batch_size=2),
 )
 NAME = "client-turns"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)  # a site sets those of its specification
 
 
 @pytest.fixture(scope="module")

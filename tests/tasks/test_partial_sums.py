@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -247,13 +247,6 @@ def test_a_client_of_two_sums_counts_in_one(handles: Handles) -> None:
 
 
 # --- a real site -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)  # a site sets those of its specification
 
 
 def test_a_real_shard_is_the_mean_of_its_clients_own_updates(

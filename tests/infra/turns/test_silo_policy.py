@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
@@ -32,6 +30,8 @@ from tests.tasks.phase_handles import make_handles, make_plan
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
@@ -76,13 +76,6 @@ def allows(policy: dict[str, Any], action: str, bucket: str, key: str) -> bool:
         and any(fnmatch.fnmatchcase(resource, pattern) for pattern in statement["Resource"])
         for statement in policy["Statement"]
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

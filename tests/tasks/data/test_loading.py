@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +18,10 @@ from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.training import Augmentation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Samples = tuple[ImageSample, ...]
 PLAIN = Augmentation(flip=0, scale=0, translate=0, color=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images this small gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,15 @@ from tasks.strategies.fedavg import FedAvg
 from tasks.training.optimizers import build_optimizer
 from tests.tasks.detectors.tiny_detectors import SIDE, TINY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 3
 FIRST, SECOND = 3, 4
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_detectors_after() -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
     _built.cache_clear()
 
 

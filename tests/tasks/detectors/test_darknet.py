@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +37,13 @@ from tasks.spec.federation import FederationSpec
 from tests.tasks.detectors.darknet_files import darknet_bytes, packed, save_darknet
 from tests.tasks.phase_handles import make_handles
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # A network of two scales whose files have a few kB: convolutions 0, 2, 3, 7 and 10; outputs 3 and 10.
 SMALL = numbered(
     Conv(4), MaxPool(), Conv(8, 1), Output(1), Detect(1),
     Route((-3,)), Upsample(), Conv(4), Route((-1, 0)), Conv(4), Output(0), Detect(0),
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(seed: int, classes: int = 7) -> YoloNetwork:

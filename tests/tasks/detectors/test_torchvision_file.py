@@ -33,17 +33,11 @@ from tasks.models.card import licence_notes
 from tasks.spec.federation import FederationSpec
 from tests.tasks.detectors.tiny_detectors import TINY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VGG, RESNET, MOBILE = "faster-rcnn-vgg16", "faster-rcnn-resnet50-fpn", "faster-rcnn-mobilenetv3-320-fpn"
 State = dict[str, Tensor]
 FPN = ("inner_blocks", "layer_blocks")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def spec_of(kind: str, weights: dict[str, Any], norm: str = "frozen-batch-norm", **fields: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from tasks.training.optimizers import build_optimizer
 from tests.present import present
 from tests.tasks.detectors.slow_yolo_loss import cross_entropy, overlap, slow_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 64  # pixels
 PIXELS = (((10, 10), (40, 20)), ((60, 60),))  # anchors of each scale at SIDE x SIDE; a scale has them as fractions
 SCALES = tuple(
@@ -35,14 +37,6 @@ SCALES = tuple(
     for stride, anchors in zip((16, 32), PIXELS, strict=True)
 )
 SHAPES = ((4, 4), (2, 2))  # rows and columns at SIDE x SIDE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def detector_of(num_classes: int = 3, seed: int = 1, **fields: Any) -> YoloV3Tiny:

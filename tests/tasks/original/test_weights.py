@@ -6,7 +6,6 @@ The original's YOLOv3-tiny is written out here a second time, as plain functions
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from tasks.original.weights import load_parameters
 from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
 from tasks.training.batch_norm import estimate_statistics, sample_images
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES, SIZE = 7, 64
 Arrays = list[np.ndarray[Any, Any]]
 # Input channels, output channels and side of each kernel, in the cfg's order; the outputs have no BatchNorm.
@@ -33,14 +34,6 @@ TINY = [
     (1024, 256, 1), (256, 512, 3), (512, None, 1), (256, 128, 1), (384, 256, 3), (256, None, 1),
 ]  # fmt: skip
 NUMBERS = [0, 2, 4, 6, 8, 10, 12, 13, 14, 15, 18, 21, 22]  # of these layers in the cfg
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_arrays(classes: int = CLASSES, dtype: str = "f8") -> Arrays:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save
 
 from infra.settings import S3Settings, Settings
@@ -185,13 +184,6 @@ def test_a_round_passes_over_the_same_images_as_often(cache: Path) -> None:
     assert isinstance(centralised.data, SyntheticStreet)
     assert passes(centralised, load(centralised.data, cache)) == apart
     assert set(apart.values()) == {2}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)  # a site sets those of its specification
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tasks.training.local import TrainingResult, train
 from tasks.training.optimizers import build_optimizer, learning_rate
 from tasks.training.seeds import derive_seed
 from tests.present import present
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SGD = Sgd(lr=0.1, momentum=0, weight_decay=0)
 
@@ -96,14 +98,6 @@ def trained(
     result = train(detector, batches, spec, lr=lr, warmup_steps=warmup, seed=seed, client="7")
     assert isinstance(detector, Counter)
     return torch.cat([detector.layer.weight[0], detector.layer.bias]).detach().clone(), result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- seeds, learning rate, optimisers ----------------------------------------------------------------------
