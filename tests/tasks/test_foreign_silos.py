@@ -26,17 +26,9 @@ from tests.tasks.foreign_silos import (
     ForeignSlots,
     Silos,
     info,
-    make_silos,
     memory_watched,
     sheet,
 )
-
-
-@pytest.fixture(scope="module")
-def silos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silos]:
-    found = make_silos(tmp_path_factory.mktemp("coordinator"))
-    with found.runner:
-        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
@@ -21,7 +20,7 @@ from safetensors.numpy import load, save
 from tasks.spec.turns import AnyRequest
 from tests.tasks.foreign_answers import in_place
 from tests.tasks.foreign_phases import PHASES
-from tests.tasks.foreign_silos import CLIENTS, FOREIGN, SPEC, Body, Content, Silos, make_silos, memory_watched
+from tests.tasks.foreign_silos import CLIENTS, FOREIGN, SPEC, Body, Content, Silos, memory_watched
 
 CASES = 2000
 # Repeating a turn is tested elsewhere, and takes half of the time.
@@ -176,13 +175,6 @@ def tampered(silos: Silos, phase: str, changes: dict[str, Any], request: AnyRequ
             document = json.loads(answer)
     text = json.dumps(changed_json(document, changes.get("json", ()))).encode()
     return changed_bytes(text, changes.get("answer", ()))
-
-
-@pytest.fixture(scope="module")
-def silos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silos]:
-    found = make_silos(tmp_path_factory.mktemp("coordinator"))
-    with found.runner:
-        yield found
 
 
 def test_no_answer_of_one_silo_reaches_another_or_ends_the_federation(silos: Silos) -> None:

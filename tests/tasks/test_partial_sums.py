@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from infra.settings import S3Settings, Settings
-from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, initial_weights
 from tasks.client_update import client_update
 from tasks.detectors.registry import build_detector
@@ -30,7 +29,7 @@ from tasks.spec.references import twin
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
-from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
+from tests.tasks.phase_handles import make_plan, make_update, put_state
 from tests.tasks.sum_rounds import SIZES, SPEC, SUMS, State, client_state
 
 # --- the specification ---------------------------------------------------------------------------------------
@@ -169,16 +168,6 @@ def test_a_state_that_does_not_fit_leaves_the_sum_as_it_was() -> None:
 # --- aggregate -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    return "sums-" + "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-
-
-@pytest.fixture
-def handles(object_store: ObjectStore, tmp_path: Path, name: str) -> Handles:
-    return make_handles(object_store, tmp_path, name)[0]
-
-
 def two_turns(handles: Handles, states: Mapping[str, State]) -> tuple[RoundPlan, list[UpdateRecord]]:
     """Clients 1 and 3 in one turn, 2 and 4 in another, whose sums are ``states``, by their first clients."""
     model = put_state(handles, handles.layout.global_weights(2), client_state("0"))
@@ -250,7 +239,7 @@ def test_a_client_of_two_sums_counts_in_one(handles: Handles) -> None:
 
 
 def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
-    s3_settings: S3Settings, handles: Handles, tmp_path: Path, one_thread: None, name: str
+    s3_settings: S3Settings, handles: Handles, tmp_path: Path, one_thread: None, federation: str
 ) -> None:
     spec = FederationSpec(
         data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
@@ -266,7 +255,7 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
         training = spec.training.model_copy(update={"local_epochs": epochs})
         asked = spec.model_copy(update={"participation": participation, "training": training})
         request = UpdateRequest(
-            federation=name, spec=asked, clients=("5", "4", "3"),
+            federation=federation, spec=asked, clients=("5", "4", "3"),
             round=3, spec_digest=spec.digest, model=model, seeds=plan.seeds, learning_rate=1e-3,
         )  # fmt: skip
         # Rates that diverge at once are none that a request takes.

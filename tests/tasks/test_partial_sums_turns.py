@@ -35,10 +35,9 @@ def round3(
     object_store: ObjectStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    federation: str,
 ) -> Round:
-    name = "sums-" + "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return Round(site, object_store, tmp_path, monkeypatch, name)
+    return Round(site, object_store, tmp_path, monkeypatch, federation)
 
 
 WHOLE = ["1.json", "2.json", "3.json", "_sum-1.safetensors"]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate_updates, quorum, require_quorum
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
 from tasks.decide import best_round, decide_stop, rounds_without_progress
@@ -21,7 +19,7 @@ from tasks.handles import Handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
-from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
+from tests.tasks.phase_handles import make_plan, make_update, put_state
 
 READY = tuple(str(number) for number in range(1, 21))
 
@@ -86,12 +84,6 @@ def test_clients_of_one_size_keep_their_order() -> None:
 
 
 # --- what answers a plan -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def handles(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> Handles:
-    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return make_handles(object_store, tmp_path, name)[0]
 
 
 GLOBAL = {"w": torch.zeros(3), "n": torch.tensor(0)}

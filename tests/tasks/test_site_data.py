@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from infra.settings import S3Settings, Settings
-from tasks.data.catalog import load_data
 from tasks.data.export import write_voc
 from tasks.draw_sheet import draw_sheet
 from tasks.errors import DataError
@@ -18,12 +17,13 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import WeightRef
 from tasks.spec.turns import SheetRequest, WakeUpRequest
 from tasks.wake_up import client_wake_up
+from tests.tasks.drawn_data import drawn_data
 
 DRAWN = SyntheticStreet(train_images=40, test_images=5, width=64, height=64)
 
 
 def test_a_device_that_is_not_there_is_named_with_its_folder_and_found_later(tmp_path: Path) -> None:
-    drawn = load_data(DRAWN, root_of=lambda name: None, cache=tmp_path / "cache")
+    drawn = drawn_data(DRAWN, tmp_path / "cache")
     folder, away = tmp_path / "cameras", {device: tmp_path / device for device in ("1", "2", "4")}
     write_voc(drawn, folder)
     for device, elsewhere in away.items():

@@ -31,12 +31,11 @@ LIE = 10**9
 
 
 @pytest.fixture
-def noted(object_store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Handles, Notes]:
+def noted(object_store: ObjectStore, tmp_path: Path, federation: str) -> tuple[Handles, Notes]:
     def answer(asked: ResourceRequest) -> TurnReply:
         return TurnReply(answers=tuple(ResourceAnswer(client=name, load=0, free_memory=1) for name in asked.clients))
 
-    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    handles, notes = make_handles(object_store, tmp_path, name, take_turn=answer)
+    handles, notes = make_handles(object_store, tmp_path, federation, take_turn=answer)
     handles.slots = Here()
     return handles, notes
 

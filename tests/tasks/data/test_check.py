@@ -14,14 +14,7 @@ from tasks.data.check import DataReport, check_data
 from tasks.data.similar import difference_hash, nearest, thumbnail
 from tasks.errors import DataError
 from tasks.spec.data import Coco, FederatedStreet
-
-WIDTH, HEIGHT = 96, 64
-
-
-def picture(seed: int) -> Image.Image:
-    """Coarse noise: far from any other seed's, and little changed by JPEG."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 12, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+from tests.tasks.data.pictures import HEIGHT, WIDTH, picture
 
 
 @pytest.fixture

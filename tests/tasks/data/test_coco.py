@@ -17,6 +17,7 @@ from tasks.data.entries import Faults
 from tasks.data.export import write_coco
 from tasks.errors import DataError
 from tasks.spec.data import ByField, ByList, Coco, Dirichlet, SyntheticStreet
+from tests.tasks.drawn_data import drawn_data
 
 WIDTH, HEIGHT = 64, 48
 SPEC = Coco(name="mine")
@@ -269,7 +270,7 @@ def test_files_that_are_no_annotations(root: Path, content: bytes) -> None:
 def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:
     coco_api = pytest.importorskip("pycocotools.coco")
     spec = SyntheticStreet(train_images=40, test_images=5, width=96, height=80)
-    data = load_data(spec, root_of=lambda name: None, cache=tmp_path / "cache")
+    data = drawn_data(spec, tmp_path / "cache")
     write_coco(data, tmp_path / "coco")
     api = coco_api.COCO(str(tmp_path / "coco" / "train.json"))
     samples = {sample.path.name: sample for own in data.train.values() for sample in own}

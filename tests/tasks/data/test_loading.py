@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.data.catalog import load_data
 from tasks.data.image_cache import ImageCache, decode
 from tasks.data.loading import Batch, TrainingLoader, cut_batches, evaluation_loader, training_loader
 from tasks.data.samples import ImageSample
 from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.training import Augmentation
+from tests.tasks.drawn_data import drawn_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ PLAIN = Augmentation(flip=0, scale=0, translate=0, color=0)
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     spec = SyntheticStreet(train_images=40, test_images=5, width=128, height=96)
-    return load_data(spec, root_of=lambda name: None, cache=tmp_path_factory.mktemp("cache")).train["2"][:11]
+    return drawn_data(spec, tmp_path_factory.mktemp("cache")).train["2"][:11]
 
 
 def loader(

@@ -18,14 +18,9 @@ from tasks.data.loading import evaluation_loader
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.errors import DataError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet
+from tests.tasks.data.pictures import HEIGHT, WIDTH, picture
 
-WIDTH, HEIGHT = 96, 64
 BOXES: dict[str, list[list[float]]] = {"1": [[1, 1, 20, 20]], "2": [[2, 1, 20, 20]], "3": [[3, 1, 20, 20]]}
-
-
-def picture(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 12, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
 
 
 class OwnData:

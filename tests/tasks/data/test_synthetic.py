@@ -18,29 +18,26 @@ from PIL import Image
 from tasks.data import drawing, synthetic
 from tasks.data.catalog import load_data, restrict
 from tasks.data.partition import divide
-from tasks.data.samples import FederatedData, class_counts, samples_digest
+from tasks.data.samples import class_counts, samples_digest
 from tasks.data.street import TRAIN_LABELS, load_street
 from tasks.data.street_scenes import CLASSES, GROUP_OF, STREET_IMAGES, plan_images
 from tasks.data.synthetic import CONTENTS, make_synthetic_street
 from tasks.errors import DataError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
+from tests.tasks.drawn_data import drawn_data
 
 TINY = SyntheticStreet(train_images=40, test_images=8, width=128, height=96)
-
-
-def load(spec: SyntheticStreet, root: Path) -> FederatedData:
-    return load_data(spec, root_of=lambda name: None, cache=root)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cache")
-    load(TINY, root)
+    drawn_data(TINY, root)
     return root
 
 
 def test_set_has_the_asked_images_and_all_classes(cache: Path) -> None:
-    data = load(TINY, cache)
+    data = drawn_data(TINY, cache)
     train = [sample for samples in data.train.values() for sample in samples]
     assert data.classes == CLASSES == ("basket", "carton", "chair", "electrombile", "gastank", "sunshade", "table")
     assert (len(train), len(data.test["1"]), list(data.train)) == (40, 8, ["1", "2", "3", "4", "5"])
@@ -53,7 +50,7 @@ def test_set_has_the_asked_images_and_all_classes(cache: Path) -> None:
 
 
 def test_twenty_devices_nest_in_the_five_and_share_one_folder(cache: Path) -> None:
-    five, twenty = load(TINY, cache), load(TINY.model_copy(update={"split": 20}), cache)
+    five, twenty = drawn_data(TINY, cache), drawn_data(TINY.model_copy(update={"split": 20}), cache)
     assert five.digest == twenty.digest
     assert all(samples for samples in twenty.train.values())
     for device, group in enumerate(GROUP_OF, 1):
@@ -63,8 +60,8 @@ def test_twenty_devices_nest_in_the_five_and_share_one_folder(cache: Path) -> No
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(cache: Path, tmp_path: Path) -> None:
-    assert load(TINY, tmp_path).digest == load(TINY, cache).digest
-    assert load(TINY.model_copy(update={"seed": 8}), tmp_path).digest != load(TINY, cache).digest
+    assert drawn_data(TINY, tmp_path).digest == drawn_data(TINY, cache).digest
+    assert drawn_data(TINY.model_copy(update={"seed": 8}), tmp_path).digest != drawn_data(TINY, cache).digest
 
 
 def test_a_drawn_set_is_not_drawn_again(cache: Path) -> None:
@@ -129,7 +126,7 @@ def test_a_flipped_bit_is_not_trained_on(cache: Path, tmp_path: Path) -> None:
     _flip(image)
     command = [sys.executable, "-c", NEXT_PROCESS, TINY.model_dump_json(), str(own)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == load(TINY, cache).digest
+    assert done.stdout.strip() == drawn_data(TINY, cache).digest
     assert f"{image}: damaged in the cache; the set is drawn anew" in done.stderr
 
 
@@ -138,7 +135,7 @@ def test_two_at_once_leave_one_whole_set_and_nothing_else(cache: Path, tmp_path:
         first, second = pool.map(lambda _: make_synthetic_street(TINY, tmp_path), range(2))
     assert first == second
     assert list(tmp_path.iterdir()) == [first]
-    expected = load(TINY, cache).digest
+    expected = drawn_data(TINY, cache).digest
     assert load_street(first, 5, name="synthetic", expected_digest=expected).digest == expected
 
 
@@ -160,7 +157,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 
 def test_per_device_test_sets(tmp_path: Path) -> None:
-    data = load(TINY.model_copy(update={"test": "per-device", "test_images": 20, "split": 20}), tmp_path)
+    data = drawn_data(TINY.model_copy(update={"test": "per-device", "test_images": 20, "split": 20}), tmp_path)
     assert [len(samples) for samples in data.test.values()] == [1] * 20
     assert len({samples_digest(samples) for samples in data.test.values()}) == 20
 
@@ -218,7 +215,7 @@ def test_backgrounds_are_fixed_by_camera_and_in_range() -> None:
 
 
 def test_images_are_jpeg_in_colour(cache: Path) -> None:
-    with Image.open(load(TINY, cache).train["1"][0].path) as image:
+    with Image.open(drawn_data(TINY, cache).train["1"][0].path) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
 
 
@@ -237,7 +234,7 @@ def test_named_folder_is_read_and_its_digest_checked(cache: Path) -> None:
 
 
 def test_restrict_keeps_order_and_names_unknown_clients(cache: Path) -> None:
-    data = load(TINY, cache)
+    data = drawn_data(TINY, cache)
     part = restrict(data, ["4", "2"])
     assert list(part.train) == list(part.test) == ["2", "4"]
     assert (part.digest, part.classes) == (data.digest, data.classes)

@@ -19,6 +19,7 @@ from tasks.data.voc import load_voc
 from tasks.errors import DataError
 from tasks.spec.data import ByField, ByList, Coco, DataSpec, FederatedStreet, Iid, SyntheticStreet, VocFolders
 from tests.tasks.data.voc_folder import CHAIR, HEIGHT, TABLE, WIDTH, add_image, add_lists
+from tests.tasks.drawn_data import drawn_data
 
 
 @pytest.fixture
@@ -29,15 +30,6 @@ def by_device(tmp_path: Path) -> Path:
         add_image(tmp_path / device, "t", TABLE)
         add_lists(tmp_path / device, f"{name}\n", "t\n\n")
     (tmp_path / "README.md").touch()
-    return tmp_path
-
-
-@pytest.fixture
-def one_folder(tmp_path: Path) -> Path:
-    for name in ("a", "b", "c"):
-        add_image(tmp_path, name, CHAIR, extra=f"<camera> {name.upper()} </camera>", suffix=".png")
-    add_image(tmp_path, "t", TABLE | {"name": "chair"})
-    add_lists(tmp_path, "c\na\nb\n", "t\n")
     return tmp_path
 
 
@@ -252,7 +244,7 @@ def digests(data: FederatedData) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("split", [5, 20])
 def test_all_forms_load_to_the_same_samples(cache: Path, tmp_path: Path, split: Any, test: Any) -> None:
     spec = TINY.model_copy(update={"split": split, "test": test})
-    data = load_data(spec, root_of=lambda name: None, cache=cache)
+    data = drawn_data(spec, cache)
     write_coco(data, tmp_path / "coco")
     write_voc(data, tmp_path / "voc" / f"street_{split}")
     forms: tuple[tuple[DataSpec, Path], ...] = (
@@ -269,7 +261,7 @@ def test_all_forms_load_to_the_same_samples(cache: Path, tmp_path: Path, split: 
 
 
 def test_a_missing_and_a_superfluous_street_device(cache: Path, tmp_path: Path) -> None:
-    write_voc(load_data(TINY, root_of=lambda name: None, cache=cache), tmp_path / "street_5")
+    write_voc(drawn_data(TINY, cache), tmp_path / "street_5")
     (tmp_path / "street_5" / "3").rename(tmp_path / "street_5" / "6")
     load = partial(load_data, FederatedStreet(form="voc"), root_of=lambda name: tmp_path, cache=cache)
     with pytest.raises(DataError, match=r"street_5/3/Annotations: no such folder; expected one for each device of 5"):

@@ -17,15 +17,6 @@ from tests.tasks.data.voc_folder import CHAIR, add_image, add_lists
 DIVIDED = VocFolders(name="mine", clients=Iid(clients=1))
 
 
-@pytest.fixture
-def one_folder(tmp_path: Path) -> Path:
-    for name in ("a", "b", "c"):
-        add_image(tmp_path, name, CHAIR, suffix=".png")
-    add_image(tmp_path, "t", CHAIR)
-    add_lists(tmp_path, "c\na\nb\n", "t\n")
-    return tmp_path
-
-
 def read_names(root: Path) -> list[str]:
     data = load_voc(root, DIVIDED)
     return sorted(sample.path.name for sample in (*data.train["1"], *data.test["1"]))

@@ -17,7 +17,7 @@ from tasks.detectors.state import load_state, state_of, write_state
 from tasks.spec.training import AdamW
 from tasks.strategies.fedavg import FedAvg
 from tasks.training.optimizers import build_optimizer
-from tests.tasks.detectors.tiny_detectors import SIDE, TINY
+from tests.tasks.detectors.tiny_detectors import SIDE, TINY, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,8 +49,7 @@ def detector_of(name: str) -> Detector:
 
 def images_of(count: int, seed: int = 0) -> Tensor:
     """Noise, in each image a bright box over :func:`targets_of`'s first object."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 128, (count, 3, SIDE, SIDE), generator=generator).to(torch.uint8)
+    images = noise(count, seed=seed, below=128)
     images[:, :, 10:42, 5:37] = 250
     return images
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection import (
     FasterRCNN,
     fasterrcnn_mobilenet_v3_large_320_fpn,
@@ -20,36 +20,15 @@ from torchvision.ops import MultiScaleRoIAlign
 from tasks.detectors.base import Targets
 from tasks.detectors.faster_rcnn import FasterRcnn, Sampler
 from tasks.detectors.faster_rcnn_parts import SingleMapRoIPool, parts_of
-from tasks.detectors.registry import build_detector
 from tasks.spec.detector_parts import TorchvisionWeights
 from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnResNet50Spec, FasterRcnnVgg16Spec
 from tasks.spec.training import Sgd
 from tasks.training.optimizers import build_optimizer
-from tests.tasks.detectors.tiny_detectors import SIDE, TINY
+from tests.tasks.detectors.tiny_detectors import MOBILE, RESNET, SIDE, VGG, built, noise, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VGG, RESNET, MOBILE = "faster-rcnn-vgg16", "faster-rcnn-resnet50-fpn", "faster-rcnn-mobilenetv3-320-fpn"
 FILE = TorchvisionWeights(name="a.pth")
-
-
-def tiny(kind: str, **fields: Any) -> Any:
-    """The kind's small specification with other values: a file's weights come with the norm that they need."""
-    if "weights" in fields and kind != VGG:
-        fields = {"norm": "frozen-batch-norm", **fields}
-    spec = TINY[kind]
-    return type(spec).model_validate({**spec.model_dump(), **fields})
-
-
-def built(spec: Any, classes: int = 3, seed: int = 1) -> FasterRcnn:
-    detector = build_detector(spec, classes, seed=seed)
-    assert isinstance(detector, FasterRcnn)
-    return detector
-
-
-def images_of(count: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=generator).to(torch.uint8)
 
 
 TARGETS = Targets(
@@ -117,7 +96,7 @@ def test_losses_and_detections_are_torchvisions(spec: Any) -> None:
     detector = built(spec)
     theirs = oracle(spec, 3)
     theirs.load_state_dict(detector.state_dict())  # the same names
-    images = images_of(3)
+    images = noise(3)
     listed = list(images.float() / 255)
     truth = [
         {"boxes": boxes, "labels": labels + 1} for boxes, labels in zip(TARGETS.boxes, TARGETS.labels, strict=True)
@@ -154,7 +133,7 @@ def test_vgg16_has_the_papers_anchors() -> None:
         size = (width * height) ** 0.5
         assert min(abs(size - wanted) / wanted for wanted in (128, 256, 512)) < 0.02
         assert min(abs(height / width - ratio) for ratio in (0.5, 1, 2)) < 0.03
-    outputs = built(tiny(VGG)).train()(images_of(1))
+    outputs = built(tiny(VGG)).train()(noise(1))
     assert outputs.maps["0"].shape == (1, 512, 4, 4)  # stride 16: without the last pooling
     assert outputs.anchors.shape == (4 * 4 * 9, 4)
 
@@ -196,7 +175,7 @@ def test_a_checkpoints_first_layers_are_frozen(kind: str, frozen: int | None, na
     depth = 2 if kind == VGG else 3
     assert {".".join(name.split(".")[:depth]) for name in fixed} == names
     detector.train()
-    loss = torch.stack(list(detector.loss(detector(images_of(3)), TARGETS).values())).sum()
+    loss = torch.stack(list(detector.loss(detector(noise(3)), TARGETS).values())).sum()
     loss.backward()
     assert {name for name, parameter in detector.named_parameters() if parameter.grad is None} == fixed
 
@@ -214,7 +193,7 @@ def test_normalisation_is_as_the_specification_names_it() -> None:
     assert not list(group.buffers())
     assert {module.num_groups for module in group.modules() if isinstance(module, nn.GroupNorm)} == {8, 16, 32}
 
-    images = images_of(3)
+    images = noise(3)
     batch = built(tiny(MOBILE, norm="batch-norm", weights=FILE, frozen_layers=2)).train()
     before = {name: buffer.clone() for name, buffer in batch.named_buffers() if name.endswith("running_mean")}
     batch(images)
@@ -274,7 +253,7 @@ def test_the_samplers_draw_anew_in_training_and_the_same_in_evaluation() -> None
 
 def test_the_test_loss_of_a_batch_is_the_mean_of_its_images() -> None:
     detector = built(tiny(MOBILE)).eval()
-    images = images_of(3)
+    images = noise(3)
     with torch.inference_mode():
         whole = detector.loss(detector(images), TARGETS)
         # As many at a time: the bits of a convolution may depend on that.
@@ -293,7 +272,7 @@ def test_one_pass_serves_loss_and_detections_in_both_modes() -> None:
     passes = []
     detector.backbone.register_forward_hook(lambda *_: passes.append(1))
     for training in (True, False):
-        outputs = detector.train(training)(images_of(3))
+        outputs = detector.train(training)(noise(3))
         with torch.random.fork_rng():
             detector.loss(outputs, TARGETS)
         (found, *_) = detector.predict(outputs, score_threshold=0.0, nms_iou=0.5, max_detections=5)
@@ -305,7 +284,7 @@ def test_one_pass_serves_loss_and_detections_in_both_modes() -> None:
 def test_boxes_without_area_count_as_none(training: bool) -> None:
     detector = built(tiny(MOBILE)).train(training)
     flat = torch.tensor([[20.0, 30, 20, 60], [10, 10, 10, 10]])
-    images = images_of(3)
+    images = noise(3)
     losses = []
     for boxes, labels in (
         (
@@ -324,7 +303,7 @@ def test_boxes_without_area_count_as_none(training: bool) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_without_a_proposal_there_is_nothing_to_find_and_a_finite_loss(training: bool) -> None:
     detector = built(tiny(MOBILE, proposal_score=0.9)).train(training)
-    outputs = detector(images_of(3))
+    outputs = detector(noise(3))
     assert not any(len(box) for box in outputs.proposals)
     empty = Targets([torch.zeros(0, 4)] * 3, [torch.zeros(0, dtype=torch.int64)] * 3)
     for targets in (empty, TARGETS):

@@ -33,6 +33,7 @@ from tasks.errors import DataError
 from tasks.spec.detector import FcosLite0Spec, RandomWeights
 from tasks.spec.training import AdamW
 from tasks.training.optimizers import build_optimizer, set_learning_rate
+from tests.tasks.detectors.tiny_detectors import noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,10 +47,6 @@ def detector_of(num_classes: int = 3, **fields: Any) -> FcosLite0:
     detector = build_detector(spec, num_classes, seed=3)
     assert isinstance(detector, FcosLite0)
     return detector
-
-
-def images_of(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (count, 3, 64, 96), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
 # --- backbone ----------------------------------------------------------------------------------------------------
@@ -92,7 +89,7 @@ def slow_backbone(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
 def test_the_pretrained_backbone_is_the_packages_with_its_norms_folded() -> None:
     backbone = EfficientNetLite0()
     load_pretrained(backbone, lite0_file())
-    images = images_of(2)
+    images = noise(2, 64, 96)
     state = torch.load(lite0_file(), map_location="cpu", weights_only=True)
     with torch.no_grad():
         ours, expected = backbone(images), slow_backbone(state, images)
@@ -274,7 +271,7 @@ def test_paired_overlap_of_touching_and_empty_boxes() -> None:
 def test_images_without_objects_give_finite_gradients(objects: int) -> None:
     detector = detector_of().train()
     boxes = torch.tensor([[10.0, 10, 40, 50]])[:objects].reshape(-1, 4)
-    outputs = detector(images_of(2))
+    outputs = detector(noise(2, 64, 96))
     empty = torch.zeros(0, 4)
     terms = detector.loss(
         outputs, Targets([boxes, empty], [torch.zeros(objects, dtype=torch.int64), empty[:, 0].long()])
@@ -290,7 +287,7 @@ def test_images_without_objects_give_finite_gradients(objects: int) -> None:
 def test_detections_stay_in_the_image_and_best_come_first() -> None:
     detector = detector_of().eval()
     with torch.inference_mode():
-        found = detector.predict(detector(images_of(2)), score_threshold=0.0, nms_iou=0.5, max_detections=7)
+        found = detector.predict(detector(noise(2, 64, 96)), score_threshold=0.0, nms_iou=0.5, max_detections=7)
     for item in found:
         assert item.boxes[:, 0].min() >= 0
         assert item.boxes[:, 2].max() <= 96
@@ -307,7 +304,7 @@ def test_there_is_nothing_to_average_but_weights() -> None:
 def test_learns_two_images_by_heart() -> None:
     detector = detector_of().train()
     optimizer = build_optimizer(detector, AdamW(weight_decay=0), 2e-3)
-    images = images_of(2)
+    images = noise(2, 64, 96)
     images[0, :, 16:48, 8:40] = 250
     images[1, :, 8:24, 56:88] = 5
     targets = Targets(

@@ -23,37 +23,22 @@ from torchvision.models.detection import (
 from flows.coordinator.preflight import pin_weights, require_weights
 from infra.settings import Settings
 from tasks.detectors import weight_file
-from tasks.detectors.faster_rcnn import FasterRcnn
 from tasks.detectors.initial import initial_detector
-from tasks.detectors.registry import build_detector
 from tasks.detectors.torchvision_file import load_checkpoint
 from tasks.detectors.weight_file import HUB, HUB_FILES, PUBLISHED_SHA256
 from tasks.errors import DataError
 from tasks.models.card import licence_notes
 from tasks.spec.federation import FederationSpec
-from tests.tasks.detectors.tiny_detectors import TINY
+from tests.tasks.detectors.tiny_detectors import MOBILE, RESNET, VGG, built, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VGG, RESNET, MOBILE = "faster-rcnn-vgg16", "faster-rcnn-resnet50-fpn", "faster-rcnn-mobilenetv3-320-fpn"
 State = dict[str, Tensor]
 FPN = ("inner_blocks", "layer_blocks")
 
 
-def spec_of(kind: str, weights: dict[str, Any], norm: str = "frozen-batch-norm", **fields: Any) -> Any:
-    spec = TINY[kind]
-    changes = {"weights": weights, **({} if kind == VGG else {"norm": norm}), **fields}
-    return type(spec).model_validate({**spec.model_dump(), **changes})
-
-
 def from_file(kind: str = MOBILE, **fields: Any) -> Any:
-    return spec_of(kind, {"kind": "torchvision", "name": "a.pth"}, **fields)
-
-
-def built(spec: Any, classes: int = 3, seed: int = 1) -> FasterRcnn:
-    detector = build_detector(spec, classes, seed=seed)
-    assert isinstance(detector, FasterRcnn)
-    return detector
+    return tiny(kind, weights={"kind": "torchvision", "name": "a.pth"}, **fields)
 
 
 def saved(path: Path, state: State) -> Path:
@@ -200,7 +185,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_round_0_starts_from_the_file(coco: Path) -> None:
     settings = Settings(weights_dir=coco.parent)
-    spec = FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision", "name": "coco.pth"}))
+    spec = FederationSpec(detector=tiny(MOBILE, weights={"kind": "torchvision", "name": "coco.pth"}))
     pinned = pin_weights(spec, settings)
     digest = hashlib.sha256(coco.read_bytes()).hexdigest()
     assert pinned.detector.weights == spec.detector.weights.model_copy(update={"sha256": digest})
@@ -219,7 +204,7 @@ def test_a_file_that_is_missing_or_another_one(coco: Path) -> None:
     settings = Settings(weights_dir=coco.parent)
 
     def named(name: str, **fields: str) -> FederationSpec:
-        return FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision", "name": name, **fields}))
+        return FederationSpec(detector=tiny(MOBILE, weights={"kind": "torchvision", "name": name, **fields}))
 
     with pytest.raises(DataError, match=r"weights\.name: none\.pth: .*cannot be read: .*FEDBENCH_WEIGHTS_DIR"):
         pin_weights(named("none.pth"), settings)
@@ -269,14 +254,14 @@ def hub(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def asked(**fields: str) -> FederationSpec:
-    return FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision-hub", "trained_on": "coco", **fields}))
+    return FederationSpec(detector=tiny(MOBILE, weights={"kind": "torchvision-hub", "trained_on": "coco", **fields}))
 
 
 def test_a_download_happens_on_request_and_once(hub: Path, tmp_path: Path) -> None:
     name, digest = hub.name, hashlib.sha256(hub.read_bytes()).hexdigest()
     settings = Settings(home=tmp_path / "home")
     with pytest.raises(DataError, match=rf"weights\.name: {name}: .*cannot be read"):
-        pin_weights(FederationSpec(detector=spec_of(MOBILE, {"kind": "torchvision", "name": name})), settings)
+        pin_weights(FederationSpec(detector=tiny(MOBILE, weights={"kind": "torchvision", "name": name})), settings)
     pinned = pin_weights(asked(), settings)
     downloaded = settings.weight_file(name)
     damaged = bytearray(downloaded.read_bytes())

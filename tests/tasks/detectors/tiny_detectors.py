@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tasks.detectors.faster_rcnn import FasterRcnn
+from tasks.detectors.registry import build_detector
 from tasks.spec.detector import DetectorSpec, FcosLite0Spec, RandomWeights, YoloV3Spec, YoloV3TinySpec
 from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnResNet50Spec, FasterRcnnVgg16Spec
 
+VGG, RESNET, MOBILE = "faster-rcnn-vgg16", "faster-rcnn-resnet50-fpn", "faster-rcnn-mobilenetv3-320-fpn"
 SIDE = 64
 _INPUT = {"width": SIDE, "height": SIDE}
 _PROPOSALS = {"train_proposals": 40, "test_proposals": 20, "sampled_proposals": 16}
@@ -19,3 +27,24 @@ TINY: dict[str, DetectorSpec] = {
     "faster-rcnn-mobilenetv3-320-fpn": FasterRcnnMobileNetV3Spec(**_INPUT, **_PROPOSALS),
     "faster-rcnn-mobilenetv3-320-fpn, batch-norm": FasterRcnnMobileNetV3Spec(**_INPUT, **_PROPOSALS, norm="batch-norm"),
 }
+
+
+def tiny(kind: str, **fields: Any) -> Any:
+    """Return the kind's small specification with other values. Weights of a file come with the norm that they need."""
+    if "weights" in fields and kind != VGG:
+        fields = {"norm": "frozen-batch-norm", **fields}
+    spec = TINY[kind]
+    return type(spec).model_validate({**spec.model_dump(), **fields})
+
+
+def built(spec: Any, classes: int = 3, seed: int = 1) -> FasterRcnn:
+    """Return a Faster R-CNN with weights of ``seed``."""
+    detector = build_detector(spec, classes, seed=seed)
+    assert isinstance(detector, FasterRcnn)
+    return detector
+
+
+def noise(count: int, rows: int = SIDE, columns: int = SIDE, *, seed: int = 0, below: int = 256) -> Tensor:
+    """Return uint8 images [count, 3, rows, columns] of values below ``below``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, below, (count, 3, rows, columns), generator=generator).to(torch.uint8)

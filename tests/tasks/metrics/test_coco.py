@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 
 from tasks.errors import DataError
@@ -12,25 +11,11 @@ from tasks.metrics.coco import CocoResult, evaluate_coco
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.truth import Truth
 from tasks.metrics.voc import evaluate_voc
+from tests.tasks.metrics.scenes import CLASSES, found_of, truth_of
 
-CLASSES = ("basket", "carton", "chair")
 SQUARE, OTHER, FAR = [0, 0, 10, 10], [50, 50, 60, 60], [200, 200, 210, 210]
 # pycocotools adds 2e-16 to the denominator of each precision.
 ONE, HALF = pytest.approx(1.0, abs=1e-12), pytest.approx(0.5, abs=1e-12)
-
-
-def _truth(boxes: list, labels: list[int] | None = None, difficult: list[bool] | None = None) -> Truth:
-    return (
-        np.array(boxes, np.float64).reshape(-1, 4),
-        np.array([0] * len(boxes) if labels is None else labels, np.int64),
-        None if difficult is None else np.array(difficult),
-    )
-
-
-def _found(boxes: list, scores: list[float], labels: list[int] | None = None) -> ImageDetections:
-    return ImageDetections(
-        np.array(boxes, np.float32), np.array(scores), np.array([0] * len(boxes) if labels is None else labels)
-    )
 
 
 def _evaluate(truth: list[Truth], detections: list[ImageDetections], **options: float) -> CocoResult:
@@ -40,57 +25,57 @@ def _evaluate(truth: list[Truth], detections: list[ImageDetections], **options: 
 
 def test_the_first_object_and_the_first_detection_count() -> None:
     # With ids from 0, pycocotools takes what was matched first for unmatched.
-    result = _evaluate([_truth([SQUARE])], [_found([SQUARE], [0.9])])
+    result = _evaluate([truth_of([SQUARE])], [found_of([SQUARE], [0.9])])
     assert (result.map50_coco, result.map_coco) == (ONE, ONE)
-    again = _evaluate([_truth([SQUARE])], [_found([SQUARE, SQUARE], [0.9, 0.8])])
+    again = _evaluate([truth_of([SQUARE])], [found_of([SQUARE, SQUARE], [0.9, 0.8])])
     assert again.map50_coco == ONE  # the second is wrong, but comes when all is found
-    assert _evaluate([_truth([SQUARE, OTHER])], [_found([SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7])]).map50_coco == (
+    assert _evaluate([truth_of([SQUARE, OTHER])], [found_of([SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7])]).map50_coco == (
         pytest.approx((51 * 1 + 50 * 2 / 3) / 101, abs=1e-12)
     )
 
 
 def test_101_points_by_hand() -> None:
     # One of two objects: recall 1/2 is reached at the points 0, 0.01, … 0.5.
-    assert _evaluate([_truth([SQUARE, OTHER])], [_found([SQUARE], [0.9])]).map50_coco == pytest.approx(51 / 101)
+    assert _evaluate([truth_of([SQUARE, OTHER])], [found_of([SQUARE], [0.9])]).map50_coco == pytest.approx(51 / 101)
 
 
 def test_ten_thresholds_by_hand() -> None:
     # 10 x 10 and 10 x 7.2 from edge to edge: an overlap of 0.72, enough for 0.50, 0.55, 0.60, 0.65 and 0.70.
-    result = _evaluate([_truth([SQUARE])], [_found([[0, 0, 10, 7.2]], [0.9])])
+    result = _evaluate([truth_of([SQUARE])], [found_of([[0, 0, 10, 7.2]], [0.9])])
     assert (result.map50_coco, result.map_coco) == (ONE, HALF)
 
 
 def test_no_pixel_is_added_to_a_side() -> None:
-    assert _evaluate([_truth([SQUARE])], [_found([[0, 0, 10, 5]], [0.9])]).map50_coco == ONE
-    assert _evaluate([_truth([SQUARE])], [_found([[0, 0, 10, 4.9]], [0.9])]).map50_coco == 0.0
+    assert _evaluate([truth_of([SQUARE])], [found_of([[0, 0, 10, 5]], [0.9])]).map50_coco == ONE
+    assert _evaluate([truth_of([SQUARE])], [found_of([[0, 0, 10, 4.9]], [0.9])]).map50_coco == 0.0
     # By VOC's rule these are 11 x 11 and 11 x 5.9 pixels.
     voc = evaluate_voc(
-        [_truth([SQUARE])], [_found([[0, 0, 10, 4.9]], [0.9])], CLASSES, score_threshold=0.001, max_per_class=100
+        [truth_of([SQUARE])], [found_of([[0, 0, 10, 4.9]], [0.9])], CLASSES, score_threshold=0.001, max_per_class=100
     )
     assert voc.map50_voc10 == 1.0
 
 
 def test_the_rules_of_coco_and_voc_differ_on_two_overlapping_objects() -> None:
     # Both detections overlap the first object most. COCO gives the second detection the object that is left.
-    truth, found = [_truth([[0, 0, 9, 9], [3, 0, 12, 9]])], [_found([[0, 0, 9, 9], [1, 0, 10, 9]], [0.9, 0.8])]
+    truth, found = [truth_of([[0, 0, 9, 9], [3, 0, 12, 9]])], [found_of([[0, 0, 9, 9], [1, 0, 10, 9]], [0.9, 0.8])]
     assert _evaluate(truth, found).map50_coco == ONE
     voc = evaluate_voc(truth, found, CLASSES, score_threshold=0.001, max_per_class=100)
     assert (voc.map50_voc10, voc.map50_voc07) == (0.5, pytest.approx(6 / 11))
 
 
 def test_nothing_to_find_and_nothing_found() -> None:
-    nothing = _evaluate([_truth([])], [_found([SQUARE], [0.9])])
+    nothing = _evaluate([truth_of([])], [found_of([SQUARE], [0.9])])
     assert (nothing.map50_coco, nothing.map_coco) == (None, None)
     assert nothing.per_class == nothing.per_class_50 == dict.fromkeys(CLASSES)
     assert _evaluate([], []).map_coco is None
-    assert _evaluate([_truth([])], [ImageDetections.empty()]).map_coco is None
-    missed = _evaluate([_truth([SQUARE])], [ImageDetections.empty()])
+    assert _evaluate([truth_of([])], [ImageDetections.empty()]).map_coco is None
+    missed = _evaluate([truth_of([SQUARE])], [ImageDetections.empty()])
     assert (missed.map50_coco, missed.map_coco) == (0.0, 0.0)
 
 
 def test_a_class_without_objects_is_left_out_of_the_mean() -> None:
-    truth = [_truth([SQUARE, OTHER], [0, 2]), _truth([])]
-    found = [_found([SQUARE, [50, 50, 60, 57.2]], [0.9, 0.8], [0, 2]), _found([FAR], [0.7], [1])]
+    truth = [truth_of([SQUARE, OTHER], [0, 2]), truth_of([])]
+    found = [found_of([SQUARE, [50, 50, 60, 57.2]], [0.9, 0.8], [0, 2]), found_of([FAR], [0.7], [1])]
     result = _evaluate(truth, found)
     assert result.per_class == {"basket": ONE, "carton": None, "chair": HALF}
     assert result.per_class_50 == {"basket": ONE, "carton": None, "chair": ONE}
@@ -98,58 +83,58 @@ def test_a_class_without_objects_is_left_out_of_the_mean() -> None:
 
 
 def test_ties_are_taken_in_the_order_of_images_and_detections() -> None:
-    truth = [_truth([]), _truth([SQUARE])]
-    assert _evaluate(truth, [_found([FAR], [0.5]), _found([SQUARE], [0.5])]).map50_coco == HALF
-    assert _evaluate(truth[::-1], [_found([SQUARE], [0.5]), _found([FAR], [0.5])]).map50_coco == ONE
-    assert _evaluate([truth[1]], [_found([FAR, SQUARE], [0.5, 0.5])]).map50_coco == HALF
+    truth = [truth_of([]), truth_of([SQUARE])]
+    assert _evaluate(truth, [found_of([FAR], [0.5]), found_of([SQUARE], [0.5])]).map50_coco == HALF
+    assert _evaluate(truth[::-1], [found_of([SQUARE], [0.5]), found_of([FAR], [0.5])]).map50_coco == ONE
+    assert _evaluate([truth[1]], [found_of([FAR, SQUARE], [0.5, 0.5])]).map50_coco == HALF
 
 
 def test_the_limit_is_per_image_and_class_and_may_be_any() -> None:
     # pycocotools' summary knows 1, 10 and 100 alone; here the figures are read from the precisions.
-    truth = [_truth([SQUARE, OTHER], [0, 1]), _truth([SQUARE], [0])]
-    found = [_found([SQUARE, FAR, OTHER], [0.8, 0.9, 0.1], [0, 0, 1]), _found([SQUARE], [0.5], [0])]
+    truth = [truth_of([SQUARE, OTHER], [0, 1]), truth_of([SQUARE], [0])]
+    found = [found_of([SQUARE, FAR, OTHER], [0.8, 0.9, 0.1], [0, 0, 1]), found_of([SQUARE], [0.5], [0])]
     result = _evaluate(truth, found, max_per_class=1)
     # Baskets: the far one (wrong) and the one of the second image: one of two, precision 1/2, at 51 points.
     assert result.per_class_50 == {"basket": pytest.approx(51 / 101 / 2), "carton": ONE, "chair": None}
-    many = [_found([FAR] * 150 + [SQUARE], [0.9] * 150 + [0.8])]
-    assert _evaluate([_truth([SQUARE])], many, max_per_class=100).map50_coco == 0.0
-    assert _evaluate([_truth([SQUARE])], many, max_per_class=200).map50_coco == pytest.approx(1 / 151)
+    many = [found_of([FAR] * 150 + [SQUARE], [0.9] * 150 + [0.8])]
+    assert _evaluate([truth_of([SQUARE])], many, max_per_class=100).map50_coco == 0.0
+    assert _evaluate([truth_of([SQUARE])], many, max_per_class=200).map50_coco == pytest.approx(1 / 151)
 
 
 def test_the_score_threshold_cuts() -> None:
-    truth, found = [_truth([SQUARE, OTHER])], [_found([SQUARE, OTHER], [0.9, 0.3])]
+    truth, found = [truth_of([SQUARE, OTHER])], [found_of([SQUARE, OTHER], [0.9, 0.3])]
     assert _evaluate(truth, found, score_threshold=0.3).map50_coco == ONE
     assert _evaluate(truth, found, score_threshold=0.31).map50_coco == pytest.approx(51 / 101)
 
 
 def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
-    truth = [_truth([SQUARE, OTHER], difficult=[True, False])]
-    result = _evaluate(truth, [_found([SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7])])
+    truth = [truth_of([SQUARE, OTHER], difficult=[True, False])]
+    result = _evaluate(truth, [found_of([SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7])])
     assert (result.map50_coco, result.map_coco) == (ONE, ONE)
-    assert _evaluate([_truth([SQUARE], difficult=[True])], [_found([SQUARE], [0.9])]).map_coco is None
+    assert _evaluate([truth_of([SQUARE], difficult=[True])], [found_of([SQUARE], [0.9])]).map_coco is None
 
 
 def test_a_detection_inside_a_difficult_object_is_not_punished() -> None:
     # As pycocotools treats crowds: the part of the detection that lies inside decides, here all of it.
-    truth = [_truth([SQUARE, OTHER], difficult=[True, False])]
-    assert _evaluate(truth, [_found([[0, 0, 3, 3], OTHER], [0.9, 0.8])]).map50_coco == ONE
-    assert _evaluate(truth, [_found([[6, 6, 16, 16], OTHER], [0.9, 0.8])]).map50_coco == HALF
+    truth = [truth_of([SQUARE, OTHER], difficult=[True, False])]
+    assert _evaluate(truth, [found_of([[0, 0, 3, 3], OTHER], [0.9, 0.8])]).map50_coco == ONE
+    assert _evaluate(truth, [found_of([[6, 6, 16, 16], OTHER], [0.9, 0.8])]).map50_coco == HALF
 
 
 def test_scores_and_boxes_that_are_not_finite_find_nothing_and_are_wrong() -> None:
     nan, infinite = float("nan"), float("inf")
-    found = _found([SQUARE, [nan] * 4, [-infinite, 0, infinite, 9], SQUARE], [nan, 0.9, 0.8, 0.7])
-    assert _evaluate([_truth([SQUARE])], [found]).map50_coco == pytest.approx(1 / 3)
+    found = found_of([SQUARE, [nan] * 4, [-infinite, 0, infinite, 9], SQUARE], [nan, 0.9, 0.8, 0.7])
+    assert _evaluate([truth_of([SQUARE])], [found]).map50_coco == pytest.approx(1 / 3)
 
 
 def test_boxes_of_any_size_are_wrong_when_they_find_nothing() -> None:
     # pycocotools would ignore an unmatched detection beyond its greatest area, 1e10, or of a negative one.
     for box in ([0, 0, 1e6, 1e6], [10, 0, 0, 10], [0, 0, 0, 0]):
-        assert _evaluate([_truth([SQUARE])], [_found([box, SQUARE], [0.9, 0.8])]).map50_coco == HALF
+        assert _evaluate([truth_of([SQUARE])], [found_of([box, SQUARE], [0.9, 0.8])]).map50_coco == HALF
 
 
 def test_it_prints_nothing_and_lets_other_threads_print(capsys: pytest.CaptureFixture[str]) -> None:
-    truth, found = [_truth([SQUARE])] * 50, [_found([SQUARE], [0.9])] * 50
+    truth, found = [truth_of([SQUARE])] * 50, [found_of([SQUARE], [0.9])] * 50
     thread = threading.Thread(target=_evaluate, args=(truth, found))
     thread.start()
     lines, running = 0, True
@@ -164,10 +149,10 @@ def test_it_prints_nothing_and_lets_other_threads_print(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("truth", "found", "message"),
     [
-        ([_truth([SQUARE])], [], "expected detections for 1 images, found 0"),
-        ([_truth([SQUARE], [3])], [ImageDetections.empty()], "image 0: truth: labels: .* 0 to 2, found 3"),
-        ([_truth([])], [_found([SQUARE], [0.9], [-1])], "image 0: detections: labels: .* 0 to 2, found -1"),
-        ([_truth([SQUARE], [0, 1])], [ImageDetections.empty()], r"image 0: truth: .* found \[1, 4\], \[2\]"),
+        ([truth_of([SQUARE])], [], "expected detections for 1 images, found 0"),
+        ([truth_of([SQUARE], [3])], [ImageDetections.empty()], "image 0: truth: labels: .* 0 to 2, found 3"),
+        ([truth_of([])], [found_of([SQUARE], [0.9], [-1])], "image 0: detections: labels: .* 0 to 2, found -1"),
+        ([truth_of([SQUARE], [0, 1])], [ImageDetections.empty()], r"image 0: truth: .* found \[1, 4\], \[2\]"),
     ],
 )
 def test_bad_input_names_the_image(truth: list[Truth], found: list[ImageDetections], message: str) -> None:

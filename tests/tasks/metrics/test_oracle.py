@@ -18,8 +18,8 @@ from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections, in_order, merge, pack, unpack
 from tasks.metrics.truth import Truth, pack_truth, unpack_truth
 from tasks.metrics.voc import evaluate_voc
+from tests.tasks.metrics.scenes import CLASSES, random_scene
 
-CLASSES = ("basket", "carton", "chair")
 Case = tuple[list[Truth], list[ImageDetections]]
 # A detection that is right (True) or wrong (False), or does not count because its object is difficult (None).
 Outcome = bool | None
@@ -31,26 +31,11 @@ IOU_THRESHOLDS = [float(value) for value in np.linspace(0.5, 0.95, 10)]
 RECALLS = [float(value) for value in np.linspace(0, 1, 101)]
 
 
-def _random_case(random: np.random.Generator) -> Case:
-    """Small whole-pixel boxes, few distinct scores: overlaps of exactly a threshold and ties are common."""
-    truth: list[Truth] = []
-    found: list[ImageDetections] = []
-    for _ in range(int(random.integers(1, 4))):
-        objects, boxes = int(random.integers(0, 5)), int(random.integers(0, 9))
-        corners, sides = random.integers(0, 3, (objects + boxes, 2)), random.integers(2, 7, (objects + boxes, 2))
-        every = np.concatenate([corners, corners + sides], axis=1)
-        difficult = random.random(objects) < 0.25 if random.random() < 0.5 else None
-        truth.append((every[:objects].astype(np.float32), random.integers(0, 2, objects), difficult))
-        scores = (random.integers(0, 5, boxes) / 4).astype(np.float32)
-        found.append(ImageDetections(every[objects:], scores, random.integers(0, 2, boxes)))
-    return truth, found
-
-
 def _cases(seed: int, count: int) -> Iterator[tuple[Case, int, float]]:
     """A case, the greatest number of detections per image and class, and the score threshold."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        yield _random_case(random), int(random.integers(1, 7)), float(random.choice([0.0, 0.25, 0.3]))
+        yield random_scene(random), int(random.integers(1, 7)), float(random.choice([0.0, 0.25, 0.3]))
 
 
 def _ranked(found: list[ImageDetections], label: int, threshold: float, most: int) -> list[tuple[float, int, Box]]:
@@ -227,7 +212,7 @@ def test_parts_of_any_split_give_exactly_the_figures_of_one_evaluation() -> None
         truth: list[Truth] = []
         found: list[ImageDetections] = []
         for _ in range(4):
-            some_truth, some_found = _random_case(random)
+            some_truth, some_found = random_scene(random)
             truth += some_truth
             found += some_found
         part_of = random.integers(0, int(random.integers(1, 6)), len(truth))

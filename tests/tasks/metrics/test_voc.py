@@ -8,25 +8,9 @@ import pytest
 from tasks.errors import DataError
 from tasks.metrics.detections import ImageDetections, in_order, merge, pack, unpack
 from tasks.metrics.voc import Truth, VocResult, average_precision_voc10, evaluate_voc
+from tests.tasks.metrics.scenes import CLASSES, found_of, random_scene, truth_of
 
-CLASSES = ("basket", "carton", "chair")
 SQUARE = [0, 0, 9, 9]  # 10 x 10 pixels: the kit counts both ends
-
-
-def _truth(boxes: list, labels: list[int] | None = None, difficult: list[bool] | None = None) -> Truth:
-    return (
-        np.array(boxes, np.float64).reshape(-1, 4),
-        np.array([0] * len(boxes) if labels is None else labels, np.int64),
-        None if difficult is None else np.array(difficult),
-    )
-
-
-def _found(boxes: list, scores: list[float], labels: list[int] | None = None) -> ImageDetections:
-    return ImageDetections(
-        np.array(boxes, np.float32),
-        np.array(scores),
-        np.array([0] * len(boxes) if labels is None else labels),
-    )
 
 
 def _evaluate(truth: list[Truth], detections: list[ImageDetections], **options: float) -> VocResult:
@@ -44,8 +28,8 @@ def test_area_under_the_envelope_by_hand() -> None:
 def test_a_later_precision_lifts_an_earlier_one() -> None:
     # Wrong, right, right of two: precision 1/2 at recall 1/2 is raised to the 2/3 at recall 1.
     result = _evaluate(
-        [_truth([SQUARE, [50, 50, 59, 59]])],
-        [_found([[200, 200, 209, 209], SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])],
+        [truth_of([SQUARE, [50, 50, 59, 59]])],
+        [found_of([[200, 200, 209, 209], SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])],
     )
     assert result.map50_voc10 == pytest.approx(2 / 3)
     assert result.recall == 1.0
@@ -53,13 +37,13 @@ def test_a_later_precision_lifts_an_earlier_one() -> None:
 
 def test_a_side_is_counted_in_whole_pixels() -> None:
     # 10 x 10 against 10 x 5 pixels: exactly 0.5, which is enough; without the +1 it would be 36/81.
-    assert _evaluate([_truth([SQUARE])], [_found([[0, 0, 9, 4]], [0.9])]).map50_voc10 == 1.0
-    assert _evaluate([_truth([SQUARE])], [_found([[0, 0, 9, 3.9]], [0.9])]).map50_voc10 == 0.0
+    assert _evaluate([truth_of([SQUARE])], [found_of([[0, 0, 9, 4]], [0.9])]).map50_voc10 == 1.0
+    assert _evaluate([truth_of([SQUARE])], [found_of([[0, 0, 9, 3.9]], [0.9])]).map50_voc10 == 0.0
 
 
 def test_a_second_claim_on_an_object_is_wrong() -> None:
     result = _evaluate(
-        [_truth([SQUARE, [50, 50, 59, 59]])], [_found([SQUARE, SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])]
+        [truth_of([SQUARE, [50, 50, 59, 59]])], [found_of([SQUARE, SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])]
     )
     assert result.map50_voc10 == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
@@ -67,49 +51,49 @@ def test_a_second_claim_on_an_object_is_wrong() -> None:
 def test_only_the_object_overlapped_most_can_be_claimed() -> None:
     # Both detections overlap both objects by more than one half, but the first most: one stays unfound.
     objects = [[0, 0, 9, 9], [3, 0, 12, 9]]
-    result = _evaluate([_truth(objects)], [_found([[0, 0, 9, 9], [1, 0, 10, 9]], [0.9, 0.8])])
+    result = _evaluate([truth_of(objects)], [found_of([[0, 0, 9, 9], [1, 0, 10, 9]], [0.9, 0.8])])
     assert result.recall == 0.5
     assert result.map50_voc10 == 0.5
 
 
 def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
-    truth = [_truth([SQUARE, [50, 50, 59, 59]], difficult=[True, False])]
-    result = _evaluate(truth, [_found([SQUARE, SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])])
+    truth = [truth_of([SQUARE, [50, 50, 59, 59]], difficult=[True, False])]
+    result = _evaluate(truth, [found_of([SQUARE, SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])])
     assert result.map50_voc10 == 1.0
     assert result.recall == 1.0
-    only_difficult = _evaluate([_truth([SQUARE], difficult=[True])], [_found([SQUARE], [0.9])])
+    only_difficult = _evaluate([truth_of([SQUARE], difficult=[True])], [found_of([SQUARE], [0.9])])
     assert only_difficult.map50_voc10 is None
 
 
 def test_a_detection_of_another_class_or_image_finds_nothing() -> None:
-    assert _evaluate([_truth([SQUARE])], [_found([SQUARE], [0.9], [1])]).per_class == {
+    assert _evaluate([truth_of([SQUARE])], [found_of([SQUARE], [0.9], [1])]).per_class == {
         "basket": 0.0,
         "carton": None,
         "chair": None,
     }
-    result = _evaluate([_truth([SQUARE]), _truth([])], [ImageDetections.empty(), _found([SQUARE], [0.9])])
+    result = _evaluate([truth_of([SQUARE]), truth_of([])], [ImageDetections.empty(), found_of([SQUARE], [0.9])])
     assert result.map50_voc10 == 0.0
 
 
 def test_means_are_over_the_classes_with_objects() -> None:
-    truth = [_truth([SQUARE, [50, 50, 59, 59], [80, 80, 89, 89]], [0, 2, 2])]
-    result = _evaluate(truth, [_found([SQUARE, [50, 50, 59, 59]], [0.9, 0.8], [0, 2])])
+    truth = [truth_of([SQUARE, [50, 50, 59, 59], [80, 80, 89, 89]], [0, 2, 2])]
+    result = _evaluate(truth, [found_of([SQUARE, [50, 50, 59, 59]], [0.9, 0.8], [0, 2])])
     assert result.per_class == {"basket": 1.0, "carton": None, "chair": 0.5}
     assert result.recall_per_class == {"basket": 1.0, "carton": None, "chair": 0.5}
     assert result.map50_voc10 == result.recall == 0.75
 
 
 def test_nothing_to_find_and_nothing_found() -> None:
-    nothing = _evaluate([_truth([])], [_found([SQUARE], [0.9])])
+    nothing = _evaluate([truth_of([])], [found_of([SQUARE], [0.9])])
     assert nothing.map50_voc10 is None
     assert nothing.recall is None
     assert _evaluate([], []).map50_voc10 is None
-    missed = _evaluate([_truth([SQUARE])], [ImageDetections.empty()])
+    missed = _evaluate([truth_of([SQUARE])], [ImageDetections.empty()])
     assert missed.map50_voc10 == missed.recall == 0.0
 
 
 def test_the_score_threshold_cuts_map_and_recall() -> None:
-    truth, found = [_truth([SQUARE, [50, 50, 59, 59]])], [_found([SQUARE, [50, 50, 59, 59]], [0.9, 0.3])]
+    truth, found = [truth_of([SQUARE, [50, 50, 59, 59]])], [found_of([SQUARE, [50, 50, 59, 59]], [0.9, 0.3])]
     assert _evaluate(truth, found).map50_voc10 == 1.0
     cut = _evaluate(truth, found, score_threshold=0.5)
     assert cut.map50_voc10 == cut.recall == 0.5
@@ -117,11 +101,11 @@ def test_the_score_threshold_cuts_map_and_recall() -> None:
 
 
 def test_the_limit_is_per_image_and_class_best_first() -> None:
-    truth = [_truth([SQUARE, [50, 50, 59, 59]], [0, 1]), _truth([SQUARE], [0])]
+    truth = [truth_of([SQUARE, [50, 50, 59, 59]], [0, 1]), truth_of([SQUARE], [0])]
     far = [200, 200, 209, 209]
     found = [
-        _found([SQUARE, far, [50, 50, 59, 59]], [0.8, 0.9, 0.1], [0, 0, 1]),
-        _found([SQUARE], [0.5], [0]),
+        found_of([SQUARE, far, [50, 50, 59, 59]], [0.8, 0.9, 0.1], [0, 0, 1]),
+        found_of([SQUARE], [0.5], [0]),
     ]
     result = _evaluate(truth, found, max_per_class=1)
     assert result.recall_per_class == {"basket": 0.5, "carton": 1.0, "chair": None}
@@ -129,17 +113,17 @@ def test_the_limit_is_per_image_and_class_best_first() -> None:
 
 def test_scores_and_boxes_that_are_not_finite_find_nothing() -> None:
     nan, infinite = float("nan"), float("inf")
-    found = _found([SQUARE, [nan] * 4, [-infinite, 0, infinite, 9], SQUARE], [nan, 0.9, 0.8, 0.7])
-    assert _evaluate([_truth([SQUARE])], [found]).map50_voc10 == pytest.approx(1 / 3)
+    found = found_of([SQUARE, [nan] * 4, [-infinite, 0, infinite, 9], SQUARE], [nan, 0.9, 0.8, 0.7])
+    assert _evaluate([truth_of([SQUARE])], [found]).map50_voc10 == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
     ("truth", "found", "message"),
     [
-        ([_truth([SQUARE])], [], "expected detections for 1 images, found 0"),
-        ([_truth([SQUARE], [3])], [ImageDetections.empty()], "image 0: truth: labels: .* 0 to 2, found 3"),
-        ([_truth([])], [_found([SQUARE], [0.9], [-1])], "image 0: detections: labels: .* 0 to 2, found -1"),
-        ([_truth([SQUARE], [0, 1])], [ImageDetections.empty()], r"image 0: truth: .* found \[1, 4\], \[2\]"),
+        ([truth_of([SQUARE])], [], "expected detections for 1 images, found 0"),
+        ([truth_of([SQUARE], [3])], [ImageDetections.empty()], "image 0: truth: labels: .* 0 to 2, found 3"),
+        ([truth_of([])], [found_of([SQUARE], [0.9], [-1])], "image 0: detections: labels: .* 0 to 2, found -1"),
+        ([truth_of([SQUARE], [0, 1])], [ImageDetections.empty()], r"image 0: truth: .* found \[1, 4\], \[2\]"),
     ],
 )
 def test_bad_input_names_the_image(truth: list[Truth], found: list[ImageDetections], message: str) -> None:
@@ -197,29 +181,11 @@ def _slow_average_precision(
     return area, sum(outcomes) / wanted
 
 
-def _random_case(random: np.random.Generator) -> tuple[list[Truth], list[ImageDetections]]:
-    """Small whole-pixel boxes, few distinct scores: overlaps of exactly one half and ties are common."""
-    truth: list[Truth] = []
-    found: list[ImageDetections] = []
-    for _ in range(int(random.integers(1, 4))):
-        objects, boxes = int(random.integers(0, 5)), int(random.integers(0, 9))
-        corners, sides = (
-            random.integers(0, 3, (objects + boxes, 2)),
-            random.integers(2, 7, (objects + boxes, 2)),
-        )
-        every = np.concatenate([corners, corners + sides], axis=1)
-        difficult = random.random(objects) < 0.25 if random.random() < 0.5 else None
-        truth.append((every[:objects].astype(np.float64), random.integers(0, 2, objects), difficult))
-        scores = (random.integers(0, 5, boxes) / 4).astype(np.float32)
-        found.append(ImageDetections(every[objects:], scores, random.integers(0, 2, boxes)))
-    return truth, found
-
-
 def test_random_cases_against_the_slow_implementation() -> None:
     random = np.random.default_rng(20)
     seen: set[float | None] = set()
     for _ in range(3000):
-        truth, found = _random_case(random)
+        truth, found = random_scene(random)
         most, threshold, iou = int(random.integers(1, 6)), float(random.choice([0.0, 0.25, 0.3])), 0.5
         result = evaluate_voc(truth, found, CLASSES, iou=iou, score_threshold=threshold, max_per_class=most)
         figures = []
@@ -239,7 +205,7 @@ def test_detections_merged_from_parts_give_exactly_the_same_figures() -> None:
     random = np.random.default_rng(8)
     truth, found = [], []
     for _ in range(20):
-        some_truth, some_found = _random_case(random)
+        some_truth, some_found = random_scene(random)
         truth += some_truth
         found += some_found
     whole = _evaluate(truth, found)
@@ -253,8 +219,8 @@ def test_many_pairs_are_compared_in_steps_without_a_difference(monkeypatch: pyte
     corners = generator.integers(0, 60, (50, 2))
     boxes = np.hstack([corners, corners + generator.integers(5, 40, (50, 2))]).astype(np.float32)
     labels = generator.integers(0, 3, 50)
-    truth = [_truth(boxes[:20].tolist(), labels[:20].tolist())]
-    found = [_found(boxes.tolist(), generator.random(50).tolist(), labels.tolist())]
+    truth = [truth_of(boxes[:20].tolist(), labels[:20].tolist())]
+    found = [found_of(boxes.tolist(), generator.random(50).tolist(), labels.tolist())]
     whole = _evaluate(truth, found)
     monkeypatch.setattr("tasks.metrics.voc._PAIRS", 70)  # 3 boxes at a time
     assert _evaluate(truth, found) == whole

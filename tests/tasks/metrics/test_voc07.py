@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.metrics.detections import ImageDetections
 from tasks.metrics.voc import VocResult, average_precision_voc07, average_precision_voc10, evaluate_voc
+from tests.tasks.metrics.scenes import found_of, truth_of
 
 CLASSES = ("basket", "carton")
 SQUARE, OTHER, FAR = [0, 0, 9, 9], [50, 50, 59, 59], [200, 200, 209, 209]
@@ -16,12 +16,7 @@ def _evaluate(
     objects: list, boxes: list, scores: list[float], *, difficult: list[bool] | None = None, label: int = 0
 ) -> VocResult:
     """One image; all objects are baskets, all detections of class ``label``."""
-    truth = (
-        np.array(objects, np.float64).reshape(-1, 4),
-        np.zeros(len(objects), np.int64),
-        None if difficult is None else np.array(difficult),
-    )
-    found = ImageDetections(np.array(boxes, np.float32), np.array(scores), np.full(len(boxes), label))
+    truth, found = truth_of(objects, difficult=difficult), found_of(boxes, scores, [label] * len(boxes))
     return evaluate_voc([truth], [found], CLASSES, score_threshold=0.001, max_per_class=100)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.data.catalog import load_data
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
@@ -19,6 +18,7 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import EvaluationSpec
 from tests.present import present
+from tests.tasks.drawn_data import drawn_data
 
 RULES = EvaluationSpec(batch_size=4)
 
@@ -26,7 +26,7 @@ RULES = EvaluationSpec(batch_size=4)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> FederatedData:
     spec = SyntheticStreet(train_images=40, test_images=10, width=96, height=80, test="per-device")
-    return load_data(spec, root_of=lambda name: None, cache=tmp_path_factory.mktemp("data"))
+    return drawn_data(spec, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

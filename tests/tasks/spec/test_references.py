@@ -12,7 +12,7 @@ from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.client_update import client_update
-from tasks.data.catalog import load_data, pool
+from tasks.data.catalog import pool
 from tasks.data.check import check_data
 from tasks.data.export import write_coco
 from tasks.data.image_cache import ImageCache
@@ -32,6 +32,7 @@ from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import UpdateRequest, WakeUpRequest
 from tasks.training.seeds import derive_seed
 from tasks.wake_up import client_wake_up
+from tests.tasks.drawn_data import drawn_data
 
 TINY = SyntheticStreet(train_images=40, test_images=8, width=64, height=64)
 SPEC = FederationSpec(
@@ -44,10 +45,6 @@ SPEC = FederationSpec(
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def load(spec: SyntheticStreet, cache: Path) -> FederatedData:
-    return load_data(spec, root_of=lambda name: None, cache=cache)
 
 
 # --- the specification -------------------------------------------------------------------------------------
@@ -127,7 +124,7 @@ def test_wrong_fields_are_named(data: dict[str, object], says: str) -> None:
 
 
 def test_every_training_image_once_in_order_and_the_same_test_set(cache: Path) -> None:
-    apart, pooled = load(TINY, cache), load(TINY.model_copy(update={"pooled": True}), cache)
+    apart, pooled = drawn_data(TINY, cache), drawn_data(TINY.model_copy(update={"pooled": True}), cache)
     assert list(pooled.train) == list(pooled.test) == ["all"]
     expected = [sample.key for samples in apart.train.values() for sample in samples]
     assert [sample.key for sample in pooled.train["all"]] == expected
@@ -138,8 +135,8 @@ def test_every_training_image_once_in_order_and_the_same_test_set(cache: Path) -
 
 
 def test_chosen_devices_alone_in_the_data_sets_order(cache: Path) -> None:
-    apart = load(TINY, cache)
-    pooled = load(TINY.model_copy(update={"pooled": True, "pooled_devices": ("5", "3")}), cache)
+    apart = drawn_data(TINY, cache)
+    pooled = drawn_data(TINY.model_copy(update={"pooled": True, "pooled_devices": ("5", "3")}), cache)
     assert samples_digest(pooled.train["all"]) == samples_digest((*apart.train["3"], *apart.train["5"]))
     with pytest.raises(DataError, match="no client 9; its clients are 1, 2, 3, 4, 5"):
         pool(apart, ["1", "9"])
@@ -147,7 +144,7 @@ def test_chosen_devices_alone_in_the_data_sets_order(cache: Path) -> None:
 
 def test_test_sets_of_devices_become_their_union(cache: Path) -> None:
     spec = TINY.model_copy(update={"test": "per-device"})
-    apart, pooled = load(spec, cache), load(spec.model_copy(update={"pooled": True}), cache)
+    apart, pooled = drawn_data(spec, cache), drawn_data(spec.model_copy(update={"pooled": True}), cache)
     own = [sample.key for samples in apart.test.values() for sample in samples]
     assert [sample.key for sample in pooled.test["all"]] == own
     assert len(own) == len(set(own)) == 8
@@ -179,10 +176,10 @@ def passes(spec: FederationSpec, data: FederatedData) -> dict[str, int]:
 
 
 def test_a_round_passes_over_the_same_images_as_often(cache: Path) -> None:
-    apart = passes(SPEC, load(TINY, cache))
+    apart = passes(SPEC, drawn_data(TINY, cache))
     centralised = twin(SPEC)
     assert isinstance(centralised.data, SyntheticStreet)
-    assert passes(centralised, load(centralised.data, cache)) == apart
+    assert passes(centralised, drawn_data(centralised.data, cache)) == apart
     assert set(apart.values()) == {2}
 
 
@@ -190,7 +187,7 @@ def test_a_round_passes_over_the_same_images_as_often(cache: Path) -> None:
 def test_a_federation_of_one_device_and_its_twin_are_equal_to_the_bit(
     cache: Path, tmp_path: Path, s3_settings: S3Settings
 ) -> None:
-    write_coco(load(TINY.model_copy(update={"pooled": True}), cache), tmp_path / "one")  # its device is named all
+    write_coco(drawn_data(TINY.model_copy(update={"pooled": True}), cache), tmp_path / "one")  # its device is named all
     spec = FederationSpec(data=Coco(name="one"), detector=SPEC.detector, training=TrainingSpec(batch_size=8))
     site = Site(Settings(
         home=tmp_path / "home", data_roots={"one": tmp_path / "one"},
@@ -244,9 +241,9 @@ def test_what_cannot_be_local_only(make: Callable[[], FederationSpec], says: str
 
 @pytest.mark.parametrize("test", ["global", "per-device"])
 def test_a_device_alone_has_its_own_images_and_everyones_tests(cache: Path, test: str) -> None:
-    federated = load(TINY.model_copy(update={"test": test}), cache)
-    alone = load(TINY.model_copy(update={"test": test, "local_only": "3"}), cache)
-    pooled = load(TINY.model_copy(update={"test": test, "pooled": True}), cache)
+    federated = drawn_data(TINY.model_copy(update={"test": test}), cache)
+    alone = drawn_data(TINY.model_copy(update={"test": test, "local_only": "3"}), cache)
+    pooled = drawn_data(TINY.model_copy(update={"test": test, "pooled": True}), cache)
     assert list(alone.train) == list(alone.test) == ["3"]
     assert samples_digest(alone.train["3"]) == samples_digest(federated.train["3"])
     assert samples_digest(alone.test["3"]) == samples_digest(pooled.test["all"])
