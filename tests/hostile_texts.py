@@ -6,6 +6,8 @@ import re
 import unicodedata
 from html.parser import HTMLParser
 
+import pytest
+
 # By what they try. Each has letters before and after, by which a test finds it.
 HOSTILE = {
     "clear the screen": "begin\x1b[2J\x1b[1;1H\x1b[7;35mend",
@@ -35,6 +37,8 @@ HOSTILE = {
     "letters that are wanted": "begin straße 交通灯 é end",
     "too long": "begin" + "x" * 100_000 + "end",
 }
+
+hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 
 _COMMAND = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
 

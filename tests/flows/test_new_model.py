@@ -25,6 +25,7 @@ from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, We
 from tasks.stop_and_eval import Evaluations
 from tasks.strategies.fedavg import FedAvg
 from tasks.usable import distance, largest_update, model_fault
+from tests.records import evaluation_record
 from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
 
 SPEC = FederationSpec()
@@ -34,10 +35,7 @@ LARGEST = 1e9
 
 
 def evaluation(*clients: str, loss: float | None = 1.5) -> EvaluationRecord:
-    return EvaluationRecord(
-        clients=clients, test_digest="a" * 64, test_size=3, loss=loss, map50_voc10=0.1, recall=0.1, per_class={},
-        score_threshold=0.1, seconds=1,
-    )  # fmt: skip
+    return evaluation_record(*clients, test_size=3, loss=loss, map50_voc10=0.1, recall=0.1, score_threshold=0.1)
 
 
 def failure(client: str, kind: str, reason: str) -> ClientFailure:

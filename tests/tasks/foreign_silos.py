@@ -15,7 +15,6 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, Draw, RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest
+from tests.records import client_info, round_plan
 from tests.tasks.phase_handles import Notes, make_handles, make_update
 
 CLIENTS, FOREIGN, CLASSES, TEST_SIZE = ("1", "2", "3"), "2", ("car", "van"), 11
@@ -171,12 +171,16 @@ class Silos:
         self.store.client.objects[self.handles.layout.update_record(3, client)] = content
 
     def new_plan(self) -> RoundPlan:
-        return RoundPlan(
-            federation=self.handles.layout.federation, round=3, spec_digest=DIGEST, model=self.model,
-            draws=(Draw(attempt=1, contacted=CLIENTS, answers=(), qualified=CLIENTS),), cohort=CLIENTS,
-            shards=tuple((client,) for client in CLIENTS), seeds={client: 100 + int(client) for client in CLIENTS},
-            learning_rate=0.01, created=datetime(2026, 1, 1, tzinfo=UTC),
-        )  # fmt: skip
+        return round_plan(
+            *CLIENTS,
+            federation=self.handles.layout.federation,
+            round=3,
+            spec_digest=DIGEST,
+            model=self.model,
+            draws=(Draw(attempt=1, contacted=CLIENTS, answers=(), qualified=CLIENTS),),
+            seeds={client: 100 + int(client) for client in CLIENTS},
+            learning_rate=0.01,
+        )
 
     def honest(self, request: AnyRequest) -> dict[str, Any]:
         """The document of the reply that a silo gives; its objects are in the store."""
@@ -207,10 +211,9 @@ def make_silos(folder: Path) -> Silos:
 
 
 def info(client: str) -> ClientInfo:
-    return ClientInfo(
-        client=client, train_size=10, test_size=TEST_SIZE, test_digest="d" * 64, class_counts=dict.fromkeys(CLASSES, 5),
-        host="here", device="cpu",
-    )  # fmt: skip
+    return client_info(
+        client, test_size=TEST_SIZE, test_digest="d" * 64, class_counts=dict.fromkeys(CLASSES, 5), host="here"
+    )
 
 
 def state(number: int) -> bytes:

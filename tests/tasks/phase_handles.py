@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tasks.handles import Handles, Leavings
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import AnyRequest, TurnReply
+from tests.records import round_plan, update_record
 
 
 @dataclass
@@ -72,38 +72,28 @@ def put_state(handles: Handles, key: str, state: dict[str, torch.Tensor]) -> Wei
 
 def make_plan(handles: Handles, spec: FederationSpec, model: WeightRef, cohort: tuple[str, ...]) -> RoundPlan:
     """Round 3 of the place's federation."""
-    return RoundPlan(
+    return round_plan(
+        *cohort,
         federation=handles.layout.federation,
         round=3,
         spec_digest=spec.digest,
         model=model,
-        draws=(),
-        cohort=cohort,
         shards=(cohort,),
         seeds={client: 100 + int(client) for client in cohort},
         learning_rate=0.01,
-        created=datetime(2026, 1, 1, tzinfo=UTC),
     )
 
 
 def make_update(handles: Handles, plan: RoundPlan, client: str, weights: WeightRef, **changes: Any) -> UpdateRecord:
     """What ``client`` would answer to ``plan``, with ``changes``."""
-    document = {
+    asked = {
         "federation": plan.federation,
         "round": plan.round,
-        "client": client,
         "spec_digest": plan.spec_digest,
         "model": plan.model.sha256,
         "seed": plan.seeds.get(client, 0),
         "weights": weights,
-        "train_size": 10,
-        "train_loss": 1.0,
-        "steps": 3,
-        "seconds": 1.0,
-        "train_seconds": 0.9,
-        "bytes_down": 5,
-        "host": "here",
-        "device": "cpu",
-        **changes,
     }
-    return UpdateRecord.model_validate(document)
+    return update_record(
+        client, **{**asked, "steps": 3, "train_seconds": 0.9, "bytes_down": 5, "host": "here", **changes}
+    )

@@ -35,8 +35,9 @@ def take_turn(request: AnyRequest) -> TurnReply:
     ``ok`` in another phase than ``request_update`` is an answer that says nothing.
     """
     from infra.errors import StoreCorrupt, StoreUnavailable
-    from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
+    from tasks.spec.records import ClientFailure, WeightRef
     from tasks.spec.turns import TurnReply
+    from tests.records import update_record
 
     folder = Path(os.environ["FEDBENCH_TEST_FOLDER"])
     script = json.loads((folder / "script.json").read_text())
@@ -63,13 +64,17 @@ def take_turn(request: AnyRequest) -> TurnReply:
         else:
             if request.phase == "request_update":
                 updates.append(
-                UpdateRecord(
-                    federation=request.federation, round=request.round, client=client, spec_digest=request.spec_digest,
-                    model=request.model.sha256, seed=1, weights=WeightRef(key="k", sha256="c" * 64, bytes=1),
-                    train_size=3, train_loss=1.0, steps=1, seconds=1, train_seconds=1, bytes_down=1, host="here",
-                    device="cpu",
+                    update_record(
+                        client,
+                        federation=request.federation,
+                        round=request.round,
+                        spec_digest=request.spec_digest,
+                        model=request.model.sha256,
+                        weights=WeightRef(key="k", sha256="c" * 64, bytes=1),
+                        train_size=3,
+                        host="here",
+                    )
                 )
-            )  # fmt: skip
             (folder / "done" / client).touch()
     return TurnReply(updates=tuple(updates), failures=tuple(failures))
 
@@ -78,27 +83,23 @@ def unasked_update(request: UpdateRequest) -> TurnReply:
     """Client 1 answers as asked, then again; 2 with another's seed, 3 for another round; 4 was never asked."""
     from tasks.spec.records import UpdateRecord, WeightRef
     from tasks.spec.turns import TurnReply
+    from tests.records import update_record
 
     updates: list[UpdateRecord] = []
     for client in (*request.clients, "1", "4"):
         key = f"phases/{request.federation}/rounds/{request.round:04d}/updates/{client}.safetensors"
         updates.append(
-            UpdateRecord(
+            update_record(
+                client,
                 federation=request.federation,
                 round=request.round + (client == "3"),
-                client=client,
                 spec_digest=request.spec_digest,
                 model=request.model.sha256,
                 seed=request.seeds.get(client, 0) + (client == "2"),
                 weights=WeightRef(key=key, sha256="c" * 64, bytes=1),
                 train_size=3,
                 train_loss=1.0 + len(updates),
-                steps=1,
-                seconds=1,
-                train_seconds=1,
-                bytes_down=1,
                 host="here",
-                device="cpu",
             )
         )
     return TurnReply(updates=tuple(updates))

@@ -15,9 +15,10 @@ from tasks.hand_out import hand_out
 from tasks.handles import set_handles
 from tasks.request_update import request_update
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientInfo, WeightRef
+from tasks.spec.records import WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import Evaluations, stop_and_eval
+from tests.records import client_info
 from tests.tasks import phase_turns
 from tests.tasks.phase_handles import Notes, make_handles, make_plan
 
@@ -143,10 +144,7 @@ def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectSt
     handles, notes = make_handles(object_store, tmp_path, "hangs", take_turn=phase_turns.take_turn, slots=2)
     spec = FederationSpec(participation=Participation(evaluation_deadline=1.5))
     clients = [
-        ClientInfo(
-            client=name, train_size=1, test_size=9, test_digest="d" * 64, class_counts={"x": 1}, host="h", device="cpu"
-        )
-        for name in "12"
+        client_info(name, train_size=1, test_size=9, test_digest="d" * 64, class_counts={"x": 1}) for name in "12"
     ]
 
     async def run() -> Evaluations:

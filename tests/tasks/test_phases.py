@@ -19,6 +19,7 @@ from tasks.handles import Handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
+from tests.records import client_info
 from tests.tasks.phase_handles import make_plan, make_update, put_state
 
 READY = tuple(str(number) for number in range(1, 21))
@@ -145,12 +146,7 @@ def test_an_open_round_takes_over_what_answers_its_plan(handles: Handles, plan: 
 
 
 def ready(*clients: str) -> list[ClientInfo]:
-    return [
-        ClientInfo(
-            client=client, train_size=5, test_size=5, test_digest="a" * 64, class_counts={}, host="here", device="cpu"
-        )
-        for client in clients
-    ]  # fmt: skip
+    return [client_info(client, train_size=5, host="here") for client in clients]
 
 
 def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(handles: Handles, plan: RoundPlan) -> None:

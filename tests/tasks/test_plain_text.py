@@ -40,10 +40,9 @@ from tasks.report.markdown import report_markdown
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.suite_records import FailedCell
 from tasks.suite.summary import summarise
-from tests.hostile_texts import HOSTILE, Html, commands
+from tests.hostile_texts import HOSTILE, Html, commands, hostile
 from tests.tasks.suite.suite_results import between, cell, result
 
-hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 # Two readers of Markdown: CommonMark with GitHub's tables, and one of the older rules.
 COMMONMARK = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 

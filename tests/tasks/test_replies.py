@@ -19,7 +19,7 @@ from tasks.replies import (
     read_reply,
 )
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
+from tasks.spec.records import ClientFailure, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import (
     AnyRequest,
@@ -30,6 +30,7 @@ from tasks.spec.turns import (
     UpdateRequest,
     WakeUpRequest,
 )
+from tests.records import evaluation_record, update_record
 
 SPEC = FederationSpec(evaluation=EvaluationSpec(batch_size=4))
 REF = {"key": "k", "sha256": "a" * 64, "bytes": 9}
@@ -231,17 +232,8 @@ def test_a_turn_says_of_no_more_bytes_that_it_moved_them_than_it_can(
 
 
 def test_nobody_is_on_record_as_counted_and_as_dropped() -> None:
-    update = UpdateRecord.model_validate(
-        {
-            "federation": "f", "round": 3, "client": "1", "spec_digest": "b" * 64, "model": "a" * 64, "seed": 1,
-            "weights": REF, "train_size": 1, "train_loss": 1, "steps": 1, "seconds": 1, "train_seconds": 1,
-            "bytes_down": 1, "host": "h", "device": "cpu",
-        }
-    )  # fmt: skip
-    evaluation = EvaluationRecord(
-        clients=("2",), test_digest="a" * 64, test_size=1, loss=None, map50_voc10=None, recall=None, per_class={},
-        score_threshold=0.1, seconds=1,
-    )  # fmt: skip
+    update = update_record("1", federation="f", round=3)
+    evaluation = evaluation_record("2", test_size=1, loss=None, map50_voc10=None, recall=None, score_threshold=0.1)
     phases = ("wake_up", "check_client_resource", "request_update", "aggregate", "stop_and_eval")
     dropped = [ClientFailure.model_validate(failed(client, phase=phase)) for client in ("1", "2") for phase in phases]
     kept = not_counted(dropped, [update], [evaluation])

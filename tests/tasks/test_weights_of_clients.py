@@ -21,6 +21,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.wake_up import wake_up
+from tests.records import client_info
 from tests.tasks.phase_handles import Notes, make_handles, make_plan, make_update, put_state
 from tests.tasks.sum_rounds import Here
 
@@ -46,12 +47,7 @@ def handles(noted: tuple[Handles, Notes]) -> Handles:
 
 
 def infos(sizes: dict[str, int]) -> list[ClientInfo]:
-    return [
-        ClientInfo(
-            client=client, train_size=size, test_size=1, test_digest="a" * 64, class_counts={}, host="h", device="cpu"
-        )
-        for client, size in sizes.items()
-    ]  # fmt: skip
+    return [client_info(client, train_size=size, test_size=1) for client, size in sizes.items()]
 
 
 def planned(handles: Handles, spec: FederationSpec, sizes: dict[str, int]) -> RoundPlan:

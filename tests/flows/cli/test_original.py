@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from tasks.models.file import load_model, read_card
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, load_spec
-from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import Metrics, WeightRef
 from tasks.training.batch_norm import estimate_statistics, sample_images
+from tests.records import round_record
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=96, height=80),
@@ -237,18 +237,12 @@ def stored(
         Metrics(train_loss=3.0),
     )
     for number, metrics in enumerate(figures):
-        record = RoundRecord(
+        record = round_record(
+            number,
             federation="mine",
-            round=number,
             spec_digest=SPEC.digest,
-            clients=(),
             model=WeightRef(key="k", sha256="0" * 64, bytes=0),
-            evaluations=(),
             metrics=metrics,
-            decision=Decision(stop=False, best_round=0),
-            seconds={},
-            environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-            committed=datetime(2026, 1, 1, tzinfo=UTC),
         )
         object_store.put_json(layout.marker(number), record.model_dump(mode="json"))
     return layout

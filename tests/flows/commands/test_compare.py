@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,17 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import (
-    ClientInfo,
-    Decision,
-    Environment,
-    EvaluationRecord,
     Metrics,
     RoundRecord,
-    UpdateRecord,
     WeightRef,
 )
 from tasks.spec.references import local_only, twin
 from tasks.spec.training import TrainingSpec
+from tests.records import SHA, client_info, evaluation_record, round_record, update_record
 
 SPEC = FederationSpec(max_rounds=4, training=TrainingSpec(local_epochs=2))
 TWIN = twin(SPEC)
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-SHA, OTHER = "a" * 64, "b" * 64
+OTHER = "b" * 64
 WEIGHTS = WeightRef(key="k", sha256=SHA, bytes=5_000_000)
 # Training images by client: 40 in all.
 SIZES = {"1": 25, "2": 15}
@@ -47,36 +41,43 @@ def record_of(
 ) -> RoundRecord:
     """A round of ``cohort``: 10 s, each client 5 MB down and 5 MB up; ``map_coco`` falls while the others rise."""
     clients = tuple(
-        ClientInfo(
-            client=client, train_size=size, test_size=8, test_digest=test, class_counts={"chair": 2 * size, "table": 0},
-            host="h", device="cpu",
+        client_info(
+            client, train_size=size, test_size=8, test_digest=test, class_counts={"chair": 2 * size, "table": 0}
         )
         for client, size in sizes.items()
-    )  # fmt: skip
+    )
     updates = tuple(
-        UpdateRecord(
-            federation=name, round=number, client=client, spec_digest=SHA, model=SHA, seed=1, weights=WEIGHTS,
-            train_size=sizes[client], train_loss=2.0, steps=1, seconds=1, train_seconds=1, bytes_down=5_000_000,
-            host="h", device="cpu",
+        update_record(
+            client,
+            federation=name,
+            round=number,
+            weights=WEIGHTS,
+            train_size=sizes[client],
+            train_loss=2.0,
+            bytes_down=5_000_000,
         )
         for client in (cohort or tuple(sizes) if number else ())
-    )  # fmt: skip
+    )
     by_class = {"chair": score, "table": None}
     metrics = Metrics(
         loss=3.0, map50_voc10=score, map50_voc07=score, map_coco=None if score is None else 0.5 - score, recall=0.75,
         per_class=by_class,
     )  # fmt: skip
-    evaluation = EvaluationRecord(
-        clients=tuple(sizes), test_digest=test, test_size=8, loss=3.0, map50_voc10=score, recall=0.75,
-        per_class=by_class, score_threshold=0.001, seconds=1.0,
-    )  # fmt: skip
-    return RoundRecord(
-        federation=name, round=number, spec_digest=SHA, clients=clients, updates=updates, model=WEIGHTS,
-        evaluations=(evaluation,), metrics=metrics, decision=Decision(stop=False, best_round=0),
-        seconds={"request_update": 8.0, "stop_and_eval": 2.0}, bytes_up=2_000_000, bytes_down=500_000,
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-        committed=NOW,
-    )  # fmt: skip
+    evaluation = evaluation_record(
+        *sizes, test_digest=test, test_size=8, loss=3.0, map50_voc10=score, recall=0.75, per_class=by_class
+    )
+    return round_record(
+        number,
+        federation=name,
+        clients=clients,
+        updates=updates,
+        model=WEIGHTS,
+        evaluations=(evaluation,),
+        metrics=metrics,
+        seconds={"request_update": 8.0, "stop_and_eval": 2.0},
+        bytes_up=2_000_000,
+        bytes_down=500_000,
+    )
 
 
 class Store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from tasks.models.file import read_card, write_model
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientInfo, Decision, Environment, EvaluationRecord, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import Decision, Metrics, RoundRecord, WeightRef
+from tests.records import client_info, evaluation_record, round_record
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5, width=96, height=80),
@@ -49,16 +49,16 @@ def detector_of(number: int) -> Detector:
 
 
 def record_of(number: int, model: WeightRef) -> RoundRecord:
-    client = ClientInfo(
-        client="1", train_size=8, test_size=5, test_digest="0" * 64, class_counts=dict.fromkeys(CLASSES, 1), host="h",
-        device="cpu",
-    )  # fmt: skip
-    return RoundRecord(
-        federation="mine", round=number, spec_digest=SPEC.digest, clients=(client,), model=model, evaluations=(),
-        metrics=Metrics(map50_voc10=0.25), decision=Decision(stop=False, best_round=1), seconds={},
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-        committed=datetime(2026, 1, 1, tzinfo=UTC),
-    )  # fmt: skip
+    client = client_info(train_size=8, test_digest="0" * 64, class_counts=dict.fromkeys(CLASSES, 1))
+    return round_record(
+        number,
+        federation="mine",
+        spec_digest=SPEC.digest,
+        clients=(client,),
+        model=model,
+        metrics=Metrics(map50_voc10=0.25),
+        decision=Decision(stop=False, best_round=1),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -316,10 +316,7 @@ def test_a_device_that_is_not_there_is_refused(call: Any, file: Path, picture: P
 def test_data_that_changed_since_the_run_are_not_scored(settings: Settings) -> None:
     model = open_model("mine", settings)
     assert model.record is not None
-    evaluation = EvaluationRecord(
-        clients=("1", "2"), test_digest="0" * 64, test_size=5, loss=None, map50_voc10=None, recall=None, per_class={},
-        score_threshold=0.001, seconds=0,
-    )  # fmt: skip
+    evaluation = evaluation_record("1", "2", test_digest="0" * 64, loss=None, map50_voc10=None, recall=None, seconds=0)
     changed = dataclasses.replace(model, record=model.record.model_copy(update={"evaluations": (evaluation,)}))
     with pytest.raises(DataError, match="client 1: its test set has changed since the run: expected digest 0000"):
         evaluate_opened(changed, settings, data=None, fields={}, device="cpu", threads=1, console=Console(stderr=True))

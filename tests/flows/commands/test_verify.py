@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from tasks.errors import DataError, SpecError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientInfo, Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import Metrics, RoundRecord, WeightRef
+from tests.records import client_info, round_record
 
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=40, test_images=5), detector=YoloV3TinySpec(width=64, height=64)
@@ -62,15 +62,15 @@ class Registered:
 
 
 def record_of(number: int, model: WeightRef) -> RoundRecord:
-    client = ClientInfo(
-        client="1", train_size=8, test_size=5, test_digest="0" * 64, class_counts={"chair": 1}, host="h", device="cpu"
+    client = client_info(train_size=8, test_digest="0" * 64, class_counts={"chair": 1})
+    return round_record(
+        number,
+        federation="mine",
+        spec_digest=SPEC.digest,
+        clients=(client,),
+        model=model,
+        metrics=Metrics(map50_voc10=0.25),
     )
-    return RoundRecord(
-        federation="mine", round=number, spec_digest=SPEC.digest, clients=(client,), model=model, evaluations=(),
-        metrics=Metrics(map50_voc10=0.25), decision=Decision(stop=False, best_round=0), seconds={},
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-        committed=datetime(2026, 1, 1, tzinfo=UTC),
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

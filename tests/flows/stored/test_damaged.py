@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ from infra.store.objects import ObjectStore
 from infra.store.suite_layout import SuiteLayout
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import Decision, Metrics, WeightRef
+from tests.records import round_record
 
 SPEC = FederationSpec(max_rounds=1)
 SPEC_JSON = SPEC.model_dump(mode="json")
@@ -48,19 +48,13 @@ BAD_SPECS = {
 
 def marker(name: str, number: int) -> bytes:
     """The record of a committed round."""
-    record = RoundRecord(
+    record = round_record(
+        number,
         federation=name,
-        round=number,
         spec_digest=SPEC.digest,
-        clients=(),
         model=WeightRef(key="k", sha256="0" * 64, bytes=1),
-        evaluations=(),
         metrics=Metrics(map50_voc10=0.1),
         decision=Decision(stop=number == 1, reason="max_rounds" if number == 1 else None, best_round=0),
-        seconds={},
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-        committed=datetime(2026, 1, 1, tzinfo=UTC),
-        dropped=(),
     )
     return record.model_dump_json().encode()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from tasks.errors import DataError, FedbenchError, SpecError
 from tasks.handles import Handles, Leavings
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, Decision, Environment, EvaluationRecord, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import ClientFailure, Decision, Metrics, RoundRecord, WeightRef
 from tasks.spec.training import TrainingSpec
+from tests.records import evaluation_record, round_record
 
 SPEC = FederationSpec(max_rounds=5)
 
@@ -62,18 +62,13 @@ def record_of(handles: Handles, number: int, **decision: Any) -> RoundRecord:
     handles.objects.put_bytes(layout.update_weights(number, "1"), b"u")
     handles.objects.put_json(layout.update_record(number, "1"), {})
     handles.objects.put_bytes(layout.evaluation_tensors(number, "p"), b"e")
-    return RoundRecord(
+    return round_record(
+        number,
         federation=layout.federation,
-        round=number,
         spec_digest=SPEC.digest,
-        clients=(),
         model=WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes),
-        evaluations=(),
         metrics=Metrics(map50_voc10=0.1),
         decision=Decision(**{"stop": False, "best_round": number, **decision}),
-        seconds={},
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-        committed=datetime(2026, 1, 1, tzinfo=UTC),
         dropped=(ClientFailure(client="2", phase="wake_up", kind="client-error", reason="bad label"),),
     )
 
@@ -123,10 +118,9 @@ def test_a_history_without_any_figure_is_a_failure(object_store: ObjectStore, se
         match=r"^unscored: every evaluation failed, .* no model is registered; the last one: client 2: test loss",
     ):
         require_scores("unscored", [history[0], *failed])
-    scored = EvaluationRecord(
-        clients=("1",), test_digest="0" * 64, test_size=5, loss=None, map50_voc10=None, recall=None, per_class={},
-        score_threshold=0.1, seconds=0.1,
-    )  # fmt: skip
+    scored = evaluation_record(
+        "1", test_digest="0" * 64, loss=None, map50_voc10=None, recall=None, score_threshold=0.1, seconds=0.1
+    )
     require_scores("unscored", [history[0].model_copy(update={"evaluations": (scored,)}), *failed])
 
 

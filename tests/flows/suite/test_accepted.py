@@ -28,8 +28,9 @@ from infra.store.suite_layout import ReferenceLayout, SuiteLayout
 from tasks.errors import SpecError
 from tasks.spec.records import Environment
 from tasks.spec.suite import Experiment, RegressionRule, SuiteSpec
-from tasks.spec.suite_records import CellResult, FailedCell, Point, SuiteResult, SuiteStart
+from tasks.spec.suite_records import FailedCell, Point, SuiteResult, SuiteStart
 from tests.flows.stored.test_runs import SPEC
+from tests.records import result_of_cell, result_of_suite
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVIRONMENT = Environment(fedbench="1", python="3", torch="2", torchvision="0", cpu="x", threads=1)
@@ -40,19 +41,14 @@ SUITE = SuiteSpec(
 
 def result_of(run: str, scores: list[float], **more: object) -> SuiteResult:
     cells = tuple(
-        CellResult(
-            experiment="five", role="federated", seed=seed, spec_digest="a" * 64, federation="f", clients=5,
-            points=(Point(round=0, figures={"map50_voc10": score}, passes=0, seconds=0, exchanged=0),),
-            per_class={}, moved=0,
+        result_of_cell(
+            "five", seed=seed, points=[Point(round=0, figures={"map50_voc10": score}, passes=0, seconds=0, exchanged=0)]
         )
         for seed, score in enumerate(scores)
-    )  # fmt: skip
-    return SuiteResult.model_validate(
-        {
-            "suite": "street", "suite_run": run, "suite_digest": SUITE.digest, "metric": "map50_voc10", "target": 0.5,
-            "code_version": "1a2b3c", "environment": ENVIRONMENT, "created": NOW, "cells": cells, **more,
-        }
-    )  # fmt: skip
+    )
+    return result_of_suite(
+        *cells, suite_run=run, suite_digest=SUITE.digest, code_version="1a2b3c", environment=ENVIRONMENT, **more
+    )
 
 
 class Handles:

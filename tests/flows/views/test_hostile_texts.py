@@ -41,20 +41,18 @@ from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
     ClientFailure,
-    ClientInfo,
     Decision,
     Environment,
-    EvaluationRecord,
     Metrics,
     RoundRecord,
     WeightRef,
 )
 from tasks.spec.turns import ResourceRequest, TurnReply
-from tests.hostile_texts import HOSTILE, Html, commands
+from tests.hostile_texts import HOSTILE, Html, commands, hostile
+from tests.records import client_info, evaluation_record, round_record
 
 SHA = "a" * 64
 LONGEST_NAME = 500  # of a class in a record
-hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 
 
 class Terminal(io.StringIO):
@@ -80,29 +78,17 @@ def record(text: str) -> RoundRecord:
     """A round in which everything that a client or the store can word says ``text``, as far as records take it."""
     text = text.encode(errors="replace").decode()[:LONGEST_NAME]
     per_class = {text: 0.5}
-    return RoundRecord(
-        federation="street",
-        round=3,
-        spec_digest=SHA,
-        clients=(
-            ClientInfo(
-                client="1", train_size=1, test_size=1, test_digest=SHA, class_counts={text: 1}, host=text, device=text
-            ),
-        ),
+    return round_record(
+        3,
+        clients=(client_info(train_size=1, test_size=1, class_counts={text: 1}, host=text, device=text),),
         dropped=(ClientFailure(client="2", phase="wake_up", kind="client-error", reason=text),),
         model=WeightRef(key=text, sha256=SHA, bytes=1),
-        evaluations=(
-            EvaluationRecord(
-                clients=("1",), test_digest=SHA, test_size=1, loss=1.0, map50_voc10=0.5, recall=0.5,
-                per_class=per_class, objects={text: 2}, score_threshold=0.1, seconds=1.0,
-            ),
-        ),
+        evaluations=(evaluation_record("1", test_size=1, per_class=per_class, objects={text: 2}, score_threshold=0.1),),
         metrics=Metrics(map50_voc10=0.5, per_class=per_class, per_class_coco=per_class, per_class_recall=per_class),
         decision=Decision(stop=True, reason="max_rounds", best_round=0, best_map50_voc10=0.5),
-        seconds={},
         environment=Environment(fedbench="0", python="3", torch=text, torchvision="0", cpu=text, threads=1),
         committed="2026-01-02T00:00:00Z",
-    )  # fmt: skip
+    )
 
 
 # --- the terminal ------------------------------------------------------------------------------------------

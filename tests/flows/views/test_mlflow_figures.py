@@ -10,16 +10,12 @@ from infra.tracking.federation import Tracker
 from tasks.spec.base import Sha256
 from tasks.spec.records import (
     ClientFailure,
-    ClientInfo,
     Decision,
-    Environment,
-    EvaluationRecord,
     Metrics,
-    RoundPlan,
     RoundRecord,
-    UpdateRecord,
     WeightRef,
 )
+from tests.records import client_info, evaluation_record, round_plan, round_record, update_record
 
 SHA: Sha256 = "a" * 64
 COMMITTED = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
@@ -28,73 +24,37 @@ WEIGHTS = WeightRef(key="federations/street/rounds/0003/global.safetensors", sha
 
 def record(number: int = 3, *, evaluations: int = 1) -> RoundRecord:
     """A round of clients 1 and 2, in which client 3 was dropped."""
-    plan = RoundPlan(
-        federation="street",
-        round=max(number, 1),
-        spec_digest=SHA,
-        model=WEIGHTS,
-        draws=(),
-        cohort=("1", "2", "3"),
-        shards=(("1",), ("2",), ("3",)),
-        seeds={"1": 1, "2": 2, "3": 3},
-        learning_rate=0.001,
-        created=COMMITTED,
-    )
+    plan = round_plan("1", "2", "3", round=max(number, 1), model=WEIGHTS, created=COMMITTED)
     updates = tuple(
-        UpdateRecord(
-            federation="street",
+        update_record(
+            client,
             round=max(number, 1),
-            client=client,
-            spec_digest=SHA,
-            model=SHA,
-            seed=1,
             weights=WEIGHTS,
             train_size=size,
             train_loss=loss,
-            steps=1,
             seconds=2.0,
             train_seconds=1.5,
             bytes_down=100,
-            host="h",
-            device="cpu",
         )
         for client, size, loss in (("1", 10, 4.0), ("2", 30, 2.0))
     )
     groups = (("1", "2", "3"),) if evaluations == 1 else (("1",), ("2", "3"))
-    return RoundRecord(
-        federation="street",
-        round=number,
-        spec_digest=SHA,
+    return round_record(
+        number,
         plan=plan if number else None,
-        clients=tuple(
-            ClientInfo(
-                client=client,
-                train_size=10,
-                test_size=5,
-                test_digest=SHA,
-                class_counts={},
-                host="h",
-                device="cpu",
-            )
-            for client in ("1", "2", "3")
-        ),
+        clients=tuple(client_info(client) for client in ("1", "2", "3")),
         updates=updates if number else (),
         dropped=(ClientFailure(client="3", phase="request_update", kind="client-error", reason="NaN"),),
         model=WEIGHTS,
         evaluations=tuple(
-            EvaluationRecord(
-                clients=clients,
-                test_digest=SHA,
-                test_size=5,
+            evaluation_record(
+                *clients,
                 loss=3.0 + index,
                 map50_voc10=0.25,
                 map50_voc07=0.375,
-                map50_coco=None,
                 map_coco=0.125,
-                recall=0.5,
                 per_class={"chair": 0.25, "gas/tank": None},
                 score_threshold=0.05,
-                seconds=1.0,
             )
             for index, clients in enumerate(groups)
         ),
@@ -113,7 +73,6 @@ def record(number: int = 3, *, evaluations: int = 1) -> RoundRecord:
         seconds={"request_update": 4.0, "stop_and_eval": 1.0},
         bytes_up=200,
         bytes_down=300,
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
         committed=COMMITTED,
     )
 

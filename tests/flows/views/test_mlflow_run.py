@@ -25,25 +25,20 @@ from infra.tracking.federation import TAG_SUPERSEDED
 from infra.views import Views
 from tasks.handles import Leavings
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.failing_server import failing_server
 from tests.infra.tracking.lookup import find_run
+from tests.records import round_record
 
 SPEC = FederationSpec(max_rounds=2)
 
 
 def record_of(number: int) -> RoundRecord:
-    return RoundRecord(
-        federation="street",
-        round=number,
+    return round_record(
+        number,
         spec_digest=SPEC.digest,
-        clients=(),
-        model=WeightRef(key="k", sha256="a" * 64, bytes=1),
-        evaluations=(),
         metrics=Metrics(map50_voc10=0.1),
         decision=Decision(stop=False, best_round=number),
-        seconds={},
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
         committed=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number),
     )
 

@@ -19,18 +19,12 @@ from flows.views.terminal import LineProgress, QuietProgress, make_progress
 from infra.views import Views
 from tasks.spec.records import (
     Decision,
-    Environment,
-    EvaluationRecord,
     Metrics,
-    RoundPlan,
     RoundRecord,
-    UpdateRecord,
-    WeightRef,
 )
+from tests.records import evaluation_record, round_plan, round_record, update_record
 
-SHA = "a" * 64
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-WEIGHTS = WeightRef(key="k", sha256=SHA, bytes=1)
 
 
 class Terminal(io.StringIO):
@@ -42,52 +36,19 @@ class Terminal(io.StringIO):
 
 def record(number: int, score: float | None, updates: int = 2) -> RoundRecord:
     """A committed round: a cohort of two clients, of which ``updates`` answered."""
-    plan = RoundPlan(
-        federation="street",
-        round=max(1, number),
-        spec_digest=SHA,
-        model=WEIGHTS,
-        draws=(),
-        cohort=("1", "2"),
-        shards=(("1",), ("2",)),
-        seeds={"1": 1, "2": 2},
-        learning_rate=0.1,
-        created=NOW,
-    )
-    return RoundRecord(
-        federation="street",
-        round=number,
-        spec_digest=SHA,
+    plan = round_plan("1", "2", round=max(1, number), learning_rate=0.1, created=NOW)
+    return round_record(
+        number,
         plan=plan if number else None,
-        clients=(),
         updates=tuple(
-            UpdateRecord(
-                federation="street",
-                round=max(1, number),
-                client=str(client + 1),
-                spec_digest=SHA,
-                model=SHA,
-                seed=1,
-                weights=WEIGHTS,
-                train_size=1,
-                train_loss=1.0,
-                steps=1,
-                seconds=1.0,
-                train_seconds=1.0,
-                bytes_down=1,
-                host="h",
-                device="cpu",
-            )
+            update_record(str(client + 1), round=max(1, number), train_size=1)
             for client in range(updates if number else 0)
         ),
-        model=WEIGHTS,
-        evaluations=(),
         metrics=Metrics(train_loss=2.5 if number else None, loss=3.25, map50_voc10=score, recall=0.5),
         decision=Decision(stop=False, best_round=number, best_map50_voc10=score),
         seconds={"request_update": 4.0, "stop_and_eval": 1.5},
         bytes_up=34_700_000,
         bytes_down=35_600_000,
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
         committed=NOW,
     )
 
@@ -304,12 +265,9 @@ def test_the_table_of_classes() -> None:
         per_class_recall={"chair": 0.75, "table": None},
     )
     tests = [
-        EvaluationRecord(
-            clients=(client,), test_digest=SHA, test_size=3, loss=1.0, map50_voc10=0.2, recall=0.5, per_class={},
-            objects={"chair": count, "table": 0}, score_threshold=0.001, seconds=1.0,
-        )
+        evaluation_record(client, test_size=3, map50_voc10=0.2, objects={"chair": count, "table": 0})
         for client, count in (("1", 4), ("2", 7))
-    ]  # fmt: skip
+    ]
     console = Console(file=io.StringIO(), width=80, record=True)
     for evaluations in (tests, ()):  # older records do not count objects
         changes = {"metrics": metrics, "evaluations": tuple(evaluations)}

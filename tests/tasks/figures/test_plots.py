@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -16,19 +14,12 @@ from tasks.metrics.detections import ImageDetections
 from tasks.spec.records import (
     ClientFailure,
     Decision,
-    Environment,
     Metrics,
-    RoundPlan,
     RoundRecord,
-    UpdateRecord,
-    WeightRef,
 )
 from tests.present import present
+from tests.records import round_plan, round_record, update_record
 from tests.tasks.figures.drawn import drawn, xs, ys
-
-SHA = "0" * 64
-REF = WeightRef(key="k", sha256=SHA, bytes=1)
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def record(
@@ -36,29 +27,19 @@ def record(
 ) -> RoundRecord:
     """A round with these clients' train losses; round 0 has no plan."""
     losses = losses or {}
-    updates = tuple(
-        UpdateRecord(
-            federation="f", round=number, client=client, spec_digest=SHA, model=SHA, seed=1, weights=REF,
-            train_size=10, train_loss=loss, steps=1, seconds=1, train_seconds=1, bytes_down=1, host="h",
-            device="cpu",
-        )
-        for client, loss in losses.items()
-    )  # fmt: skip
-    plan = RoundPlan(
-        federation="f", round=number, spec_digest=SHA, model=REF, draws=(), cohort=(*losses, *dropped),
-        shards=(), seeds={}, learning_rate=0.001, created=NOW,
-    ) if number else None  # fmt: skip
+    updates = tuple(update_record(client, round=number, train_loss=loss) for client, loss in losses.items())
+    plan = round_plan(*losses, *dropped, round=number) if number else None
     failures = tuple(
         ClientFailure(client=client, phase="request_update", kind="client-error", reason="NaN") for client in dropped
     )
     mean = sum(losses.values()) / len(losses) if losses else None
-    return RoundRecord(
-        federation="f", round=number, spec_digest=SHA, plan=plan, clients=(), updates=updates, 
-        dropped=failures, model=REF, evaluations=(),
+    return round_record(
+        number,
+        plan=plan,
+        updates=updates,
+        dropped=failures,
         metrics=Metrics(train_loss=mean, loss=5.0 / (number + 1), map50_voc10=map50, recall=map50),
-        decision=Decision(stop=False, best_round=0), seconds={}, committed=NOW,
-        environment=Environment(fedbench="0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
-    )  # fmt: skip
+    )
 
 
 def _texts(figure: Figure) -> list[str]:

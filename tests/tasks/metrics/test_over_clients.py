@@ -6,26 +6,18 @@ import pytest
 
 from tasks.errors import FedbenchError
 from tasks.metrics.over_clients import aggregate_metrics
-from tasks.spec.records import EvaluationRecord, UpdateRecord, WeightRef
-
-SHA = "0" * 64
+from tasks.spec.records import EvaluationRecord, UpdateRecord
+from tests.records import evaluation_record, update_record
 
 
 def _update(client: str, size: int, loss: float) -> UpdateRecord:
-    return UpdateRecord(
-        federation="f", round=1, client=client, spec_digest=SHA, model=SHA, seed=1,
-        weights=WeightRef(key="k", sha256=SHA, bytes=1), train_size=size, train_loss=loss, steps=1, seconds=1,
-        train_seconds=1, bytes_down=1, host="h", device="cpu",
-    )  # fmt: skip
+    return update_record(client, train_size=size, train_loss=loss)
 
 
 def _evaluation(
     clients: tuple[str, ...], size: int, map50: float | None, *, loss: float | None = 1.0, **ap: float | None
 ) -> EvaluationRecord:
-    return EvaluationRecord(
-        clients=clients, test_digest=SHA, test_size=size, loss=loss, map50_voc10=map50, recall=map50,
-        per_class=ap, score_threshold=0.001, seconds=1,
-    )  # fmt: skip
+    return evaluation_record(*clients, test_size=size, loss=loss, map50_voc10=map50, recall=map50, per_class=ap)
 
 
 def test_train_loss_is_weighted_by_images_and_test_figures_by_test_images() -> None:

@@ -10,27 +10,24 @@ import pytest
 from tasks.errors import DataError
 from tasks.models.card import card_of, licence_notes
 from tasks.spec.federation import parse_spec
-from tasks.spec.records import ClientInfo, Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
+from tests.records import client_info, round_record
 
 SHA = "b" * 64
 
 
 def record(**fields: Any) -> RoundRecord:
-    info = ClientInfo(
-        client="1", train_size=4, test_size=2, test_digest=SHA, class_counts={"a": 0, "b": 3}, host="h", device="cpu"
-    )
-    base = RoundRecord(
+    info = client_info(train_size=4, test_size=2, test_digest=SHA, class_counts={"a": 0, "b": 3})
+    base = round_record(
+        2,
         federation="mine",
-        round=2,
         spec_digest=SHA,
         clients=(info,),
         model=WeightRef(key="k", sha256=SHA, bytes=1),
-        evaluations=(),
         metrics=Metrics(
             train_loss=9.0, loss=3.0, map50_voc10=0.5, map_coco=0.25, recall=None, per_class={"b": 0.5, "a": None}
         ),
         decision=Decision(stop=True, reason="max_rounds", best_round=2),
-        seconds={},
         environment=Environment(fedbench="0.1.0", python="3", torch="2", torchvision="0", cpu="x", threads=1),
         committed=datetime(2026, 1, 2, tzinfo=UTC),
     )

@@ -9,10 +9,11 @@ import pytest
 
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.spec.records import EvaluationRecord, UpdateRecord, WeightRef
+from tasks.spec.records import EvaluationRecord, UpdateRecord
 from tasks.spec.references import local_only, twin
 from tasks.spec.shares import Weight, least_clients, limited, limiting_factors, majority
 from tests.present import present
+from tests.records import evaluation_record, update_record
 
 LIE = 10**9
 
@@ -123,18 +124,19 @@ def test_the_limit_is_in_the_digest_where_it_is_set_and_not_in_references() -> N
 
 
 def update(client: str, size: int, loss: float) -> UpdateRecord:
-    return UpdateRecord(
-        federation="f", round=1, client=client, spec_digest="a" * 64, model="a" * 64, seed=1,
-        weights=WeightRef(key="k", sha256="a" * 64, bytes=1), train_size=size, train_loss=loss, steps=1, seconds=1,
-        train_seconds=1, bytes_down=1, host="h", device="cpu",
-    )  # fmt: skip
+    return update_record(client, train_size=size, train_loss=loss)
 
 
 def evaluation(client: str, size: int, loss: float) -> EvaluationRecord:
-    return EvaluationRecord(
-        clients=(client,), test_digest="a" * 64, test_size=size, loss=loss, map50_voc10=loss / 10, recall=None,
-        per_class={"chair": loss / 10}, score_threshold=0.1, seconds=1,
-    )  # fmt: skip
+    return evaluation_record(
+        client,
+        test_size=size,
+        loss=loss,
+        map50_voc10=loss / 10,
+        recall=None,
+        per_class={"chair": loss / 10},
+        score_threshold=0.1,
+    )
 
 
 def test_a_limit_holds_for_a_rounds_figures_too() -> None:

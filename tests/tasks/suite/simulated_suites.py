@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import numpy as np
 
 from tasks.spec.records import Environment
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, FailedCell, Point, SuiteResult
+from tests.records import result_of_cell, result_of_suite
 
 ENVIRONMENT = Environment(fedbench="1", python="3.11", torch="2", torchvision="0", cpu="x", threads=1)
-CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def cell_of(
@@ -27,10 +26,10 @@ def cell_of(
     digest: str = "a" * 64,
     clients: int = 5,
 ) -> CellResult:
-    return CellResult(
-        experiment=experiment, role=role, seed=seed, device=device, spec_digest=digest, federation="f",
-        clients=clients, points=(Point(round=0, figures=dict(figures), passes=0, seconds=0, exchanged=0),),
-        per_class=dict(per_class or {}), moved=0,
+    return result_of_cell(
+        experiment, role, seed, device=device, spec_digest=digest, clients=clients,
+        points=(Point(round=0, figures=dict(figures), passes=0, seconds=0, exchanged=0),),
+        per_class=dict(per_class or {}),
     )  # fmt: skip
 
 
@@ -43,9 +42,9 @@ def result_of(
     missing: Sequence[str] = (),
     environment: Environment = ENVIRONMENT,
 ) -> SuiteResult:
-    return SuiteResult(
-        suite=suite, suite_run=run, suite_digest="b" * 64, metric="map50_voc10", target=0.5, code_version="c",
-        environment=environment, created=CREATED, cells=tuple(cells), failed=tuple(failed), missing=tuple(missing),
+    return result_of_suite(
+        *cells, suite=suite, suite_run=run, suite_digest="b" * 64, environment=environment, failed=tuple(failed),
+        missing=tuple(missing),
     )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from tasks.spec.federation import MAP_NAMES, FederationSpec
 from tasks.spec.records import Environment
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, Point, SuiteResult
+from tests.records import result_of_cell, result_of_suite
 
-SHA = "a" * 64
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 ENVIRONMENT = Environment(
     fedbench="9.8.7", python="3.12.1", torch="2.9.0", torchvision="0.24.0", cpu="a cpu", threads=1
@@ -39,22 +39,17 @@ def cell(
         "moved": 500_000,
     }
     points = tuple(point(number, value, passes=step * number) for number, value in enumerate(values))
-    return CellResult(
-        experiment=experiment, role=role, seed=seed, device=device, spec_digest=SHA, points=points, **(fields | more)
-    )
+    return result_of_cell(experiment, role, seed, device=device, points=points, **(fields | more))
 
 
 def result(*cells: CellResult, **more: Any) -> SuiteResult:
     fields: dict[str, Any] = {
-        "suite": "street",
-        "suite_run": "street-1",
-        "metric": "map50_voc10",
-        "target": 0.5,
+        "code_version": "1.2.3+abc",
+        "environment": ENVIRONMENT,
+        "created": NOW,
         "specs": {name: FederationSpec() for name in dict.fromkeys(cell.experiment for cell in cells)},
     }
-    return SuiteResult(
-        suite_digest=SHA, code_version="1.2.3+abc", environment=ENVIRONMENT, created=NOW, cells=cells, **(fields | more)
-    )
+    return result_of_suite(*cells, **(fields | more))
 
 
 def between(*, own_tests: bool = False) -> SuiteResult:

@@ -10,12 +10,8 @@ from tasks.errors import FedbenchError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import (
-    ClientInfo,
-    Decision,
-    EvaluationRecord,
     Metrics,
     RoundRecord,
-    UpdateRecord,
     WeightRef,
 )
 from tasks.spec.references import local_only, twin
@@ -23,7 +19,8 @@ from tasks.spec.suite import Cell
 from tasks.spec.training import TrainingSpec
 from tasks.suite.grouping import Run, cells_of_runs, result_of_runs
 from tasks.suite.results import FIGURES, cell_result
-from tests.tasks.suite.suite_results import ENVIRONMENT, NOW, SHA
+from tests.records import SHA, client_info, evaluation_record, round_record, update_record
+from tests.tasks.suite.suite_results import ENVIRONMENT, NOW
 
 SPEC = FederationSpec(max_rounds=2, training=TrainingSpec(local_epochs=2))
 WEIGHTS = WeightRef(key="k", sha256=SHA, bytes=3_000)
@@ -35,37 +32,58 @@ def record_of(
 ) -> RoundRecord:
     """A round of 10 s in which each client needs 3 kB and sends 3 kB."""
     clients = tuple(
-        ClientInfo(
-            client=client, train_size=size, test_size=4, test_digest=SHA, class_counts={"chair": size}, host="h",
-            device="NVIDIA H100",
-        )
+        client_info(client, train_size=size, test_size=4, class_counts={"chair": size}, device="NVIDIA H100")
         for client, size in sizes.items()
-    )  # fmt: skip
+    )
     updates = tuple(
-        UpdateRecord(
-            federation="f", round=number, client=client, spec_digest=SHA, model=SHA, seed=1, weights=WEIGHTS,
-            train_size=size, train_loss=1.5, steps=1, seconds=4, train_seconds=3, bytes_down=3_000, host="h",
+        update_record(
+            client,
+            federation="f",
+            round=number,
+            weights=WEIGHTS,
+            train_size=size,
+            train_loss=1.5,
+            seconds=4,
+            train_seconds=3,
+            bytes_down=3_000,
             device="NVIDIA H100",
         )
         for client, size in (sizes.items() if number else ())
-    )  # fmt: skip
+    )
     groups = [(client,) for client in sizes] if own_tests else [tuple(sizes)]
     evaluations = tuple(
-        EvaluationRecord(
-            clients=group, test_digest=str(place) * 64, test_size=4, loss=2.0 + place, map50_voc10=score, recall=0.5,
-            per_class={"chair": score}, score_threshold=0.001, seconds=0.5,
+        evaluation_record(
+            *group,
+            test_digest=str(place) * 64,
+            test_size=4,
+            loss=2.0 + place,
+            map50_voc10=score,
+            per_class={"chair": score},
+            seconds=0.5,
         )
         for place, group in enumerate(groups)
-    )  # fmt: skip
-    return RoundRecord(
-        federation="f", round=number, spec_digest=SHA, clients=clients, updates=updates, model=WEIGHTS,
-        evaluations=evaluations, decision=Decision(stop=False, best_round=0), seconds={"a": 8.0, "b": 2.0},
+    )
+    return round_record(
+        number,
+        federation="f",
+        clients=clients,
+        updates=updates,
+        model=WEIGHTS,
+        evaluations=evaluations,
+        seconds={"a": 8.0, "b": 2.0},
         metrics=Metrics(
-            train_loss=1.5 if number else None, loss=2.5, map50_voc10=score, map_coco=0.1, recall=0.5,
+            train_loss=1.5 if number else None,
+            loss=2.5,
+            map50_voc10=score,
+            map_coco=0.1,
+            recall=0.5,
             per_class={"chair": score, "table": None},
         ),
-        bytes_up=100, bytes_down=50, environment=ENVIRONMENT, committed=NOW,
-    )  # fmt: skip
+        bytes_up=100,
+        bytes_down=50,
+        environment=ENVIRONMENT,
+        committed=NOW,
+    )
 
 
 def outcome(scores: list[float | None], spec: FederationSpec = SPEC, **more: Any) -> Any:
