@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 FOREIGN = {"Host": "evil.example", "Origin": "http://evil.example"}
 WRONG = {"Authorization": "Basic " + base64.b64encode(b"fedbench:wrong").decode()}
@@ -105,7 +106,7 @@ def try_files(home: str) -> list:
 
 if __name__ == "__main__":
     task = json.load(sys.stdin)
-    result = {"uid": os.getuid()}
+    result: dict[str, Any] = {"uid": os.getuid()}
     for name, server in task["servers"].items():
         result[name] = try_routes(server["port"], server["routes"], server["public"], task["marker"])
         result[f"{name} sockets"] = try_sockets(server["port"], server["sockets"])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,8 @@ class Stranger:
         command = [*self._prefix, sys.executable, "-I", "-S", "-c", "pass"]
         return subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, check=False).returncode == 0
 
-    def try_all(self, marker: str, home: Path | None = None, **servers: Target) -> dict[str, Any]:
-        """What was let through, by server; and of ``home``, if given. ``marker``: what must be in no answer."""
+    def try_all(self, marker: str, servers: Mapping[str, Target], home: Path | None = None) -> dict[str, Any]:
+        """Return what was let through, by server, and what of ``home``. ``marker``: no answer may contain it."""
         task = {
             "marker": marker,
             "home": None if home is None else str(home),

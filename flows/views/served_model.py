@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 

@@ -91,7 +91,7 @@ def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
     Raises:
         Whatever ``files.write_model`` raises.
     """
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import Model
 

@@ -1,7 +1,7 @@
 """Aggregating 5 and 20 updates of YOLOv3's size: time against reading the same bytes once, peak memory.
 
     pytest tests/benchmarks/bench_aggregation.py     # holds the limits
-    python tests/benchmarks/bench_aggregation.py     # prints the figures
+    python -m tests.benchmarks.bench_aggregation     # prints the figures
 
 The updates are hard links to four distinct files (1 GB on disk), all in the page cache, for the aggregation
 as for the plain read that it is compared with. Each measurement is a fresh process of one thread. Memory is

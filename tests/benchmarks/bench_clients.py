@@ -1,18 +1,17 @@
 """Many clients: seconds a client and the coordinator's memory, from 10 to 1,000 clients.
 
     pytest tests/benchmarks/bench_clients.py                         # holds the limits
-    python tests/benchmarks/bench_clients.py                         # prints the table
-    python tests/benchmarks/bench_clients.py --clients 10 100
+    python -m tests.benchmarks.bench_clients                         # prints the table
+    python -m tests.benchmarks.bench_clients --clients 10 100
 
-Each client has two images of 64 x 64 pixels and trains a detector of 0.14 MB (:mod:`narrow_detector`), for real, in the
-command ``fedbench`` with its embedded services; a turn has up to 50 clients. Seconds are medians of the rounds after
-the first; memory is the coordinator's, resident, at its most in a round.
+Each client has two images of 64 x 64 pixels and trains a detector of 0.14 MB (:mod:`tests.benchmarks.narrow_detector`),
+for real, in the command ``fedbench`` with its embedded services; a turn has up to 50 clients. Seconds are medians of
+the rounds after the first; memory is the coordinator's, resident, at its most in a round.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ import pytest
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measured_runs import HERE, MEGABYTE, data_of, run, table, write_data
+from tests.benchmarks.measured_runs import MEGABYTE, data_of, run, table, write_data
 
 CLIENTS = (10, 100, 1000)
 ROUNDS = 4
@@ -55,7 +52,7 @@ def figures(folder: Path, clients: int, rounds: int) -> dict[str, Any]:
         f"clients-{clients}",
         spec_of(clients, rounds),
         data,
-        command=(str(HERE / "narrow_detector.py"),),
+        command=("-m", "tests.benchmarks.narrow_detector"),
     )
     for record in found.records[1:]:
         assert len(record.updates) == clients, record.dropped

@@ -1,14 +1,15 @@
 """What coordination costs: rounds in which nothing is learned, ours against Flower's simulation.
 
     pytest tests/benchmarks/bench_empty_round.py                          # holds the limits, all sizes
-    python tests/benchmarks/bench_empty_round.py                          # prints the tables
-    python tests/benchmarks/bench_empty_round.py --sizes tiny-5 --rounds 6 --no-flower
+    python -m tests.benchmarks.bench_empty_round                          # prints the tables
+    python -m tests.benchmarks.bench_empty_round --sizes tiny-5 --rounds 6 --no-flower
 
 Training adds one constant to one tensor, evaluation detects nothing; all else is real. Ours is the command
-``fedbench`` with its embedded S3, Prefect and MLflow (:mod:`empty_turns`): weights moved, checked, aggregated,
-committed, tracked, and in the store when a round ends. Flower's is FedAvg in its simulation with Ray
-(:mod:`flower_app`), training and evaluation on all clients, with arrays of the same shapes; it keeps nothing. Both
-have all cores. Seconds are medians of the rounds after the first, processor seconds (of all processes) their mean.
+``fedbench`` with its embedded S3, Prefect and MLflow (:mod:`tests.benchmarks.empty_turns`): weights moved, checked,
+aggregated, committed, tracked, and in the store when a round ends. Flower's is FedAvg in its simulation with Ray
+(:mod:`tests.benchmarks.flower_app`), training and evaluation on all clients, with arrays of the same shapes; it keeps
+nothing. Both have all cores. Seconds are medians of the rounds after the first, processor seconds (of all processes)
+their mean.
 
 Flower's requirements collide with Prefect's, so it has a virtual environment of its own: the one that
 ``FEDBENCH_FLOWER_VENV`` names, else one made below the user's cache folder; without it, Flower's half is skipped.
@@ -22,7 +23,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
@@ -38,9 +38,7 @@ from tasks.detectors.state import state_of
 from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measured_runs import (
+from tests.benchmarks.measured_runs import (
     HERE,
     MeasuredRun,
     data_of,
@@ -99,10 +97,11 @@ def spec_of(size: Size, participation: Participation, rounds: int) -> Federation
 def our_run(home: Path, name: str, size: Size, participation: Participation, rounds: int) -> MeasuredRun:
     data = write_data(home, 2 * size.clients, 8)
     spec = spec_of(size, participation, rounds)
-    found = run(home, name, spec, data, command=(str(HERE / "empty_turns.py"),))
+    found = run(home, name, spec, data, command=("-m", "tests.benchmarks.empty_turns"))
     for record in found.records[1:]:
         assert len(record.updates) == size.clients, record.dropped
         assert {update.train_seconds for update in record.updates} == {0.0}, "these turns have trained"
+        assert record.plan is not None
         objects = len(record.plan.shards) if participation.partial_sums else size.clients
         assert len({update.weights.sha256 for update in record.updates}) == objects, "equal objects"
     for before, after in itertools.pairwise(found.records):
@@ -131,7 +130,7 @@ def flower_python() -> Path:
         return python
     try:
         venv.create(folder, with_pip=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", FLOWER]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", FLOWER]
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stdout", None) or str(error)
@@ -140,7 +139,8 @@ def flower_python() -> Path:
 
 
 def _imports_flower(python: Path) -> bool:
-    return subprocess.run([python, "-c", "import flwr, ray"], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    command = [str(python), "-c", "import flwr, ray"]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> tuple
     shapes = folder / f"{size.detector.__name__}.json"
     shapes.write_text(json.dumps([[list(tensor.shape), str(tensor.numpy().dtype)] for tensor in state.values()]))
     quiet = {"FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [python, HERE / "flower_app.py", shapes, str(size.clients), str(rounds), str(cores())]
+    command = [str(python), str(HERE / "flower_app.py"), str(shapes), str(size.clients), str(rounds), str(cores())]
     processor: list[tuple[float, float]] = []
     errors = folder / "flower.log"
     with (

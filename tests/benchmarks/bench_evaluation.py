@@ -1,7 +1,7 @@
 """What an evaluation costs beside the model and the metric.
 
     pytest tests/benchmarks/bench_evaluation.py                    # holds the limit
-    python tests/benchmarks/bench_evaluation.py --detector KIND    # prints the figures of a detector
+    python -m tests.benchmarks.bench_evaluation --detector KIND    # prints the figures of a detector
 
 The evaluation is whole, as a round has it: weights from the cache, the test set's digest, batches, losses,
 detections, their way to an S3 server on loopback and back, and all figures. Model and metric alone are written out
@@ -19,22 +19,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 
 from infra.turns.local import LocalSlots
 from tasks.data.samples import samples_digest
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
-from tasks.handles import Handles, Leavings
+from tasks.evaluation_parts import read_part
+from tasks.handles import Handles
 from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.voc import evaluate_voc
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientInfo, WeightRef
+from tasks.spec.records import WeightRef
 from tasks.spec.turns import EvaluationRequest
 from tasks.stop_and_eval import client_eval, evaluation_batches, score
 from tasks.training.evaluation import in_original_pixels
+from tests.benchmarks.measured_detectors import (
+    CLASSES,
+    DETECTORS,
+    MEASURED,
+    Seconds,
+    by_turns,
+    experiment,
+    measured_site,
+    ratios,
+)
+from tests.unused_handles import no_turn, nothing_left
 
 SLOWER_AT_MOST = 0.10
 REPEATS = 5
@@ -85,26 +96,18 @@ def evaluation(site: Site, spec: FederationSpec, client: str, model: WeightRef) 
     """A round's evaluation of one test set in one part, from its request to its record."""
     data = site.data(spec.data)
     samples = data.test[client]
-    info = ClientInfo(
-        client=client,
-        train_size=len(data.train[client]),
-        test_size=len(samples),
-        test_digest=samples_digest(samples),
-        class_counts=dict.fromkeys(data.classes, 0),
-        host=site.host,
-        device="cpu",
-    )
+    digest = samples_digest(samples)
     handles = Handles(
         settings=site.settings,
         objects=site.objects,
         weights=site.weights,
         layout=site.layout("bench"),
         slots=LocalSlots(1, [], {}),
-        take_turn=lambda request: None,
+        take_turn=no_turn,
         reporter=Silent(),  # type: ignore[arg-type]
         committed=lambda record: None,
         started=lambda run: None,
-        finished=_nothing,
+        finished=nothing_left,
     )
     request = EvaluationRequest(
         federation="bench",
@@ -112,18 +115,16 @@ def evaluation(site: Site, spec: FederationSpec, client: str, model: WeightRef) 
         clients=(client,),
         round=1,
         model=model,
-        test_digest=info.test_digest,
+        test_digest=digest,
+        test_size=len(samples),
         part=0,
         parts=1,
     )
     started = Seconds.now()
     reply = client_eval(site, request)
-    score(handles, spec, [info], [reply], time.monotonic())
+    part = read_part(handles, request, reply, len(data.classes))
+    score(spec, [client], data.classes, digest, [part], time.monotonic())
     return started.since()
-
-
-async def _nothing(handles: Handles) -> Leavings:
-    return Leavings({}, None, None)
 
 
 def evaluation_figures(home: Path, detector: str, repeats: int, images: int = IMAGES) -> dict[str, float]:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from small_federations import train_federation
 
 from tasks.environment import this_environment
 from tasks.spec.federation import FederationSpec, with_fields
@@ -21,6 +20,7 @@ from tasks.spec.records import Metrics
 from tasks.spec.suite import RegressionRule
 from tasks.spec.suite_records import CellResult, Point, SuiteResult
 from tasks.suite.regression import compare_results
+from tests.benchmarks.small_federations import train_federation
 
 SEEDS, ACCEPTED = (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3)
 DROPPED = "sunshade"

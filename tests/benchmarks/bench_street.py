@@ -2,7 +2,7 @@
 
 Run as a script (about ten minutes on two cores)::
 
-    FEDBENCH_STREET_DIR=/path/to/street python tests/benchmarks/bench_street.py
+    FEDBENCH_STREET_DIR=/path/to/street python -m tests.benchmarks.bench_street
 
 or as a test, ``make bench``. The figures of the original were taken on a machine like this one (two cores): a round
 284 s, of which 34 % evaluation; ``map50`` over detections with score at least 0.05 is 0.076 after four rounds.

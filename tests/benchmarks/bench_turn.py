@@ -1,9 +1,9 @@
 """What federation costs: a client's turn against a bare PyTorch loop, and a round's parts that are not learning.
 
     pytest tests/benchmarks/bench_turn.py                          # holds the limits
-    python tests/benchmarks/bench_turn.py                          # prints the figures
-    python tests/benchmarks/bench_turn.py --detector KIND          # of a turn of this detector alone
-    python tests/benchmarks/bench_turn.py --run NAME --home HOME   # the parts of the rounds of a run that is there
+    python -m tests.benchmarks.bench_turn                          # prints the figures
+    python -m tests.benchmarks.bench_turn --detector KIND          # of a turn of this detector alone
+    python -m tests.benchmarks.bench_turn --run NAME --home HOME   # the parts of the rounds of a run that is there
 
 The turn is whole: weights from the cache, detector, training, check, sha256, and the upload to an S3 server on
 loopback. The bare loop is written out here, over the same model and loader, and only the loop is timed. They go by
@@ -24,7 +24,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from measured_detectors import CLASSES, DETECTORS, MEASURED, Seconds, by_turns, experiment, measured_site, ratios
 from torch import nn
 
 from flows.stored.runs import opened_store, read_run
@@ -39,6 +38,16 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord, WeightRef
 from tasks.spec.training import AdamW
 from tasks.spec.turns import UpdateRequest
+from tests.benchmarks.measured_detectors import (
+    CLASSES,
+    DETECTORS,
+    MEASURED,
+    Seconds,
+    by_turns,
+    experiment,
+    measured_site,
+    ratios,
+)
 
 RATIO_AT_LEAST = 0.97
 # Of the smallest run that there is, the smoke test's; of a real round it is a few per cent.

@@ -1,8 +1,8 @@
 """Warm start: from submitting a run to its flow's first line, our worker against Prefect's process worker.
 
     pytest tests/benchmarks/bench_worker.py                  # holds the limits; SQLite
-    python tests/benchmarks/bench_worker.py                  # prints the figures
-    python tests/benchmarks/bench_worker.py --postgres URL   # postgresql+asyncpg://…, an empty database with pg_trgm
+    python -m tests.benchmarks.bench_worker                  # prints the figures
+    python -m tests.benchmarks.bench_worker --postgres URL   # postgresql+asyncpg://…, an empty database with pg_trgm
 
 One server, both workers on pools of their own, asked by turns: whatever else the machine does meets both. Both look
 for work every second, and their runs are of one flow that imports torch and torchvision. Of several runs at once, the

@@ -4,7 +4,7 @@ Instead of training, each client adds a constant of its own to one tensor, so th
 evaluation reads its batches and detects nothing. All else is what a turn does: weights are fetched, loaded, checked,
 serialised and stored, records written.
 
-    python empty_turns.py run SPEC --name NAME …     # the command fedbench, over such turns
+    python -m tests.benchmarks.empty_turns run SPEC --name NAME …     # the command fedbench, over such turns
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def evaluate(
 def _replace() -> None:
     from tasks import client_update, stop_and_eval
 
-    client_update.train = train  # type: ignore[assignment]
+    client_update.train = train
     stop_and_eval.evaluate = evaluate
 
 
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     from flows import run
     from flows.cli.app import main
 
-    run.PRELOAD = (*run.PRELOAD, "empty_turns")  # type: ignore[assignment]
+    run.PRELOAD = (*run.PRELOAD, "tests.benchmarks.empty_turns")  # type: ignore[assignment]
     main()
-elif __name__ == "empty_turns":
+elif __name__ == "tests.benchmarks.empty_turns":
     _replace()

@@ -102,8 +102,8 @@ def run(
     file = home / f"{name}.yaml"
     file.write_text(spec.to_yaml(), encoding="utf-8")
     arguments = [sys.executable, *command, "run", str(file), "--name", name, "--home", str(home), "--quiet"]
-    search = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    environment = environment_of({"PYTHONPATH": search, "FEDBENCH_DATA_ROOTS": f'{{"{DATA_NAME}": "{data}"}}'})
+    roots = f'{{"{DATA_NAME}": "{data}"}}'
+    environment = environment_of({"PYTHONPATH": str(HERE.parents[1]), "FEDBENCH_DATA_ROOTS": roots})
     memory: list[tuple[float, int]] = []
     processor: list[tuple[float, float]] = []
     with (
@@ -124,7 +124,7 @@ def run(
 def environment_of(own: Mapping[str, str]) -> dict[str, str]:
     """This process's, without the services and settings of whoever measures."""
     foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "AWS_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | own
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | dict(own)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """YOLOv3-tiny with a sixteenth of its channels, 0.14 MB: importing this takes the place of the real one.
 
-python narrow_detector.py run SPEC --name NAME …     # the command fedbench, over this detector
+python -m tests.benchmarks.narrow_detector run SPEC --name NAME …     # the command fedbench, over this detector
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ if __name__ == "__main__":
     from flows import run
     from flows.cli.app import main
 
-    run.PRELOAD = (*run.PRELOAD, "narrow_detector")  # type: ignore[assignment]
+    run.PRELOAD = (*run.PRELOAD, "tests.benchmarks.narrow_detector")  # type: ignore[assignment]
     main()

@@ -16,7 +16,7 @@ OF_UPDATES = ("client", "seed", "train_size", "train_loss", "model", "shard", "s
 
 def bits_of(bucket: Path, name: str) -> list[dict[str, Any]]:
     """Digest and figures of each committed round of ``name``, in order."""
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     for path in sorted((bucket / "federations" / name / "rounds").glob("*/round.json")):
         try:
             record = json.loads(path.read_bytes())

@@ -198,7 +198,7 @@ def _free_ports() -> dict[str, int]:
 
 def _mount(folder: Path) -> bool:
     """Have a small file system of its own at ``folder``. Whether that is possible here."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=700", "fedbench-faults", folder]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=700", "fedbench-faults", str(folder)]
     try:
         return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
     except OSError:

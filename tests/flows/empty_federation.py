@@ -31,7 +31,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.detectors import yolo_network
 from tasks.detectors.yolo_network import Conv
-from tasks.handles import Handles, Leavings, set_handles
+from tasks.handles import Handles, set_handles
 from tasks.metrics.detections import ImageDetections
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
@@ -42,6 +42,7 @@ from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.take_turn import PHASES
 from tasks.training.evaluation import PartResult
 from tasks.training.local import TrainingResult
+from tests.unused_handles import no_turn, nothing_left
 
 SPEC = FederationSpec(
     max_rounds=3,
@@ -122,11 +123,11 @@ class EmptyFederation:
             weights=WeightStore(self.objects, settings.home / "cache" / "weights", 100),
             layout=self.layout,
             slots=Here(site, after),
-            take_turn=lambda request: None,
+            take_turn=no_turn,
             reporter=self.said,
             committed=lambda record: None,
             started=lambda run: None,
-            finished=_nothing_left,
+            finished=nothing_left,
             went_back=lambda records: self.went_back.append(len(records)),
         )
 
@@ -169,10 +170,6 @@ def _direct(called: Any) -> Callable[..., Any]:
 
 
 async def _nothing(*arguments: Any) -> None: ...
-
-
-async def _nothing_left(handles: Handles) -> Leavings:
-    return Leavings({}, None, None)
 
 
 class _NoArtifacts:

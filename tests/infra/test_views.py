@@ -52,7 +52,8 @@ PASSED: dict[str, BaseException] = {
 @pytest.mark.parametrize("case", WARNED)
 def test_a_failure_is_a_warning_with_its_reason_in_one_line(case: str, caplog: pytest.LogCaptureFixture) -> None:
     error, reason = WARNED[case]
-    views, after = Views("fedbench report tiny"), []
+    views = Views("fedbench report tiny")
+    after: list[str] = []
     with caplog.at_level(logging.WARNING):
         with views.showing("rounds.png"):
             raise error

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,19 +63,21 @@ class Machine:
         inside = ["unshare", "-m", "-u", "sh", "-ec", _ENTER, "sh", self.name, *map(str, self.hidden), "--"]
         return ["ip", "netns", "exec", self.name, *inside, *map(str, arguments)]
 
-    def environment(self, variables: dict[str, str]) -> dict[str, str]:
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         for name in [name for name in kept if name.lower().endswith("_proxy")]:
             del kept[name]  # no way leads to one from there
         own = {"HOME": str(self.folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "160", MARK: self.mark}
-        return kept | own | variables
+        return {**kept, **own, **variables}
 
-    def run(self, *arguments: object, timeout: float = 900.0, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: object, timeout: float = 900.0, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """A command to its end; stdout and stderr are one text."""
         return subprocess.run(
-            self._command(arguments), env=self.environment(variables), cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, start_new_session=True,
-            check=False,
+            self._command(arguments), env=self.environment(variables or {}), cwd=self.folder,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
+            start_new_session=True, check=False,
         )  # fmt: skip
 
     def start(self, *arguments: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,8 @@ class CleaningHome(Home):
     def environment(self) -> dict[str, str]:
         return super().environment() | {"TMPDIR": str(self.temporary)}
 
-    def run(self, *arguments: object, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
-        return super().run(*arguments, timeout=timeout)
+    def run(self, *arguments: object, timeout: float = 600.0, **options: Any) -> subprocess.CompletedProcess[str]:
+        return super().run(*arguments, timeout=timeout, **options)
 
     def snapshot(self) -> dict[str, tuple[int, int]]:
         """All objects of all federations: size and time of writing."""
@@ -102,10 +103,9 @@ def home(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Cleanin
     # The kill may have left an upload in parts, of which the server keeps a file; here is one in any case.
     with opened_store(settings) as objects:
         unfinished = len(layout.committed_rounds(keeping.keys(NAME)))
-        where = {"Bucket": objects.bucket, "Key": layout.update_weights(unfinished, "5")}
-        s3 = objects._s3()
-        upload = s3.create_multipart_upload(**where)["UploadId"]
-        s3.upload_part(**where, UploadId=upload, PartNumber=1, Body=bytes(6_000_000))
+        bucket, key, s3 = objects.bucket, layout.update_weights(unfinished, "5"), objects._s3()
+        upload = s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        s3.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(6_000_000))
     assert eventually(lambda: still(keeping.object_path(layout.root)), 60)
     age(keeping.object_path(layout.root), WEEK)
     cleaning = CleaningHome(shared_home.path)

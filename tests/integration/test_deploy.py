@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -53,7 +54,12 @@ def read(name: str) -> DeploymentResponse:
     return ask(lambda client: client.read_deployment_by_name(name))
 
 
-def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def delete(name: str) -> None:
+    identifier = read(name).id
+    ask(lambda client: client.delete_deployment(identifier))
+
+
+def command(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """A command on this test's server, as a user has it who is nowhere near a checkout."""
     foreign = ("FEDBENCH_", "PREFECT_", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -115,8 +121,7 @@ def described(name: str) -> dict[str, Any]:
 def test_prefects_own_command_makes_the_same(home: Path) -> None:
     ours = {name: described(name) for name in NAMES}
     for name in NAMES:
-        identifier = read(name).id
-        ask(lambda client, identifier=identifier: client.delete_deployment(identifier))
+        delete(name)
     done = command(home, sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: described(name) for name in NAMES} == ours
@@ -214,9 +219,10 @@ def test_a_wrong_parameter_is_refused_by_its_name(home: Path) -> None:
         ({"max_rounds": 0}, "'spec.max_rounds'. Failure reason: 0 is less than the minimum of 1"),
         ({"training": {"local_epochs": "two"}}, "'spec.training.local_epochs'. Failure reason: 'two' is not of type"),
     ):
-        spec = {**item.parameters["spec"], **fields}
+        parameters = {"spec": {**item.parameters["spec"], **fields}}
+        create = partial(PrefectClient.create_flow_run_from_deployment, deployment_id=item.id, parameters=parameters)
         with pytest.raises(PrefectHTTPStatusError) as refused:
-            ask(lambda client, spec=spec: client.create_flow_run_from_deployment(item.id, parameters={"spec": spec}))
+            ask(create)
         assert says in refused.value.response.json()["detail"]
 
 
@@ -235,8 +241,12 @@ def lives(*endings: list[State[Any]]) -> list[FlowRun]:
     return ask(play)
 
 
+def state_of(run: FlowRun) -> str | None:
+    return ask(lambda client: client.read_flow_run(run.id)).state_name
+
+
 def states_of(runs: list[FlowRun]) -> list[str | None]:
-    return [ask(lambda client, run=run: client.read_flow_run(run.id)).state_name for run in runs]
+    return [state_of(run) for run in runs]
 
 
 def crashed_runs() -> CrashedRuns:

@@ -89,7 +89,7 @@ def automations() -> list[str]:
 def test_a_block_that_cannot_notify_is_refused_before_anything_is_made(
     server: str, tmp_path: Path, block: str, says: str
 ) -> None:
-    Secret(value="x").save("word", overwrite=True, _sync=True)
+    Secret(value="x").save("word", overwrite=True)
     done = deploy(tmp_path, "--notify", block)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
@@ -104,7 +104,7 @@ def test_what_a_failed_suite_says_arrives_and_other_failures_do_not(
     address, sent = received
     CustomWebhookNotificationBlock(
         name="ci", url=address, json_data={"title": "{{subject}}", "text": "{{body}}"}
-    ).save("ci", overwrite=True, _sync=True)  # fmt: skip
+    ).save("ci", overwrite=True)  # fmt: skip
     for word in ("made", "there already"):
         done = deploy(tmp_path, "--notify", "custom-webhook/ci")
         assert done.returncode == 0, done.stderr

@@ -191,7 +191,7 @@ def test_the_pages_of_a_run_ask_for_credentials(shared_home: Home, tmp_path: Pat
             "prefect": prefect_target(addresses["Prefect"], keys.prefect_auth),
             "mlflow": mlflow_target(addresses["MLflow"]),
         }
-        found = Stranger().try_all("tiny", **targets)  # the name of the run
+        found = Stranger().try_all("tiny", targets)  # the name of the run
         assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
     finally:
         pages.terminate()

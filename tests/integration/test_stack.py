@@ -85,7 +85,7 @@ def test_nothing_is_answered_without_credentials(stack: RunningStack) -> None:
         "mlflow": mlflow_target(stack.mlflow),
     }
     assert len(targets["prefect"].routes) > 150
-    found = Stranger().try_all("before", **targets)  # the name of a run
+    found = Stranger().try_all("before", targets)  # the name of a run
     assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(stack.variables["FEDBENCH_S3__ENDPOINT"])

@@ -74,7 +74,8 @@ class Silos:
     logs: list[Path]
 
     def fedbench(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        return self.machines[0].run(FEDBENCH, *arguments, FEDBENCH_HOME=str(self.server.path), **variables)
+        variables["FEDBENCH_HOME"] = str(self.server.path)
+        return self.machines[0].run(FEDBENCH, *arguments, variables=variables)
 
     def federate(self, name: str, document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         return self.fedbench("run", spec_file(self.machines[0].folder, name, document), "--name", name)
@@ -153,7 +154,7 @@ def on_one(silos: Silos, cameras: Path) -> list[RoundRecord]:
     settings.write_text(yaml.safe_dump({"home": str(silos.server.path), "data_roots": {"cameras": str(cameras)}}))
     variables = {"FEDBENCH_HOME": str(silos.server.path), "FEDBENCH_SETTINGS": str(settings)}
     specification = spec_file(machine.folder, "one", SPEC)
-    result = machine.run(FEDBENCH, "run", specification, "--name", "one", "--slots", 2, "-q", **variables)
+    result = machine.run(FEDBENCH, "run", specification, "--name", "one", "--slots", 2, "-q", variables=variables)
     assert result.returncode == 0, result.stdout
     return assert_consistent(silos.server, "one", rounds=ROUNDS)
 

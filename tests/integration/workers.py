@@ -116,7 +116,7 @@ def deploy(entrypoint: str, folder: Path, pool: str) -> UUID:
     """A deployment of ``file.py:flow`` in ``folder`` on ``pool``."""
 
     async def make() -> UUID:
-        flow: Flow[..., Any] = await Flow.afrom_source(str(folder), entrypoint)  # type: ignore[assignment]
+        flow: Flow[..., Any] = await Flow.afrom_source(str(folder), entrypoint)
         return await flow.adeploy(
             f"{flow.name}-{pool}", work_pool_name=pool, build=False, push=False, print_next_steps=False
         )

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flows.cli.app import app
 from flows.cli.models import SCORE
@@ -220,8 +219,8 @@ def test_evaluate_takes_a_folder_and_matches_its_classes_by_name(call: Any, file
     document = json.loads((folder / "test.json").read_text())
     repeated = [{**item, "id": item["id"] + 1000} for item in document["annotations"]]
     (folder / "test.json").write_text(json.dumps({**document, "annotations": [*document["annotations"], *repeated]}))
-    words = ("--data", folder, "-s", "data.drop_duplicate_objects=true", "--threads", 1, "--json", paths[1])
-    result = call("evaluate", file, *words)
+    deduplicated = ("-s", "data.drop_duplicate_objects=true")
+    result = call("evaluate", file, "--data", folder, *deduplicated, "--threads", 1, "--json", paths[1])
     assert f"warning: {len(repeated)} objects repeat another one of their image" in result.output
     assert json.loads(paths[1].read_text())["metrics"] == one
     for name in ("train.json", "test.json"):

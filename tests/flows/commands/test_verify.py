@@ -89,7 +89,7 @@ def registered(s3_settings: S3Settings, tmp_path_factory: pytest.TempPathFactory
         stored = weights.put(layout.global_weights(number), path)
         record = record_of(number, WeightRef(key=stored.key, sha256=stored.sha256, bytes=stored.bytes))
         objects.put_json(layout.marker(number), record.model_dump(mode="json"))
-        files.append(model_files(SPEC, record, lambda path=path: path))
+        files.append(model_files(SPEC, record, written_file(path)))
     folder = root / "registered" / "mlflow"
     folder.parent.mkdir()
     save_folder(files[0], folder, ORIGIN)
@@ -166,10 +166,19 @@ def test_every_changed_file_is_named(registered: Registered, tmp_path: Path) -> 
     assert not registered.marker.exists()
 
 
+def written_file(path: Path) -> Callable[[], Path]:
+    """Return a function that returns ``path``."""
+    return lambda: path
+
+
 def changed_weights(path: Path) -> None:
     state = load_file(path)
     next(iter(state.values())).add_(1)
     save_file(state, path)
+
+
+def as_other_bytes(path: Path) -> None:
+    path.write_bytes(b"x" * 100)
 
 
 def as_folder(path: Path) -> None:
@@ -184,7 +193,7 @@ def as_link(path: Path) -> None:
 
 MODEL_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "other tensors": (changed_weights, "its weights (sha256 "),
-    "no safetensors": (lambda path: path.write_bytes(b"x" * 100) and None, "expected a safetensors file"),
+    "no safetensors": (as_other_bytes, "expected a safetensors file"),
     "missing": (lambda path: path.unlink(), "missing"),
     "too large": (lambda path: os.truncate(path, 10**9), "expected at most "),
     "a folder": (as_folder, "expected a file, found a folder"),
@@ -294,8 +303,8 @@ def test_a_registered_model_is_opened_without_its_code_and_with_weights_on_recor
 ) -> None:
     folder = registered.copy(tmp_path / "planted")
     evil = CODE.format(marker=str(registered.marker))
-    for path in ("served_model.py", "code/tasks/__init__.py", "evil.py", "code/evil.py", "sitecustomize.py"):
-        replaced(folder / path, evil)
+    for file in ("served_model.py", "code/tasks/__init__.py", "evil.py", "code/evil.py", "sitecustomize.py"):
+        replaced(folder / file, evil)
     replaced(folder / "python_model.pkl", pickle.dumps(_Touch(str(registered.marker))))
     text = (folder / "MLmodel").read_text()
     replaced(folder / "MLmodel", text.replace(FLAVOR, "loader_module: evil\n    python_model: python_model.pkl"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
@@ -41,7 +41,7 @@ FEDERATIONS = [item for item in TABLE.values() if item.flow == "federation"]
 
 
 def schema_of(item: Deployment) -> dict[str, Any]:
-    flow = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
+    flow: Flow[..., Any] = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
     return parameter_schema(flow).model_dump(exclude_unset=True)
 
 

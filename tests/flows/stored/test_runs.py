@@ -20,12 +20,13 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import LocalSlots
 from tasks.errors import DataError, FedbenchError, SpecError
-from tasks.handles import Handles, Leavings
+from tasks.handles import Handles
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, Decision, Metrics, RoundRecord, WeightRef
 from tasks.spec.training import TrainingSpec
 from tests.records import evaluation_record, round_record
+from tests.unused_handles import no_turn, nothing_left
 
 SPEC = FederationSpec(max_rounds=5)
 
@@ -36,10 +37,6 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     return Settings(home=tmp_path, s3=S3Settings(prefix=f"stored/{name}"))
 
 
-async def nothing_left(handles: Handles) -> Leavings:
-    return Leavings({}, None, None)
-
-
 def handles_of(objects: ObjectStore, settings: Settings, name: str) -> Handles:
     return Handles(
         settings=settings,
@@ -47,7 +44,7 @@ def handles_of(objects: ObjectStore, settings: Settings, name: str) -> Handles:
         weights=WeightStore(objects, settings.home / "cache", 10),
         layout=FederationLayout(settings.s3.prefix, name),
         slots=LocalSlots(1, []),  # none is started: no turn is taken
-        take_turn=lambda request: None,
+        take_turn=no_turn,
         reporter=None,  # type: ignore[arg-type]
         committed=lambda record: None,
         started=lambda run: None,

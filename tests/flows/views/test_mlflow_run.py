@@ -78,6 +78,7 @@ def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(tmp
     # Round 2 was put aside, and done again.
     again = records[2].model_copy(update={"committed": records[2].committed + timedelta(days=1)})
     second = opened(records[0], records[1], again)
+    assert first is not None
     assert second != first
     assert points(second) == [(point.round, 1000 * point.committed.timestamp()) for point in (*records[:2], again)]
     assert [step for step, _ in points(first)] == [0, 1, 2]
@@ -204,6 +205,7 @@ def test_one_broken_part_of_the_report_leaves_the_others(
     assert asyncio.run(again.finish(handles_of(again))).model == "models:/street@best"
     assert again.views.failed == {}
     run = find_run(again.settings.mlflow_tracking_uri or "", "fedbench", "street")
+    assert run is not None
     with answering(again.settings.mlflow_tracking_uri or "") as client:
         found = client.get_run(run)
         assert found.info.status == "FINISHED"

@@ -43,7 +43,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServedDetector:
 
 
 def ask(model: ServedDetector, images: list[str], **params: Any) -> list[dict[str, Any]]:
-    return model.predict(None, pd.DataFrame({"image": images}), {"score_threshold": 0.0, "max_detections": 7} | params)
+    params = {"score_threshold": 0.0, "max_detections": 7} | params
+    return model.predict(PythonModelContext({}, {}), pd.DataFrame({"image": images}), params)
 
 
 def test_the_served_model_answers_by_the_rules_of_its_config(served: ServedDetector) -> None:

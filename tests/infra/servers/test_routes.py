@@ -143,7 +143,7 @@ def test_nobody_without_credentials_gets_anything_but_static_files(servers: Serv
         assert len(routes) >= least  # else the listing has gone wrong, and nothing is proved
         targets[name] = Target(service.port, routes, [*sockets, "/", "/anything"], public)
     assert {"/api/events/in", "/api/events/out", "/api/logs/out"} <= set(targets["prefect"].sockets)
-    found = Stranger().try_all(MARKER, **targets)
+    found = Stranger().try_all(MARKER, targets)
     assert found == {name: [] for name in ("prefect", "prefect sockets", "mlflow", "mlflow sockets")}
 
 
@@ -174,7 +174,7 @@ def test_another_user_cannot_enter_the_home(servers: Servers) -> None:
     stranger = Stranger()
     if not stranger.is_another:
         pytest.skip("this process cannot become another user: expected root, setpriv, and a Python that others can run")
-    assert stranger.try_all(MARKER, servers.home) == {"home": []}
+    assert stranger.try_all(MARKER, {}, servers.home) == {"home": []}
 
 
 def test_writers_at_once_are_not_refused_on_sqlite(servers: Servers) -> None:

@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -44,7 +45,7 @@ HOSTILE = {
     "AWS_ENDPOINT_URL_S3": "http://elsewhere.example",
     "AWS_SESSION_TOKEN": "of-other-keys",
 }
-REMOTE = {
+REMOTE: dict[str, Any] = {
     "prefect_api_url": "https://prefect.example/api",
     "mlflow_tracking_uri": "https://mlflow.example",
     "s3": S3Settings(endpoint="https://s3.example"),
@@ -182,7 +183,7 @@ def test_a_proxy_that_prefects_client_cannot_use_does_not_break_a_local_run(prox
 @pytest.mark.parametrize(
     "named", [{"prefect_api_url": "https://p.example/api"}, {"mlflow_tracking_uri": "https://m.example"}]
 )
-def test_with_a_server_elsewhere_every_proxy_stays(named: dict[str, str], tmp_path: Path) -> None:
+def test_with_a_server_elsewhere_every_proxy_stays(named: dict[str, Any], tmp_path: Path) -> None:
     os.environ["ALL_PROXY"] = "socks5://proxy.example:1"
     use_own_environment(Settings(home=tmp_path, **named))
     assert os.environ["ALL_PROXY"] == "socks5://proxy.example:1"

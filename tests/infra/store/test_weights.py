@@ -1,11 +1,13 @@
 """Weights: checked on the way in, cached by content, down once per machine."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +144,12 @@ def test_a_file_is_hashed_once_in_a_process(
     ref = _cache(object_store, tmp_path).put("weights/once.safetensors", _weights(6))
     hashed: list[str] = []
     digest = hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
+
+    def noted_digest(file: io.BufferedReader, name: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted_digest)
     store = _cache(object_store, tmp_path)
     for _ in range(3):
         store.get(ref.key, ref.sha256, ref.bytes)

@@ -76,11 +76,14 @@ def make(tmp_path: Path) -> Callable[..., BestModel]:
     (package / "__init__.py").write_text("NAME = 'helper'\n")
 
     def build(sha: str = SHA, *, round: int = 3, **changes: Any) -> BestModel:
+        def write(path: Path) -> None:
+            path.write_text(f"weights {sha[:1]}")
+
         files = ModelFiles(
             code=code,
             packages=(package,),
             requirements=("mlflow", "torch"),
-            write_model=lambda path: path.write_text(f"weights {sha[:1]}") and None,
+            write_model=write,
             card="# The card\n",
             config={"nms_iou": 0.5},
         )
