@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from tasks.strategies.base import reference_of
 from tasks.strategies.fedavg import FedAvg
+from tests.benchmarks.figures_text import line
 
 CLIENTS = (5, 20)
 DISTINCT_FILES = 4
@@ -183,10 +184,6 @@ def figures(folder: Path, clients: int) -> dict[str, float]:
     return found
 
 
-def _line(found: dict[str, float]) -> str:
-    return json.dumps({name: round(value, 3) for name, value in found.items()})
-
-
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:  # not pytest's, which keeps the last three: gigabytes
@@ -198,7 +195,7 @@ def folder() -> Iterator[Path]:
 def test_aggregation(folder: Path, clients: int, capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(folder, clients)
     with capsys.disabled():
-        print("\n" + _line(found))
+        print("\n" + line(found))
     assert found["times_a_read"] <= TIMES_A_READ_AT_MOST, found
     if "resident_models" not in found:
         pytest.skip("memory is measured on Linux only")
@@ -217,7 +214,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         for clients in options.clients:
-            print(_line(figures(Path(folder), clients)), flush=True)
+            print(line(figures(Path(folder), clients)), flush=True)
 
 
 if __name__ == "__main__":

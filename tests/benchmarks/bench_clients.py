@@ -21,7 +21,8 @@ import pytest
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
-from tests.benchmarks.measured_runs import MEGABYTE, data_of, run, table, write_data
+from tests.benchmarks.figures_text import table
+from tests.benchmarks.measured_runs import MEGABYTE, data_of, run, write_data
 
 CLIENTS = (10, 100, 1000)
 ROUNDS = 4

@@ -38,6 +38,7 @@ from tasks.detectors.state import state_of
 from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tests.benchmarks.figures_text import table
 from tests.benchmarks.measured_runs import (
     HERE,
     MeasuredRun,
@@ -45,7 +46,6 @@ from tests.benchmarks.measured_runs import (
     environment_of,
     processor_seconds,
     run,
-    table,
     watched,
     write_data,
     write_seconds,

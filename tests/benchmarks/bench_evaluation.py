@@ -12,7 +12,6 @@ The weights are untrained, so that detections are many.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from tasks.spec.records import WeightRef
 from tasks.spec.turns import EvaluationRequest
 from tasks.stop_and_eval import client_eval, evaluation_batches, score
 from tasks.training.evaluation import in_original_pixels
+from tests.benchmarks.figures_text import line
 from tests.benchmarks.measured_detectors import (
     CLASSES,
     DETECTORS,
@@ -140,10 +140,6 @@ def evaluation_figures(home: Path, detector: str, repeats: int, images: int = IM
     return {"images": count, "slower": 1 / found["ratio"] - 1, **found}
 
 
-def _line(found: dict[str, float]) -> str:
-    return json.dumps({name: round(value, 3) for name, value in found.items()})
-
-
 @pytest.mark.benchmark
 @pytest.mark.parametrize("detector", MEASURED)
 def test_an_evaluation_against_model_and_metric(
@@ -151,7 +147,7 @@ def test_an_evaluation_against_model_and_metric(
 ) -> None:
     found = evaluation_figures(tmp_path, detector, REPEATS)
     with capsys.disabled():
-        print("\n" + _line(found))
+        print("\n" + line(found))
     assert found["slower"] <= SLOWER_AT_MOST, found
 
 
@@ -162,7 +158,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES, help="test images")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(_line(evaluation_figures(Path(folder), options.detector, options.repeats, options.images)))
+        print(line(evaluation_figures(Path(folder), options.detector, options.repeats, options.images)))
 
 
 if __name__ == "__main__":

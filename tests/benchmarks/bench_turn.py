@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -38,6 +37,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord, WeightRef
 from tasks.spec.training import AdamW
 from tasks.spec.turns import UpdateRequest
+from tests.benchmarks.figures_text import line
 from tests.benchmarks.measured_detectors import (
     CLASSES,
     DETECTORS,
@@ -158,16 +158,12 @@ def smoke_records(home: Path) -> list[RoundRecord]:
     return records_of(home, "bench")
 
 
-def _line(found: dict[str, float]) -> str:
-    return json.dumps({name: round(value, 3) for name, value in found.items()})
-
-
 @pytest.mark.benchmark
 @pytest.mark.parametrize("detector", MEASURED)
 def test_a_turn_against_the_bare_loop(detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = turn_figures(tmp_path, detector, REPEATS)
     with capsys.disabled():
-        print("\n" + _line(found))
+        print("\n" + line(found))
     assert found["ratio"] >= RATIO_AT_LEAST, found
 
 
@@ -175,7 +171,7 @@ def test_a_turn_against_the_bare_loop(detector: str, tmp_path: Path, capsys: pyt
 def test_what_a_round_costs_beside_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = round_figures(smoke_records(tmp_path))
     with capsys.disabled():
-        print("\n" + _line(found))
+        print("\n" + line(found))
     assert found["rest_share"] <= REST_AT_MOST, found
 
 
@@ -188,13 +184,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES, help="training images of all clients together")
     options = parser.parse_args()
     if options.run:
-        print(_line(round_figures(records_of(options.home or Settings().home, options.run))))
+        print(line(round_figures(records_of(options.home or Settings().home, options.run))))
         return
     with tempfile.TemporaryDirectory() as folder:
         detector = options.detector or MEASURED[0]
-        print(_line(turn_figures(Path(folder), detector, options.repeats, options.images)), flush=True)
+        print(line(turn_figures(Path(folder), detector, options.repeats, options.images)), flush=True)
         if options.detector is None:
-            print(_line(round_figures(smoke_records(Path(folder)))), flush=True)
+            print(line(round_figures(smoke_records(Path(folder)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,20 +159,6 @@ def processor_seconds(samples: Sequence[tuple[float, float]], ends: Sequence[flo
     """Mean processor seconds of the rounds between the times ``ends``."""
     times, used = zip(*samples, strict=True)
     return float(np.interp(ends[-1], times, used) - np.interp(ends[0], times, used)) / (len(ends) - 1)
-
-
-def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows of the same columns as aligned text."""
-    lines = list(rows)
-    shown = [list(lines[0]), *([_cell(value) for value in row.values()] for row in lines)]
-    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in shown)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write_seconds(objects: ObjectStore, content: bytes, count: int, writers: int) -> float:

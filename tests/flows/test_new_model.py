@@ -87,15 +87,12 @@ class Round:
 
 
 @pytest.fixture
-def round3(
-    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Round:
+def round3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_name: str) -> Round:
     async def without_a_task_run(*arguments: Any) -> Any:  # which would need Prefect's server
         return await aggregate.fn(*(item.unquote() if isinstance(item, quote) else item for item in arguments))
 
     monkeypatch.setattr(flows.new_model, "aggregate", without_a_task_run)
-    name = "usable-" + "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return Round(object_store, tmp_path, name)
+    return Round(object_store, tmp_path, f"usable-{own_name}")
 
 
 def test_a_usable_model_is_made_once(round3: Round, monkeypatch: pytest.MonkeyPatch) -> None:

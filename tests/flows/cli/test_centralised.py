@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from flows.cli.app import app
 from flows.commands.arguments import default_name
 from flows.views.tables import describe
 from tasks.spec.presets import preset
 from tasks.spec.references import twin
+from tests.flows.command import fedbench
 
 
 def test_a_twin_has_a_name_of_its_own_and_says_what_it_is() -> None:
@@ -27,7 +26,7 @@ def test_what_is_centralised_already_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path / "home"))
-    result = CliRunner().invoke(app, ["run", "smoke", "-s", "data.pooled=true", "--centralised"])
+    result = fedbench("run", "smoke", "-s", "data.pooled=true", "--centralised")
     assert result.exit_code == 2
     assert "data.pooled: expected a federation of devices, found one that is centralised already" in result.output
     assert not (tmp_path / "home").exists()

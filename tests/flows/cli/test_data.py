@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from flows.cli.app import app
 from flows.coordinator.preflight import pin, pin_data
 from flows.views.tables import describe
 from infra.settings import Settings
@@ -21,6 +20,7 @@ from tasks.data.samples import samples_digest
 from tasks.errors import SpecError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
 from tasks.spec.federation import FederationSpec, Participation
+from tests.flows.command import fedbench
 
 TINY = ("-s", "train_images=40", "-s", "test_images=5", "-s", "width=96", "-s", "height=80")
 FORMS: dict[str, DataSpec] = {
@@ -28,11 +28,6 @@ FORMS: dict[str, DataSpec] = {
     "coco": Coco(name="mine"),
     "voc": VocFolders(name="mine"),
 }
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +38,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def call(*words: object) -> Result:
-    return CliRunner().invoke(app, ["data", *map(str, words)])
+    return fedbench("data", *words)
 
 
 @pytest.fixture(scope="module")

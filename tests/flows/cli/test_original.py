@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from typer.testing import CliRunner, Result
 
-from flows.cli.app import app
 from infra.settings import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -28,6 +26,7 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, load_spec
 from tasks.spec.records import Metrics, WeightRef
 from tasks.training.batch_norm import estimate_statistics, sample_images
+from tests.flows.command import fedbench
 from tests.records import round_record
 
 SPEC = FederationSpec(
@@ -36,20 +35,11 @@ SPEC = FederationSpec(
 )
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", str(home))
     for name in ("FEDBENCH_STREET_DIR", "FEDBENCH_SETTINGS"):
         monkeypatch.delenv(name, raising=False)
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -64,14 +54,14 @@ def task(tmp_path: Path) -> Path:
 
 def test_a_converted_task_runs_as_a_specification(task: Path, tmp_path: Path) -> None:
     output = tmp_path / "spec.yaml"
-    result = call("original", "convert", task, "-o", output)
+    result = fedbench("original", "convert", task, "-o", output)
     assert result.exit_code == 0, result.output
     assert "odd [bold]" in result.output
     assert "not carried over: unknown to this reader" in " ".join(result.output.split())
     assert f"run it with: fedbench run {output}" in result.output
     spec = load_spec(output)
     assert (spec.max_rounds, spec.detector.kind, spec.training.accumulate) == (4, "yolov3-tiny", 2)
-    printed = call("original", "convert", task)
+    printed = fedbench("original", "convert", task)
     assert printed.exit_code == 0
     assert printed.stdout == output.read_text()
 
@@ -79,7 +69,7 @@ def test_a_converted_task_runs_as_a_specification(task: Path, tmp_path: Path) ->
 def test_the_model_file_may_be_given(task: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"gradient_accumulations": 8}')
-    assert call("original", "convert", task, other, "-o", tmp_path / "spec.yaml").exit_code == 0
+    assert fedbench("original", "convert", task, other, "-o", tmp_path / "spec.yaml").exit_code == 0
     assert load_spec(tmp_path / "spec.yaml").training.accumulate == 8
 
 
@@ -119,7 +109,7 @@ def test_a_weight_file_becomes_a_model_that_detects_the_same(source: Source, tmp
     output = tmp_path / "new" / "model.safetensors"
     file = pickled(tmp_path, source.arrays)
     words = ("original", "weights", file, "--spec", spec_file(tmp_path), "-o", output, "--images", 20)
-    result = call(*words)
+    result = fedbench(*words)
     assert result.exit_code == 0, result.output
     assert "37 arrays of float32: all parameters" in result.output
     assert "were estimated from 16 of the 40 training images" in result.output
@@ -150,7 +140,7 @@ def test_a_weight_file_becomes_a_model_that_detects_the_same(source: Source, tmp
         torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-2)
 
     before = output.read_bytes()
-    assert call(*words).exit_code == 0
+    assert fedbench(*words).exit_code == 0
     assert output.read_bytes() == before
     with safe_open(output, framework="pt") as stored:
         assert stored.get_tensor("layers.0.norm.num_batches_tracked").item() == 2
@@ -159,7 +149,7 @@ def test_a_weight_file_becomes_a_model_that_detects_the_same(source: Source, tmp
 def test_outputs_for_other_classes_are_told(source: Source, tmp_path: Path) -> None:
     arrays = [array[:24] if array.shape[0] == 36 else array for array in source.arrays]
     file, output = pickled(tmp_path, arrays), tmp_path / "model.safetensors"
-    result = call("original", "weights", file, "--spec", spec_file(tmp_path), "-o", output, "--images", 8)
+    result = fedbench("original", "weights", file, "--spec", spec_file(tmp_path), "-o", output, "--images", 8)
     assert result.exit_code == 0, result.output
     assert "but the outputs, which are for 3 classes and left as they were" in result.output
 
@@ -177,7 +167,7 @@ def test_wrong_weights_exit_2(source: Source, tmp_path: Path) -> None:
         ([np.zeros(1)] * 222, "yolov3 has 222"),
         ([np.zeros(3), *source.arrays[1:]], "array 0 (layers.0.conv.weight): expected shape [16, 3, 3, 3], found [3]"),
     ):
-        result = call("original", "weights", pickled(tmp_path, value), "--spec", spec, "-o", output)
+        result = fedbench("original", "weights", pickled(tmp_path, value), "--spec", spec, "-o", output)
         assert result.exit_code == 2, result.output
         assert message in result.output
         assert "executed" not in result.stdout
@@ -209,7 +199,7 @@ def test_what_was_asked_wrongly_exits_2(
     words: tuple[str, ...], message: str, task: Path, source: Source, tmp_path: Path
 ) -> None:
     values = {"task": task, "tmp": tmp_path, "spec": spec_file(tmp_path), "pkl": pickled(tmp_path, source.arrays)}
-    result = call(*(word.format(**values) for word in words))
+    result = fedbench(*(word.format(**values) for word in words))
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert "Traceback" not in result.output
@@ -249,19 +239,19 @@ def stored(
 
 def test_a_runs_rounds_are_written_as_the_originals_table(stored: FederationLayout, tmp_path: Path) -> None:
     table = "round,train_loss,test_map,test_recall\n0,12.3457,0.25,0.6667\n1,3.0,,\n"
-    printed = call("export", "mine")
+    printed = fedbench("export", "mine")
     assert printed.exit_code == 0, printed.output
     assert printed.stdout == table
     file = tmp_path / "rounds.csv"
-    result = call("export", "mine", "-o", file)
+    result = fedbench("export", "mine", "-o", file)
     assert (result.exit_code, file.read_text()) == (0, table)
     assert f"written: {file}, 2 rounds" in result.output
 
 
 def test_runs_that_are_not_there_exit_2(stored: FederationLayout, tmp_path: Path) -> None:
-    nobody = call("export", "nobody")
+    nobody = fedbench("export", "nobody")
     assert nobody.exit_code == 2
     assert "nobody: no such federation in the store; expected one of: mine" in nobody.output
-    result = call("export", "mine", "-o", tmp_path)
+    result = fedbench("export", "mine", "-o", tmp_path)
     assert result.exit_code == 2
     assert "cannot be written: Is a directory" in result.output

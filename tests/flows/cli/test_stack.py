@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
-from typer.testing import CliRunner
 
-from flows.cli.app import app
+from tests.flows.command import fedbench
 
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """Commands change their process's environment: here only until the test ends."""
-    with mock.patch.dict(os.environ):
-        yield
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture
@@ -30,18 +21,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_is_up_and_nothing_is_made_by_looking(home: Path) -> None:
-    result = CliRunner().invoke(app, ["status"])
+    result = fedbench("status")
     assert result.exit_code == 1
     rows = [line.split()[:2] for line in result.output.splitlines()[1:]]
     assert rows == [["s3", "down"], ["prefect", "down"], ["mlflow", "down"], ["supervisor", "down"]]
-    result = CliRunner().invoke(app, ["down"])
+    result = fedbench("down")
     assert (result.exit_code, result.output) == (0, "is down already; nothing was running\n")
     assert not home.exists()
 
 
 def test_a_url_with_a_password_is_refused_before_anything_starts(home: Path) -> None:
     for option in ("--prefect-database-url", "--mlflow-database-url"):
-        result = CliRunner().invoke(app, ["up", option, "postgresql://user:hidden@db/name"])
+        result = fedbench("up", option, "postgresql://user:hidden@db/name")
         assert result.exit_code == 2
         assert f"{option}: expected a URL without a password" in result.output
         assert "hidden" not in result.output
@@ -49,15 +40,15 @@ def test_a_url_with_a_password_is_refused_before_anything_starts(home: Path) -> 
 
 
 def test_a_url_that_prefect_does_not_take_is_refused(home: Path) -> None:
-    result = CliRunner().invoke(app, ["up", "--prefect-database-url", "mysql://db/name"])
+    result = fedbench("up", "--prefect-database-url", "mysql://db/name")
     assert result.exit_code == 2
     assert "prefect_database_url: expected a URL that starts with postgresql+asyncpg://" in result.output
     assert not (home / "logs").exists()
 
 
 def test_logs_of_all_or_of_one(home: Path) -> None:
-    assert "no log yet" in CliRunner().invoke(app, ["logs"]).output
-    result = CliRunner().invoke(app, ["logs", "postgres"])
+    assert "no log yet" in fedbench("logs").output
+    result = fedbench("logs", "postgres")
     assert result.exit_code == 2
     assert (
         "SERVICE: expected one of s3, prefect, mlflow, worker, coordinator, supervisor, found postgres" in result.output
@@ -66,7 +57,7 @@ def test_logs_of_all_or_of_one(home: Path) -> None:
     (home / "logs").mkdir()
     (home / "logs" / "s3.log").write_text("first\n[bold]second[/]\n")
     (home / "logs" / "mlflow.log").write_text("third\n")
-    result = CliRunner().invoke(app, ["logs", "-n", "1"])
+    result = fedbench("logs", "-n", "1")
     assert result.output.splitlines() == ["s3          | [bold]second[/]", "mlflow      | third"]
-    result = CliRunner().invoke(app, ["logs", "s3"])
+    result = fedbench("logs", "s3")
     assert result.output.splitlines() == ["first", "[bold]second[/]"]

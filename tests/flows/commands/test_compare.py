@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 
-from flows.cli.app import app
 from flows.commands import compare
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec, parse_spec
@@ -25,6 +23,7 @@ from tasks.spec.records import (
 )
 from tasks.spec.references import local_only, twin
 from tasks.spec.training import TrainingSpec
+from tests.flows.command import fedbench
 from tests.records import SHA, client_info, evaluation_record, round_record, update_record
 
 SPEC = FederationSpec(max_rounds=4, training=TrainingSpec(local_epochs=2))
@@ -101,14 +100,8 @@ class Store:
 
 
 @pytest.fixture
-def store(
-    object_store: ObjectStore, s3_home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Store:
-    """Commands of the test find it too."""
-    prefix = f"compare/{''.join(letter if letter.isalnum() else '-' for letter in request.node.name)}"
-    monkeypatch.setenv("FEDBENCH_HOME", str(s3_home))
-    monkeypatch.setenv("FEDBENCH_S3__PREFIX", prefix)
-    return Store(object_store, Settings(home=s3_home, s3=S3Settings(prefix=prefix)))
+def store(object_store: ObjectStore, command_settings: Settings) -> Store:
+    return Store(object_store, command_settings)
 
 
 def rows(compared: list[compare.Compared], metric: Any = "map50_voc10") -> dict[str, list[str]]:
@@ -220,7 +213,7 @@ def test_the_command_prints_all_and_writes_a_report_plots_and_every_round(store:
     store.put("apart", SPEC, [0.0, 0.2, 0.25], SIZES)
     store.put("its-twin", TWIN, [0.0, 0.3, 0.375], POOLED, test=OTHER)
     folder = tmp_path / "new" / "figures"
-    result = CliRunner().invoke(app, ["compare", "apart", "its-twin", "--target", "0.3", "--out", str(folder)])
+    result = fedbench("compare", "apart", "its-twin", "--target", "0.3", "--out", str(folder))
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].split() == ["apart", "its-twin"]
@@ -271,7 +264,7 @@ def test_without_out_the_folder_is_named_for_the_runs(store: Store) -> None:
 def test_what_cannot_be_compared_is_refused(store: Store, names: tuple[str, ...], says: str) -> None:
     store.put("one", SPEC, [0.1], SIZES)
     store.put("empty", SPEC, [], SIZES)
-    result = CliRunner().invoke(app, ["compare", *names])
+    result = fedbench("compare", *names)
     assert result.exit_code == 2
     assert says in result.output
     assert "Traceback" not in result.output
@@ -281,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_refused(store: Store, tmp_path: Path
     for name in ("a", "b"):
         store.put(name, SPEC, [0.1], SIZES)
     (tmp_path / "file").write_text("")
-    result = CliRunner().invoke(app, ["compare", "a", "b", "--out", str(tmp_path / "file" / "x")])
+    result = fedbench("compare", "a", "b", "--out", str(tmp_path / "file" / "x"))
     assert result.exit_code == 2
     assert "the comparison cannot be written: Not a directory" in result.output
 

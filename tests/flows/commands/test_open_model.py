@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from flows.cli.app import app
 from flows.cli.models import SCORE
 from flows.commands.evaluate_model import evaluate_opened
 from flows.commands.open_model import open_model
@@ -33,6 +33,7 @@ from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Metrics, RoundRecord, WeightRef
+from tests.flows.command import fedbench
 from tests.records import client_info, evaluation_record, round_record
 
 SPEC = FederationSpec(
@@ -156,20 +157,12 @@ def test_a_missing_or_damaged_file_is_named(settings: Settings, tmp_path: Path) 
 # The commands, over a model file: no service is started.
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cli-home")
-
-
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, home: Path) -> Any:
+def call(monkeypatch: pytest.MonkeyPatch, home: Path) -> Callable[..., Result]:
+    """The command, with a home of the file's own and wide tables."""
     monkeypatch.setenv("FEDBENCH_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> Result:
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return run
+    return fedbench
 
 
 def test_evaluate_prints_and_writes_the_figures(call: Any, file: Path, tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from flows.cli.app import app
 from flows.commands.open_model import open_model
 from flows.commands.verify import Verified, verify_model
 from flows.views.registration import model_files
@@ -33,6 +31,7 @@ from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Metrics, RoundRecord, WeightRef
+from tests.flows.command import fedbench
 from tests.records import client_info, round_record
 
 SPEC = FederationSpec(
@@ -287,12 +286,12 @@ def test_the_command_says_what_differs_and_exits_2(
 ) -> None:
     monkeypatch.setattr("flows.cli.models.machine_settings", lambda home: registered.settings)
     folder = registered.copy(tmp_path / "model")
-    good = CliRunner().invoke(app, ["verify", str(folder)])
+    good = fedbench("verify", str(folder))
     assert (good.exit_code, good.output.count("\n")) == (0, 1), good.output
     count = sum(path.is_file() for path in folder.rglob("*"))
     assert good.output == f"{folder} (mine, round 0): {count} files, as on record\n"
     replaced(folder / "served_model.py", "x")
-    bad = CliRunner().invoke(app, ["verify", str(folder)])
+    bad = fedbench("verify", str(folder))
     assert bad.exit_code == 2
     assert bad.output.startswith("served_model.py: line 1: expected ")
     assert "files, 1 differ: do not serve this model" in bad.output

@@ -56,11 +56,6 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mending")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(s3_settings: S3Settings, home: Path) -> list[RoundRecord]:
     return EmptyFederation(s3_settings, home, "mending/whole", "it").run()
 

@@ -30,12 +30,6 @@ BEST = (0, 0, 2, 2, 2)
 
 
 @pytest.fixture
-def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return Settings(home=tmp_path, s3=S3Settings(prefix=f"resuming/{name}"))
-
-
-@pytest.fixture
 def handles(object_store: ObjectStore, settings: Settings) -> Handles:
     """Five committed rounds, and a round 5 that was interrupted."""
     handles = handles_of(object_store, settings, "mine")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from flows.stored.runs import StoredRun, listed, read_history, read_run, read_ru
 from flows.views.prefect_page import client_table
 from infra.errors import SettingsError
 from infra.files.lock import run_lock
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
@@ -29,12 +28,6 @@ from tests.records import evaluation_record, round_record
 from tests.unused_handles import no_turn, nothing_left
 
 SPEC = FederationSpec(max_rounds=5)
-
-
-@pytest.fixture
-def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return Settings(home=tmp_path, s3=S3Settings(prefix=f"stored/{name}"))
 
 
 def handles_of(objects: ObjectStore, settings: Settings, name: str) -> Handles:

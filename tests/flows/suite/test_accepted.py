@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
-from unittest import mock
 
 import pytest
-from typer.testing import CliRunner
 
-from flows.cli.app import app
 from flows.stored.leftovers import clean
 from flows.suite.accepted import (
     accept,
@@ -21,7 +15,7 @@ from flows.suite.accepted import (
     suite_result,
     suite_rule,
 )
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
@@ -29,8 +23,11 @@ from tasks.errors import SpecError
 from tasks.spec.records import Environment
 from tasks.spec.suite import Experiment, RegressionRule, SuiteSpec
 from tasks.spec.suite_records import FailedCell, Point, SuiteResult, SuiteStart
+from tests.flows.command import fedbench
 from tests.flows.stored.test_runs import SPEC
 from tests.records import result_of_cell, result_of_suite
+
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVIRONMENT = Environment(fedbench="1", python="3", torch="2", torchvision="0", cpu="x", threads=1)
@@ -68,25 +65,13 @@ class Handles:
         return result
 
 
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """Commands change their process's environment: here only until the test ends."""
-    with mock.patch.dict(os.environ):
-        yield
-
-
 @pytest.fixture
-def handles(
-    object_store: ObjectStore, s3_home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Handles:
-    prefix = f"accept/{''.join(letter if letter.isalnum() else '-' for letter in request.node.name)}"
-    monkeypatch.setenv("FEDBENCH_HOME", str(s3_home))
-    monkeypatch.setenv("FEDBENCH_S3__PREFIX", prefix)
-    return Handles(object_store, Settings(home=s3_home, s3=S3Settings(prefix=prefix)))
+def handles(object_store: ObjectStore, command_settings: Settings) -> Handles:
+    return Handles(object_store, command_settings)
 
 
 def command(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["accept", *arguments])
+    result = fedbench("accept", *arguments)
     assert "Traceback" not in result.output
     return result.exit_code, result.output
 
@@ -166,11 +151,11 @@ def test_clean_up_and_lists_leave_suites_alone(handles: Handles) -> None:
     assert not [leftover for leftover in result.leftovers if leftover.federation.startswith("_")]
     assert [handles.objects.list(folder) for folder in folders] == before
     assert not [note for note in result.notes if "_suites" in note or "_references" in note]
-    listed = CliRunner().invoke(app, ["list"])
+    listed = fedbench("list")
     assert listed.exit_code == 0
     assert [line.split()[0] for line in listed.output.splitlines()[1:]] == ["mine"]
     for name in ("_suites", "_references"):
-        refused = CliRunner().invoke(app, ["remove", name, "--yes"])
+        refused = fedbench("remove", name, "--yes")
         assert refused.exit_code == 2
         assert "expected letters, digits" in refused.output
 

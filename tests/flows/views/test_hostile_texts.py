@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import logging
 import os
 import re
@@ -48,18 +47,12 @@ from tasks.spec.records import (
     WeightRef,
 )
 from tasks.spec.turns import ResourceRequest, TurnReply
+from tests.flows.views.terminal_stream import Terminal
 from tests.hostile_texts import HOSTILE, Html, commands, hostile
 from tests.records import client_info, evaluation_record, round_record
 
 SHA = "a" * 64
 LONGEST_NAME = 500  # of a class in a record
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def on_terminal(show: Callable[[PlainConsole], None]) -> str:

@@ -22,16 +22,10 @@ from tasks.spec.records import (
     Metrics,
     RoundRecord,
 )
+from tests.flows.views.terminal_stream import Terminal
 from tests.records import evaluation_record, round_plan, round_record, update_record
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def record(number: int, score: float | None, updates: int = 2) -> RoundRecord:

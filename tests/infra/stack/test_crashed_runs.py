@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from infra.stack.crashed_runs import SETTLED_SECONDS, Sightings
+from tests.infra.stack.clock import Clock
 
 HOUR = 3600.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_crash_whose_clock_is_ahead_counts_from_when_it_was_seen() -> None:

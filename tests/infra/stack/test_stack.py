@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import HomeInUse, ServiceFailed
+from infra.processes.ports import free_port
 from infra.servers.s3 import S3Service
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
@@ -40,12 +40,6 @@ def home(tmp_path: Path) -> Iterator[Path]:
     S3Service(tmp_path / "home", detached=True).end()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _start(home: Path, port: int) -> tuple[str, int]:
     """Address and process id of a detached S3 server, whose starter has ended."""
     output = subprocess.check_output([sys.executable, "-c", STARTER, str(home), str(port)], text=True).split()
@@ -61,7 +55,7 @@ def _kill(home: Path, pid: int) -> None:
 
 
 def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
-    port = _free_port()
+    port = free_port(None)
     address, pid = _start(home, port)
     assert address == f"http://127.0.0.1:{port}"
     assert os.getsid(pid) == pid
@@ -77,7 +71,7 @@ def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
 
 
 def test_one_that_was_killed_is_started_again_on_its_port(home: Path) -> None:
-    port = _free_port()
+    port = free_port(None)
     address, pid = _start(home, port)
     service = S3Service(home, detached=True)
     service.ensure()
@@ -92,7 +86,7 @@ def test_one_that_was_killed_is_started_again_on_its_port(home: Path) -> None:
 
 
 def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> None:
-    _, pid = _start(home, _free_port())
+    _, pid = _start(home, free_port(None))
     _kill(home, pid)
     stray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
@@ -114,7 +108,7 @@ def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> N
 
 
 def test_the_children_of_one_that_was_killed_end_before_the_next_starts(home: Path) -> None:
-    service = WithChildren(home, port=_free_port(), detached=True)
+    service = WithChildren(home, port=free_port(None), detached=True)
     service.ensure()
     running = service.running()
     assert running is not None
@@ -150,7 +144,7 @@ class _Protected(S3Service):
 
 
 def test_one_that_refuses_the_credentials_is_said_at_once(home: Path) -> None:
-    service = _Protected(home, port=_free_port(), detached=True)
+    service = _Protected(home, port=free_port(None), detached=True)
     with pytest.raises(ServiceFailed, match=r"s3: http://.* refuses the credentials in .*services"):
         service.ensure()
     assert service.running() is None
@@ -173,14 +167,14 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
         assert run.ensure() == []  # still there
         with pytest.raises(HomeInUse, match="a run of"):
             S3Service(home, detached=True).ensure()
-    _start(home, _free_port())
+    _start(home, free_port(None))
     with pytest.raises(HomeInUse, match="fedbench down"):
         S3Service(home).ensure()
 
 
 def test_runs_use_a_stack_bring_it_back_and_go_on_alone_when_it_is_down(home: Path) -> None:
     settings = Settings(home=home)
-    address, pid = _start(home, _free_port())
+    address, pid = _start(home, free_port(None))
     port = int(address.rpartition(":")[2])
     ports = {"s3": PortChoice(asked=settings.ports.s3, chosen=port)}
     write_state(home, StackState(up=True, addresses={"s3": address}, ports=ports))

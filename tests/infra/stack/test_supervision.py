@@ -25,17 +25,8 @@ from infra.stack.state import PortChoice, StackState, read_state, stack_lock, wr
 from infra.stack.supervision import LONGEST_WAIT, STABLE_SECONDS, BackOff, Supervisor
 from infra.stack.supervisor_service import SupervisorService
 from infra.store.objects import ObjectStore
+from tests.infra.stack.clock import Clock
 from tests.waiting import eventually, gone
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

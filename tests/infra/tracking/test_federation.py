@@ -42,20 +42,6 @@ SHA = "a" * 64
 COMMITTED = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's schema takes seconds to create: once, then copied."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    assert find_run(f"sqlite:///{path}", "none", "none") is None
-    return path
-
-
-@pytest.fixture
-def uri(empty_database: Path, tmp_path: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    return f"sqlite:///{tmp_path}/mlflow.db"
-
-
 def open_tracker(uri: str, **changes: Any) -> Tracker:
     arguments: dict[str, Any] = {
         "uri": uri,

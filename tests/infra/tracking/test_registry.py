@@ -18,7 +18,7 @@ from infra.tracking import model_folder
 from infra.tracking.federation import Tracker
 from infra.tracking.model_folder import ModelFiles, Origin, pinned, read_origin, save_folder
 from infra.tracking.registry import BestModel, model_uri, register_best
-from tests.infra.tracking.lookup import best_version, find_run
+from tests.infra.tracking.lookup import best_version
 
 SHA, OTHER = "a" * 64, "b" * 64
 
@@ -40,19 +40,10 @@ mlflow.models.set_model(Echo())
 """
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's schema takes seconds to create: once, then copied."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    assert find_run(f"sqlite:///{path}", "none", "none") is None
-    return path
-
-
 @pytest.fixture
-def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+def tracker(uri: str, tmp_path: Path) -> Tracker:
     return Tracker.open(
-        uri=uri(tmp_path),
+        uri=uri,
         experiment="streets",
         artifact_location=str(tmp_path / "artifacts"),
         federation="street.1",
@@ -61,10 +52,6 @@ def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
         spec_yaml="",
         tags={},
     )
-
-
-def uri(folder: Path) -> str:
-    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture
@@ -105,8 +92,8 @@ def versions(tracker: Tracker) -> list[Any]:
         return sorted(client.search_model_versions("name = 'street.1'"), key=lambda version: int(version.version))
 
 
-def test_a_model_is_registered_once(tracker: Tracker, make: Callable[..., BestModel], tmp_path: Path) -> None:
-    assert best_version(uri(tmp_path), "street.1") is None
+def test_a_model_is_registered_once(tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path) -> None:
+    assert best_version(uri, "street.1") is None
     (tmp_path / "scratch" / "mlflow").mkdir(parents=True)  # as a killed process leaves it
     assert register_best(tracker, make(), tmp_path / "scratch") == "1"
     assert register_best(tracker, make(), tmp_path / "scratch") == "1"
@@ -122,16 +109,16 @@ def test_a_model_is_registered_once(tracker: Tracker, make: Callable[..., BestMo
         "fedbench.weights_sha256": SHA,
         "fedbench.map50_voc10": "0.5",
     }
-    assert best_version(uri(tmp_path), "street.1") == "1"
+    assert best_version(uri, "street.1") == "1"
     assert not (tmp_path / "scratch").exists()
 
 
-def test_the_alias_goes_to_the_best(tracker: Tracker, make: Callable[..., BestModel], tmp_path: Path) -> None:
+def test_the_alias_goes_to_the_best(tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path) -> None:
     register_best(tracker, make(), tmp_path / "scratch")
     assert register_best(tracker, make(OTHER, round=5), tmp_path / "scratch") == "2"
-    assert best_version(uri(tmp_path), "street.1") == "2"
+    assert best_version(uri, "street.1") == "2"
     assert register_best(tracker, make(), tmp_path / "scratch") == "1"  # known already: no third version
-    assert best_version(uri(tmp_path), "street.1") == "1"
+    assert best_version(uri, "street.1") == "1"
     assert [version.tags["fedbench.round"] for version in versions(tracker)] == ["3", "5"]
 
 
@@ -153,13 +140,13 @@ def test_what_is_registered_needs_no_pickle_and_no_checkout(
 
 
 def test_it_is_loaded_by_its_uri_and_has_a_signature(
-    tracker: Tracker, make: Callable[..., BestModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
     register_best(tracker, make(), tmp_path / "scratch")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pyfunc.load_model(model_uri("street.1"))
     example = loaded.input_example
     assert base64.b64decode(example["image"][0]).startswith(b"\x89PNG")

@@ -1,0 +1,51 @@
+"""Fixtures for the tests of flows: names, settings and an environment of the test's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from infra.settings import S3Settings, Settings
+
+
+@pytest.fixture
+def own_name(request: pytest.FixtureRequest) -> str:
+    """The test's name in letters and digits; no other test of its file has it."""
+    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+
+
+@pytest.fixture
+def own_prefix(request: pytest.FixtureRequest, own_name: str) -> str:
+    """A prefix of keys that no other test has: the tests of a session share one bucket."""
+    return f"{request.node.path.stem}/{own_name}"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, s3_settings: S3Settings, own_prefix: str) -> Settings:
+    """Settings of a home of the test's own, whose store has a prefix of its own."""
+    return Settings(home=tmp_path, s3=s3_settings.model_copy(update={"prefix": own_prefix}))
+
+
+@pytest.fixture
+def command_settings(s3_home: Path, own_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of the session's store with a prefix of the test's own, which commands of the test have too."""
+    monkeypatch.setenv("FEDBENCH_HOME", str(s3_home))
+    monkeypatch.setenv("FEDBENCH_S3__PREFIX", own_prefix)
+    return Settings(home=s3_home, s3=S3Settings(prefix=own_prefix))
+
+
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """Undo what commands change in this process's environment."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the homes of the file's tests."""
+    return tmp_path_factory.mktemp("home")
