@@ -22,7 +22,7 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tests.benchmarks.figures_text import table
-from tests.benchmarks.measured_runs import MEGABYTE, data_of, run, write_data
+from tests.benchmarks.measured_runs import HERE, MEGABYTE, data_of, run, write_data
 
 CLIENTS = (10, 100, 1000)
 ROUNDS = 4
@@ -53,7 +53,7 @@ def figures(folder: Path, clients: int, rounds: int) -> dict[str, Any]:
         f"clients-{clients}",
         spec_of(clients, rounds),
         data,
-        command=("-m", "tests.benchmarks.narrow_detector"),
+        command=(str(HERE / "narrow_detector.py"),),
     )
     for record in found.records[1:]:
         assert len(record.updates) == clients, record.dropped

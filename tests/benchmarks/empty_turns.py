@@ -4,7 +4,7 @@ Instead of training, each client adds a constant of its own to one tensor, so th
 evaluation reads its batches and detects nothing. All else is what a turn does: weights are fetched, loaded, checked,
 serialised and stored, records written.
 
-    python -m tests.benchmarks.empty_turns run SPEC --name NAME …     # the command fedbench, over such turns
+    python tests/benchmarks/empty_turns.py run SPEC --name NAME …     # the command fedbench, over such turns
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """YOLOv3-tiny with a sixteenth of its channels, 0.14 MB: importing this takes the place of the real one.
 
-python -m tests.benchmarks.narrow_detector run SPEC --name NAME …     # the command fedbench, over this detector
+python tests/benchmarks/narrow_detector.py run SPEC --name NAME …     # the command fedbench, over this detector
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import LocalSlots
-from tasks.handles import Handles, Leavings
+from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
-from tasks.spec.turns import AnyRequest, TurnReply
+from tasks.spec.turns import TurnReply
 from tests.records import round_plan, update_record
+from tests.unused_handles import no_turn, nothing_left
 
 
 @dataclass
@@ -35,14 +36,6 @@ class Notes:
 
     def of(self, name: str) -> list[tuple[Any, ...]]:
         return [call[1:] for call in self.calls if call[0] == name]
-
-
-async def nothing_left(handles: Handles) -> Leavings:
-    return Leavings({}, None, None)
-
-
-def no_turn(request: AnyRequest) -> TurnReply:
-    raise AssertionError("no turn was expected")
 
 
 def make_handles(
