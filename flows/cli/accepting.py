@@ -1,4 +1,4 @@
-"""``fedbench accept``: which result of a suite later ones are held against."""
+"""``fedbench accept``: choose the result of a suite that its later results are compared with."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ if TYPE_CHECKING:
 
 
 def accept(
-    suite_run: Annotated[str | None, typer.Argument(metavar="SUITE_RUN", help="Whose result it is.")] = None,
-    note: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with it.")] = "",
+    suite_run: Annotated[
+        str | None, typer.Argument(metavar="SUITE_RUN", help="The suite run whose result you accept.")
+    ] = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why you accept it; stored with the result.")] = "",
     incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="Even where cells failed or are missing; these are not compared later.")
+        bool,
+        typer.Option(
+            "--incomplete", help="Accept it even if cells failed or are missing; these are not compared later."
+        ),
     ] = False,
     shown: Annotated[
-        str | None, typer.Option("--show", metavar="SUITE", help="Only tell what is accepted, and what was before.")
+        str | None, typer.Option("--show", metavar="SUITE", help="Only print the accepted result and those before it.")
     ] = None,
     home: Home = None,
 ) -> None:
-    """Make a suite run's result the one that later results of this suite are held against.
+    """Accept the result of a suite run: later results of this suite are compared with it.
 
-    Tells what it replaces and how it compares with it. What is replaced is kept.
+    Prints the result that it replaces, and how the two compare. The replaced result is kept.
 
     `fedbench accept nightly-20260101 --note "new optimiser"` · `fedbench accept --show nightly`
     """
@@ -53,11 +58,11 @@ def _accept(suite_run: str, note: str, incomplete: bool, home: Home) -> None:
         before = accepted_result(objects, prefix, result.suite)
         comparison = compare_with_accepted(objects, prefix, result, suite_rule(objects, prefix, suite_run))
         accepted = make_accepted(objects, prefix, suite_run, by=_user(), note=note, incomplete=incomplete)
-    _print(f"{result.suite}: accepted {_told(accepted)}")
+    _print(f"{result.suite}: accepted {_one_line(accepted)}")
     if before is None:
         _print("replaces nothing: it is the first")
     else:
-        _print(f"replaces {_told(before)}")
+        _print(f"replaces {_one_line(before)}")
     if comparison is not None:
         print_comparison(comparison)
 
@@ -76,13 +81,13 @@ def _show(suite: str, home: Home) -> None:
             known = ", ".join(known_suites(objects, prefix)) or "(none yet)"
             raise SpecError(f"{suite}: no accepted result of this suite; expected one of: {known}")
         history = accepted_before(objects, prefix, suite)
-    _print(f"{suite}: {_told(accepted)}")
+    _print(f"{suite}: {_one_line(accepted)}")
     for item in reversed(history):
-        _print(f"before: {_told(item)}")
+        _print(f"before: {_one_line(item)}")
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """What has become worse, what better, and the notes; a line each."""
+    """Print the regressions, the improvements and the notes of ``comparison``, one a line."""
     worse, better = len(comparison.regressions), len(comparison.improvements)
     _print(
         f"{comparison.result_run} against {comparison.reference_run}: {comparison.compared} figures compared, "
@@ -96,8 +101,8 @@ def print_comparison(comparison: Comparison) -> None:
         _print(f"note: {note}")
 
 
-def _told(accepted: AcceptedResult) -> str:
-    """``nightly-1, 12 cells, code 1a2b3c, accepted 2026-01-01 03:00 UTC by ada: new optimiser``."""
+def _one_line(accepted: AcceptedResult) -> str:
+    """Return ``nightly-1, 12 cells, code 1a2b3c, accepted 2026-01-01 03:00 UTC by ada: new optimiser``."""
     result = accepted.result
     count = f"{len(result.cells)} cell{'' if len(result.cells) == 1 else 's'}"
     lacking = len(result.failed) + len(result.missing)
@@ -111,7 +116,7 @@ def _told(accepted: AcceptedResult) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # of a container whose user has no name
+    except (OSError, KeyError):  # in a container whose user has no name
         return "unknown"
 
 

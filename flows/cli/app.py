@@ -1,6 +1,6 @@
-"""The command ``fedbench``, a file for each kind of command.
+"""The command ``fedbench``. Related commands share a module.
 
-Heavy packages are imported by the commands that need them, so that ``--help`` answers at once.
+Each command imports the heavy packages that it needs itself, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tasks.plain_text import visible
 app = typer.Typer(
     name="fedbench",
     help="Federated object-detection benchmark: detectors trained by FedAvg over street cameras.\n\n"
-    "Start with `fedbench run` (synthetic cameras, minutes on two cores). A run that was killed goes on with the "
-    "same command.",
+    "Start with `fedbench run` (synthetic cameras, minutes on two cores). The same command continues a run "
+    "that was killed.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -41,7 +41,7 @@ app = typer.Typer(
 
 
 def version() -> None:
-    """The version of fedbench and of what it computes with."""
+    """Print the versions of fedbench, torch, Prefect and MLflow."""
     out.print(
         " · ".join(f"{package} {metadata.version(package)}" for package in ("fedbench", "torch", "prefect", "mlflow"))
     )
@@ -79,26 +79,26 @@ app.add_typer(original_app)
 
 
 def _drop_output() -> None:
-    """Send what standard output still holds nowhere: Python would fail to write it again at its end."""
+    """Discard the buffered rest of standard output: Python would fail to write it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """Entry point: errors that are meant for the user are printed without a traceback."""
+    """Run the command line. Print errors that are meant for the user without a traceback."""
     try:
-        # Not standalone, an exit code is handed back instead of being raised.
+        # With standalone_mode=False, Click returns an exit code instead of raising it.
         sys.exit(app(standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        # Click's usage errors know how to show themselves, and which code they end with.
+        # Click's usage errors have a method that prints them, and an exit code.
         show = getattr(error, "show", None)
-        if show is None and says_full(error):  # the output's disk
+        if show is None and says_full(error):  # the disk that the output goes to
             print_error("failed", next(iter(str(error).splitlines()), "no space left on device"))
             _drop_output()
             sys.exit(EXIT_FAILED)
         if show is None:
-            # As Python would, but for control characters in the message.
+            # As Python prints it, but with visible control characters.
             sys.stderr.write(visible(traceback.format_exc()))
             sys.exit(EXIT_FAILED)
         show()

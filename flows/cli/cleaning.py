@@ -1,4 +1,4 @@
-"""``fedbench clean`` and ``remove``: what nobody needs any more, and federations that nobody wants any more."""
+"""``fedbench clean`` removes leftovers; ``fedbench remove`` removes a whole federation."""
 
 from __future__ import annotations
 
@@ -21,26 +21,32 @@ if TYPE_CHECKING:
 
 def clean(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Federations. [all, and what is on this machine]")
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Federations to clean. [all, and this machine]")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Remove it; otherwise it is only listed.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Remove the leftovers; otherwise they are only listed.")
+    ] = False,
     older_than: Annotated[
         float,
         typer.Option(
-            metavar="DAYS", min=0, help="Without a new object for so long, what an unfinished round has left goes."
+            metavar="DAYS",
+            min=0,
+            help="Treat an unfinished round as abandoned after so many days without a new object of its federation.",
         ),
     ] = 7.0,
     run_folders: Annotated[
-        bool, typer.Option("--run-folders", help="Also folders of runs whose federation is not in the store.")
+        bool, typer.Option("--run-folders", help="Also remove folders of runs whose federation is not in the store.")
     ] = False,
-    keys: Annotated[bool, typer.Option("--keys", "-k", help="Print every object's key and file's path.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", "-k", help="Print the key of every object and the path of every file.")
+    ] = False,
     home: Home = None,
 ) -> None:
-    """What retention, dead runs and killed servers have left in the store and on this machine; remove it with --apply.
+    """List what retention, dead runs and killed servers left in the store and on this machine. --apply removes it.
 
     `fedbench clean` · `fedbench clean --apply --older-than 2`
 
-    Never touched: federations that are running, here or elsewhere, records, the best and the last two global models.
+    Running federations, here or elsewhere, records, and the best and the last two global models are never touched.
     """
     from flows.stored.leftovers import clean as find
     from flows.stored.leftovers import describe
@@ -75,10 +81,10 @@ def clean(
 
 
 def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_folders: bool) -> CleanUp:
-    """Through the flow, so that Prefect keeps a table of what went.
+    """Remove leftovers through the flow, so that Prefect keeps a table of what was removed.
 
     Raises:
-        FedbenchError, InfraError: the flow's own; or Prefect's API failed, and the log says what had gone by then.
+        FedbenchError, InfraError: the flow failed; or Prefect's API did, and the log says what was removed before.
     """
     from flows.coordinator.planted import hold_back_planted
     from flows.coordinator.session import own_prefect, prefect_drained
@@ -124,9 +130,9 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     home: Home = None,
 ) -> None:
-    """Remove a federation from the store, weights and records; it cannot be had back. Refused while anybody runs it.
+    """Delete a federation's weights, records and run folder for good. Refused while any process runs it.
 
-    Where its coordinator died on another machine, this waits a minute at most, and goes on by itself.
+    If its coordinator died on another machine, this waits for a minute at most, then goes on by itself.
 
     Its MLflow run, registered model and Prefect runs stay.
     """

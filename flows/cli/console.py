@@ -1,4 +1,4 @@
-"""The terminal of the command line, on which no text can do more than be read."""
+"""The terminal and log files of the command line, which print text from elsewhere and never interpret it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 class PlainConsole(Console):
     """A console that prints every string as it is: no markup, no names of emojis, no control characters.
 
-    Styles come from :class:`rich.text.Text` and from tables alone. What clients, files or the store have written may
-    hold terminal commands, or rich's markup; it is printed character for character. Markup is off, instead of escaped
-    by :func:`rich.markup.escape` wherever such text is printed: one call that forgets to would print it as markup.
-    ``markup=True`` of a single call still asks for markup.
+    Styles come from :class:`rich.text.Text` and from tables alone. Text from clients, files or the store may hold
+    terminal commands or rich's markup; it is printed character for character. Markup is off for the whole console.
+    The alternative, :func:`rich.markup.escape` in every call, fails with the first call that forgets it. A single
+    call can still turn markup on with ``markup=True``.
 
-    outlives_reader: whether the command goes on, and prints nothing more, when the other end of its pipe is closed
-    (``| head``, or a ``tee`` that was killed); else that ends it with exit code 1, as rich has it.
+    outlives_reader: whether the command continues without output when the other end of its pipe is closed
+    (``| head``, or a killed ``tee``). Otherwise it exits with code 1, which is rich's default.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -36,21 +36,21 @@ class PlainConsole(Console):
         self.outlives_reader = False
 
     def on_broken_pipe(self) -> None:
-        """:meth:`rich.console.Console.on_broken_pipe`."""
+        """Print nothing more. Exit with code 1 unless ``outlives_reader``."""
         if not self.outlives_reader:
             super().on_broken_pipe()
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())  # for what is still in its buffer, which Python writes at exit
+        os.dup2(nowhere, self.file.fileno())  # Python writes the rest of the buffer there at exit
         os.close(nowhere)
         log.warning("nobody reads the output any more: nothing more is printed")
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """:meth:`rich.console.Console.render_str`, which gets strings before their width is known."""
+        """Make the control characters of ``text`` visible before rich measures its width."""
         return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """:meth:`rich.console.Console.render`; what reaches it within other objects (``Text``) is made visible."""
+        """Make control characters visible also in strings inside other objects, such as ``Text``."""
         return _visible_segments(super().render(renderable, options))
 
 
@@ -64,17 +64,19 @@ def _visible_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats records for a file that people read in a terminal: control characters are visible, and only the first
-    line of a record begins at the margin, so that no message can pass for a record of its own."""
+    """A formatter for log files that people read in a terminal: control characters are made visible.
+
+    Only the first line of a record begins at the margin, so that no line of a message can pass for another record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record)).replace("\n", "\n    ")
 
 
 class LogFile(logging.FileHandler):
-    """A log file whose lines are left out while its disk is full, instead of a traceback on the terminal for each.
+    """A log file that leaves out lines while its disk is full, instead of printing a traceback for each.
 
-    How many are missing stands on standard error when the file is closed.
+    When the file is closed, the number of missing lines is printed on standard error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +93,7 @@ class LogFile(logging.FileHandler):
     def close(self) -> None:
         try:
             super().close()
-        except OSError as error:  # of what was still in memory
+        except OSError as error:  # the buffered lines could not be written
             if not says_full(error):
                 raise
             self.missing = self.missing or 1

@@ -1,4 +1,4 @@
-"""``fedbench data``: look at a data set before a run takes it, and write the synthetic one in any form."""
+"""``fedbench data``: check a data set before a run uses it, and write the synthetic one in any form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.shared import EXIT_USAGE, Home, field_values, machine_settings, out, pasted, plain_errors, print_warnings
+from flows.cli.shared import (
+    EXIT_USAGE,
+    Home,
+    field_values,
+    machine_settings,
+    out,
+    plain_errors,
+    print_warnings,
+    shell_quoted,
+)
 from flows.commands.arguments import Form, choose_data
 from infra.files.private import data_cache, private_home
 from infra.views import Views
@@ -31,25 +40,25 @@ data_app = typer.Typer(name="data", help="Check a data set; write the synthetic 
 
 Fields = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below `data` of the specification; again: more."),
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below `data` of the specification; repeatable."),
 ]
 
 
 @data_app.command()
 def check(
     what: Annotated[str, typer.Argument(metavar="DATA", help="A folder, or a preset or YAML file that names data.")],
-    form: Annotated[Form | None, typer.Option(help="Form of the folder. [what is in there tells]")] = None,
+    form: Annotated[Form | None, typer.Option(help="Form of the folder. [found by its files]")] = None,
     assignments: Fields = None,
     near_bits: Annotated[
-        int, typer.Option(min=0, max=256, help="Bits of 256 in which hashes of near-duplicates may differ.")
+        int, typer.Option(min=0, max=256, help="Most bits, of 256, in which hashes of near-duplicates differ.")
     ] = 16,
     picture: Annotated[Path | None, typer.Option(help="File of the class-by-device picture. [below home]")] = None,
     home: Home = None,
 ) -> None:
-    """Count images, boxes, classes and devices, and list what is wrong: all of it, each with its file.
+    """Count images, boxes, classes and devices, and list everything that is wrong, each with its file.
 
-    Exit code 1 for errors (a run would refuse or drop), 0 for none or only warnings; 2 if the picture that --picture
-    asks for cannot be drawn.
+    Exit code 0: no errors, at most warnings. 1: errors; a run would refuse the data or drop clients. 2: the file of
+    --picture cannot be written.
 
     `fedbench data check street20` · `fedbench data check DIR -s clients.kind=dirichlet -s clients.alpha=0.3`
     """
@@ -58,7 +67,7 @@ def check(
     with plain_errors():
         settings = machine_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
-        # Only what is drawn needs a home to be kept in.
+        # Only a synthetic set is drawn and kept, so only it needs a private home.
         cache = data_cache(settings.home) if isinstance(chosen.spec, SyntheticStreet) else settings.home
         report = check_data(chosen.spec, root_of=chosen.roots(settings), cache=cache, near_bits=near_bits)
     _print(report, out)
@@ -72,7 +81,7 @@ def check(
     if views.failed and picture is not None:
         raise typer.Exit(EXIT_USAGE)
     if not views.failed:
-        out.print(f"classes by device: {pasted(path)}", soft_wrap=True, highlight=False)
+        out.print(f"classes by device: {shell_quoted(path)}", soft_wrap=True, highlight=False)
     if report.errors:
         raise typer.Exit(EXIT_ERRORS)
 
@@ -100,7 +109,7 @@ def make(
             raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
         _write(spec, form, folder, data_cache(settings.home))
     kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
-    out.print(f"written: {pasted(folder)}", soft_wrap=True, highlight=False)
+    out.print(f"written: {shell_quoted(folder)}", soft_wrap=True, highlight=False)
     out.print(
         f"to train on it: data: {{kind: {kind}, name: mine}} in a specification, and in the settings "
         f"data_roots: {{mine: {folder.absolute()}}}",
@@ -110,10 +119,10 @@ def make(
 
 
 def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:
-    """Beside the folder first, so that a set that is there is whole.
+    """Write the set beside ``folder``, then rename it, so that ``folder`` never holds a part of a set.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the set cannot be written.
     """
     from tasks.data.catalog import load_data
     from tasks.data.export import write_coco, write_voc

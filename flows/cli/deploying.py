@@ -18,38 +18,40 @@ _WORDS = {
 def deploy(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE", help="YAML files of federations and suites, to be deployments beside ours."),
+        typer.Argument(metavar="FILE", help="YAML files of federations and suites, deployed beside the built-in ones."),
     ] = None,
     schedules: Annotated[
         list[str] | None,
         typer.Option(
-            "--schedule", metavar="NAME=CRON", help="Run a deployment by itself; NAME=off ends that. Again for more."
+            "--schedule", metavar="NAME=CRON", help="When to run a deployment; NAME=off: no longer. Repeatable."
         ),
     ] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of --schedule.")] = "UTC",
     silo_pools: Annotated[
         list[str] | None,
-        typer.Option("--silo-pool", metavar="NAME", help="A pool for a device's own worker. Again for more."),
+        typer.Option(
+            "--silo-pool", metavar="NAME", help="Work pool of a silo, for the worker beside its data. Repeatable."
+        ),
     ] = None,
     notify: Annotated[
         str | None,
         typer.Option(
-            metavar="BLOCK", help="A notification block, as in slack-webhook/team, that is told of failed suites."
+            metavar="BLOCK", help="Notification block that reports failed suites, such as slack-webhook/team."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be made.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be made.")] = False,
     home: Home = None,
 ) -> None:
     """Make work pools and deployments on a Prefect server, or bring them up to date.
 
-    The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. What you changed there
-    stays: templates of pools, job variables, schedules.
+    The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. Your changes there stay:
+    templates of pools, job variables, schedules.
 
-    A suite that is worse than its accepted result fails; with --notify its message is sent through that block, which
-    you make on Prefect's page (Blocks) or by `prefect block create`. It stays until a later --notify names another.
+    A suite whose result is worse than the accepted one fails. --notify sends its message through the named block.
+    Make the block on Prefect's page (Blocks) or by `prefect block create`. A later --notify can name another block.
 
-    A file becomes the deployment federation/NAME-OF-THE-FILE or suite/NAME-OF-THE-SUITE, with all that it says. It is
-    not read again: after a change, deploy it anew.
+    A file becomes the deployment federation/NAME-OF-THE-FILE or suite/NAME-OF-THE-SUITE, which keeps a copy of the
+    file's content. After you change the file, deploy it again.
 
     `fedbench deploy` · `fedbench deploy suite.yaml --schedule "suite/yards=0 1 * * 6"` ·
     `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`

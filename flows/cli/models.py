@@ -1,4 +1,4 @@
-"""``fedbench evaluate``, ``predict``, ``verify`` and ``save-model``: what to do with a model once it is trained."""
+"""``fedbench evaluate``, ``predict``, ``verify`` and ``save-model``: use a trained model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.shared import EXIT_USAGE, Home, err, field_values, machine_settings, out, pasted, plain_errors
+from flows.cli.shared import EXIT_USAGE, Home, err, field_values, machine_settings, out, plain_errors, shell_quoted
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import plain_name
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_ERRORS = 1
 MOST_DIFFERENCES = 50
-SCORE = 0.3  # that of the sheets' boxes, tasks.figures.boxes.DRAWN_SCORE
+SCORE = 0.3  # equals tasks.figures.boxes.DRAWN_SCORE, the least score of boxes on a sheet
 
 Device = Literal["cpu", "cuda"]
 Model = Annotated[
@@ -30,8 +30,10 @@ Model = Annotated[
         help="A run's name, a model file (*.safetensors), or models:/NAME/VERSION, models:/NAME@ALIAS of the registry.",
     ),
 ]
-Round = Annotated[int | None, typer.Option("--round", min=0, help="Of a run: the round. [its best one]")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON, too.")]
+Round = Annotated[int | None, typer.Option("--round", min=0, help="Round of a run. [its best round]")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to this file as JSON.")
+]
 
 
 def evaluate(
@@ -43,16 +45,16 @@ def evaluate(
     number: Round = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below evaluation or data; again for more."),
+        typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below evaluation or data; repeatable."),
     ] = None,
-    device: Annotated[Device | None, typer.Option(help="Where it computes. [as the run; a file: cpu]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [as the run; a file: all cores]")] = None,
+    device: Annotated[Device | None, typer.Option(help="Device to compute on. [the run's; for a file: cpu]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [the run's; for a file: all cores]")] = None,
     json_file: Json = None,
     home: Home = None,
 ) -> None:
     """Score a model on the test split of its own data set, or of another one.
 
-    The evaluation of a run's round gives, to the bit, what the run recorded for it.
+    For a round of a run, the figures equal, to the bit, those that the run recorded.
 
     `fedbench evaluate synthetic5-e6b255e8` · `fedbench evaluate m.safetensors --data street5 -s evaluation.nms_iou=0.4`
     """
@@ -85,17 +87,18 @@ def predict(
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the drawn copies.")] = Path("predictions"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Detections under this score are left out.")] = SCORE,
     nms_iou: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Overlap over which the weaker box is dropped. [as evaluated]")
+        float | None,
+        typer.Option(min=0, max=1, help="IoU above which the weaker of two boxes is dropped. [as evaluated]"),
     ] = None,
     number: Round = None,
-    device: Annotated[Device, typer.Option(help="Where it computes.")] = "cpu",
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = "cpu",
     json_file: Json = None,
     home: Home = None,
 ) -> None:
-    """Draw what a model detects in images: copies with boxes, class names and scores. Boxes in JSON are in pixels.
+    """Draw a model's detections into copies of images: boxes, class names and scores. Boxes in JSON are in pixels.
 
-    Images are read as training read them: stretched to the input, turned by EXIF only where data.exif said so, and of
-    16 bits the upper 8. Exit code 1 when an image cannot be read; the others are done.
+    Images are read as in training: stretched to the input, turned by EXIF only if data.exif said so, and cut to the
+    upper 8 bits if they have 16. Exit code 1 if an image cannot be read; the others are still drawn.
 
     `fedbench predict street5-1a2b3c4d photo.jpg camera/ --out drawn --json boxes.json`
     """
@@ -143,7 +146,9 @@ def verify(
     ],
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="RUN", help="Whose model it must be. [the registered name; a folder: its card]"),
+        typer.Option(
+            "--run", metavar="RUN", help="Run whose model it must be. [the registered name; of a folder: as its card]"
+        ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep the downloaded model here if nothing differs.")
@@ -152,7 +157,7 @@ def verify(
 ) -> None:
     """Compare every file of a registered model with the run's record and the installed code. Exit code 2: they differ.
 
-    MLflow checks nothing before it runs a model's code: this is the line before `mlflow models serve`.
+    MLflow runs a model's code without any check. Run this before `mlflow models serve`.
 
     `fedbench verify models:/street5@best --save model && mlflow models serve -m model --env-manager local`
     """
@@ -175,11 +180,13 @@ def verify(
 
 def save_model(
     model: Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The model file, *.safetensors; replaced if there.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The model file, *.safetensors; an existing one is replaced.")
+    ],
     number: Round = None,
     home: Home = None,
 ) -> None:
-    """Write a model as one file, to be used without the run: weights, classes, data and figures are in it.
+    """Write a model to one file that is usable without the run: weights, classes, data and figures.
 
     `fedbench save-model synthetic5-e6b255e8 best.safetensors`
     """
@@ -194,11 +201,12 @@ def save_model(
         opened = open_model(model, settings, number)
         write_model(file, opened.card, state_of(opened.detector))
         size = file.stat().st_size
-    out.print(f"{opened.title}: {pasted(file)}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False)
+    out.print(f"{opened.title}: {shell_quoted(file)}, {size / 1e6:.1f} MB", soft_wrap=True, highlight=False)
 
 
 def _device(device: str) -> str:
-    """
+    """Return ``device`` if this machine has it.
+
     Raises:
         SettingsError: this machine has no such device.
     """
@@ -210,10 +218,10 @@ def _device(device: str) -> str:
 
 
 def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The line and the JSON of one image, whose drawn copy is written to ``target``.
+    """Draw the detections in ``file`` into ``target``. Return the line to print and the entry for JSON.
 
     Raises:
-        DataError: it cannot be read, or the copy cannot be written.
+        DataError: the image cannot be read, or its copy cannot be written.
     """
     from tasks.figures.boxes import draw_detections
     from tasks.models.predict import detect, read_picture, save_picture
@@ -233,11 +241,11 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
         "exif_orientation_ignored": picture.turned,
         "detections": _as_json(found, classes),
     }
-    return f"{file}: {what} → {pasted(target)}{note}", entry
+    return f"{file}: {what} → {shell_quoted(target)}{note}", entry
 
 
 def _as_json(found: ImageDetections, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Best first; boxes are xmin, ymin, xmax, ymax in pixels of the image as it was read."""
+    """Return the detections, best first. Boxes are xmin, ymin, xmax, ymax in pixels of the image as it was read."""
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     ordered = sorted(rows, key=lambda row: -row[1])
     return [{"class": classes[label], "score": score, "box": box} for box, score, label in ordered]

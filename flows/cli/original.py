@@ -1,7 +1,7 @@
-"""``fedbench original`` and ``fedbench export``: what users of the original benchmark have, brought over.
+"""``fedbench original`` and ``fedbench export``: convert files of the original benchmark, and write its CSV.
 
-That is FATE's ``federated_object_detection_benchmark`` (arXiv 1910.11089): its task files become a specification, its
-weight files a model file; and a run's rounds are written as its table of rounds.
+The original is FATE's ``federated_object_detection_benchmark`` (arXiv 1910.11089). Its task files become a
+specification and its weight files a model file. A run's rounds are written as the original's table of rounds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.shared import Home, machine_settings, out, pasted, plain_errors
+from flows.cli.shared import Home, machine_settings, out, plain_errors, shell_quoted
 from flows.commands.arguments import choose_spec
 from infra.files.private import data_cache
 from tasks.errors import ClientError, DataError, SpecError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 original_app = typer.Typer(
     name="original",
-    help="Bring over the task files and weights of FATE's federated_object_detection_benchmark.",
+    help="Convert the task files and weights of FATE's federated_object_detection_benchmark.",
     no_args_is_help=True,
 )
 
@@ -37,12 +37,13 @@ def convert(
         Path | None, typer.Argument(metavar="[MODEL.json]", help="Its model file. [the one that the task names]")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="SPEC.yaml", help="[standard output]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="SPEC.yaml", help="File of the specification. [standard output]"),
     ] = None,
 ) -> None:
-    """Turn a task into a specification for `fedbench run`, and say what became of each of its fields.
+    """Convert a task to a specification for `fedbench run`, and list what became of each of its fields.
 
-    The clients' task files beside the server's are read too: they have local_epoch and batch_size.
+    The clients' task files beside the server's are read too, for local_epoch and batch_size.
 
     `fedbench original convert data/task_configs/yolo/street_5/yolo_task.json -o street5.yaml`
     """
@@ -54,11 +55,11 @@ def convert(
         if output is not None:
             _write(output, text)
     if output is None:
-        typer.echo(text, nl=False)  # the table is in its head
+        typer.echo(text, nl=False)  # its head comment holds the table
         return
     _print(conversion)
     out.print(
-        f"written: {pasted(output)}; run it with: fedbench run {pasted(output)}",
+        f"written: {shell_quoted(output)}; run it with: fedbench run {shell_quoted(output)}",
         soft_wrap=True,
         highlight=False,
     )
@@ -68,21 +69,23 @@ def convert(
 def weights(
     file: Annotated[Path, typer.Argument(metavar="FILE.pkl", help="Weights that the original's server wrote.")],
     spec: Annotated[
-        str, typer.Option("--spec", metavar="SPEC", help="A YAML file or preset: its detector, its data's classes.")
+        str,
+        typer.Option(
+            "--spec", metavar="SPEC", help="YAML file or preset that has the detector and the data's classes."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The model file.")],
     images: Annotated[
-        int, typer.Option(min=1, help="Training images, at most, from which BatchNorm's statistics are estimated.")
+        int, typer.Option(min=1, help="Maximum number of training images for BatchNorm's statistics.")
     ] = 256,
     home: Home = None,
 ) -> None:
-    """Turn a weight file into a model file. Nothing of the pickle is executed.
+    """Convert a weight file to a model file. No code in the pickle is executed.
 
-    The file has no BatchNorm statistics: they are estimated anew from the specification's training images.
+    The file has no BatchNorm statistics: they are estimated from the specification's training images.
 
     `fedbench original weights yolo_model.pkl --spec street5.yaml -o street5.safetensors`
     """
-
     with plain_errors():
         settings = machine_settings(home)
         federation = choose_spec(spec, {})[1]
@@ -96,13 +99,15 @@ def weights(
 
 def export(
     name: Annotated[str, typer.Argument(metavar="RUN", help="The federation's name; `fedbench list` shows them.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="[standard output]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="File of the CSV. [standard output]")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Write a run's rounds as the original benchmark's CSV: round,train_loss,test_map,test_recall.
 
-    As there, rounds count from 0, the first that trains: its row 0 is round 1 of `fedbench show`, whose round 0, the
-    initial model, the original never scored. test_map is map50_voc10.
+    As in the original, row 0 is the first round that trains, which is round 1 of `fedbench show`. The initial model,
+    round 0 of `fedbench show`, is left out: the original never scored it. test_map is map50_voc10.
     """
     from flows.stored.runs import opened_store, read_run
     from tasks.original.rounds_csv import rounds_csv
@@ -118,7 +123,7 @@ def export(
         typer.echo(text, nl=False)
         return
     rows = text.count("\n") - 1
-    out.print(f"written: {pasted(output)}, {rows} rounds", soft_wrap=True, highlight=False)
+    out.print(f"written: {shell_quoted(output)}, {rows} rounds", soft_wrap=True, highlight=False)
 
 
 def _write(path: Path, text: str) -> None:
@@ -147,7 +152,7 @@ def _print(conversion: Conversion) -> None:
 def _convert_weights(
     file: Path, federation: FederationSpec, settings: Settings, output: Path, images: int
 ) -> tuple[str, ...]:
-    """Write the model file; the notes of its card, which are also printed."""
+    """Write the model file. Return the notes of its card."""
     from importlib import metadata
 
     from tasks.data.catalog import load_data, restrict
@@ -184,7 +189,7 @@ def _convert_weights(
 
 
 def _estimate(detector: YoloNetwork, data: FederatedData, federation: FederationSpec, images: int) -> str:
-    """Estimate BatchNorm's statistics in place; how, as a note."""
+    """Estimate BatchNorm's statistics in place. Return a note that says how."""
     from tasks.data.image_cache import ImageCache
     from tasks.data.loading import evaluation_loader
     from tasks.training.batch_norm import estimate_statistics, sample_images

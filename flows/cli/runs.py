@@ -1,4 +1,4 @@
-"""``fedbench run`` and ``resume``."""
+"""``fedbench run``, ``resume`` and ``report``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flows.cli.shared import (
     machine_settings,
     out,
     outlive_readers,
-    pasted,
     plain_errors,
     print_command,
     print_error,
     say,
     set_up_logging,
+    shell_quoted,
 )
 from flows.commands.arguments import choose_spec, default_name
 from infra.errors import DiskFull, InfraError, RunLocked, SettingsError, StoreCorrupt
@@ -38,7 +38,9 @@ from tasks.spec.references import twin
 if TYPE_CHECKING:
     from flows.coordinator.outcome import Outcome
 
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: all of it.")]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: the whole log.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
 
 
@@ -49,7 +51,7 @@ def run(
     name: Annotated[str | None, typer.Option("--name", "-n", help="The federation's name. [SPEC and digest]")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field of the specification; again for more."),
+        typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field of the specification; repeatable."),
     ] = None,
     max_rounds: Annotated[int | None, typer.Option(help="The last round; raise it to extend a finished run.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
@@ -61,7 +63,7 @@ def run(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation; the same command again goes on where it was killed.
+    """Run a federation. The same command continues a run that was killed.
 
     `fedbench run` · `fedbench run street5 --seed 1` · `fedbench run my.yaml -s training.optimizer.lr=0.0005` ·
     `fedbench run street5 --centralised`
@@ -78,26 +80,26 @@ def run(
 
 def resume(
     name: RunName,
-    max_rounds: Annotated[int | None, typer.Option(help="A larger last round extends the run.")] = None,
+    max_rounds: Annotated[int | None, typer.Option(help="The last round; a larger one extends the run.")] = None,
     from_round: Annotated[
         int | None,
         typer.Option("--from", metavar="ROUND", min=0, help="Go on from this round; later ones are put aside."),
     ] = None,
     retrain: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLIENT", help="Discard its stored update of the open round; again for more clients."),
+        typer.Option(metavar="CLIENT", help="Discard this client's stored update of the open round; repeatable."),
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
     home: Home = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a federation from its last committed round.
+    """Continue a federation from its last committed round.
 
-    `fedbench resume RUN --from 7` goes on from round 7, if its weights are kept: those of the best round and the last
-    two. Later rounds stay in the store, in the federation's folder `superseded`.
+    `fedbench resume RUN --from 7` continues from round 7 if its weights are kept, as those of the best round and the
+    last two are. Later rounds stay in the store, in the federation's folder `superseded`.
 
-    `fedbench resume RUN --retrain 3` has client 3 train again for a round that was interrupted.
+    `fedbench resume RUN --retrain 3` trains client 3 again for an interrupted round.
     """
     from flows.coordinator.resuming import prepare
     from flows.stored.runs import stored_spec
@@ -122,10 +124,10 @@ def report(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw, track and register a finished federation again: plots, MLflow's run, the registered model, Prefect's page.
+    """Make the plots, the MLflow run, the registered model and the Prefect page of a finished federation again.
 
-    For a federation that ended with warnings, or whose MLflow was lost. Nothing is trained. Exit code 1 while a part
-    still fails.
+    Use it after a run that ended with warnings, or when MLflow's data are lost. Nothing is trained. Exit code 1 if a
+    part fails again.
     """
     from flows.stored.runs import opened_store, read_run
 
@@ -169,14 +171,14 @@ def _run(
     except DiskFull as error:
         raise DiskFull(error.found, f"make room, then `{command}`" if error.goes_on else error.advice) from None
     except (FedbenchError, InfraError):
-        print_command(err, f"log: {pasted(log_path)} · go on with: ", command)
+        print_command(err, f"log: {shell_quoted(log_path)} · go on with: ", command)
         raise
     except Exception as error:
         logging.getLogger(__name__).exception("failed")
         progress.close()
         clock = clock_behind(error, settings.prefect_api_url)
         print_error("failed", f"{type(error).__name__}: {error}" + (f"; {clock}" if clock else ""))
-        print_command(err, f"log: {pasted(log_path)} · go on with: ", command)
+        print_command(err, f"log: {shell_quoted(log_path)} · go on with: ", command)
         raise typer.Exit(EXIT_FAILED) from None
     finally:
         progress.close()
@@ -185,7 +187,7 @@ def _run(
 
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
-    """The per-round table, the plots, and how to see the run in a browser."""
+    """Print the table of rounds, the folder of the plots, and the command that opens the run's pages."""
     from flows.views.tables import best_line, round_table
 
     out.print()
@@ -197,5 +199,5 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
         out.print(f"best: {best}", highlight=False)
     if outcome.model is not None:
         out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
-    out.print(f"plots: {pasted(outcome.folder)}", soft_wrap=True, highlight=False)
+    out.print(f"plots: {shell_quoted(outcome.folder)}", soft_wrap=True, highlight=False)
     print_command(out, "pages: ", f"fedbench ui {name}{home_option(settings)}")

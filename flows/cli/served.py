@@ -25,17 +25,23 @@ def ui(
 def serve(
     model: Model,
     home: Home = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
     number: Round = None,
-    rows: Annotated[int, typer.Option("--max-images", min=1, help="Images of a request.")] = 32,
-    megapixels: Annotated[float, typer.Option("--max-megapixels", min=0.01, help="Size of an image, in 10^6.")] = 40,
-    megabytes: Annotated[float, typer.Option("--max-megabytes", min=0.01, help="Size of a request, in 10^6.")] = 64,
+    rows: Annotated[int, typer.Option("--max-images", min=1, help="Maximum number of images in a request.")] = 32,
+    megapixels: Annotated[
+        float, typer.Option("--max-megapixels", min=0.01, help="Maximum size of an image, in 10^6 pixels.")
+    ] = 40,
+    megabytes: Annotated[
+        float, typer.Option("--max-megabytes", min=0.01, help="Maximum size of a request, in 10^6 bytes.")
+    ] = 64,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C, with the interface of MLflow's model server.
 
-    The installed code serves the model: of the store or the registry only its weights are read, and they are checked.
-    Requests beyond a limit are refused (413; an image that is too large: 400).
+    The installed code serves the model: no code is read from the store or the registry, and weights are checked.
+    Requests beyond a limit are refused with status 413, an image that is too large with 400.
 
     `fedbench serve synthetic5-e6b255e8` · `fedbench serve m.safetensors --port 8080`
     """

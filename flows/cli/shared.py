@@ -24,7 +24,7 @@ from tasks.documents.errors import DocumentError, DuplicateKey
 from tasks.documents.yaml_text import read_yaml_text
 from tasks.errors import DataError, FedbenchError, SpecError
 
-WIDE = 100  # columns that the table with all four mAPs may take
+WIDE = 100  # columns of a terminal that has room for all four mAPs
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 out = PlainConsole()
@@ -32,13 +32,15 @@ if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = WIDE  # a file or pipe has no width of its own
 err = PlainConsole(stderr=True)
 
-Home = Annotated[Path | None, typer.Option("--home", help="Where the embedded services keep everything.")]
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Folder of all that fedbench keeps on this machine. [~/.fedbench]")
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The federation's name; `fedbench list` shows them.")]
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Messages instead of tracebacks: 2 for what was asked wrongly, 1 for what failed."""
+    """Print errors as messages, not tracebacks. Exit with code 2 for wrong usage, with 1 for a failure."""
     try:
         with _full_disk_named():
             _require_working_folder()
@@ -51,7 +53,7 @@ def plain_errors() -> Iterator[None]:
         print_error("failed", str(error))
         raise typer.Exit(EXIT_FAILED) from None
     except OSError as error:
-        if error.filename is None:  # no file's: a mistake of the program's, or of a server's client
+        if error.filename is None:  # it names no file: a bug, or an error of a server's client
             raise
         _log_failure(error)
         print_error("error", f"{error.filename}: {error.strerror}")
@@ -59,14 +61,15 @@ def plain_errors() -> Iterator[None]:
 
 
 def _log_failure(error: Exception) -> None:
-    if logging.getLogger().handlers:  # else Python itself would write it to the terminal, with its traceback
+    if logging.getLogger().handlers:  # without a handler, Python would print the traceback on the terminal
         logging.getLogger(__name__).error("failed: %s", error, exc_info=True)
 
 
 def _require_working_folder() -> None:
-    """
+    """Check that the working folder exists: without it, no relative path has a meaning.
+
     Raises:
-        SettingsError: this process's folder has been removed, so that no relative path means anything.
+        SettingsError: it has been removed.
     """
     try:
         os.getcwd()
@@ -79,7 +82,7 @@ def _require_working_folder() -> None:
 
 @contextlib.contextmanager
 def _full_disk_named() -> Iterator[None]:
-    """Raise DiskFull for any error that a full disk is behind."""
+    """Raise DiskFull instead of an error that a full disk caused."""
     try:
         yield
     except Exception as error:
@@ -99,25 +102,26 @@ def print_error(kind: str, message: str) -> None:
 
 
 def print_warnings(views: Views) -> None:
-    """Print which of ``views`` failed on standard error."""
+    """Print on standard error which of ``views`` failed."""
     for line in views.lines():
         err.print(Text.assemble(("warning:", "yellow"), " ", line), soft_wrap=True, highlight=False)
 
 
 def say(line: str) -> None:
-    """Print a line about how a command goes on, on standard error, beside its result."""
+    """Print a line about a command's progress on standard error, so that it stays out of the result."""
     err.print(line, soft_wrap=True, highlight=False)
 
 
 def print_command(console: PlainConsole, before: str, command: str) -> None:
-    """Print ``before`` and then ``command``, which is there to be copied, in bold."""
+    """Print ``before``, then ``command`` in bold, for the user to copy."""
     console.print(Text.assemble(before, (command, "bold")), soft_wrap=True, highlight=False)
 
 
 def machine_settings(home: Path | None, slots: int | None = None, *, deploys: bool = False) -> Settings:
-    """Settings of this machine; options are fields of :class:`Settings` and win over environment and file.
+    """Return this machine's settings. ``home`` and ``slots`` override the environment and the settings file.
 
-    From here on this process's environment is that of its own servers. deploys: as :func:`use_own_environment` has it.
+    Also makes this process's environment that of a run with these settings: see :func:`use_own_environment`, which
+    gets ``deploys``.
     """
     if home is not None:
         os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
@@ -133,10 +137,10 @@ def machine_settings(home: Path | None, slots: int | None = None, *, deploys: bo
 
 
 def field_values(assignments: list[str]) -> dict[str, Any]:
-    """``["training.optimizer.lr=0.01"]`` as fields with YAML values, as files of specifications have them.
+    """Return the fields that ``["training.optimizer.lr=0.01"]`` sets, with their values read as YAML.
 
     Raises:
-        SpecError: no ``=`` in it, no YAML after it, or a field that is set twice.
+        SpecError: an assignment has no ``=``, or no YAML after it, or sets a field for the second time.
     """
     fields: dict[str, Any] = {}
     for item in assignments:
@@ -155,17 +159,17 @@ def field_values(assignments: list[str]) -> dict[str, Any]:
 
 
 def outlive_readers() -> None:
-    """Let what reads the output end without ending this command, which has more to do than to print."""
+    """Let this command continue when the reader of its output ends: it has more to do than to print."""
     out.outlives_reader = err.outlives_reader = True
 
 
 def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
-    """A log file for the run, and the terminal with ``-v``."""
+    """Log to the run's file, and to the terminal with ``-v``. Return the file's path."""
     return log_to(run_folder(settings, name) / "run.log", settings, verbose)
 
 
 def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
-    """The log goes to ``path`` below the home, Prefect's too, and to the terminal when ``verbose``."""
+    """Log to ``path`` below the home, and to the terminal if ``verbose``: Prefect's log too. Return ``path``."""
     private_process(settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = LogFile(path)
@@ -179,23 +183,23 @@ def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
         root.addHandler(RichHandler(console=err, show_path=False, level="DEBUG" if verbose > 1 else "INFO"))
     # Prefect sets up logging when it is imported; its console handler would write through the live display.
     os.environ["PREFECT_LOGGING_ROOT_HANDLERS"] = ""
-    # MLflow would give its loggers and those of its database handlers of their own, which write to the terminal:
-    # tracebacks too, of what is only a warning to us. So they get none, and their lines go to the log.
+    # MLflow would add handlers to its own and its database's loggers. They would write to the terminal, with tracebacks
+    # of errors that are only warnings here. Without these handlers the lines go to the log.
     os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
-    for name in ("mlflow", "alembic", "sqlalchemy.engine"):  # below that they tell of their tables
+    for name in ("mlflow", "alembic", "sqlalchemy.engine"):  # at INFO they log how they set up their tables
         logging.getLogger(name).setLevel("WARNING")
     logging.getLogger("httpx").setLevel("WARNING")
     logging.captureWarnings(True)
-    # Else a handler that fails, as Prefect's when its server is away, writes to the terminal, between our lines.
+    # Otherwise a handler that fails, such as Prefect's without its server, writes to the terminal between our lines.
     logging.raiseExceptions = bool(verbose)
     return path
 
 
 def home_option(settings: Settings) -> str:
-    """What a command needs to find this home again."""
-    return "" if settings.home == Settings.model_fields["home"].default else f" --home {pasted(settings.home)}"
+    """Return the option by which another command finds this home; empty for the default home."""
+    return "" if settings.home == Settings.model_fields["home"].default else f" --home {shell_quoted(settings.home)}"
 
 
-def pasted(path: Path) -> str:
-    """``path`` as a shell takes it: in quotes if it has blanks, brackets and the like."""
+def shell_quoted(path: Path) -> str:
+    """Return ``path`` for a shell command: in quotes if it has blanks, brackets or the like."""
     return shlex.quote(str(path))

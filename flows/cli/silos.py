@@ -14,7 +14,8 @@ from infra.errors import SettingsError
 def silo_policy(
     pool: Annotated[str, typer.Argument(metavar="POOL", help="The silo's work pool.")],
     clients: Annotated[
-        list[str] | None, typer.Option("--client", metavar="ID", help="A device of the silo; again for more. [silos]")
+        list[str] | None,
+        typer.Option("--client", metavar="ID", help="A device of the silo; repeatable. [those of pools.silos]"),
     ] = None,
     federation: Annotated[str | None, typer.Option(help="The only federation that it may take part in. [all]")] = None,
     home: Home = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.shared import Home, err, home_option, machine_settings, out, pasted, plain_errors, print_command
+from flows.cli.shared import Home, err, home_option, machine_settings, out, plain_errors, print_command, shell_quoted
 from flows.deployments.names import RESUMED_FLOWS
 from infra.settings import Settings
 
@@ -31,15 +31,18 @@ def up(
         str | None, typer.Option(metavar="URL", help="postgresql://USER@HOST/DATABASE. [SQLite]")
     ] = None,
     workers: Annotated[
-        bool, typer.Option("--workers/--servers-only", help="Deployments and workers too, or the servers alone.")
+        bool,
+        typer.Option(
+            "--workers/--servers-only", help="Also make deployments and start workers, or start the servers alone."
+        ),
     ] = True,
     home: Home = None,
 ) -> None:
-    """Start what one machine needs, and leave it running: S3, Prefect, MLflow, deployments, workers. `down` ends it.
+    """Start S3, Prefect, MLflow and workers, make the deployments, and leave all running until `fedbench down`.
 
-    Federations can then be started from Prefect's page, and runs of this home use the servers. What dies is started
-    again by the stack's supervisor, with all that it had; what hangs, by the next `up`. A URL with a password goes into
-    FEDBENCH_PREFECT_DATABASE_URL or FEDBENCH_MLFLOW_DATABASE_URL instead.
+    Federations can then be started from Prefect's page, and runs of this home use the servers. The stack's supervisor
+    restarts a process that dies; its data are kept. The next `up` restarts one that hangs. If a URL has a password, set
+    FEDBENCH_PREFECT_DATABASE_URL or FEDBENCH_MLFLOW_DATABASE_URL instead of the option.
 
     `fedbench up` · `source ~/.fedbench/stack.env` · `prefect flow-run ls` · `fedbench down`
     """
@@ -69,12 +72,12 @@ def up(
             out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False)
     login = how_to_log_in(login_path(settings.home, "up"))
     out.print(f"pages: {login}", soft_wrap=True, highlight=False)
-    print_command(out, "credentials: ", f"source {pasted(environment_path(settings.home))}")
+    print_command(out, "credentials: ", f"source {shell_quoted(environment_path(settings.home))}")
     print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 
 
 def down(home: Home = None) -> None:
-    """End what `up` started, and keep all that they have. A run in progress goes on with its own."""
+    """Stop what `up` started, and keep its data. A run in progress continues with servers of its own."""
     with plain_errors():
         settings = machine_settings(home)
         ended = _stack(settings).down(_say)
@@ -82,7 +85,7 @@ def down(home: Home = None) -> None:
 
 
 def status(home: Home = None) -> None:
-    """What `up` has started, and whether it answers; exit code 1 if something does not."""
+    """List what `up` has started, and whether it answers. Exit code 1 if something does not."""
     with plain_errors():
         settings = machine_settings(home)
         found = _stack(settings).status()
@@ -99,11 +102,11 @@ def status(home: Home = None) -> None:
 
 def logs(
     service: ServiceName = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what comes, until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of the past.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines to print of each log.")] = 50,
     home: Home = None,
 ) -> None:
-    """The logs of what `up` has started.
+    """Print the logs of what `up` has started.
 
     `fedbench logs prefect -f`
     """
@@ -138,7 +141,7 @@ def logs(
 
 
 def _deploy(settings: Settings) -> None:
-    """Pools, deployments and automations on the stack's Prefect server, unless they are there."""
+    """Make pools, deployments and automations on the stack's Prefect server, or bring them up to date."""
     from flows.deployments.apply import deploy_to
     from flows.deployments.table import PoolNames, deployments
 

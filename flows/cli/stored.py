@@ -1,4 +1,4 @@
-"""``fedbench show``, ``list`` and ``compare``: what the store has, without running anything."""
+"""``fedbench show``, ``list`` and ``compare``: print what the store has, without running anything."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flows.cli.shared import (
     RunName,
     machine_settings,
     out,
-    pasted,
     plain_errors,
     print_warnings,
+    shell_quoted,
 )
 from infra.views import Views
 from tasks.plain_text import REASON_LIMIT, plain
@@ -25,10 +25,12 @@ from tasks.spec.federation import FederationSpec, MapName
 
 def show(
     name: RunName,
-    classes: Annotated[bool, typer.Option("--classes", "-c", help="The best round's figures by class too.")] = False,
+    classes: Annotated[
+        bool, typer.Option("--classes", "-c", help="Also print the best round's figures by class.")
+    ] = False,
     home: Home = None,
 ) -> None:
-    """The rounds of a federation, as the store has them; with all four mAPs where there is room for them."""
+    """Print a federation's rounds from the store, with all four mAPs if the terminal has room for them."""
     from rich.text import Text
 
     from flows.stored.runs import opened_store, read_run
@@ -62,7 +64,7 @@ def show(
 
 
 def list_runs(home: Home = None) -> None:
-    """The federations in the store: rounds, state, best figures; and why one cannot be read."""
+    """List the federations in the store: state, rounds and best figure, or why one cannot be read."""
     from rich.table import Table
 
     from flows.stored.runs import DamagedRun, opened_store, read_runs
@@ -70,7 +72,7 @@ def list_runs(home: Home = None) -> None:
     with plain_errors():
         settings = machine_settings(home)
         table = Table("federation", "state", "rounds", "best", "specification", box=None)
-        table.columns[0].no_wrap = True  # names are there to be copied
+        table.columns[0].no_wrap = True  # so that names can be copied
         damaged: list[DamagedRun] = []
         with opened_store(settings) as objects:
             for stored in read_runs(objects, settings):
@@ -100,18 +102,22 @@ def _described(spec: FederationSpec | None) -> str:
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Federations; the first is the yardstick.")],
-    metric: Annotated[MapName, typer.Option(help="What is drawn, and makes a round the best.")] = "map50_voc10",
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Federations; the others are compared with the first.")
+    ],
+    metric: Annotated[
+        MapName, typer.Option(help="Figure that is plotted, and that decides which round is the best.")
+    ] = "map50_voc10",
     target: Annotated[
-        float, typer.Option(min=0, max=1, help="The report tells the first round at which the metric is there.")
+        float, typer.Option(min=0, max=1, help="The report names the first round whose metric reaches this value.")
     ] = 0.5,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder of the report. [below home]")] = None,
     home: Home = None,
 ) -> None:
-    """Federations side by side: figures by measure and class, costs, what they differ in.
+    """Compare federations side by side: figures by measure and class, costs, and differing fields.
 
-    A report (HTML), a table (LaTeX), every round (CSV) and plots are written; there, runs that differ in their seed
-    alone are one experiment, shown with its references.
+    Writes a report (HTML), a table (LaTeX), every round (CSV) and plots. In the report, runs that differ only in their
+    seed count as one experiment, and are compared with its references.
 
     `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
     """
@@ -127,7 +133,9 @@ def compare(
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
     lines += [*comparison.gaps(compared, metric), *comparison.gains(result), *comparison.differences(compared)]
     if paths:
-        lines.append(f"written: {pasted(paths[0])}; beside it {', '.join(sorted(path.name for path in paths[1:]))}")
+        lines.append(
+            f"written: {shell_quoted(paths[0])}; beside it {', '.join(sorted(path.name for path in paths[1:]))}"
+        )
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
     print_warnings(views)

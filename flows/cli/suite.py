@@ -17,10 +17,10 @@ from flows.cli.shared import (
     machine_settings,
     out,
     outlive_readers,
-    pasted,
     plain_errors,
     print_error,
     print_warnings,
+    shell_quoted,
 )
 from flows.commands.arguments import choose_suite
 from infra.errors import StoreCorrupt
@@ -49,18 +49,18 @@ def run(
     what: Annotated[
         str, typer.Argument(metavar="SUITE", help=f"A YAML file, or one of: {', '.join(SUITES)}.")
     ] = "smoke",
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Of the suite run. [suite and digest]")] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="The suite run's name. [suite and digest]")] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="Instead of the experiments' own seeds; again for more.")
+        list[int] | None, typer.Option("--seed", help="A seed, instead of the experiments' own; repeatable.")
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time, over all cells. [cores // threads]")] = None,
     compare: Annotated[
-        bool, typer.Option("--compare/--no-compare", help="Fail when it is worse than the accepted result.")
+        bool, typer.Option("--compare/--no-compare", help="Fail if the result is worse than the accepted one.")
     ] = True,
     home: Home = None,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too.")] = 0,
 ) -> None:
-    """Run a suite: every experiment, seed and reference; the same command goes on where it was killed.
+    """Run a suite: every experiment, seed and reference. The same command continues a suite run that was killed.
 
     `fedbench suite run cpu` · `fedbench suite run my-suite.yaml --name 2026-11`
     """
@@ -71,7 +71,7 @@ def run(
         settings = machine_settings(home, slots)
         outcome = _run(name, suite, settings, verbose, compare=compare)
         out.print(result_table(outcome.result))
-        out.print(f"report: {pasted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
+        out.print(f"report: {shell_quoted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
 
 
 def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *, compare: bool) -> SuiteOutcome:
@@ -95,13 +95,13 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
         if not isinstance(error, SuiteFailed):
             raise
         print_error("failed", str(error))
-        err.print(f"log: {pasted(log)} · {again}", soft_wrap=True, highlight=False)
+        err.print(f"log: {shell_quoted(log)} · {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
 
 
 @suite_app.command("show")
 def show(name: SuiteRunName, home: Home = None) -> None:
-    """Where a suite run stands, and what its cells have reached, without running anything."""
+    """Print the figures of a suite run's finished cells, and which cells failed or are missing. Runs nothing."""
     from tasks.code_version import code_version
 
     with plain_errors():
@@ -122,10 +122,10 @@ def show(name: SuiteRunName, home: Home = None) -> None:
 @suite_app.command("report")
 def report(
     name: SuiteRunName,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder. [below home]")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the report. [below home]")] = None,
     home: Home = None,
 ) -> None:
-    """Write the report of what a suite run has so far: HTML, CSV, LaTeX and plots."""
+    """Write the report of a suite run's results so far: HTML, CSV, LaTeX and plots."""
     with plain_errors():
         settings = machine_settings(home)
         result = stored_result(settings, name)
@@ -134,7 +134,7 @@ def report(
 
         folder, views = folder or suite_folder(settings, name) / "report", Views()
         write_files(folder, made_files(views, result))
-        out.print(f"report: {pasted(folder / 'report.html')}", soft_wrap=True, highlight=False)
+        out.print(f"report: {shell_quoted(folder / 'report.html')}", soft_wrap=True, highlight=False)
         print_warnings(views)
         if views.failed:
             raise typer.Exit(EXIT_FAILED)
@@ -142,7 +142,7 @@ def report(
 
 @suite_app.command("list")
 def list_suites(home: Home = None) -> None:
-    """The suite runs in the store."""
+    """List the suite runs in the store."""
     from rich.table import Table
 
     from flows.stored.runs import opened_store
@@ -174,10 +174,10 @@ def list_suites(home: Home = None) -> None:
 
 
 def stored_result(settings: Settings, name: str) -> SuiteResult:
-    """What the store has of the suite run ``name``.
+    """Return the result so far of the suite run ``name``, from the store.
 
     Raises:
-        SpecError: there is none of this name, or nothing of it has ended.
+        SpecError: there is no suite run of this name, or none of its cells has ended.
     """
     from flows.stored.runs import opened_store
     from flows.suite.plan import read_plan
@@ -192,7 +192,7 @@ def stored_result(settings: Settings, name: str) -> SuiteResult:
 
 
 def result_table(result: SuiteResult) -> Table:
-    """One row an experiment: its metric between its references."""
+    """Return a table with a row for each experiment: its metric between its references."""
     from rich.table import Table
     from rich.text import Text
 
