@@ -1,4 +1,4 @@
-"""What an argument names: a preset, a YAML file, or a folder of data."""
+"""Load what an argument names: a preset, a YAML file, or a folder of data."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ CHOSEN = "chosen"  # the name of a data set that is given by its folder
 
 @dataclass(frozen=True)
 class ChosenData:
-    """Data, and the folder that they are in where one was given; else the settings know where."""
+    """A data set, and its folder if one was given; otherwise the settings have the folder."""
 
     spec: DataSpec
     folder: Path | None = None
 
     def roots(self, settings: Settings) -> Callable[[str], Path | None]:
-        """Where a data set is on this machine, by its name."""
+        """Return a function that gives a data set's folder on this machine by its name."""
         return settings.data_root if self.folder is None else lambda name: self.folder
 
 
 def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]:
-    """The specification of a preset or file with fields set, and the base of its default name."""
+    """Return the base of the default name, and the specification of a preset or file with ``fields`` set."""
     path = Path(what)
     from_file = _is_file(what, PRESETS)
     spec = load_spec(path) if from_file else preset(what)
@@ -42,21 +42,21 @@ def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]
 
 
 def choose_suite(what: str) -> SuiteSpec:
-    """The suite of a preset or file.
+    """Return the suite of a preset or file.
 
     Raises:
-        SpecError: there is none, or it has wrong fields.
+        SpecError: there is no such preset or file, or a field is wrong.
     """
     return load_suite(Path(what)) if _is_file(what, SUITES) else suite_preset(what)
 
 
 def default_name(base: str, spec: FederationSpec) -> str:
-    """``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
+    """Return the default name of a federation: ``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
     return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
 
 
 def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | None = None) -> ChosenData:
-    """The data of a specification, or of a folder in ``form`` (None: what is in there tells), with fields set.
+    """Return the data of a specification, or of a folder in ``form`` (None: found by its files), with ``fields`` set.
 
     Raises:
         SpecError: there is no such preset, file or folder, or a field is wrong.
@@ -82,7 +82,8 @@ def _is_file(what: str, presets: Container[str]) -> bool:
 
 
 def _form_of(root: Path) -> Form:
-    """
+    """Return the form of the data in the folder ``root``, found by the names of its files.
+
     Raises:
         SpecError: the folder has none of the forms.
     """

@@ -1,4 +1,4 @@
-"""Federations side by side: their figures and costs as a table, what they differ in; a report with plots and tables."""
+"""Compare federations: a table of figures and costs, the fields that differ, and a report with plots."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Compared:
 
     @property
     def test_sets(self) -> frozenset[str]:
-        """Digests of what the last round was scored on."""
+        """Digests of the test sets that scored the last round."""
         return frozenset(evaluation.test_digest for evaluation in self.records[-1].evaluations)
 
     @property
@@ -68,10 +68,10 @@ class Compared:
 
 
 def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> list[Compared]:
-    """The federations ``names`` from the store; their best rounds are the best by ``metric``.
+    """Read the federations ``names`` from the store. Their best rounds are those with the best ``metric``.
 
     Raises:
-        SpecError: fewer than two names, one named twice, one that the store does not have, or without any round.
+        SpecError: there are fewer than two names, or a federation is named twice, is not in the store, or has no round.
     """
     if len(names) < 2:
         raise SpecError(f"RUN: expected at least two federations to compare, found {len(names)}")
@@ -89,11 +89,14 @@ def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> 
     return compared
 
 
-# --- what is said ------------------------------------------------------------------------------------------
+# --- the table and lines for the terminal ------------------------------------------------------------------
 
 
 def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
-    """A column a federation, with differences (of figures) and factors (of costs) against the first in brackets."""
+    """Return a table with a column for each federation.
+
+    Brackets compare it with the first federation: by differences of figures, and by factors of costs.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for item in compared:
@@ -152,7 +155,7 @@ def _factors(table: Table, label: str, values: Sequence[float | None], form: str
 
 
 def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
-    """For each federation whose centralised twin is here too: what it lacks, at the same number of image passes."""
+    """Return a line for each federation and its centralised twin: the gap after the same number of image passes."""
     pairs = [
         (item, other)
         for item, other in itertools.permutations(compared, 2)
@@ -175,14 +178,14 @@ def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
 
 
 def _after(item: Compared, passes: float, metric: MapName) -> float | None:
-    """The figure of the last round that took no more image passes than these."""
+    """Return ``metric`` of the last round that took at most ``passes`` image passes."""
     within = [number for number, costs in enumerate(item.costs) if costs.passes <= passes * (1 + 1e-9)]
     value: float | None = getattr(item.records[within[-1]].metrics, metric)
     return value
 
 
 def gains(result: SuiteResult) -> list[str]:
-    """For each experiment whose devices are here alone too: what it has beyond them, over the seeds of both."""
+    """Return a line for each experiment with local-only references: its gain over them, for the seeds of both."""
     lines = []
     for between in summarise(result).experiments:
         if between.gain is None:
@@ -197,7 +200,7 @@ def gains(result: SuiteResult) -> list[str]:
 
 
 def warnings(compared: Sequence[Compared]) -> list[str]:
-    """Why figures of the others may not be compared with those of the first."""
+    """Return the reasons against comparing the others' figures with the first's."""
     first, lines = compared[0], []
     for item in compared[1:]:
         pair = f"{first.name} and {item.name}"
@@ -212,12 +215,12 @@ def warnings(compared: Sequence[Compared]) -> list[str]:
 
 
 def differences(compared: Sequence[Compared]) -> list[str]:
-    """The specification's fields in which each of the others differs from the first."""
+    """Return a line for each of the others: the specification's fields in which it differs from the first."""
     first, lines = compared[0], []
     for item in compared[1:]:
         changes = changed_fields(first.run.spec, item.run.spec)
-        shown = ", ".join(f"{field} {_value(old)} → {_value(new)}" for field, (old, new) in changes.items())
-        what = f"differs from {first.name} in: {shown}" if shown else f"is the same experiment as {first.name}"
+        changed = ", ".join(f"{field} {_value(old)} → {_value(new)}" for field, (old, new) in changes.items())
+        what = f"differs from {first.name} in: {changed}" if changed else f"is the same experiment as {first.name}"
         lines.append(f"{item.name} {what}")
     return lines
 
@@ -227,11 +230,11 @@ def _value(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-# --- what is written ---------------------------------------------------------------------------------------
+# --- the files of the report -------------------------------------------------------------------------------
 
 
 def default_folder(settings: Settings, names: Sequence[str]) -> Path:
-    """Below the home, named for the federations."""
+    """Return a folder below the home with the names of the federations."""
     joined = "+".join(names)
     if len(joined) > _LONGEST_NAME:
         joined = f"{joined[: _LONGEST_NAME - 9]}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
@@ -239,15 +242,15 @@ def default_folder(settings: Settings, names: Sequence[str]) -> Path:
 
 
 def result_of(compared: Sequence[Compared], metric: MapName, target: float) -> SuiteResult:
-    """As a suite's: runs that differ in their seed alone are one experiment, with its references."""
+    """Return a result like a suite's: runs that differ only in their seed are one experiment, with its references."""
     runs = [item.whole for item in compared]
     return result_of_runs(runs, metric=metric, target=target, created=datetime.now(UTC))
 
 
 def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: Path, views: Views) -> list[Path]:
-    """``report.html``, ``comparison.csv`` with every round, ``table.tex``, and the plots as PNG and SVG.
+    """Write ``report.html``, ``comparison.csv`` with every round, ``table.tex``, and the plots as PNG and SVG.
 
-    One that cannot be made is noted in ``views``.
+    Returns their paths, the report's first. A file that cannot be made is noted in ``views``, and left out.
 
     Raises:
         SettingsError: ``folder`` cannot be written.

@@ -1,4 +1,4 @@
-"""A model's evaluation for the terminal: on which data, by which rules, and the tables of its figures."""
+"""Evaluate a model for the terminal: choose its data and rules, and make tables of its figures."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.records import EvaluationRecord, Metrics
 
-MOST_COLUMNS = 6  # test sets by whose clients the table of classes is divided; JSON has all
+MOST_COLUMNS = 6  # most test sets that have a column each in the table of classes; JSON has all
 _PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False, "padding": (0, 1, 0, 0)}
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model's figures. ``on_record``: the same data and rules as those that its card's figures come from."""
+    """A model's figures. ``on_record``: they have the same data and rules as the figures in its card."""
 
     model: OpenedModel
     spec: FederationSpec
@@ -67,11 +67,11 @@ def evaluate_opened(
 ) -> Evaluated:
     """Score ``model`` on the test split of ``data`` (a folder, preset or file; None: its own), with ``fields`` set.
 
-    A model on its own data is scored for the clients that are on record. ``console`` shows how far it is,
-    and what the data have that may cost figures.
+    On its own data a model is scored for the clients on record. ``console`` shows the progress, and warnings about
+    data that may lower the figures.
 
     Raises:
-        SpecError: the data are not known, or a field is neither theirs nor a rule of evaluation.
+        SpecError: the data are unknown, or a field is neither one of the data nor a rule of evaluation.
         DataError: the data cannot be used, do not fit the model, or are no longer those of the run.
     """
     chosen = choose_data(data) if data is not None else _own(model)
@@ -94,7 +94,7 @@ def evaluate_opened(
 
 
 def title_of(evaluated: Evaluated) -> str:
-    """One line: model, detector, data, rules."""
+    """Return one line: model, detector, data, rules."""
     spec, rules = evaluated.spec, evaluated.spec.evaluation
     return (
         f"{plain(evaluated.model.title)} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · "
@@ -103,7 +103,7 @@ def title_of(evaluated: Evaluated) -> str:
 
 
 def figures_table(evaluated: Evaluated) -> Table:
-    """The figures over all clients, by test set where there are several, and on record."""
+    """Return a table of figures: over all clients, by test set if there are several, and those on record."""
     table = Table("test set", **_PLAIN)
     for name in ("images", *FIGURES):
         table.add_column(name, justify="right")
@@ -113,14 +113,14 @@ def figures_table(evaluated: Evaluated) -> Table:
     if len(records) > 1:
         rows += [(_clients(record), record.test_size, record) for record in records]
     for title, count, values in rows:
-        table.add_row(title, str(count), *(_shown(getattr(values, name)) for name in FIGURES))
+        table.add_row(title, str(count), *(_three_decimals(getattr(values, name)) for name in FIGURES))
     if evaluated.on_record and card.metrics:
-        table.add_row("on record", "", *(_shown(card.metrics.get(name)) for name in FIGURES), style="dim")
+        table.add_row("on record", "", *(_three_decimals(card.metrics.get(name)) for name in FIGURES), style="dim")
     return table
 
 
 def classes_table(evaluated: Evaluated) -> Table:
-    """AP and recall by class over all clients, and AP by test set where there are a few."""
+    """Return a table of AP and recall by class over all clients, and of AP by test set if there are only a few."""
     metrics, records = evaluated.metrics, evaluated.records
     columns = [
         ("AP50 (voc10)", metrics.per_class),
@@ -133,7 +133,7 @@ def classes_table(evaluated: Evaluated) -> Table:
     for title, _ in columns:
         table.add_column(title, justify="right")
     for name in evaluated.model.card.classes:
-        table.add_row(Text(plain_name(name)), *(_shown(values.get(name)) for _, values in columns))
+        table.add_row(Text(plain_name(name)), *(_three_decimals(values.get(name)) for _, values in columns))
     return table
 
 
@@ -144,7 +144,7 @@ def _own(model: OpenedModel) -> ChosenData:
 
 
 def _specified(model: OpenedModel, data: DataSpec, fields: dict[str, Any]) -> FederationSpec:
-    """The model's detector with the data and the rules of its evaluation."""
+    """Return a specification of the model's detector and rules of evaluation with ``data``, and with ``fields`` set."""
     for name in fields:
         if name.split(".")[0] not in ("data", "evaluation"):
             raise SpecError(f"--set {name}: expected a field below evaluation or data")
@@ -153,9 +153,10 @@ def _specified(model: OpenedModel, data: DataSpec, fields: dict[str, Any]) -> Fe
 
 
 def _check_unchanged(sets: Iterable[EvaluationSet], digests: dict[str, str]) -> None:
-    """
+    """Compare the digests of ``sets`` with ``digests``, those that the run recorded by client.
+
     Raises:
-        DataError: a client's test set is another one than at the time of the run.
+        DataError: a client's test set has changed since the run.
     """
     for item in sets:
         for client in item.clients:
@@ -168,7 +169,7 @@ def _check_unchanged(sets: Iterable[EvaluationSet], digests: dict[str, str]) -> 
 
 @contextlib.contextmanager
 def _counted(console: Console, images: int) -> Iterator[Callable[[EvaluationLoader], Iterable[Batch]]]:
-    """On a terminal: how many images are scored, and the time that is left."""
+    """Yield a wrapper of loaders. On a terminal it shows how many images are scored, and the time left."""
     columns = (TextColumn("evaluating"), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=images)
@@ -187,5 +188,5 @@ def _clients(record: EvaluationRecord) -> str:
     return f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
 
 
-def _shown(value: float | None) -> str:
+def _three_decimals(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

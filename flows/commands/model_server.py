@@ -1,8 +1,8 @@
 """The HTTP server of ``fedbench serve``: the interface of MLflow's model server over the installed code, with limits.
 
 ``/invocations`` takes MLflow's JSON forms (``dataframe_records``, ``dataframe_split``, ``inputs``, ``instances``) with
-the column ``image``, and ``params``. MLflow's own parser is not used: it makes a NumPy array of texts from some of
-them, in which each text takes four times as much memory as the longest one has characters.
+the column ``image``, and ``params``. MLflow's own parser is not used: from some of these forms it makes a NumPy array
+of strings, in which every string takes four bytes for each character of the longest one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BODY_BYTES = 64_000_000
 BODY_SECONDS = 60.0
 REQUESTS = 8  # at a time; one is computed, the others are received or wait
 COLUMN = "image"
-MOST_VALUES = 100_000  # brackets, braces and commas of a body: what bounds the memory of the parsed JSON
+MOST_VALUES = 100_000  # brackets, braces and commas of a body; bounds the memory of the parsed JSON
 FORMS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 PARAMS: dict[str, tuple[type, ...]] = {"score_threshold": (int, float), "max_detections": (int,)}
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What requests may cost before their images are looked at. ``body_bytes``: of a request's body."""
+    """Limits before images are decoded: bytes of a body, seconds to receive it, and requests at a time."""
 
     body_bytes: int = BODY_BYTES
     body_seconds: float = BODY_SECONDS
@@ -43,28 +43,28 @@ class ServerLimits:
 
 
 def model_app(answers: ModelAnswers, limits: ServerLimits | None = None) -> Starlette:
-    """The application: ``/ping``, ``/health``, ``/version`` and ``/invocations``.
+    """Return the application with ``/ping``, ``/health``, ``/version`` and ``/invocations``.
 
-    ``/invocations`` answers 200 with ``{"predictions": [...]}``; else JSON with ``error_code`` and ``message``: 400 for
-    a request that cannot be used, 408 for a body that takes too long, 413 for one beyond a limit, 415 for another type
-    than JSON, 503 while too many requests wait.
+    ``/invocations`` answers 200 with ``{"predictions": [...]}``. Other answers are JSON with ``error_code`` and
+    ``message``: 400 for a request that cannot be used, 408 for a body that takes too long, 413 for one beyond a limit,
+    415 for another type than JSON, 503 while too many requests wait.
     """
-    front = _Front(answers, limits or ServerLimits())
+    handler = _Invocations(answers, limits or ServerLimits())
     return Starlette(
         routes=[
             Route("/ping", _ping),
             Route("/health", _ping),
             Route("/version", _version),
-            Route("/invocations", front.invocations, methods=["POST"]),
+            Route("/invocations", handler.invocations, methods=["POST"]),
         ]
     )
 
 
 def parse_request(body: bytes) -> tuple[list[object], dict[str, Any]]:
-    """The images (base64 texts, unchecked) and the parameters of a JSON body.
+    """Return the images (base64 strings, unchecked) and the parameters of a JSON body.
 
     Raises:
-        RequestRefused: it is not JSON of one of the forms, or has too many values.
+        RequestRefused: the body is not JSON of one of the forms, or has too many values.
     """
     values = sum(body.count(mark) for mark in (b",", b"[", b"{"))
     if values > MOST_VALUES:
@@ -83,7 +83,7 @@ def parse_request(body: bytes) -> tuple[list[object], dict[str, Any]]:
     return _images(found[0], document[found[0]]), _params(document.get("params"))
 
 
-class _Front:
+class _Invocations:
     """``/invocations``: receives bodies within limits and hands them to the model, one at a time."""
 
     def __init__(self, answers: ModelAnswers, limits: ServerLimits) -> None:
@@ -111,7 +111,7 @@ class _Front:
         except TimeoutError:
             return _refusal(408, f"expected the body within {self.limits.body_seconds:g} seconds")
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            return Response(status_code=400)  # the client has gone
         if body is None:
             return _refusal(413, f"body: expected at most {self.limits.body_bytes} bytes, found more")
         async with self._turn:
@@ -130,10 +130,10 @@ class _Front:
 
 
 async def _received(request: Request, most: int) -> bytes | None:
-    """The request's body; None when it is larger than ``most`` bytes, of which no more are kept.
+    """Return the request's body, or None if it is larger than ``most`` bytes. Never keeps more than ``most`` bytes.
 
-    The rest of a body that is too large is received and dropped: a client that is still sending would see a broken
-    connection instead of the answer. One that asked before it sends (``Expect``) is answered at once.
+    The rest of a body that is too large is received and dropped: otherwise a client that is still sending would see a
+    broken connection instead of the answer. A client that asks before it sends (``Expect``) is answered at once.
     """
     declared = request.headers.get("content-length", "")
     too_large = declared.isdigit() and int(declared[:20]) > most
@@ -182,7 +182,7 @@ def _column(where: str, row: dict[str, Any]) -> Any:
 
 
 def _params(document: Any) -> dict[str, Any]:
-    """Those of the signature; MLflow ignores others too."""
+    """Return the parameters that the model's signature has. Others are ignored, as MLflow does."""
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -206,7 +206,7 @@ async def _ping(request: Request) -> Response:
 
 
 async def _version(request: Request) -> Response:
-    """MLflow's version, as its own server answers: that of the interface."""
+    """Answer as MLflow's own server: with MLflow's version, which is that of the interface."""
     return Response(metadata.version("mlflow"), media_type="application/json")
 
 
@@ -214,7 +214,7 @@ def _refusal(status: int, message: str) -> Response:
     code = {408: "DEADLINE_EXCEEDED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
     headers = {"Retry-After": "5"} if status == 503 else {}
     if status in (408, 413):
-        headers["Connection"] = "close"  # what is left of the body is not received
+        headers["Connection"] = "close"  # the rest of the body is not received
     return _json(status, {"error_code": code.get(status, "INVALID_PARAMETER_VALUE"), "message": message}, headers)
 
 

@@ -1,4 +1,4 @@
-"""Opening a model by what the user calls it: a run's name, a model file, or a version of MLflow's registry."""
+"""Open the model that a run's name, a model file or a version in MLflow's registry refers to."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _URI = re.compile(re.escape(SCHEME) + r"(?P<name>[^/@:']+)(?:/(?P<version>[0-9]+
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A detector in evaluation mode, on the CPU, and what is known of it.
+    """A detector in evaluation mode, on the CPU, with its card.
 
-    ``title`` is how it is called on the terminal. ``spec`` and ``record`` are those of a run, None for a model file.
+    ``title`` names it on the terminal. ``spec`` and ``record`` are those of its run; None for a model file.
     """
 
     title: str
@@ -52,10 +52,10 @@ class OpenedModel:
 
     @property
     def data(self) -> DataSpec | None:
-        """The data that it was trained on, None if the card does not say.
+        """The data that the model was trained on; None if the card names none.
 
         Raises:
-            SpecError: the card's data are none that this fedbench knows.
+            SpecError: this version of fedbench does not know the kind of the card's data, or a field of them.
         """
         if self.spec is not None:
             return self.spec.data
@@ -65,15 +65,15 @@ class OpenedModel:
 
     @property
     def evaluation(self) -> EvaluationSpec:
-        """The rules that a run was scored by; the usual ones where the card of a model file does not say."""
+        """The rules that scored the run; the default rules if the card of a model file has none."""
         return (self.spec or self.card).evaluation or EvaluationSpec()
 
 
 def open_model(reference: str, settings: Settings, number: int | None = None) -> OpenedModel:
-    """The model that ``reference`` names; of a run that of round ``number``, its best round if left out.
+    """Open the model that ``reference`` names. If it names a run, open round ``number``; None: the best round.
 
     Raises:
-        SpecError: there is no such model; says what was tried.
+        SpecError: there is no such model; the message says what was tried.
         DataError: the file cannot be used.
         InfraError: the store or MLflow cannot be reached.
     """
@@ -113,9 +113,10 @@ def _open_round(name: str, settings: Settings, number: int | None) -> OpenedMode
 
 
 def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun:
-    """
+    """Read the run that is named ``reference``.
+
     Raises:
-        SpecError: neither a run nor a file is called so.
+        SpecError: there is no such run; the message says whether ``reference`` is a file or folder.
     """
     known = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
     if reference in known:
@@ -132,9 +133,10 @@ def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun
 
 
 def _require_weights(objects: ObjectStore, settings: Settings, run: StoredRun, record: RoundRecord) -> None:
-    """
+    """Check that the store still has the weights of ``record``.
+
     Raises:
-        SpecError: retention removed the round's weights; names the rounds that have theirs.
+        SpecError: retention removed them; the message names the rounds whose weights are kept.
     """
     layout = FederationLayout(settings.s3.prefix, run.name)
     keys = set(objects.list(layout.rounds))
@@ -148,7 +150,7 @@ def _require_weights(objects: ObjectStore, settings: Settings, run: StoredRun, r
 
 
 def _open_registered(reference: str, settings: Settings) -> OpenedModel:
-    """A model of the registry by its safetensors file: whatever code is beside it is not looked at."""
+    """Open a registered model by its safetensors file alone. Code beside that file is never read."""
     name, version = parsed_uri(reference)
     services = EmbeddedServices(settings, prefect=False)
     with services, tempfile.TemporaryDirectory(prefix="fedbench-") as temporary:
@@ -167,10 +169,10 @@ def _open_registered(reference: str, settings: Settings) -> OpenedModel:
 
 
 def parsed_uri(reference: str) -> tuple[str, str]:
-    """Name, and version (a number, ``latest`` or ``@alias``), of a model of the registry.
+    """Return the name and the version (a number, ``latest`` or ``@alias``) in the URI of a registered model.
 
     Raises:
-        SpecError: it is no such URI.
+        SpecError: ``reference`` is no such URI.
     """
     parsed = _URI.fullmatch(reference)
     if parsed is None:
@@ -179,7 +181,7 @@ def parsed_uri(reference: str) -> tuple[str, str]:
 
 
 def _on_record(reference: str, run: StoredRun, path: Path) -> OpenedModel:
-    """The model of the run's round whose weights the file has. Its detector and card are those of the record.
+    """Open the run's round whose weights the file has. The detector and the card come from the run's record.
 
     Raises:
         DataError: the weights are those of no committed round.
@@ -198,14 +200,15 @@ def _on_record(reference: str, run: StoredRun, path: Path) -> OpenedModel:
 
 
 def record_of_weights(records: Sequence[RoundRecord], sha256: str) -> RoundRecord | None:
-    """A round that left these weights: the best one if it did, else the latest."""
+    """Return the round that has these weights: the best round if it has them, else the latest; None if no round has."""
     found = [record for record in records if record.model.sha256 == sha256]
     best = records[-1].decision.best_round if records else None
     return next((record for record in found if record.round == best), found[-1] if found else None)
 
 
 def _single_file(folder: Path, reference: str) -> Path:
-    """
+    """Return the model file among the artifacts of a registered model.
+
     Raises:
         DataError: the registered model holds no model file, or several.
     """

@@ -19,7 +19,7 @@ from infra.store.objects import ObjectStore
 
 
 def serve_pages(settings: Settings, name: str, console: Console, *, open_browser: bool) -> None:
-    """Start what is not running, print the two addresses, and serve until Ctrl-C.
+    """Start the servers that are not running, print the two addresses, and serve until Ctrl-C.
 
     Raises:
         SpecError: there is no federation of this name.
@@ -53,7 +53,7 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
                 console.print(how_to_log_in(login), soft_wrap=True, highlight=False, markup=False)
             if open_browser:
                 for page in pages.values() if login is None else [login.as_uri()]:
-                    typer.launch(page)  # `ps` shows it to others: an address, or a file that they cannot read
+                    typer.launch(page)  # other users see it in `ps`: an address, or a file that they cannot read
             console.print("Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -65,7 +65,7 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
 
 
 def prefect_page(services: EmbeddedServices, name: str) -> str:
-    """Page of the federation's newest flow run; the list of its runs when there is none."""
+    """Return the URL of the federation's newest flow run; of the list of all runs if it has none."""
     from infra.orchestrator.flow_runs import newest_run
 
     base = services.prefect_api_url.removesuffix("/api")
@@ -74,7 +74,7 @@ def prefect_page(services: EmbeddedServices, name: str) -> str:
 
 
 def mlflow_page(settings: Settings, tracking: str, name: str, base: str) -> str:
-    """Page of the federation's MLflow run; the front page when there is none."""
+    """Return the URL of the federation's MLflow run; of MLflow's front page if it has none."""
     from infra.tracking.federation import find_page
 
     return find_page(tracking, settings.mlflow_experiment, name, base) or base

@@ -1,4 +1,4 @@
-"""``fedbench serve``: a model over HTTP by the installed code. Of the store only checked weights are read."""
+"""``fedbench serve``: serve a model over HTTP by the installed code, with weights that are checked."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def serve_model(
     body_bytes: int,
     number: int | None = None,
 ) -> None:
-    """Serve the model that ``reference`` names until Ctrl-C; of a run, that of round ``number`` or its best round.
+    """Serve the model that ``reference`` names until Ctrl-C. If it names a run, serve round ``number``; None: the best.
 
     Raises:
-        SettingsError: the address cannot be had.
+        SettingsError: the server cannot listen on the address.
         SpecError: there is no such model.
         DataError: the model cannot be used, or is not the one on record.
         InfraError: the store or MLflow cannot be reached.
     """
     with _listening(address) as listener:
-        opened = open_model(reference, settings, number)  # its services are stopped when it is here
+        opened = open_model(reference, settings, number)  # it has stopped its services when it returns
         answers = ModelAnswers(
             opened.detector,
             opened.card.classes,
@@ -76,7 +76,8 @@ def serve_model(
 
 
 def _listening(address: Address) -> socket.socket:
-    """
+    """Return a socket that listens on ``address``.
+
     Raises:
         SettingsError: the address is not this machine's, or the port is taken.
     """

@@ -1,8 +1,8 @@
-"""``fedbench verify``: every file of a registered model, compared with what the installed code makes of the record.
+"""``fedbench verify``: compare every file of a registered model with the run's record and the installed code.
 
 The weights must be those of a committed round, by the sha256 in its ``round.json``. All other files are rendered anew
-from that record and the installed package, and compared byte by byte. Of the model nothing is imported or loaded but
-its tensors, by safetensors.
+from that record and the installed package, and compared byte by byte. No code of the model is imported. Only its
+tensors are loaded, by safetensors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tasks.models.file import read_card, read_state
 from tasks.spec.base import check_name
 from tasks.spec.records import RoundRecord
 
-META_FILE = "registered_model_meta"  # MLflow adds it to what it downloads
+META_FILE = "registered_model_meta"  # MLflow adds it to a downloaded model
 _HEADER_BYTES = 10_000_000  # of a model file, beside its weights
 _TEXT_BYTES = 100_000
 _META = re.compile(r"model_name: (?P<name>[\w.-]+)\nmodel_version: '?[0-9]+'?\n")
@@ -42,7 +42,7 @@ _CODE = re.compile(r"(code/.*|[^/]*)\.py")
 
 @dataclass(frozen=True)
 class Verified:
-    """What a comparison found. ``title``: the model, its run and round. ``notes`` are no differences."""
+    """The outcome of a comparison. ``title``: the model, its run and round. ``notes`` do not count as differences."""
 
     title: str
     files: int
@@ -54,8 +54,8 @@ def verify_model(settings: Settings, reference: str, *, run: str | None = None, 
     """Compare the model that ``reference`` names with the store's records and the installed package.
 
     reference: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run (its ``@best``), or a downloaded folder.
-    run: the run whose model it must be. By default the registered model's name; of a folder, what its card says.
-    save: a folder that must not exist, where a downloaded model is kept if it has no difference.
+    run: the run whose model it must be. By default the registered model's name; for a folder, the run in its card.
+    save: a folder that must not exist. A downloaded model without differences is kept there.
 
     Raises:
         SpecError: there is no such model or run.
@@ -92,13 +92,13 @@ def verify_model(settings: Settings, reference: str, *, run: str | None = None, 
 
 
 def _verified(title: str, run: StoredRun, folder: Path, *, is_best: bool = False) -> Verified:
-    """``is_best``: the model is registered as the run's best one."""
+    """Compare the model in ``folder`` with ``run``. ``is_best``: it is registered as the run's best model."""
     if not run.records:
         raise SpecError(f"{run.name}: expected a round that is committed, the run has none yet")
     best = best_record(run.records)
     record, wrong = _record(run, folder, most=best.model.bytes + _HEADER_BYTES)
-    meta = _meta(run.name, folder)
-    skip = {META_FILE} if meta else set()
+    has_note = _has_download_note(run.name, folder)
+    skip = {META_FILE} if has_note else set()
     files = model_files(run.spec, record or best, lambda: folder / MODEL_FILE)
     differences = []
     if wrong is not None:  # the other files are compared with the best round's
@@ -123,7 +123,7 @@ def _verified(title: str, run: StoredRun, folder: Path, *, is_best: bool = False
 
 
 def _record(run: StoredRun, folder: Path, *, most: int) -> tuple[RoundRecord | None, str | None]:
-    """The round whose weights the model file has, or what is wrong with the file."""
+    """Return the round whose weights the model file has, or what is wrong with the file."""
     wrong = fault(folder, MODEL_FILE, most=most)
     if wrong is not None:
         return None, wrong
@@ -136,15 +136,15 @@ def _record(run: StoredRun, folder: Path, *, most: int) -> tuple[RoundRecord | N
 
 
 def _origin(folder: Path) -> Origin:
-    """What the model's own ``MLmodel`` says of its registration, if all of it has the form that MLflow gives it."""
+    """Return the registration named in the model's ``MLmodel``; a placeholder if a field has not MLflow's form."""
     origin = None
     if fault(folder, ML_MODEL, most=_TEXT_BYTES) is None:
         origin = read_origin((folder / ML_MODEL).read_bytes().decode("utf-8", errors="replace"))
     return origin or Origin(model_id=f"m-{'0' * 32}", run_id="0" * 32)
 
 
-def _meta(name: str, folder: Path) -> bool:
-    """Whether the folder has MLflow's note of a download, with nothing else in it."""
+def _has_download_note(name: str, folder: Path) -> bool:
+    """Return whether the folder has MLflow's note of a download, with nothing but the lines of the model ``name``."""
     if fault(folder, META_FILE, most=_TEXT_BYTES) is not None:
         return False
     found = _META.fullmatch((folder / META_FILE).read_bytes().decode("utf-8", errors="replace"))
@@ -152,6 +152,12 @@ def _meta(name: str, folder: Path) -> bool:
 
 
 def _name_in_card(folder: Path) -> str:
+    """Return the run that the card of the folder's model file names.
+
+    Raises:
+        DataError: there is no usable model file, or its card names no run.
+        SpecError: the card's name cannot be that of a run.
+    """
     wrong = fault(folder, MODEL_FILE, most=2**63)
     if wrong is not None:
         raise DataError(f"{folder}: {MODEL_FILE}: {wrong}; expected the folder of a registered model")
@@ -163,6 +169,7 @@ def _name_in_card(folder: Path) -> str:
 
 
 def _access(folder: Path) -> list[str]:
+    """Return a note if other users can write to ``folder``."""
     status = folder.stat()
     if status.st_uid in (0, os.getuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return []
@@ -170,9 +177,10 @@ def _access(folder: Path) -> list[str]:
 
 
 def _keep(folder: Path, target: Path) -> None:
-    """
+    """Copy the model in ``folder`` to ``target``, which only this user may open.
+
     Raises:
-        DataError: it cannot be written.
+        DataError: ``target`` cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
