@@ -1,4 +1,4 @@
-"""Progress of a run on a terminal, as a display that is drawn again and again."""
+"""Progress of a run on a terminal, as a display that is redrawn in place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHER_LINES = 11  # of the live display, beside the table's rows
 
 
 class LiveProgress(Progress):
-    """A display that is drawn again in place; what is worth keeping is printed above it."""
+    """A display that is redrawn in place. Lines that should stay are printed above it."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -41,8 +41,9 @@ class LiveProgress(Progress):
         self._live.start()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # Called by the thread that refreshes, which holds rich's lock, while an event that prints waits for
-        # that lock: taking self._lock here could block both for ever. What is read is appended or replaced.
+        # The refreshing thread calls this and holds rich's lock. An event that prints holds self._lock and waits for
+        # rich's lock. So taking self._lock here could block both for ever. It is not needed: other threads only
+        # append to the fields that are read here, or replace them.
         parts: list[RenderableType] = [Text(self.summary, "dim", overflow="ellipsis", no_wrap=True)]
         parts += [self._round_line(), self._phases_line(), self._current_phase()]
         if self.records:

@@ -95,7 +95,7 @@ def _cell_figures(result: SuiteResult, cell: CellResult) -> CellFigures:
 
 
 def _summary(result: SuiteResult) -> dict[str, float]:
-    """The mean over seeds (and devices) of the suite's metric, by experiment and role; how many cells there are."""
+    """Return the suite's metric by experiment and role, its mean over seeds and devices; and the numbers of cells."""
     values: dict[str, list[float]] = {}
     for cell in result.cells:
         value = cell.points[-1].figures.get(result.metric)
@@ -107,6 +107,6 @@ def _summary(result: SuiteResult) -> dict[str, float]:
 
 
 def _unweighted_part(name: str) -> str:
-    """As :func:`metric_part`, of a figure (``loss``) or of a figure by class (``per_class/car``: ``per_class_car``)."""
+    """Return ``name`` as part of a metric's name: ``loss``, or ``per_class_car`` for the figure ``per_class/car``."""
     figure, slash, class_name = name.partition("/")
     return f"{figure}_{metric_part(class_name)}" if slash else metric_part(figure)

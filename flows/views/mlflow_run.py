@@ -1,7 +1,7 @@
-"""What a run leaves behind for its readers: MLflow's run, plots, a sheet of detections.
+"""The report of a federation: its MLflow run, plots, and a sheet of detections.
 
 MLflow is a view of the store. When it is unreachable the run goes on, and the missing rounds are filled in later.
-Whatever fails here is noted in the report's ``views``: it never fails the federation.
+A failure here is noted in the report's ``views``, and never fails the federation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RUN = "MLflow's run"
 
 
 class Services(Protocol):
-    """Where a run's servers are, and the settings that say so (or not)."""
+    """The addresses of a run's servers, and the settings that may name them."""
 
     settings: Settings
 
@@ -47,7 +47,7 @@ class Services(Protocol):
 
 
 def artifact_location(settings: Settings) -> str | None:
-    """Where our own MLflow keeps files: in the store. None for a server that settings name: it has its own folder."""
+    """Return the store's folder for the files of our own MLflow; None if settings name a server, which has its own."""
     return None if settings.mlflow_tracking_uri else f"s3://{settings.s3.bucket}/mlflow"
 
 
@@ -76,12 +76,12 @@ class RunReport:
         self._tags: dict[str, str] = {}
         self.views = Views(again or f"fedbench report {name}", folder / FAILED_FILE)
         self.model: str | None = None  # URI of the registered model, once there is one
-        # MLflow gets a round while the next one goes on. A run that is killed meanwhile fills it in when it goes on.
+        # A round is logged while the next one runs. If the run is killed before that, the next attempt logs the round.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._logging: Future[None] | None = None
 
     def open(self, history: Sequence[RoundRecord]) -> None:
-        """Find or make the MLflow run, and give it the committed rounds that it lacks.
+        """Find or make the MLflow run, and log the committed rounds that it lacks.
 
         A federation that went back to an earlier round gets a new run.
         """
@@ -120,7 +120,7 @@ class RunReport:
                 self._tracker.set_tags(self._tags)
 
     def round_committed(self, record: RoundRecord) -> None:
-        """Log a round; returns before it is logged, but not before the last one is."""
+        """Begin to log a round, once the previous round has been logged."""
         self._wait()
         self._logging = self._thread.submit(self._log, record)
 
@@ -131,13 +131,13 @@ class RunReport:
 
     def _log(self, record: RoundRecord) -> None:
         if self._tracker is not None:
-            with self.views.showing(_RUN):  # the end fills in a round that is missing
+            with self.views.showing(_RUN):  # finish() logs a round that is missing
                 self._tracker.log_round(round_figures(record))
 
     async def finish(self, handles: Handles) -> Leavings:
-        """Plots, sheet, the best model in MLflow's registry; the MLflow run is ended FINISHED.
+        """Draw the plots and the sheet, register the best model, and end the MLflow run as FINISHED.
 
-        If every evaluation failed, no round is the best: no model is registered, and the MLflow run is ended FAILED.
+        If every evaluation failed, no round is the best: no model is registered, and the MLflow run ends as FAILED.
         """
         self._wait()
         history = handles.history
@@ -147,7 +147,7 @@ class RunReport:
             if sheet is not None:
                 files["sheet.png"] = sheet
         page = self._track(handles, history, files)
-        # The plot of rounds last: a folder that has it has the others, or says which failed.
+        # The plot of rounds is written last: a folder that has it has the other files, or names those that failed.
         for file, data in reversed(files.items()):
             with self.views.showing(f"writing {file}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -155,16 +155,18 @@ class RunReport:
         return Leavings(files, self.model, page)
 
     def _track(self, handles: Handles, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:
-        """Give MLflow all that it lacks, and end its run. Returns the run's page, if a server has one."""
+        """Log all that MLflow lacks, and end its run. Return the URL of the run's page; None without a server."""
         showing, best, tracker = self.views.showing, best_record(history), None
         with showing(_RUN):
-            if self._tracker is None or self._uri != self.services.mlflow_tracking_uri:  # a stack was ended
+            if (
+                self._tracker is None or self._uri != self.services.mlflow_tracking_uri
+            ):  # its server has changed: a stack was stopped
                 tracker = self._open_with(history)
             else:
                 self._tracker.backfill(map(round_figures, history))
                 tracker = self._tracker
         if tracker is None:
-            return None  # each further request to a server that does not answer takes seconds
+            return None  # the server does not answer, and each further request to it takes seconds
         with showing("plots in MLflow"):
             for file, data in files.items():
                 tracker.log_artifact_bytes(f"plots/{file}", data)
@@ -215,7 +217,7 @@ class RunReport:
         tested = [info.client for info in best.clients if info.test_size]
         if not tested:
             return None
-        # Here, because a finished run is printed without torch.
+        # Imported here, because a finished run is printed without torch.
         from tasks.draw_sheet import read_sheet
 
         sheets: list[bytes] = []

@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a federation: its progress, each round's clients, and a summary with its plots."""
+"""A federation on Prefect's pages: its progress, each round's clients, and a summary with plots."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ _PROGRESS = "the progress on Prefect's page"
 
 
 def artifact_key(kind: str, name: str) -> str:
-    """Keys have small letters, digits and dashes."""
+    """Return the key of an artifact: small letters, digits and dashes, as Prefect requires."""
     return f"{kind}-{name}".lower().replace(".", "-").replace("_", "-")
 
 
 async def show_clients(handles: Handles, record: RoundRecord) -> None:
-    """The round's table of clients, on its flow run's page."""
+    """Put the round's table of clients on the page of its flow run."""
     with handles.views.showing("the table of clients on Prefect's page"):
         await acreate_table_artifact(
             key=artifact_key("round", record.federation),
             table=client_table(record),
-            description=f"Round {record.round}: {len(record.updates)} of {_asked(record)} clients.",
+            description=f"Round {record.round}: {len(record.updates)} of {_clients_asked(record)} clients.",
         )
 
 
-def _asked(record: RoundRecord) -> int:
+def _clients_asked(record: RoundRecord) -> int:
     return len(record.updates) if record.plan is None else len(record.plan.cohort)
 
 
 class RunArtifacts:
-    """Progress and summary of one federation's flow run; that one of them fails is noted in ``views``."""
+    """Progress and summary on the page of one federation's flow run. A failure is noted in ``views``."""
 
     def __init__(self, name: str, spec: FederationSpec, views: Views) -> None:
         self._name, self._spec, self._views = name, spec, views
         self._progress: UUID | None = None
 
     def _done(self, history: Sequence[RoundRecord]) -> float:
-        """Whole per cent of the rounds; a federation that stops early is done too."""
+        """Return the committed rounds in whole per cent; 100 also for a federation that stopped early."""
         if stopped(self._spec, history):
             return 100.0
         return 100.0 * len(history) // (self._spec.max_rounds + 1)
@@ -73,7 +73,7 @@ class RunArtifacts:
 
     async def round_committed(self, history: Sequence[RoundRecord]) -> None:
         with self._views.showing(_PROGRESS):
-            if self._progress is None:  # Prefect did not take it before
+            if self._progress is None:  # an earlier attempt failed
                 await self._begin(history)
             if self._progress is not None:
                 last = history[-1]
@@ -107,7 +107,7 @@ def _loss(value: float | None) -> str:
 
 
 def _inlined(text: str, image: Image.Image, kind: str, **options: int) -> list[str]:
-    """A picture inside the page, for which no server has to be asked."""
+    """Return the Markdown of a picture that is embedded in the page, so that no server has to deliver it."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return ["", f"![{text}](data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()})"]
@@ -130,7 +130,7 @@ def _sheet(png: bytes) -> list[str]:
 
 
 def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views: Views) -> str:
-    """The federation's rounds as a Markdown table, its plots, and where to read on.
+    """Return Markdown with links to MLflow's run and model, the table of rounds, and the plots.
 
     A plot that cannot be drawn is noted in ``views``, and left out.
     """
@@ -159,7 +159,7 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views
 
 
 def client_table(record: RoundRecord) -> list[dict[str, object]]:
-    """Rows of the round's table artifact: one a client. Prefect's page shows the texts of a table as Markdown."""
+    """Return one row for each client of the round. Texts are escaped, as Prefect's page renders them as Markdown."""
     updates = {update.client: update for update in record.updates}
     reasons = {failure.client: markdown(f"{failure.kind}: {failure.reason}") for failure in record.dropped}
     rows: list[dict[str, object]] = []

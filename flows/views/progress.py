@@ -1,4 +1,4 @@
-"""The events of a run's progress, and where the run stands by them; :mod:`flows.views.terminal` shows them."""
+"""The events of a run's progress, and the run's state by them. :mod:`flows.views.terminal` shows them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.spec.records import RoundRecord
 
 
 class Progress:
-    """Takes the events of a run, in order, and keeps where it stands; shows nothing itself.
+    """The state of a run, kept up to date by its events, in order. Subclasses show it.
 
     ``round_started`` comes before a round's phases, ``round_committed`` after its marker is in the store.
     Events may come from several threads.
@@ -66,7 +66,7 @@ class Progress:
             self._show_phase()
 
     def client_done(self, phase: str, client: str, text: str) -> None:
-        """``text`` says what came of it: ``loss 3.21, 344 images, 12.3 s``."""
+        """``text`` is the client's result in words: ``loss 3.21, 344 images, 12.3 s``."""
         with self._lock:
             self.done.append(client)
             self._show_client(phase, client, text)
@@ -94,12 +94,12 @@ class Progress:
             self._show_commit(record)
 
     def message(self, text: str) -> None:
-        """A line that stays on the screen."""
+        """Show a line that stays on the screen."""
         with self._lock:
             self._say(text, "")
 
     def warning(self, text: str) -> None:
-        """What must be known although the run goes on, or has ended well."""
+        """Show a warning that the user must know of, although the run goes on or has ended well."""
         with self._lock:
             self._say(f"warning: {text}", "yellow")
 
@@ -132,22 +132,22 @@ class Progress:
 
 
 class SafeReporter:
-    """Hands each event to ``progress``; if that fails, as on a terminal that is gone, it is noted in ``views``."""
+    """A reporter that hands each event to ``progress``. A failure, as on a closed terminal, is noted in ``views``."""
 
     def __init__(self, progress: Progress, views: Views) -> None:
         self._progress, self._views = progress, views
 
     def __getattr__(self, event: str) -> Callable[..., None]:
-        tell = getattr(self._progress, event)
+        report = getattr(self._progress, event)
 
-        def told(*arguments: Any) -> None:
+        def report_safely(*arguments: Any) -> None:
             with self._views.showing("the progress on the terminal"):
-                tell(*arguments)
+                report(*arguments)
 
-        return told
+        return report_safely
 
 
 def clock(seconds: float) -> str:
-    """``3723.4`` as ``1:02:03``."""
+    """Return ``1:02:03`` for 3723.4 seconds."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,4 +1,4 @@
-"""The end of a run: its best global model becomes a version of a registered model, with a card."""
+"""Register the best global model of a finished run as a version of a registered model, with a card."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tasks.spec.base import Sha256
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 
-# What flows/views/served_model.py and the part of `tasks` that it loads import.
+# Packages that flows/views/served_model.py imports, directly or through `tasks`.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "torchvision")
 FILE = "model.json"
 
 
 class Registered(BaseModel):
-    """``model.json`` in a run's folder: what was registered last, so that a finished run need not ask MLflow."""
+    """``model.json`` in a run's folder: the model registered last, so that a finished run need not ask MLflow."""
 
     uri: str
     version: str
@@ -31,19 +31,19 @@ class Registered(BaseModel):
 
 
 def best_record(history: Sequence[RoundRecord]) -> RoundRecord:
-    """The best round's record, as the last decision has it."""
+    """Return the record of the best round, which the last decision names."""
     return history[history[-1].decision.best_round]
 
 
 def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[], Path]) -> ModelFiles:
-    """The parts of the registered model of ``record``'s round, by the installed code.
+    """Return the parts of the registered model for ``record``'s round, made by the installed code.
 
     weights: returns a safetensors file with the round's checked weights; called when the model file is written.
 
     Raises:
         DataError: the record names no client.
     """
-    # Here, because a finished run is printed without torch.
+    # Imported here, because a finished run is printed without torch.
     from tasks.models.card import card_of
     from tasks.models.file import card_text, read_state, write_model
 
@@ -67,7 +67,7 @@ def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec
 
     Raises:
         TrackingUnavailable: MLflow or its artifact store failed.
-        DataError, StoreUnavailable, StoreCorrupt: the weights cannot be had.
+        DataError, StoreUnavailable, StoreCorrupt: the weights cannot be read.
     """
     record = best_record(handles.history)
 
@@ -98,9 +98,9 @@ def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec
 
 
 def noted(folder: Path, history: Sequence[RoundRecord]) -> str | None:
-    """URI of the registered model, if the best one of ``history`` is noted in the run's folder."""
+    """Return the URI of the registered model if the note in the run's folder is about the best one of ``history``."""
     try:
         registered = Registered.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # pydantic's error is one
+    except (OSError, ValueError):  # pydantic's ValidationError is a ValueError
         return None
     return registered.uri if registered.weights_sha256 == best_record(history).model.sha256 else None

@@ -1,8 +1,8 @@
 """The registered model as MLflow loads it: a *model from code* over a model file, without any pickle.
 
-MLflow copies this file and the package ``tasks`` into the model, so it is served where fedbench is not installed. In
-goes the column ``image`` (base64 of a JPEG, PNG, …); out come, for each image, its detections, best first: class,
-score and box (xmin, ymin, xmax, ymax in pixels of that image).
+MLflow copies this file and the package ``tasks`` into the model, so it is served where fedbench is not installed. The
+input is the column ``image`` (base64 of a JPEG, PNG, …). The output has the detections of each image, best first:
+class, score and box (xmin, ymin, xmax, ymax in pixels of that image).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from tasks.models.file import load_model
 
 
 class ServedDetector(PythonModel):
-    """``model_config``: ``nms_iou``. ``params``: ``score_threshold`` and ``max_detections`` an image."""
+    """A detector as MLflow's Python model. ``model_config`` has ``nms_iou``.
+
+    ``params`` of a request: ``score_threshold``, and ``max_detections`` an image.
+    """
 
     answers: ModelAnswers
 
@@ -28,7 +31,7 @@ class ServedDetector(PythonModel):
         """Read the model file, once a process.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the file is damaged.
         """
         detector, card = load_model(Path(context.artifacts["model"]))
         self.answers = ModelAnswers(detector, card.classes, nms_iou=context.model_config["nms_iou"], exif=card.exif)
@@ -36,11 +39,11 @@ class ServedDetector(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """One mapping ``{"detections": [...]}`` an image; MLflow has filled in the signature's default ``params``.
+        """Return ``{"detections": [...]}`` for each image. MLflow has filled in the signature's default ``params``.
 
         Raises:
             MlflowException: an image or a parameter cannot be used (HTTP 400), or there are too many images (413);
-                names the row or parameter.
+                the message names the row or parameter.
         """
         try:
             return self.answers.answer(list(model_input["image"]), **(params or {}))
@@ -49,7 +52,7 @@ class ServedDetector(PythonModel):
 
 
 class TooLarge(MlflowException):
-    """A request beyond a limit. MLflow knows no error code for it."""
+    """A request beyond a limit. MLflow has no error code with HTTP status 413."""
 
     def get_http_status_code(self) -> int:
         return 413

@@ -1,4 +1,4 @@
-"""Rounds as tables for a terminal: one row a round, or a class of one round."""
+"""Tables for a terminal: one row for each round, or for each class of one round."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def describe(spec: FederationSpec) -> str:
 
 
 def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
-    """One row a round: clients (updates / cohort), losses, VOC 2010 mAP at IoU 0.5, recall, MB, seconds.
+    """Return one row a round: clients (updates / cohort), losses, VOC 2010 mAP at IoU 0.5, recall, MB, seconds.
 
-    ``wide`` has all four mAPs, in at most 100 columns. The best round's figure stands out, by the measure that the
-    federation goes by; a dash is a value that the record has as null.
+    A ``wide`` table has all four mAPs, in at most 100 columns. If the metric that decides the best round has a column,
+    its best figure is bold. A dash stands for null in the record.
     """
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     maps = MAP_NAMES if wide else MAP_NAMES[:1]
@@ -62,7 +62,7 @@ def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
 
 
 def class_table(record: RoundRecord) -> Table:
-    """One row a class of a round: its test objects, and the global model's AP and recall on them."""
+    """Return one row for each class of a round: its test objects, and the global model's AP and recall on them."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("class")
     for header in ("test objects", "AP50 voc10", "AP coco", "recall"):
@@ -82,17 +82,17 @@ def class_table(record: RoundRecord) -> Table:
 
 
 def best_line(decision: Decision) -> str | None:
-    """``round 5, map50_voc10 0.554``; None before any round has a figure."""
+    """Return ``round 5, map50_voc10 0.554``; None before any round has a figure."""
     return None if decision.best is None else f"round {decision.best_round}, {decision.best_metric} {decision.best:.3f}"
 
 
 def _two_lines(header: str) -> str:
-    """``map50_voc10`` and ``train loss`` in two lines."""
+    """Break a header such as ``map50_voc10`` or ``train loss`` into two lines."""
     return header.replace("_", "\n").replace(" ", "\n")
 
 
 def number_of(value: float | None) -> str:
-    """Three decimals; a dash for a value that the record has as null."""
+    """Return ``value`` with three decimals; a dash for None, which is null in the record."""
     return "-" if value is None else f"{value:.3f}"
 
 

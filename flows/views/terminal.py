@@ -28,7 +28,7 @@ class QuietProgress(Progress):
 
 
 class LineProgress(Progress):
-    """One plain, flushed line an event, with the elapsed time: for logs, pipes and CI."""
+    """A plain line for each event, flushed, with the elapsed time: for logs, pipes and CI."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LineProgress(Progress):
 
 
 class LogProgress(LineProgress):
-    """The lines as a logger's: a run that Prefect started shows them on its page."""
+    """The same lines as log records, which Prefect shows on the page of a run that it started."""
 
     def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
         super().__init__(Console(quiet=True))
@@ -80,10 +80,10 @@ class LogProgress(LineProgress):
 
 
 def make_progress(console: Console, quiet: bool) -> Progress:
-    """Quiet with ``-q``, live on a terminal, else plain lines."""
+    """Return a quiet progress for ``-q``, a live one on a terminal, otherwise plain lines."""
     if quiet:
         return QuietProgress()
-    # FORCE_COLOR makes rich call a pipe a terminal; redrawing needs a real one.
+    # With FORCE_COLOR, rich takes a pipe for a terminal; redrawing needs a real one.
     if console.is_interactive and console.file.isatty():
         return LiveProgress(console)
     return LineProgress(console)
