@@ -1,11 +1,11 @@
-"""Where fedbench's processes start: its packages are looked at before the first of them is imported.
+"""Start fedbench's processes, after a check that Python finds fedbench's own packages.
 
-``flows``, ``infra`` and ``tasks`` are names that other projects have too. Where a package of another project comes
-first on Python's search path, an import of ours would fail in the middle of that project, or run its code. This module
-has a name that is fedbench's alone and lies beside the packages, so it knows where they must be.
+Other projects also have packages named ``flows``, ``infra`` or ``tasks``. If another project's package comes first on
+Python's search path, an import of ours fails inside that project, or runs its code. The name of this module is
+fedbench's alone, and the module lies beside the packages, so it knows where they must be.
 
-The command ``fedbench`` and ``python -m fedbench`` start here. Prefect finds the worker type here, and the warm process
-of a worker asks here. Only the standard library is imported before the packages are found to be ours.
+The command ``fedbench`` and ``python -m fedbench`` start here. Prefect finds the worker type here, and a worker's warm
+process calls :func:`require_own_packages`. Only the standard library is imported before the check.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("flows", "infra", "tasks")
-EXIT_USAGE = 2  # as the command line ends when it was asked wrongly
+EXIT_USAGE = 2  # the command line's exit code for wrong usage
 
 
 class PackageHidden(ImportError):
-    """Another project's package or module has the name of one of ours and is found before it."""
+    """A package or module of another project has the name of one of ours, and Python finds it first."""
 
 
 def require_own_packages(names: Iterable[str] = PACKAGES) -> None:
-    """Hold that importing ``names`` gives fedbench's own packages.
+    """Check that importing ``names`` gives fedbench's own packages.
 
     Raises:
-        PackageHidden: another package or module is found first; names both, and the way out.
+        PackageHidden: another package or module is found first, or none at all; the message says what to do.
     """
     root = Path(__file__).resolve().parent
     for name in names:
@@ -60,7 +60,7 @@ def _folders(paths: Iterable[str]) -> set[Path]:
 
 
 def main() -> None:
-    """Run the command line. Exit with a message instead when a package of ours is hidden."""
+    """Run the command line, or exit with a message if one of our packages is hidden."""
     try:
         require_own_packages()
     except PackageHidden as error:
@@ -72,10 +72,10 @@ def main() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Return ``GpuWorker``, which Prefect asks for when it looks for worker types.
+    """Return the class ``GpuWorker``, which Prefect loads as a worker type.
 
     Raises:
-        PackageHidden: a package that the worker imports is hidden. Prefect prints why, and goes on without the type.
+        PackageHidden: a package that the worker imports is hidden. Prefect prints why, and goes on without it.
     """
     if name != "GpuWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
