@@ -43,7 +43,7 @@ class PlainConsole(Console):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())  # Python writes the rest of the buffer there at exit
         os.close(nowhere)
-        log.warning("nobody reads the output any more: nothing more is printed")
+        log.warning("the reader of the output has ended: nothing more is printed")
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make the control characters of ``text`` visible before rich measures its width."""

@@ -104,7 +104,9 @@ def make(
         fields = {f"data.{name}": value for name, value in field_values(assignments or []).items()}
         spec = with_fields(FederationSpec(), fields, source="--set").data
         if not isinstance(spec, SyntheticStreet):
-            raise SpecError(f"--set kind: expected {SyntheticStreet().kind}, the set that can be drawn")
+            raise SpecError(
+                f"--set kind: expected {SyntheticStreet().kind}, the only set that can be drawn, found {spec.kind}"
+            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
         _write(spec, form, folder, data_cache(settings.home))

@@ -213,7 +213,7 @@ def _device(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device: expected cpu, this machine has no usable CUDA device, found cuda")
+        raise SettingsError("--device: expected cpu, found cuda: this machine has no usable CUDA device")
     return device
 
 

@@ -164,7 +164,7 @@ def _run(
             outcome = run_federation(name, spec, settings, progress, again=again, report_only=report_only)
     except KeyboardInterrupt:
         progress.close()
-        print_command(err, "\ninterrupted; nothing committed is lost. Go on with: ", command)
+        print_command(err, "\ninterrupted; no committed round is lost. Go on with: ", command)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (SpecError, DataError, SettingsError, RunLocked, StoreCorrupt):
         raise

@@ -93,7 +93,9 @@ def status(home: Home = None) -> None:
         runs = {service.run for service in found if service.run is not None}
         for run in sorted(runs):
             names = ", ".join(service.name for service in found if service.run == run)
-            out.print(f"{names}: process {run}, a run of this home, has its own", soft_wrap=True, highlight=False)
+            out.print(
+                f"{names}: process {run}, a run of this home, has started its own", soft_wrap=True, highlight=False
+            )
         if any(service.state in ("crashed", "silent") for service in found):
             print_command(out, "bring back: ", f"fedbench up{home_option(settings)}")
     if any(service.state != "up" for service in found):

@@ -83,7 +83,7 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
     def say(line: str) -> None:
         out.print(line, soft_wrap=True, highlight=False)
 
-    again = f"the same command goes on from what is done{home_option(settings) and f' (with{home_option(settings)})'}"
+    again = f"the same command runs the remaining cells{home_option(settings) and f' (with{home_option(settings)})'}"
     try:
         return run_suite(name, suite, settings, say, compare=compare)
     except KeyboardInterrupt:
@@ -109,7 +109,7 @@ def show(name: SuiteRunName, home: Home = None) -> None:
         out.print(result_table(result))
         if result.code_version != code_version():
             out.print(
-                f"run by code {result.code_version}; this is {code_version()}, and would run its cells anew",
+                f"run by code {result.code_version}; the installed code, {code_version()}, would run its cells again",
                 soft_wrap=True,
                 highlight=False,
             )
