@@ -95,5 +95,5 @@ def _form_of(root: Path) -> Form:
         return "voc"
     raise SpecError(
         f"{root}: expected train_label.json (street), train.json or annotations/ (coco) or Annotations/ in it or in "
-        "a folder for each device (voc); or say --form"
+        "a folder for each device (voc); or set --form"
     )

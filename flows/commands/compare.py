@@ -167,7 +167,7 @@ def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
         mine, reference = (_after(one, common, metric) for one in (item, other))
         who = f"{item.name}: " if len(compared) > 2 else ""
         if mine is None or reference is None:
-            lines.append(f"{who}gap to centralised: no {metric} of both after {common:.4g} image passes")
+            lines.append(f"{who}gap to centralised: not both have a {metric} after {common:.4g} image passes")
             continue
         best, highest = getattr(item.best, metric), getattr(other.best, metric)
         ends = f"; best against best {signed(best - highest)}" if best is not None and highest is not None else ""

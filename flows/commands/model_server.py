@@ -167,7 +167,7 @@ def _split(frame: Any) -> list[object]:
     if not isinstance(columns, list) or not isinstance(rows, list):
         raise RequestRefused("dataframe_split: expected the lists columns and data")
     if columns.count(COLUMN) != 1:
-        raise RequestRefused(f"dataframe_split: columns: expected one that is called {COLUMN}")
+        raise RequestRefused(f"dataframe_split: columns: expected one named {COLUMN}")
     index = columns.index(COLUMN)
     for number, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(columns):

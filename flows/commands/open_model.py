@@ -79,7 +79,7 @@ def open_model(reference: str, settings: Settings, number: int | None = None) ->
     """
     is_file = reference.endswith(MODEL_SUFFIX)
     if number is not None and (is_file or reference.startswith(SCHEME)):
-        raise SpecError(f"--round {number}: expected a run's name with it, {reference} is one model")
+        raise SpecError(f"--round {number}: expected a run's name as MODEL, found {reference}, which has no rounds")
     if reference.startswith(SCHEME):
         return _open_registered(reference, settings)
     if is_file:
@@ -98,7 +98,7 @@ def _open_round(name: str, settings: Settings, number: int | None) -> OpenedMode
     with opened_store(settings) as objects:
         run = _read(objects, settings, name)
         if not run.records:
-            raise SpecError(f"{name}: expected a round that is committed, the run has none yet")
+            raise SpecError(f"{name}: expected a committed round, found none yet")
         chosen = run.records[-1].decision.best_round if number is None else number
         if not 0 <= chosen < len(run.records):
             raise SpecError(f"--round {chosen}: expected 0 to {len(run.records) - 1}, the committed rounds of {name}")
@@ -125,10 +125,10 @@ def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun
         check_name(reference, source="MODEL")
         tried = f"no run of this name in the store (it has: {listed(known, reference)})"
     except SpecError:
-        tried = "no run can be called so"
+        tried = "no run can have this name"
     path = Path(reference)
     there = "a folder" if path.is_dir() else f"a file that does not end in {MODEL_SUFFIX}" if path.exists() else ""
-    tried += f", and it is {there}" if there else ", and no file"
+    tried += f", and it is {there}" if there else ", and there is no such file"
     raise SpecError(f"{reference}: no such model: {tried}; {EXPECTED}")
 
 

@@ -65,7 +65,7 @@ def verify_model(settings: Settings, reference: str, *, run: str | None = None, 
     folder = Path(reference)
     if not reference.startswith(SCHEME) and folder.is_dir():
         if save is not None:
-            raise SpecError(f"--save {save}: expected a model of the registry with it, {reference} is a folder")
+            raise SpecError(f"--save {save}: expected a model of the registry, found the folder {reference}")
         name = run or _name_in_card(folder)
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
@@ -94,7 +94,7 @@ def verify_model(settings: Settings, reference: str, *, run: str | None = None, 
 def _verified(title: str, run: StoredRun, folder: Path, *, is_best: bool = False) -> Verified:
     """Compare the model in ``folder`` with ``run``. ``is_best``: it is registered as the run's best model."""
     if not run.records:
-        raise SpecError(f"{run.name}: expected a round that is committed, the run has none yet")
+        raise SpecError(f"{run.name}: expected a committed round, found none yet")
     best = best_record(run.records)
     record, wrong = _record(run, folder, most=best.model.bytes + _HEADER_BYTES)
     has_note = _has_download_note(run.name, folder)

@@ -159,7 +159,7 @@ def test_the_gap_to_the_twin_is_at_equal_image_passes(store: Store) -> None:
     assert compare.gaps(store.read("fewer", "twin"), "map50_voc10") == []
     store.put("blind", SPEC, [None, None], SIZES)
     assert compare.gaps(store.read("blind", "twin"), "map50_voc10") == [
-        "gap to centralised: no map50_voc10 of both after 2 image passes"
+        "gap to centralised: not both have a map50_voc10 after 2 image passes"
     ]
 
 

@@ -106,7 +106,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no column": ({"dataframe_records": [{"image": ""}, {"picture": "x"}]}, "row 1: expected the field image, found"),
     "no list": ({"inputs": {"image": "x"}}, "inputs: image: expected a list, found a text"),
     "no columns": ({"dataframe_split": {"data": []}}, "dataframe_split: expected the lists columns and data"),
-    "other columns": ({"dataframe_split": {"columns": ["a"], "data": []}}, "expected one that is called image"),
+    "other columns": ({"dataframe_split": {"columns": ["a"], "data": []}}, "expected one named image"),
     "short row": ({"dataframe_split": {"columns": ["image"], "data": [[]]}}, "row 0: expected a list of 1 values"),
     "null": ({"inputs": [None]}, "row 0: image: expected base64 as text, found NoneType"),
     "half a pair": (b'{"inputs": ["\\ud800"]}', "row 0: image: expected an encoded image as base64"),
