@@ -1,4 +1,4 @@
-"""From what a reader found to a federation's data: images opened, devices checked, clients given their images."""
+"""Turn what a reader found into a federation's data: check devices, open images, give each client its images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ Samples = tuple[ImageSample, ...]
 def check_devices(
     train: Sequence[Entry], test: Sequence[Entry], where: str, faults: Faults, devices: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-    """The devices in order: those expected, or those found; each needs a training image and a name that may be an id.
+    """Return the devices in order: the expected ``devices``, or those of the training entries.
 
-    ``where`` is the file or folder, and field, that messages name.
+    Report devices without a training image, devices whose name cannot be a client's id, and entries of other devices.
+    ``where`` is the file or folder, and the field, that messages name.
     """
     known = tuple(devices or sorted({entry.device for entry in train if entry.device is not None}, key=natural))
     listed = f"from {known[0]} to {known[-1]}" if len(known) > 1 else ", ".join(known) or "(none)"
@@ -50,7 +51,7 @@ def check_devices(
 
 
 def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faults) -> None:
-    """Report training images without a device; if none has one, only that."""
+    """Report each training image without a device. If none has a device, report that once."""
     if train and all(entry.device is None for entry in train):
         faults.add(
             f"{where}: no training image has {field!r}: expected the device that each came from; name the field in "
@@ -63,7 +64,10 @@ def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faul
 
 
 def named_devices(root: Path, clients: ByField | ByList, parsed: Parsed, where: str, faults: Faults) -> tuple[str, ...]:
-    """The devices that the images' own field names, in the labels at ``where``, or that a file of ``root`` lists."""
+    """Return the devices named by a field of the images, or by a list in ``root``, in order.
+
+    ``where`` is the path of the labels that hold the field. Messages name it.
+    """
     if isinstance(clients, ByField):
         require_devices(parsed.train, clients.field, where, faults)
         parsed.test = devices_in_all_or_none(parsed.test, clients.field, faults)
@@ -74,11 +78,11 @@ def named_devices(root: Path, clients: ByField | ByList, parsed: Parsed, where: 
 
 
 def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple[str, ...]:
-    """Give ``parsed``'s images the devices of a YAML or JSON file of names by device. Returns the devices.
+    """Assign to ``parsed``'s images the devices that a YAML or JSON file lists. Return the devices in order.
 
-    Devices and images are read as the text that stands there: 000010 is no number. An image is named by its key, its
-    file's name or its path inside the data set. Every training image needs a device; test images are listed all (a
-    test set per device) or not at all.
+    The file maps each device to a list of image names. Both are read as text: 000010 is not a number. An image is
+    named by its key, its file's name or its path inside the data set. Every training image needs a device. Either all
+    test images are listed (a test set per device) or none.
     """
     path = root / file
     owner: dict[str, str] = {}
@@ -138,12 +142,13 @@ def assemble(
     reading: Reading,
     partition: Partition | None = None,
 ) -> FederatedData:
-    """Open every image once and divide: by the entries' ``device``, or by ``partition``.
+    """Open every image once, and divide the images by the entries' ``device`` or by ``partition``.
 
-    Without a device in the test entries, all clients share one test set; so they do if their own are equal.
+    All clients share one test set if the test entries have no device, or if the devices' test sets are equal.
 
     Raises:
-        DataError: through ``faults``; and the content is not the expected one.
+        DataError: an image, object or division is wrong, or the content's digest is not ``expected_digest``, unless
+            ``faults`` collects mistakes.
     """
     train, test = _each_once(parsed, faults)
     samples: dict[str, ImageSample] = {}
@@ -153,7 +158,7 @@ def assemble(
             samples[entry.inside] = sample
     lines = [f"{file} {digest}" for file, digest in parsed.files]
     lines += [f"{inside} {samples[inside].content}" for inside in sorted(samples)]
-    # A folder's name that is not UTF-8 has been reported by now, and mistakes may be collected.
+    # If mistakes are collected, a folder's name that is not UTF-8 gets this far. It has been reported already.
     digest = hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         faults.add(
@@ -183,7 +188,10 @@ def assemble(
 
 
 def _each_once(parsed: Parsed, faults: Faults) -> tuple[list[Entry], list[Entry]]:
-    """An image listed twice has two truths; one in both parts would be tested on what was trained on."""
+    """Return the training and the test entries, and report and leave out repeated images.
+
+    An image listed twice has two sets of labels. An image in both parts would be tested after training on it.
+    """
     seen: dict[str, str] = {}
     kept: list[list[Entry]] = []
     for source, entries in zip(parsed.lists, (parsed.train, parsed.test), strict=True):
@@ -199,7 +207,7 @@ def _each_once(parsed: Parsed, faults: Faults) -> tuple[list[Entry], list[Entry]
 
 
 def devices_in_all_or_none(test: list[Entry], field: str, faults: Faults) -> list[Entry]:
-    """The test entries, after some with and some without a device have been reported; then none keeps its own."""
+    """Return the test entries. If only some have a device, report that and return all entries without a device."""
     without = next((entry for entry in test if entry.device is None), None)
     if without is None or all(entry.device is None for entry in test):
         return test

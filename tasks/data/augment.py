@@ -12,9 +12,9 @@ from torchvision.transforms.v2 import functional
 
 from tasks.spec.training import Augmentation
 
-FILL = 114  # grey shown where the zoomed-out or shifted image ends, as in the YOLO family's code
-MIN_AREA_LEFT = 0.25  # part of an object's area that must stay in view for it to stay an object
-MIN_SIDE = 2.0  # pixels
+FILL = 114  # grey level around a zoomed-out or shifted image, as in the YOLO family's code
+MIN_AREA_LEFT = 0.25  # an object is dropped if less than this part of its area stays in view
+MIN_SIDE = 2.0  # pixels; an object is dropped if less of its width or height stays in view
 
 
 class Labelled(NamedTuple):
@@ -43,7 +43,11 @@ class Draws:
 
 
 def draw(settings: Augmentation, generator: np.random.Generator) -> Draws:
-    """Takes the same count of numbers always: switching one change off leaves the others as they were."""
+    """Draw one sample's random numbers.
+
+    The count of numbers taken from ``generator`` is always the same, so switching one change off does not alter the
+    others.
+    """
     chance = generator.random()
     zoom, shift_x, shift_y, brightness, contrast, saturation = generator.uniform(-1, 1, size=6)
     return Draws(
@@ -69,7 +73,7 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
         boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
     if (draws.zoom, draws.shift_x, draws.shift_y) != (1.0, 0.0, 0.0):
         image, boxes, labels = _zoom_and_shift(image, boxes, labels, draws)
-    # Colour comes last, as in the light of one lamp over the whole picture.
+    # Colour comes last and also changes the filled margins, as one light would over the whole picture.
     for factor, adjust in (
         (draws.brightness, functional.adjust_brightness),
         (draws.contrast, functional.adjust_contrast),
@@ -81,7 +85,7 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
 
 
 def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelled:
-    """Resize a window of whole pixels to the whole image: cheaper than a warp, and exact for the boxes."""
+    """Resize a window of whole pixels to the image's size. This is cheaper than a warp, and exact for the boxes."""
     height, width = image.shape[-2:]
     window_width = max(2, round(width / draws.zoom))
     window_height = max(2, round(height / draws.zoom))
@@ -102,7 +106,7 @@ def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) 
 
 
 def clip_boxes(boxes: Tensor, *, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """The boxes (float [n, 4] xyxy) cut at the image's edges, and which (bool [n]) still count."""
+    """Return the boxes (float [n, 4] xyxy) cut at the image's edges, and a mask (bool [n]) of those to keep."""
     limit = boxes.new_tensor([width, height] * 2)
     cut = torch.minimum(boxes.clamp(min=0), limit)
     before = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,4 +1,4 @@
-"""From a data specification to the data: names become folders, synthetic sets are drawn."""
+"""Load the data of a specification: find the folder of a named data set, or draw a synthetic one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def load_data(
 ) -> FederatedData:
     """Load the data that ``spec`` names.
 
-    ``root_of`` gives this machine's folder of a named data set, or None; ``cache`` is the folder under which
-    synthetic sets are drawn once and kept. With ``faults`` that collect, mistakes in the data are in there, and what
-    is usable is returned. Every kind is pooled here, after it was read as a federation's (:func:`pool`), or cut down to
+    ``root_of`` returns this machine's folder of a named data set, or None. Synthetic sets are drawn once and kept in
+    the folder ``cache``. If ``faults`` collects mistakes, mistakes in the data are added to it and the usable part of
+    the data is returned. Data of every kind are read by device first, and then pooled (:func:`pool`) or cut down to
     one device (:func:`alone`).
 
     Raises:
-        DataError: this machine has no folder of that name, or the data set is not as it must be.
+        DataError: this machine has no folder for the named data set, or something in the data set is wrong.
     """
     data = _load_devices(spec, root_of=root_of, cache=cache, faults=faults)
     if spec.local_only is not None:
@@ -39,7 +39,7 @@ def load_data(
 def _load_devices(
     spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, faults: Faults | None
 ) -> FederatedData:
-    """The data by device, whether they are to be pooled or not."""
+    """Load the data by device, whether or not ``spec`` pools them."""
     if isinstance(spec, SyntheticStreet):
         root = make_synthetic_street(spec, cache / spec.kind)
         return load_street(root, spec.split, name=spec.kind, expected_digest=None, faults=faults)
@@ -69,13 +69,13 @@ def _unknown_name(spec: FederatedStreet | VocFolders | Coco) -> str:
 
 
 def pool(data: FederatedData, devices: Sequence[str] | None = None) -> FederatedData:
-    """One client, ``all``, with the training images of ``devices`` (None: of every one); name, digest, classes stay.
+    """Give the training images of ``devices`` (None: all) to one client, ``all``. Name, digest and classes stay.
 
-    Images are in the data set's order of devices, and in each device's own. A test set that the devices share stays
-    as it is, so that figures are comparable to the bit; test sets of their own become their union in the same order.
+    Images keep the data set's order of devices and each device's order of images. A test set that the devices share
+    stays as it is, so that figures are comparable to the bit. Separate test sets become their union in the same order.
 
     Raises:
-        DataError: a device that the data set does not have.
+        DataError: the data set does not have one of the devices.
     """
     chosen = data if devices is None else restrict(data, devices)
     train = tuple(sample for samples in chosen.train.values() for sample in samples)
@@ -83,10 +83,10 @@ def pool(data: FederatedData, devices: Sequence[str] | None = None) -> Federated
 
 
 def alone(data: FederatedData, device: str) -> FederatedData:
-    """One client, ``device``, with its own training images and the test images of every device, as in :func:`pool`.
+    """Keep one client, ``device``, with its own training images. Its test images are all devices', as in :func:`pool`.
 
     Raises:
-        DataError: a device that the data set does not have.
+        DataError: the data set does not have the device.
     """
     return replace(data, train=restrict(data, [device]).train, test={device: _all_tests(data)})
 
@@ -97,10 +97,10 @@ def _all_tests(data: FederatedData) -> tuple[ImageSample, ...]:
 
 
 def restrict(data: FederatedData, clients: Iterable[str]) -> FederatedData:
-    """``data`` with only these clients, in the data set's order; name, digest and classes stay.
+    """Return ``data`` with only these clients, in the data set's order. Name, digest and classes stay.
 
     Raises:
-        DataError: a client that the data set does not have.
+        DataError: the data set does not have one of the clients.
     """
     wanted = set(clients)
     unknown = sorted(wanted - data.train.keys())

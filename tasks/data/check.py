@@ -1,4 +1,4 @@
-"""What is in a data set, and what is wrong with it: all mistakes at once, and what only deserves a look."""
+"""Check a data set: count its images and boxes, and collect all its errors and warnings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from tasks.data.similar import HASH_SIDE, NEAR_BITS, difference_hash, is_uniform
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec
 
-# Of 255: values of 14 bits stored in 16 are all below.
+# A grey level of 255. Values of 14 bits stored in 16 all stay below it once the upper 8 bits are read.
 DARK = 64
 
 
 @dataclass(frozen=True)
 class DeviceCounts:
-    """Of one device; ``boxes`` are its training boxes by class. With a global test set ``test_images`` is its size."""
+    """Counts of one device. ``boxes`` are its training boxes by class.
+
+    ``test_images`` is the size of the device's test set, or of the global test set.
+    """
 
     device: str
     train_images: int
@@ -33,7 +36,7 @@ class DeviceCounts:
 
 @dataclass(frozen=True)
 class DataReport:
-    """A data set that has been checked. ``data`` is what could be used of it; errors make it unusable as it is."""
+    """The result of a check. ``data`` is the usable part of the data set; a set with ``errors`` cannot be loaded."""
 
     data: FederatedData
     devices: tuple[DeviceCounts, ...]
@@ -45,7 +48,7 @@ class DataReport:
 
     @property
     def boxes_by_device(self) -> dict[str, dict[str, int]]:
-        """Training boxes by class, by device: what ``tasks.figures.plots.class_by_device_plot`` draws."""
+        """Training boxes by class, for each device, as ``tasks.figures.plots.class_by_device_plot`` takes them."""
         return {device.device: device.boxes for device in self.devices}
 
 
@@ -64,12 +67,12 @@ class _Placed:
 def check_data(
     spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, near_bits: int = NEAR_BITS
 ) -> DataReport:
-    """Read all that ``spec`` names by device, decode every image once, and collect what is wrong.
+    """Read the data of ``spec`` by device, decode every image once, and collect errors and warnings.
 
-    Errors: what :func:`tasks.data.catalog.load_data` refuses, and images that cannot be decoded. Warnings: images of
-    the same bytes; test images whose 256-bit difference hash is within ``near_bits`` of a training image's; images of
-    one colour; a class on one device only, or on none; difficult objects; and the readers' notes
-    (:class:`tasks.data.notes.Notes`).
+    Errors are the mistakes that :func:`tasks.data.catalog.load_data` refuses, and images that cannot be decoded.
+    Warnings are images of the same bytes; test images whose 256-bit difference hash is within ``near_bits`` of a
+    training image's; images of one colour; classes with training boxes on one device only, or on none; difficult
+    objects; and the readers' notes (:class:`tasks.data.notes.Notes`).
 
     Raises:
         DataError: this machine has no folder for the data set.
@@ -103,7 +106,7 @@ def check_data(
 
 
 def has_global_test_set(data: FederatedData) -> bool:
-    """Whether all clients share one test set."""
+    """Return whether all clients share one test set."""
     return len({id(samples) for samples in data.test.values()}) == 1
 
 
@@ -116,7 +119,7 @@ def _placed(data: FederatedData) -> Iterator[_Placed]:
 
 
 def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint8]]:
-    """The thumbnail of every image that can be decoded."""
+    """Return the thumbnail of every image that can be decoded, and report the others."""
     thumbnails: dict[Path, NDArray[np.uint8]] = {}
     for item in placed:
         try:
@@ -127,7 +130,7 @@ def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint
 
 
 def _dark(faults: Faults, thumbnails: dict[Path, NDArray[np.uint8]]) -> Iterator[str]:
-    """Images of 16 bits that use few of them: sensors of 10 and 12 bits are often stored so."""
+    """Warn of 16-bit images whose values use only the lower bits, as the values of 10- and 12-bit sensors often do."""
     dark = [path for path in faults.notes.deep if int(thumbnails.get(Path(path), np.full(1, 255)).max()) < DARK]
     if dark:
         yield (

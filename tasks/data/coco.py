@@ -1,7 +1,7 @@
 """Reader of COCO's JSON (Lin et al., arXiv 1405.0312): an annotation file and a folder of images for each part.
 
-``bbox`` is x, y, width, height in pixels; ``iscrowd`` makes an object difficult. An image may carry the device that it
-came from as an attribute of its own. Segmentations and keypoints are not read.
+``bbox`` is x, y, width, height in pixels; ``iscrowd`` makes an object difficult. An image may name its device in an
+attribute of its own. Segmentations and keypoints are not read.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.spec.data import ByField, ByList, Coco
 
-# COCO's own boxes reach out of their images by parts of a pixel.
+# Pixels. COCO's own boxes extend beyond their images by fractions of a pixel.
 SLACK = 1.0
 
 
 def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> FederatedData:
     """Read annotations and image headers; every image's bytes are read and hashed, none is decoded.
 
-    Left out of the specification, the classes are the training file's categories in alphabetical order. A box up to
-    one pixel outside of its image is cut. With ``faults`` that collect, what is usable is returned.
+    If the specification lists no classes, they are the training file's categories in alphabetical order. A box that
+    extends up to one pixel beyond its image is cut. If ``faults`` collects mistakes, the usable part is returned.
 
     Raises:
         DataError: a file, key, category, box, device or image is missing or wrong, or the content is not the
@@ -56,7 +56,7 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
 def _read_part(
     root: Path, file: str, images: str, field: str | None, parsed: Parsed, faults: Faults
 ) -> tuple[list[Entry], dict[int, str]]:
-    """The entries of one annotation file in its order, and its categories by id."""
+    """Return the entries of one annotation file, in its order, and its categories by id."""
     path = root / file
     document, digest = read_json(path, faults)
     if not digest:
@@ -87,24 +87,24 @@ def _read_part(
 
 @dataclass(frozen=True)
 class _Images:
-    """Where the images of one part are: ``folder`` is the specification's, below ``root``."""
+    """The folder of one part's images: the specification's ``folder``, relative to ``root``."""
 
     root: Path
     folder: str
 
     def inside(self, name: str) -> str:
-        """The path from the root of the image ``name``, a path from the folder.
+        """Return the path from the root of an image whose path from the folder is ``name``.
 
-        Some tools write it from the root, and so with the folder in it: it is read so where only that file is there.
+        Some tools write the path from the root. ``name`` is read that way if a file exists only there.
         """
         path = name if self.folder == "." else f"{self.folder}/{name}"
         from_root = path != name and "/" in name
-        # Of os.path, because Path.exists raises for names that are too long.
+        # The functions are os.path's, because Path.exists raises for names that are too long.
         return name if from_root and not exists(self.root / path) and isfile(self.root / name) else path
 
 
 def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:
-    """The list under ``key``: mappings that each have an ``id`` of their own."""
+    """Return the mappings in the list under ``key``. Report and leave out items without an ``id`` of their own."""
     if not isinstance(document.get(key), list):
         faults.add(f"{path}: {key}: expected a list, found {shown(document.get(key))}")
         return []

@@ -1,6 +1,6 @@
 """What a synthetic street looks like: fixed camera backgrounds, and seven kinds of objects as cut-outs.
 
-Everything is drawn from a generator that is given; the same numbers give the same pixels.
+The random numbers come from the caller's generator; the same numbers give the same pixels.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ Range = tuple[float, float]
 
 
 def color(rng: Generator, hue: Range, saturation: Range, value: Range) -> Color:
-    """A random colour; hue, saturation and value within the given ranges of [0, 1]."""
+    """Return a random colour with hue, saturation and value within the given ranges of [0, 1]."""
     drawn = [float(rng.uniform(*limits)) for limits in (hue, saturation, value)]
     red, green, blue = colorsys.hsv_to_rgb(*drawn)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def shade(base: Color, factor: float) -> Color:
-    """``base`` darker (under 1) or lighter (over 1)."""
+    """Return ``base``, darker for a ``factor`` under 1 and lighter for one over 1."""
     red, green, blue = (min(255, round(part * factor)) for part in base)
     return red, green, blue
 
 
 class Brush:
-    """Draws on a transparent canvas in parts of its width and height."""
+    """A transparent canvas to draw on. Coordinates are fractions of its width and height."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGBA", (width * _OVERSAMPLE, height * _OVERSAMPLE))
@@ -157,7 +157,7 @@ PAINTERS: dict[str, Painter] = {
 
 
 def cut_out(name: str, width: int, height: int, rng: Generator) -> Image.Image:
-    """An object of class ``name`` as an RGBA image of width x height pixels; it reaches all four edges."""
+    """Draw an object of class ``name`` as an RGBA image of width x height pixels. It reaches all four edges."""
     brush = Brush(width, height)
     PAINTERS[name](brush, rng)
     image = brush.image
@@ -173,7 +173,7 @@ def cut_out(name: str, width: int, height: int, rng: Generator) -> Image.Image:
 
 
 def passer_by(width: int, height: int, rng: Generator) -> Image.Image:
-    """Somebody who walks past: RGBA, labelled by nobody."""
+    """Draw a person who walks past, as an RGBA image. Such persons are not labelled."""
     brush = Brush(width, height)
     coat = color(rng, (0, 1), (0.1, 0.8), (0.2, 0.8))
     brush.box((45, 45, 60), 0.25, 0.5, 0.47, 1)
@@ -184,7 +184,7 @@ def passer_by(width: int, height: int, rng: Generator) -> Image.Image:
 
 
 def background(width: int, height: int, rng: Generator) -> NDArray[np.int16]:
-    """A camera's view, int16 [height, width, 3] in 0..255: houses, pavement, road, things that stay."""
+    """Draw a camera's view, int16 [height, width, 3] in 0..255: houses, pavement, road and fixed things."""
     image = Image.new("RGB", (width, height), color(rng, (0.0, 0.7), (0.02, 0.2), (0.45, 0.75)))
     draw = ImageDraw.Draw(image)
     horizon = height * rng.uniform(0.2, 0.38)

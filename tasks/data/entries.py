@@ -1,4 +1,4 @@
-"""What readers of all forms share: an image as its annotation has it, and mistakes."""
+"""What the readers of all forms share: annotated images, and the report of mistakes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Box = tuple[float, float, float, float]
 
 
 class Faults:
-    """Where readers report mistakes: the first one is raised, or all are collected (``collect=True``).
+    """The mistakes that readers report. The first one is raised, or all are collected (``collect=True``).
 
-    ``notes`` is what they found that is no mistake.
+    ``notes`` holds findings that are not mistakes.
     """
 
     def __init__(self, *, collect: bool = False) -> None:
@@ -30,7 +30,7 @@ class Faults:
         self.notes = Notes()
 
     def add(self, message: str) -> None:
-        """Report ``message``; letters of it that are not UTF-8, as file names can have them, are escaped.
+        """Report ``message``. Characters that UTF-8 cannot encode, as in some file names, are escaped.
 
         Raises:
             DataError: with ``message``, unless mistakes are collected.
@@ -43,7 +43,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object as annotated; ``at`` is how messages name it."""
+    """An annotated object. Messages name it as ``at``."""
 
     at: str
     name: str
@@ -53,9 +53,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image as annotated, apart from its file: ``where`` is how messages name it, ``size`` its stated size.
+    """The annotation of one image. Messages name it as ``where``; ``size`` is the stated (width, height).
 
-    ``inside`` is the image's path from the data set's folder, with forward slashes: part of the content digest.
+    ``inside`` is the image's path from the data set's folder, with forward slashes. It is part of the content digest.
     """
 
     where: str
@@ -70,7 +70,7 @@ class Entry:
 class Parsed:
     """What a reader found before any image was opened.
 
-    ``files`` are the label files and their sha256, in order; ``lists`` is how messages name the two lists of images.
+    ``files`` are the label files and their sha256, in order. Messages name the training and the test list as ``lists``.
     """
 
     train: list[Entry]
@@ -81,7 +81,7 @@ class Parsed:
 
 
 def read_bytes(path: Path, faults: Faults) -> bytes | None:
-    """The file, or None with the mistake reported."""
+    """Return the file's bytes, or report that it cannot be read and return None."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -90,7 +90,10 @@ def read_bytes(path: Path, faults: Faults) -> bytes | None:
 
 
 def read_json(path: Path, faults: Faults) -> tuple[Any, str]:
-    """A JSON document, each key of it once, and the file's sha256 (hex); (None, "") with the mistake reported."""
+    """Return a JSON document, in which no key may repeat, and the file's sha256 (hex).
+
+    Report a file that is no such document and return (None, "").
+    """
     data = read_bytes(path, faults)
     if data is None:
         return None, ""
@@ -105,7 +108,7 @@ def read_json(path: Path, faults: Faults) -> tuple[Any, str]:
 
 
 def check_box(at: str, box: Sequence[float], faults: Faults) -> Box | None:
-    """xmin, ymin, xmax, ymax if they are finite and enclose an area, else None with the mistake reported."""
+    """Return xmin, ymin, xmax, ymax if they are finite and enclose an area. Else report the box and return None."""
     left, top, right, bottom = box
     if not all(math.isfinite(edge) for edge in box):
         faults.add(f"{at}: expected four numbers xmin, ymin, xmax, ymax, found {left}, {top}, {right}, {bottom}")
@@ -119,9 +122,9 @@ def check_box(at: str, box: Sequence[float], faults: Faults) -> Box | None:
 
 
 def inside(name: str) -> str | None:
-    """``name`` as a path below a folder, with forward slashes and without ``.``; None where it leads elsewhere.
+    """Return ``name`` as a path below a folder, with forward slashes and without ``.``, or None if it leads elsewhere.
 
-    Windows' backslashes and a leading ``./`` are tools' ways to write it.
+    Windows' backslashes and a leading ``./``, which some tools write, are accepted.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
     if not parts or "\0" in name or any(part in ("", "..") for part in parts):
@@ -130,7 +133,7 @@ def inside(name: str) -> str | None:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether ``text`` can be written in UTF-8: half a character of UTF-16 and bytes of other encodings cannot."""
+    """Return whether UTF-8 can encode ``text``: half a character of UTF-16 and bytes of other encodings it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -139,16 +142,16 @@ def is_utf8(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """``value`` in a message, cut to 80 characters."""
+    """Return ``repr(value)`` for a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def without_address(error: BaseException) -> str:
-    """Pillow's message, without the address of the buffer that it was given."""
+    """Return the message of Pillow's error without the memory address of the buffer that Pillow read."""
     return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", " ".join(str(error).split()))
 
 
 def natural(device: str) -> tuple[int, int, str]:
-    """Sort key: device 10 after device 9; names that are no number come last."""
+    """Return a sort key that puts device 10 after device 9, and names that are not numbers last."""
     return (0, int(device), device) if device.isascii() and device.isdecimal() else (1, 0, device)

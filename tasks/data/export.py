@@ -1,4 +1,4 @@
-"""A data set written in the forms that other tools read: COCO's JSON, and PASCAL VOC folders by device."""
+"""Write a data set in the forms that other tools read: COCO's JSON, and PASCAL VOC folders by device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tasks.errors import DataError
 
 
 def write_coco(data: FederatedData, folder: Path) -> None:
-    """``train.json``, ``test.json`` and ``images/`` as ``data: {kind: coco}`` reads them by default.
+    """Write ``train.json``, ``test.json`` and ``images/`` as ``data: {kind: coco}`` reads them by default.
 
-    Each training image says its ``device``; a test image does so unless there is one global test set. Ids start at 1:
-    pycocotools takes annotation 0 for no match.
+    Each training image has a ``device``; so has each test image, unless there is one global test set. Ids start at 1,
+    because pycocotools takes annotation 0 for no match.
 
     Raises:
         DataError: two images share a file name.
@@ -64,9 +64,10 @@ def _coco_document(items: Iterable[tuple[str | None, ImageSample]], classes: Seq
 
 
 def write_voc(data: FederatedData, folder: Path) -> None:
-    """``<device>/{JPEGImages,Annotations,ImageSets/Main/{train,test}.txt}``, as Federated Street is also published.
+    """Write a PASCAL VOC folder for each device, a form in which Federated Street is also published.
 
-    A global test set is written into each device's folder again.
+    The paths are ``<device>/{JPEGImages,Annotations,ImageSets/Main/{train,test}.txt}``. A global test set is written
+    into each device's folder.
     """
     for device, samples in data.train.items():
         for part, items in (("train", samples), ("test", data.test[device])):
@@ -107,5 +108,5 @@ def _annotation(sample: ImageSample, classes: Sequence[str]) -> ElementTree.Elem
 
 
 def _plain(value: float) -> int | float:
-    """Whole numbers without a point, as both forms are usually written."""
+    """Return a whole number as an int, because both forms usually write it without a point."""
     return int(value) if value.is_integer() else value

@@ -17,7 +17,7 @@ from tasks.errors import ClientError
 
 
 def read_sample(sample: ImageSample) -> Image.Image:
-    """The whole image of a sample in mode RGB: what its size and boxes are of.
+    """Return the whole image of a sample in mode RGB. The sample's size and boxes refer to this image.
 
     Raises:
         ClientError: the file cannot be read or decoded, or has changed since the data set was loaded.
@@ -36,7 +36,7 @@ def read_sample(sample: ImageSample) -> Image.Image:
 
 
 def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
-    """The image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
+    """Return the image as uint8 [3, height, width], RGB, stretched to that size without padding (bilinear).
 
     Raises:
         ClientError: as :func:`read_sample`.
@@ -45,16 +45,16 @@ def decode(sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]
 
 
 def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8]:
-    """What a detector sees of an image in mode RGB: uint8 [3, height, width], stretched without padding (bilinear)."""
+    """Return a detector's input for an image in mode RGB: uint8 [3, height, width], stretched as by :func:`decode`."""
     pixels = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 
 class ImageCache:
-    """Decoded images of one process, bounded in bytes; the least recently used go first. 0 keeps nothing.
+    """Decoded images of one process, up to a size in bytes (0: none). The least recently used are dropped first.
 
-    Images are known by content and turn, so it serves several clients and both splits at once. Sent to another
-    process, it arrives there empty.
+    The key of an image is its content and turn, so one cache serves several clients and both splits. A cache that is
+    sent to another process arrives empty.
     """
 
     def __init__(self, megabytes: float) -> None:
@@ -69,7 +69,7 @@ class ImageCache:
         return {"limit": self.limit, "bytes": 0, "_images": OrderedDict()}
 
     def get(self, sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
-        """The image as :func:`decode` gives it, not to be written to.
+        """Return the image as :func:`decode` does. The caller must not write to it.
 
         Raises:
             ClientError: as :func:`decode`.

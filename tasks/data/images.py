@@ -1,4 +1,4 @@
-"""From an image as annotated to a sample: the file is read and hashed, its boxes are held against its size."""
+"""Turn an annotated image into a sample: read and hash its file, and check its boxes against its size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tasks.data.pixels import UNREADABLE, UPRIGHT, Header, read_header, turned
 from tasks.data.samples import ImageSample
 from tasks.spec.data import Exif
 
-# Of the image's side. Shorter sides can round to nothing in 32 bits, here or where the boxes are scaled to an input.
+# Fraction of the image's side. A shorter box can round to an empty one in 32 bits, here or when scaled to an input.
 _SHORTEST = 2.0**-20
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How images and objects are read. ``slack`` pixels outside of an image are taken for rounding, and cut."""
+    """How images and objects are read. A box up to ``slack`` pixels outside its image counts as rounded, and is cut."""
 
     exif: Exif = "as-stored"
     drop_duplicates: bool = False
@@ -33,10 +33,10 @@ AS_STORED = Reading()
 def read_image(
     root: Path, entry: Entry, classes: tuple[str, ...], faults: Faults, reading: Reading
 ) -> ImageSample | None:
-    """The sample of an entry: its file is read and hashed, its header parsed, nothing decoded.
+    """Return the sample of an entry, or report why the image cannot be used and return None.
 
-    An object of an unknown class or outside of the image is reported and left out. One whose box is empty once it is
-    cut and stored in 32 bits is noted and left out.
+    The file is read and hashed and its header parsed; nothing is decoded. An object of an unknown class or outside the
+    image is reported and left out. An object whose box is empty once cut and stored in 32 bits is noted and left out.
     """
     path = root / entry.inside
     opened = _header(entry, path, faults)
@@ -73,7 +73,7 @@ def read_image(
 def _objects(
     entry: Entry, size: tuple[int, int], classes: tuple[str, ...], faults: Faults, reading: Reading
 ) -> list[tuple[Thing, Box]]:
-    """The usable objects of an image of ``size``, with their boxes cut to it and rounded to 32 bits."""
+    """Return the usable objects of an image of ``size``, with boxes cut to it and rounded to 32 bits."""
     width, height = size
     objects: list[tuple[Thing, Box]] = []
     seen: set[tuple[str, Box]] = set()
@@ -105,7 +105,7 @@ def _objects(
 
 
 def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | None:
-    """The image's header and the file's sha256 (hex)."""
+    """Return the image's header and the file's sha256 (hex), or report what is wrong and return None."""
     if not is_utf8(entry.inside):
         faults.add(f"{entry.where}: expected a file name in UTF-8, found {entry.inside!r}: rename the file")
         return None
@@ -126,7 +126,7 @@ def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | No
 
 
 def _other_reading(header: Header, stated: tuple[int, int], exif: Exif) -> str:
-    """What to set where only the other reading has the annotation's size."""
+    """Return advice for the message if the other setting of ``data.exif`` gives the annotation's size, else ""."""
     other: Exif = "as-stored" if exif == "applied" else "applied"
     found = turned(header.size, header.orientation if other == "applied" else UPRIGHT)
     if found != stated:

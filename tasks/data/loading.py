@@ -1,4 +1,4 @@
-"""From samples to batches: cut and shuffled, and augmented, by seeds alone."""
+"""Make batches of samples: shuffled, cut and augmented by seeds alone."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tasks.spec.training import Augmentation
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """``images`` is uint8 [B, 3, H, W].
+    """Images of one size with their objects. ``images`` is uint8 [B, 3, H, W].
 
-    For each image there are its ``boxes``, float32 [n, 4] xyxy in pixels of the input, its ``labels``, int64
-    [n], and its index in the list of samples.
+    Each image has ``boxes``, float32 [n, 4] xyxy in pixels of the input, ``labels``, int64 [n], and its index in the
+    list of samples.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
 
 def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
-    """The image as a tensor of its own, and its boxes in pixels of the input."""
+    """Return the image as a tensor apart from the cache's, and its boxes in pixels of the input."""
     image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
     scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
     return Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
@@ -56,13 +56,16 @@ def _stack(items: Sequence[Item]) -> Batch:
 
 
 def _generator(seed: int, round: int, client: str, *rest: int) -> np.random.Generator:
-    """One stream for each (seed, round, client, ...); the client enters by a stable hash."""
+    """Return the random generator of (seed, round, client, ...). The client's name enters as a stable hash."""
     number = int.from_bytes(hashlib.sha256(client.encode()).digest()[:8], "big")
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, round, number, *rest))))
 
 
 class TrainingSet(Dataset[Item | ClientError]):
-    """Items (epoch, index), augmented by the stream of (seed, round, client, epoch, index) in any process."""
+    """A client's training images. The key of an item is (epoch, index).
+
+    The generator of (seed, round, client, epoch, index) augments an item, so it is the same in any process.
+    """
 
     def __init__(
         self,
@@ -84,9 +87,9 @@ class TrainingSet(Dataset[Item | ClientError]):
         return len(self.samples)
 
     def __getitem__(self, item: tuple[int, int]) -> Item | ClientError:
-        """The item, or the error of an image that cannot be used.
+        """Return the item, or the error of an image that cannot be used.
 
-        The error is handed over, not raised: a loader's worker would wrap its message in a traceback.
+        The error is not raised, because a loader's worker would wrap its message in a traceback.
         """
         epoch, index = item
         try:
@@ -107,9 +110,9 @@ def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:
 
 
 def cut_batches(count: int, batch_size: int, *, drop_last: bool = False) -> list[slice]:
-    """Where an epoch of ``count`` images is cut.
+    """Return the slices of an epoch of ``count`` images that form its batches.
 
-    A last batch of a single image joins the one before (``batch_size`` + 1 images): one image gives BatchNorm
+    A last batch of a single image joins the one before (``batch_size`` + 1 images), because one image gives BatchNorm
     poor statistics. With ``drop_last`` an incomplete last batch is left out, unless it is the only one.
     """
     cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -123,7 +126,7 @@ def cut_batches(count: int, batch_size: int, *, drop_last: bool = False) -> list
 
 
 class _EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) over all epochs, shuffled by the stream of (seed, round, client, epoch)."""
+    """Batches of (epoch, index) over all epochs, shuffled by the generator of (seed, round, client, epoch)."""
 
     def __init__(
         self, count: int, batch_size: int, epochs: int, *, seed: int, round: int, client: str, drop_last: bool
@@ -152,7 +155,11 @@ class TrainingLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises ClientError when it comes to an image that cannot be decoded; the message names the file."""
+        """Yield the batches.
+
+        Raises:
+            ClientError: an image cannot be decoded; the message names the file.
+        """
         for batch in self._loader:
             if isinstance(batch, ClientError):
                 raise batch
@@ -174,10 +181,10 @@ def training_loader(
     cache: ImageCache,
     drop_last: bool = False,
 ) -> TrainingLoader:
-    """Augmented batches at the detector's input size, shuffled anew every epoch.
+    """Return augmented batches at the detector's input size, shuffled anew every epoch.
 
-    What comes out depends on the arguments alone, neither on ``workers`` nor on torch's global generator:
-    none of its numbers is drawn. Batches are cut as :func:`cut_batches` says.
+    :func:`cut_batches` cuts the batches. They depend neither on ``workers`` nor on torch's global generator, and no
+    number is drawn from that generator.
 
     Raises:
         ClientError: the client has no images.
@@ -201,7 +208,7 @@ def training_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        # A slot would hand down its own start method, with which each worker imports torch anew: seconds a turn.
+        # With a slot's own start method, which workers inherit, each would import torch anew: seconds a turn.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_collate,
         generator=torch.Generator(),  # else DataLoader draws its workers' seed from torch's global generator
@@ -210,7 +217,7 @@ def training_loader(
 
 
 class EvaluationLoader:
-    """Batches in the samples' order, without augmentation; it can be gone through more than once."""
+    """Batches in the samples' order, without augmentation. They can be iterated over several times."""
 
     def __init__(
         self, samples: Sequence[ImageSample], *, width: int, height: int, batch_size: int, cache: ImageCache
@@ -222,7 +229,7 @@ class EvaluationLoader:
         return -(-len(self.samples) // self.batch_size)
 
     def __getitem__(self, number: int) -> Batch:
-        """Batch ``number``: the same images whichever batches are asked for, so that parts can be spread.
+        """Return batch ``number``. Its images do not depend on the other batches, so that clients can evaluate parts.
 
         Raises:
             ClientError: an image cannot be decoded; the message names the file.
@@ -238,5 +245,5 @@ class EvaluationLoader:
 def evaluation_loader(
     samples: Sequence[ImageSample], *, width: int, height: int, batch_size: int, cache: ImageCache
 ) -> EvaluationLoader:
-    """All samples at the detector's input size, in order; the last batch may be smaller."""
+    """Return all samples at the detector's input size, in order. The last batch may be smaller."""
     return EvaluationLoader(samples, width=width, height=height, batch_size=batch_size, cache=cache)

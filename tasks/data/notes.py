@@ -1,4 +1,4 @@
-"""What readers find that is no mistake but may cost figures: counted, and put into a few lines."""
+"""Findings of the readers that are not mistakes but may lower the metrics, and a few lines of text about them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from tasks.data.pixels import turned
 from tasks.spec.data import DataSpec, Exif, SyntheticStreet
 
-_NAMED = 5  # places that a line names
-# What the size in an image's annotation tells of its EXIF orientation.
+_NAMED = 5  # most places in one line
+# The text for each value of Oriented.fits, after a count of annotations' sizes.
 _FITS = {
     "as-stored": "fit the pixels as stored",
     "applied": "fit them turned",
@@ -31,7 +31,7 @@ class Oriented:
 
     @property
     def fits(self) -> str:
-        """Which reading has the annotation's size."""
+        """Which reading of the pixels gives the annotation's size."""
         if self.stated is None:
             return "not stated"
         stored, shown = self.size == self.stated, turned(self.size, self.orientation) == self.stated
@@ -42,7 +42,7 @@ class Oriented:
 
 @dataclass
 class Notes:
-    """Lists of places, each as a message names it: files, or objects of a file."""
+    """The findings, as lists by kind. A string is the place that a message names: a file, or an object in a file."""
 
     oriented: list[Oriented] = field(default_factory=list)
     deep: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Notes:
     several_files: list[str] = field(default_factory=list)
 
     def messages(self, spec: DataSpec) -> list[str]:
-        """One line for each kind that was found when the data of ``spec`` were read."""
+        """Return one line for each kind of finding in the data of ``spec``."""
         if isinstance(spec, SyntheticStreet):
             return []
         lines = []
@@ -105,6 +105,6 @@ class Notes:
 
 
 def named(places: Sequence[str]) -> str:
-    """The first few of ``places``, and how many more there are."""
+    """Return the first few of ``places`` in one line, and how many more there are."""
     more = f", and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
     return ", ".join(places[:_NAMED]) + more

@@ -1,6 +1,6 @@
-"""Training images divided among clients: alike (IID), by class mixes (Dirichlet), or by size.
+"""Divide training images among clients: alike (IID), by class mixes (Dirichlet), or by size.
 
-All draws come from the partition's seed and the images' order; each client keeps the data set's order.
+The division depends on the partition's seed and on the images' order. Each client's images keep that order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tasks.spec.data import BySize, Dirichlet, Partition
 def partition_samples(
     samples: Sequence[ImageSample], partition: Partition, *, classes: int
 ) -> dict[str, tuple[ImageSample, ...]]:
-    """The images of clients "1", "2", …: every image at one client, and no client without any.
+    """Return the images of clients "1", "2", …. Each image has one client, and each client at least one image.
 
     Raises:
         DataError: there are fewer images than clients.
@@ -43,7 +43,10 @@ def partition_samples(
 
 
 def image_class(sample: ImageSample) -> int:
-    """The class of most of an image's boxes; of equally many, the one whose box is listed first; -1 without boxes."""
+    """Return the class of most of an image's boxes, or -1 without boxes.
+
+    Among classes with equally many boxes, the class whose box is listed first counts.
+    """
     if not len(sample.labels):
         return -1
     most = np.bincount(sample.labels)
@@ -51,7 +54,7 @@ def image_class(sample: ImageSample) -> int:
 
 
 def divide(total: int, shares: Sequence[float], *, least: int) -> list[int]:
-    """``total`` in whole parts proportional to ``shares`` (largest remainder), each at least ``least``.
+    """Split ``total`` into whole parts proportional to ``shares`` (largest remainder), each at least ``least``.
 
     ``total`` must be at least ``least`` times the number of shares.
     """
@@ -67,16 +70,17 @@ def divide(total: int, shares: Sequence[float], *, least: int) -> list[int]:
 def _dirichlet(
     labels: Sequence[int], partition: Dirichlet, classes: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Hsu et al. (arXiv 1909.06335, section 2): client k's class mix is q_k ~ Dir(alpha p), p the data set's own.
+    """Divide images as Hsu et al. do (arXiv 1909.06335, section 2). Return the indices of each client's images.
 
-    All clients get equally many images, give or take one. They draw in turn, one image at a time without
-    replacement: its class by q_k over the classes that still have images, then an image of that class. An image
-    counts as of one class, by :func:`image_class`; images without boxes are a class of their own.
+    Client k's class mix is q_k ~ Dir(alpha p), where p is the data set's own mix. All clients get equally many images,
+    give or take one. They draw in turn, one image at a time without replacement: first a class by q_k among the
+    classes that still have images, then an image of that class. An image's class is that of :func:`image_class`;
+    images without boxes form a class of their own.
     """
     order = rng.permutation(len(labels))
     stock: list[list[int]] = [[] for _ in range(classes + 1)]
     for index in order:
-        stock[labels[index]].append(int(index))  # -1 is the last
+        stock[labels[index]].append(int(index))  # class -1 is the last list
     left = np.array([len(images) for images in stock], dtype=np.float64)
     present = left > 0
     mixes = np.zeros((partition.clients, classes + 1))
@@ -85,7 +89,7 @@ def _dirichlet(
     for turn in range(len(labels)):
         client = turn % partition.clients
         chances = np.where(left > 0, mixes[client], 0.0)
-        if not np.isfinite(chances).all() or chances.sum() <= 0:  # its classes are used up: by what is left
+        if not np.isfinite(chances).all() or chances.sum() <= 0:  # the client's classes are used up
             chances = left
         label = int(rng.choice(len(left), p=chances / chances.sum()))
         parts[client].append(stock[label].pop())

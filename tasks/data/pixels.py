@@ -18,11 +18,11 @@ from tasks.spec.data import Exif
 
 # What Pillow raises on bad files.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-# What a folder is searched for; a file that is named may have any suffix that Pillow reads.
+# Suffixes that are searched for in a folder. A file that an annotation names may have any suffix that Pillow reads.
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 UPRIGHT = 1
 
-# From the stored pixels to those that are shown, by EXIF orientation.
+# By EXIF orientation: how to turn the stored pixels upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +35,7 @@ _TURNS = {
 _TURNS_BACK = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
-# PNG chunks with an orientation may follow the pixels, and Pillow decodes all of them to look.
+# Marks of PNG chunks with an orientation. These may follow the pixels, and Pillow decodes all pixels to find them.
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
 _WIDTH_TAG, _HEIGHT_TAG, _BITS_TAG = 256, 257, 258  # of TIFF
 
@@ -47,10 +47,10 @@ _LAST_BYTES = 4096
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of its pixels before any is decoded.
+    """The properties of an image file that can be read without decoding its pixels.
 
-    ``size`` is (width, height) of the stored pixels. ``orientation`` is EXIF's, 1 to 8; 1 where there is none.
-    ``deep``: more than 8 bits a channel. ``whole``: False for a JPEG that is cut short.
+    ``size`` is (width, height) of the stored pixels. ``orientation`` is EXIF's, 1 to 8, or 1 if the file has none.
+    ``deep`` is True for more than 8 bits a channel. ``whole`` is False for a truncated JPEG.
     """
 
     size: tuple[int, int]
@@ -60,7 +60,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """The header of an image file of these bytes; nothing is decoded.
+    """Read the header of the image file with these bytes. Nothing is decoded.
 
     Raises:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: Pillow cannot read it, or its pixels have no
@@ -73,7 +73,7 @@ def read_header(data: bytes) -> Header:
 
 
 def read_rgb(data: bytes, exif: Exif = "as-stored") -> Image.Image:
-    """The image of these bytes in mode RGB, its pixels as stored or turned by its EXIF orientation.
+    """Decode these bytes to an image in mode RGB, with pixels as stored or turned by the EXIF orientation.
 
     Raises:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: Pillow cannot decode it, or its pixels have no
@@ -83,7 +83,7 @@ def read_rgb(data: bytes, exif: Exif = "as-stored") -> Image.Image:
         orientation = _orientation(image, data)
         turned_by_pillow = image.format == "TIFF"
         pixels = _eight_bits(image)
-        # Of an RGB image, `convert` would be a copy as large as the image.
+        # `convert` would copy an image that is RGB already.
         pixels.load()
         if pixels.mode != "RGB":
             pixels = pixels.convert("RGB")
@@ -94,7 +94,7 @@ def read_rgb(data: bytes, exif: Exif = "as-stored") -> Image.Image:
 
 
 def has_orientation(data: bytes) -> bool:
-    """Whether EXIF says that the image of these bytes is to be shown turned or mirrored.
+    """Return whether the EXIF orientation of the image with these bytes turns or mirrors it.
 
     Raises:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: Pillow cannot read it.
@@ -104,7 +104,7 @@ def has_orientation(data: bytes) -> bool:
 
 
 def turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(width, height) of an image of stored ``size`` once its EXIF orientation is applied."""
+    """Return the (width, height) of an image of stored ``size`` once its EXIF orientation is applied."""
     return size[::-1] if orientation in _SIDEWAYS else size
 
 
@@ -113,13 +113,13 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         return UPRIGHT
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except (*UNREADABLE, struct.error):  # the pixels are good, whatever is in there
+    except (*UNREADABLE, struct.error):  # broken EXIF does not make the pixels unusable
         return UPRIGHT
     return found if found in _TURNS else UPRIGHT
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    if image.format == "TIFF":  # Pillow states the turned size
+    if image.format == "TIFF":  # here Pillow's `size` is the turned one
         tags = image.tag_v2  # type: ignore[attr-defined]
         return int(tags[_WIDTH_TAG]), int(tags[_HEIGHT_TAG])
     return image.size
@@ -134,7 +134,10 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether it is grey of 16 bits, from which ``convert`` would cut all above 255. Pillow opens some as 32 bits."""
+    """Return whether the image is 16-bit grey. Pillow opens some such files as 32-bit.
+
+    ``convert`` would clip their values at 255.
+    """
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
@@ -154,10 +157,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the first image of a JPEG file has its end marker.
+    """Return whether the first image of a JPEG file has its end marker.
 
-    Decoding would tell too, but costs much more. Mostly the marker is at the end of the file. Cameras append a video or
-    data of their own: then the segments are gone through, so that the end of a thumbnail in the header does not count.
+    Decoding would answer this too, but costs much more. Usually the marker is at the end of the file. If a camera
+    appended a video or other data, the segments are skipped one by one, so that the end marker of a thumbnail in the
+    header does not count.
     """
     if bytes((0xFF, _END)) in data[-_LAST_BYTES:]:
         return True

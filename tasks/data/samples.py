@@ -1,4 +1,4 @@
-"""Labelled images and how a federation's clients share them. Nothing here reads a file."""
+"""Labelled images, and their division among a federation's clients. Nothing here reads a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 class ImageSample:
     """One image and its objects.
 
-    ``boxes`` is float32 [n, 4], xmin, ymin, xmax, ymax in pixels of the original image; ``labels`` is int64
-    [n], indices into the data set's classes; ``key`` is the image's id and ``content`` the sha256 (hex) of
-    the file. ``difficult`` is bool [n], PASCAL VOC's flag; None: no object has it. An evaluation ignores
-    difficult objects. Training and the test loss take them as any other: the devkit leaves it open, torchvision's
-    ``VOCDetection`` hands them all over and Detectron2 trains on them (Darknet's ``voc_label.py`` drops them).
-    ``turn`` is the EXIF orientation that the reading applies, 1: pixels as they are stored; size and boxes are of what
-    is read.
+    ``boxes`` is float32 [n, 4]: xmin, ymin, xmax, ymax in pixels of the original image. ``labels`` is int64 [n]:
+    indices into the data set's classes. ``key`` is the image's id and ``content`` the sha256 (hex) of the file.
+    ``turn`` is the EXIF orientation that is applied when the image is read (1: pixels as stored). Size and boxes refer
+    to the image as read.
+
+    ``difficult`` is PASCAL VOC's flag, bool [n], or None if no object has it. An evaluation ignores difficult objects.
+    Training and the test loss treat them like any other. The devkit leaves this open; torchvision's ``VOCDetection``
+    returns them all and Detectron2 trains on them, while Darknet's ``voc_label.py`` drops them.
     """
 
     path: Path
@@ -40,7 +41,7 @@ class FederatedData:
     """A data set, divided among clients.
 
     With one global test set, all clients share the same tuple in ``test``, so that it is evaluated once.
-    ``digest`` is the sha256 (hex) of the content; both divisions of one data set have the same.
+    ``digest`` is the sha256 (hex) of the content. It does not depend on the division.
     """
 
     name: str
@@ -51,9 +52,9 @@ class FederatedData:
 
 
 def samples_digest(samples: Iterable[ImageSample]) -> str:
-    """sha256 (hex) over images as read, boxes, labels and difficult ones, in order: equal test sets have one digest.
+    """Return the sha256 (hex) over images as read, boxes, labels and difficult flags, in order.
 
-    Paths and image ids do not count, so two machines that keep the set in different folders agree.
+    Paths and image ids do not count, so the digest is the same on machines that keep the set in different folders.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -69,7 +70,7 @@ def samples_digest(samples: Iterable[ImageSample]) -> str:
 
 
 def class_counts(samples: Iterable[ImageSample], classes: Sequence[str]) -> dict[str, int]:
-    """Number of boxes by class name; a class without boxes counts 0."""
+    """Return the number of boxes by class name, 0 for a class without boxes."""
     counts = np.zeros(len(classes), dtype=np.int64)
     for sample in samples:
         counts += np.bincount(sample.labels, minlength=len(classes))

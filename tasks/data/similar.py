@@ -1,4 +1,4 @@
-"""Images that look alike: a difference hash, and the nearest of many by Hamming distance."""
+"""Find images that look alike: a difference hash, and the nearest of many hashes by Hamming distance."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tasks.errors import DataError
 
 HASH_SIDE = 16  # 16 x 16 comparisons: 256 bits
 NEAR_BITS = 16
-"""Of the 256 bits: two images that differ in no more count as near-duplicates.
+"""Two images count as near-duplicates if their 256-bit hashes differ in at most this many bits.
 
-In Federated Street, frames of one camera a few seconds to minutes apart differ in 3 to about 25 bits, images of
-different cameras in 84 and more (median 124). At 16 the same objects still stand in the same places.
+In Federated Street, frames of one camera a few seconds to minutes apart differ in 3 to about 25 bits, and images of
+different cameras in 84 or more (median 124). Frames that differ in 16 bits still have the same objects in the same
+places.
 """
 
 _BLOCK = 512  # rows compared at a time: bounds the memory
 
 
 def thumbnail(path: Path) -> NDArray[np.uint8]:
-    """Grey levels [16, 17] of an image, each the mean of its part. The whole image is decoded; damage within a JPEG's
-    data decodes to grey blocks, and is no error.
+    """Return grey levels [16, 17] of an image, each the mean of its part.
+
+    The whole image is decoded. Damaged parts of a JPEG's data decode to grey blocks and are not an error.
 
     Raises:
         DataError: the file cannot be read or decoded.
@@ -38,17 +40,23 @@ def thumbnail(path: Path) -> NDArray[np.uint8]:
 
 
 def difference_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """dHash of a thumbnail as uint64 [4]: a bit for each two neighbours in a row, set if the left one is brighter."""
+    """Return the dHash of a thumbnail as uint64 [4].
+
+    It has a bit for each two neighbours in a row, set if the left one is brighter.
+    """
     return np.packbits(grey[:, :-1] > grey[:, 1:]).view(np.uint64)
 
 
 def is_uniform(grey: NDArray[np.uint8]) -> bool:
-    """Whether so few neighbours differ that the hash tells nothing: any two such images would be near-duplicates."""
+    """Return whether so few neighbours differ that any two such images would count as near-duplicates."""
     return int((grey[:, :-1] != grey[:, 1:]).sum()) <= NEAR_BITS
 
 
 def nearest(queries: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each query [n, 4]: the index of the first nearest of ``hashes`` [m, 4], m >= 1, and its distance in bits."""
+    """Return, for each query [n, 4], the index of the nearest of ``hashes`` [m, 4], m >= 1, and its distance in bits.
+
+    Of equally near hashes, the first counts.
+    """
     indices = np.zeros(len(queries), dtype=np.int64)
     distances = np.zeros(len(queries), dtype=np.int64)
     for start in range(0, len(queries), _BLOCK):

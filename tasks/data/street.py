@@ -2,10 +2,10 @@
 
 A folder holds ``Images/<image_id>.jpg``, ``train_label.json`` and ``test_label.json``. An entry of the labels
 is ``{"image_id": "000001", "device_1_id": "1", "device_2_id": "2", "items": [{"class": ..., "bbox": [4
-strings]}]}``. The published description calls the keys ``device1_id`` and ``device2_id`` and has the splits
-the other way round: in the files ``device_1_id`` has 20 values (Street-20) and ``device_2_id`` has 5
-(Street-5). Test entries have no device: one global test set. This reader also takes test entries that all
-carry a device: a test set per device.
+strings]}]}``. The published description calls the keys ``device1_id`` and ``device2_id`` and swaps the splits: in
+the files, ``device_1_id`` has 20 values (Street-20) and ``device_2_id`` has 5 (Street-5). Test entries have no device
+and form one global test set. This reader also accepts test entries that all have a device, and then makes one test
+set per device.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load_street(
     """Read labels and image headers; every image's bytes are read and hashed once, none is decoded.
 
     Clients are the devices "1" to "5" or "20", in numeric order. Classes are in alphabetical order. Boxes
-    stay as published. With ``faults`` that collect, what is usable is returned.
+    stay as published. If ``faults`` collects mistakes, the usable part is returned.
 
     Raises:
         DataError: a folder, file, key, class, box, device or image is missing or wrong, or the content is not
@@ -67,7 +67,7 @@ def load_street(
 
 
 def _read_labels(path: Path, device_key: str, faults: Faults) -> tuple[list[Entry], str]:
-    """The entries of one label file, and the sha256 of the file."""
+    """Return the entries of one label file, and the sha256 of the file."""
     document, digest = read_json(path, faults)
     if not digest:
         return [], digest
@@ -124,7 +124,7 @@ def _read_thing(at: str, item: Any, faults: Faults) -> Thing | None:
 
 
 def _read_box(at: str, value: Any, faults: Faults) -> Box | None:
-    """Four finite numbers, published as strings, that enclose an area."""
+    """Return a box of four finite numbers, published as strings, that enclose an area, or report it and return None."""
     try:
         if not isinstance(value, list) or len(value) != 4 or any(isinstance(number, bool) for number in value):
             raise ValueError

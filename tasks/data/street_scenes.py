@@ -1,4 +1,4 @@
-"""What the images of the synthetic street show, and how each is drawn: from the specification's seed alone.
+"""Plan and draw the images of the synthetic street, from the specification's seed alone.
 
 All tables stand in front of one group's cameras. Class mixes differ by device as in Hsu et al. (arXiv 1909.06335): a
 Dirichlet draw around the classes' shares.
@@ -29,11 +29,11 @@ GROUP_OF = (2, 4, 5, 2, 1, 1, 1, 1, 1, 2, 2, 2, 1, 4, 3, 2, 2, 4, 2, 1)
 # meets every class often enough to learn it.
 _SHARES = (0.13, 0.14, 0.17, 0.19, 0.12, 0.16, 0.09)
 _SIZES = ((56, 62), (58, 60), (56, 70), (132, 102), (50, 78), (180, 124), (118, 84))
-_CONCENTRATION = 4.0  # of the Dirichlet draw: low is more skewed
+_CONCENTRATION = 4.0  # of the Dirichlet draw: a lower one is more skewed
 _LOCAL_CLASS, _LOCAL_GROUP = "table", 2
 # Chance of 1, 2, ... objects in an image; 2.7 on average.
 _OBJECTS = (0.34, 0.24, 0.17, 0.10, 0.06, 0.05, 0.03, 0.01)
-_MOST_HIDDEN = 0.4  # of an object's box
+_MOST_HIDDEN = 0.4  # part of an object's box that other boxes may cover
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _DrawnObject(NamedTuple):
 
 
 def plan_images(spec: SyntheticStreet) -> tuple[list[ScenePlan], list[ScenePlan]]:
-    """What the training and the test images show. Every class is in at least one training image."""
+    """Plan the training and the test images. Every class is in at least one training image."""
     rng = np.random.default_rng((spec.seed, 0))
     shares = np.array(_SHARES)
     mixes = rng.dirichlet(_CONCENTRATION * shares, size=len(GROUP_OF)) + 0.02 * shares
@@ -85,7 +85,10 @@ def plan_images(spec: SyntheticStreet) -> tuple[list[ScenePlan], list[ScenePlan]
 
 
 def _with_every_class(plans: list[ScenePlan]) -> list[ScenePlan]:
-    """Small sets may miss a class: it then becomes the last object of an image that can spare one."""
+    """Return the plans with every class in them.
+
+    A class that a small set misses replaces the last object of an image, if another object has that object's class.
+    """
     plans = list(plans)
     for label, name in enumerate(CLASSES):
         counts = np.bincount([other for plan in plans for other in plan.labels], minlength=len(CLASSES))
@@ -100,7 +103,7 @@ def _with_every_class(plans: list[ScenePlan]) -> list[ScenePlan]:
 
 
 class SceneRenderer:
-    """Draws planned images, keeping the last camera's background."""
+    """Draws planned images. It keeps the last camera's background for the next image."""
 
     def __init__(self, spec: SyntheticStreet) -> None:
         self.spec = spec
@@ -118,10 +121,10 @@ class SceneRenderer:
             self._camera = camera
 
     def render(self, plan: ScenePlan) -> tuple[Image.Image, list[dict[str, Any]]]:
-        """The image and its objects as label items, farthest first."""
+        """Draw an image. Return it and its objects as label items, farthest first."""
         self._look_through(plan.camera)
         rng = np.random.default_rng((self.spec.seed, 3, int(plan.key)))
-        gain = np.int16(rng.integers(39, 75))  # of 64: time of day; 255 * 75 stays within int16
+        gain = np.int16(rng.integers(39, 75))  # brightness in 64ths, for the time of day; 255 * 75 stays within int16
         dy, dx = rng.integers(0, 32, size=2)
         noise = self._noise[dy : dy + self.spec.height, dx : dx + self.spec.width]
         pixels = np.clip(((self._background * gain) >> 6) + noise, 0, 255).astype(np.uint8)
@@ -147,7 +150,7 @@ class SceneRenderer:
         found: list[_DrawnObject] = []
         for label in labels:
             for _ in range(40):
-                foot = float(rng.uniform(0.3, 1.08))  # where it stands, in heights from the top: lower is nearer
+                foot = float(rng.uniform(0.3, 1.08))  # where the object stands, in image heights from the top
                 scale = self._near * (0.45 + 0.75 * foot) * float(np.exp(rng.normal(0, 0.2)))
                 stretch = float(np.exp(rng.normal(0, 0.1)))
                 width = max(6, round(_SIZES[label][0] * scale * stretch * self.spec.width / 704))
@@ -163,7 +166,7 @@ class SceneRenderer:
 
 
 def _mostly_visible(objects: Sequence[_DrawnObject]) -> bool:
-    """Whether the boxes that overlap one, nearer or not, cover no more than ``_MOST_HIDDEN`` of it, for each."""
+    """Return whether at most ``_MOST_HIDDEN`` of each object's box is covered by other boxes, nearer or not."""
     for number, one in enumerate(objects):
         covered = 0
         for other_number, other in enumerate(objects):

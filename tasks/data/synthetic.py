@@ -1,7 +1,7 @@
 """Synthetic street: a federated detection set that is drawn when no data set is at hand.
 
-Twenty cameras with fixed views, each one device of the 20-device split. The 20 nest in the 5 as Federated
-Street's do (arXiv 1910.11089), and images are divided as unevenly. :mod:`tasks.data.street_scenes` draws them.
+It has twenty cameras with fixed views, each one device of the 20-device split. The 20 devices nest in the 5, and
+images are divided as unevenly, as in Federated Street (arXiv 1910.11089). :mod:`tasks.data.street_scenes` draws them.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from tasks.spec.data import SyntheticStreet
 
 log = logging.getLogger(__name__)
 
-DRAWING = 1  # raised when the same specification gives other images; part of the folder's name
-# The fields that decide what is drawn, and so name the folder.
+DRAWING = 1  # version, part of the folder's name; to be raised when the same specification gives other images
+# The fields that decide the images. Their digest names the folder.
 _DRAWN_FROM = {"kind", "train_images", "test_images", "test", "width", "height", "seed"}
 
 _STALE_SECONDS = 3600.0
-CONTENTS = "contents.json"  # sha256 of each file of the set, by its path in there
-# Folders that this process has compared with their contents: path and inode.
+CONTENTS = "contents.json"  # sha256 of each file of the set, by its path in the set's folder
+# Path and inode of the folders whose files this process has compared with CONTENTS.
 _compared: set[tuple[Path, int]] = set()
 
 
 def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
-    """The folder of the set under ``root``, in Federated Street's published form; drawn if not there yet.
+    """Return the folder of the set under ``root``, in Federated Street's published form. Draw the set if it is missing.
 
-    Two processes may do this at once: each draws in a folder of its own, the first to finish puts its in
-    place. Test entries carry their device only for ``test: per-device``. Both splits share one folder, pooled or not.
+    Two processes may do this at once: each draws in a folder of its own, and the first to finish puts its folder in
+    place. Test entries have a device only for ``test: per-device``. Both splits share one folder, pooled or not.
 
-    A process hashes a set that is there once, for disks flip bits. What is damaged is drawn anew.
+    Each process hashes an existing set once, because disks flip bits. A damaged set is drawn anew.
 
     Raises:
         DataError: ``root`` cannot be written to.
@@ -83,14 +83,14 @@ def _publish(draft: Path, final: Path) -> None:
 
 
 def _damaged(folder: Path) -> str | None:
-    """A file of the set that is not as it was drawn; None: there is none, or this process has looked before."""
+    """Return a file of the set that is missing or changed. None: no file is, or this process has checked before."""
     key = (folder, folder.stat().st_ino)
     if key in _compared:
         return None
     try:
         contents = json.loads((folder / CONTENTS).read_bytes())
         files = dict(contents.items())
-    except (OSError, ValueError, AttributeError):  # none in a set that an older version drew
+    except (OSError, ValueError, AttributeError):  # sets that an older version drew have no such file
         return CONTENTS
     for file, expected in files.items():
         try:
@@ -105,7 +105,7 @@ def _damaged(folder: Path) -> str | None:
 
 
 def _repair(draft: Path, final: Path) -> None:
-    """Put each file of ``draft`` in the place of one in ``final`` that differs. Others may be reading the set."""
+    """Replace the files in ``final`` that differ from ``draft``'s, one by one: others may be reading the set."""
     for file in [*json.loads((draft / CONTENTS).read_bytes()), CONTENTS]:
         try:
             same = (final / file).read_bytes() == (draft / file).read_bytes()
@@ -122,8 +122,9 @@ def _sha256(path: Path) -> str:
 
 
 def _remove_stale(root: Path, digest: str) -> None:
-    """Remove drafts of killed processes: those that got no new file for an hour, and that nobody holds; for a clock
-    that is set makes any draft look old.
+    """Remove drafts of killed processes: those that got no new file for an hour and that no process holds.
+
+    The age alone does not prove it, because a change of the clock can make any draft look old.
     """
     for draft in root.glob(f".{digest}.*"):
         images = draft / IMAGES
@@ -137,7 +138,7 @@ def _remove_stale(root: Path, digest: str) -> None:
 
 @contextlib.contextmanager
 def _held(draft: Path) -> Iterator[None]:
-    """Lock the folder, as long as this process lives."""
+    """Lock the folder while the context lasts. The lock also ends when this process dies."""
     descriptor = os.open(draft, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -1,7 +1,7 @@
 """Reader of PASCAL VOC folders (Everingham et al., IJCV 2010): JPEGImages, Annotations, ImageSets/Main.
 
-One such folder for the whole set, or one for each device (``<device>/JPEGImages/…``), as Federated Street is
-also published; there each device's ``test.txt`` is the global test set again. Boxes stay as annotated: VOC's count
+A data set has one such folder, or one for each device (``<device>/JPEGImages/…``), as in Federated Street's second
+published form, where each device's ``test.txt`` repeats the global test set. Boxes stay as annotated: VOC counts
 pixels from 1, and nothing is subtracted.
 """
 
@@ -37,8 +37,8 @@ def load_voc(
 ) -> FederatedData:
     """Read lists, annotations and image headers; every image's bytes are read and hashed, none is decoded.
 
-    ``devices`` are those expected of a set with a folder for each; left out, all folders in VOC form count, in
-    numeric order. With ``faults`` that collect, what is usable is returned.
+    ``devices`` are the expected devices of a set with a folder for each. None: all folders in VOC form are devices, in
+    numeric order. If ``faults`` collects mistakes, the usable part is returned.
 
     Raises:
         DataError: a folder, list, annotation, class, box, device or image is missing or wrong, or the content is
@@ -52,7 +52,7 @@ def load_voc(
         found = _device_folders(root, spec, faults, devices)
         for device in found:
             _read_folder(root, f"{device}/", spec, parsed, faults, device=device, field=None)
-        # Not check_devices alone: a folder whose list is empty is a device without images.
+        # `found` goes in too, so that a folder with an empty list is reported as a device without images.
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, found or None)
     else:
         _read_folder(root, "", spec, parsed, faults, device=None, field=field)
@@ -165,7 +165,7 @@ def _read_annotation(
 
 
 def _size(document: ElementTree.Element) -> tuple[int, int] | None:
-    """The stated size; tools that do not know it leave it out or write 0."""
+    """Return the stated (width, height), or None: tools that do not know the size leave it out or write 0."""
     width, height = (document.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
     return (int(width), int(height)) if width.isdecimal() and height.isdecimal() and int(width) * int(height) else None
 

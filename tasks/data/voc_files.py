@@ -1,4 +1,4 @@
-"""Which files a PASCAL VOC folder names: the lines of its lists of images, and the image of each annotation."""
+"""Find the files of a PASCAL VOC folder: the images that its lists name, and the image of each annotation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_list(path: Path, data: bytes, annotated: Collection[str], faults: Faults) -> Iterator[str]:
-    """The names in a list of images whose file has the bytes ``data``. A line that is no name is reported.
+    """Yield the names in a list of images whose file has the bytes ``data``. Report lines that are not a name.
 
-    ``annotated`` are the names that have an annotation. A name may be written with its file's suffix.
+    ``annotated`` are the names that have an annotation. A line may give a name with its file's suffix.
     """
     if data.startswith(_UTF16):
         faults.add(f"{path}: expected UTF-8, found UTF-16")
@@ -49,17 +49,17 @@ def read_list(path: Path, data: bytes, annotated: Collection[str], faults: Fault
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The files of a folder of images by name without suffix: those that are images, by suffix or content."""
+    """The files of a folder of images: their ``names``, and in ``by_stem`` the names by name without suffix."""
 
     folder: Path
     names: frozenset[str]
     by_stem: dict[str, list[str]]
 
     def of(self, key: str, filename: str, where: str, faults: Faults) -> str | None:
-        """The file of the image of annotation ``key``: the one that ``filename`` names, else the one called ``key``.
+        """Return the image file of annotation ``key``: the file that ``filename`` names, else the one called ``key``.
 
-        ``filename`` is the text of ``<filename>``, and may name a file that is not there: tools rename and convert
-        images. None with the mistake reported if several files are called ``key`` and none is named.
+        ``filename`` is the text of ``<filename>``. It may name a missing file, because tools rename and convert
+        images. If it does, and several image files are called ``key``, report that and return None.
         """
         candidates = self._images(key)
         chosen = PurePosixPath(filename.strip().replace("\\", "/")).name
@@ -78,12 +78,12 @@ class ImageFiles:
     def _images(self, stem: str) -> list[str]:
         names = self.by_stem.get(stem, [])
         by_suffix = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-        # A file alone is taken for the image, so that the message names it if it is none.
+        # A single file is taken for the image. If it is not one, the message that follows names it.
         return by_suffix or (names if len(names) < 2 else [name for name in names if _opens(self.folder / name)])
 
 
 def list_images(folder: Path, faults: Faults) -> ImageFiles | None:
-    """The files of a folder of images, or None with the mistake reported."""
+    """List a folder of images, or report that it cannot be read and return None."""
     try:
         with os.scandir(folder) as items:
             names = sorted(item.name for item in items if item.is_file())
