@@ -1,7 +1,7 @@
-"""The interface that every detector fits: build, loss, predict, state.
+"""The interface of all detectors: build, loss, predict, state.
 
-The rest of the benchmark knows a detector by this class alone. A forward pass gives *outputs* that only the detector
-itself reads, so that one pass serves both the test loss and the detections.
+The rest of the benchmark uses a detector only through this class. A forward pass returns *outputs* that only the
+detector itself reads, so that one pass serves both the test loss and the detections.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image: boxes float32 [n, 4] in input pixels, scores [n] descending, labels [n]."""
+    """The detections of one image: boxes float32 [n, 4] in input pixels, scores [n] descending, labels [n]."""
 
     boxes: Tensor
     scores: Tensor
@@ -47,16 +47,16 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
-        """Outputs for ``images``, uint8 [B, 3, H, W] in 0…255."""
+        """Return the outputs for ``images``, uint8 [B, 3, H, W] in 0…255."""
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar terms, each a mean over the batch's images; their sum is what training minimises."""
+        """Return named scalar terms, each a mean over the batch's images. Training minimises their sum."""
 
     def learning_rate_factors(self) -> dict[float, list[nn.Parameter]]:
-        """Parameters by the part of the learning rate that they are trained at; every parameter once."""
+        """Return every parameter once, by the factor that multiplies its learning rate."""
         return {1.0: list(self.parameters())}
 
     @abstractmethod
     def predict(self, outputs: Any, *, score_threshold: float, nms_iou: float, max_detections: int) -> list[Detections]:
-        """Detections of each image after non-maximum suppression, at most ``max_detections`` a class."""
+        """Return each image's detections after non-maximum suppression, at most ``max_detections`` a class."""

@@ -22,13 +22,13 @@ from tasks.detectors.yolo_network import ConvBlock, YoloNetwork
 from tasks.errors import DataError
 
 FLOAT_BYTES = 4
-# A version part beyond this is no version: the file is something else.
+# Every part of a Darknet version is smaller. A file with a larger number is not a Darknet file.
 MAX_VERSION = 1000
 
 
 @dataclass(frozen=True)
 class DarknetHeader:
-    """Version of Darknet that wrote the file, and the images that the network had been trained on."""
+    """The header of a weight file: the version of Darknet, and ``seen``, the number of images trained on."""
 
     major: int = 0
     minor: int = 2
@@ -37,15 +37,15 @@ class DarknetHeader:
 
     @property
     def format(self) -> str:
-        """``struct`` format: 20 bytes, or 16 in the files of Darknet 0.1."""
+        """The header's ``struct`` format: 20 bytes, or 16 in the files of Darknet 0.1."""
         return "<3iq" if 10 * self.major + self.minor >= 2 else "<3ii"
 
 
 @dataclass(frozen=True)
 class DarknetReport:
-    """What a file gave a detector: cfg numbers of the convolutions loaded, and of those left as they were.
+    """The result of loading a file: the cfg's numbers of the convolutions loaded, and of those left as they were.
 
-    other_classes: the number of classes that the file's own outputs are for, when it is not the detector's.
+    other_classes: the number of classes of the file's outputs, if it is not the detector's.
     """
 
     file: str
@@ -65,14 +65,14 @@ class DarknetReport:
 
 @dataclass(frozen=True)
 class _Convolution:
-    """A convolution of the cfg: its layer number, its tensors in the file's order, its anchors if it is an output."""
+    """A convolution of the cfg: layer number, tensors in the file's order, and number of anchors if it is an output."""
 
     number: int
     tensors: tuple[Tensor, ...]
     anchors: int = 0
 
     def floats(self, classes: int) -> int:
-        """float32 values in a file of a network for ``classes`` classes."""
+        """Return the number of its float32 values in the file of a network for ``classes`` classes."""
         if self.anchors:
             weight = self.tensors[-1]
             return self.anchors * (5 + classes) * (weight.shape[1] * weight.shape[2] * weight.shape[3] + 1)
@@ -98,7 +98,8 @@ def _floats(convolutions: Sequence[_Convolution], classes: int) -> int:
 
 
 def read_header(path: Path) -> DarknetHeader:
-    """
+    """Read the header of a weight file.
+
     Raises:
         DataError: the file cannot be read, is too short for a header, or does not start with one.
     """
@@ -125,14 +126,14 @@ def read_header(path: Path) -> DarknetHeader:
 
 
 def load_darknet(detector: YoloNetwork, path: Path) -> DarknetReport:
-    """Load a Darknet file into ``detector``, in place; nothing is changed unless all of the file fits.
+    """Load a Darknet file into ``detector`` in place. Nothing is changed unless the whole file fits.
 
-    A file for another number of classes gives all but the output convolutions. A file that ends with a layer gives
-    the layers up to there; one named ``X.conv.N`` must end with layer N − 1.
+    From a file for another number of classes, all but the output convolutions are loaded. A file may end with any
+    layer, and then the layers up to there are loaded. A file named ``X.conv.N`` must end with layer N − 1.
 
     Raises:
-        DataError: the file is no Darknet file, is shorter or longer than the network (both lengths are named), or
-            holds values that are no weights.
+        DataError: the file is not a Darknet file, is shorter or longer than the network (the message names both
+            lengths), or holds values that cannot be weights.
     """
     header = read_header(path)
     offset = struct.calcsize(header.format)
@@ -163,7 +164,7 @@ def load_darknet(detector: YoloNetwork, path: Path) -> DarknetReport:
 
 
 def _match(detector: YoloNetwork, path: Path, size: int, offset: int) -> tuple[list[_Convolution], int | None]:
-    """The convolutions that a file of ``size`` bytes holds, and its number of classes if not the detector's."""
+    """Return the convolutions in a file of ``size`` bytes, and its number of classes if it is not the detector's."""
     every = _convolutions(detector)
     classes = detector.num_classes
     named = re.search(r"\.conv\.(\d+)$", path.name)
@@ -172,7 +173,7 @@ def _match(detector: YoloNetwork, path: Path, size: int, offset: int) -> tuple[l
     if not rest:
         if found == _floats(wanted, classes):
             return wanted, None
-        # Outputs have 5 + classes filters an anchor; the length tells how many. With -5 classes they have none.
+        # Outputs have 5 + classes filters an anchor, so the length gives the classes. With -5 classes they have none.
         fixed = _floats(wanted, -5)
         a_filter = _floats(wanted, -4) - fixed
         if a_filter and (found - fixed) % a_filter == 0 and (found - fixed) // a_filter > 5:
@@ -189,7 +190,7 @@ def _match(detector: YoloNetwork, path: Path, size: int, offset: int) -> tuple[l
 
 
 def _runs(chosen: Sequence[int], others: Sequence[int]) -> str:
-    """``0–80, 84–92``: layer numbers as first and last of each run that none of ``others`` interrupts."""
+    """Return ``chosen`` as text, ``0–80, 84–92``: first and last of each run without one of ``others`` in between."""
     runs: list[list[int]] = []
     following = False
     for number in sorted((*chosen, *others)):

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, a backbone for small machines: EfficientNet (arXiv 1905.11946) without squeeze and excitation.
 
-As in TensorFlow's ``efficientnet/lite``: ReLU6, padding as TensorFlow does it, inputs (pixel − 127) / 128. BatchNorm is
-folded into the convolutions.
+As in TensorFlow's ``efficientnet/lite``, it has ReLU6, TensorFlow's padding, and inputs (pixel − 127) / 128. BatchNorm
+is folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPSILON = 1e-3  # of the pretrained BatchNorm, from TensorFlow
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks alike: the first has the stride and changes the channels."""
+    """A row of equal blocks, except that the first has the stride and changes the channels."""
 
     blocks: int
     kernel: int
@@ -42,13 +42,13 @@ STAGES = (
     Stage(1, 3, 1, 6, 320),
 )
 STEM_CHANNELS = 32
-# The last block of each of the strides 8, 16 and 32, and the channels there.
+# The last block at each of the strides 8, 16 and 32, and its output channels.
 OUTPUT_BLOCKS = (4, 10, 15)
 OUTPUT_CHANNELS = (40, 112, 320)
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution that pads as TensorFlow's SAME: at stride 2, even sizes get the odd pixel right and below."""
+    """A convolution with TensorFlow's SAME padding: at stride 2, even sizes get the odd pixel right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -60,7 +60,10 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1 x 1, filter each channel, project by a 1 x 1; the input is added where the shape stays."""
+    """A block that expands by a 1 x 1 convolution, filters each channel, and projects by a 1 x 1 convolution.
+
+    The input is added to the output if both have the same shape.
+    """
 
     def __init__(self, channels_in: int, channels: int, *, kernel: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The stem and 16 blocks; what follows them for classification is left out. 3.4 M parameters."""
+    """The stem and the 16 blocks, without the layers for classification. 3.4 M parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,12 +88,12 @@ class EfficientNetLite0(nn.Module):
         self.blocks = nn.ModuleList(_blocks())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Each output's variance is its inputs': nothing normalises here.
+                # Outputs get the variance of their inputs, because no layer normalises them.
                 nn.init.kaiming_normal_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps at strides 8, 16 and 32 with 40, 112 and 320 channels; images are uint8 [B, 3, H, W]."""
+        """Return maps at strides 8, 16 and 32 with 40, 112 and 320 channels; images are uint8 [B, 3, H, W]."""
         x = ((images.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
         x = functional.relu6(self.stem(x), inplace=True)
         maps = []
@@ -101,7 +104,7 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def freeze(self, blocks: int) -> None:
-        """Stop training the stem and the first ``blocks`` blocks; none: nothing."""
+        """Exclude the stem and the first ``blocks`` blocks from training. With 0 blocks, all are trained."""
         if blocks:
             for module in (self.stem, *self.blocks[:blocks]):
                 module.requires_grad_(False)
@@ -117,7 +120,7 @@ def _blocks() -> Iterator[InvertedResidual]:
 
 
 def load_pretrained(backbone: EfficientNetLite0, path: Path) -> None:
-    """Load the package's state dict, each BatchNorm folded into the convolution before it.
+    """Load the package's state dict, and fold each BatchNorm into the convolution before it.
 
     w' = w · γ / √(σ² + ε), b' = β − μ · γ / √(σ² + ε).
 
@@ -126,7 +129,7 @@ def load_pretrained(backbone: EfficientNetLite0, path: Path) -> None:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the archive's reader raises
+    except Exception as error:  # torch passes on any error of the archive's reader
         raise DataError(f"{path}: expected a state dict: {str(error).splitlines()[0]}") from None
     with torch.no_grad():
         for conv, name, norm in _convolutions(backbone):
@@ -139,7 +142,7 @@ def load_pretrained(backbone: EfficientNetLite0, path: Path) -> None:
 
 
 class _PretrainedConv(NamedTuple):
-    """A convolution of ours, its name in the package's file, and its norm's name there."""
+    """A convolution of the backbone, its name in the package's file, and the name of its BatchNorm there."""
 
     conv: nn.Conv2d
     name: str

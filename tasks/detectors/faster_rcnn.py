@@ -1,7 +1,7 @@
 """Faster R-CNN (arXiv 1506.01497): proposals, then a class and a box for each; assembled from torchvision's parts.
 
-Modules have the names that they have in torchvision's ``FasterRCNN``, so that its checkpoints fit. Its resizing is
-left out: inputs are of one size already. Class 0 of the box head is the background.
+Modules have the same names as in torchvision's ``FasterRCNN``, so that its checkpoints fit. torchvision's resizing is
+left out, because inputs have one size already. Class 0 of the box head is the background.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.detectors.faster_rcnn_parts import maps_of, parts_of
 from tasks.detectors.suppression import suppress
 from tasks.spec.faster_rcnn import FasterRcnnSpec
 
-# Of ImageNet's images, on which the backbones were trained.
+# Of the ImageNet images that the backbones were trained on.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Section 3.1.3, and section 2.3 of Fast R-CNN (arXiv 1504.08083).
 PROPOSAL_NMS_IOU = 0.7
@@ -31,9 +31,10 @@ ANCHOR_OBJECT_IOU, ANCHOR_BACKGROUND_IOU = 0.7, 0.3
 ANCHORS_SAMPLED, ANCHORS_ON_OBJECTS = 256, 0.5
 PROPOSAL_OBJECT_IOU = 0.5
 PROPOSALS_ON_OBJECTS = 0.25
-# A box with a thinner side, in pixels, is empty: as truth it has no logarithm, as detection it is dropped.
+# Pixels. A true box with a thinner side is left out, because the logarithm of its size may not be finite. A detection
+# with a thinner side is dropped.
 THINNEST = 0.01
-# What the samplers draw from in evaluation mode, for each image anew.
+# Seed of the samplers in evaluation mode, set anew for each image.
 EVALUATION_SEED = 0
 
 Masks = tuple[list[Tensor], list[Tensor]]
@@ -41,13 +42,13 @@ Masks = tuple[list[Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class FasterRcnnOutputs:
-    """One pass over a batch.
+    """The outputs of one pass over a batch.
 
     maps: the backbone's, by name. anchors: float32 [N, 4] in input pixels, the same for each image. objectness:
     float32 [B, N] logits. deltas: float32 [B, N, 4] from the anchors. proposals: float32 [n, 4] an image, best first.
     scored: the box head's logits [n, 1 + C] and deltas [n, 4 (1 + C)] for each image's proposals; None in training
-    mode, where it is asked for a sample of them only. size: height and width of the input. amp: computed with
-    automatic mixed precision.
+    mode, in which the loss scores only a sample of them. size: height and width of the input. amp: whether the pass
+    used automatic mixed precision.
     """
 
     maps: dict[str, Tensor]
@@ -61,10 +62,10 @@ class FasterRcnnOutputs:
 
 
 class Sampler(nn.Module):
-    """torchvision's sampler. In evaluation mode each image is drawn from a fixed seed, on the CPU.
+    """torchvision's sampler. In evaluation mode it draws each image's sample from a fixed seed, on the CPU.
 
-    So the test loss is the same whenever it is asked for, an image's sample does not depend on its batch, and torch's
-    global generators stay as they were.
+    So every evaluation has the same test loss, an image's sample does not depend on its batch, and torch's global
+    generators stay as they were.
     """
 
     def __init__(self, draw: Callable[[list[Tensor]], Masks]) -> None:
@@ -72,7 +73,7 @@ class Sampler(nn.Module):
         self.draw = draw
 
     def forward(self, labels: list[Tensor]) -> Masks:
-        """Masks of the positives and of the negatives drawn, one pair an image; labels < 0 are never drawn."""
+        """Return masks of the drawn positives and of the drawn negatives, one an image. Labels < 0 are never drawn."""
         if self.training:
             return self.draw(labels)
         positives, negatives = [], []
@@ -86,7 +87,7 @@ class Sampler(nn.Module):
 
 
 class FasterRcnn(Detector):
-    """Backbone, proposal network and box head; which ones, the specification's kind tells."""
+    """Faster R-CNN with the backbone, proposal network and box head of the specification's kind."""
 
     def __init__(self, spec: FasterRcnnSpec, num_classes: int) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class FasterRcnn(Detector):
         self.roi_heads.fg_bg_sampler = Sampler(self.roi_heads.fg_bg_sampler)
 
     def train(self, mode: bool = True) -> FasterRcnn:
-        """As in any module, but statistics of layers that are not trained stay as they are."""
+        """Set the mode as in any module, but keep the BatchNorm statistics of layers that are not trained."""
         super().train(mode)
         for module in self.backbone.modules():
             if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
@@ -136,7 +137,7 @@ class FasterRcnn(Detector):
         return {self.backbone_lr: backbone, 1.0: rest} if self.backbone_lr != 1 else {1.0: backbone + rest}
 
     def forward(self, images: Tensor) -> FasterRcnnOutputs:
-        """``images`` may be of another size than the detector's, in multiples of 32."""
+        """Return the outputs for ``images``, whose size may differ from the detector's, in multiples of 32."""
         size = (images.shape[2], images.shape[3])
         mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (MEAN, STD))
         x = ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -162,7 +163,7 @@ class FasterRcnn(Detector):
         return replace(outputs, scored=self._score(outputs, proposals))
 
     def _score(self, outputs: FasterRcnnOutputs, boxes: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Logits and deltas of ``boxes``, image by image; the backbone's maps are used again."""
+        """Return logits and deltas of ``boxes``, image by image, from the maps of the pass."""
         with torch.autocast(boxes[0].device.type, enabled=outputs.amp):
             pooled = self.roi_heads.box_roi_pool(outputs.maps, boxes, [outputs.size] * len(boxes))
             logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
@@ -170,11 +171,11 @@ class FasterRcnn(Detector):
         return logits.float().split(counts), deltas.float().split(counts)
 
     def loss(self, outputs: FasterRcnnOutputs, targets: Targets) -> dict[str, Tensor]:
-        """torchvision's four terms: ``objectness``, ``rpn_box``, ``classifier``, ``box``.
+        """Return torchvision's four terms: ``objectness``, ``rpn_box``, ``classifier``, ``box``.
 
-        In training they are means over the batch's samples, as torchvision's are; nearly all images have equally many.
-        In evaluation mode an image's terms are its own, whatever it shares a batch with, and the batch has their
-        mean. Boxes without an area are left out.
+        In training they are means over the batch's samples, as torchvision's are; nearly all images have equally many
+        samples. In evaluation mode each image has its own terms, independent of the rest of the batch, and their means
+        are returned. Boxes without an area are left out.
         """
         truth = [
             {"boxes": boxes[whole], "labels": labels[whole] + 1}
@@ -200,13 +201,13 @@ class FasterRcnn(Detector):
         return {"objectness": objectness, "rpn_box": box}
 
     def _sampled_terms(self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Terms of the box head from a sample that it is asked for now."""
+        """Return the box head's terms. The head scores a sample of the proposals here."""
         boxes, chosen, labels, wanted = self._sample(outputs.proposals, truth)
         logits, deltas = self._score(outputs, [box[index] for box, index in zip(boxes, chosen, strict=True)])
         return _head_terms(logits, deltas, labels, wanted)
 
     def _scored_terms(self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Terms of the box head, image by image, from what it said of the proposals; only the truth is asked for."""
+        """Return the box head's terms, image by image. Proposals are scored already; here it scores the true boxes."""
         scored = outputs.scored or self._score(outputs, outputs.proposals)
         added = self._score(outputs, [item["boxes"] for item in truth])
         logits, deltas = (
@@ -222,14 +223,14 @@ class FasterRcnn(Detector):
     def _sample(
         self, proposals: list[Tensor], truth: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[Tensor]]:
-        """For each image: proposals and truth, the indices drawn from them, and of these labels and wanted deltas."""
+        """Return, image by image: proposals and truth, the drawn indices, and the labels and deltas wanted there."""
         true_boxes = [item["boxes"] for item in truth]
         boxes = self.roi_heads.add_gt_proposals(proposals, true_boxes)
         matched, labels = self.roi_heads.assign_targets_to_proposals(
             boxes, true_boxes, [item["labels"] for item in truth]
         )
         chosen = self.roi_heads.subsample(labels)
-        # Without any object the background's samples are matched to box 0: an empty one, whose deltas nobody reads.
+        # In an image without objects, background samples match box 0: an empty box, whose deltas are never used.
         some = [box if len(box) else box.new_zeros(1, 4) for box in true_boxes]
         wanted = self.roi_heads.box_coder.encode(
             [box[match[index]] for box, match, index in zip(some, matched, chosen, strict=True)],
@@ -256,7 +257,7 @@ class FasterRcnn(Detector):
 def _head_terms(
     logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: list[Tensor], wanted: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Terms ``classifier`` and ``box`` of one or more images: means over their samples; 0 where there are none."""
+    """Return the terms ``classifier`` and ``box`` of one or more images: means over their samples, 0 without any."""
     every, changes = torch.cat(list(logits)), torch.cat(list(deltas))
     if not len(every):
         return {"classifier": every.sum(), "box": changes.sum()}

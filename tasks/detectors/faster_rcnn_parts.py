@@ -1,4 +1,4 @@
-"""What the three Faster R-CNNs are assembled from: backbone, anchors, pooling and box head, all torchvision's."""
+"""The parts of the three Faster R-CNNs: backbone, anchors, pooling and box head, all from torchvision."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ POOLED = 7
 RATIOS = (0.5, 1.0, 2.0)
 VGG16_STRIDE = 16
 VGG16_CHANNELS = 512
-# Best anchors of an image that enter non-maximum suppression, in training and in evaluation, where there is one map;
-# with a pyramid, as many of each map as there are proposals.
+# How many of an image's best anchors enter non-maximum suppression, in training and in evaluation. With a pyramid it
+# is the number of proposals for each map.
 VGG16_CANDIDATES = (12_000, 6_000)
 RESNET_STAGES, MOBILENET_STAGES = 5, 6
 PYRAMID_FC_WIDTH = 1024
@@ -35,10 +35,10 @@ PYRAMID_FC_WIDTH = 1024
 
 @dataclass(frozen=True)
 class Parts:
-    """``backbone`` gives maps by name, or one map; ``pool`` and ``head`` are as RoIHeads takes them.
+    """The parts of one detector. ``backbone`` returns maps by name, or one map; RoIHeads takes ``pool`` and ``head``.
 
-    candidates: anchors of a map that enter non-maximum suppression, in training and in evaluation.
-    fc_width: outputs of the box head.
+    candidates: number of anchors of a map that enter non-maximum suppression, in training and in evaluation.
+    fc_width: number of outputs of the box head.
     """
 
     backbone: nn.Module
@@ -51,18 +51,18 @@ class Parts:
 
 
 class SingleMapRoIPool(nn.Module):
-    """RoIPool (arXiv 1504.08083, section 2.1) of the one map that there is, called as MultiScaleRoIAlign is."""
+    """RoIPool (arXiv 1504.08083, section 2.1) over a single map, with the interface of MultiScaleRoIAlign."""
 
     output_size = (POOLED, POOLED)
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
-        """[n, channels, 7, 7] from ``boxes``, one float32 [n_i, 4] an image in pixels of the input."""
+        """Return [n, channels, 7, 7] for ``boxes``, one float32 [n_i, 4] an image in pixels of the input."""
         pooled: Tensor = roi_pool(maps["0"], boxes, self.output_size, spatial_scale=1 / VGG16_STRIDE)
         return pooled
 
 
 def parts_of(spec: FasterRcnnSpec) -> Parts:
-    """Fresh parts, their weights drawn from torch's global generator."""
+    """Build the parts, with weights drawn from torch's global generator."""
     match spec:
         case FasterRcnnVgg16Spec():
             return _vgg16(spec)
@@ -73,7 +73,7 @@ def parts_of(spec: FasterRcnnSpec) -> Parts:
                 norm_layer=_norm(spec),
                 trainable_layers=RESNET_STAGES - spec.frozen,
             )
-            # arXiv 1612.03144, section 4.1: one size a map.
+            # arXiv 1612.03144, section 4.1: one anchor size a map.
             return _pyramid(spec, backbone, ((32,), (64,), (128,), (256,), (512,)))
         case FasterRcnnMobileNetV3Spec():
             backbone = mobilenet_backbone(
@@ -87,7 +87,7 @@ def parts_of(spec: FasterRcnnSpec) -> Parts:
 
 
 def _vgg16(spec: FasterRcnnVgg16Spec) -> Parts:
-    """``vgg16().features[:-1]`` (without drawing its classifier), fc6 and fc7; arXiv 1506.01497, section 3.1."""
+    """Build ``vgg16().features[:-1]``, without drawing its classifier, and fc6 and fc7 (arXiv 1506.01497, 3.1)."""
     backbone = make_layers(cfgs["D"])[:-1]
     convolutions = [layer for layer in backbone if isinstance(layer, nn.Conv2d)]
     for number, layer in enumerate(convolutions):
@@ -122,18 +122,18 @@ def _pyramid(spec: FasterRcnnPyramidSpec, backbone: nn.Module, sizes: tuple[tupl
 
 
 def _norm(spec: FasterRcnnPyramidSpec) -> type[nn.Module]:
-    """A normalisation by the name that the specification gives it: a class, called with the channels."""
+    """Return the class of the normalisation that the specification names. It is called with the channels."""
     return {"batch-norm": nn.BatchNorm2d, "frozen-batch-norm": FrozenBatchNorm2d, "group-norm": GroupNorm}[spec.norm]
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups (arXiv 1803.08494, section 4.1), or as many powers of two as divide the channels."""
+    """GroupNorm of 32 groups (arXiv 1803.08494, 4.1), or of the largest smaller power of two that divides channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(math.gcd(32, channels), channels)
 
 
 def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The backbone's maps by name, finest first."""
+    """Return the backbone's maps by name, finest first."""
     maps: Tensor | dict[str, Tensor] = backbone(images)
     return OrderedDict([("0", maps)]) if isinstance(maps, torch.Tensor) else maps

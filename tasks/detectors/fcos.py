@@ -1,8 +1,8 @@
 """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0, with separable convolutions.
 
-Every point of three maps (strides 8, 16, 32) tells its classes' scores and its distances to the four sides of a box.
-The score is trained to be the box's overlap with its object (varifocal loss, arXiv 2008.13367), so that no centerness
-is needed.
+Every point of three maps (strides 8, 16, 32) predicts a score for each class and the distances to the four sides of a
+box. The score is trained to be the box's overlap with its object (varifocal loss, arXiv 2008.13367), so that no
+centerness is needed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ STRIDES = (8, 16, 32)
 CHANNELS = 96
 GROUPS = 8
 TOWER = 2  # blocks before the output of each branch
-# A random point is on an object about this often; the bias starts there (arXiv 1708.02002, section 4.1).
+# About this part of the points is on an object. The bias starts at it (arXiv 1708.02002, section 4.1).
 OBJECT_PRIOR = 0.01
 # Distances are exp(t) strides; cut at e^5 = 148 strides.
 MAX_LOG_DISTANCE = 5.0
-# First distances: two strides to each side.
+# The untrained network predicts two strides to each side.
 FIRST_LOG_DISTANCE = math.log(2.0)
 
 
 @dataclass(frozen=True)
 class FcosOutputs:
-    """All points of a batch: logits float32 [B, N, C], boxes float32 [B, N, 4] in input pixels, and where they are."""
+    """The outputs of a batch at its N points: logits float32 [B, N, C], boxes float32 [B, N, 4] in input pixels."""
 
     logits: Tensor
     boxes: Tensor
@@ -45,7 +45,7 @@ class FcosOutputs:
 
 
 class Separable(nn.Sequential):
-    """Depthwise 3 x 3, pointwise 1 x 1, GroupNorm, ReLU."""
+    """A separable convolution: depthwise 3 x 3, pointwise 1 x 1, GroupNorm, ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(
@@ -89,7 +89,7 @@ class FcosLite0(Detector):
         return {self.backbone_lr: backbone, 1.0: rest} if self.backbone_lr != 1 else {1.0: backbone + rest}
 
     def forward(self, images: Tensor) -> FcosOutputs:
-        """``images`` may be of another size than the detector's, in multiples of 32."""
+        """Return the outputs for ``images``, whose size may differ from the detector's, in multiples of 32."""
         maps = self._pyramid(self.backbone(images))
         points = Points.of([(x.shape[2], x.shape[3]) for x in maps], STRIDES, maps[0].device)
         logits, distances = [], []
@@ -128,5 +128,5 @@ class FcosLite0(Detector):
 
 
 def _flat(x: Tensor) -> Tensor:
-    """[B, C, H, W] as float32 [B, H · W, C]."""
+    """Return [B, C, H, W] as float32 [B, H · W, C]."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).float()

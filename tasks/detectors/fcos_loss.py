@@ -1,7 +1,7 @@
 """Target assignment and loss of the anchor-free detector.
 
-Assignment as FCOS (arXiv 1904.01355, section 3) with centre sampling; loss as VarifocalNet (arXiv 2008.13367,
-section 3.3): a point's score is to be the overlap of its box.
+The assignment is that of FCOS (arXiv 1904.01355, section 3) with centre sampling. The loss is that of VarifocalNet
+(arXiv 2008.13367, section 3.3): the target of a point's score is the overlap of its box.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torchvision.ops import generalized_box_iou_loss
 
 from tasks.detectors.base import Targets
 
-# A point answers for an object when it is this many strides or fewer from the object's centre, in x and in y.
+# A point can be assigned an object whose centre is less than this many strides away, in x and in y.
 CENTRE_RADIUS = 1.5
-# A map answers for objects whose farthest side is at most this many of its strides away; the coarsest for all larger.
+# A map's points can be assigned an object whose farthest side is at most this many of its strides away. The coarsest
+# map has no such limit.
 REACH = 4.0
 # Varifocal loss: weight and exponent of the negatives.
 ALPHA, GAMMA = 0.75, 2.0
@@ -40,7 +41,7 @@ class Points:
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device) -> Points:
-        """Points in the middle of the cells of maps of ``shapes`` (rows, columns)."""
+        """Return the points in the middle of the cells of maps of ``shapes`` (rows, columns)."""
         centres, each, least, most = [], [], [], []
         below = 0.0
         for (rows, columns), stride in zip(shapes, strides, strict=True):
@@ -58,10 +59,10 @@ class Points:
 
 
 def assign(points: Points, boxes: Tensor) -> Tensor:
-    """For each point the index of the object that it answers for, -1 for none: int64 [N]; boxes float32 [n, 4].
+    """Assign objects to points. Return for each point the index of its object, or -1: int64 [N].
 
-    Of several objects the smallest wins. An object that no point answers for takes the nearest point of the map for
-    its size.
+    boxes: float32 [n, 4]. A point with several possible objects is assigned the smallest. An object without a point
+    takes the nearest point of the map for its size.
     """
     found = torch.full((len(points.centres),), -1, dtype=torch.int64, device=boxes.device)
     if not len(boxes):
@@ -80,7 +81,8 @@ def assign(points: Points, boxes: Tensor) -> Tensor:
     found = torch.where(smallest.isfinite(), which, found)
     missing = [index for index in range(len(boxes)) if not (found == index).any()]
     half = torch.maximum(right - left, bottom - top) / 2
-    for index in sorted(missing, key=lambda index: -float(area[index])):  # the smallest last: it may take another's
+    # The smallest comes last, because it may take another object's point.
+    for index in sorted(missing, key=lambda index: -float(area[index])):
         in_map = (half[index] > points.least) & (half[index] <= points.most)
         distance = torch.where(in_map, offset[:, index], torch.inf)
         found[distance.argmin()] = index
@@ -88,7 +90,7 @@ def assign(points: Points, boxes: Tensor) -> Tensor:
 
 
 def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -> dict[str, Tensor]:
-    """Terms ``class`` and ``box``: sums over all points, by the number of positive points of the batch.
+    """Return the terms ``class`` and ``box``: sums over all points, divided by the batch's number of positive points.
 
     logits: float32 [B, N, C]. boxes: float32 [B, N, 4] in input pixels.
     """
@@ -112,14 +114,14 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
 
 
 def varifocal_loss(logits: Tensor, quality: Tensor) -> Tensor:
-    """Sum of the cross-entropy to ``quality``, weighted by it where it is above 0 and by α · p^γ elsewhere."""
+    """Return the summed cross-entropy to ``quality``, weighted by ``quality`` where it is above 0, else by α · p^γ."""
     score = logits.detach().sigmoid()
     weight = torch.where(quality > 0, quality, ALPHA * score**GAMMA)
     return functional.binary_cross_entropy_with_logits(logits, quality, weight=weight, reduction="sum")
 
 
 def paired_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of box i of ``first`` and box i of ``second``: [n] from [n, 4] each."""
+    """Return the intersection over union of box i of ``first`` and box i of ``second``: [n] from [n, 4] each."""
     corner = torch.maximum(first[:, :2], second[:, :2])
     sides = (torch.minimum(first[:, 2:], second[:, 2:]) - corner).clamp(min=0)
     common = sides[:, 0] * sides[:, 1]

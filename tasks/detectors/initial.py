@@ -1,4 +1,4 @@
-"""The weights of round 0: drawn from the seed, then a named file over them if the specification says so."""
+"""The weights of round 0: drawn from the seed, then overwritten by the file that the specification names, if any."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tasks.spec.detector_parts import (
 def initial_detector(
     spec: DetectorSpec, num_classes: int, *, seed: int, file_of: Callable[[str], Path]
 ) -> tuple[Detector, DarknetReport | CheckpointReport | None]:
-    """The detector of round 0, and what a weight file gave it (None without one).
+    """Return the detector of round 0, and the report on its weight file (None without one).
 
     ``file_of`` maps the file's name to its path on this machine. Nothing is downloaded here.
 
     Raises:
-        DataError: the file is missing, is not the one that was specified, or does not fit the detector.
+        DataError: the file is missing, is not the specified one, or does not fit the detector.
     """
     detector = build_detector(spec, num_classes, seed=seed)
     name = weight_file_name(spec)

@@ -1,4 +1,4 @@
-"""From a detector's specification to the detector."""
+"""Build a detector from its specification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DETECTORS: dict[str, Callable[[Any, int], Detector]] = {
 
 
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:
-    """A detector with fresh weights, drawn from ``seed`` alone; torch's global generator is left as it was."""
+    """Build a detector with weights drawn from ``seed`` alone. torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator too
         detector = DETECTORS[spec.kind](spec, num_classes)

@@ -1,4 +1,4 @@
-"""A detector's state as it travels: every tensor of ``state_dict``, BatchNorm statistics and counters included."""
+"""A detector's state as it is stored and sent: all of ``state_dict``, including BatchNorm's statistics and counters."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tasks.errors import ClientError
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state on the CPU, contiguous (safetensors wants it; channels-last tensors are not).
+    """Return the model's state on the CPU, contiguous, as safetensors needs it (channels-last tensors are not).
 
-    A view where it can be: write it before the model changes.
+    Tensors are views of the model's where possible: write the state before the model changes.
     """
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write the state as a safetensors file, without a copy of it in memory; equal states give equal bytes."""
+    """Write the state as a safetensors file, without a copy in memory. Equal states give equal bytes."""
     save_file({name: state[name] for name in sorted(state)}, path)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 of the state's safetensors bytes, which is what the record of a round names its weights by."""
+    """Return the sha256 of the state's safetensors bytes, by which the record of a round names its weights."""
     with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
         path = Path(folder) / "state.safetensors"
         write_state(state, path)
@@ -41,8 +41,8 @@ def load_state(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into ``model``, which must have exactly its tensors.
 
     Raises:
-        ClientError: naming the file and the first tensor that is missing, unexpected, of another shape or type, or that
-            holds NaN or infinity.
+        ClientError: the file is not such a state. The message names the file and the first tensor that is missing,
+            unexpected, of another shape or type, or holds NaN or infinity.
     """
     try:
         state = load_file(path)
@@ -55,9 +55,9 @@ def load_state(model: nn.Module, path: Path) -> None:
 
 
 def tensor_faults(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    """What keeps ``found`` from being a state like ``own``: each text begins with the name of a tensor.
+    """Yield the differences that keep ``found`` from replacing the state ``own``, each starting with a tensor's name.
 
-    Torch would copy another type into its own without a word, and another shape is all that it refuses.
+    torch itself refuses only other shapes; it would silently convert other types.
     """
     for name in sorted(own.keys() | found.keys()):
         if name not in found or name not in own:
@@ -69,7 +69,7 @@ def tensor_faults(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Ite
 
 
 def value_fault(name: str, own: Tensor, found: Tensor) -> str | None:
-    """What is wrong with ``found`` in place of ``own``, to follow its name: shape, type or values. None: nothing."""
+    """Return a text, to follow the tensor's name, on a wrong shape, type or value of ``found``, or None."""
     if found.shape != own.shape:
         return f": expected shape {list(own.shape)}, found {list(found.shape)}"
     if found.dtype != own.dtype:
@@ -86,19 +86,20 @@ def _type(tensor: Tensor) -> str:
 
 
 def is_finite(state: Mapping[str, Tensor]) -> bool:
-    """Whether no floating tensor holds NaN or infinity."""
+    """Return whether no floating tensor holds NaN or infinity."""
     return all(_finite(tensor) for tensor in state.values())
 
 
 def _finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # The extremes, in one pass: NaN comes through as NaN.
+    # aminmax takes one pass, and its bounds are NaN if any value is.
     return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
 
 
 def check_finite(state: Mapping[str, Tensor], *, client: str) -> None:
-    """
+    """Check the state that a client has trained.
+
     Raises:
         ClientError: a floating tensor holds NaN or infinity.
     """

@@ -8,21 +8,21 @@ from torchvision.ops import batched_nms
 
 from tasks.detectors.base import Detections
 
-# Candidates of an image that enter suppression, best first; beyond it nothing reaches max_detections.
+# The most candidates of an image that enter suppression, best first. Worse ones would not reach max_detections.
 MAX_CANDIDATES = 3000
 
 
 def suppress(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
 ) -> Detections:
-    """Class-wise non-maximum suppression (torchvision) of one image.
+    """Apply torchvision's non-maximum suppression to each class of one image.
 
-    boxes: [N, 4], or [N, classes, 4] where each class has its own. scores: [N, classes].
+    boxes: [N, 4], or [N, classes, 4] if each class has its own boxes. scores: [N, classes].
     """
     index, label = (scores > score_threshold).nonzero(as_tuple=True)
     candidate = scores[index, label]
     if len(candidate) > MAX_CANDIDATES:
-        # A stable sort: equal scores keep the order of cells, whatever the library's version.
+        # The sort is stable, so that equal scores keep the order of cells in any version of the library.
         order = candidate.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
         index, label, candidate = index[order], label[order], candidate[order]
     boxes = boxes[index] if boxes.ndim == 2 else boxes[index, label]

@@ -1,8 +1,8 @@
 """torchvision's checkpoints (``.pth``: a state dict) as initial weights of a Faster R-CNN.
 
-Of the whole detector, as ``fasterrcnn_*`` publishes it: names as they are, but for what torchvision renamed in 2022.
-Or of a classifier, as ``vgg16``, ``resnet50`` and ``mobilenet_v3_large`` publish it: its layers up to the backbone's
-last, and VGG16's first two fully connected ones as fc6 and fc7.
+A checkpoint holds a whole detector (torchvision's ``fasterrcnn_*``) or a classifier (``vgg16``, ``resnet50`` and
+``mobilenet_v3_large``). A detector's tensors keep their names, except those that torchvision renamed in 2022. From a
+classifier come the layers of the backbone, and VGG16's first two fully connected layers as fc6 and fc7.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _COUNTER = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What a checkpoint gave a detector: names of the tensors taken from it, and of those drawn from the seed.
+    """The result of loading a checkpoint: names of the tensors taken from it, and of those drawn from the seed.
 
-    other_classes: the number of classes that the file's own outputs are for, when it is not the detector's.
+    other_classes: the number of classes of the file's outputs, if it is not the detector's.
     """
 
     file: str
@@ -54,11 +54,11 @@ class CheckpointReport:
 
 
 def load_checkpoint(detector: FasterRcnn, path: Path) -> CheckpointReport:
-    """Load a checkpoint into ``detector``, in place; nothing is changed unless all of the file fits.
+    """Load a checkpoint into ``detector`` in place. Nothing is changed unless the whole file fits.
 
     Raises:
-        DataError: the file is no state dict, or one of another network: names the first tensor that is missing, is
-            unexpected, has another shape or type, or holds NaN or infinity.
+        DataError: the file is not a state dict, or is that of another network. The message names the first tensor that
+            is missing, is unexpected, has another shape or type, or holds NaN or infinity.
     """
     own = detector.state_dict()
     state = _read(path)
@@ -77,8 +77,8 @@ def load_checkpoint(detector: FasterRcnn, path: Path) -> CheckpointReport:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the archive's reader raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an empty file's has no words
+    except Exception as error:  # torch passes on any error of the archive's reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an empty file's has no text
         raise DataError(f"{path}: expected a state dict of torchvision: {reason}") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path}: expected a state dict of torchvision, tensors by name, found something else")
@@ -96,7 +96,7 @@ def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _classifier(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors by the detector's names; what follows the backbone in the classifier is left out."""
+    """Return the file's tensors by the detector's names, without the classifier's layers that the detector lacks."""
     body = "backbone.body." if any(name.startswith("backbone.body.") for name in own) else "backbone."
     found = {}
     for name, tensor in state.items():
@@ -105,7 +105,7 @@ def _classifier(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
             found[body + name.removeprefix("features.")] = tensor
         elif layer in _FC and body == "backbone.":
             mine = own[f"{_FC[layer]}.{kind}"]
-            if mine.shape[0] == tensor.shape[0]:  # narrower ones are drawn
+            if mine.shape[0] == tensor.shape[0]:  # the weights of narrower layers are drawn
                 found[f"{_FC[layer]}.{kind}"] = tensor
     return found
 
@@ -116,7 +116,7 @@ def _other_classes(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> in
 
 
 def _expected(name: str, *, whole: bool, other: bool) -> bool:
-    """Whether the file must have a tensor that it does not have."""
+    """Return whether a file must have the tensor ``name``, which it lacks."""
     if whole:
         return not (other and name.startswith(_PREDICTOR))
     return name.startswith("backbone.") and not name.startswith("backbone.fpn.")
@@ -133,7 +133,7 @@ def _check(path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor], m
 
 
 def _parts(names: tuple[str, ...]) -> str:
-    """``backbone (26 tensors), roi_heads.box_head (4)``."""
+    """Return the number of tensors by part: ``backbone (26 tensors), roi_heads.box_head (4 tensors)``."""
     counts: dict[str, int] = {}
     for name in names:
         first, second = name.split(".")[:2]

@@ -1,4 +1,4 @@
-"""Files that initial weights come from: are they there, are they the ones? Without torch: asked before a run starts."""
+"""Find, download and check the files of initial weights, before a run starts and without importing torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 HUB = "https://download.pytorch.org/models/"
-# What torchvision publishes, by detector and by what it was trained on.
+# torchvision's published files, by detector and by the data that they were trained on.
 HUB_FILES = {
     ("faster-rcnn-vgg16", "imagenet"): "vgg16-397923af.pth",
     ("faster-rcnn-resnet50-fpn", "imagenet"): "resnet50-0676ba61.pth",
@@ -31,7 +31,7 @@ HUB_FILES = {
     ("faster-rcnn-mobilenetv3-320-fpn", "imagenet"): "mobilenet_v3_large-8738ca79.pth",
     ("faster-rcnn-mobilenetv3-320-fpn", "coco"): "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
 }
-# Of these files. The names have the first eight digits alone, and who gives other bytes can match those.
+# The digests of these files. Their names have only the first eight digits, which a forged file can match.
 PUBLISHED_SHA256 = {
     "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
@@ -41,7 +41,7 @@ PUBLISHED_SHA256 = {
         "907ea3f91ff92242bc1baea8049276a3e76bca48ce7560bd268cc029f37977b5"
     ),
 }
-HUB_SECONDS = 60.0  # without a byte
+HUB_SECONDS = 60.0  # longest time without a byte
 # The end of a published name is the start of the file's sha256.
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
@@ -49,7 +49,7 @@ FileWeights = DarknetWeights | TorchvisionWeights | TorchvisionHubWeights
 
 
 def weight_file_name(detector: DetectorSpec) -> str | None:
-    """Name, in the folder of weight files, of the file that ``detector`` starts from; None without one."""
+    """Return the name, in the folder of weight files, of the file that ``detector`` starts from, or None."""
     match detector.weights:
         case DarknetWeights(name=name) | TorchvisionWeights(name=name):
             return name
@@ -59,11 +59,11 @@ def weight_file_name(detector: DetectorSpec) -> str | None:
 
 
 def fetch_weights(weights: object, path: Path) -> None:
-    """Download torchvision's file to ``path``, where the specification asks for it and it is not there, or damaged.
+    """Download torchvision's file to ``path`` if the specification names it and the file there is missing or damaged.
 
     Raises:
-        DataError: it cannot be downloaded, is not the one that torchvision has published, or the specification asks
-            for another one.
+        DataError: the file cannot be downloaded, is not the one that torchvision has published, or the specification
+            has another digest.
     """
     if not isinstance(weights, TorchvisionHubWeights):
         return
@@ -76,7 +76,7 @@ def fetch_weights(weights: object, path: Path) -> None:
     if path.exists():
         try:
             check_weights(weights, path)
-        except DataError as error:  # torchvision publishes no other file of this name
+        except DataError as error:  # it is damaged: torchvision publishes no other file of this name
             log.warning("%s; it is downloaded again", error)
         else:
             return
@@ -89,7 +89,7 @@ def fetch_weights(weights: object, path: Path) -> None:
             with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=HUB_SECONDS) as source:
                 while chunk := source.read(1 << 20):
                     file.write(chunk)
-            check_weights(weights, temporary, name=path.name)  # a transfer that was cut short stays no file
+            check_weights(weights, temporary, name=path.name)  # a truncated download must not become the file
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
@@ -103,10 +103,10 @@ def fetch_weights(weights: object, path: Path) -> None:
 
 
 def check_weights(weights: FileWeights, path: Path, *, name: str | None = None) -> str:
-    """sha256 (hex) of the weight file at ``path``, held against the specification's when that has one.
+    """Check the weight file at ``path`` against the specification's digest, if it has one. Return its sha256 (hex).
 
-    Of a torchvision file that is known by its ``name`` (by default the path's), it must be the published one. With
-    another name it must start with the digits at that name's end, if there are any.
+    A torchvision file is also checked by ``name`` (by default the path's). If the name is a published one, so must the
+    digest be. If another name ends with digits, the digest must start with them.
 
     Raises:
         DataError: the file is missing or another one.
@@ -134,7 +134,7 @@ def check_weights(weights: FileWeights, path: Path, *, name: str | None = None) 
 
 
 def lite0_file() -> Path:
-    """The installed package's weight file.
+    """Return the path of the installed package's weight file.
 
     Raises:
         DataError: the package is not installed, or its file is another one.

@@ -1,4 +1,4 @@
-"""From YOLOv3's raw maps to boxes: decoding (arXiv 1804.02767, section 2.1)."""
+"""Decode YOLOv3's raw maps to boxes (arXiv 1804.02767, section 2.1)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# exp() of a raw width or height is cut here: e^4 = 55 times the anchor is more than any box needs.
+# A raw width or height is cut at this value before exp(): e^4 = 55 times the anchor is more than any box needs.
 MAX_LOG_SIZE = 4.0
 
 
 @dataclass(frozen=True)
 class YoloScale:
-    """One output map: its stride in pixels, its anchors (width, height) as fractions of the input, and how far a
-    cell reaches.
+    """One output map: its stride in pixels, its anchors (width, height) as fractions of the input, and its reach.
 
-    ``reach`` 1 keeps a centre in its own cell, as published; 2 lets it go half a cell beyond each border.
-    The size of the input follows from the map's own: it may change from batch to batch.
+    With ``reach`` 1 a centre stays in its own cell, as published; with 2 it may lie half a cell beyond each border.
+    The size of the input is computed from the map's, because it may change from batch to batch.
     """
 
     stride: int
@@ -26,24 +25,24 @@ class YoloScale:
     reach: float = 1.0
 
     def input_size(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Width and height in pixels of the input that gives a map of ``shape`` (rows, columns)."""
+        """Return the width and height in pixels of the input that gives a map of ``shape`` (rows, columns)."""
         rows, columns = shape
         return columns * self.stride, rows * self.stride
 
     def anchor_tensor(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Anchors [A, 2] in pixels for a map of ``shape`` (rows, columns), float32 on the device of ``like``."""
+        """Return anchors [A, 2] in pixels for a map of ``shape`` (rows, columns), float32 on the device of ``like``."""
         width, height = self.input_size(shape)
         pixels = [(part_x * width, part_y * height) for part_x, part_y in self.anchors]
         return torch.tensor(pixels, device=like.device, dtype=torch.float32)
 
 
 def centre_offset(raw: Tensor, reach: float) -> Tensor:
-    """Offset of a centre from its cell's upper left corner, in cells: σ(t) for ``reach`` 1."""
+    """Return the offset of a centre from its cell's upper left corner, in cells: σ(t) for ``reach`` 1."""
     return torch.sigmoid(raw) * reach - (reach - 1) / 2
 
 
 def decode_boxes(raw: Tensor, cells: Tensor, anchors: Tensor, scale: YoloScale) -> Tensor:
-    """Boxes [..., 4] (xmin, ymin, xmax, ymax) in pixels.
+    """Return boxes [..., 4] (xmin, ymin, xmax, ymax) in pixels.
 
     raw: [..., 4] (tx, ty, tw, th). cells: [..., 2] column and row. anchors: [..., 2] in pixels.
     b_xy = (σ(t_xy) + cell) · stride, b_wh = anchor · exp(t_wh).
@@ -54,7 +53,7 @@ def decode_boxes(raw: Tensor, cells: Tensor, anchors: Tensor, scale: YoloScale) 
 
 
 def cell_grid(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Column and row of every cell, float32 [rows, columns, 2]."""
+    """Return column and row of every cell, float32 [rows, columns, 2]."""
     row, column = torch.meshgrid(
         torch.arange(rows, device=like.device), torch.arange(columns, device=like.device), indexing="ij"
     )
@@ -62,7 +61,7 @@ def cell_grid(rows: int, columns: int, like: Tensor) -> Tensor:
 
 
 def decode(output: Tensor, scale: YoloScale) -> tuple[Tensor, Tensor]:
-    """Boxes [B, N, 4] in pixels and scores [B, N, classes] (objectness times class) of a map [B, A, H, W, 5 + C]."""
+    """Return boxes [B, N, 4] in pixels and scores [B, N, C] (objectness times class) of a map [B, A, H, W, 5 + C]."""
     batch, _, rows, columns, _ = output.shape
     anchors = scale.anchor_tensor((rows, columns), output)[None, :, None, None, :]
     boxes = decode_boxes(output[..., :4], cell_grid(rows, columns, output), anchors, scale)

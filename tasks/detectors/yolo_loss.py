@@ -20,7 +20,7 @@ from tasks.detectors.base import Targets
 from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
 from tasks.spec.detector import YoloSpec
 
-# An anchor answers for an object whose sides are within this factor of its own.
+# An anchor is similar to an object whose sides are within this factor of its own.
 MAX_SIDE_RATIO = 4.0
 # Weight of the complete-IoU loss against the sums of cross-entropies; squared error has weights of its own.
 BOX_WEIGHT = 2.0
@@ -28,7 +28,7 @@ BOX_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which predictions of one scale answer for which objects: P positives.
+    """The predictions of one scale that are assigned an object: P positives.
 
     image, anchor, row, column: int64 [P]. boxes: float32 [P, 4] (cx, cy, w, h) in pixels. labels: int64 [P].
     """
@@ -68,9 +68,9 @@ def _objects_of(targets: Targets) -> _Objects:
 def assign_best_prior(
     targets: Targets, scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]]
 ) -> list[Assignment]:
-    """Each object to the one anchor, over all scales, whose shape overlaps it most, in the cell of its centre.
+    """Assign each object to the one anchor of all scales whose shape overlaps it most, in the cell of its centre.
 
-    As in Darknet, an anchor that is in the masks of two scales answers in both.
+    As in Darknet, an anchor in the masks of two scales is assigned the object in both.
     """
     image, boxes, labels = _objects_of(targets)
     of_scale = [scale.anchor_tensor(shape, boxes) for scale, shape in zip(scales, shapes, strict=True)]
@@ -98,7 +98,7 @@ def assign_best_prior(
 def assign_side_ratio(
     targets: Targets, scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]]
 ) -> list[Assignment]:
-    """Each object to every anchor of similar sides, in the cell of its centre and the two nearest neighbours."""
+    """Assign each object to every anchor of similar sides, in the cell of its centre and the two nearest cells."""
     image, boxes, labels = _objects_of(targets)
     assignments = []
     for scale, (rows, columns) in zip(scales, shapes, strict=True):
@@ -108,7 +108,7 @@ def assign_side_ratio(
         number, anchor = similar.nonzero(as_tuple=True)
         centre = boxes[number, :2] / scale.stride
         cell = centre.floor()
-        # The nearest neighbour lies left or right, and above or below, by which half of the cell holds the centre.
+        # The nearest cells are left or right, and above or below, depending on the half of the cell with the centre.
         side = torch.where(centre - cell < 0.5, -1.0, 1.0)
         zero = torch.zeros_like(side[:, 0])
         steps = torch.stack(
@@ -141,7 +141,7 @@ ASSIGNMENTS = {"best-prior": assign_best_prior, "side-ratio": assign_side_ratio}
 def yolo_loss(
     outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloSpec
 ) -> dict[str, Tensor]:
-    """Terms ``box``, ``objectness`` and ``class``, each summed over objects and cells and divided by the batch size."""
+    """Return the terms ``box``, ``objectness`` and ``class``: sums over objects and cells divided by the batch size."""
     shapes = [(output.shape[2], output.shape[3]) for output in outputs]
     assignments = ASSIGNMENTS[spec.assignment](targets, scales, shapes)
     terms = {name: outputs[0].new_zeros(()) for name in ("box", "objectness", "class")}
@@ -181,7 +181,7 @@ def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets
 
 
 def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: float) -> Tensor:
-    """Cells [B, A, H, W] whose prediction overlaps no object by more than ``ignore_iou``."""
+    """Return a mask [B, A, H, W] of predictions that overlap no object by more than ``ignore_iou``."""
     anchors = scale.anchor_tensor(output.shape[2:4], output)[None, :, None, None, :]
     boxes = decode_boxes(output[..., :4], cell_grid(output.shape[2], output.shape[3], output), anchors, scale)
     background = torch.ones_like(output[..., 4], dtype=torch.bool)

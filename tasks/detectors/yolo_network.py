@@ -1,7 +1,7 @@
 """YOLOv3 and YOLOv3-tiny (Redmon & Farhadi, arXiv 1804.02767), layer by layer as in Darknet's cfg files.
 
-Each network is a table of its cfg's layers. Modules are named by the cfg's layer numbers, so that a Darknet file and
-a state dict can be laid side by side.
+Each network is a table of its cfg's layers. Modules are named by the cfg's layer numbers, so that a state dict can be
+compared with a Darknet file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tasks.detectors.yolo_boxes import YoloScale, decode
 from tasks.detectors.yolo_loss import yolo_loss
 from tasks.spec.detector import YoloSpec
 
-# A random cell holds an object about this often; biases start there, so that early training is not spent on silence.
+# About this part of the cells holds an object. Biases start at it, so that training need not learn first that most
+# cells are empty.
 OBJECT_PRIOR = 0.01
 
 
@@ -49,12 +50,12 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Upsample:
-    """``[upsample] stride=2``: nearest."""
+    """``[upsample] stride=2``: nearest neighbour."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """``[route]``: outputs of ``sources``, along the channels."""
+    """``[route]``: the outputs of ``sources``, concatenated along the channels."""
 
     sources: tuple[int, ...]
 
@@ -68,7 +69,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Detect:
-    """``[yolo]``: the map of a scale, parted by anchors."""
+    """``[yolo]``: the map of a scale, split by anchors."""
 
     scale: int
 
@@ -77,7 +78,7 @@ Layer = Conv | MaxPool | Shortcut | Upsample | Route | Output | Detect
 
 
 def numbered(*layers: Layer) -> tuple[Layer, ...]:
-    """Layers with sources before themselves (negative, as in a cfg) turned into layer numbers."""
+    """Return the layers with relative sources (negative, as in a cfg) replaced by layer numbers."""
 
     def absolute(source: int, number: int) -> int:
         return source if source >= 0 else number + source
@@ -93,14 +94,14 @@ def numbered(*layers: Layer) -> tuple[Layer, ...]:
 
 
 def _residual(filters: int, times: int) -> Iterator[Layer]:
-    """A stage of Darknet-53: halve the map, then ``times`` residual blocks."""
+    """Yield a stage of Darknet-53: a convolution that halves the map, then ``times`` residual blocks."""
     yield Conv(filters, stride=2)
     for _ in range(times):
         yield from (Conv(filters // 2, 1), Conv(filters), Shortcut(-3))
 
 
 def _head(filters: int, scale: int) -> Iterator[Layer]:
-    """The layers of YOLOv3 that read one scale; four before their end is what the next scale starts from."""
+    """Yield the layers of YOLOv3 for one scale. The next scale starts from the fourth layer from the end."""
     for _ in range(3):
         yield from (Conv(filters, 1), Conv(2 * filters))
     yield from (Output(scale), Detect(scale))
@@ -147,7 +148,7 @@ def _output(channels_in: int, anchors: int, num_classes: int) -> nn.Conv2d:
 
 
 class YoloNetwork(Detector):
-    """A network of the YOLOv3 family, built from its table and run along it."""
+    """A network of the YOLOv3 family, built and run from a table of layers."""
 
     def __init__(self, spec: YoloSpec, num_classes: int, table: tuple[Layer, ...]) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class YoloNetwork(Detector):
             YoloScale(
                 stride=stride,
                 anchors=tuple(spec.anchors[index] for index in mask),
-                # Neighbouring cells answer for an object too: their centres reach half a cell beyond their borders.
+                # Neighbouring cells are assigned an object too. Its centre is up to half a cell beyond their border.
                 reach=2.0 if spec.assignment == "side-ratio" else 1.0,
             )
             for stride, mask in zip(spec.strides, spec.masks, strict=True)
@@ -177,13 +178,13 @@ class YoloNetwork(Detector):
             channels.append(before)
         routes = [layer.sources for layer in table if isinstance(layer, Route)]
         shortcuts = [layer.source for layer in table if isinstance(layer, Shortcut)]
-        # Layers whose output is read again later; what the others gave is let go at once.
+        # Layers whose output is read again later. The outputs of the others are freed at once.
         self._read_again = frozenset(shortcuts).union(*routes)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One raw map a scale, finest first, float32 [B, anchors, H / stride, W / stride, 5 + classes].
+        """Return one raw map a scale, finest first, float32 [B, anchors, H / stride, W / stride, 5 + classes].
 
-        ``images`` may be of another size than the detector's, in multiples of 32: anchors go with the size.
+        The size of ``images`` may differ from the detector's, in multiples of 32. Anchors scale with it.
         """
         x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
         kept: dict[int, Tensor] = {}
