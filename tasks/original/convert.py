@@ -1,7 +1,7 @@
-"""From a task of the original benchmark to a :class:`FederationSpec`, field by field.
+"""Convert a task of the original benchmark to a :class:`FederationSpec`, field by field.
 
-Every field of the files gets a line: what it became, or why it could not be carried over. So does what the original
-has in its code instead of its files. What is merely unknown is listed, never refused.
+Every field of the files gets a line: what it became, or why it was not carried over. So does every value that the
+original has in its code instead of its files. Unknown fields are listed, never refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tasks.spec.detector import YOLOV3_ANCHORS, YOLOV3_TINY_ANCHORS
 from tasks.spec.federation import FederationSpec, parse_spec
 
 IN_CODE = "(its code)"
-PUBLISHED_INPUT = 416  # pixels that the published anchors are fractions of
+PUBLISHED_INPUT = 416  # pixels of the input's side; the published anchors are fractions of it
 
 
 @dataclass(frozen=True)
 class FieldRow:
-    """A field of the original: of which file, its value as text, and what became of it. All is one printable line."""
+    """A field of the original: its file, name and value as text, and what became of it. Each is one printable line."""
 
     file: str
     field: str
@@ -32,7 +32,7 @@ class FieldRow:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted task. ``document`` is the specification's YAML as a mapping: what the original says, no more."""
+    """A converted task. ``document`` is the specification's YAML as a mapping, with the original's values only."""
 
     name: str
     document: dict[str, Any]
@@ -40,7 +40,7 @@ class Conversion:
     spec: FederationSpec
 
     def to_yaml(self) -> str:
-        """The specification as a file for ``fedbench run``, its head telling what became of each field."""
+        """Return the specification as a file for ``fedbench run``. Comments at its head say what each field became."""
         import yaml  # here, so that the core loads without it
 
         head = [f"From {shown(self.name)} of the federated_object_detection_benchmark (arXiv 1910.11089)", ""]
@@ -53,11 +53,11 @@ class Conversion:
 
 
 def convert_task(path: Path, model: Path | None = None) -> Conversion:
-    """Convert the task file ``path`` (the server's or a client's) with its model file, which it names or is given.
+    """Convert the task file ``path`` (the server's or a client's) with its model file: ``model``, or the one it names.
 
     Raises:
-        SpecError: a file cannot be used, the task is of another detector than YOLOv3, or a field's value cannot be;
-            names the file and field.
+        SpecError: a file or a field's value cannot be used, or the task is for another detector than YOLOv3. The
+            message names the file and field.
     """
     task = read_task(path, model)
     split, why = _split(task)
@@ -74,8 +74,8 @@ def convert_task(path: Path, model: Path | None = None) -> Conversion:
 
 
 def _published(split: int, task: OriginalTask) -> dict[str, Any]:
-    """What the published files and the code say, for all that these files leave out."""
-    # The original's own folders of devices, if they are there; otherwise the set as it is published.
+    """Return the values of the published files and code. They stand for all that the task's files leave out."""
+    # Use the original's own folders of devices if they exist, otherwise the set as published.
     folders = find(f"data/street_{split}/1/Annotations", task.path)
     return {
         "seed": 1234,
@@ -104,7 +104,7 @@ def _published(split: int, task: OriginalTask) -> dict[str, Any]:
 
 
 def _split(task: OriginalTask) -> tuple[int, str]:
-    """5 or 20 devices, and how that is known."""
+    """Return the number of devices, 5 or 20, and the evidence for it."""
     texts = [value for file in task.files for value in file.fields.values() if isinstance(value, str)]
     for text in (*texts, str(task.path.absolute())):
         named = re.search(r"street_(5|20)(?!\d)", text)
@@ -116,7 +116,7 @@ def _split(task: OriginalTask) -> tuple[int, str]:
 
 
 def _left_out(task: OriginalTask) -> list[tuple[str, str]]:
-    """Lines on files that are not there, and on clients that differ from the first."""
+    """Return lines on missing files, and on clients that differ from the first."""
     lines = []
     if not task.clients:
         lines.append(("local_epoch, batch_size", "5 and 1, as published: no client's task file is beside the server's"))
@@ -136,7 +136,10 @@ def _left_out(task: OriginalTask) -> list[tuple[str, str]]:
 
 
 def _anchors(state: State) -> list[tuple[str, str]]:
-    """Anchors keep their pixels, as in the original, at the input's width and height."""
+    """Set the detector's anchors and masks. Return the line on them.
+
+    Anchors keep the original's sizes in pixels at the input's width and height.
+    """
     detector = state.document["detector"]
     detector["kind"] = state.kind
     if state.network is None:

@@ -1,7 +1,7 @@
 """What each field of the original's files becomes: one function a field, which changes the state of a conversion.
 
-Each gives the line that the user reads of it. What the original does was read in its ``fl_server.py``,
-``fl_client.py``, ``model/model_wrapper.py``, ``model/yolo.py`` and ``utils/datasets.py``.
+Each function returns the line on the field that the user reads. The original's behaviour is that of its
+``fl_server.py``, ``fl_client.py``, ``model/model_wrapper.py``, ``model/yolo.py`` and ``utils/datasets.py``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ NOT_CARRIED = "not carried over: "
 STREET_SIZE = (704, 576)
 MULTIPLE = 32
 ORIGINAL_INPUT = 416
-MULTI_SCALE_REACH = 96  # pixels below and above the input's side, in its ListDataset
+MULTI_SCALE_REACH = 96  # pixels below and above the input's side, in the original's ListDataset
 
 
 @dataclass
 class State:
-    """A conversion on its way: ``document`` is the specification; network and kind are what ``model_def`` says."""
+    """The state of a conversion. ``document`` is the specification so far; network and kind come from ``model_def``."""
 
     task: OriginalTask
     document: dict[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class State:
     kind: str = "yolov3"
 
 
-# The state, the field for messages ("file: field"), its value; gives what became of it.
+# It takes the state, the field as messages name it ("file: field"), and its value, and returns what became of it.
 Handler = Callable[[State, str, Any], str]
 
 
@@ -136,7 +136,7 @@ def _accumulations(state: State, at: str, value: Any) -> str:
     state.document["training"]["accumulate"] = batches
     text = "training.accumulate: a step has the mean of the batches' gradients, there their sum (little to Adam)"
     if batches != 2:
-        # It steps whenever the number of batches is no multiple of this one.
+        # The original steps whenever the count of batches is not a multiple of this value.
         text += f"; there, {batches} meant " + (
             "no step at all" if batches == 1 else f"{batches - 1} steps in {batches}"
         )

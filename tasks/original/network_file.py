@@ -1,4 +1,4 @@
-"""What a Darknet cfg says of YOLOv3's outputs: anchors, scales and classes (the file that ``model_def`` names)."""
+"""Read YOLOv3's outputs from a Darknet cfg, the file that ``model_def`` names: anchors, scales and classes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tasks.errors import SpecError
 
-# Convolutions of the networks that this benchmark has, by their cfg files.
+# The number of convolutions in the cfg files of this benchmark's networks.
 CONVOLUTIONS = {75: "yolov3", 13: "yolov3-tiny"}
 MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """``anchors`` are (width, height) in pixels; ``masks`` are those of the scales, the finest first."""
+    """The outputs in a cfg. ``anchors`` are (width, height) in pixels; ``masks`` are by scale, finest scale first."""
 
     kind: str
     anchors: tuple[tuple[float, float], ...]
@@ -24,9 +24,11 @@ class NetworkFile:
 
 
 def read_network(path: Path) -> NetworkFile:
-    """
+    """Read a cfg.
+
     Raises:
-        SpecError: the file cannot be read, is no cfg, or is of another network; names the section and key.
+        SpecError: the file cannot be read, is not a cfg, or is for another network. The message names the section and
+            key.
     """
     sections = _sections(path)
     kinds = [name for name, _ in sections]

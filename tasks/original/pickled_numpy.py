@@ -1,7 +1,7 @@
-"""Stand-ins for the few names that a pickled numpy array asks for. None of them is numpy's, and none looks a name up.
+"""Stand-ins for the few global names in a pickled numpy array. The names themselves are never looked up.
 
-The names are those of numpy 1 and 2 and of pickle's protocols 0 to 5. numpy makes an array only once its shape, type
-and bytes are known to fit together.
+The names are those of numpy 1 and 2 and of pickle's protocols 0 to 5. numpy builds an array only after its shape, type
+and bytes were found to fit together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_DIMENSIONS = 8
-_SHOWN = 80  # characters of a name from the file that a message has
+_SHOWN = 80  # most characters of a name from the file in a message
 _PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
 GLOBALS: dict[tuple[str, str], str] = {
@@ -32,17 +32,17 @@ GLOBALS: dict[tuple[str, str], str] = {
 
 
 class PickleRefused(Exception):
-    """What is wrong with the pickle, without the file's name."""
+    """A pickle cannot be used. The message does not name the file."""
 
 
 class Array:
-    """An array; its content may come after it."""
+    """An array. Its content may come later in the file."""
 
     values: NDArray[Any] | None = None
 
 
 class Dtype:
-    """A type of plain numbers, as numpy writes it: ``f4``; its byte order comes after it."""
+    """A type of plain numbers by numpy's code, such as ``f4``. Its byte order comes later in the file."""
 
     def __init__(self, code: str) -> None:
         if code.lstrip("<>=|").startswith("O"):
@@ -69,16 +69,17 @@ class Global:
 
 
 class NumpyStandIns:
-    """What the names give when they are called, for a file of ``size`` bytes."""
+    """What the names return when they are called, in a file of ``size`` bytes."""
 
     def __init__(self, size: int) -> None:
-        self.unencoded = size  # bytes that the file's text can still become
+        self.unencoded = size  # bytes that texts may still be encoded to
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """
+        """Return what the global ``function`` returns for ``arguments``.
+
         Raises:
-            PickleRefused: an array of objects, or one whose bytes do not fit its shape.
-            ValueError: another call than numpy's.
+            PickleRefused: an array is one of objects, or its bytes do not fit its shape.
+            ValueError: numpy's pickles have no such call.
         """
         match getattr(function, "meaning", None), arguments:
             case "reconstruct", (Global(meaning="ndarray"), tuple(), _):
@@ -101,7 +102,7 @@ class NumpyStandIns:
         raise ValueError(f"a call of {kind(function)} with {given or 'nothing'}")
 
     def build(self, target: Any, state: Any) -> None:
-        """Give an array or a dtype the rest of its content; raises as :meth:`call`."""
+        """Set the content of an array or the byte order of a dtype. Raises as :meth:`call`."""
         match target, state:
             case Array(), (1, tuple() as shape, Dtype() as dtype, fortran, (bytes() | bytearray() | str()) as data):
                 target.values = self._values(shape, dtype, data, fortran=bool(fortran))
@@ -111,7 +112,7 @@ class NumpyStandIns:
                 raise ValueError(f"content of {kind(target)}")
 
     def _encoded(self, text: str) -> bytes:
-        # Every character took a byte of the file at least; text that is used again and again would fill the memory.
+        # Every character takes at least a byte of the file. Encoding the same text repeatedly would fill the memory.
         self.unencoded -= len(text)
         if self.unencoded < 0:
             raise PickleRefused("its text becomes more bytes than the file has")
@@ -133,7 +134,7 @@ class NumpyStandIns:
 
 
 def pairs(items: list[Any]) -> list[tuple[str, Any]]:
-    """Keys and values of a dictionary. Keys are text alone: to hash a nested tuple could take for ever."""
+    """Return a dictionary's keys and values. Keys must be text, because hashing a nested tuple could take forever."""
     for item in items:
         if not isinstance(item, list | tuple) or len(item) != 2 or not isinstance(item[0], str):
             raise ValueError("a dictionary's keys: expected names")
@@ -141,7 +142,7 @@ def pairs(items: list[Any]) -> list[tuple[str, Any]]:
 
 
 def kind(value: Any) -> str:
-    """What ``value`` is, for a message."""
+    """Return the kind of ``value`` as a message names it."""
     match value:
         case None:
             return "nothing"
@@ -155,7 +156,7 @@ def kind(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value from the file for a message; numbers beyond 64 bits are not written out."""
+    """Return a value from the file for a message. Numbers beyond 64 bits are not written out."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(short, value[:MAX_DIMENSIONS]))}{', …' if value[MAX_DIMENSIONS:] else ''}]"
     if isinstance(value, int):

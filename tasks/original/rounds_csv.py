@@ -1,7 +1,7 @@
 """A run's rounds as the table that the original benchmark makes of its server's log (``log_formatter.py``).
 
-Its columns are ``round,train_loss,test_map,test_recall``, with four decimals. The original counts rounds from 0, the
-first one that trains; it never scores the initial model. So its round r is round r + 1 here, and round 0 is left out.
+Its columns are ``round,train_loss,test_map,test_recall``, with four decimals. The original's round 0 is the first that
+trains, and the initial model is never scored. So its round r is round r + 1 here, and round 0 is left out.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ COLUMNS = ("round", "train_loss", "test_map", "test_recall")
 
 
 def rounds_csv(records: Iterable[RoundRecord]) -> str:
-    """The table of ``records``: mean loss, ``map50_voc10`` and recall of each round that trained.
+    """Return the table of ``records``: mean loss, ``map50_voc10`` and recall of each round that trained.
 
-    A value that a round does not have is left empty; the original wrote 0.
+    A missing value is left empty; the original wrote 0.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

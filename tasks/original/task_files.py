@@ -1,7 +1,7 @@
-"""The original benchmark's task files: found, read and put together.
+"""Find and read the original benchmark's task files.
 
-What this reader knows is from the files that the original's ``data/generate_task_json.py`` writes and that its
-``fl_server.py``, ``fl_client.py`` and ``model/model_wrapper.py`` read, in the copies that its author and others keep:
+The known fields are those that the original's ``data/generate_task_json.py`` writes and that its ``fl_server.py``,
+``fl_client.py`` and ``model/model_wrapper.py`` read, in the copies that its author and others keep:
 
 * the server's ``yolo_task.json``: ``model_name``, ``model_config`` (``model_config_file`` in older copies),
   ``log_dir`` or ``log_filename``, ``model_path``, ``MIN_NUM_WORKERS``, ``MAX_NUM_ROUNDS``, ``NUM_TOLERATE``,
@@ -11,7 +11,7 @@ What this reader knows is from the files that the original's ``data/generate_tas
 * ``yolo_model.json``: ``model_def``, ``pretrained_weights``, ``multiscale_training``, ``gradient_accumulations``,
   ``img_size``.
 
-Paths in them are relative to the original's root folder.
+Paths in these files are relative to the original's root folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tasks.errors import SpecError
 MAX_BYTES = 1_000_000
 SERVER_KEY, CLIENT_KEY = "MAX_NUM_ROUNDS", "local_epoch"
 _MODEL_KEYS = ("model_config", "model_config_file")
-_SHOWN = 60  # characters of a value that a message or table has
+_SHOWN = 60  # most characters of a value in a message or table
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OriginalFile:
 
 @dataclass(frozen=True)
 class OriginalTask:
-    """A task: the file that was named, the server's and the clients' beside it, and the model file."""
+    """A task: the path that the user named, the files of the server and the clients in its folder, the model file."""
 
     path: Path
     server: OriginalFile | None
@@ -52,16 +52,16 @@ class OriginalTask:
 
     @property
     def files(self) -> tuple[OriginalFile, ...]:
-        """Server's, first client's and model's file, those that there are."""
+        """The files of the server, the first client and the model that exist."""
         return tuple(file for file in (self.server, *self.clients[:1], self.model) if file is not None)
 
 
 def read_task(path: Path, model: Path | None = None) -> OriginalTask:
-    """Read a server's or client's task file, those that belong to it in its folder, and its model file.
+    """Read a server's or client's task file, the task files that belong to it in its folder, and its model file.
 
     Raises:
-        SpecError: a file is missing or no JSON object, the task is not of YOLOv3, or the model file that it names is
-            not found.
+        SpecError: a file is missing or not a JSON object, the task is not for YOLOv3, or the model file that it names
+            is not found.
     """
     named = _read(path)
     _check_model_name(named)
@@ -77,7 +77,10 @@ def read_task(path: Path, model: Path | None = None) -> OriginalTask:
 
 
 def find(named: str, task: Path) -> Path | None:
-    """The file or folder that a task calls ``named``: from its folder, a folder above it or the working folder."""
+    """Return the path of ``named``, a file or folder in a task, or None if it does not exist.
+
+    The path is relative to the task's folder, a folder above it or the working folder, or is a name in its folder.
+    """
     folder = task.absolute().parent
     places = [start / named for start in (folder, *folder.parents, Path.cwd())]
     for candidate in (*places, folder / Path(named).name):
@@ -90,7 +93,7 @@ def find(named: str, task: Path) -> Path | None:
 
 
 def shown(value: Any) -> str:
-    """A value or name from a file as one printable line, cut."""
+    """Return a value or name from a file as one printable line, cut to ``_SHOWN`` characters."""
     text = value if isinstance(value, str) else repr(value)
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
@@ -128,7 +131,7 @@ def _read(path: Path) -> OriginalFile:
 
 
 def _clients_of(server: Path) -> tuple[OriginalFile, ...]:
-    """Task files of the clients: ``yolo_task.json`` has ``yolo_task1.json`` or ``yolo_task_1.json`` beside it."""
+    """Read the clients' task files: ``yolo_task1.json`` or ``yolo_task_1.json``, … beside ``yolo_task.json``."""
     pattern = re.compile(re.escape(server.stem) + r"_?(\d{1,4})" + re.escape(server.suffix))
     numbered = [
         (int(match[1]), path) for path in server.absolute().parent.iterdir() if (match := pattern.fullmatch(path.name))

@@ -1,11 +1,11 @@
 """Reader of the original benchmark's weight files: pickled lists of numpy arrays, read without unpickling.
 
-Its server writes ``pickle.dump([parameter.data.cpu().numpy(), …])`` to the task's ``model_path`` (``yolo_model.pkl``);
-after the first round the arrays are float64. A pickle is a program for a stack machine that may call anything. Here the
-standard library's ``pickletools`` only lists its instructions, and those that put together lists, tuples,
-dictionaries, numbers, text and bytes are followed. A global is a name that is never looked up: for those of numpy's
-arrays there are stand-ins (:mod:`tasks.original.pickled_numpy`). Every other name or instruction ends the reading.
-Memory is bounded by the file's size, whatever sizes it declares.
+The original's server writes ``pickle.dump([parameter.data.cpu().numpy(), …])`` to the task's ``model_path``
+(``yolo_model.pkl``); after the first round the arrays are float64. A pickle is a program for a stack machine that may
+call anything. Here the standard library's ``pickletools`` only lists its instructions. This reader follows those that
+build lists, tuples, dictionaries, numbers, text and bytes. It looks up no global name: the names in numpy's arrays
+have stand-ins (:mod:`tasks.original.pickled_numpy`), and any other name or instruction is an error. Memory is bounded
+by the file's size, whatever sizes the file declares.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class _Mark:
-    """What MARK puts on the stack."""
+    """The object that the instruction MARK puts on the stack."""
 
 
 def read_arrays(path: Path) -> list[NDArray[Any]]:
-    """The arrays of a pickled list, tuple or (ordered) dictionary of numpy arrays, in its order; not to be written to.
+    """Return the arrays of a pickled list, tuple or (ordered) dictionary of numpy arrays, in order and read-only.
+
+    Nothing in the file is ever executed.
 
     Raises:
-        DataError: the file cannot be read, is no whole pickle, or holds or asks for anything but arrays of numbers;
-            names the global that was asked for. Nothing of the file is ever executed.
+        DataError: the file cannot be read, is not a whole pickle, or has anything but arrays of numbers. The message
+            names a global that is not allowed.
     """
     try:
         with path.open("rb") as file:
@@ -71,7 +73,7 @@ def read_arrays(path: Path) -> list[NDArray[Any]]:
 
 
 class _PickleReader:
-    """The stack machine, as far as lists of arrays need it."""
+    """A stack machine with the instructions that lists of arrays need."""
 
     def __init__(self, size: int) -> None:
         self.stack: list[Any] = []
@@ -79,9 +81,10 @@ class _PickleReader:
         self.numpy = NumpyStandIns(size)
 
     def read(self, content: Any) -> Any:
-        """
+        """Return the object that the pickle ``content`` describes.
+
         Raises:
-            PickleRefused: it is no pickle, or no list of arrays.
+            PickleRefused: ``content`` is not a pickle, or not a list of arrays.
         """
         position: int | None = 0
         try:
@@ -94,7 +97,7 @@ class _PickleReader:
                         raise ValueError(f"{len(self.stack)} values at the end")
                     return self.pop()
                 self.follow(opcode.name, argument)
-        # IndexError and KeyError: a value or a memo entry that is not there.
+        # IndexError and KeyError: a value or a memo entry is missing.
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
             why = short(str(error) or type(error).__name__)
             raise PickleRefused(

@@ -1,11 +1,11 @@
-"""The original's weights in this benchmark's YOLOv3 and YOLOv3-tiny.
+"""Load the original's weights into this benchmark's YOLOv3 and YOLOv3-tiny.
 
 The original sends ``model.parameters()`` of its PyTorch network, built from the cfg: for each convolution its kernel,
-then γ and β of its BatchNorm, or its bias where it has none (the outputs). BatchNorm's running statistics are not
-among them; see :mod:`tasks.training.batch_norm`. Networks of the same cfg are the same here, down to BatchNorm's
+then γ and β of its BatchNorm, or its bias if it has no BatchNorm (the outputs). BatchNorm's running statistics are not
+among them; see :mod:`tasks.training.batch_norm`. The networks of a cfg are the same here and there, down to BatchNorm's
 epsilon (1e-5) and the leaky ReLU (0.1), with one exception: YOLOv3-tiny's pooling of stride 1 pads with zeros there
-and with -∞ here, as in Darknet, which tells at the right and the lower border. Its images are padded to a square,
-here they are stretched.
+and with -∞ here, as in Darknet, which makes a difference at the right and the lower border. The original pads images to
+a square; here they are stretched.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tasks.errors import DataError
 
 @dataclass(frozen=True)
 class ParametersReport:
-    """What a list of parameters gave a detector.
+    """The result of loading a list of parameters.
 
-    other_classes: the number of classes that the list's outputs are for, when it is not the detector's.
+    other_classes: the number of classes of the list's outputs, if it is not the detector's.
     """
 
     arrays: int
@@ -42,12 +42,13 @@ class ParametersReport:
 
 
 def load_parameters(detector: YoloNetwork, arrays: Sequence[NDArray[Any]], *, source: str) -> ParametersReport:
-    """Load ``arrays``, in the original's order, into ``detector``; nothing is changed unless all of them fit.
+    """Load ``arrays``, in the original's order, into ``detector``. Nothing is changed unless all of them fit.
 
-    A list for another number of classes gives all but the output convolutions.
+    From a list for another number of classes, all but the output convolutions are loaded.
 
     Raises:
-        DataError: naming ``source`` and the index, name, expected and found shape of an array, or both lengths.
+        DataError: the arrays do not fit. The message names ``source``, and an array's index, name, expected and found
+            shape, or both numbers of arrays.
     """
     parameters = list(detector.named_parameters())
     if len(arrays) != len(parameters):
@@ -75,7 +76,7 @@ def load_parameters(detector: YoloNetwork, arrays: Sequence[NDArray[Any]], *, so
 
 
 def _count(detector: YoloNetwork, found: int, expected: int) -> str:
-    """What a wrong number of arrays says, with the network that has this number."""
+    """Return the message on a wrong number of arrays. It names the network that has this number."""
     text = f"{found} arrays; expected {expected}, the parameters of {detector.spec.kind}"
     for kind, table in (("yolov3", YOLOV3_LAYERS), ("yolov3-tiny", YOLOV3_TINY_LAYERS)):
         blocks = sum(isinstance(layer, Conv) for layer in table)
@@ -86,7 +87,7 @@ def _count(detector: YoloNetwork, found: int, expected: int) -> str:
 
 
 def _other_classes(detector: YoloNetwork, arrays: Sequence[NDArray[Any]]) -> int | None:
-    """The number of classes that all outputs' kernels and biases say, if they agree on another than the detector's."""
+    """Return the number of classes by the shapes of all outputs, if they agree on one that is not the detector's."""
     found = set()
     for (name, parameter), array in zip(detector.named_parameters(), arrays, strict=True):
         module = detector.get_submodule(name.rpartition(".")[0])
