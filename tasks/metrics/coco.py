@@ -1,9 +1,9 @@
 """Average precision as COCO measures it (Lin et al., arXiv 1405.0312; cocodataset.org/#detection-eval).
 
-It is computed by pycocotools. Detections, best first, each take the object of their class that they overlap
-most among those still free, boxes span from edge to edge (no pixel is added), and the area is that under the
-envelope at the 101 recalls 0, 0.01, … 1. So the figures differ from PASCAL VOC's in more than the area: of two
-detections over two overlapping objects, the second may take the object that is left.
+It is computed by pycocotools. Each detection, best first, takes the object of its class that it overlaps most among
+those still free. Boxes span from edge to edge (no pixel is added). The area is that under the envelope at the 101
+recalls 0, 0.01, … 1. So the figures differ from PASCAL VOC's in more than the area: if two detections both overlap two
+objects, the second may take the object that the first left.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tasks.metrics.truth import Truth, check_labels, check_lengths, checked_trut
 
 @dataclass(frozen=True)
 class CocoResult:
-    """Figures of one evaluation, all from 0 to 1; None where there is no object that counts.
+    """Figures of one evaluation, all from 0 to 1, or None without an object that counts.
 
     ``map50_coco`` is the mean of ``per_class_50`` (AP at IoU 0.5) over the classes with objects, ``map_coco`` that
     of ``per_class`` (the mean of the APs at IoU 0.50, 0.55, … 0.95). pycocotools adds 2e-16 to the denominator of
-    each precision, so a detector without fault is rated a few 1e-16 under 1.
+    each precision, so a perfect detector's figures are a few 1e-16 under 1.
     """
 
     map50_coco: float | None
@@ -39,8 +39,8 @@ def _print_nothing(*_: object) -> None:
     pass
 
 
-# pycocotools reports its steps by print. Here print is replaced in its modules alone: redirecting sys.stdout would
-# swallow what other threads of this process print meanwhile.
+# pycocotools prints its steps. Here print is replaced in its modules alone, because redirecting sys.stdout would also
+# swallow the output of other threads.
 coco_api.print = cocoeval.print = _print_nothing
 
 
@@ -54,16 +54,16 @@ def evaluate_coco(
 ) -> CocoResult:
     """Score the detections of a whole test set; ``truth`` and ``detections`` run over the same images.
 
-    Detections under ``score_threshold`` do not count, nor those of an image beyond the ``max_per_class`` best of a
-    class. Equal scores are taken in the order of (image, detection). Objects of every size count.
+    Detections under ``score_threshold`` do not count. Of each image and class, only the ``max_per_class`` best count.
+    Equal scores are taken in the order of (image, detection). Objects of every size count.
 
-    Difficult objects are handed over as ``iscrowd``, the one flag by which pycocotools ignores an object (it
-    overwrites ``ignore``): they are not asked for, and any number of detections of them go unpunished, as by VOC's
-    rule. What differs from VOC is when a detection is one of them: when at least the IoU threshold of *its own*
-    area lies inside, and no object that counts takes it.
+    Difficult objects are passed as ``iscrowd``, the only flag by which pycocotools ignores an object (it overwrites
+    ``ignore``). As by VOC's rule, a difficult object need not be found, and no detection of it counts as wrong. Other
+    than by VOC's rule, a detection is one of a difficult object if the part of *its own* area inside the object is at
+    least the IoU threshold and no object that counts takes it.
 
     Raises:
-        DataError: the sequences differ in length, a shape does not fit, or a label is none of ``classes``.
+        DataError: the sequences differ in length, a shape does not fit, or a label is not one of ``classes``.
     """
     check_lengths(len(truth), len(detections))
     objects: list[dict[str, Any]] = []
@@ -73,7 +73,7 @@ def evaluate_coco(
         check_labels(given.labels, len(classes), f"image {image}: detections")
         objects += _annotations(image, boxes, labels, len(objects), "iscrowd", difficult.astype(np.int64))
         kept = given.scores >= score_threshold  # false for a score that is NaN
-        # pycocotools takes an overlap that is NaN for a match. A box without area overlaps nothing.
+        # pycocotools takes a NaN overlap for a match. A box without area overlaps nothing.
         finite = np.where(np.isfinite(given.boxes).all(axis=1, keepdims=True), given.boxes, 0.0)
         found += _annotations(image, finite[kept], given.labels[kept], len(found), "score", given.scores[kept])
 
@@ -84,7 +84,7 @@ def evaluate_coco(
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[-np.inf, np.inf]], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
-    # Not `stats`: these take it for granted that maxDets is [1, 10, 100]. -1 stands for a class without objects.
+    # `stats` is not used, because it assumes that maxDets is [1, 10, 100]. -1 stands for a class without objects.
     precision = evaluation.eval["precision"][:, :, :, 0, 0]  # [IoU thresholds, recalls, classes]
     at_50 = precision[np.flatnonzero(evaluation.params.iouThrs == 0.5)]
     per_class = {name: _mean_precision(precision[:, :, index]) for index, name in enumerate(classes)}
@@ -95,13 +95,13 @@ def evaluate_coco(
 def _annotations(
     image: int, boxes: np.ndarray, labels: np.ndarray, before: int, key: str, values: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Objects or detections of one image as COCO has them: a corner, width and height."""
+    """Return one image's objects or detections in COCO's form: a corner, width and height."""
     corners = boxes.astype(np.float64)
     corners[:, 2:] -= corners[:, :2]
     areas = corners[:, 2] * corners[:, 3]
     rows = zip(corners.tolist(), areas.tolist(), labels.tolist(), values.tolist(), strict=True)
     return [
-        # Ids start at 1: pycocotools writes the id of what was matched into an array in which 0 stands for nothing.
+        # Ids start at 1, because pycocotools writes matched ids into an array in which 0 stands for no match.
         {"id": number, "image_id": image, "category_id": label, "bbox": bbox, "area": area, key: value}
         for number, (bbox, area, label, value) in enumerate(rows, before + 1)
     ]

@@ -1,7 +1,7 @@
-"""The detections of one image, and their passage through a safetensors object.
+"""The detections of one image, and their form in a safetensors object.
 
-An evaluation that is spread over slots leaves one object a part. Each part is a few flat arrays keyed by
-the image's index in the test set, so that merging the parts gives what one evaluation would have given.
+An evaluation that is spread over slots stores one object for each part. A part is a few flat arrays with the images'
+indices in the test set, so that merging the parts gives the same result as one evaluation.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class ImageDetections:
 
     @classmethod
     def empty(cls) -> ImageDetections:
-        """An image in which nothing was found."""
+        """Return the detections of an image in which nothing was found."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
 def pack(detections: Mapping[int, ImageDetections]) -> dict[str, np.ndarray]:
-    """Flat arrays for one safetensors object, images in ascending order, images without a detection included.
+    """Return flat arrays for one safetensors object, images in ascending order, including those without a detection.
 
     ``images`` and ``counts`` int64 [m]: index and number of detections of each image; ``boxes`` float32 [n,
     4], ``scores`` float32 [n] and ``labels`` int64 [n]: those of all images, one after the other.
@@ -73,7 +73,7 @@ def pack(detections: Mapping[int, ImageDetections]) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], *, source: str = "detections") -> dict[int, ImageDetections]:
-    """The inverse of :func:`pack`. ``source`` is the object that a message names.
+    """Return the detections in arrays that :func:`pack` made. Messages name the object ``source``.
 
     Raises:
         DataError: an array is missing, or its type, shape or content is not what :func:`pack` writes.
@@ -82,9 +82,9 @@ def unpack(arrays: Mapping[str, np.ndarray], *, source: str = "detections") -> d
 
 
 def pack_columns(items: Mapping[int, Sequence[np.ndarray]], columns: Columns) -> dict[str, np.ndarray]:
-    """``items`` holds, for each image, one array for each of ``columns``; of these, ``boxes`` has four numbers a row.
+    """Return ``images``, ``counts``, and the columns of all images, one after the other in ascending order.
 
-    Returns the columns of all images, one after the other in ascending order, beside ``images`` and ``counts``.
+    ``items`` holds, for each image, one array for each of ``columns``. ``boxes`` has four numbers a row, others one.
     """
     images = sorted(items)
     packed = {
@@ -100,7 +100,7 @@ def pack_columns(items: Mapping[int, Sequence[np.ndarray]], columns: Columns) ->
 def unpack_columns(
     arrays: Mapping[str, np.ndarray], columns: Columns, make: Callable[..., Item], *, source: str
 ) -> dict[int, Item]:
-    """The inverse of :func:`pack_columns`: ``make`` gets an image's arrays in the order of ``columns``.
+    """Return the items in arrays that :func:`pack_columns` made. ``make`` takes an image's arrays, as ``columns`` are.
 
     Raises:
         DataError: an array is missing, or its type, shape or content is not what :func:`pack_columns` writes.
@@ -122,7 +122,7 @@ def unpack_columns(
     images, counts = arrays["images"], arrays["counts"]
     if (images < 0).any() or (np.diff(images) <= 0).any():
         raise DataError(f"{source}: images: expected indices from 0 in ascending order, each once")
-    if (counts < 0).any() or (counts > total).any() or counts.sum() != total:  # a sum of larger ones could overflow
+    if (counts < 0).any() or (counts > total).any() or counts.sum() != total:  # a sum of larger counts could overflow
         raise DataError(f"{source}: counts: expected {total} in all, the number of boxes, found {counts.sum()}")
     ends = np.cumsum(counts)
     return {
@@ -132,7 +132,7 @@ def unpack_columns(
 
 
 def merge(parts: Iterable[Mapping[int, Item]]) -> dict[int, Item]:
-    """The parts of one evaluation (of detections or truth) as a whole, images in ascending order.
+    """Merge the parts of one evaluation (detections or truth), images in ascending order.
 
     The order of the parts does not matter.
 
@@ -149,10 +149,10 @@ def merge(parts: Iterable[Mapping[int, Item]]) -> dict[int, Item]:
 
 
 def in_order(detections: Mapping[int, Item], images: int) -> list[Item]:
-    """What there is of images 0 to ``images`` - 1 as the list that an evaluation takes.
+    """Return the items of images 0 to ``images`` - 1 as the list that an evaluation takes.
 
     Raises:
-        DataError: an image is missing, or is none of the test set's.
+        DataError: an image is missing, or is not in the test set.
     """
     missing = sorted(set(range(images)) - detections.keys())
     if missing:

@@ -1,8 +1,8 @@
-"""Phase 7: the figures of a round over its clients.
+"""Phase 7: aggregate a round's figures over its clients.
 
-The train loss is weighted as the updates are in FedAvg, by training images (arXiv 1602.05629, Alg. 1);
-test figures by test images, beside the plain mean over clients that the original benchmark (arXiv
-1910.11089) reported.
+The train loss is weighted by training images, as updates are in FedAvg (arXiv 1602.05629, Alg. 1). Test figures are
+weighted by test images. Beside them is the plain mean over clients, which the original benchmark (arXiv 1910.11089)
+reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tasks.spec.shares import Weight, limiting_factors
 _FIGURES = ("loss", "map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall")
 _BY_CLASS = ("per_class", "per_class_coco", "per_class_recall")
 
-# For each client that has the figure: its weight, its weight in the plain mean, and the figure.
+# For each update or evaluation: its weight, its weight in the plain mean (its number of clients), and the figure.
 Rows = list[tuple[Fraction, int, float | None]]
 
 
@@ -31,13 +31,13 @@ def aggregate_metrics(
 ) -> Metrics:
     """Aggregate a round's updates (none in round 0) and evaluations.
 
-    weights: what each client's update counted for; left out, its training images.
-    max_share: the most that one client's test images may count for, as a part of the whole; where clients are too few
+    weights: the weight of each client's update; None: its number of training images.
+    max_share: the largest part of the whole that one client's test images may count for. If there are too few clients
         for that, each counts the same.
 
-    Clients that share an evaluation count each. A figure that a client does not have (None) is left out of
-    the mean; one that no client has is None. ``unweighted`` holds the plain means under ``train_loss``,
-    ``loss``, the mAPs' names, ``recall`` and ``per_class/<class>``.
+    Clients that share an evaluation all count. A client without a figure (None) is left out of the figure's mean, and
+    the mean over no client is None. ``unweighted`` holds the plain means under ``train_loss``, ``loss``, the mAPs'
+    names, ``recall`` and ``per_class/<class>``.
 
     Raises:
         FedbenchError: a client has two updates or is in two evaluations; the message names it.
@@ -82,7 +82,7 @@ def _clients(evaluation: EvaluationRecord) -> int:
 
 
 def _weights(evaluations: Sequence[EvaluationRecord], max_share: float | None) -> list[Fraction]:
-    """Weights by test images, those of all clients of an evaluation together."""
+    """Return each evaluation's weight by test images, summed over its clients."""
     sizes = [evaluation.test_size * _clients(evaluation) for evaluation in evaluations]
     if max_share is None:
         return [Fraction(size) for size in sizes]
@@ -94,7 +94,7 @@ def _weights(evaluations: Sequence[EvaluationRecord], max_share: float | None) -
 
 
 def _mean(rows: Iterable[tuple[Fraction | int, float | None]]) -> float | None:
-    """Weighted mean, rounded once: equal figures give that figure; the order of clients changes no bit."""
+    """Return the weighted mean, rounded once: equal figures have that mean, and the order of clients changes no bit."""
     present = [(weight, Fraction(value)) for weight, value in rows if value is not None]
     total = sum((weight for weight, _ in present), Fraction())
     return float(sum((weight * value for weight, value in present), Fraction()) / total) if total else None

@@ -1,4 +1,4 @@
-"""Over a federation's rounds: which is the best, and what was spent up to each: image passes, seconds, bytes."""
+"""Find a federation's best round, and sum the costs up to each round: image passes, seconds, bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.spec.records import Metrics, RoundRecord
 
 
 def best_round(history: Sequence[Metrics], metric: MapName = "map50_voc10") -> tuple[int, float | None]:
-    """Number (from 0) and ``metric`` of the best round so far; the first of equals."""
+    """Return the number (from 0) and the ``metric`` of the best round so far, the first of equals."""
     best: int = 0
     value: float | None = getattr(history[0], metric)
     for number, metrics in enumerate(history):
@@ -22,11 +22,11 @@ def best_round(history: Sequence[Metrics], metric: MapName = "map50_voc10") -> t
 
 @dataclass(frozen=True)
 class Costs:
-    """Sums over all rounds up to one.
+    """The costs of all rounds up to one.
 
-    ``images`` are those trained on, each as often as it was; ``passes`` is how often that is for one training image,
-    on the mean over the images of all clients. ``seconds`` is wall time. ``exchanged`` is the bytes of weights that
-    clients needed and sent, whatever a cache spared; ``moved`` the bytes that went to and from the store.
+    ``images`` counts every use of an image in training. ``passes`` is the mean number of uses of one training image,
+    over the images of all clients. ``seconds`` is wall time. ``exchanged`` is the bytes of weights that clients needed
+    and sent, including those that a cache spared. ``moved`` is the bytes transferred to and from the store.
     """
 
     images: int
@@ -37,7 +37,7 @@ class Costs:
 
 
 def costs_by_round(records: Sequence[RoundRecord], local_epochs: int) -> list[Costs]:
-    """The costs up to each of ``records``, rounds 0 to the last in order."""
+    """Return the costs up to each of ``records``, rounds 0 to the last in order."""
     sizes = {info.client: info.train_size for record in records for info in record.clients}
     total = sum(sizes.values())
     images, seconds, exchanged, moved = 0, 0.0, 0, 0

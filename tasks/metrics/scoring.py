@@ -1,4 +1,4 @@
-"""One test set's figures, by all measures, from its truth and what was detected: the record of an evaluation."""
+"""Score the detections of one test set by all measures, and make the record of the evaluation."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def evaluation_record(
     spec: EvaluationSpec,
     started: float,
 ) -> EvaluationRecord:
-    """The figures of the test set that ``clients`` share; ``truth`` and ``detections`` run over its images.
+    """Return the record of the test set that ``clients`` share; ``truth`` and ``detections`` run over its images.
 
-    ``batch_losses`` are as in :class:`tasks.training.evaluation.PartResult`: their order changes no bit. ``started``
-    is the ``time.monotonic()`` from which the record's seconds count.
+    ``batch_losses`` are those of :class:`tasks.training.evaluation.PartResult`; their order changes no bit.
+    ``started`` is the ``time.monotonic()`` at the start of the evaluation.
 
     Raises:
         DataError: lengths, shapes or labels do not fit together.

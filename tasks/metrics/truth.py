@@ -1,7 +1,7 @@
-"""The objects of one image as an evaluation sees them, and their passage through a safetensors object.
+"""The objects of one image in an evaluation, and their form in a safetensors object.
 
-An object that is ``difficult`` (a flag of PASCAL VOC's annotations: one that is hard to recognise without its
-surroundings) is neither asked for nor is a detection of it wrong, by all measures of this package.
+``difficult`` is a flag of PASCAL VOC's annotations: the object is hard to recognise without its surroundings. By all
+measures of this package, a difficult object need not be found, and a detection of it is not wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tasks.errors import DataError
 from tasks.metrics.detections import Columns, pack_columns, unpack_columns
 
-# The objects of one image: boxes [m, 4] as in ImageDetections, labels [m], difficult [m] or None (none is).
+# The objects of one image: boxes [m, 4] as in ImageDetections, labels [m], difficult [m] or None (no object is).
 Truth = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], npt.NDArray[np.bool_] | None]
 CheckedTruth = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
@@ -22,7 +22,7 @@ _COLUMNS: Columns = {"boxes": np.dtype(np.float32), "labels": np.dtype(np.int64)
 
 
 def pack_truth(truth: Mapping[int, Truth]) -> dict[str, np.ndarray]:
-    """Flat arrays as of :func:`tasks.metrics.detections.pack`, with ``difficult`` bool [n] in place of the scores."""
+    """Return flat arrays as :func:`tasks.metrics.detections.pack`, with ``difficult`` bool [n] in place of scores."""
     rows = {
         image: (boxes, labels, np.zeros(len(labels), np.bool_) if difficult is None else difficult)
         for image, (boxes, labels, difficult) in truth.items()
@@ -31,7 +31,7 @@ def pack_truth(truth: Mapping[int, Truth]) -> dict[str, np.ndarray]:
 
 
 def unpack_truth(arrays: Mapping[str, np.ndarray], *, source: str = "truth") -> dict[int, Truth]:
-    """The inverse of :func:`pack_truth`. ``source`` is the object that a message names.
+    """Return the truth in arrays that :func:`pack_truth` made. Messages name the object ``source``.
 
     Raises:
         DataError: an array is missing, or its type, shape or content is not what :func:`pack_truth` writes.
@@ -40,7 +40,7 @@ def unpack_truth(arrays: Mapping[str, np.ndarray], *, source: str = "truth") -> 
 
 
 def checked_truth(truth: Truth, classes: int, image: int) -> CheckedTruth:
-    """``truth`` of image number ``image`` in the types that the measures compute with.
+    """Return the truth of image number ``image`` in the types that the measures compute with.
 
     Raises:
         DataError: a shape does not fit, or a label is not from 0 to ``classes`` - 1.
@@ -59,7 +59,7 @@ def checked_truth(truth: Truth, classes: int, image: int) -> CheckedTruth:
 
 
 def count_objects(truth: Sequence[Truth], classes: Sequence[str]) -> dict[str, int]:
-    """The objects that an evaluation asks for, by class: difficult ones are none.
+    """Return the number of objects by class, without difficult ones.
 
     Raises:
         DataError: as :func:`checked_truth`.
@@ -72,7 +72,8 @@ def count_objects(truth: Sequence[Truth], classes: Sequence[str]) -> dict[str, i
 
 
 def check_labels(labels: npt.NDArray[np.int64], classes: int, where: str) -> None:
-    """
+    """Check that labels are class indices.
+
     Raises:
         DataError: a label is not from 0 to ``classes`` - 1.
     """
@@ -82,15 +83,16 @@ def check_labels(labels: npt.NDArray[np.int64], classes: int, where: str) -> Non
 
 
 def check_lengths(truth: int, detections: int) -> None:
-    """
+    """Check that an evaluation has truth and detections for equally many images.
+
     Raises:
-        DataError: an evaluation has truth for another number of images than detections.
+        DataError: the numbers differ.
     """
     if truth != detections:
         raise DataError(f"evaluation: expected detections for {truth} images, found {detections}")
 
 
 def mean_over_classes(per_class: Mapping[str, float | None]) -> float | None:
-    """Mean over the classes with objects; None when there is none."""
+    """Return the mean over the classes with objects, or None if no class has any."""
     values = [value for value in per_class.values() if value is not None]
     return float(np.mean(values)) if values else None

@@ -1,10 +1,10 @@
-"""Average precision as PASCAL VOC measures it: since 2010 over all points, before over eleven.
+"""Average precision as PASCAL VOC measures it: since 2010 over all points, before that over eleven.
 
-After the challenge's development kits (``VOCevaldet.m``, ``VOCap.m``; Everingham et al., *The PASCAL Visual
-Object Classes (VOC) Challenge*, IJCV 2010, section 4.2, and *A Retrospective*, IJCV 2015, section 2.2): boxes
-span whole pixels, so a side is ``max - min + 1``; a detection is compared with the one object of its class that
-it overlaps most, and it is right if that overlap is at least 0.5 and no better-scored detection has claimed the
-object. The two years differ only in what they make of the precision-recall curve.
+The rules are those of the challenge's development kits (``VOCevaldet.m``, ``VOCap.m``; Everingham et al., *The PASCAL
+Visual Object Classes (VOC) Challenge*, IJCV 2010, section 4.2, and *A Retrospective*, IJCV 2015, section 2.2). Boxes
+span whole pixels, so a side is ``max - min + 1``. A detection is compared with the one object of its class that it
+overlaps most. It is right if that overlap is at least 0.5 and no better-scored detection has claimed the object. The
+two years differ only in how they compute a figure from the precision-recall curve.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy.typing as npt
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.truth import Truth, check_labels, check_lengths, checked_truth, mean_over_classes
 
-_PAIRS = 1 << 18  # of a box and an object that are compared at a time: each takes some 100 bytes
+_PAIRS = 1 << 18  # pairs of a box and an object that are compared at a time; each pair takes some 100 bytes
 
 
 @dataclass(frozen=True)
 class VocResult:
-    """Figures of one evaluation, all from 0 to 1; None where there is no object that counts.
+    """Figures of one evaluation, all from 0 to 1, or None without an object that counts.
 
     ``map50_voc10`` is the mean of ``per_class`` over the classes with objects (it is named for the default
     ``iou``), ``map50_voc07`` that of ``per_class_voc07``. ``recall`` is the mean of ``recall_per_class`` over the
@@ -39,7 +39,7 @@ class VocResult:
 
 
 def average_precision_voc10(recall: npt.NDArray[np.floating], precision: npt.NDArray[np.floating]) -> float:
-    """Area under precision over recall, each precision raised to the highest at this or a greater recall.
+    """Return the area under precision over recall, each precision raised to the highest at this or a greater recall.
 
     Both [n], one value for each detection in falling order of score; n = 0 gives 0. (``VOCap.m``, VOC 2010.)
     """
@@ -50,11 +50,11 @@ def average_precision_voc10(recall: npt.NDArray[np.floating], precision: npt.NDA
 
 
 def average_precision_voc07(recall: npt.NDArray[np.floating], precision: npt.NDArray[np.floating]) -> float:
-    """Mean of the highest precision at or beyond the recalls 0, 0.1, … 1; 0 where no recall is that high.
+    """Return the mean of the highest precision at or beyond the recalls 0, 0.1, … 1, 0 where no recall is that high.
 
-    Arguments as of :func:`average_precision_voc10`. (``VOCevaldet.m``, VOC 2007.) The eleven recalls are the
-    nearest numbers to tenths, so that 3 objects of 10 reach 0.3. Counted up in steps of 0.1, as in some
-    implementations, the point is 0.30000000000000004, and they do not.
+    The arguments are as for :func:`average_precision_voc10`. (``VOCevaldet.m``, VOC 2007.) The eleven recalls are the
+    nearest numbers to tenths, so that 3 objects of 10 reach 0.3. Some implementations count up in steps of 0.1; their
+    point is 0.30000000000000004, which 3 objects of 10 do not reach.
     """
     highest = [precision[recall >= tenth / 10].max(initial=0.0) for tenth in range(11)]
     return float(np.mean(highest))
@@ -71,14 +71,13 @@ def evaluate_voc(
 ) -> VocResult:
     """Score the detections of a whole test set; ``truth`` and ``detections`` run over the same images.
 
-    Detections under ``score_threshold`` do not count, nor those of an image beyond the ``max_per_class``
-    best of a class. Equal scores are taken in the order of (image, detection), so that detections merged
-    from parts give exactly the figures of one evaluation. Difficult objects are neither asked for nor
-    punished. A class without objects has no AP (None); no object in the whole test set: no mAP. No
-    detections: 0.
+    Detections under ``score_threshold`` do not count. Of each image and class, only the ``max_per_class`` best count.
+    Equal scores are taken in the order of (image, detection), so that detections merged from parts have exactly the
+    figures of one evaluation. A difficult object need not be found, and a detection of it is not wrong. A class
+    without objects has no AP (None), and a test set without objects has no mAP. Without detections, figures are 0.
 
     Raises:
-        DataError: the sequences differ in length, a shape does not fit, or a label is none of ``classes``.
+        DataError: the sequences differ in length, a shape does not fit, or a label is not one of ``classes``.
     """
     check_lengths(len(truth), len(detections))
     scores: list[np.ndarray] = [np.zeros(0)]
@@ -100,8 +99,7 @@ def evaluate_voc(
         objects += len(boxes)
     counted = ~np.concatenate(object_difficult)
     wanted_of = np.bincount(np.concatenate(object_labels)[counted], minlength=len(classes))
-    # Images were walked in order and their detections kept in order, so a stable sort settles ties as
-    # promised.
+    # Detections are in the order of (image, detection), and a stable sort keeps that order for equal scores.
     order = np.argsort(-np.concatenate(scores), kind="stable")
     label, match = np.concatenate(labels)[order], np.concatenate(matches)[order]
 
@@ -130,7 +128,7 @@ def evaluate_voc(
 
 
 def _best_of_each_class(found: ImageDetections, score_threshold: float, most: int) -> np.ndarray:
-    """Indices, ascending, of the detections that count. A score that is NaN is under every threshold."""
+    """Return the indices, ascending, of the detections that count. A NaN score is under every threshold."""
     above = np.flatnonzero(found.scores >= score_threshold)
     if len(above) <= most:
         return above
@@ -143,7 +141,7 @@ def _best_of_each_class(found: ImageDetections, score_threshold: float, most: in
 def _most_overlapped(
     boxes: np.ndarray, labels: np.ndarray, wanted: np.ndarray, wanted_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each box the object of its class that it overlaps most (the first of equals), and their IoU."""
+    """Return, for each box, the object of its class that it overlaps most (the first of equals), and their IoU."""
     if not len(boxes) or not len(wanted):
         return np.zeros(len(boxes), np.int64), np.full(len(boxes), -1.0)
     step = max(_PAIRS // len(wanted), 1)
@@ -167,7 +165,7 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _first_claims(match: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Whether each detection of a class, best first, is right; claims on difficult objects are left out."""
+    """Return whether each detection of a class, best first, is right. Detections of difficult objects are left out."""
     match = match[(match < 0) | counted[match]]
     right = np.zeros(len(match), np.bool_)
     _, first = np.unique(match, return_index=True)
