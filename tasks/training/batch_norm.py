@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, estimated anew for weights that came without them or with those of other weights."""
+"""Estimate BatchNorm's running statistics for weights that came without statistics or with those of other weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tasks.training.seeds import derive_seed
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the running statistics of every BatchNorm layer by those of ``batches``; the number of images.
+    """Replace the running statistics of every BatchNorm layer by those of ``batches``. Return the number of images.
 
-    Each becomes the plain mean over the batches of the batch's mean and unbiased variance (momentum none), in one
-    forward pass a batch, so batches should be equally large. Only these layers are in training mode meanwhile; no
-    weight changes, and the model's mode is as it was.
+    A layer's statistics become the plain means of the batches' means and unbiased variances (momentum None), so
+    batches should be equally large. Each batch takes one forward pass. Only BatchNorm layers are in training mode
+    meanwhile. No weight changes, and the model's mode is restored.
 
     Raises:
-        DataError: there are no batches, or a statistic is NaN or infinite (naming the layer).
+        DataError: there are no batches, or a statistic is NaN or infinite. The message names the layer.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     modes = {module: module.training for module in model.modules()}
@@ -57,7 +57,7 @@ def _check(layers: Mapping[str, nn.Module]) -> None:
 
 
 def sample_images(samples: Sequence[ImageSample], most: int, *, seed: int, batch_size: int) -> list[ImageSample]:
-    """At most ``most`` different ones of ``samples``, drawn from ``seed``: whole batches, if there are enough."""
+    """Draw at most ``most`` different samples from ``seed``, in whole batches if there are enough."""
     order = np.random.default_rng(derive_seed(seed, "batch-norm")).permutation(len(samples))
     count = min(most, len(samples))
     if count > batch_size:

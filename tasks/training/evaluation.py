@@ -1,4 +1,4 @@
-"""Scoring a model on test images, in evaluation mode: BatchNorm uses its running statistics and learns nothing."""
+"""Run a model on test images in evaluation mode, in which BatchNorm uses its running statistics unchanged."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tasks.spec.training import EvaluationSpec
 
 @dataclass(frozen=True)
 class PartResult:
-    """One part of a test set: what was detected, by image index, and the losses.
+    """The result for one part of a test set: detections by image index, and losses.
 
-    ``batch_losses`` holds, for each batch, the loss times its images: their exact sum (``math.fsum``) is the same
-    however the batches were spread.
+    ``batch_losses`` holds, for each batch, the loss times the number of images. Their exact sum (``math.fsum``) is the
+    same however the batches were spread.
     """
 
     batch_losses: list[float]
@@ -41,22 +41,22 @@ def evaluate(
     *,
     device: str,
 ) -> PartResult:
-    """Losses and detections of the images in ``batches``; boxes come back in pixels of the original images.
+    """Return losses and detections of the images in ``batches``, with boxes in pixels of the original images.
 
-    ``samples`` is the whole test set: a batch's indices point into it.
+    ``samples`` is the whole test set, which a batch's indices refer to.
 
     Raises:
-        ModelDiverged: a loss is NaN or infinite; names the batch.
+        ModelDiverged: a loss is NaN or infinite; the message names the batch.
     """
-    place = torch.device(device)
-    detector.to(place).eval()
+    torch_device = torch.device(device)
+    detector.to(torch_device).eval()
     batch_losses: list[float] = []
     images = 0
     detections: dict[int, ImageDetections] = {}
     started = time.perf_counter()
     for batch in batches:
-        outputs = detector(batch.images.to(place, non_blocking=True))
-        terms = detector.loss(outputs, Targets(batch.boxes, batch.labels).to(place))
+        outputs = detector(batch.images.to(torch_device, non_blocking=True))
+        terms = detector.loss(outputs, Targets(batch.boxes, batch.labels).to(torch_device))
         count = batch.images.shape[0]
         loss = float(torch.stack(list(terms.values())).sum().double())
         if not math.isfinite(loss):
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def in_original_pixels(found: Detections, detector: Detector, *, width: int, height: int) -> ImageDetections:
-    """What was found in the detector's input, in pixels of the image, ``width`` x ``height``, stretched to it."""
+    """Convert detections in the detector's input to pixels of the ``width`` x ``height`` image stretched to it."""
     ratio = np.array([width / detector.width, height / detector.height] * 2, dtype=np.float32)
     return ImageDetections(
         boxes=found.boxes.cpu().numpy() * ratio,

@@ -21,7 +21,10 @@ from tasks.training.optimizers import build_optimizer, set_learning_rate
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Means over all images of all local epochs; ``seconds`` is the wall time of the loop, loading included."""
+    """A turn's result. Loss and terms are means over all images of all local epochs.
+
+    ``seconds`` is the wall time of the loop, loading included.
+    """
 
     loss: float
     terms: dict[str, float]
@@ -42,11 +45,11 @@ def train(
 ) -> TrainingResult:
     """Train ``detector`` in place with a fresh optimiser.
 
-    Steps are taken every ``spec.accumulate`` batches, and after the last; a step's gradient is the mean over its
-    batches. Whatever draws from torch's global generator does so from ``seed``, in a forked state.
+    A step is taken every ``spec.accumulate`` batches and after the last; its gradient is the mean over its batches.
+    torch's global generators are seeded with ``seed`` for the training, and restored after it.
 
     Raises:
-        ClientError: the loss is NaN or infinite, naming the client and the batch.
+        ClientError: the loss is NaN or infinite; the message names the client and the batch.
     """
     device = torch.device(spec.device)
     detector.to(device).train()
@@ -63,7 +66,7 @@ def train(
             set_learning_rate(optimizer, lr * (steps + 1) / warmup_steps)
         scaler.unscale_(optimizer)
         if waiting < spec.accumulate:
-            # Fewer batches than each was divided by: the end of the turn.
+            # At the end of a turn a step has fewer batches than each loss was divided by.
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(spec.accumulate / waiting)
@@ -90,7 +93,7 @@ def train(
             if not math.isfinite(value):
                 raise ClientError(f"client {client}: training loss is {value} at batch {number + 1}")
             if waiting == 0:
-                # Not right after the step: gradients freed here leave their memory to the new ones.
+                # Gradients are freed here and not right after the step, so that the new ones take their memory.
                 optimizer.zero_grad()
             scaler.scale(loss / spec.accumulate).backward()
             count = batch.images.shape[0]

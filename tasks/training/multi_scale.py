@@ -11,15 +11,15 @@ from tasks.detectors.base import Targets
 from tasks.training.seeds import derive_seed
 
 STEPS_A_SIZE = 10
-# The coarsest stride of the detectors: every map of an input has whole cells.
+# The coarsest stride of the detectors. In multiples of it, every map of an input has whole cells.
 MULTIPLE = 32
 
 
 def input_size(width: int, height: int, limits: tuple[int, int], *, seed: int, step: int) -> tuple[int, int]:
-    """Width and height in pixels of the batches of optimiser step ``step`` (from 0).
+    """Return the width and height in pixels of the batches of optimiser step ``step`` (from 0).
 
-    The width is a random multiple of 32 within ``limits``; the height keeps the proportions of ``width`` and
-    ``height``, to the nearest multiple of 32. Drawn from ``seed`` and ``step`` alone.
+    The width is a random multiple of 32 within ``limits``, drawn from ``seed`` and ``step`` alone. The height keeps
+    the proportions of ``width`` and ``height``, to the nearest multiple of 32.
     """
     draw = random.Random(derive_seed(seed, "input-size", step // STEPS_A_SIZE))
     chosen = MULTIPLE * draw.randint(limits[0] // MULTIPLE, limits[1] // MULTIPLE)
@@ -27,7 +27,7 @@ def input_size(width: int, height: int, limits: tuple[int, int], *, seed: int, s
 
 
 def resize(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Tensor, Targets]:
-    """A batch, uint8 [B, 3, H, W] with its boxes, at ``size`` (width, height): bilinear, antialiased when smaller."""
+    """Resize a batch, uint8 [B, 3, H, W] with its boxes, to ``size`` (width, height): bilinear, antialiased."""
     rows, columns = images.shape[2:]
     width, height = size
     if (columns, rows) == size:

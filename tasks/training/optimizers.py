@@ -11,10 +11,9 @@ from tasks.spec.training import Adam, OptimizerSpec, Schedule, Sgd
 
 
 def build_optimizer(detector: Detector, spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
-    """A fresh optimiser at ``lr``; weight decay touches matrices and kernels, never norms and biases.
+    """Build an optimiser at ``lr``. Weight decay applies to matrices and kernels, never to norms and biases.
 
-    The detector may ask for a part of the learning rate for some of its parameters; :func:`set_learning_rate` keeps
-    the proportion.
+    The detector may set a factor of the learning rate for some parameters, which :func:`set_learning_rate` keeps.
     """
     groups = []
     for factor, parameters in detector.learning_rate_factors().items():
@@ -30,13 +29,13 @@ def build_optimizer(detector: Detector, spec: OptimizerSpec, lr: float) -> torch
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Every group at its factor of ``lr``."""
+    """Set the learning rate of every group to its factor of ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]
 
 
 def learning_rate(lr: float, schedule: Schedule, round_number: int) -> float:
-    """The learning rate of ``round_number`` (from 1): ``lr``, held, then a cosine down to ``floor · lr``."""
+    """Return the learning rate of ``round_number`` (from 1): first ``lr``, then a cosine down to ``floor · lr``."""
     done = round_number - 1 - schedule.hold
     if done <= 0 or schedule.decay == 0:
         return lr

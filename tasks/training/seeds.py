@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed for ``parts`` (purpose, round, client, …), the same on every machine and Python."""
+    """Return a 63-bit seed for ``parts`` (purpose, round, client, …), the same on every machine and Python."""
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
