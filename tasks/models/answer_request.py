@@ -22,24 +22,27 @@ from tasks.errors import FedbenchError
 from tasks.spec.data import Exif
 from tasks.training.evaluation import in_original_pixels
 
-# Formats whose decoders need no other program, and no more memory than the image's size in the header says.
+# Formats whose decoders need no other program, and no more memory than the size in the header implies.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
-SCORE_THRESHOLD = 0.3  # as predict and the sheets have it
+SCORE_THRESHOLD = 0.3  # as in predict and the sheets
 MAX_DETECTIONS = 100
 MOST_DETECTIONS = 1000
-IMAGES_AT_ONCE = 8  # inputs of a forward pass; the decoded images are gone by then
+IMAGES_AT_ONCE = 8  # images of a forward pass; only their inputs are in memory then
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may cost. ``rows``: images of a request; ``pixels``: of one image."""
+    """Limits on the cost of one request: its images (``rows``), and the pixels of one image."""
 
     rows: int = 32
     pixels: int = 40_000_000
 
 
 class RequestRefused(FedbenchError):
-    """A request cannot be answered; names the row or parameter. ``too_large``: it exceeds a limit on its size."""
+    """A request cannot be answered. The message names the row or parameter.
+
+    ``too_large`` is True if the request exceeds a limit on its size.
+    """
 
     def __init__(self, message: str, *, too_large: bool = False) -> None:
         super().__init__(message)
@@ -47,7 +50,7 @@ class RequestRefused(FedbenchError):
 
 
 class ModelAnswers:
-    """A detector that answers requests, one at a time, whatever the number of threads that ask."""
+    """A detector that answers requests from any number of threads, one request at a time."""
 
     def __init__(
         self,
@@ -73,10 +76,10 @@ class ModelAnswers:
         score_threshold: float = SCORE_THRESHOLD,
         max_detections: int = MAX_DETECTIONS,
     ) -> list[dict[str, Any]]:
-        """One mapping ``{"detections": [...]}`` an image, best first: class, score, and box in the image's pixels.
+        """Return one mapping ``{"detections": [...]}`` an image, best first: class, score, box in the image's pixels.
 
-        ``images`` are base64 texts of encoded images. They are decoded one by one, so that the memory for a request is
-        that for its largest image.
+        ``images`` are base64 texts of encoded images. They are decoded one by one, so that a request takes no more
+        memory than its largest image.
 
         Raises:
             RequestRefused: an image or a parameter cannot be used, or a limit is exceeded.
@@ -99,7 +102,7 @@ class ModelAnswers:
         return answers
 
     def _input(self, row: int, text: object) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The detector's input, and the size of the image that it was made from."""
+        """Return the detector's input, and the size of the image that it was made from."""
         data = _decoded(row, text)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # the header only
@@ -131,7 +134,7 @@ class ModelAnswers:
         answers = []
         for (_, (width, height)), item in zip(part, found, strict=True):
             placed = in_original_pixels(item, self.detector, width=width, height=height)
-            # The limit so far was for each class; scores are in descending order.
+            # predict applied the limit to each class; here it applies to all. Scores are in descending order.
             rows = zip(placed.labels.tolist(), placed.scores.tolist(), placed.boxes.tolist(), strict=True)
             detections = [{"class": self.classes[label], "score": score, "box": box} for label, score, box in rows]
             answers.append({"detections": detections[:max_detections]})

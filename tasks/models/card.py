@@ -1,4 +1,4 @@
-"""The card of a federation's model: what its specification and its round's record say of it, and the licences."""
+"""Make the card of a federation's model from the specification and the round's record, with notes on licences."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _OWN_DATA = "Trained on the data set {name!r}, whose own licence governs the use
 
 
 def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...] = ()) -> ModelCard:
-    """The card of the global model that a committed round left; ``notes`` come before those on licences.
+    """Return the card of a committed round's global model. ``notes`` come before those on licences.
 
     Raises:
-        DataError: the record names no client, which alone know the classes.
+        DataError: the record names no client; the classes are known from clients alone.
     """
     if not record.clients:
         raise DataError(f"{record.federation}: round {record.round}: clients: expected at least one, found none")
@@ -47,7 +47,7 @@ def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...]
 
 
 def licence_notes(spec: FederationSpec) -> tuple[str, ...]:
-    """What governs the use of the model besides fedbench's own licence: its first weights and its data."""
+    """Return notes on the licences that apply besides fedbench's own: those of the first weights and of the data."""
     notes = []
     weights = spec.detector.weights
     if weights.kind == "darknet":

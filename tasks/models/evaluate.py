@@ -1,4 +1,4 @@
-"""A model scored on a data set's test split outside of a run: by the batches, losses and figures of a run's rounds."""
+"""Score a model on a data set's test split outside a run, with the batches, losses and figures of a run's rounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from tasks.training.evaluation import evaluate
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """A test set that ``clients`` share: ``samples`` with the model's class indices, ``digest`` with the data set's."""
+    """A test set that ``clients`` share.
+
+    ``samples`` have the model's class indices. ``digest`` is computed with the data set's.
+    """
 
     clients: tuple[str, ...]
     digest: str
@@ -34,12 +37,12 @@ class EvaluationSet:
 def evaluation_sets(
     data: FederatedData, classes: Sequence[str], clients: Iterable[str] | None = None
 ) -> list[EvaluationSet]:
-    """The test sets of ``clients`` (all, if left out) with labels among ``classes``, a model's; equal ones are one.
+    """Return the test sets of ``clients`` (None: all), with labels as indices into the model's ``classes``.
 
-    Classes are matched by name. The data may lack some of the model's, which then have no truth.
+    Clients with equal test sets share one. Classes are matched by name; classes that the data lack have no truth.
 
     Raises:
-        DataError: a client or class that is unknown, or no test image at all.
+        DataError: a client or class is unknown, or there is no test image.
     """
     index = _class_indices(data, classes)
     chosen = list(data.test) if clients is None else list(clients)
@@ -72,13 +75,14 @@ def evaluate_model(
     threads: int | None = None,
     watched: Callable[[EvaluationLoader], Iterable[Batch]] = iter,
 ) -> tuple[list[EvaluationRecord], Metrics]:
-    """Each test set's figures, and those over all clients.
+    """Return each test set's figures, and those over all clients.
 
-    They are to the bit what a run records for these weights, with its ``spec``, ``device`` and ``threads`` (None:
-    torch's own choice) on the same kind of processor. ``watched`` hands a test set's batches on and may count them.
+    They equal to the bit the figures that a run records for these weights, with the same ``spec``, ``device`` and
+    ``threads`` (None: torch's choice) on the same kind of processor. ``watched`` passes a test set's batches on, and
+    may count them.
 
     Raises:
-        ClientError: an image cannot be decoded; names the file.
+        ClientError: an image cannot be decoded; the message names the file.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -109,10 +113,10 @@ def evaluate_model(
 
 
 def _class_indices(data: FederatedData, classes: Sequence[str]) -> np.ndarray | None:
-    """The model's index of each of the data set's classes; None where they are the same.
+    """Return the model's index of each of the data set's classes, or None if they are the same.
 
     Raises:
-        DataError: the model does not have a class; names it.
+        DataError: the model does not have a class; the message names it.
     """
     if tuple(classes) == data.classes:
         return None

@@ -1,7 +1,7 @@
-"""The model file: a detector as one self-describing safetensors file, to be used without run, store or MLflow.
+"""The model file: a detector as one self-describing safetensors file, usable without a run, store or MLflow.
 
-Its header has, under the key ``fedbench``, the :class:`ModelCard` as JSON: how to build the detector, what its classes
-are called, what it was trained on and how well it did. The tensors are those of ``state_dict``.
+Its header has, under the key ``fedbench``, the :class:`ModelCard` as JSON: how to build the detector, the names of its
+classes, its training data and its figures. The tensors are those of ``state_dict``.
 """
 
 from __future__ import annotations
@@ -39,17 +39,20 @@ VOUCHED = (
     "The weights are the mean of the clients' updates, weighted by the reported counts. What a client trained on is "
     "not checked.",
 )
-_NAMED = 5  # wrong tensors that a message names
+_NAMED = 5  # most wrong tensors in one message
 
 
 class ModelCard(Frozen):
-    """What a model file says of its detector. Figures are of the test data, on a scale of 0 to 1, losses per image."""
+    """The description of a detector in its model file.
+
+    Figures are those on the test data, from 0 to 1; losses are per image.
+    """
 
     version: Literal[1] = CARD_VERSION
     detector: DetectorSpec
     classes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Names, by class index.")
     data: dict[str, Any] | None = Field(None, description="The data specification, as JSON.")
-    clients: tuple[str, ...] | None = Field(None, description="On whose test images the figures were measured.")
+    clients: tuple[str, ...] | None = Field(None, description="Clients on whose test images the figures were measured.")
     evaluation: EvaluationSpec | None = Field(None, description="The rules by which the figures were measured.")
     spec_digest: Sha256 | None = Field(None, description="Digest of the federation's specification.")
     federation: str | None = None
@@ -65,12 +68,12 @@ class ModelCard(Frozen):
 
     @property
     def exif(self) -> Exif:
-        """How its training read the orientation in EXIF; as stored if the card does not say."""
+        """How training read the EXIF orientation; as stored if the card does not say."""
         return "applied" if self.data is not None and self.data.get("exif") == "applied" else "as-stored"
 
 
 def write_model(path: Path, card: ModelCard, state: Mapping[str, Tensor]) -> None:
-    """Write ``state`` (CPU tensors) with ``card`` in the header; the file appears whole or not at all.
+    """Write ``state`` (CPU tensors) with ``card`` in the header. The file appears whole or not at all.
 
     Equal cards and states give equal bytes.
 
@@ -95,10 +98,10 @@ def write_model(path: Path, card: ModelCard, state: Mapping[str, Tensor]) -> Non
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card of a model file; no tensor is read.
+    """Read the card of a model file. No tensor is read.
 
     Raises:
-        DataError: the file is missing, is no safetensors file, has no card, or one that does not fit.
+        DataError: the file is missing or not a safetensors file, or has no valid card.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a model file (safetensors)")
@@ -122,10 +125,10 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; its card is not looked at.
+    """Read the tensors of a safetensors file, on the CPU. The card is not read.
 
     Raises:
-        DataError: the file is missing, or is no safetensors file.
+        DataError: the file is missing or not a safetensors file.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a model file (safetensors)")
@@ -136,11 +139,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(path: Path) -> tuple[Detector, ModelCard]:
-    """The detector of a model file in evaluation mode, on the CPU, and its card.
+    """Return the detector of a model file, in evaluation mode on the CPU, and its card.
 
     Raises:
-        DataError: as :func:`read_card`, or the tensors are not the detector's by name, shape or type, or hold NaN or
-            infinity; names them.
+        DataError: as :func:`read_card`, or tensors are not the detector's by name, shape or type, or hold NaN or
+            infinity. The message names them.
     """
     card = read_card(path)
     detector = build_detector(card.detector, len(card.classes), seed=0)
@@ -154,7 +157,7 @@ def load_model(path: Path) -> tuple[Detector, ModelCard]:
 
 
 def card_text(card: ModelCard, *, uri: str | None = None) -> str:
-    """The card for people, as Markdown; with ``uri``, how to serve that model of MLflow's registry."""
+    """Return the card as Markdown. With ``uri``, it says how to serve that model of MLflow's registry."""
     size = f"{card.detector.width} × {card.detector.height}"
     lines = [
         f"# {markdown(card.federation or card.detector.kind)}",

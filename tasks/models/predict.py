@@ -1,4 +1,4 @@
-"""Detections in image files: which files, what the detector sees of them, and the pictures that are written."""
+"""Detect objects in image files: find the files, run the detector, and write the drawn copies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JPEG = frozenset({".jpeg", ".jpg"})
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded file, RGB. ``turned``: EXIF says that it is to be shown turned, and its pixels are as stored."""
+    """A decoded file, RGB. ``turned``: EXIF has an orientation other than upright, but the pixels are as stored."""
 
     path: Path
     image: Image.Image
@@ -32,10 +32,10 @@ class Picture:
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The files that ``paths`` name, each once: images directly in a folder by name, a file as it is.
+    """Return the files that ``paths`` name, each once. A folder stands for the images directly in it, sorted by name.
 
     Raises:
-        DataError: a folder without images, or that cannot be read.
+        DataError: a folder has no images, or cannot be read.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -53,7 +53,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def drawn_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each image's drawn copy goes: ``folder``, under its name; JPEG stays JPEG, all others become PNG.
+    """Return the path of each image's drawn copy in ``folder``. JPEG stays JPEG, and all others become PNG.
 
     Images of the same name from several folders get -2, -3, … in the order of ``files``.
 
@@ -75,7 +75,7 @@ def drawn_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def read_picture(path: Path, exif: Exif = "as-stored") -> Picture:
-    """The image of a file, read as training reads it; ``exif`` as in the specification of the training data.
+    """Read the image of a file as training reads it, with the training data's setting of ``exif``.
 
     Raises:
         DataError: the file is missing or cannot be decoded, or its name is not in UTF-8.
@@ -95,24 +95,25 @@ def read_picture(path: Path, exif: Exif = "as-stored") -> Picture:
 def detect(
     detector: Detector, image: Image.Image, *, score: float, nms_iou: float, max_detections: int, device: str
 ) -> ImageDetections:
-    """What ``detector``, put into evaluation mode on ``device``, finds in an RGB image, boxes in pixels of ``image``.
+    """Return the detections in an RGB image, with boxes in pixels of ``image``.
 
-    The image is stretched to the detector's input exactly as training and evaluation do it. Detections have a score
-    above ``score``; of each class at most ``max_detections`` are left after non-maximum suppression at ``nms_iou``.
+    ``detector`` is put into evaluation mode on ``device``. The image is stretched to the detector's input exactly as in
+    training and evaluation. Detections have a score above ``score``. After non-maximum suppression at ``nms_iou``, at
+    most ``max_detections`` of each class are left.
     """
-    place = torch.device(device)
-    detector.to(place).eval()
+    torch_device = torch.device(device)
+    detector.to(torch_device).eval()
     pixels = torch.from_numpy(to_input(image, width=detector.width, height=detector.height))
-    outputs = detector(pixels[None].to(place))
+    outputs = detector(pixels[None].to(torch_device))
     (found,) = detector.predict(outputs, score_threshold=score, nms_iou=nms_iou, max_detections=max_detections)
     return in_original_pixels(found, detector, width=image.width, height=image.height)
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a drawn copy in the form that its suffix says.
+    """Write a drawn copy in the format of the path's suffix.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the file cannot be written.
     """
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix.lower() in _JPEG else {}
     try:
