@@ -1,4 +1,4 @@
-"""Detections drawn on an image: boxes in their class's colour, each with a tag of class and score."""
+"""Draw detections on an image: boxes in their class's colour, each with a tag of class and score."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 from tasks.metrics.detections import ImageDetections
 from tasks.plain_text import LABEL_LIMIT, plain_name
 
-# Under this score a detection is not drawn, unless another one is asked for.
+# By default, a detection under this score is not drawn.
 DRAWN_SCORE = 0.3
 # Pixels, on an image whose longer side has STANDARD_SIDE of them.
 FONT_SIZE, LINE_WIDTH = 15, 3
 STANDARD_SIDE = 520
 _SMALLEST_FONT = 9
 INK = (31, 41, 55)
-# Okabe and Ito's colours (distinct for colour-blind readers too), black and its neighbours left out: after
-# these seven they come again.
+# Okabe and Ito's colours (distinct for colour-blind readers too), without black and its neighbours. Class 7 has the
+# colour of class 0 again, and so on.
 _COLORS = (
     (230, 159, 0), (86, 180, 233), (0, 190, 130), (240, 228, 66),
     (110, 140, 255), (235, 95, 20), (225, 130, 190),
@@ -41,9 +41,9 @@ class Mark:
 def draw_detections(
     image: Image.Image, found: ImageDetections, classes: Sequence[str], *, score: float = DRAWN_SCORE
 ) -> Image.Image:
-    """A copy of ``image`` (RGB, of its size) with the detections of at least ``score``.
+    """Return a copy of ``image`` (RGB, of its size) with the detections of at least ``score``.
 
-    ``found.boxes`` are in pixels of ``image``. Lines and letters grow with it.
+    ``found.boxes`` are in pixels of ``image``. Lines and letters grow with its size.
     """
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
     unit = max(drawn.size) / STANDARD_SIDE
@@ -57,7 +57,10 @@ def draw_detections(
 def marks_of(
     found: ImageDetections, classes: Sequence[str], *, score: float, scale: float, size: tuple[int, int]
 ) -> list[Mark]:
-    """The detections of at least ``score``, best first, on a drawing of ``size`` = ``scale`` times the image."""
+    """Return marks for the detections of at least ``score``, best first.
+
+    The drawing has ``size``, which is ``scale`` times the image's.
+    """
     best_first = [index for index in np.argsort(-found.scores, kind="stable") if found.scores[index] >= score]
     return [
         Mark(
@@ -70,13 +73,13 @@ def marks_of(
 
 
 def draw_outlines(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], width: int) -> None:
-    """The boxes, the best one last, over the others."""
+    """Draw the boxes, the best one last, over the others."""
     for mark in reversed(marks):
         draw.rectangle(mark.box, outline=mark.color, width=width)
 
 
 def draw_tags(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], size: tuple[int, int], font_size: int) -> None:
-    """The tags; the best ones choose their places first."""
+    """Draw the tags. Those of the best detections choose their places first."""
     font = ImageFont.load_default(font_size)
     margin = max(1, round(font_size * 4 / FONT_SIZE))
     height = font_size + max(1, round(font_size * 5 / FONT_SIZE))
@@ -90,7 +93,7 @@ def draw_tags(draw: ImageDraw.ImageDraw, marks: Sequence[Mark], size: tuple[int,
 
 
 def pixel_box(box: np.ndarray, scale: float, size: tuple[int, int]) -> Box:
-    """The box in pixels of a drawing, cut at its edges; corners in order, whatever a detector says."""
+    """Return the box in pixels of a drawing, cut at its edges, with corners in order even if the detector's are not."""
     limits = np.array([size[0] - 1, size[1] - 1] * 2)
     pixels = np.clip(np.nan_to_num(np.asarray(box, np.float64) * scale), 0, limits).round().astype(int)
     left, top, right, bottom = (int(side) for side in pixels)
@@ -102,7 +105,7 @@ def class_color(label: int) -> Color:
 
 
 def _free_place(box: Box, tag: tuple[int, int], size: tuple[int, int], taken: Sequence[Box]) -> Box:
-    """Where a tag of width and height goes: on the box, under it, or inside it, the first place no other tag covers."""
+    """Return the place of a ``tag`` (width, height): on, under or inside the box, the first without another tag."""
     left, top, right, bottom = box
     width, height = tag
     corners = [

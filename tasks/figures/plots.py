@@ -1,4 +1,4 @@
-"""Plots of a federation: learning by round, who has which classes, and every client's loss.
+"""Plots of a federation: learning by round, the classes on each device, and every client's loss.
 
 Each function returns a ``matplotlib.figure.Figure`` drawn by Agg, outside pyplot's global state, so that
 flows may draw from any thread; save it with ``figure.savefig``.
@@ -32,13 +32,14 @@ _MAPS: dict[MapName, tuple[str, str, str, str]] = {
 }
 _GRID = "#E5E7EB"
 _INK = "#1F2937"
-_MOST_INCHES = 50.0  # of a plot's table: 6500 dots
+_MOST_INCHES = 50.0  # longest side of a plot's table: 6500 dots
 
 
 def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Figure:
-    """Train and test loss, mAP and recall on test, and all four mAPs, by round; the best round is marked.
+    """Plot train and test loss, test mAP and recall, and all four mAPs, by round.
 
-    The star is on the measure that the federation goes by. ``stacked``: one panel above the other, for narrow pages.
+    A star marks the best round on the metric by which the federation chooses it. ``stacked``: one panel above the
+    other, for narrow pages.
     """
     records = sorted(records, key=lambda record: record.round)
     figure = new_figure(8, 9.6) if stacked else new_figure(16, 4.2)
@@ -81,9 +82,9 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
 
 
 def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Training boxes of each class (rows) on each device (columns), with the counts and their sums.
+    """Plot the training boxes of each class (rows) on each device (columns), with the counts and their sums.
 
-    Of hundreds of classes or devices only some have a label, and the shade alone tells the counts.
+    With hundreds of classes or devices, only some have a label, and only the shade shows the counts.
     """
     devices = list(class_counts)
     classes = sorted({name for counts in class_counts.values() for name in counts})
@@ -130,9 +131,9 @@ def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figur
 
 
 def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
-    """Every client's train loss by round: their mean and range above, one row a client below.
+    """Plot every client's train loss by round: the mean and range above, one row a client below.
 
-    A cross is a client that was asked and dropped; an empty cell one that was not asked.
+    A cross marks a client that was asked and dropped. The cell of a client that was not asked is empty.
     """
     records = sorted((record for record in records if record.plan is not None), key=lambda record: record.round)
     clients = sorted(
@@ -198,16 +199,17 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
 
 
 def table_room(count: int, size: float, smallest: float) -> tuple[float, int]:
-    """Inches of ``count`` cells of ``size``, and every how many of them there is room for a label.
+    """Return the inches for ``count`` cells of ``size`` inches, and n if every n-th cell has room for a label.
 
-    ``smallest`` is what a label takes. Agg draws at most 65,536 dots, and a picture that large takes gigabytes.
+    A label takes ``smallest`` inches. The inches are limited, because Agg draws at most 65,536 dots, and a picture that
+    large takes gigabytes.
     """
     inches = min(count * size, _MOST_INCHES)
     return inches, max(1, math.ceil(smallest * count / inches)) if count else 1
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Inches at 130 dots; constrained layout keeps labels from overlapping."""
+    """Return a figure of these inches at 130 dots an inch. Constrained layout keeps labels from overlapping."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -223,14 +225,14 @@ def draw_line(
     marker: str = "o",
     linestyle: str = "-",
 ) -> None:
-    """A line with gaps where a round has no figure. Many rounds carry no markers."""
+    """Draw a line with gaps where a round has no figure. A line of many rounds has no markers."""
     shown = marker if len(x) <= 40 else ""
     heights = [np.nan if value is None else value for value in values]
     axes.plot(x, heights, linestyle, color=color, label=label, marker=shown, markersize=4, linewidth=1.8)
 
 
 def style_axes(axes: Axes, title: str, label: str, *, x: str = "round") -> None:
-    """Titles, a light grid, and no box."""
+    """Set titles and a light grid, and remove the box."""
     axes.set_title(title, loc="left", fontweight="bold", color=_INK)
     axes.set_xlabel(x)
     axes.set_ylabel(label)
@@ -243,12 +245,12 @@ def style_axes(axes: Axes, title: str, label: str, *, x: str = "round") -> None:
 
 
 def _mark(axes: Axes, number: int, value: float, color: str) -> None:
-    """A star on the line."""
+    """Draw a star on the line."""
     axes.plot([number], [value], marker="*", markersize=15, color=color, markeredgecolor="white", zorder=5)
 
 
 def _room_for_legend(axes: Axes, values: Sequence[float | None]) -> None:
-    """Room above the lines for the legend, whatever their height."""
+    """Leave room above the lines for the legend, whatever their height."""
     present = [value for value in values if value is not None]
     if present:
         axes.set_ylim(0, max(0.05, 1.28 * max(present)))
@@ -256,7 +258,7 @@ def _room_for_legend(axes: Axes, values: Sequence[float | None]) -> None:
 
 
 def _shade(losses: np.ndarray) -> Normalize:
-    """A logarithmic scale where it can be, so that round 1 does not take all the colours."""
+    """Return a scale of colours: logarithmic if no loss is 0, so that round 1 does not take all the colours."""
     least, greatest = float(losses.min()), float(losses.max())
     if least > 0:
         return LogNorm(least, max(greatest, least * 1.01))
@@ -264,5 +266,5 @@ def _shade(losses: np.ndarray) -> Normalize:
 
 
 def _natural(client: str) -> tuple[int, int | str]:
-    """Device 10 after device 9; names that are no number come last."""
+    """Return a sort key that puts device 10 after device 9, and names that are not numbers last."""
     return (0, int(client)) if client.isdecimal() else (1, client)

@@ -24,7 +24,7 @@ from tasks.figures.boxes import (
 from tasks.metrics.detections import ImageDetections
 from tasks.plain_text import LABEL_LIMIT, plain_name
 
-# An image, its objects (boxes [m, 4] in pixels of the image, labels [m]) and what was found in it.
+# An image, its objects (boxes [m, 4] in pixels of the image, labels [m]) and its detections.
 SheetImage = tuple[Image.Image, tuple[np.ndarray, np.ndarray], ImageDetections]
 
 TILE_WIDTH = 520
@@ -37,13 +37,13 @@ _PAPER = (255, 255, 255)
 def detection_sheet(
     images: Sequence[SheetImage], classes: Sequence[str], *, score: float = DRAWN_SCORE, columns: int = 3
 ) -> Image.Image:
-    """Draw each image on a tile of its own, ``columns`` beside each other: an RGB image.
+    """Draw each image on a tile of its own, ``columns`` tiles in a row. Return the sheet as an RGB image.
 
     Boxes have the colour of their class. True ones are dashed; predicted ones of at least ``score`` are
     solid, with class and score.
 
     Raises:
-        DataError: no images, or a label that is none of ``classes``.
+        DataError: there are no images, or a label is not one of ``classes``.
     """
     if not images:
         raise DataError("sheet: expected at least one image, found none")
@@ -64,7 +64,7 @@ def detection_sheet(
 
 
 def most_pixels(images: int, columns: int = 3) -> int:
-    """Pixels of a sheet of so many images, none of which is more than four times as high as it is wide."""
+    """Return the most pixels of a sheet of so many images, if none is more than four times as high as wide."""
     rows = -(-images // columns)
     return (columns * (TILE_WIDTH + _GAP) + _GAP) * (rows * (4 * TILE_WIDTH + _GAP) + _LEGEND_HEIGHT)
 
@@ -88,7 +88,7 @@ def _tile(entry: SheetImage, classes: Sequence[str], score: float) -> Image.Imag
 
 
 def _dashed(draw: ImageDraw.ImageDraw, box: Box, color: Color, dash: int = 6) -> None:
-    """Black with dashes of the colour: seen on any background, and over a solid box of the same colour."""
+    """Draw a black box with dashes of ``color``, visible on any background and over a solid box of that colour."""
     left, top, right, bottom = box
     draw.rectangle(box, outline=(0, 0, 0), width=2)
     for start in range(left, right, 2 * dash):
@@ -100,7 +100,7 @@ def _dashed(draw: ImageDraw.ImageDraw, box: Box, color: Color, dash: int = 6) ->
 
 
 def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
-    """What the boxes mean and the colour of each class, in as many lines as the width asks for."""
+    """Draw the meaning of the boxes and the colour of each class, in as many lines as the width needs."""
     font = ImageFont.load_default(_LEGEND_SIZE)
     line = _LEGEND_SIZE + 14
     entries = ["truth", f"predicted, score at least {score:g}", *(plain_name(name, LABEL_LIMIT) for name in classes)]

@@ -1,7 +1,7 @@
-"""Plots of a suite: each federation between its references, all federations in one, and every class.
+"""Plots of a suite: each federation between its references, all federations in one panel, and every class.
 
-Federated lines are the mean over seeds, in a band from the least to the greatest. Roles differ in line and marker, not
-in colour alone, so that the plots read in grey print. A panel is drawn at the width of a phone's page.
+Lines are means over seeds, in a band from the least to the greatest seed. Roles differ in line and marker, not in
+colour alone, so that the plots can be read in grey print. A panel is as wide as a phone's page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tasks.suite.summary import ROLES, Between, Spread, summarise
 By = Literal["round", "bytes", "time"]
 BYS: tuple[By, ...] = ("round", "bytes", "time")
 
-# Okabe and Ito's; then the same again with other lines.
+# Okabe and Ito's colours. Further lines have the same colours again, with other strokes.
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 _LINES = ("-", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -41,7 +41,7 @@ _COLUMNS = 3
 
 
 def experiment_plot(result: SuiteResult, experiment: str, by: By) -> Figure:
-    """One experiment's metric, federated between centralised and local only; by bytes, references are level lines."""
+    """Plot one experiment's metric, federated between centralised and local only. By bytes, references are level."""
     figure, (axes,) = _figure(1, 1)
     _draw_experiment(axes, result, experiment, by, top=_top(result))
     axes.set_title(f"{experiment} by {by}", loc="left", fontweight="bold")
@@ -49,7 +49,7 @@ def experiment_plot(result: SuiteResult, experiment: str, by: By) -> Figure:
 
 
 def experiments_plot(result: SuiteResult, by: By) -> Figure:
-    """The panel of every experiment, up to three beside each other, all of one height of scale."""
+    """Plot a panel for every experiment, up to three in a row, all with the same scale of the metric."""
     names = _experiments(result)
     columns = min(_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
@@ -62,7 +62,7 @@ def experiments_plot(result: SuiteResult, by: By) -> Figure:
 
 
 def federations_plot(result: SuiteResult, by: By) -> Figure:
-    """The federated lines of all experiments in one panel; a reference's where its experiment has nothing else."""
+    """Plot the federated lines of all experiments in one panel. An experiment without one has a reference's line."""
     courses = {name: course for name in _experiments(result) if (course := _main_course(result, name)) is not None}
     figure, (axes,) = _figure(1, 1, below=0.1 + 0.2 * len(courses))
     even = _even(list(courses.values()))
@@ -80,9 +80,9 @@ def federations_plot(result: SuiteResult, by: By) -> Figure:
 
 
 def classes_plot(between: Between) -> Figure:
-    """Every class's AP50 at the last round: a bar for the federation with its spread, a mark for each reference.
+    """Plot every class's AP50 at the last round: a bar with its spread for the federation, a mark for each reference.
 
-    Without a federation the bar is that of the first reference that there is.
+    Without a federation, the first reference has the bar.
     """
     main = between.rows.get("federated") or next(iter(between.rows.values()))
     classes = list(dict.fromkeys(name for row in between.rows.values() for name in row.per_class))
@@ -123,10 +123,10 @@ def classes_plot(between: Between) -> Figure:
 
 
 def suite_plots(result: SuiteResult) -> dict[str, Callable[[], Figure]]:
-    """Functions that draw figures for a paper, by file name without ending; none without a run.
+    """Return functions that draw figures for a paper, by file name without suffix. Without a run there are none.
 
-    ``by-round``, ``by-bytes``, ``by-time``, ``by-class-NAME``; with several experiments ``federations-by-round`` and
-    its like too.
+    The names are ``by-round``, ``by-bytes``, ``by-time`` and ``by-class-NAME``, and with several experiments also
+    ``federations-by-round``, ``federations-by-bytes`` and ``federations-by-time``.
     """
     if not result.cells:
         return {}
@@ -143,9 +143,9 @@ def suite_plots(result: SuiteResult) -> dict[str, Callable[[], Figure]]:
 def _figure(
     rows: int, columns: int, *, height: float = 2.45, left: float = 0.62, below: float = 0.0
 ) -> tuple[Figure, list[Axes]]:  # fmt: skip
-    """Panels of a phone's width with margins for their labels, in inches; ``below`` all of them room for a legend.
+    """Return panels of a phone's width with margins for their labels, and room of ``below`` for a legend, in inches.
 
-    A layout that measures the labels takes as long as drawing them, and a report has many plots.
+    Margins are fixed. A layout that measures the labels takes as long as drawing them, and a report has many plots.
     """
     top, bottom, right, width = 0.3, 0.55, 0.16, 4.6
     whole = rows * (top + height + bottom) + below
@@ -207,7 +207,7 @@ def _finish(axes: Axes, top: float) -> None:
 def _scale(
     courses: Sequence[Course], by: By, *, even: bool
 ) -> tuple[str, Callable[[Course], list[float]]]:  # fmt: skip
-    """The label of the axis and what a course has on it, in units that read well."""
+    """Return the label of the axis, and a function for a course's values on it, in readable units."""
     if by == "round":
         if even:
             return "round", lambda course: [float(number) for number in course.rounds]
@@ -222,7 +222,7 @@ def _scale(
 
 
 def _even(courses: Sequence[Course]) -> bool:
-    """Whether all have passed over as many images in each round, so that rounds compare."""
+    """Return whether all courses have passed over equally many images in each round, so that rounds are comparable."""
     return all(
         math.isclose(one, other, rel_tol=1e-6)
         for course in courses
@@ -240,7 +240,7 @@ def _experiments(result: SuiteResult) -> list[str]:
 
 
 def _top(result: SuiteResult) -> float:
-    """One height for all panels, so that they compare."""
+    """Return one upper limit for all panels, so that they are comparable."""
     values = [point.figures.get(result.metric) for cell in result.cells for point in cell.points]
     return max(0.05, 1.06 * max((value for value in values if value is not None), default=0.0))
 
