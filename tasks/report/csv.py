@@ -1,4 +1,4 @@
-"""Every round of every run as CSV, in long form: what one plots and tests from."""
+"""Every round of every run as CSV in long form, for plots and statistical tests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ HEAD = (
 
 
 def rounds_csv(result: SuiteResult) -> str:
-    """One row for each experiment, role, device, seed and round; lines end in ``\\n``, a figure there is not is empty.
+    """Return one row for each experiment, role, device, seed and round.
 
-    ``seconds`` and ``bytes_exchanged`` are from the start to that round. ``last_round`` is 1 in a run's last row, where
-    alone ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds`` of the whole run stand. A text that a
-    spreadsheet would take for a formula has an apostrophe before it; names as fedbench makes them never begin like one.
+    Lines end in ``\\n``. A missing figure is empty.
+
+    ``seconds`` and ``bytes_exchanged`` count from the start to that round. ``last_round`` is 1 in a run's last row.
+    Only this row has ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds``, which are those of the whole run. A
+    text that a spreadsheet would take for a formula gets an apostrophe in front; names made by fedbench never need one.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

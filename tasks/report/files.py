@@ -1,4 +1,4 @@
-"""All that is written of a suite's result, by file name."""
+"""The files of the report on a suite's result, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One HTML page of a suite's result: nothing is loaded from elsewhere, no script; for a phone, a desk and paper."""
+"""A suite's result as one HTML page for phones, desktops and paper, without scripts and without external resources."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HERE = Path(__file__).parent
 
 
 def report_html(result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()) -> str:
-    """The page, whole.
+    """Return the whole page.
 
-    before: an earlier result (the accepted one) that figures are held against. notes: what a reader must know before
-    comparing, said at the top.
+    before: an earlier result (the accepted one) to compare figures with. notes: what a reader must know before
+    comparing; it stands at the top.
     """
     import jinja2  # here, so that the core loads without it
 
@@ -37,12 +37,12 @@ def report_html(result: SuiteResult, *, before: SuiteResult | None = None, notes
 
 
 def _printable(value: object) -> object:
-    """What an expression of the template gives, without control characters; autoescape does the rest."""
-    return visible(value) if type(value) is str else value  # Markup, a subclass, is what is HTML already
+    """Return the value of an expression in the template with control characters escaped. Autoescape does the rest."""
+    return visible(value) if type(value) is str else value  # a value of the subclass Markup is HTML already
 
 
 def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str]) -> dict[str, Any]:
-    """What the template names."""
+    """Return the template's variables."""
     summary = summarise(result)
     return {
         "result": result,
@@ -76,7 +76,7 @@ def _seeds(between: Between) -> str:
 
 
 def _strip(between: Between, metric: str) -> dict[str, Any]:
-    """Where the roles' means stand from 0 to 1, in hundredths of the strip's width, and that in words."""
+    """Return the places of the roles' means on a scale from 0 to 1, in hundredths of its width, and in words."""
     places = {
         role: 100 * spread.mean
         for role in tables.ORDER
@@ -87,7 +87,7 @@ def _strip(between: Between, metric: str) -> dict[str, Any]:
 
 
 def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
-    """Of every experiment its panels: by round, by bytes, by time."""
+    """Return every experiment's panels: by round, by bytes, by time."""
     from tasks.figures.suite import BYS, experiment_plot  # here: matplotlib takes a second
 
     return [
@@ -103,7 +103,7 @@ def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
 
 
 def _federations(result: SuiteResult, summary: Summary) -> list[dict[str, str]]:
-    """All experiments in one panel by round, bytes and time; nothing where there is only one."""
+    """Return panels of all experiments, by round, bytes and time, or none for a single experiment."""
     from tasks.figures.suite import BYS, federations_plot
 
     if len(summary.experiments) < 2:
@@ -123,7 +123,7 @@ def _classes_plot(between: Between) -> dict[str, str]:
 
 
 def _alt(between: Between, summary: Summary, by: str) -> str:
-    """What the panel shows, for those who do not see it."""
+    """Describe the panel for readers who cannot see it."""
     ends = []
     roles: tuple[Role, ...] = tables.ORDER
     for role in roles:
@@ -134,7 +134,7 @@ def _alt(between: Between, summary: Summary, by: str) -> str:
 
 
 def _inline(figure: Figure) -> str:
-    """An SVG as the address of an image, so that its ids stay its own."""
+    """Return the figure as an SVG in a data address, so that its ids do not clash with those of other figures."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -23,10 +23,10 @@ _MISSING = "--"
 
 
 def latex_tables(result: SuiteResult) -> str:
-    """Two tables: each federation's metric between its references, and all measures by role.
+    """Return two tables: each federation's metric between its references, and all measures by role.
 
     They need the package booktabs. Figures are the mean ± the sample standard deviation over seeds. The number of
-    seeds is in the caption where all have the same, else in brackets behind each figure.
+    seeds is in the caption if all figures have the same, else in brackets after each figure.
     """
     summary = summarise(result)
     lines = [f"% {result.suite} {result.suite_run}, code {plain(result.code_version)}; \\usepackage{{booktabs}}"]
@@ -34,7 +34,7 @@ def latex_tables(result: SuiteResult) -> str:
 
 
 def escaped(name: str) -> str:
-    """``name`` as LaTeX prints it."""
+    """Return ``name`` escaped for LaTeX."""
     return "".join(_ESCAPED.get(letter, letter) for letter in plain(name))
 
 
@@ -73,7 +73,7 @@ def _measures(result: SuiteResult, summary: Summary) -> list[str]:
 
 
 def _spreads(between: Between, metric: str) -> list[Spread | None]:
-    """In the order of the columns."""
+    """Return an experiment's spreads in the order of the columns."""
     figures = [between.rows[role].figures[metric] if role in between.rows else None for role in ORDER]
     pairs = [paired.difference if paired is not None else None for paired in (between.gap, between.gain)]
     return [*figures, *pairs]
@@ -101,7 +101,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _figure(spread: Spread | None, *, sign: bool = False, n: bool = False) -> str:
-    """``n``: with the number of seeds behind it."""
+    """Return a figure in LaTeX, with ``n`` followed by the number of seeds."""
     if spread is None:
         return _MISSING
     shown = text.signed(spread) if sign else text.figure(spread)
@@ -110,7 +110,7 @@ def _figure(spread: Spread | None, *, sign: bool = False, n: bool = False) -> st
 
 
 def _common_n(spreads: Iterable[Spread | None]) -> int | None:
-    """The number of seeds that all have; None where they differ."""
+    """Return the number of seeds of all spreads, or None if they differ."""
     found = {spread.n for spread in spreads if spread is not None}
     return found.pop() if len(found) == 1 else None
 

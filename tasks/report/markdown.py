@@ -1,4 +1,4 @@
-"""The report as Markdown: its main tables, for pages that show no HTML."""
+"""The report's main tables as Markdown, for pages that show no HTML."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tasks.suite.summary import summarise
 def report_markdown(
     result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = (), page: str | None = None
 ) -> str:
-    """Each federation between its references, all measures, costs; ``before`` and ``notes`` as in the HTML report.
+    """Return tables of each federation between its references, of all measures and of costs.
 
-    page: address of the whole, to link to.
+    ``before`` and ``notes`` are as in the HTML report. page: the address of the whole report, for a link.
     """
     summary = summarise(result)
     tables = [main_table(summary), measures_table(summary), costs_table(summary)]

@@ -1,4 +1,4 @@
-"""The report's tables as plain cells: what they say, apart from how a page shows them."""
+"""The content of the report's tables as plain cells, independent of their form on a page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
 from tasks.suite.summary import Between, Paired, Row, Spread, Summary, summarise
 
-# From the least that is expected to the most.
+# In the order of the expected figures, lowest first.
 ORDER: tuple[Role, ...] = ("local-only", "federated", "centralised")
 MEASURES = (*MAP_NAMES, "recall", "loss")
-# Fields that say most of an experiment, shown whether they differ or not.
+# The most important fields of an experiment. Those that do not differ are listed too.
 _MAIN = (
     "data.kind", "data.name", "data.split", "data.test", "data.train_images", "data.clients.kind",
     "data.clients.clients", "participation.clients", "participation.clients_per_round", "detector.kind",
@@ -26,7 +26,11 @@ _MAIN = (
 
 @dataclass(frozen=True)
 class TableCell:
-    """``note`` stands smaller below; ``strong`` marks what it is about; ``words``: no number; ``link``: an address."""
+    """A cell of a table.
+
+    ``note`` is added in smaller letters; ``strong`` emphasises the cell; ``words`` is True for text, which is aligned
+    otherwise than numbers; ``link`` is the address that the text links to.
+    """
 
     text: str
     note: str = ""
@@ -37,8 +41,11 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """The first column heads its row; where it is empty, the row above says it. ``cards``: few and wide rows, which a
-    phone shows one below the other. ``prose``: texts that may be long."""
+    """A table. The first cell of a row is its head; if it is empty, the head of the row above counts.
+
+    ``cards``: the rows are few and wide, and a phone shows a row's cells below each other. ``prose``: the cells hold
+    texts that may be long.
+    """
 
     caption: str
     head: Sequence[str]
@@ -48,7 +55,7 @@ class Table:
 
 
 def main_table(summary: Summary) -> Table:
-    """Each federation's metric between its references, with the gap and the gain, paired by seed."""
+    """Return the table of each federation's metric between its references, with gap and gain, paired by seed."""
     rows = []
     for between in summary.experiments:
         cells = [TableCell(between.experiment, strong=True)]
@@ -64,7 +71,7 @@ def main_table(summary: Summary) -> Table:
 
 
 def measures_table(summary: Summary) -> Table:
-    """All figures of the last round, and the best round's value of the metric."""
+    """Return the table of all figures at the last round, with the best round's value of the metric."""
     head = ["experiment", "role", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES), "best round’s"]
     rows = [
         [
@@ -80,7 +87,7 @@ def measures_table(summary: Summary) -> Table:
 
 
 def costs_table(summary: Summary) -> Table:
-    """Rounds to the target, time and bytes, of a run."""
+    """Return the table of a run's costs: rounds to the target, time and bytes."""
     head = [
         "experiment", "role", "rounds", "passes", "rounds to target", "reached by", "wall time", "GPU time",
         "exchanged", "moved",
@@ -107,7 +114,7 @@ def costs_table(summary: Summary) -> Table:
 
 
 def classes_table(between: Between) -> Table:
-    """AP50 of every class at the last round, by role."""
+    """Return the table of every class's AP50 at the last round, by role."""
     rows = _ordered(between)
     classes = list(dict.fromkeys(name for row in rows for name in row.per_class))
     return Table(
@@ -124,7 +131,7 @@ def classes_table(between: Between) -> Table:
 
 
 def devices_table(between: Between, summary: Summary) -> Table:
-    """Local only: each device alone."""
+    """Return the table of the local-only figures of each device alone."""
     return Table(
         f"{between.experiment}: each device alone, scored on every device’s test images, at the last round",
         ["device", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
@@ -140,7 +147,7 @@ def devices_table(between: Between, summary: Summary) -> Table:
 
 
 def clients_table(row: Row, metric: str) -> Table:
-    """The global model on each client's own test set."""
+    """Return the table of the global model's figures on each client's own test set."""
     return Table(
         f"{row.experiment}: the {text.ROLE_NAMES[row.role]} model on each client’s own test images, at the last round; "
         f"{text.plural(len(row.seeds), 'seed')}",
@@ -156,7 +163,7 @@ def clients_table(row: Row, metric: str) -> Table:
 
 
 def before_table(result: SuiteResult, before: SuiteResult) -> Table:
-    """Now against an earlier result of the same suite, by experiment and role."""
+    """Return the table that compares a result with an earlier one of the same suite, by experiment and role."""
     metric = result.metric
     now, then = ({(row.experiment, row.role): row for row in summarise(one).rows} for one in (result, before))
     rows: list[list[TableCell]] = []
@@ -185,7 +192,7 @@ def before_table(result: SuiteResult, before: SuiteResult) -> Table:
 
 
 def runs_table(result: SuiteResult) -> Table:
-    """Every run there is."""
+    """Return the table of all runs."""
     head = ["run", "experiment", "role", "seed", "rounds", result.metric, "specification"]
     rows = [
         [
@@ -203,7 +210,7 @@ def runs_table(result: SuiteResult) -> Table:
 
 
 def common_fields(specs: Sequence[FederationSpec]) -> list[tuple[str, str]]:
-    """Main fields that all of ``specs`` have alike."""
+    """Return the main fields, and their values, that are the same in all of ``specs``."""
     flat = [_flat(spec) for spec in specs]
     return [
         (name, _value(flat[0][name]))
@@ -213,7 +220,7 @@ def common_fields(specs: Sequence[FederationSpec]) -> list[tuple[str, str]]:
 
 
 def differing_fields(specs: dict[str, FederationSpec]) -> Table | None:
-    """Every field in which any two experiments differ; None where there is none."""
+    """Return the table of every field in which any two experiments differ, or None if they do not differ."""
     flat = {name: _flat(spec) for name, spec in specs.items()}
     names = sorted({name for fields in flat.values() for name in fields})
     rows = []
@@ -256,7 +263,7 @@ def _n(spread: Spread | None) -> str:
 
 
 def _devices(row: Row, between: Between) -> str:
-    """How many devices the mean is of, where the federation tells how many there are."""
+    """Return the number of devices in the mean, and the number of all devices if the federation has another number."""
     federated = between.rows.get("federated")
     of = f" of {federated.clients}" if federated is not None and federated.clients != len(row.devices) else ""
     return f", {len(row.devices)}{of} devices"

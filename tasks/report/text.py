@@ -1,4 +1,4 @@
-"""Figures and costs as the report and the table write them."""
+"""Format figures and costs for reports and for ``fedbench compare``."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from tasks.suite.summary import Spread
 NONE = "–"
 MINUS = "−"
 ROLE_NAMES: dict[Role, str] = {"centralised": "centralised", "federated": "federated", "local-only": "local only"}
-# What each figure is called above a column.
+# The heads of columns, for figures that have another head than their name.
 FIGURE_NAMES = {"train_loss": "train loss", "loss": "test loss"}
 
 
 def figure(spread: Spread | None, digits: int = 3) -> str:
-    """``0.782 ± 0.007``; without ± with one seed."""
+    """Format a figure as ``0.782 ± 0.007``, without ± for one seed."""
     if spread is None:
         return NONE
     return f"{_fixed(spread.mean, digits)}{_deviation(spread, 1, digits)}"
 
 
 def signed(spread: Spread | None, digits: int = 3) -> str:
-    """``−0.107 ± 0.008``: a difference, with its sign."""
+    """Format a difference with its sign, as ``−0.107 ± 0.008``."""
     return NONE if spread is None else f"{signed_number(spread.mean, digits)}{_deviation(spread, 1, digits)}"
 
 
 def signed_number(value: float, digits: int = 3) -> str:
-    """``-0.0431`` as ``−0.043``, with a true minus sign; what rounds to nothing has none."""
+    """Format ``-0.0431`` as ``−0.043``, with a true minus sign. A number that rounds to 0 has no sign."""
     text = f"{abs(value):.{digits}f}"
     return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
 
 def count(spread: Spread | None) -> str:
-    """Of rounds or passes: whole numbers without decimals, where all of them are."""
+    """Format a number of rounds or passes. A single whole number, or equal ones, have no decimals."""
     if spread is None:
         return NONE
     digits = 0 if spread.n == 1 or spread.least == spread.greatest else 1
@@ -42,7 +42,7 @@ def count(spread: Spread | None) -> str:
 
 
 def duration(spread: Spread | None) -> str:
-    """``18.3 ± 0.4 min``."""
+    """Format seconds as ``18.3 ± 0.4 min``."""
     if spread is None:
         return NONE
     most = spread.mean
@@ -51,7 +51,7 @@ def duration(spread: Spread | None) -> str:
 
 
 def size(spread: Spread | None) -> str:
-    """``2.84 ± 0.01 GB``, decimal units; without ± where all are equal."""
+    """Format bytes as ``2.84 ± 0.01 GB``, in decimal units, without ± if all are equal."""
     if spread is None:
         return NONE
     most = spread.mean
