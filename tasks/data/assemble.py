@@ -97,11 +97,17 @@ def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple
             if not found:
                 faults.add(f"{path}: device {device}: no image {shown(name)} in the data set")
             elif len(found) > 1:
-                faults.add(f"{path}: device {device}: {shown(name)} may be {' or '.join(sorted(found))}: name its path")
+                faults.add(
+                    f"{path}: device {device}: expected the path of one image, found {shown(name)}, which names "
+                    f"{' and '.join(sorted(found))}"
+                )
             else:
                 image = next(iter(found))
                 if image in owner:
-                    faults.add(f"{path}: device {device}: image {shown(name)} is device {owner[image]}'s already")
+                    faults.add(
+                        f"{path}: device {device}: expected every image once, found {shown(name)} under device "
+                        f"{owner[image]} already"
+                    )
                 owner.setdefault(image, device)
     parsed.train = [replace(entry, device=owner.get(entry.inside)) for entry in parsed.train]
     parsed.test = [replace(entry, device=owner.get(entry.inside)) for entry in parsed.test]

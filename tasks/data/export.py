@@ -32,7 +32,7 @@ def write_coco(data: FederatedData, folder: Path) -> None:
     contents: dict[str, str] = {}
     for _, sample in (*train, *test):
         if contents.setdefault(sample.path.name, sample.content) != sample.content:
-            raise DataError(f"{sample.path}: another image has this file name; COCO's folder takes it once")
+            raise DataError(f"{sample.path}: expected a file name of its own in COCO's folder, found another image's")
     for file, items in (("train.json", train), ("test.json", test)):
         document = _coco_document(items, data.classes)
         (folder / file).write_text(json.dumps(document), encoding="utf-8")

@@ -93,10 +93,10 @@ class Notes:
         elif fitting:
             advice = "no reading fits all: write the pixels turned, without EXIF"
         else:
-            drawn = "set data.exif=applied" if exif == "as-stored" else "that is right, else set data.exif=as-stored"
+            drawn = "set data.exif=applied" if exif == "as-stored" else "keep it, else set data.exif=as-stored"
             advice = (
                 f"the sizes do not tell which reading fits, and data.exif is {exif}. Most annotation tools and OpenCV "
-                f"show such images turned: if the boxes were drawn so, {drawn}"
+                f"show such images turned: if the boxes were drawn on turned images, {drawn}"
             )
         return (
             f"{len(self.oriented)} images have an EXIF orientation other than 1; of their annotations' sizes {fits}; "

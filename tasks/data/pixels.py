@@ -143,7 +143,7 @@ def _has_sixteen_bits(image: Image.Image) -> bool:
 
 def _require_range(image: Image.Image) -> None:
     if image.format == "EPS":
-        raise ValueError("it is EPS, a program that Pillow would have Ghostscript run; write it as PNG or JPEG")
+        raise ValueError("it is EPS, a program that Pillow would run with Ghostscript; write it as PNG or JPEG")
     if image.mode in ("I", "F") and not _has_sixteen_bits(image):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise ValueError(f"its pixels are {kind}, which have no stated range; write it with 8 or 16 bits a channel")

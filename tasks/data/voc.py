@@ -88,11 +88,14 @@ def _device_folders(root: Path, spec: VocFolders, faults: Faults, devices: Seque
     for device in devices or ():
         if device not in names:
             faults.add(
-                f"{root / device / ANNOTATIONS}: no such folder; expected one for each device of {len(devices or ())}"
+                f"{root / device / ANNOTATIONS}: no such folder; expected one for each of the {len(devices or ())} "
+                "devices"
             )
     if devices is not None:
         for name in sorted(set(names) - set(devices), key=natural):
-            faults.add(f"{root / name}: expected the devices {devices[0]} to {devices[-1]} alone, found another")
+            faults.add(
+                f"{root / name}: expected folders of the devices {devices[0]} to {devices[-1]} only, found another"
+            )
     return sorted(set(names) & set(devices) if devices is not None else names, key=natural)
 
 

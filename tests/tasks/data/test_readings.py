@@ -119,11 +119,11 @@ def test_orientations_whose_reading_the_sizes_do_not_tell(own: OwnData) -> None:
     assert warning == (
         "2 images have an EXIF orientation other than 1; of their annotations' sizes 2 fit both; the sizes do not tell "
         "which reading fits, and data.exif is as-stored. Most annotation tools and OpenCV show such images turned: if "
-        f"the boxes were drawn so, set data.exif=applied: {own.path('1')} (3), {own.path('3')} (2)"
+        f"the boxes were drawn on turned images, set data.exif=applied: {own.path('1')} (3), {own.path('3')} (2)"
     )
     (warning,) = own.check(exif="applied").warnings
     assert "data.exif is applied. Most" in warning
-    assert "if the boxes were drawn so, that is right, else set data.exif=as-stored: " in warning
+    assert "if the boxes were drawn on turned images, keep it, else set data.exif=as-stored: " in warning
 
 
 def test_orientations_whose_reading_the_sizes_tell(own: OwnData) -> None:

@@ -84,7 +84,7 @@ def test_devices_by_an_element_of_the_annotation(one_folder: Path) -> None:
 LISTS: list[tuple[str, str]] = [
     ("x: [a, nosuch]\ny: [b, c]", r"clients.yaml: device x: no image 'nosuch'"),
     ("x: [a]\ny: [b]", r"c\.xml: expected the image in .*clients.yaml"),
-    ("x: [a, b]\ny: [b.png, c]", r"device y: image 'b.png' is device x's already"),
+    ("x: [a, b]\ny: [b.png, c]", r"device y: expected every image once, found 'b.png' under device x already"),
     ("x: [a, b, c]\ny: []", r"clients.yaml: no images of device y; expected some of each device from x to y"),
     ("x y: [a, b, c]", r"expected a device named by letters.* found 'x y'"),
     ("x: a", r"clients.yaml: expected a mapping of devices to lists of image names, found"),
@@ -264,8 +264,10 @@ def test_a_missing_and_a_superfluous_street_device(cache: Path, tmp_path: Path) 
     write_voc(drawn_data(TINY, cache), tmp_path / "street_5")
     (tmp_path / "street_5" / "3").rename(tmp_path / "street_5" / "6")
     load = partial(load_data, FederatedStreet(form="voc"), root_of=lambda name: tmp_path, cache=cache)
-    with pytest.raises(DataError, match=r"street_5/3/Annotations: no such folder; expected one for each device of 5"):
+    with pytest.raises(
+        DataError, match=r"street_5/3/Annotations: no such folder; expected one for each of the 5 devices"
+    ):
         load()
     faults = Faults(collect=True)
     assert list(load(faults=faults).train) == ["1", "2", "4", "5"]
-    assert "street_5/6: expected the devices 1 to 5 alone, found another" in "\n".join(faults.errors)
+    assert "street_5/6: expected folders of the devices 1 to 5 only, found another" in "\n".join(faults.errors)
