@@ -145,7 +145,7 @@ def _anchors(state: State) -> list[tuple[str, str]]:
     if state.network is None:
         published = YOLOV3_ANCHORS if state.kind == "yolov3" else YOLOV3_TINY_ANCHORS
         pixels = tuple((width * PUBLISHED_INPUT, height * PUBLISHED_INPUT) for width, height in published)
-        line = ("anchors", "detector.anchors: the published ones, of COCO: the cfg is not at hand")
+        line = ("anchors", "detector.anchors: the published ones, of COCO: the cfg was not found")
     else:
         pixels = state.network.anchors
         detector["masks"] = [list(mask) for mask in state.network.masks]

@@ -99,12 +99,12 @@ def _contacted(state: State, at: str, value: Any) -> str:
 
 def _between(state: State, at: str, value: Any) -> str:
     _whole(at, value, 1)
-    return f"{NOT_CARRIED}every round is evaluated here, and was there: its code reads this number and never uses it"
+    return f"{NOT_CARRIED}every round is evaluated, as in the original, whose code reads this number and never uses it"
 
 
 def _local_epoch(state: State, at: str, value: Any) -> str:
     state.document["training"]["local_epochs"] = _whole(at, value, 1)
-    return "training.local_epochs; Adam starts afresh every round, there it was kept from round to round"
+    return "training.local_epochs; Adam starts afresh every round; the original kept its state from round to round"
 
 
 def _batch_size(state: State, at: str, value: Any) -> str:
@@ -134,10 +134,13 @@ def _load(state: State, at: str, value: Any) -> str:
 def _accumulations(state: State, at: str, value: Any) -> str:
     batches = _whole(at, value, 1)
     state.document["training"]["accumulate"] = batches
-    text = "training.accumulate: a step has the mean of the batches' gradients, there their sum (little to Adam)"
+    text = (
+        "training.accumulate: a step takes the mean of the batches' gradients; the original took their sum (little "
+        "difference with Adam)"
+    )
     if batches != 2:
         # The original steps whenever the count of batches is not a multiple of this value.
-        text += f"; there, {batches} meant " + (
+        text += f"; in the original, {batches} meant " + (
             "no step at all" if batches == 1 else f"{batches - 1} steps in {batches}"
         )
     return text
@@ -149,19 +152,19 @@ def _multi_scale(state: State, at: str, value: Any) -> str:
     limits = [ORIGINAL_INPUT - MULTI_SCALE_REACH, ORIGINAL_INPUT + MULTI_SCALE_REACH]
     state.document["training"]["multi_scale"] = limits
     return (
-        f"training.multi_scale: {limits}, another every ten steps (there every ten batches); anchors go with the "
-        "size, there they stayed"
+        f"training.multi_scale: {limits}, another size every ten steps (in the original every ten batches); anchors "
+        "scale with the size (in the original they stayed)"
     )
 
 
 def _img_size(state: State, at: str, value: Any) -> str:
     size = _whole(at, value, MULTIPLE)
     text = (
-        f"detector.width: {ORIGINAL_INPUT}, detector.height: {height_for(ORIGINAL_INPUT)}. There the 704 x 576 images "
-        "were padded to a square; this has their scale without the bars"
+        f"detector.width: {ORIGINAL_INPUT}, detector.height: {height_for(ORIGINAL_INPUT)}. The original padded the "
+        "704 x 576 images to a square; this is the same scale without the bars"
     )
     if size != ORIGINAL_INPUT:
-        text += f". {NOT_CARRIED}{size}: its data loader always gave {ORIGINAL_INPUT}"
+        text += f". {NOT_CARRIED}{size}: the original's data loader always used {ORIGINAL_INPUT}"
     return text
 
 
@@ -187,7 +190,7 @@ def _model_def(state: State, at: str, value: Any) -> str:
     path = find(named, state.task.path)
     if path is None or not path.is_file():
         state.kind = "yolov3-tiny" if "tiny" in Path(named).name.lower() else "yolov3"
-        return f"detector.kind: {state.kind}, by its name alone: the file is not at hand"
+        return f"detector.kind: {state.kind}, by the file's name alone: the file was not found"
     state.network = read_network(path)
     state.kind = state.network.kind
     return f"detector.kind: {state.kind}; its {state.network.classes} classes follow from the data here"
@@ -204,8 +207,8 @@ def _pretrained(state: State, at: str, value: Any) -> str:
 
 
 _SCORES = (
-    f"{NOT_CARRIED}mAP is over detections with score ≥ 0.001 (evaluation.score_threshold), for at 0.5 the recall "
-    "axis is cut short; its figures are not comparable"
+    f"{NOT_CARRIED}mAP is over detections with score ≥ 0.001 (evaluation.score_threshold), because 0.5 cuts the recall "
+    "axis short; the original's figures are not comparable"
 )
 _PATHS = "the data's split; each machine names its folder (FEDBENCH_STREET_DIR), and every device has its own images"
 _LOGS = f"{NOT_CARRIED}logs are below the home folder, rounds in the store and in MLflow (fedbench show, export)"
@@ -222,7 +225,7 @@ HANDLERS: dict[str, Handler] = {
     "train": _note(_PATHS),
     "test": _note(_PATHS + "; one test set for all"),
     "valid": _note(_PATHS + "; one test set for all"),
-    "names": _note("the data's own classes, in alphabetical order: Street's are in the same order there"),
+    "names": _note("the data's own classes, in alphabetical order, which is the original's order for Street"),
     "MIN_NUM_WORKERS": _min_workers,
     "MAX_NUM_ROUNDS": _rounds,
     "NUM_TOLERATE": _tolerate,
@@ -247,10 +250,10 @@ CODE_ROWS = (
     ("seed 1234", "seed: 1234"),
     ("Adam, 0.001", "training.optimizer: adam, lr 0.001; no clipping, no warm-up, constant"),
     ("horizontal flip", "training.augmentation: flip 0.5, nothing else"),
-    ("loss", "detector.assignment: best-prior, box_loss: squared-error; objectness where there is nothing counted 100 "
-             "times there, and the terms are means over boxes and not over images: losses are not comparable"),
+    ("loss", "detector.assignment: best-prior, box_loss: squared-error; in the original, objectness without an object "
+             "counts 100 times and terms are means over boxes, not over images: losses are not comparable"),
     ("confidence 0.5", _SCORES),
     ("NMS 0.5, IoU 0.5", "evaluation.nms_iou: 0.5, map50_voc10"),
-    ("BatchNorm", f"{NOT_CARRIED}there it is in training mode when scored, and its statistics stay with each client"),
+    ("BatchNorm", f"{NOT_CARRIED}the original evaluates it in training mode, and each client keeps its own statistics"),
     ("GPU", "training.device: cpu unless a field says otherwise; with a GPU, -s training.device=cuda"),
 )  # fmt: skip

@@ -59,7 +59,7 @@ def _sections(path: Path) -> list[tuple[str, dict[str, str]]]:
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SpecError(f"{path}: expected a Darknet cfg, found no text") from None
+        raise SpecError(f"{path}: expected a Darknet cfg, found text that is not UTF-8") from None
     sections: list[tuple[str, dict[str, str]]] = []
     for line in text.splitlines():
         line = line.strip()

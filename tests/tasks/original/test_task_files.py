@@ -101,9 +101,9 @@ def test_the_yaml_is_a_specification_that_tells_what_became_of_each_field(root: 
     for name in (*SERVER, *MODEL, *client(1)):
         assert any(f": {name} " in line for line in head), name
     assert "one round more" in became(conversion, "MAX_NUM_ROUNDS")
-    assert "recall axis is cut short" in became(conversion, "confidence 0.5")
+    assert "cuts the recall axis short" in became(conversion, "confidence 0.5")
     assert became(conversion, "ROUNDS_BETWEEN_VALIDATIONS").startswith("not carried over: every round is evaluated")
-    assert "padded to a square" in became(conversion, "img_size")
+    assert "images to a square" in became(conversion, "img_size")
 
 
 def test_a_clients_task_finds_the_servers(root: Path) -> None:
@@ -241,7 +241,7 @@ def test_wrong_cfg_files(tmp_path: Path, text: str, message: str) -> None:
 def test_a_cfg_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "net.cfg"
     path.write_bytes(b"\xff\xfe[net]")
-    with pytest.raises(SpecError, match="expected a Darknet cfg, found no text"):
+    with pytest.raises(SpecError, match="expected a Darknet cfg, found text that is not UTF-8"):
         read_network(path)
     with pytest.raises(SpecError, match=r"none\.cfg: cannot be read"):
         read_network(tmp_path / "none.cfg")
