@@ -138,7 +138,7 @@ def load_pretrained(backbone: EfficientNetLite0, path: Path) -> None:
                 conv.weight.copy_(weight)
                 conv.bias.copy_(bias)  # type: ignore[union-attr]
             except (KeyError, RuntimeError, TypeError) as error:
-                raise DataError(f"{path}: {name}: expected EfficientNet-Lite0's: {error}") from None
+                raise DataError(f"{path}: {name}: expected EfficientNet-Lite0's weights: {error}") from None
 
 
 class _PretrainedConv(NamedTuple):

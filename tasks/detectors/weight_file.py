@@ -97,8 +97,8 @@ def fetch_weights(weights: object, path: Path) -> None:
     except (OSError, HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise DataError(
-            f"detector.weights: torchvision-hub: {url} cannot be downloaded: {reason}; put the file at {path}, where "
-            "it is then found, or choose detector.weights.kind: torchvision or random"
+            f"detector.weights: torchvision-hub: {url} cannot be downloaded: {reason}; put the file at {path}, or "
+            "choose detector.weights.kind: torchvision or random"
         ) from None
 
 
@@ -129,7 +129,7 @@ def check_weights(weights: FileWeights, path: Path, *, name: str | None = None) 
         raise DataError(f"{path}: expected sha256 {published}, which torchvision has published, found {found}")
     named = _NAMED_DIGEST.search(name or path.name)
     if named and not found.startswith(named[1]):
-        raise DataError(f"{path}: expected a sha256 that starts as its name says, {named[1]}, found {found}")
+        raise DataError(f"{path}: expected a sha256 that starts with {named[1]}, as its name says, found {found}")
     return found
 
 

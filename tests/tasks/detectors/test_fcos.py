@@ -126,7 +126,9 @@ def test_files_that_are_not_the_backbones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"weights\.pth: expected a state dict"):
         load_pretrained(EfficientNetLite0(), path)
     torch.save({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, path)
-    with pytest.raises(DataError, match=r"weights\.pth: _conv_stem: expected EfficientNet-Lite0's: '_bn0\.weight'"):
+    with pytest.raises(
+        DataError, match=r"weights\.pth: _conv_stem: expected EfficientNet-Lite0's weights: '_bn0\.weight'"
+    ):
         load_pretrained(EfficientNetLite0(), path)
 
 

@@ -216,7 +216,7 @@ def test_a_file_that_is_missing_or_another_one(coco: Path) -> None:
         pin_weights(named(other.name), settings)
     other = coco.parent / "mine-397923af.pth"
     other.write_bytes(b"not VGG16")
-    with pytest.raises(DataError, match=r"mine-397923af\.pth: expected a sha256 that starts as its name says"):
+    with pytest.raises(DataError, match=r"mine-397923af\.pth: expected a sha256 that starts with 397923af, as its"):
         pin_weights(named(other.name), settings)
 
 
