@@ -1,4 +1,4 @@
-"""Phase 2, ``check_client_resource``: draw clients, ask their load, and write the round's plan."""
+"""Phase 2, ``check_client_resource``: draw clients, ask for their load, and store the round's plan."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ from tasks.whole import DamagedObject, find_whole, set_aside
 
 log = logging.getLogger(__name__)
 
-# The original waits a second more each time, at most ten.
+# Longest wait between two draws. As in the original, each wait is a second longer than the one before, up to this.
 MAX_WAIT_SECONDS = 10
 
 
 def client_resources(site: Site, request: ResourceRequest) -> TurnReply:
-    """In a slot: this machine's load, without what this benchmark's own slots use."""
+    """Return this machine's load for each client of the turn, without the load of fedbench's own slots.
+
+    Runs in a slot.
+    """
     load, memory = _machine_load()
     gpu_memory = gpu_utilisation = None
     if request.spec.training.device == "cuda":
@@ -55,7 +58,10 @@ def client_resources(site: Site, request: ResourceRequest) -> TurnReply:
 
 
 def _machine_load() -> tuple[float, int]:
-    """1-minute load per core and free bytes; our slots (this process and its siblings) are taken out of both."""
+    """Return the 1-minute load per core and the free memory in bytes, as if fedbench's slots did not run.
+
+    The slots are this process and its siblings.
+    """
     own = [psutil.Process()]
     parent = own[0].parent()
     if parent is not None:
@@ -63,7 +69,7 @@ def _machine_load() -> tuple[float, int]:
     busy, memory = 0.0, psutil.virtual_memory().available
     for process in own:
         try:
-            # Processor time over lifetime: what this process adds to a load average, in cores, on the mean.
+            # Processor time over lifetime: how many cores this process adds to the load average, on the mean.
             spent = process.cpu_times()
             busy += (spent.user + spent.system) / max(time.time() - process.create_time(), 1.0)
             memory += process.memory_info().rss
@@ -79,12 +85,12 @@ def _gpu_load() -> tuple[int, float | None]:
     free, _ = torch.cuda.mem_get_info()
     try:
         return free, torch.cuda.utilization() / 100
-    except (ModuleNotFoundError, RuntimeError):  # NVML's Python binding is not part of the stack
+    except (ModuleNotFoundError, RuntimeError):  # NVML's Python binding is not a dependency
         return free, None
 
 
 def draw_clients(spec: FederationSpec, ready: Sequence[str], round_number: int, attempt: int) -> tuple[str, ...]:
-    """``clients_per_round`` of the ready clients, in client order; all of them when no number is set."""
+    """Draw ``clients_per_round`` of the ready clients, or all if no number is set. Return them in client order."""
     wanted = spec.participation.clients_per_round
     if wanted is None or wanted >= len(ready):
         return tuple(ready)
@@ -93,18 +99,22 @@ def draw_clients(spec: FederationSpec, ready: Sequence[str], round_number: int, 
 
 
 def qualified_clients(spec: FederationSpec, answers: Sequence[ResourceAnswer]) -> tuple[str, ...]:
-    """Clients under ``max_load``; with ``check_load`` off, every client that answered."""
+    """Return the clients under ``max_load``; with ``check_load`` off, every client that answered."""
     rule = spec.participation
     return tuple(answer.client for answer in answers if not rule.check_load or answer.load < rule.max_load)
 
 
 def pack_shards(sizes: dict[str, int], shards: int | None) -> tuple[tuple[str, ...], ...]:
-    """Clients of each turn: greatest first, each to the turn with the fewest images so far; greatest turn first."""
-    order = sorted(sizes, key=lambda client: -sizes[client])  # stable: of equal sizes, client order
+    """Pack the clients into ``shards`` turns of about as many images each. Return the clients of each turn.
+
+    Clients are placed in order of falling size, each in the turn with the fewest images so far. The turn with the most
+    images comes first. Without ``shards``, each client has a turn of its own.
+    """
+    order = sorted(sizes, key=lambda client: -sizes[client])  # the sort is stable: equal sizes stay in client order
     if shards is None or shards >= len(order):
         return tuple((client,) for client in order)
     turns: list[list[str]] = [[] for _ in range(shards)]
-    images = [(0, turn) for turn in range(shards)]  # a heap: the first of the smallest turns comes first
+    images = [(0, turn) for turn in range(shards)]  # a heap, whose first item is the turn with the fewest images
     for client in order:
         total, turn = images[0]
         turns[turn].append(client)
@@ -122,10 +132,10 @@ def pack_shards(sizes: dict[str, int], shards: int | None) -> tuple[tuple[str, .
 async def check_client_resource(
     federation: str, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
 ) -> RoundPlan:
-    """The round's plan: the one in the store when this round was begun before, else a new one, written there.
+    """Return the round's plan: the stored one if this round was begun before, else a new one, which is stored.
 
     Raises:
-        FedbenchError: ``max_draws`` draws did not bring enough clients under the load limit.
+        FedbenchError: in none of ``max_draws`` draws were enough clients under the load limit.
     """
     handles = current_handles()
     started = time.monotonic()
@@ -142,7 +152,10 @@ async def check_client_resource(
 
 
 def warn_of_majority(handles: Handles, plan: RoundPlan) -> None:
-    """Report a client that holds more than half of the round's weight; not again while it does so round after round."""
+    """Log a warning about a client that holds more than half of the round's weight.
+
+    The display gets the warning only in the first of successive rounds in which that client holds it.
+    """
     held = majority(plan.weights or {})
     if held is None:
         return
@@ -161,10 +174,11 @@ def warn_of_majority(handles: Handles, plan: RoundPlan) -> None:
 def read_plan(
     handles: Handles, spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo], model: WeightRef
 ) -> RoundPlan | None:
-    """The plan of an open round, if it still holds: same experiment, same global weights, its cohort ready.
+    """Return the stored plan of an open round, or None if there is none that still applies.
 
-    A client that has other training images than before needs a new plan, or it could never answer this one. A plan
-    from before weights were fixed gets those of ``wake_up``'s counts.
+    It applies when the global weights are the same, its whole cohort is ready, and each client has as many training
+    images as before: with another number of images a client could never answer it. A plan from before weights were
+    fixed gets weights from ``wake_up``'s counts. A damaged plan is set aside.
     """
     key = handles.layout.plan(round_number)
     try:
@@ -176,14 +190,14 @@ def read_plan(
     if plan is None:
         return None
     sizes = {info.client: info.train_size for info in clients}
-    # A raised max_rounds changes the digest but none of the plan's rounds.
+    # The digest is not compared: a raised max_rounds changes it, but not this round.
     same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= sizes.keys()
     same = same and all(sizes[client] == size for client, size in (plan.train_sizes or {}).items())
     if not same:
         return None
     plan = plan.model_copy(update={"spec_digest": spec.digest})
     if plan.train_sizes is None or plan.weights is None:
-        # Begun by a fedbench that believed the count in an update.
+        # The plan is from a version of fedbench that took the counts from the updates.
         counted = {client: sizes[client] for client in plan.cohort}
         plan = plan.model_copy(update={"train_sizes": counted, "weights": counted})
     return plan
@@ -203,7 +217,7 @@ async def _new_plan(
     for attempt in range(1, rule.max_draws + 1):
         contacted = draw_clients(spec, ready, round_number, attempt)
         request = ResourceRequest(federation=federation, spec=spec, clients=contacted)
-        replies = await hand_out(handles, request, deadline=rule.wake_up_deadline)  # a load is read in no time
+        replies = await hand_out(handles, request, deadline=rule.wake_up_deadline)  # ample: a load is read at once
         failures = tuple(failure for reply in replies for failure in reply.failures)
         report_failures(handles, failures)
         answers = tuple(answer for reply in replies for answer in reply.answers)

@@ -22,7 +22,10 @@ from tasks.training.local import TrainingResult, train
 
 @dataclass(frozen=True)
 class Trained:
-    """What a client's turn brought, without its weights. ``downloaded``: bytes that came from the store for it."""
+    """The result of training one client, without its weights.
+
+    downloaded: bytes fetched from the store for it.
+    """
 
     client: str
     train_size: int
@@ -32,18 +35,18 @@ class Trained:
 
 
 def client_update(site: Site, request: UpdateRequest) -> TurnReply:
-    """Train each client of the turn; its weights and then its record go to the store.
+    """Train each client of the turn. Store its weights, then its record.
 
-    With ``participation.partial_sums`` nothing does until all are trained: then the mean of those that did not fail,
-    and a record for each of them.
+    With ``participation.partial_sums`` nothing is stored until all clients are trained; then the weighted mean of the
+    clients that did not fail is stored, and a record for each of them.
 
     Raises:
-        StoreUnavailable, StoreCorrupt: the place's failure, not a client's.
+        StoreUnavailable, StoreCorrupt: the store failed, not a client.
     """
     layout = site.layout(request.federation)
     together = request.spec.participation.partial_sums
     mean = FedAvg()
-    through: list[Trained] = []
+    succeeded: list[Trained] = []
     updates: list[UpdateRecord] = []
     failures: list[ClientFailure] = []
     for client in request.clients:
@@ -55,26 +58,28 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
         except (ClientError, DataError) as error:
             failures.append(failure_of("request_update", client, str(error)))
             continue
-        through.append(trained)
+        succeeded.append(trained)
         if not together:
             updates += put_updates(site, request, layout.update_weights(request.round, client), state, [trained])
-    if together and through:
-        key = layout.partial_sum(request.round, through[0].client)
-        updates = put_updates(site, request, key, mean.result(), through)
+    if together and succeeded:
+        key = layout.partial_sum(request.round, succeeded[0].client)
+        updates = put_updates(site, request, key, mean.result(), succeeded)
     return TurnReply(
         updates=tuple(updates),
         failures=tuple(failures),
-        downloaded=sum(trained.downloaded for trained in through),
+        downloaded=sum(trained.downloaded for trained in succeeded),
         uploaded=sum(update.bytes_up for update in updates),
     )
 
 
 def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Trained, dict[str, Tensor]]:
-    """One client's training. Its state is a view of the site's detector: to be used before the next client's.
+    """Train one client. Return the result and the trained state.
+
+    The state is a view of the site's detector: use it before the next client is trained.
 
     Raises:
-        ClientError, DataError: the client's own fault.
-        StoreUnavailable, StoreCorrupt: the place's.
+        ClientError, DataError: the client is at fault.
+        StoreUnavailable, StoreCorrupt: the store failed, not the client.
     """
     started = time.perf_counter()
     spec = request.spec
@@ -122,16 +127,16 @@ def _check_size(found: int, request: UpdateRequest, client: str) -> None:
 
 
 def put_updates(
-    site: Site, request: UpdateRequest, key: str, state: dict[str, Tensor], through: Sequence[Trained]
+    site: Site, request: UpdateRequest, key: str, state: dict[str, Tensor], succeeded: Sequence[Trained]
 ) -> list[UpdateRecord]:
-    """Store ``state`` as ``key``, then the record of each client that it is of."""
+    """Store ``state`` as ``key``, then a record for each of the clients ``succeeded``, whose update it is."""
     started = time.perf_counter()
     layout = site.layout(request.federation)
     stored = site.weights.put(key, partial(write_state, state))
     together = request.spec.participation.partial_sums
-    uploading = (time.perf_counter() - started) / len(through)
+    uploading = (time.perf_counter() - started) / len(succeeded)
     records = []
-    for trained in through:
+    for trained in succeeded:
         record = UpdateRecord(
             federation=request.federation,
             round=request.round,
@@ -140,7 +145,7 @@ def put_updates(
             model=request.model.sha256,
             seed=request.seeds[trained.client],
             weights=WeightRef.of(stored),
-            shard=tuple(member.client for member in through) if together else None,
+            shard=tuple(member.client for member in succeeded) if together else None,
             train_size=trained.train_size,
             train_loss=trained.result.loss,
             loss_terms=trained.result.terms,

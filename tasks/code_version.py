@@ -1,6 +1,6 @@
-"""Which code a result is of, and which code a process runs.
+"""Identify the code that a result is from, and the code that a process runs.
 
-A version alone would not tell two commits apart, nor a changed file.
+A version number alone is the same for two commits, and for a changed file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def code_version() -> str:
 
 @functools.cache
 def installed_code() -> str:
-    """Return the version, and a digest of all sources of fedbench: two processes with equal ones run the same code."""
+    """Return the version, and a digest of all sources of fedbench. Two processes that return the same run one code."""
     return code_below(Path(__file__).resolve().parents[1])
 
 

@@ -1,4 +1,4 @@
-"""Phase 8, ``decide``: whether the federation stops after this round."""
+"""Phase 8, ``decide``: decide whether the federation stops after this round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.spec.records import Decision, Metrics
 
 
 def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
-    """Rounds since the best value of ``metric``; a round without a value is one without progress."""
+    """Return the number of rounds since the best value of ``metric``. A round without a value counts as no progress."""
     sign = -1 if metric == "loss" else 1
     best, since = None, 0
     for metrics in history:
@@ -26,7 +26,7 @@ def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
 
 
 def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
-    """``history`` holds the metrics of rounds 0 to ``round_number``."""
+    """Return whether to stop after ``round_number``, why, and the best round. ``history``: metrics from round 0 on."""
     best, value = best_round(history, spec.best_metric)
     reached = getattr(history[-1], spec.target_metric)
     reason = None
@@ -50,5 +50,5 @@ def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metri
 
 @task(name="decide", task_run_name="decide · round {round_number}", cache_policy=NO_CACHE, persist_result=False)
 async def decide(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
-    """:func:`decide_stop`, as the round's last phase before its commit."""
+    """Return :func:`decide_stop`'s decision, as the round's last phase before its commit."""
     return decide_stop(spec, round_number, history)

@@ -1,4 +1,4 @@
-"""A sheet of test images with true and detected boxes: what the figures look like."""
+"""Draw a sheet of test images with true and detected boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.training.evaluation import evaluate
 
 
 def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
-    """In a slot: a sheet of test images with true and detected boxes, left in the store as a PNG."""
+    """Draw a sheet of test images with true and detected boxes, and store it as a PNG. Runs in a slot."""
     try:
         return _draw(site, request)
     except (ClientError, DataError) as error:
@@ -31,16 +31,16 @@ def draw_sheet(site: Site, request: SheetRequest) -> TurnReply:
 
 
 def read_sheet(handles: Handles, request: SheetRequest, reply: TurnReply) -> bytes:
-    """The PNG that ``reply``, which answers ``request``, names in the store; it can be decoded.
+    """Return the PNG in the store that ``reply`` to ``request`` names, after checking that it decodes.
 
     Raises:
-        BadReply: it is missing, too large, not of its sha256, or no such picture.
+        BadReply: it is missing or too large, has another sha256, or is no RGB picture in PNG of the expected size.
         StoreUnavailable: the store does not answer.
     """
     ref, key, most = reply.detections, handles.layout.sheet, most_pixels(request.images)
     if ref is None or ref.key != key:
         raise BadReply(f"reply: detections: expected {key}, found {ref.key[:200] if ref else 'none'}")
-    if ref.bytes > 3 * most:  # a PNG that is larger than its pixels is none of ours
+    if ref.bytes > 3 * most:  # no PNG that we draw is larger than its pixels
         raise BadReply(f"{key}: expected at most {3 * most} bytes, found {ref.bytes}")
     try:
         content = handles.weights.get(ref.key, ref.sha256, ref.bytes).path.read_bytes()
@@ -51,7 +51,7 @@ def read_sheet(handles: Handles, request: SheetRequest, reply: TurnReply) -> byt
             if sheet.mode != "RGB" or sheet.width * sheet.height > most:
                 raise ValueError(f"{sheet.mode}, {sheet.width} x {sheet.height}")
             sheet.load()
-    except Exception as error:  # whatever a decoder makes of strange bytes
+    except Exception as error:  # a decoder may raise anything on strange bytes
         raise BadReply(f"{key}: expected an RGB picture in PNG of at most {most} pixels, found {error}") from None
     return content
 

@@ -1,4 +1,4 @@
-"""What a record says of the software and the processor: equal bits are claimed for equal ones only."""
+"""The software and processor that a record names. Equal results to the last bit are promised for equal ones only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tasks.spec.records import Environment
 
 
 def this_environment(spec: FederationSpec) -> Environment:
+    """Return the environment of this process, with the threads that ``spec`` sets."""
     return Environment(
         fedbench=metadata.version("fedbench"),
         python=platform.python_version(),

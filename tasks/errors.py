@@ -4,9 +4,9 @@ from tasks.plain_text import visible
 
 
 class FedbenchError(Exception):
-    """Base of every error whose message is meant for the user: shown without a traceback, exit code 2.
+    """Base of every error whose message is meant for the user: printed without a traceback, exit code 2.
 
-    A message may name files, classes and what was found in them. As text it has no control characters.
+    A message may quote names and text from files. ``str`` escapes control characters in them.
     """
 
     def __str__(self) -> str:
@@ -14,16 +14,16 @@ class FedbenchError(Exception):
 
 
 class SpecError(FedbenchError):
-    """The specification is wrong: raised before anything starts."""
+    """The specification is wrong. Raised before anything starts."""
 
 
 class DataError(FedbenchError):
-    """A data set cannot be used; the message names the file and what was expected in it."""
+    """A data set cannot be used. The message names the file and what was expected in it."""
 
 
 class ClientError(FedbenchError):
-    """A client's own fault (bad data, NaN, wrong shape): it is dropped from the round, with this reason."""
+    """A client is at fault (bad data, NaN, wrong shape). It is dropped from the round, with the message as reason."""
 
 
 class ModelDiverged(ClientError):
-    """A model gives no finite loss. The client that found out is not to blame."""
+    """A model gives no finite loss. The client that found this is not at fault."""

@@ -1,4 +1,4 @@
-"""A part of an evaluation as the coordinator reads it: all that is wrong with it is found before it is scored."""
+"""Read and check a part of an evaluation on the coordinator, before it is scored."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from tasks.replies import images_of
 from tasks.spec.turns import EvaluationRequest, TurnReply
 from tasks.strategies.base import check_header
 
-# Objects of an image, and on average over a part's images. The densest public test sets have a few hundred.
+# Limits of objects: in one image, and on average over a part's images. The densest public test sets have a few hundred.
 MOST_OBJECTS, MOST_OBJECTS_ON_AVERAGE = 10_000, 1_000
-# Of an object's rows: 4 float32 corners, an int64 label, and a float32 score or a flag. Of an image: index and count.
+# Bytes in a part: of a detection (4 float32 corners, an int64 label, a float32 score), of a true object (a flag instead
+# of the score), and of an image (index and count, for detections and for truth).
 _DETECTION_BYTES, _TRUTH_BYTES, _IMAGE_BYTES = 28, 25, 32
 _MOST_HEADER = 1 << 16
 _ARRAYS = {
@@ -32,7 +33,10 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Part:
-    """Detections and objects of a part's images, by index in the test set, and its losses times images by batch."""
+    """A part of an evaluation: detections and true objects by the image's index in the test set.
+
+    batch_losses: for each batch, its mean loss times its number of images.
+    """
 
     detections: dict[int, ImageDetections]
     truth: dict[int, Truth]
@@ -40,18 +44,18 @@ class Part:
 
 
 def part_key(layout: FederationLayout, request: EvaluationRequest) -> str:
-    """Where the turn of ``request`` leaves its detections and truth."""
+    """Return the key under which the turn of ``request`` stores its detections and truth."""
     part = f"{request.test_digest[:16]}-{request.part:03d}-of-{request.parts:03d}"
     return layout.evaluation_part(request.round, request.clients[0], part)
 
 
 def most_detections(request: EvaluationRequest, classes: int) -> int:
-    """Detections of an image, at most: what non-maximum suppression lets through."""
+    """Return the most detections that an image can have after non-maximum suppression."""
     return min(MAX_CANDIDATES, classes * request.spec.evaluation.max_detections)
 
 
 def most_bytes(request: EvaluationRequest, classes: int) -> int:
-    """Size of a part's object, at most."""
+    """Return the most bytes that a part's object can have."""
     of_image = (
         _IMAGE_BYTES + _DETECTION_BYTES * most_detections(request, classes) + _TRUTH_BYTES * MOST_OBJECTS_ON_AVERAGE
     )
@@ -59,11 +63,11 @@ def most_bytes(request: EvaluationRequest, classes: int) -> int:
 
 
 def read_part(handles: Handles, request: EvaluationRequest, reply: TurnReply, classes: int) -> Part:
-    """The part that ``reply``, which answers ``request``, names in the store. ``classes``: of the data set.
+    """Return the part in the store that ``reply`` to ``request`` names. ``classes``: number of the data set's classes.
 
     Raises:
-        BadReply: the object is missing, too large, not of its sha256, no safetensors, or holds something else than
-            detections and objects of exactly the part's images.
+        BadReply: the object is missing or too large, has another sha256, is no safetensors file, or holds anything
+            but detections and true objects of exactly the part's images.
         StoreUnavailable: the store does not answer.
     """
     ref, key = reply.detections, part_key(handles.layout, request)
@@ -84,7 +88,7 @@ def read_part(handles: Handles, request: EvaluationRequest, reply: TurnReply, cl
 def _read_arrays(file: Path, key: str) -> dict[str, dict[str, np.ndarray]]:
     """
     Raises:
-        DataError: the file is no safetensors, or its arrays have other names or types than a part's.
+        DataError: the file is not in safetensors format, or its arrays have other names or types than a part's.
     """
     expected = {f"{group}/{name}": kind for group, names in _ARRAYS.items() for name, kind in names.items()}
     found: dict[str, dict[str, np.ndarray]] = {group: {} for group in _ARRAYS}
@@ -105,7 +109,7 @@ def _read_arrays(file: Path, key: str) -> dict[str, dict[str, np.ndarray]]:
                 found[group][column] = part.get_tensor(name)
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{key}: expected arrays in safetensors format, found {error}") from None
-    # Another byte than 0 or 1 is no truth value, and numpy's indexing relies on that.
+    # numpy's indexing with booleans relies on bytes of 0 or 1.
     if (found["truth"]["difficult"].view(np.uint8) > 1).any():
         raise DataError(f"{key}: truth/difficult: expected false or true, found another byte")
     return found
@@ -114,8 +118,8 @@ def _read_arrays(file: Path, key: str) -> dict[str, dict[str, np.ndarray]]:
 def _check_images(request: EvaluationRequest, arrays: dict[str, dict[str, np.ndarray]], classes: int, key: str) -> None:
     """
     Raises:
-        DataError: other images than the part's, more boxes of one than there can be, a label that is no class's, or an
-            object whose box is not finite.
+        DataError: there are other images than the part's, an image with too many boxes, too many objects on average,
+            a label that belongs to no class, or a true box that is not finite.
     """
     index = np.arange(request.test_size)
     expected = index[index // request.spec.evaluation.batch_size % request.parts == request.part]

@@ -1,7 +1,7 @@
-"""Handing a turn to a slot, and what becomes of turns that do not come back.
+"""Hand a turn to a slot, and run it again when it is lost.
 
-A turn whose process dies, or whose store is unreachable, is *infrastructure lost*: it says nothing about its clients
-and runs again, with the same seeds, on another slot. So does a turn whose reply is no answer to its request
+A turn whose process dies, or whose store is unreachable, is *infrastructure lost*. Its clients are not at fault: it
+runs again, with the same seeds, on another slot. So does a turn whose reply does not answer its request
 (:mod:`tasks.replies`). A client's own error drops the client, with its reason.
 """
 
@@ -21,7 +21,7 @@ from tasks.spec.turns import AnyRequest, TurnReply
 
 log = logging.getLogger(__name__)
 
-# Of a phase's turns, in ``participation``.
+# The field of ``participation`` that holds the deadline of a phase's turns.
 DEADLINES = {
     "wake_up": "wake_up_deadline",
     "check_client_resource": "wake_up_deadline",
@@ -44,20 +44,18 @@ async def hand_out(
     together: bool = False,
     accept: Accept | None = None,
 ) -> list[TurnReply]:
-    """Run a turn to its end, over lost slots; the replies are those of its attempts, failures included.
+    """Run a turn to its end, again if it is lost. Return the replies of all attempts, failures included.
 
-    Each reply is :func:`~tasks.replies.checked`: together they have an answer or a failure for each client, except
-    clients that ``finished`` named.
+    Each reply has passed :func:`~tasks.replies.checked`. Together they hold an answer or a failure for each client,
+    except for the clients that ``finished`` returned. A turn whose clients belong to several work pools becomes
+    one turn for each pool; these run at the same time.
 
-    A turn whose clients are in different places is one turn at each, all at once.
-
-    deadline: with ``finished``, seconds for each client of the turn: the client at work when they are over is dropped,
-    the others run on. Without it, seconds for the whole turn: all its clients are dropped.
-    finished: asks which clients of the turn have left their result in the store, so that a repeated turn does not do
-    their work again.
-    together: the clients leave it there together, at the turn's end, so that nobody can tell who is at work: when the
-    seconds of all of them are over, all that have left nothing are dropped.
-    accept: takes in a reply without failures; with BadReply it refuses the reply, and the turn runs again.
+    deadline: seconds. With ``finished`` they are for each client of the turn: when they are over, the client at work is
+        dropped and the others run on. Without it they are for the whole turn, and all its clients are dropped.
+    finished: returns the clients whose result is in the store already. A repeated turn leaves them out.
+    together: the clients' results are stored together at the turn's end, so that nobody can tell which client is at
+        work. When the seconds of all clients are over, every client without a stored result is dropped.
+    accept: receives each reply without failures. If it raises BadReply, the turn runs again.
 
     Raises:
         DiskFull: a turn was lost, and a disk of this machine is full.
@@ -100,10 +98,11 @@ async def _hand_out(
                 reason = f"no answer within participation.{DEADLINES[request.phase]} ({deadline:g} s{times})"
                 replies.append(_failed(request, late, "deadline", reason))
         except LOST as error:
-            await asyncio.to_thread(require_room, handles.settings.home)  # else a full disk here would drop clients
+            # If this machine's disk is full, stop here: the clients are not at fault.
+            await asyncio.to_thread(require_room, handles.settings.home)
             attempt += 1
             waiting = _without(waiting, await finished()) if finished else waiting
-            why = plain(str(error))  # a resident's own words may be in it
+            why = plain(str(error))  # may hold text that a resident wrote
             log.warning("%s of %s lost (attempt %d): %s", request.phase, ", ".join(waiting), attempt, why)
             if attempt > request.spec.participation.turn_retries:
                 if isinstance(error, BadReply):
@@ -126,7 +125,7 @@ def _failed(request: AnyRequest, clients: Sequence[str], kind: str, reason: str)
 
 
 def report_failures(handles: Handles, failures: Sequence[ClientFailure]) -> None:
-    """Tell the display who was dropped, and why."""
+    """Log and display each client that was dropped, and why."""
     for failure in failures:
         log.warning("client %s dropped in %s (%s): %s", failure.client, failure.phase, failure.kind, failure.reason)
         handles.reporter.client_failed(failure.phase, failure.client, failure.kind, failure.reason)

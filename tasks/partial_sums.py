@@ -1,11 +1,11 @@
-"""Partial sums: one object for the clients of a turn in place of one for each (``participation.partial_sums``).
+"""Partial sums: one object for all clients of a turn instead of one for each (``participation.partial_sums``).
 
-Stored is the clients' *mean*, weighted by their training images, as FedAvg's accumulator holds it: in float32, one
-model's bytes a turn. Times the images, which the clients' records have, it is their sum. A sum in float64 would be
-twice the bytes, for digits that the next global model, float32 as well, does not keep.
+The object holds the clients' *mean*, weighted by their training images, as FedAvg's accumulator holds it: in float32,
+one model's bytes for each turn. Their sum is the mean times the number of images, which the clients' records name. A
+sum in float64 would take twice the bytes, for digits that the next global model, which is float32 too, does not keep.
 
-A partial sum counts whole or not at all. All its clients have a record that names it; when one of them is missing or
-refused, it holds an update that must not count, and nobody can take that out again.
+A partial sum counts whole or not at all. Each of its clients has a record that names it. If one of these records is
+missing or refused, the sum holds an update that must not count, and that update cannot be taken out again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tasks.spec.records import RoundPlan, UpdateRecord
 
 
 def weights_key(layout: FederationLayout, update: UpdateRecord, round_number: int) -> str:
-    """Where the weights of ``update``, its client's own or a partial sum, must be in the store.
+    """Return the key that the weights of ``update`` must have, whether they are its client's own or a partial sum.
 
-    A partial sum is named by the first client *in* it: sums without a common client then never share a name, not even
-    when a client that failed in one turn is asked again in another.
+    A partial sum is named after the first client *in* it. So two sums without a common client never share a name, even
+    if a client that failed in one turn is asked again in another.
     """
     if update.shard:
         return layout.partial_sum(round_number, update.shard[0])
@@ -28,7 +28,10 @@ def weights_key(layout: FederationLayout, update: UpdateRecord, round_number: in
 
 
 def shard_fault(update: UpdateRecord, plan: RoundPlan) -> str | None:
-    """What is wrong with the clients that ``update`` says are in its weights; None when the plan asked for them."""
+    """Return what is wrong with the clients that ``update`` lists in its ``shard``; None when the plan asked for them.
+
+    Without partial sums, ``update`` must not have a shard.
+    """
     if not plan.partial_sums:
         return None if update.shard is None else f"shard: expected none, found {', '.join(update.shard)}"
     turn = next((turn for turn in plan.shards if update.client in turn), ())
@@ -40,9 +43,9 @@ def shard_fault(update: UpdateRecord, plan: RoundPlan) -> str | None:
 
 
 def incomplete_sums(updates: Mapping[str, UpdateRecord], refused: Mapping[str, str]) -> dict[str, str]:
-    """Of ``updates``, by client, those whose partial sum cannot be counted, each with the reason.
+    """Return the clients of ``updates`` whose partial sum cannot be counted, each with the reason.
 
-    refused: why other clients' updates do not count, as far as it is known.
+    refused: why other clients' updates do not count, by client, where this is known.
     """
     reasons = {}
     for update in updates.values():
@@ -56,7 +59,7 @@ def incomplete_sums(updates: Mapping[str, UpdateRecord], refused: Mapping[str, s
 
 
 def by_object(updates: Iterable[UpdateRecord]) -> list[list[UpdateRecord]]:
-    """The updates that share their weights, together; in the order of each one's first."""
+    """Group the updates by the object of their weights, in the order in which each object first occurs."""
     together: dict[str, list[UpdateRecord]] = {}
     for update in updates:
         together.setdefault(update.weights.key, []).append(update)

@@ -1,9 +1,9 @@
-"""A reply answers its request: what a turn's reply may hold, checked before anything of it is used.
+"""Check that a turn's reply answers its request, before anything in the reply is used.
 
-Whoever takes a turn may answer anything: a silo's worker is in other hands than the coordinator's. What is wrong with
-the answer for one client drops that client, with the reason. A reply that is no answer to its request as a whole raises
-:class:`~infra.errors.BadReply`; the turn runs again (:mod:`tasks.hand_out`). Sizes are limited by the request, before
-the answer is read.
+A reply may hold anything, because a silo's worker is not under the coordinator's control. A fault in one client's
+answer drops that client, with the reason. A reply that as a whole does not answer its request raises
+:class:`~infra.errors.BadReply`, and the turn runs again (:mod:`tasks.hand_out`). The request limits the answer's size,
+which is checked before the answer is read.
 """
 
 from __future__ import annotations
@@ -25,60 +25,61 @@ log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Where a phase's answers are in a reply, one for each client.
+# The field of a reply that holds a phase's answers, one for each client, and their type.
 ANSWERS: dict[str, tuple[str, type[BaseModel]]] = {
     "wake_up": ("ready", ClientInfo),
     "check_client_resource": ("answers", ResourceAnswer),
     "request_update": ("updates", UpdateRecord),
 }
-# A client's word that decides how much an evaluation may cost.
+# Most test images that a client may claim; the number decides how much an evaluation costs.
 MOST_TEST_IMAGES = 1_000_000
-# Bytes of an answer. One of a turn that failed has a traceback, that of a client a count for each of its classes.
+# Most bytes of an answer: for the whole, which has a traceback if the turn failed; for each client, which may have a
+# count for each class; for a failure, a batch's loss, and a client's name in the list of those in a partial sum.
 _ANY_ANSWER = 1 << 20
 _OF_A_CLIENT = {"wake_up": 48 << 10, "check_client_resource": 4 << 10, "request_update": 16 << 10}
 _OF_A_FAILURE = 4 << 10
 _OF_A_LOSS = 40
-_OF_A_NAME = 96  # a client's in the list of those in a partial sum
+_OF_A_NAME = 96
 _LARGEST_ANSWER = 10 << 20  # JSON takes up to 24 times its bytes in memory
 _MOST_VALUES = 10_000  # in a client's answer: its classes, or the clients of its partial sum
-# The fields of a reply that are of the turn's work and not of one client's.
+# The fields of a reply that belong to the whole turn and not to one client.
 _OF_WORK = ("images", "batch_losses", "detections", "downloaded", "uploaded")
-# Bytes by which the header of an update may be larger than that of the global weights: both have the same tensors.
+# Bytes by which an update may be larger than the global weights: their tensors are equal, but headers may differ.
 HEADER_SLACK = 1 << 16
-# The largest loss of an image: losses are computed in float32.
+# The largest loss of an image; losses are computed in float32.
 _LARGEST_LOSS = 3.5e38
 
 
 def answer_limit(request: AnyRequest) -> int:
-    """The most bytes that the answer to ``request`` may have in the mailbox."""
+    """Return the most bytes that the answer to ``request`` may have in the mailbox."""
     clients = len(request.clients)
     limit = _ANY_ANSWER + clients * _OF_A_CLIENT.get(request.phase, _OF_A_FAILURE)
     if isinstance(request, EvaluationRequest):
         limit += _OF_A_LOSS * len(batches_of(request))
     limit = min(limit, _LARGEST_ANSWER)
     if isinstance(request, UpdateRequest) and request.spec.participation.partial_sums:
-        limit += clients * clients * _OF_A_NAME  # each record names all of them
+        limit += clients * clients * _OF_A_NAME  # each client's record names all clients
     return limit
 
 
 def record_limit(plan: RoundPlan) -> int:
-    """The most bytes that a client's record of an update may have in the store."""
+    """Return the most bytes that a client's record of an update may have in the store."""
     return _OF_A_CLIENT["request_update"] + (len(plan.cohort) * _OF_A_NAME if plan.partial_sums else 0)
 
 
 def batches_of(request: EvaluationRequest) -> range:
-    """Numbers of the batches that are the request's part of the test set."""
+    """Return the numbers of the batches that make up the request's part of the test set."""
     return range(request.part, -(-request.test_size // request.spec.evaluation.batch_size), request.parts)
 
 
 def images_of(request: EvaluationRequest) -> int:
-    """Images in these batches. The test set's last batch may be smaller."""
+    """Return the number of images in the batches of the request's part. The test set's last batch may be smaller."""
     batches, size = batches_of(request), request.spec.evaluation.batch_size
     return (len(batches) - 1) * size + min(size, request.test_size - batches[-1] * size) if batches else 0
 
 
 def failure_of(phase: str, client: str, reason: str, kind: str = "client-error") -> ClientFailure:
-    """Why ``client`` is dropped. ``reason`` may hold what the client wrote; it becomes plain text."""
+    """Return the failure with which ``client`` is dropped. ``reason`` may hold the client's own text and is escaped."""
     of_record = "stop_and_eval" if phase == "sheet" else phase
     return ClientFailure.model_validate(
         {"client": client, "phase": of_record, "kind": kind, "reason": plain(reason, REASON_LIMIT)}
@@ -86,10 +87,10 @@ def failure_of(phase: str, client: str, reason: str, kind: str = "client-error")
 
 
 def read_reply(request: AnyRequest, document: Any) -> TurnReply:
-    """A reply's document, of JSON values, as a reply. An answer that is malformed becomes its client's failure.
+    """Return the JSON ``document`` as a reply. A malformed answer becomes its client's failure.
 
     Raises:
-        BadReply: the document is no reply; names the field and what was expected there.
+        BadReply: the document is not a reply; the message names the field and what was expected there.
     """
     if not isinstance(document, dict):
         raise BadReply(f"reply: expected a mapping of fields, found {type(document).__name__}")
@@ -116,10 +117,10 @@ def _check_losses(request: AnyRequest, losses: Any) -> None:
 def _entries(
     request: AnyRequest, document: dict[str, Any], name: str, model: type[Model]
 ) -> tuple[list[Model], list[ClientFailure]]:
-    """The entries of the list ``name``, and a failure for each client whose entry is malformed.
+    """Return the entries of the list ``name``, and a failure for each client whose entry is malformed.
 
     Raises:
-        BadReply: there is no such list, or an entry is malformed and names no client of the turn.
+        BadReply: the field is not a list or has too many entries, or a malformed entry names no client of the turn.
     """
     entries, most = document.get(name, []), 2 * len(request.clients) + 8
     if not isinstance(entries, list) or len(entries) > most:
@@ -140,9 +141,9 @@ def _entries(
 def _validated(model: type[Model], document: Any, source: str) -> Model:
     """
     Raises:
-        BadReply: ``document`` is no ``model``; names ``source``, the field and what was expected there.
+        BadReply: ``document`` is not a ``model``; the message names ``source``, the field and what was expected there.
     """
-    # A mistake takes 100 times the bytes of the value that is wrong, so values are counted before.
+    # pydantic's report of a mistake takes 100 times the bytes of the wrong value, so values are counted first.
     if _values(document) > _MOST_VALUES:
         raise BadReply(f"{source}: expected at most {_MOST_VALUES} values in {model.__name__}, found more")
     try:
@@ -152,7 +153,7 @@ def _validated(model: type[Model], document: Any, source: str) -> Model:
 
 
 def _values(document: Any) -> int:
-    """Values in a JSON document, counted to a little over the limit. Losses have been counted."""
+    """Return the number of values in a JSON document, except losses. Counting stops a little over the limit."""
     count, left = 0, [document]
     while left and count <= _MOST_VALUES:
         item = left.pop()
@@ -164,10 +165,10 @@ def _values(document: Any) -> int:
 
 
 def checked(request: AnyRequest, reply: Any) -> TurnReply:
-    """What counts of ``reply``: for each client of ``request`` one answer or one failure, never both, and no others.
+    """Return ``reply`` with exactly one answer or one failure for each client of ``request``, and for no other client.
 
-    A client's failure overrides its answer, and its first answer counts. A client without either gets a failure. An
-    evaluation's reply and a sheet's have failures of all clients of the turn, or of none.
+    A client's failure overrides its answer, and only its first answer counts. A client without either gets a failure.
+    The reply to an evaluation or a sheet has a failure for every client of the turn, or for none.
 
     Raises:
         BadReply: the reply as a whole does not answer ``request``; the message says what was expected.
@@ -215,9 +216,9 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
 
 
 def _moved(request: AnyRequest, reply: TurnReply) -> dict[str, int]:
-    """Bytes that the turn moved, by its own word, and no more than answering ``request`` can move.
+    """Return the bytes that the turn reports to have moved, cut to the most that answering ``request`` can move.
 
-    Sums of them are on record, which have bounds too: one silo's figures must not take a round's beyond them.
+    Records hold sums of them and have bounds: one silo's figures must not take a round's sum beyond its bound.
     """
     model = request.model.bytes if isinstance(request, UpdateRequest | EvaluationRequest | SheetRequest) else 0
     up = reply.detections.bytes if reply.detections is not None else 0
@@ -230,7 +231,10 @@ def _moved(request: AnyRequest, reply: TurnReply) -> dict[str, int]:
 
 
 def _kind(request: AnyRequest, failure: ClientFailure) -> str:
-    """A turn may say of its clients that they failed, and of an evaluation's model that it has no finite loss."""
+    """Return the kind of failure that is recorded.
+
+    A turn may report only that a client failed, or, in an evaluation, that the model has no finite loss.
+    """
     of_model = failure.kind == "model-diverged" and isinstance(request, EvaluationRequest)
     return failure.kind if of_model else "client-error"
 
@@ -244,7 +248,7 @@ def _fault(request: AnyRequest, answer: Any) -> str | None:
 def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> None:
     """
     Raises:
-        BadReply: the figures of an evaluation's part, or of a sheet, are not those of ``request``.
+        BadReply: the images, losses or stored object of an evaluation's part or a sheet do not fit ``request``.
     """
     if reply.detections is None:
         raise BadReply("reply: detections: expected an object, found none, and no failure")
@@ -268,9 +272,9 @@ def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> 
 def not_counted(
     dropped: Sequence[ClientFailure], updates: Sequence[UpdateRecord], evaluations: Sequence[EvaluationRecord]
 ) -> tuple[ClientFailure, ...]:
-    """``dropped`` without those that count: a round's record has a client's result in a phase, or why there is none.
+    """Return the failures in ``dropped`` of clients without a result, so that a record has a result or a failure.
 
-    Up to ``aggregate`` the result is the client's update, in ``stop_and_eval`` the evaluation of its test set.
+    Up to ``aggregate`` a client's result is its update; in ``stop_and_eval`` it is the evaluation of its test set.
     """
     updated = {update.client for update in updates}
     scored = {client for evaluation in evaluations for client in evaluation.clients}

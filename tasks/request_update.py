@@ -1,4 +1,4 @@
-"""Phase 3, ``request_update``: ask the cohort for its updates, and take those that answer the round's plan."""
+"""Phase 3, ``request_update``: ask the cohort for its updates, and accept those that answer the round's plan."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Figure = TypeVar("Figure", int, Weight)
 
 
 def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
-    """Why ``update`` does not count in the round of ``plan``; None when it does.
+    """Return why ``update`` does not count in the round of ``plan``; None when it does.
 
-    It counts when it was asked for: this federation, round and experiment, a client of the cohort, from the round's
-    global weights and with the client's seed, over as many images as ``wake_up`` counted (which its weight comes
-    from), its weights where the plan expects them (``key``), no larger than the global weights, which are all that it
-    needed from the store. Of a partial sum that is half of it: all its clients must
-    (:func:`tasks.partial_sums.incomplete_sums`).
+    It counts when it matches what the plan asked for: federation, round, experiment, a client of the cohort, the
+    round's global weights, the client's seed, and the number of images that ``wake_up`` counted, on which its weight is
+    based. Its weights must be at ``key``, and no larger than the global weights; the client must not report that it
+    downloaded more than those. A partial sum counts only if the updates of all its clients do, which
+    :func:`tasks.partial_sums.incomplete_sums` checks.
     """
     if update.client not in plan.cohort:
         return f"client {update.client} is not in the cohort"
@@ -64,14 +64,16 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
 
 
 def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | None = None) -> dict[str, UpdateRecord]:
-    """Updates of an open round that are in the store and answer its plan, by client; their weights are there too.
+    """Return the stored updates of an open round that answer its plan, by client. Their weights are intact.
 
-    ``clients``: those that are looked for; left out, the whole cohort. A partial sum's are all there, or none of them.
+    ``clients``: whose updates to look for; left out, the whole cohort. The updates of a partial sum count only if those
+    of all its clients are stored.
     """
     layout = handles.layout
-    there = handles.objects.list(layout.updates(plan.round))  # most often none: one request, not one a client
+    # One listing instead of a request for each client: most often no update is there.
+    there = handles.objects.list(layout.updates(plan.round))
     found = {}
-    # Whether a partial sum is whole, the clients that are looked for do not tell.
+    # A partial sum may also hold clients that are not looked for, so the whole cohort is read.
     for client in plan.cohort if clients is None or plan.partial_sums else clients:
         key = layout.update_record(plan.round, client)
         if key not in there:
@@ -80,7 +82,7 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
             document = handles.objects.get_json(key, record_limit(plan))
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
         except (SpecError, StoreCorrupt):
-            continue  # somebody else's object; the client trains anew and writes over it
+            continue  # not an update of ours: the client trains again and overwrites it
         if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
             found[client] = update
     incomplete = incomplete_sums(found, {})
@@ -90,9 +92,9 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
 
 
 def damaged_updates(handles: Handles, plan: RoundPlan, updates: Iterable[UpdateRecord]) -> dict[str, str]:
-    """Clients whose update answers the plan, while its weights in the store are not those that it names; and why.
+    """Return the clients whose update answers the plan but whose stored weights are missing or damaged, and the fault.
 
-    A damaged partial sum is so for each of its clients. The weights of the others are on this machine afterwards.
+    A damaged partial sum is reported for each of its clients. Intact weights are cached on this machine afterwards.
     """
     asked = [
         update
@@ -127,7 +129,10 @@ def _of(figures: dict[str, Figure] | None, clients: Sequence[str]) -> dict[str, 
 async def request_update(
     spec: FederationSpec, plan: RoundPlan, round_number: int, clients: Sequence[str], label: str
 ) -> TurnReply:
-    """Ask one shard of the cohort for its updates; lost turns are run again (:func:`tasks.hand_out.hand_out`)."""
+    """Ask one shard of the cohort for its updates. Return those that answer the plan, and a failure for each other.
+
+    Lost turns run again (:func:`tasks.hand_out.hand_out`).
+    """
     handles = current_handles()
     request = UpdateRequest(
         federation=plan.federation,
@@ -159,7 +164,7 @@ async def request_update(
         updates.setdefault(update.client, update)  # a second one never counts
     lost_replies = [client for client in clients if client not in updates and client not in dropped]
     if lost_replies:
-        # Their turn was lost after the update was in the store.
+        # The turn was lost after it had stored these clients' updates.
         updates |= await asyncio.to_thread(stored_updates, handles, plan, lost_replies)
     damaged = await asyncio.to_thread(damaged_updates, handles, plan, updates.values())
     if damaged:

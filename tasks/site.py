@@ -27,7 +27,10 @@ from tasks.spec.federation import FederationSpec
 
 
 class Site:
-    """Made once a process and kept warm between turns; nothing in it belongs to a client or a round."""
+    """The settings, store, data, caches and detector of a process, kept between turns.
+
+    Nothing in it belongs to a client or a round.
+    """
 
     def __init__(self, settings: Settings) -> None:
         private_home(settings.home)
@@ -43,7 +46,7 @@ class Site:
         return FederationLayout(self.settings.s3.prefix, federation)
 
     def data(self, spec: DataSpec) -> FederatedData:
-        """The data set, read and checked once a process.
+        """Return the data set. It is read and checked once in a process.
 
         Raises:
             DataError: it is missing or wrong.
@@ -55,10 +58,10 @@ class Site:
         return self._data[spec]
 
     def data_of(self, spec: DataSpec, client: str) -> FederatedData:
-        """The data set, in which ``client`` has training images.
+        """Return the data set after checking that ``client`` has training images in it.
 
         Raises:
-            DataError: it is missing or wrong, or has none of this client.
+            DataError: it is missing or wrong, or has no training image of this client.
         """
         data = self.data(spec)
         if not data.train.get(client):
@@ -70,25 +73,28 @@ class Site:
         return data
 
     def look_again(self, spec: DataSpec, clients: Sequence[str]) -> None:
-        """Read the data set anew the next time, unless ``clients`` are all in what was read."""
+        """Forget the data set unless all ``clients`` have training images in it, so that it is read again."""
         if spec in self._data and not all(self._data[spec].train.get(client) for client in clients):
             del self._data[spec]
 
     def detector(self, spec: FederationSpec, classes: int) -> Detector:
-        """A detector that holds the last turn's weights: load all of them anew. Threads are set as specified."""
+        """Return the detector of ``spec``, and set the threads of torch.
+
+        It may still hold the last turn's weights: the caller loads all of them.
+        """
         torch.set_num_threads(spec.training.threads)
         if self._detector is None or self._detector[:2] != (spec.detector, classes):
             self._detector = (spec.detector, classes, build_detector(spec.detector, classes, seed=spec.seed))
         return self._detector[2]
 
     def device_name(self, spec: FederationSpec) -> str:
-        """What computes: the GPU's name or the machine's processor."""
+        """Return the name of the GPU or the processor that computes turns of ``spec``."""
         return torch.cuda.get_device_name() if spec.training.device == "cuda" else processor_name()
 
 
 @functools.cache
 def processor_name() -> str:
-    """Model name of this machine's processor."""
+    """Return the model name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -100,5 +106,5 @@ def processor_name() -> str:
 
 @functools.cache
 def this_site() -> Site:
-    """The site of this process, from its environment."""
+    """Return the site of this process, with settings from its environment."""
     return Site(load_settings())

@@ -1,4 +1,4 @@
-"""A client's turn: what a slot does when it is handed a request. Slots have this module imported before they fork."""
+"""Take a turn: the work that a slot does for a request. This module is imported before slots are forked."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PHASES: dict[str, Callable[[Site, Any], TurnReply]] = {
 
 
 def take_turn(request: AnyRequest) -> TurnReply:
-    """Do what ``request`` asks, for each of its clients, at this machine's site.
+    """Do the work of ``request`` for each of its clients, at this machine's site.
 
     Raises:
-        InfraError: the place failed (store unreachable, …); the turn is to be run again elsewhere.
+        InfraError: this machine or its store failed, not a client; the turn should run again on another slot.
     """
     return PHASES[request.phase](this_site(), request)

@@ -1,8 +1,8 @@
-"""Whether a new global model can be used, and which updates to leave out when it cannot.
+"""Decide whether a new global model can be used, and which update to leave out when it cannot.
 
-One update can make a model that gives no finite loss on any image, though all its values are finite. Nobody could
-train from it, so the round drops its largest updates, one after the other, until the model can be used
-(:mod:`flows.new_model`).
+A single update can lead to a global model that gives no finite loss on any image, although all its values are finite.
+No client could train from such a model. So the round drops its largest updates, one after the other, until the model
+can be used (:mod:`flows.new_model`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from tasks.handles import Handles
 from tasks.partial_sums import by_object
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord
 
-# Values per step of a norm, so that the float64 copies stay small.
+# A norm is computed in steps of this many values, so that the float64 copies stay small.
 _STEP = 1 << 20
 
 
 def model_fault(evaluations: Sequence[EvaluationRecord], unscored: Sequence[ClientFailure]) -> str | None:
-    """Why the evaluated model cannot be used; None when it can, or when nobody could tell.
+    """Return why the evaluated model cannot be used; None when it can, or when no evaluation decides.
 
-    It cannot when more clients say that it has no finite loss on their test sets than say that it has one. An
-    evaluation is its silo's word: one alone can neither pass off a dead model, nor have updates dropped.
-    Test sets that were not evaluated, because of a deadline, a lost machine or bad data, say nothing about the model.
+    It cannot be used when more clients report no finite loss on their test sets than report a finite one. The majority
+    decides because a silo could report anything: one silo alone can neither have a broken model accepted nor have
+    updates dropped. Test sets that were not evaluated, because of a deadline, a lost machine or bad data, do not count.
     """
     finite = {client for evaluation in evaluations if evaluation.loss is not None for client in evaluation.clients}
     without = {client for evaluation in evaluations if evaluation.loss is None for client in evaluation.clients}
@@ -40,13 +40,14 @@ def model_fault(evaluations: Sequence[EvaluationRecord], unscored: Sequence[Clie
 def largest_update(
     handles: Handles, plan: RoundPlan, updates: Sequence[UpdateRecord]
 ) -> tuple[list[UpdateRecord], float]:
-    """The update that is farthest from the round's global weights, and how far; of equals the first in client order.
+    """Return the update that is farthest from the round's global weights, and its distance.
 
-    A partial sum is one update, of all its clients. The distance is the L2 norm, in float64, over all floating
-    tensors: BatchNorm's statistics spoil a model as well as its parameters do.
+    Of updates at the same distance, the first in client order is returned. A partial sum is returned as the updates of
+    all its clients. The distance is the L2 norm, in float64, over all floating tensors: bad BatchNorm statistics break
+    a model as bad parameters do.
 
     Raises:
-        StoreCorrupt, StoreUnavailable: weights cannot be had.
+        StoreCorrupt, StoreUnavailable: weights cannot be read from the store.
     """
     start = handles.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes).path
     order = {client: number for number, client in enumerate(plan.cohort)}
@@ -59,7 +60,7 @@ def largest_update(
 
 
 def distance(first: Path, second: Path) -> float:
-    """L2 norm, in float64, of the difference between the floating tensors of two safetensors files of one model."""
+    """Return the L2 distance, in float64, between the floating tensors of two safetensors files of one model."""
     parts = []
     with safe_open(first, framework="pt") as one, safe_open(second, framework="pt") as other:
         for name in sorted(one.keys()):

@@ -1,4 +1,4 @@
-"""Phase 1, ``wake_up``: every client loads and validates its data and says what it has."""
+"""Phase 1, ``wake_up``: every client loads and validates its data, and reports its size and classes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tasks.spec.turns import TurnReply, WakeUpRequest
 
 log = logging.getLogger(__name__)
 
-# Between two askings of clients that are not ready.
+# Wait before asking clients again that were not ready.
 ASK_AGAIN_SECONDS = 5.0
 
 
 def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
-    """In a slot: what each client of the turn has, or why it is not ready. What was missing may be there by now."""
-    site.look_again(request.spec.data, request.clients)
+    """Return the data that each client of the turn has, or why it is not ready. Runs in a slot."""
+    site.look_again(request.spec.data, request.clients)  # missing data may have arrived since the last time
     ready, failures = [], []
     for client in request.clients:
         try:
@@ -63,10 +63,10 @@ async def wake_up(
 ) -> tuple[list[ClientInfo], list[ClientFailure]]:
     """Ask ``clients`` until ``min_clients`` are ready or the deadline is over.
 
-    Returns the ready clients, in client order, and those that are not, with reasons.
+    Returns the ready clients, in client order, and the failures of the others, with reasons.
 
     Raises:
-        FedbenchError: too few are ready in time; the message says which are missing and why.
+        FedbenchError: too few clients are ready in time; the message names those that are missing, and why.
     """
     handles = current_handles()
     started = time.monotonic()
@@ -112,12 +112,12 @@ def _warn_of_majority(handles: Handles, ready: Iterable[ClientInfo]) -> None:
 def _of_one_class_list(
     spec: FederationSpec, ready: dict[str, ClientInfo]
 ) -> tuple[dict[str, ClientInfo], list[ClientFailure]]:
-    """The clients that have the federation's classes, and a failure for each of the others.
+    """Return the clients that have the federation's classes, and a failure for each of the others.
 
     The classes are those that the specification names, else those of more than half of the ready clients.
 
     Raises:
-        FedbenchError: neither gives the classes.
+        FedbenchError: the specification names none, and no more than half of the clients have the same.
     """
     classes: dict[tuple[str, ...], list[str]] = {}
     for info in ready.values():
@@ -127,9 +127,9 @@ def _of_one_class_list(
     named = getattr(spec.data, "classes", None)
     expected = named or max(classes, key=lambda names: len(classes[names]))
     if not named and 2 * len(classes[expected]) <= len(ready):
-        shown = "; ".join(f"{', '.join(clients)}: {plain(', '.join(names))}" for names, clients in classes.items())
+        found = "; ".join(f"{', '.join(clients)}: {plain(', '.join(names))}" for names, clients in classes.items())
         raise FedbenchError(
-            f"wake_up: expected the same classes at every client, found {shown}; data.classes names them"
+            f"wake_up: expected the same classes at every client, found {found}; data.classes names them"
         )
     failures = [
         failure_of("wake_up", client, f"expected the classes {', '.join(expected)}; found {', '.join(names)}")

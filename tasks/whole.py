@@ -1,4 +1,4 @@
-"""Records in the store that must be whole: damage is told from all else, and what is damaged is kept when replaced."""
+"""Read records from the store, distinguish damage from other faults, and keep copies of damaged objects."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tasks.spec.base import Model, parse
 
 
 class DamagedObject(SpecError):
-    """An object of the store is not what was written there: torn, or with bits that have changed.
+    """An object in the store differs from what was written: it is cut off, or bits have changed.
 
-    ``key`` names it; ``reason`` says what was expected there and found.
+    ``key`` names the object; ``reason`` states what was expected there and what was found.
     """
 
     def __init__(self, key: str, reason: str) -> None:
@@ -24,10 +24,10 @@ class DamagedObject(SpecError):
 
 
 def read_whole(objects: ObjectStore, key: str, model: type[Model], newest: int) -> Model:
-    """The record at ``key``, which is there.
+    """Return the record at ``key``, which must exist.
 
     Raises:
-        DamagedObject: it is damaged, or gone.
+        DamagedObject: the record is damaged or missing.
         SpecError: as :func:`find_whole`.
     """
     record = find_whole(objects, key, model, newest)
@@ -37,12 +37,12 @@ def read_whole(objects: ObjectStore, key: str, model: type[Model], newest: int) 
 
 
 def find_whole(objects: ObjectStore, key: str, model: type[Model], newest: int) -> Model | None:
-    """The record at ``key``; None when there is none.
+    """Return the record at ``key``; None when there is none.
 
     Raises:
-        DamagedObject: it is damaged. A record from before there were digests is, too, when it is of this
-            version and does not fit.
-        SpecError: it is of a newer version; or it has the content of its digest, and that does not fit.
+        DamagedObject: the record is damaged. An old record without a digest counts as damaged if it has this version
+            and is not valid.
+        SpecError: the record has a newer version, or it matches its digest but is not valid.
     """
     try:
         document, sealed = objects.get_sealed(key)
@@ -60,9 +60,9 @@ def find_whole(objects: ObjectStore, key: str, model: type[Model], newest: int) 
 
 
 def set_aside(objects: ObjectStore, layout: FederationLayout, keys: Sequence[str]) -> str:
-    """Copy damaged objects of a federation, as far as they are there, before others take their place.
+    """Copy the objects at ``keys``, if they exist, so that they can be overwritten.
 
-    Returns the folder that has the copies, as a prefix of keys.
+    Returns the folder with the copies, as a prefix of keys.
     """
     there = objects.list(layout.root)
     folder = max(layout.damaged_folders(there), default=0) + 1
