@@ -1,4 +1,4 @@
-"""What an aggregation strategy is, and the check that every update passes first, whatever the strategy."""
+"""The interface of aggregation strategies, and the check that every update must pass before any of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from tasks.errors import ClientError
 
-# Bytes of a header: some 100 for each tensor of a model.
+# Most bytes of a header. It takes about 100 for each tensor of a model.
 MOST_HEADER = 1 << 22
-# The names that safetensors' header gives to types (https://github.com/huggingface/safetensors, "Format").
+# The names of types in safetensors' headers (https://github.com/huggingface/safetensors, "Format").
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -42,21 +42,21 @@ Reference = Mapping[str, TensorSpec]
 
 
 class Strategy(Protocol):
-    """How the updates of a round become the next global model. Updates are given in client order."""
+    """Turns the updates of a round into the next global model. Callers add updates in client order."""
 
     def accumulate(self, file: Path, weight: float, *, client: str) -> None:
-        """Take in one update; on ClientError nothing has changed."""
+        """Add one update. If it raises ClientError, nothing has changed."""
 
     def result(self) -> dict[str, torch.Tensor]:
-        """The new global state."""
+        """Return the new global state."""
 
 
 def check_header(file: Path, most: int = MOST_HEADER) -> None:
-    """Refuse a safetensors file whose header, which takes many times its bytes in memory, has more than ``most``.
+    """Refuse a safetensors file whose header has more than ``most`` bytes: in memory it takes many times its size.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the header is larger, or there is none.
+        ValueError: the header is larger, or the file is too short for one.
     """
     with file.open("rb") as content:
         length = content.read(8)
@@ -66,15 +66,15 @@ def check_header(file: Path, most: int = MOST_HEADER) -> None:
 
 
 def reference_of(state: Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
-    """What an update must look like to fit a model with this state."""
+    """Return the shape and type that each tensor of an update must have to fit a model with this state."""
     return {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 
 def read_reference(file: Path, *, client: str) -> dict[str, TensorSpec]:
-    """Name, shape and type of each tensor of a safetensors file, from its header alone.
+    """Return the shape and type of each tensor of a safetensors file, by name. Reads the header alone.
 
     Raises:
-        ClientError: the file cannot be read, is no safetensors, or holds a type that no model state has.
+        ClientError: the file cannot be read, is not in safetensors format, or holds a type that no model state has.
     """
     found = {}
     try:
@@ -94,16 +94,16 @@ def read_reference(file: Path, *, client: str) -> dict[str, TensorSpec]:
 
 
 def check_update(reference: Reference, file: Path, *, client: str) -> None:
-    """Refuse an update whose tensors are not those of ``reference``. Reads the header, not the tensors.
+    """Refuse an update whose tensors differ from ``reference`` in name, shape or type. Reads the header alone.
 
     Raises:
-        ClientError: naming the client, the tensor, what was expected and what was found.
+        ClientError: a tensor differs; the message names the client, the tensor, what was expected and what was found.
     """
     check_tensors(reference, read_reference(file, client=client), client=client)
 
 
 def check_tensors(reference: Reference, found: Reference, *, client: str) -> None:
-    """Refuse an update whose tensors, ``found``, are not those of ``reference``.
+    """Refuse an update whose tensors, ``found``, differ from ``reference`` in name, shape or type.
 
     Raises:
         ClientError: as :func:`check_update`.

@@ -15,25 +15,25 @@ from safetensors import safe_open
 from tasks.errors import ClientError, FedbenchError
 from tasks.strategies.base import Reference, check_tensors, check_update, read_reference, reference_of
 
-# Values per step of the sum: a temporary of 256 KiB stays in the cache, a whole tensor's would not.
+# Values per step of the mean. A temporary of 256 KiB stays in the processor's cache; a whole tensor would not.
 _STEP = 1 << 16
-# Half the range of float32: the difference of two values within it is finite, so no sum can overflow.
+# Half of float32's largest value. The difference of two values up to this size is finite, so no step can overflow.
 _LARGEST = torch.finfo(torch.float32).max / 2
 
 
 class FedAvg:
     """Streaming weighted mean: one accumulator, one update at a time, tensor by tensor from its mapped file.
 
-    The mean is kept as a running one, ``w += n_k / N (w_k - w)`` with N the images so far (Welford's
-    recurrence): one client gives its weights bit for bit, clients that agree give theirs. Each of its three
-    operations is rounded by itself, so the bits depend on the order of the updates but not on threads or
-    vector width. Give updates in client order.
+    It is a running mean, ``w += n_k / N (w_k - w)``, with N the number of images so far (Welford's recurrence). The
+    mean of one client is its weights bit for bit, and so is the mean of clients with equal weights. Each of the three
+    operations is rounded by itself, so the bits depend on the order of the updates but not on threads or vector width.
+    Add updates in client order.
 
-    Floating tensors, BatchNorm's statistics included, are averaged and come out as float32. Integers and
-    booleans (``num_batches_tracked``) are never averaged: the maximum over clients. Memory: the
-    accumulator, and the pages of the one mapped update, whatever the number of clients.
+    Floating tensors, BatchNorm's statistics included, are averaged, and the result is float32. Integers and booleans
+    (``num_batches_tracked``) are not averaged; the result is the maximum over clients. Memory holds the accumulator
+    and the pages of one mapped update, whatever the number of clients.
 
-    ``reference`` is what each update must look like; left out, the first update sets it for the others.
+    ``reference``: name, shape and type of each tensor of an update; left out, the first update's apply to the others.
     """
 
     def __init__(self, reference: Reference | None = None) -> None:
@@ -43,12 +43,12 @@ class FedAvg:
         self._clients: set[str] = set()
 
     def accumulate(self, file: Path, weight: float, *, client: str) -> None:
-        """Add the update in ``file``, a safetensors file, with ``weight``: its training images, unless it is limited.
+        """Add the update in the safetensors file ``file``. ``weight``: its number of training images, unless limited.
 
         Raises:
-            ClientError: naming the client and the tensor: another shape or type, NaN, infinite or beyond half
-                of float32's range, a negative variance; or a second update of one client. The accumulator has not
-                changed.
+            ClientError: a tensor has another shape or type, NaN, a value that is infinite or beyond half of float32's
+                range, or a negative variance (the message names the client and the tensor); or the client has a second
+                update, or no positive weight. The accumulator has not changed.
         """
         self._check_turn(weight, client)
         reference = self._reference
@@ -59,7 +59,7 @@ class FedAvg:
             self._add(reference, update.get_tensor, weight, client)
 
     def accumulate_state(self, state: Mapping[str, torch.Tensor], weight: float, *, client: str) -> None:
-        """Add an update that is in memory, on the CPU; it is copied. The bits are those of :meth:`accumulate`.
+        """Add a copy of an update that is in memory, on the CPU. The result's bits are those of :meth:`accumulate`.
 
         Raises:
             ClientError: as :meth:`accumulate`.
@@ -80,7 +80,7 @@ class FedAvg:
         for name, (_, dtype) in reference.items():
             if dtype.is_floating_point:
                 _check_values(tensor_of(name), name, client)
-        # From here on nothing is refused: an update counts whole or not at all.
+        # All checks are done before the first change: an update counts whole or not at all.
         part = weight / (self._weight + weight)
         for name in reference:
             tensor = tensor_of(name)
@@ -96,7 +96,7 @@ class FedAvg:
         self._clients.add(client)
 
     def result(self) -> dict[str, torch.Tensor]:
-        """The mean, tensor by name. It is handed over, not copied: the accumulator is empty afterwards.
+        """Return the mean, by tensor's name. It is not copied: the accumulator is empty afterwards.
 
         Raises:
             FedbenchError: no update was accumulated.
@@ -110,13 +110,13 @@ class FedAvg:
 def _check_values(tensor: torch.Tensor, name: str, client: str) -> None:
     if not tensor.numel():
         return
-    low, high = (bound.item() for bound in torch.aminmax(tensor))  # one pass; NaN comes through as NaN
+    low, high = (bound.item() for bound in torch.aminmax(tensor))  # one pass; NaN in the tensor gives NaN
     if not (low >= -_LARGEST and high <= _LARGEST):
         worst = low if low != low or low < -_LARGEST else high
         raise ClientError(
             f"client {client}: tensor {name}: expected finite values up to {_LARGEST:.3g} in size, found {worst:.3g}"
         )
-    # A variance below 0 has no root: it spoils the model, however near the rest of the update is to the last one.
+    # A variance below 0 has no root, so this one value breaks the model, whatever the rest of the update is.
     if low < 0 and name.rpartition(".")[2] == "running_var":
         raise ClientError(f"client {client}: tensor {name}: expected variances of at least 0, found {low:.3g}")
 
@@ -124,8 +124,8 @@ def _check_values(tensor: torch.Tensor, name: str, client: str) -> None:
 def _move_towards(mean: torch.Tensor, tensor: torch.Tensor, part: float) -> None:
     """``mean += part * (tensor - mean)`` in place.
 
-    Not ``lerp_`` or ``add_(alpha=)``: a fused multiply-add rounds otherwise than its two operations, and
-    whether an element gets one may depend on where the threads' shares end.
+    It does not use ``lerp_`` or ``add_(alpha=)``: a fused multiply-add rounds differently from its two operations, and
+    whether an element gets one may depend on how the tensor is divided among threads.
     """
     for left, right in zip(mean.view(-1).split(_STEP), tensor.reshape(-1).split(_STEP), strict=True):
         difference = right.to(torch.float32, copy=True).sub_(left)

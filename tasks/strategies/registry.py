@@ -1,4 +1,4 @@
-"""From a strategy's specification to the strategy: one line a kind."""
+"""Build a strategy from its specification. A new kind needs one line here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STRATEGIES = {FedAvgSpec: FedAvg}
 
 
 def build_strategy(strategy: FedAvgSpec, reference: Reference | None = None) -> Strategy:
-    """A fresh accumulator for one round; ``reference`` is what each update must look like.
+    """Return a fresh accumulator for one round. ``reference``: name, shape and type of each tensor of an update.
 
     Raises:
         SpecError: no strategy of this kind is known.
