@@ -1,4 +1,4 @@
-"""What plain scalars of a document are, by the types of the model's fields that it is to fill."""
+"""Give the plain scalars of a document values, by the types of the model's fields that they fill."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _TEXTS = (str, Path, SecretStr, IPv4Address, enum.Enum)
 
 
 def settle(document: Any, model: type[BaseModel]) -> tuple[Any, list[str]]:
-    """``document`` with a value in place of each :class:`Plain`, and what was wrong with those that have none.
+    """Return ``document`` with a value in place of each :class:`Plain`, and a message for each that has no value.
 
-    In a field that takes text it is the text as it stands, but for null where the field takes that too; elsewhere what
-    YAML 1.1 and 1.2 both read.
-    What no field of ``model`` takes stays text where they differ: the model refuses it for another reason.
+    In a field that takes text, the value is the text as written; null is None if the field takes that too. In other
+    fields it is the value that YAML 1.1 and 1.2 both read, and a message if they differ. A scalar in no field of
+    ``model`` stays text if they differ, without a message: the model refuses the unknown field anyway.
     """
     faults: list[str] = []
     return (_settled(document, model, (), faults) if _has_plain(document) else document), faults
 
 
 def _has_plain(value: Any) -> bool:
-    """Records of a store, which are read often, are JSON and have none."""
+    """Return whether ``value`` holds a plain scalar. Records of a store, which are read often, are JSON without any."""
     if isinstance(value, dict):
         return any(map(_has_plain, value.values()))
     return any(map(_has_plain, value)) if isinstance(value, list) else isinstance(value, Plain)
@@ -55,22 +55,25 @@ def _settled(value: Any, kind: Any, path: tuple[str, ...], faults: list[str]) ->
 
 
 def _scalar(plain: Plain, kind: Any, path: tuple[str, ...], faults: list[str]) -> Any:
-    types_there = members(kind)
-    if any(map(_takes_text, types_there)):
+    choices = members(kind)
+    if any(map(_takes_text, choices)):
         return None if plain.is_null and _takes_null(kind) else str(plain)
     try:
         return plain.value(".".join(path))
     except DocumentError as error:
-        if types_there != (None,) and not all(is_model(member) for member in types_there):
+        if choices != (None,) and not all(is_model(member) for member in choices):
             faults.append(str(error))
         return str(plain)
 
 
 def _holder(value: dict[str, Any], kind: Any) -> Any:
-    """What the mapping ``value`` is to be: the model that its ``kind`` chooses, or a mapping type."""
+    """Return the type for the mapping ``value``: the model that its tag (such as ``kind``) chooses, or a mapping type.
+
+    ``kind``: the field's type. None where no type fits.
+    """
     able = [member for member in members(kind) if is_model(member) or _is_a(member, (dict,))]
     if len(able) > 1:
-        able = [one for one in able if any(value.get(tag) == said for tag, said in tags(one).items())]
+        able = [one for one in able if any(value.get(tag) == choice for tag, choice in tags(one).items())]
     return able[0] if able else None
 
 
@@ -100,12 +103,12 @@ def _is_a(kind: Any, origins: tuple[type, ...]) -> bool:
 
 
 def is_model(kind: Any) -> bool:
-    """Whether ``kind`` is a pydantic model."""
+    """Return whether ``kind`` is a pydantic model."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, its unions' too, None left out; any other type alone."""
+    """Return the types of a union, and of unions within it, without None; for any other type, that type alone."""
     while typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -115,7 +118,7 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 
 def item_type(kind: Any, part: int | str) -> Any:
-    """The type of what a tuple, list or mapping holds at ``part``; None where nothing tells."""
+    """Return the type of the item at ``part`` (index or key) of a tuple, list or mapping; None if it is unknown."""
     inner = [argument for argument in typing.get_args(kind) if argument is not Ellipsis]
     if not inner:
         return None
@@ -123,14 +126,14 @@ def item_type(kind: Any, part: int | str) -> Any:
 
 
 def tags(kind: Any) -> dict[str, Any]:
-    """Fields of a model that have one value only, such as ``kind``."""
+    """Return the fields of a model that can have only one value, such as ``kind``, each with this value."""
     if not is_model(kind):
         return {}
     return {name: field.default for name, field in kind.model_fields.items() if _has_one_value(field.annotation)}
 
 
 def tag_values(kind: Any, tag: str) -> Sequence[str]:
-    """What ``tag`` may be in the members of the union ``kind``."""
+    """Return the values that the field ``tag`` has in the members of the union ``kind``."""
     return [str(tags(member)[tag]) for member in members(kind) if tag in tags(member)]
 
 

@@ -1,14 +1,14 @@
-"""What is wrong with the text of a YAML or JSON document, apart from what its fields may hold."""
+"""Errors in the text of a YAML or JSON document, as opposed to the values of its fields."""
 
 from __future__ import annotations
 
 
 class DocumentError(ValueError):
-    """A document that is not read, because people and tools would read different things in it."""
+    """A document is refused because it is no YAML, or because tools would read it differently."""
 
 
 class DuplicateKey(DocumentError):
-    """One mapping has a key twice. ``key`` is its dotted path where that is known."""
+    """A mapping has a key twice. ``key`` is the key's dotted path if that is known."""
 
     def __init__(self, key: str, first: int | None = None, second: int | None = None) -> None:
         where = "" if first is None else f" on line {first}" if first == second else f" on lines {first} and {second}"

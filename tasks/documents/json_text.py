@@ -1,4 +1,4 @@
-"""JSON whose mappings have each key once. Python, like most readers, keeps the last one and says nothing."""
+"""Read JSON, and refuse a key that occurs twice. Python, like most readers, silently keeps the last value."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from tasks.documents.errors import DuplicateKey
 
-# A text, or one of the marks that say where in the document it stands.
+# A text in quotes, or one of the marks that give its position in the document.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:\n]', re.DOTALL)
 
 
 def read_json(text: str | bytes, **options: Any) -> Any:
-    """``json.loads(text, **options)``, but a key that stands twice in one mapping is refused.
+    """Return ``json.loads(text, **options)``, but refuse a key that occurs twice in one mapping.
 
     Raises:
-        DuplicateKey: naming the key by its dotted path, and both lines.
-        ValueError: it is no JSON.
+        DuplicateKey: a key occurs twice; the message names its dotted path and both lines.
+        ValueError: the text is not JSON.
         RecursionError: it is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_each_key_once, **options)
     except _Twice as twice:
-        # Python's parser tells no lines. A second pass finds them, which costs only those who get the error.
+        # Python's parser does not give lines. A second pass finds them, and only documents with this error need it.
         content = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
         raise (_first_duplicate(content) or DuplicateKey(twice.key)) from None
 
@@ -42,10 +42,10 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _first_duplicate(text: str) -> DuplicateKey | None:
-    """The first key of a valid document that its mapping has already."""
+    """Return the first key of a valid document that its mapping already has; None if there is none."""
     line = 1
-    mappings: list[dict[str, int] | None] = []  # the lines of the keys of all that is open; None for a list
-    path: list[str] = []  # the key, or the index, at which each of them is
+    mappings: list[dict[str, int] | None] = []  # for each open mapping, its keys' lines; None for an open list
+    path: list[str] = []  # for each of them, the current key or index
     key_next = False
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -65,7 +65,7 @@ def _first_duplicate(text: str) -> DuplicateKey | None:
                 path[-1] = str(int(path[-1]) + 1)
         elif token[0] == '"' and key_next:
             key, lines = json.loads(token), mappings[-1]
-            assert lines is not None  # a key is next in mappings only
+            assert lines is not None  # only mappings have keys
             path[-1], key_next = key, False
             if key in lines:
                 return DuplicateKey(".".join(path), lines[key], line)

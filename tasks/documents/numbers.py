@@ -1,4 +1,4 @@
-"""``true`` is no number, although Python, and so pydantic, takes it for 1."""
+"""Refuse ``true`` and ``false`` as numbers. Python, and so pydantic, would take them as 1 and 0."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic_core import PydanticKnownError
 
-# Of a schema, what is no schema of a field.
+# The parts of a schema that do not hold a field's schema.
 _OTHER_PARTS = {"metadata", "default", "config", "serialization", "expected", "discriminator"}
 
 
 def without_booleans(schema: Any) -> Any:
-    """A core schema of pydantic whose numbers, and choices of numbers, refuse true and false.
+    """Return the core schema of pydantic, changed so that numbers and choices of numbers refuse true and false.
 
-    In a union of numbers they are strict instead, so that the union still keeps an integer an integer.
+    In a union, numbers become strict instead, so that the union still keeps an integer an integer.
     """
     return _changed(schema, in_union=False)
 

@@ -1,8 +1,8 @@
-"""Plain scalars of YAML: words without quotes, of which the reader decides what they are.
+"""Plain scalars of YAML: values without quotes, whose type the reader decides.
 
 YAML 1.1, which most tools read, and YAML 1.2 decide differently: ``010`` is 8 or 10, ``no`` is false or a text,
-``1:30`` is 90 or a text. So a plain scalar is kept as it stands until the type of its field is known. Where that is
-text, it is this text. Elsewhere it is what both versions read; where they differ, it is an error.
+``1:30`` is 90 or a text. So a plain scalar is kept as written until the type of its field is known. In a field of text,
+the value is this text. In other fields it is the value that both versions read; if they differ, that is an error.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 from tasks.documents.errors import DocumentError
 
-# The numbers of JSON. PyYAML takes 1e-05 for text, as YAML 1.1 has it; JSON and YAML 1.2 write numbers so, and a text
-# fits no field of numbers: there is one thing that it can mean.
+# The numbers of JSON. PyYAML takes 1e-05 for text, as YAML 1.1 does. In JSON and YAML 1.2 it is a number; since a field
+# of numbers takes no text, only the number can be meant.
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 # YAML 1.2.2, section 10.3.2, the core schema.
 _INT_12 = re.compile(r"[-+]?[0-9]+")
 _OCTAL_12, _HEX_12 = re.compile(r"0o[0-7]+"), re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT_12 = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL_12 = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-# YAML 1.1 (yaml.org/type), as PyYAML has it, and its y and n, which PyYAML reads as text and others as true and false.
+# YAML 1.1 (yaml.org/type) as in PyYAML, and y and n, which PyYAML reads as text and other tools as true and false.
 _BOOL_11 = re.compile(r"y|Y|yes|Yes|YES|on|On|ON|n|N|no|No|NO|off|Off|OFF")
 _TRUE_11 = re.compile(r"y|Y|yes|Yes|YES|on|On|ON")
 _INT_11 = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
@@ -36,9 +36,9 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]")
 
 
 class Plain(str):
-    """A plain scalar, as it stands in the text.
+    """A plain scalar, as written in the document.
 
-    where: the file and line, or the option, for messages.
+    where: the file and line, or the command's option, for messages.
     """
 
     where: str
@@ -50,14 +50,15 @@ class Plain(str):
 
     @property
     def is_null(self) -> bool:
-        """Whether every version of YAML reads it as null."""
+        """Return whether every version of YAML reads it as null."""
         return self in _NULL
 
     def value(self, field: str = "") -> Any:
-        """What YAML 1.1 and 1.2 both read.
+        """Return the value that YAML 1.1 and 1.2 both read.
 
         Raises:
-            DocumentError: they differ, or it has a leading zero; names the place, the ``field`` and both readings.
+            DocumentError: they differ, or it is a number with a leading zero. The message names where it is written,
+                the ``field`` and both readings.
         """
         place = ": ".join(part for part in (self.where, field) if part)
         try:
@@ -67,7 +68,9 @@ class Plain(str):
 
 
 def read_plain(text: str) -> Any:
-    """The plain scalar ``text`` as YAML 1.1 and 1.2 both read it: None, a boolean, an integer, a float or a text.
+    """Return the plain scalar ``text`` as YAML 1.1 and 1.2 both read it.
+
+    The value is None, a boolean, an integer, a float or a text.
 
     Raises:
         ValueError: they read it differently, or it is a number with a leading zero.
@@ -82,23 +85,23 @@ def read_plain(text: str) -> Any:
     old, new = _read_11(text), _read_12(text)
     if _LEADING_ZERO.match(text) and not old == new == text:
         raise ValueError(
-            f"{_short(text)} has a leading zero: it is {_said(old, text)} in YAML 1.1 and {_said(new, text)} in YAML "
-            "1.2; expected quotes where text is meant, else the number without it"
+            f"{_short(text)} has a leading zero: it is {_described(old, text)} in YAML 1.1 and "
+            f"{_described(new, text)} in YAML 1.2; expected quotes where text is meant, else the number without it"
         )
     if type(old) is not type(new) or (old != new and old == old):  # not-a-number differs from itself
         raise ValueError(
-            f"{_short(text)} is {_said(old, text)} in YAML 1.1 and {_said(new, text)} in YAML 1.2; expected quotes "
-            "where text is meant, else a value that both read alike"
+            f"{_short(text)} is {_described(old, text)} in YAML 1.1 and {_described(new, text)} in YAML 1.2; "
+            "expected quotes where text is meant, else a value that both read alike"
         )
     return new
 
 
 class _Date:
-    """Stands for a date, of which no field is one."""
+    """Stands for a date. No field takes one."""
 
 
 class _Default:
-    """Stands for ``=``, which YAML 1.1 has for a mapping's default value."""
+    """Stands for ``=``, which in YAML 1.1 is a mapping's default value."""
 
 
 def _read_11(text: str) -> Any:
@@ -146,11 +149,11 @@ def _float(text: str) -> float:
 def _int(digits: str, base: int = 10) -> int:
     try:
         return int(digits, base)
-    except ValueError:  # Python converts a few thousand digits at most
+    except ValueError:  # Python converts at most a few thousand digits
         raise ValueError(f"expected a number of fewer digits, found {len(digits)}") from None
 
 
-def _said(value: Any, text: str) -> str:
+def _described(value: Any, text: str) -> str:
     if isinstance(value, _Date):
         return "a date"
     if isinstance(value, _Default):

@@ -1,9 +1,9 @@
-"""YAML documents, with each plain scalar as :class:`~tasks.documents.plain.Plain` and each key once.
+"""Read YAML documents: each plain scalar becomes a :class:`~tasks.documents.plain.Plain`, and double keys are refused.
 
-PyYAML parses. Its resolver, which knows YAML 1.1 only, does not decide what a scalar is; the field's type does
-(:mod:`tasks.documents.by_type`). Two other libraries fall short: ruamel.yaml refuses doubled keys, but resolves
-scalars by one version of YAML and forgets their text, so that neither an 010 nor a ``no`` could be noticed or kept;
-strictyaml has a schema language of its own beside pydantic's.
+PyYAML parses. The type of a scalar is not decided by PyYAML's resolver, which knows only YAML 1.1, but by the field's
+type (:mod:`tasks.documents.by_type`). Two other libraries fall short. ruamel.yaml refuses double keys, but resolves
+scalars by one version of YAML and forgets their text, so that ``010`` and ``no`` could not be noticed or kept.
+strictyaml has its own schema language, which would be needed beside pydantic's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _OBJECT = re.compile(r"\ufeff?\s*\{")
 
 
 def read_document(text: str, source: str) -> Any:
-    """The YAML or JSON document ``text``; None when it is empty.
+    """Return the YAML or JSON document ``text``; None when it is empty.
 
-    JSON has types of its own and is read as JSON. In YAML plain scalars are :class:`~tasks.documents.plain.Plain`, but
-    keys are texts, and what is left empty is None. ``source`` is the file for messages.
+    JSON has types of its own and is read as JSON. In YAML, plain scalars are :class:`~tasks.documents.plain.Plain`,
+    keys are texts, and an empty value is None. ``source`` is the file that messages name.
 
     Raises:
-        DocumentError: a key stands twice, or it is no YAML; does not name ``source``.
+        DocumentError: a mapping has a key twice, or it is no YAML. The message does not name ``source``.
     """
     if _OBJECT.match(text):
         try:
@@ -34,14 +34,14 @@ def read_document(text: str, source: str) -> Any:
         except DuplicateKey:
             raise
         except (ValueError, RecursionError):
-            pass  # a mapping of YAML looks alike
+            pass  # it may still be YAML, which has mappings in braces too
     return read_yaml_text(text, source)
 
 
 def read_yaml_text(text: str, source: str, *, lines: bool = True) -> Any:
-    """As :func:`read_document`, but JSON too is read as the YAML that it is.
+    """Read ``text`` as :func:`read_document` does, but read JSON as YAML too.
 
-    lines: messages name the line too; without, ``source`` alone.
+    lines: messages name the line beside ``source``.
     """
     import yaml  # here, so that the core loads without it
 
@@ -64,7 +64,7 @@ def _no_json(name: str) -> float:
 
 @functools.cache
 def _loader() -> Any:
-    """PyYAML's parser, which keeps for each scalar whether a tag is written before it."""
+    """Return PyYAML's loader, extended to keep the tag that is written before a scalar."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -78,7 +78,7 @@ def _loader() -> Any:
 
 
 class _YamlReader:
-    """Makes values of nodes; a node that aliases name again is made once, so that no few lines fill the memory."""
+    """Turns nodes into values. A node with several aliases is read once, so that a few lines cannot fill the memory."""
 
     def __init__(self, source: str, *, lines: bool) -> None:
         self._source = source
