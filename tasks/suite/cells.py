@@ -1,4 +1,4 @@
-"""Cells of two results: which an accepted result has and a new one lacks, and what else there is to say of them."""
+"""Compare the cells of an accepted and a new result: those that are missing now, and notes on the others."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tasks.spec.suite_records import CellResult, SuiteResult
 
 @dataclass(frozen=True)
 class GoneCell:
-    """A cell of the accepted result without a result now."""
+    """A cell of the accepted result that has no result now, and why."""
 
     cell: CellResult
     why: str
 
 
 def gone_cells(reference: SuiteResult, result: SuiteResult) -> list[GoneCell]:
-    """Those that failed now, that were not run, and those of groups and devices that the suite has no more.
+    """Return the accepted cells that now failed or were not run, or whose group or device the suite no longer has.
 
-    A seed that was not asked for this time is none of them: reruns may have other seeds.
+    A cell whose seed was not asked for this time is not returned: reruns may have other seeds.
     """
     now = {cell.name for cell in result.cells}
     failed = {cell.cell: cell.reason for cell in result.failed}
@@ -36,7 +36,10 @@ def gone_cells(reference: SuiteResult, result: SuiteResult) -> list[GoneCell]:
 
 
 def notes_on_cells(reference: SuiteResult, result: SuiteResult) -> list[str]:
-    """Other specifications and numbers of clients; seeds of one result alone; failures of cells that are new."""
+    """Return notes on the cells that :func:`gone_cells` leaves out.
+
+    These have another specification or number of clients, are in one result only, or are new and failed.
+    """
     before = {cell.name: cell for cell in reference.cells}
     after = {cell.name: cell for cell in result.cells}
     both = [(before[name], after[name]) for name in before if name in after]
@@ -56,7 +59,7 @@ def notes_on_cells(reference: SuiteResult, result: SuiteResult) -> list[str]:
 
 
 def _by_group(what: str, cells: Iterable[CellResult]) -> list[str]:
-    """``street5 federated, seeds 1, 2: <what>``."""
+    """Return a note for each group of ``cells``, such as ``street5 federated, seeds 1, 2: <what>``."""
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(f"{cell.experiment} {cell.role}", {})[cell.seed] = None

@@ -1,4 +1,4 @@
-"""How an experiment's role went, round by round, over its seeds: what the plots draw."""
+"""Figures and costs of an experiment's role by round, over its seeds, for plots."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from tasks.suite.summary import by_seed
 
 @dataclass(frozen=True)
 class Course:
-    """One entry a round, from 0 as far as every run has it; costs are up to there, on the mean over runs.
+    """Figures and costs with one entry for each round, from 0 to the last round that every run has.
 
-    mean, least, greatest: of the metric over seeds (of local only, each seed's mean over devices); None where a run
-    has no figure.
+    passes, seconds, exchanged: costs up to that round, as the mean over runs.
+    mean, least, greatest: of the metric over seeds (for local only, of each seed's mean over devices); None if a run
+        has no figure in that round.
     """
 
     role: Role
@@ -34,7 +35,7 @@ class Course:
 
 
 def course_of(result: SuiteResult, experiment: str, role: Role) -> Course | None:
-    """None without a run of this role (or, of local only, without a seed that has every device)."""
+    """Return the course of a role; None if it has no run, or if no seed of local only has a run of every device."""
     groups = list(by_seed(result, experiment, role).values())
     if not groups:
         return None
@@ -55,7 +56,7 @@ def course_of(result: SuiteResult, experiment: str, role: Role) -> Course | None
 
 
 def _values(groups: Sequence[Sequence[CellResult]], number: int, metric: str) -> list[float]:
-    """Each seed's figure in a round; empty where a run has none, since a mean of fewer would jump."""
+    """Return each seed's figure in a round; empty if a run has none, because a mean over fewer runs would jump."""
     seeds = []
     for group in groups:
         values = [cell.points[number].figures.get(metric) for cell in group]

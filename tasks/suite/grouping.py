@@ -1,4 +1,4 @@
-"""Any runs as experiments: those that differ in their seed alone are one, with the references that are theirs."""
+"""Group any runs into experiments: runs that differ only in their seed form one, together with their references."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ class Run:
 
 @dataclass
 class _Group:
-    """An experiment that comes about: runs by role, seed and device."""
+    """An experiment while it is put together: runs by role, seed and device."""
 
     first: Run
     runs: dict[tuple[Role, int, str | None], Run] = field(default_factory=dict)
 
     def add(self, role: Role, run: Run) -> bool:
-        """Whether there was room: a second run of the same is no further seed."""
-        place = (role, run.spec.seed, run.spec.data.local_only)
-        return self.runs.setdefault(place, run) is run
+        """Add ``run`` unless there is another run of its role, seed and device. Return whether it was added."""
+        key = (role, run.spec.seed, run.spec.data.local_only)
+        return self.runs.setdefault(key, run) is run
 
 
 def result_of_runs(runs: Sequence[Run], *, metric: MapName, target: float, created: datetime) -> SuiteResult:
-    """``runs`` as the result of a suite named ``comparison``.
+    """Return ``runs`` as the result of a suite named ``comparison``.
 
-    A run of a specification and seed that another one has already is an experiment of its own: it says nothing of the
-    spread over seeds. A reference is in every experiment that it is one of and that has the same training images (all
-    of its clients came); without such an experiment it is one itself. Code versions are those that ran, joined.
+    A second run of one specification and seed becomes an experiment of its own, because it says nothing about the
+    spread over seeds. A reference is added to every experiment that it is a reference of and that has the same training
+    images (all of its clients took part); without such an experiment it becomes one itself. ``code_version`` joins the
+    versions of all runs.
     """
     cells = cells_of_runs(runs)
     specs: dict[str, FederationSpec] = {}
@@ -69,11 +70,14 @@ def result_of_runs(runs: Sequence[Run], *, metric: MapName, target: float, creat
 
 
 def cells_of_runs(runs: Sequence[Run]) -> list[tuple[Cell, Run]]:
-    """What each run is, experiments in the order of their first run, each one's federations first."""
+    """Return the cell of each run: experiments in the order of their first run, federations first in each.
+
+    A reference of several experiments has a cell in each.
+    """
     federated = [run for run in runs if not is_reference(run.spec)]
     groups: dict[str, list[_Group]] = {}
     for run in federated:
-        _place(groups.setdefault(_but_seed(run.spec), []), "federated", run)
+        _add_to_first(groups.setdefault(_digest_without_seed(run.spec), []), "federated", run)
     experiments = [group for same in groups.values() for group in same]
     alone: dict[str, list[_Group]] = {}
     for run in runs:
@@ -82,7 +86,7 @@ def cells_of_runs(runs: Sequence[Run]) -> list[tuple[Cell, Run]]:
         role: Role = "centralised" if run.spec.data.pooled else "local-only"
         placed = [group.add(role, run) for group in experiments if _is_reference_of(run, group)]
         if not any(placed):
-            _place(alone.setdefault(_but_seed(run.spec), []), role, run)
+            _add_to_first(alone.setdefault(_digest_without_seed(run.spec), []), role, run)
     experiments += [group for same in alone.values() for group in same]
     order = [run.name for run in runs]
     experiments.sort(key=lambda group: order.index(group.first.name))
@@ -95,15 +99,15 @@ def cells_of_runs(runs: Sequence[Run]) -> list[tuple[Cell, Run]]:
     return cells
 
 
-def _place(groups: list[_Group], role: Role, run: Run) -> None:
-    """Into the first of ``groups`` that has room for it, else into a new one."""
+def _add_to_first(groups: list[_Group], role: Role, run: Run) -> None:
+    """Add ``run`` to the first of ``groups`` without a run of its role, seed and device, else to a new group."""
     if not any(group.add(role, run) for group in groups):
         groups.append(_Group(run))
         groups[-1].add(role, run)
 
 
-def _but_seed(spec: FederationSpec) -> str:
-    """The digest without the seed, and without which device is alone."""
+def _digest_without_seed(spec: FederationSpec) -> str:
+    """Return the digest of ``spec`` without its seed and without the device of a local-only run."""
     data = spec.data.model_copy(update={"local_only": None})
     return spec.model_copy(update={"seed": 0, "data": data}).digest
 
@@ -119,7 +123,10 @@ def _is_reference_of(run: Run, group: _Group) -> bool:
 
 
 def training_images(run: Run, device: str | None = None) -> tuple[int, Counter[str]]:
-    """Training images, and boxes by class, of all clients that were ever there, or of one of them."""
+    """Return the number of training images, and of boxes by class, of all clients that took part in any round.
+
+    device: count only this client.
+    """
     clients = {info.client: info for record in run.records for info in record.clients}
     chosen = [info for client, info in clients.items() if device in (None, client)]
     boxes: Counter[str] = Counter()
@@ -129,7 +136,7 @@ def training_images(run: Run, device: str | None = None) -> tuple[int, Counter[s
 
 
 def _experiment_name(run: Run, taken: Sequence[str]) -> str:
-    """The run's name as an experiment may have it, without its seed; different from those ``taken``."""
+    """Return the run's name without its seed, as a valid name of an experiment that is not in ``taken``."""
     name = re.sub(rf"[._-]s{run.spec.seed}$", "", run.name)
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     name = _cut(name, _LONGEST_EXPERIMENT)
@@ -141,7 +148,7 @@ def _experiment_name(run: Run, taken: Sequence[str]) -> str:
 
 
 def _cut(name: str, longest: int) -> str:
-    """What is too long ends in a digest of the whole."""
+    """Return ``name``, cut to ``longest`` characters; a cut name ends in a digest of the whole name."""
     if len(name) <= longest:
         return name
     return f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""A suite's runs as the comparison takes them: by experiment and role, a value for each seed."""
+"""Group a suite's runs for the comparison: by experiment and role, with a value for each seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
 
-# Kinds of figures, by the names of their floors; spreads are pooled, and false alarms shared out, by kind.
+# Kinds of figures, by the names of their floors. The rate of false alarms is divided among the kinds.
 Kind = Literal["map50_voc10", "map_coco", "recall", "loss", "class_ap"]
 WHOLE: tuple[Kind, ...] = ("map50_voc10", "map_coco", "recall", "loss")
 KINDS: tuple[Kind, ...] = (*WHOLE, "class_ap")
@@ -20,7 +20,7 @@ Values = dict[int, float | None]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a run's last round. label: what messages call it. class_name: of a class's AP."""
+    """A figure of a run's last round. label: its name in messages. class_name: the class, if it is a class's AP."""
 
     kind: Kind
     label: str
@@ -37,7 +37,7 @@ class Figure:
 
 
 def figures_of(cells: Iterable[CellResult], *, classes: bool) -> list[Figure]:
-    """What ``cells`` are compared by: the whole figures, then each class that any of them names."""
+    """Return the figures to compare ``cells`` by: those over all classes, then the AP of each class that a cell has."""
     names = dict.fromkeys(name for cell in cells for name in cell.per_class) if classes else {}
     whole = [Figure(kind, "test loss" if kind == "loss" else kind) for kind in WHOLE]
     return whole + [Figure("class_ap", f"AP {name}", name) for name in names]
@@ -45,7 +45,7 @@ def figures_of(cells: Iterable[CellResult], *, classes: bool) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of an experiment in one role, by seed; several for a seed are the local-only ones of its devices."""
+    """Runs of an experiment in one role, by seed. Only local only has several runs for a seed: one for each device."""
 
     experiment: str
     role: Role
@@ -60,7 +60,7 @@ class Group:
         return [cell for cells in self.by_seed.values() for cell in cells]
 
     def values(self, figure: Figure) -> Values:
-        """The figure by seed, on the mean over devices; None where a run does not have it."""
+        """Return the figure by seed, as the mean over devices; None for a seed if one of its runs does not have it."""
         found: Values = {}
         for seed, cells in self.by_seed.items():
             values = [figure.of(cell) for cell in cells]
@@ -69,7 +69,7 @@ class Group:
         return found
 
     def restricted(self, devices: Iterable[str | None]) -> Group:
-        """Runs of ``devices`` alone, of the seeds for which all of them have one."""
+        """Return the runs of ``devices`` only, for the seeds at which all of these devices have a run."""
         wanted = set(devices)
         kept = {seed: tuple(cell for cell in cells if cell.device in wanted) for seed, cells in self.by_seed.items()}
         whole = {seed: cells for seed, cells in kept.items() if wanted and len(cells) == len(wanted)}
@@ -80,7 +80,7 @@ class Group:
 
 
 def groups_of(result: SuiteResult) -> dict[tuple[str, Role], Group]:
-    """In the order of the result's cells."""
+    """Return the groups of ``result`` by experiment and role, in the order of its cells."""
     found: dict[tuple[str, Role], dict[int, list[CellResult]]] = defaultdict(lambda: defaultdict(list))
     for cell in result.cells:
         found[cell.experiment, cell.role][cell.seed].append(cell)
@@ -88,6 +88,6 @@ def groups_of(result: SuiteResult) -> dict[tuple[str, Role], Group]:
 
 
 def matched(before: Group, after: Group) -> tuple[Group, Group]:
-    """Both with the devices that they have in common, and of these the seeds that have them all."""
+    """Return both groups restricted to their common devices, and to the seeds at which all of these have a run."""
     common = {cell.device for cell in before.cells} & {cell.device for cell in after.cells}
     return before.restricted(common), after.restricted(common)

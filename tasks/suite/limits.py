@@ -1,4 +1,4 @@
-"""By how much a figure may get worse before it counts: the rule that :mod:`tasks.suite.regression` states."""
+"""Compute by how much a figure may get worse before it counts as a regression, by :mod:`tasks.suite.regression`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tasks.suite.groups import KINDS, Figure, Group, figures_of, groups_of
 from tasks.suite.pairs import Pair, present, scale_of
 from tasks.suite.spread import FamilySpread, Variance, critical_t, sample_variance
 
-# Of a figure's scale: standard deviations under this part of it are too small to matter.
+# Standard deviations under this part of a figure's scale are too small to matter.
 _LEAST = 0.1
 Variances = Mapping[tuple[str, Figure], Variance]
 
 
 class Limits:
-    """Limits of ``pairs``, all that one comparison looks at; in units of each pair's scale."""
+    """The limits of ``pairs``, which are all pairs of one comparison, in units of each pair's scale."""
 
     def __init__(
         self, reference: SuiteResult, result: SuiteResult, pairs: Sequence[Pair], rule: RegressionRule
@@ -35,6 +35,7 @@ class Limits:
         self.alone = dict.fromkeys(pair.group.name for pair in pairs if pair.key not in self.seeds)
 
     def of(self, pair: Pair) -> float:
+        """Return by how much the mean of ``pair`` may get worse, in units of its scale."""
         tests: list[tuple[Variance, float]] = []
         if self.of_seeds is not None:
             size = math.sqrt(1 / len(pair.before) + 1 / len(pair.after))
@@ -49,7 +50,7 @@ class Limits:
 
     @property
     def notes(self) -> list[str]:
-        """Groups with one seed, and where their limits are from."""
+        """Return a note that names the groups with one seed and says where their limits come from."""
         if not self.alone:
             return []
         names = ", ".join(self.alone)
@@ -59,7 +60,7 @@ class Limits:
 
 
 def _over_seeds(result: SuiteResult, rule: RegressionRule) -> Variances:
-    """Variances over seeds, of groups with two or more, in units of the figure's scale."""
+    """Return each figure's variance over seeds in units of its scale, for groups with two or more seeds."""
     found = {}
     for group in groups_of(result).values():
         whole = _whole(group)
@@ -72,7 +73,7 @@ def _over_seeds(result: SuiteResult, rule: RegressionRule) -> Variances:
 
 
 def _whole(group: Group) -> Group:
-    """With the devices that every seed has a run of."""
+    """Return ``group`` restricted to the devices that have a run at every seed."""
     return group.restricted(set.intersection(*({cell.device for cell in cells} for cells in group.by_seed.values())))
 
 

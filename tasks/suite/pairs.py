@@ -1,4 +1,4 @@
-"""Figures of two results side by side: the same experiment, role and figure, a value for each seed."""
+"""Pair the figures of two results: the same experiment, role and figure, with a value for each seed."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ class Pair:
 
     @property
     def scale(self) -> float:
-        """What differences, spreads and limits are measured in."""
+        """Return the unit of the pair's differences, spreads and limits."""
         return scale_of(self.figure, self.before.values())
 
     def floor(self, floors: Floors) -> float:
-        """In units of ``scale``."""
+        """Return the figure's floor in units of ``scale``."""
         found: float = getattr(floors, self.figure.kind)
         return found / getattr(_UNITS, self.figure.kind)
 
     @property
     def worsening(self) -> float:
-        """Of the mean, in units of ``scale``; below zero where it has become better."""
+        """Return by how much the mean has got worse, in units of ``scale``; below zero if it has got better."""
         before, after = self.means
         return (after - before if self.figure.lower_is_better else before - after) / self.scale
 
     @property
     def differences(self) -> list[float]:
-        """Of each seed's two values, in units of ``scale``; with the same seeds alone."""
+        """Return after less before for each seed, in units of ``scale``. Both sides must have the same seeds."""
         return [(self.after[seed] - value) / self.scale for seed, value in self.before.items()]
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A figure that all accepted runs of a group have and that some lack now. found: runs that have it."""
+    """A figure that all accepted seeds of a group have and that some seeds lack now. found: seeds that have it now."""
 
     group: Group
     figure: Figure
@@ -67,7 +67,10 @@ class Lost:
 
 
 def pair_up(reference: SuiteResult, result: SuiteResult, *, classes: bool) -> tuple[list[Pair], list[Lost]]:
-    """All figures that both results have. Where one's seeds are among the other's, of the common seeds alone."""
+    """Return a pair for each figure that both results have, and the figures that the new result has lost.
+
+    If the seeds of one result are a subset of the other's, only the common seeds are paired.
+    """
     now = groups_of(result)
     pairs: list[Pair] = []
     lost: list[Lost] = []
@@ -91,14 +94,15 @@ def pair_up(reference: SuiteResult, result: SuiteResult, *, classes: bool) -> tu
 
 
 def equal_groups(pairs: Iterable[Pair]) -> list[str]:
-    """Names of the groups whose figures have not moved by a bit."""
+    """Return the names of the groups whose figures are all equal to the last bit."""
     moved: dict[str, bool] = {}
     for pair in pairs:
         moved[pair.group.name] = moved.get(pair.group.name, False) or pair.before != pair.after
-    return [name for name, has in moved.items() if not has]
+    return [name for name, has_moved in moved.items() if not has_moved]
 
 
 def present(values: Values) -> dict[int, float]:
+    """Return the values that are not None, by seed."""
     return {seed: value for seed, value in values.items() if value is not None}
 
 
@@ -108,9 +112,9 @@ def mean(values: Iterable[float]) -> float:
 
 
 def scale_of(figure: Figure, values: Iterable[float]) -> float:
-    """What is about as much of one kind of figure as of another, so that their spreads can be pooled.
+    """Return the figure's scale: an amount that matters about as much for every kind, so that spreads can be pooled.
 
-    The floors of the defaults; of a loss, a part of its mean, since losses of different detectors differ in scale.
+    It is the default floor; for a loss, the floor times its mean, because losses of different detectors differ in size.
     """
     found = mean(values) if figure.lower_is_better else 1.0
     unit: float = getattr(_UNITS, figure.kind)

@@ -1,4 +1,4 @@
-"""From the records of a run to its part of a suite's result."""
+"""Turn the records of a run into its part of a suite's result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.spec.records import EvaluationRecord, Metrics, RoundRecord
 from tasks.spec.suite import Cell
 from tasks.spec.suite_records import CellResult, Point
 
-# What a point has of a round, and a client of the last one.
+# The figures of each round's point, and those of each client in the last round.
 FIGURES: tuple[str, ...] = (*MAP_NAMES, "recall", "loss", "train_loss")
 CLIENT_FIGURES: tuple[str, ...] = (*MAP_NAMES, "recall", "loss")
 
@@ -26,7 +26,7 @@ def cell_result(
     target: float,
     mlflow_url: str | None = None,
 ) -> CellResult:
-    """What ``cell`` reached, from the ``records`` of rounds 0 to the last of the ``federation`` that is its run.
+    """Return the result of ``cell`` from ``records``: all rounds, from 0, of the ``federation`` that ran it.
 
     Raises:
         FedbenchError: there are no records, or a round is missing before the last.
@@ -67,13 +67,13 @@ def cell_result(
 
 
 def _first_at(history: Sequence[Metrics], metric: MapName, target: float) -> int | None:
-    """Number of the first round whose ``metric`` is at least ``target``."""
+    """Return the number of the first round whose ``metric`` is at least ``target``; None if no round is."""
     values = [getattr(metrics, metric) for metrics in history]
     return next((number for number, value in enumerate(values) if value is not None and value >= target), None)
 
 
 def _per_client(evaluations: Sequence[EvaluationRecord]) -> dict[str, dict[str, float | None]]:
-    """Empty where all clients were scored on one test set."""
+    """Return the figures by client; empty if all clients were scored on one test set."""
     if len({evaluation.test_digest for evaluation in evaluations}) < 2:
         return {}
     return {
@@ -84,9 +84,9 @@ def _per_client(evaluations: Sequence[EvaluationRecord]) -> dict[str, dict[str, 
 
 
 def _turn_seconds(records: Sequence[RoundRecord]) -> float:
-    """Of training and evaluation turns; records name the GPU, not that it is one.
+    """Return the seconds of all training and evaluation turns, at most as many as a record can hold.
 
-    Those of updates are their clients' word, and a sum of such words may be more than a record can hold.
+    Clients report the seconds of their updates themselves, so the sum could exceed a record's bound.
     """
     updates = sum(update.seconds for record in records for update in record.updates)
     evaluations = sum(evaluation.seconds for record in records for evaluation in record.evaluations)

@@ -1,22 +1,23 @@
-"""How much a figure varies from seed to seed, estimated from few seeds of several experiments.
+"""Estimate how much a figure varies from seed to seed, from few seeds of several experiments.
 
-Two or three seeds say little of one experiment's spread, and a test that takes their standard deviation for the truth
-has limits that are absurdly wide or, by luck, absurdly narrow. Experiments differ in their spread too (a class with few
-test objects is noisier than one with many), so that one common spread is wrong as well. In between is the *moderated*
-variance of Smyth (2004): each unit's variance is drawn towards that of its family,
+Two or three seeds tell little about one experiment's spread. A test that takes their standard deviation as the truth
+has limits that are absurdly wide or, by luck, absurdly narrow. One common spread for all experiments is wrong as well,
+because they differ (a class with few test objects is noisier than one with many). The *moderated* variance of Smyth
+(2004) lies in between: each unit's variance is drawn towards that of its family,
 
-    s̃² = (d₀ s₀² + d s²) / (d₀ + d),   with d₀ + d degrees of freedom,
+    s̃² = (d₀ s₀² + d s²) / (d₀ + d),   with d₀ + d degrees of freedom.
 
-where s² with d degrees of freedom is the unit's own, and s₀² and d₀ say where the family's variances are and how much
-they differ: d₀ is large where they differ no more than samples of one variance do, and small where they differ. Both
-come from the family's data, by the moments of log s². A unit that differs from the family so weighs by itself, and the
-t distribution's tail is the heavier for it.
+Here s², with d degrees of freedom, is the unit's own variance, s₀² is the variance that is expected in the family, and
+d₀ measures how alike the family's variances are. It is large if they differ no more than sample variances of equal
+spreads do, and small if they differ more. Both are estimated from the family's data, by the moments of log s². The more
+the family's variances differ, the more a unit's own variance counts, and the heavier is the t distribution's tail.
 
-Where a variance is expected depends on its figure: a class with few test objects is noisy in every experiment. So s₀²
-is a figure's own, drawn towards that of all of them.
+The expected variance depends on the figure: a class with few test objects is noisy in every experiment. So each figure
+has its own s₀², which is drawn towards that of all figures.
 
-Two things are added, because families are small here. How much few variances differ is not known, so a guess has a
-part in it. And where they are is not known either: the spread of their common mean counts as a difference more.
+Two things are added, because families are small here. Few variances do not show how much variances differ, so a guess
+is included in the estimate. Nor do they show their centre precisely: the variance of their estimated mean is added to
+the variance between them.
 
 Gordon K. Smyth, "Linear models and empirical Bayes methods for assessing differential expression in microarray
 experiments", Statistical Applications in Genetics and Molecular Biology 3(1), 2004, Article 3, sections 5 and 6.2.
@@ -30,13 +31,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-# Few units cannot tell how much they differ. A guess goes in, as if so many further units had told it: that their
-# variances differ as those of samples with so many degrees of freedom do.
+# Few units do not show how much their variances differ. So the estimate includes a guess, with the weight of
+# GUESS_UNITS further units: variances differ as sample variances with GUESSED_FREEDOM degrees of freedom do.
 GUESSED_FREEDOM = 4.0
 GUESS_UNITS = 4
-# A figure's own place, from n groups, has the weight (n - 1) / (n - 1 + this).
+# A figure's own mean of log s², from n groups, has the weight (n - 1) / (n - 1 + EFFECT_UNITS).
 EFFECT_UNITS = 2
-# How far the luck (of log s²) of figures of the same runs is common: as of figures whose correlation is 0.7.
+# Correlation between the sampling errors of log s² of two figures of the same runs. It is about the square of the
+# figures' own correlation, which is taken to be 0.7.
 COMMON_LUCK = 0.5
 
 Key = TypeVar("Key", bound=Hashable)
@@ -51,20 +53,20 @@ class Variance:
 
 
 def sample_variance(values: Sequence[float]) -> Variance:
-    """The unbiased one, of at least two values."""
+    """Return the unbiased variance of at least two values."""
     mean = math.fsum(values) / len(values)
     freedom = len(values) - 1
     return Variance(math.fsum((value - mean) ** 2 for value in values) / freedom, freedom)
 
 
 class FamilySpread(Generic[Key]):
-    """What variances of figures, by (group, figure), have in common; at least one.
+    """The prior that variances of figures have in common, estimated from one or more, by (group, figure).
 
-    A group is of runs whose figures go together, so half of their luck is common: so many groups, and not so many
-    variances, tell where the family is.
+    The figures of a group are from the same runs, so half of their sampling error is common. How precisely the family's
+    centre is known therefore depends on the number of groups, not of variances.
 
-    least: a variance too small to matter; smaller ones (of a class that is never found, zero) count as this, since the
-        logarithm would make much of them.
+    least: a variance too small to matter. Smaller ones (zero for a class that is never found) are raised to it, because
+        their logarithms would dominate.
     """
 
     def __init__(self, own: Mapping[tuple[str, Key], Variance], *, least: float) -> None:
@@ -76,36 +78,36 @@ class FamilySpread(Generic[Key]):
             for key, unit in own.items()
         }
         self._centre = math.fsum(logs.values()) / len(logs)
-        self._figures = _of_figures(logs, self._centre)
-        rest = [(value - self._place(figure)) ** 2 for (_, figure), value in logs.items()]
-        told = len(logs) - 1
+        self._offsets = _figure_offsets(logs, self._centre)
+        squares = [(value - self._expected_log(figure)) ** 2 for (_, figure), value in logs.items()]
+        freedom = len(logs) - 1
         sampling = math.fsum(float(polygamma(1, unit.freedom / 2)) for unit in own.values()) / len(own)
-        beyond = max(0.0, math.fsum(rest) / told - sampling) if told else 0.0
+        between = max(0.0, math.fsum(squares) / freedom - sampling) if freedom else 0.0
         guess = float(polygamma(1, GUESSED_FREEDOM / 2))
-        differ = (told * beyond + GUESS_UNITS * guess) / (told + GUESS_UNITS)
+        with_guess = (freedom * between + GUESS_UNITS * guess) / (freedom + GUESS_UNITS)
         groups = len({group for group, _ in own})
-        self._half = _trigamma_inverse(differ + COMMON_LUCK * sampling / groups)
+        self._half = _trigamma_inverse(with_guess + COMMON_LUCK * sampling / groups)
         self._shift = float(digamma(self._half)) - math.log(self._half)
 
     def prior(self, figure: Key) -> Variance:
-        """(s₀², d₀) of a figure, of any group."""
-        return Variance(math.exp(self._place(figure) + self._shift), 2 * self._half)
+        """Return s₀² and d₀ of a figure, which are the same for every group."""
+        return Variance(math.exp(self._expected_log(figure) + self._shift), 2 * self._half)
 
     def of(self, group: str, figure: Key) -> Variance:
-        """The moderated variance; of what has none of its own, with one seed, what the family says."""
+        """Return the moderated variance; the prior if the group has no variance of its own, because it has one seed."""
         prior, own = self.prior(figure), self._own.get((group, figure))
         if own is None:
             return prior
         freedom = prior.freedom + own.freedom
         return Variance((prior.freedom * prior.value + own.freedom * own.value) / freedom, freedom)
 
-    def _place(self, figure: Key) -> float:
-        """Where log s² is expected."""
-        return self._centre + self._figures.get(figure, 0.0)
+    def _expected_log(self, figure: Key) -> float:
+        """Return the expected log s² of a figure."""
+        return self._centre + self._offsets.get(figure, 0.0)
 
 
-def _of_figures(logs: Mapping[tuple[str, Key], float], centre: float) -> dict[Key, float]:
-    """By how much each figure is off ``centre``, drawn towards it; one that a single group has, all the way."""
+def _figure_offsets(logs: Mapping[tuple[str, Key], float], centre: float) -> dict[Key, float]:
+    """Return each figure's mean difference from ``centre``, drawn towards 0. It is 0 if only one group has it."""
     members: dict[Key, list[float]] = defaultdict(list)
     for (_, figure), value in logs.items():
         members[figure].append(value - centre)
@@ -126,7 +128,7 @@ def _trigamma_inverse(value: float) -> float:
 
 
 def critical_t(level: float, freedom: float) -> float:
-    """What Student's t with so many degrees of freedom is above with probability ``level``."""
+    """Return the value that Student's t with ``freedom`` degrees of freedom exceeds with probability ``level``."""
     from scipy.stats import t
 
     return float(t.isf(level, freedom))

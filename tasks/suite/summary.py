@@ -1,8 +1,8 @@
-"""A suite's result over its seeds: mean and spread of every figure, and each federation between its references.
+"""Summarise a suite's result over seeds: mean and spread of every figure, and each federation beside its references.
 
-Figures are those of the last round, at which all runs of an experiment have seen as many images. The spread is the
-sample standard deviation over seeds (divisor n − 1), and there is none with one seed. *Local only* is first the mean
-over the devices of a seed; a seed at which a device is missing is left out, since its mean would be of other devices.
+Figures are those of the last round, at which all runs of an experiment have seen the same number of images. The spread
+is the sample standard deviation over seeds (divisor n − 1); one seed has none. For *local only*, each seed's value is
+the mean over devices. A seed at which a device is missing is left out, because its mean would be over other devices.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Spread:
 
 
 def spread_of(values: Iterable[float | None]) -> Spread | None:
-    """Of those that are not None; None without any."""
+    """Return the spread of the values that are not None; None if there are none."""
     present = tuple(value for value in values if value is not None)
     return Spread(present) if present else None
 
@@ -57,10 +57,12 @@ def spread_of(values: Iterable[float | None]) -> Spread | None:
 class Row:
     """One role of an experiment, or one ``device`` of its local-only role.
 
-    figures: at the last round, by name. best: the best round's value of the suite's metric, chosen for each run by
-    its test figures, so it flatters. reached: runs that came to the target; rounds_to_target is of those alone.
-    Costs are of a run, on the mean over devices for local only; ``exchanged`` is None for references, whose weights
-    nobody needs to send.
+    figures: at the last round, by name.
+    best: the suite's metric in each run's best round. That round is chosen by test figures, so the value is too good.
+    reached: number of runs that reached the target.
+    rounds_to_target: over these runs only.
+    seconds, moved, gpu_seconds: costs of a run; for local only, the mean over devices.
+    exchanged: likewise; None for references, which need not send weights.
     """
 
     experiment: str
@@ -86,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Paired:
-    """The federation less a reference, by seed: each pair after as many image passes as both have taken."""
+    """The federation less a reference, by seed, after the number of image passes that both runs have taken."""
 
     difference: Spread
     passes: float
@@ -94,7 +96,11 @@ class Paired:
 
 @dataclass(frozen=True)
 class Between:
-    """An experiment's roles side by side. ``gap``: to centralised, mostly negative. ``gain``: over local only."""
+    """The roles of an experiment.
+
+    gap: the federation less the centralised reference, mostly negative.
+    gain: the federation less local only.
+    """
 
     experiment: str
     rows: dict[Role, Row]
@@ -105,7 +111,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a result, in its order of experiments."""
+    """The summary of a result, with experiments in the result's order."""
 
     metric: MapName
     target: float
@@ -113,22 +119,22 @@ class Summary:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One for each experiment and role: centralised, federated, local only."""
+        """Return a row for each experiment and role: centralised, federated, local only."""
         return tuple(row for experiment in self.experiments for row in experiment.rows.values())
 
 
-# One seed's runs of a role: one, or of local only one for each device.
+# The runs of a role at one seed: one run; for local only, one for each device.
 Group = Sequence[CellResult]
 
 
 def summarise(result: SuiteResult) -> Summary:
-    """Mean and spread over seeds of each experiment and role, and the federations' gaps and gains."""
+    """Return mean and spread over seeds of each experiment and role, and the federations' gaps and gains."""
     names = list(dict.fromkeys(cell.experiment for cell in result.cells))
     return Summary(result.metric, result.target, tuple(_between(result, name) for name in names))
 
 
 def by_seed(result: SuiteResult, experiment: str, role: Role) -> dict[int, list[CellResult]]:
-    """The runs of a role by seed; of local only, the seeds that have every device, in the first seed's order."""
+    """Return the runs of a role by seed; for local only, only seeds that have every device, devices in one order."""
     found: dict[int, list[CellResult]] = {}
     for cell in result.cells:
         if cell.experiment == experiment and cell.role == role:
@@ -218,7 +224,7 @@ def _paired(metric: MapName, federated: Mapping[int, Group], reference: Mapping[
 
 
 def _after(cell: CellResult, passes: float) -> Point:
-    """The last round that took no more image passes than these."""
+    """Return the last round of ``cell`` that had taken at most ``passes`` image passes."""
     return [point for point in cell.points if point.passes <= passes * (1 + 1e-9)][-1]
 
 
@@ -232,7 +238,7 @@ def _best(points: Sequence[Point], metric: MapName) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """None where one of them is: a mean of other devices would not compare."""
+    """Return the mean; None if a value is None, because a mean over other devices could not be compared."""
     found = list(values)
     present = [value for value in found if value is not None]
     return statistics.fmean(present) if len(present) == len(found) else None
