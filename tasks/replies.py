@@ -124,7 +124,7 @@ def _entries(
     """
     entries, most = document.get(name, []), 2 * len(request.clients) + 8
     if not isinstance(entries, list) or len(entries) > most:
-        found = f"one of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
+        found = f"a list of {len(entries)}" if isinstance(entries, list) else type(entries).__name__
         raise BadReply(f"reply: {name}: expected a list of at most {most}, found {found}")
     good, wrong = [], []
     for entry in entries:
@@ -202,10 +202,14 @@ def checked(request: AnyRequest, reply: Any) -> TurnReply:
             failed[client] = failure_of(request.phase, client, fault)
     for client in request.clients:
         if client not in answers and client not in failed:
-            failed[client] = failure_of(request.phase, client, "its turn's reply has no answer and no failure of it")
+            failed[client] = failure_of(
+                request.phase, client, "its turn's reply has neither an answer nor a failure for it"
+            )
     if strangers:
         names = ", ".join(sorted(strangers)[:10])
-        log.warning("%s of %s: ignored answers for %s, not asked", request.phase, ", ".join(request.clients), names)
+        log.warning(
+            "%s of %s: ignored answers for %s, who were not asked", request.phase, ", ".join(request.clients), names
+        )
     return TurnReply.model_validate(
         {
             name: tuple(answers[client] for client in request.clients if client in answers),

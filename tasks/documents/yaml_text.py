@@ -90,7 +90,7 @@ class _YamlReader:
         if id(node) in self._made:
             return self._made[id(node)]
         if id(node) in self._open:
-            raise DocumentError(f"expected YAML: line {_line(node)}: an alias stands inside of what it names")
+            raise DocumentError(f"expected YAML: line {_line(node)}: an alias is inside the value that it names")
         self._open.add(id(node))
         value: Any
         if node.id == "scalar":

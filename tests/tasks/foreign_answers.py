@@ -83,7 +83,7 @@ def with_array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Tamper:
     return rearranged(**{name: change})
 
 
-NO_ANSWER = "its turn's reply has no answer and no failure of it"
+NO_ANSWER = "its turn's reply has neither an answer nor a failure for it"
 # Of the turn's last attempt.
 BAD = "2 turns, none with a reply that can be used: "
 FAILURE = {"client": FOREIGN, "phase": "wake_up", "kind": "deadline", "reason": "no"}

@@ -64,7 +64,7 @@ def answered(reply: TurnReply) -> tuple[list[str], dict[str, str]]:
     return [item.client for item in reply.ready], {item.client: item.reason for item in reply.failures}
 
 
-NOTHING = "its turn's reply has no answer and no failure of it"
+NOTHING = "its turn's reply has neither an answer nor a failure for it"
 NOBODY = {"1": NOTHING, "2": NOTHING, "3": NOTHING}
 
 
@@ -141,8 +141,8 @@ def test_the_first_of_two_answers_counts_and_a_failure_is_of_the_phase() -> None
         (WAKE, [info("1")], "expected a mapping of fields, found list"),
         (WAKE, "ready", "expected a mapping of fields, found str"),
         (WAKE, {"ready": {"1": info("1")}}, "ready: expected a list of at most 14, found dict"),
-        (WAKE, {"ready": [info("1")] * 15}, "ready: expected a list of at most 14, found one of 15"),
-        (WAKE, {"failures": [failed("9")] * 15}, "failures: expected a list of at most 14, found one of 15"),
+        (WAKE, {"ready": [info("1")] * 15}, "ready: expected a list of at most 14, found a list of 15"),
+        (WAKE, {"failures": [failed("9")] * 15}, "failures: expected a list of at most 14, found a list of 15"),
         (WAKE, {"ready": [7]}, "ready: .*expected a mapping of fields, found 7"),
         (WAKE, {"ready": [info("9", host=5)]}, "ready: host: expected text"),
         (WAKE, {"ready": [info(["1"])]}, "ready: client: expected text"),  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ REFUSED = {
     "? [1]\n: 2\n": "expected YAML: line 1: expected a text as key, found a sequence",
     "a: !!int 010\n": "expected YAML: line 1: could not determine what tag:yaml.org,2002:int is",
     "a: !!set {x}\n": "expected YAML: line 1: could not determine what tag:yaml.org,2002:set is",
-    "a: &b [*b]\n": "expected YAML: line 1: an alias stands inside of what it names",
+    "a: &b [*b]\n": "expected YAML: line 1: an alias is inside the value that it names",
     "a: 1\n---\nb: 2\n": "expected YAML: expected a single document",
     "a: [\n": "expected YAML: while parsing",
     "[" * 3000: "expected YAML: maximum recursion",
