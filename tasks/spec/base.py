@@ -1,4 +1,4 @@
-"""What every specification and record has in common: frozen, closed to unknown fields, and versioned."""
+"""The base of all specifications and records: frozen, without unknown fields, and versioned."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SPEC_VERSION: Literal[1] = 1
 RECORD_VERSION: Literal[1] = 1
 STORE_VERSION: Literal[1] = 1
 
-# Client ids and federation names are parts of object keys, so they are held to what every store and shell takes.
+# Client ids and federation names are parts of object keys, so only characters that every store and shell takes.
 ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FederationName = Annotated[str, StringConstraints(pattern=_NAME)]
-# A flow's parameter: the names are what a form calls the two choices.
+# A flow's parameter. The titles name the two choices in a form.
 ScheduledName = Annotated[
     FederationName | None,
     WithJsonSchema(
@@ -50,8 +50,8 @@ ScheduledName = Annotated[
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
-# Bounds of what records hold: far beyond anything real, far within what JSON, SQLite, MLflow and float64 take. A record
-# that one of its readers cannot read would stop its federation for ever.
+# Bounds of the values in records: far above real values, and far below the limits of JSON, SQLite, MLflow and float64.
+# A record that one of its readers cannot read would stop its federation for ever.
 MOST = 10**9
 MOST_CLIENTS = 100_000
 MOST_CLASSES = 10_000
@@ -62,7 +62,7 @@ Count = Annotated[int, Field(ge=0, le=MOST)]
 Bytes = Annotated[int, Field(ge=0, le=10**18)]
 Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS)]
 Loss = Annotated[float, Field(ge=-LARGEST_LOSS, le=LARGEST_LOSS)]
-# Of parts that were rounded; COCO's tools write -1 for a figure that there is not.
+# Slightly over 1, because scores are of rounded parts. COCO's tools write -1 for a figure that does not exist.
 Score = Annotated[float, Field(ge=-1, le=1.001)]
 DerivedSeed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -71,11 +71,11 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
-# Text that is there to be read: a longer one is cut, not refused.
+# Text for people to read: longer text is cut, not refused.
 ReadText = Annotated[str, AfterValidator(_shortened), Field(json_schema_extra={"maxLength": LONGEST_TEXT})]
 ClassName = Annotated[str, StringConstraints(max_length=500)]
 
-# Description of every ``kind``.
+# The description of every field ``kind``.
 CHOSEN = "Which of the choices above this is."
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -83,19 +83,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class AddedLater:
-    """Marks a field that a model got after digests of it had been written: ``Annotated[bool, AddedLater()]``.
+    """Marks a field that was added after digests of its model had been stored: ``Annotated[bool, AddedLater()]``.
 
-    At its default such a field is left out of :func:`digest_fields`, so that older digests still name their
+    If such a field has its default, :func:`digest_fields` leaves it out, so that older digests still identify their
     experiments.
 
-    along_with: the field is left out exactly when this one of the same model is, whatever its own value.
+    along_with: another field of the model. This field is left out exactly when that one is, whatever its own value.
     """
 
     along_with: str | None = None
 
 
 class Frozen(BaseModel):
-    """Immutable, refuses unknown fields, non-finite numbers, and true and false as numbers."""
+    """An immutable model that refuses unknown fields, non-finite numbers, and true and false as numbers."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -119,7 +119,7 @@ class Frozen(BaseModel):
 
 
 def digest_fields(model: BaseModel) -> dict[str, Any]:
-    """``model`` as a JSON document, without the fields marked :class:`AddedLater` that are at their defaults."""
+    """Return ``model`` as a JSON document, without fields marked :class:`AddedLater` that have their defaults."""
     document: dict[str, Any] = model.model_dump(mode="json")
     _leave_out_later(model, document)
     return document
@@ -153,7 +153,7 @@ def _left_out(model: BaseModel, name: str) -> bool:
 def check_name(name: str, *, source: str) -> None:
     """
     Raises:
-        SpecError: ``name`` cannot name a federation; names ``source``.
+        SpecError: ``name`` cannot be a federation's name; the message names ``source``.
     """
     try:
         TypeAdapter(FederationName).validate_python(name)
@@ -162,12 +162,12 @@ def check_name(name: str, *, source: str) -> None:
 
 
 def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Model:
-    """Validate ``document`` as ``model``; an unknown newer ``version`` is refused before its fields are read.
+    """Return ``document`` as a ``model``. A ``version`` above ``newest`` is refused before other fields are read.
 
-    ``source`` is the file or object that the message names.
+    ``source`` is the file or object that messages name.
 
     Raises:
-        SpecError: naming ``source``, each wrong field and what was expected there.
+        SpecError: the document is not valid; the message names ``source``, each wrong field and what was expected.
     """
     if not isinstance(document, dict):
         raise SpecError(f"{source}: expected a mapping of fields, found {type(document).__name__}")

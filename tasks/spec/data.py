@@ -1,4 +1,4 @@
-"""Which data a federation learns from. Data are named, never located: each machine maps a name to its folder."""
+"""The data that a federation learns from. Data are given by name; each machine maps the name to its own folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 from tasks.spec.base import CHOSEN, MOST, AddedLater, ClientId, Frozen, Sha256
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-# A path inside the data set's folder: relative, with forward slashes, and no part of it starts with a dot.
+# A path inside the data set's folder: relative, with forward slashes, and without parts that start with a dot.
 InsidePath = Annotated[str, StringConstraints(pattern=r"^[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*$")]
 # Such a path, or the folder itself.
 InsideFolder = Annotated[str, StringConstraints(pattern=r"^(\.|[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*)$")]
@@ -49,32 +49,37 @@ class ByList(Frozen, title="A list"):
 
 
 class _Partition(Frozen):
-    """Training images divided here among clients 1 to ``clients``; all are scored on the whole test set."""
+    """fedbench divides the training images among clients 1 to ``clients``; all are scored on the whole test set."""
 
     clients: int = Field(5, ge=1, le=MAX_CLIENTS, description="Number of clients; each gets at least one image.")
     seed: int = Field(1, ge=0, lt=2**32, description="Seed of the division.")
 
 
 class Iid(_Partition, title="Divided, IID"):
-    """Shuffled and dealt out: client sizes differ by one image at most."""
+    """Images are shuffled and dealt out: the clients' numbers of images differ by at most one."""
 
     kind: Literal["iid"] = Field("iid", description=CHOSEN)
 
 
 class Dirichlet(_Partition, title="Divided, Dirichlet"):
-    """Class mixes drawn from a Dirichlet distribution around the data set's own (Hsu et al., arXiv 1909.06335)."""
+    """Each client's mix of classes is drawn from a Dirichlet distribution around the data set's mix (arXiv 1909.06335).
+
+    Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
+    """
 
     kind: Literal["dirichlet"] = Field("dirichlet", description=CHOSEN)
-    alpha: float = Field(0.5, gt=0, le=1e6, description="Small: few classes a client; large: near the common mix.")
+    alpha: float = Field(
+        0.5, gt=0, le=1e6, description="Small: few classes for each client; large: near the data set's mix."
+    )
 
 
 class BySize(_Partition, title="Divided, by size"):
-    """Shuffled and cut into unequal sizes: by explicit shares, or a power law, client k's share being k^-exponent."""
+    """Images are shuffled and cut into unequal parts: by shares, or by a power law (client k gets k^-exponent)."""
 
     kind: Literal["size"] = Field("size", description=CHOSEN)
     exponent: float = Field(1.0, ge=0, le=10, description="Exponent of the power law; 0 gives equal sizes.")
     shares: tuple[Share, ...] | None = Field(
-        None, description="Relative size of each client, in place of the power law."
+        None, description="Relative size of each client, instead of the power law."
     )
 
     @model_validator(mode="after")
@@ -94,27 +99,27 @@ def _devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, 
 
 
 class _Data(Frozen):
-    """What all kinds of data have in common."""
+    """The fields that all kinds of data have in common."""
 
     pooled: Annotated[bool, AddedLater()] = Field(
-        False, description="All devices' training images as one client, named all: the centralised reference."
+        False, description="Train on all devices' images at one client, named all: the centralised reference."
     )
     pooled_devices: Annotated[tuple[ClientId, ...] | None, AddedLater(along_with="pooled")] = Field(
         None, min_length=1, description="Devices whose images are pooled; left out, every device of the data set."
     )
     local_only: Annotated[ClientId | None, AddedLater()] = Field(
         None,
-        description="One device's training images alone, scored on the test images of all: the local-only reference.",
+        description="Train on this device's images alone, score on all test images: the local-only reference.",
     )
 
     @property
     def own_devices(self) -> tuple[str, ...] | None:
-        """The data set's devices, in order, whether they are pooled or not; None where only the data tell."""
+        """Return the data set's devices in order, pooled or not; None if the data must be read to know them."""
         raise NotImplementedError
 
     @property
     def devices(self) -> tuple[str, ...] | None:
-        """The clients' ids, in order; None where only the data tell."""
+        """Return the clients' ids in order; None if the data must be read to know them."""
         if self.local_only is not None:
             return (self.local_only,)
         return (POOLED_CLIENT,) if self.pooled else self.own_devices
@@ -142,14 +147,16 @@ class _Data(Frozen):
 
 
 class SyntheticStreet(_Data, title="Synthetic street"):
-    """Street cameras drawn by the computer: fixed backgrounds, seven classes, non-IID devices, nested splits."""
+    """Drawn images of street cameras: fixed backgrounds, seven classes, non-IID devices, nested splits."""
 
     kind: Literal["synthetic-street"] = Field("synthetic-street", description=CHOSEN)
-    split: Literal[5, 20] = Field(5, description="Number of devices; the 20 nest in the 5, as in Federated Street.")
+    split: Literal[5, 20] = Field(
+        5, description="Number of devices; the 20 are parts of the 5, as in Federated Street."
+    )
     train_images: int = Field(765, ge=40, le=100_000, description="Training images over all devices.")
     test_images: int = Field(191, ge=5, le=100_000, description="Test images in all.")
     test: Literal["global", "per-device"] = Field(
-        "global", description="One test set for every client, or one per device from its own camera."
+        "global", description="global: one test set for all clients; per-device: one for each, from its own camera."
     )
     width: int = Field(704, ge=64, le=4096, description="Image width in pixels.")
     height: int = Field(576, ge=64, le=4096, description="Image height in pixels.")
@@ -157,20 +164,20 @@ class SyntheticStreet(_Data, title="Synthetic street"):
 
     @property
     def own_devices(self) -> tuple[str, ...]:
-        """The cameras' numbers."""
+        """Return the cameras' numbers."""
         return _numbered(self.split)
 
 
 class _Files(_Data):
-    """Fields of all data that are read from files; the synthetic street is drawn."""
+    """The fields that all data sets in files have in common."""
 
     exif: Annotated[Exif, AddedLater()] = Field(
         "as-stored",
-        description="as-stored: pixels as they are in the file; applied: turned by the orientation in EXIF, as most "
-        "annotation tools and OpenCV show them. The boxes must be of the same reading; fedbench data check counts.",
+        description="as-stored: pixels as they are in the file; applied: turned by the orientation in EXIF, as in most "
+        "annotation tools and OpenCV. The boxes must fit this choice; fedbench data check counts which do.",
     )
     drop_duplicate_objects: Annotated[bool, AddedLater()] = Field(
-        False, description="Of objects of one image with the same class and box only the first is read."
+        False, description="If objects of an image have the same class and box, read only the first of them."
     )
 
 
@@ -191,7 +198,7 @@ class FederatedStreet(_Files, title="Federated Street"):
 
     @property
     def own_devices(self) -> tuple[str, ...]:
-        """The cameras' numbers."""
+        """Return the cameras' numbers."""
         return _numbered(self.split)
 
 
@@ -203,8 +210,8 @@ class _OwnData(_Files):
     classes: tuple[Annotated[str, StringConstraints(min_length=1)], ...] | None = Field(
         None,
         min_length=1,
-        description="The classes, in order; another one in the files is an error. Left out: those that the training "
-        "annotations have (COCO: its categories), in alphabetical order.",
+        description="The classes, in order; any other class in the files is an error. Left out: the classes in the "
+        "training annotations (in COCO, their categories), in alphabetical order.",
     )
 
     @model_validator(mode="after")
@@ -224,7 +231,7 @@ class VocFolders(_OwnData, title="PASCAL VOC"):
 
     @property
     def own_devices(self) -> tuple[str, ...] | None:
-        """The numbers of a division's clients; None where only the data tell."""
+        """Return the numbers of a division's clients; None if the data must be read to know the devices."""
         return _devices_of(self.clients)
 
 
@@ -244,7 +251,7 @@ class Coco(_OwnData, title="COCO"):
 
     @property
     def own_devices(self) -> tuple[str, ...] | None:
-        """The numbers of a division's clients; None where only the data tell."""
+        """Return the numbers of a division's clients; None if the data must be read to know the devices."""
         return _devices_of(self.clients)
 
 

@@ -1,4 +1,4 @@
-"""Which detector is trained: its architecture, its input, its loss, and the weights that it starts from."""
+"""The detector to train: its architecture, its input, its loss, and the weights that it starts from."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tasks.spec.base import CHOSEN, Frozen
 from tasks.spec.detector_parts import DarknetWeights, EfficientNetLite0Weights, RandomWeights, check_input
 from tasks.spec.faster_rcnn import FasterRcnnSpec
 
-# At most the whole input: anchors in pixels, as Darknet's files have them, are refused.
+# At most the whole input, so that anchors in pixels, as in Darknet's files, are refused.
 Side = Annotated[float, Field(gt=0, le=1)]
 Anchor = tuple[Side, Side]
 
 
 def _published(*pixels: tuple[int, int]) -> tuple[Anchor, ...]:
-    """Anchors of a cfg file, whose input is 416 x 416 pixels, as fractions of the input."""
+    """Return the anchors of a cfg file with an input of 416 x 416 pixels as fractions of the input."""
     return tuple((width / 416, height / 416) for width, height in pixels)
 
 
@@ -30,15 +30,15 @@ STREET_ANCHORS: tuple[Anchor, ...] = (
     (0.040, 0.063), (0.068, 0.097), (0.099, 0.097), (0.097, 0.170), (0.193, 0.160), (0.352, 0.313),
 )  # fmt: skip
 
-# The default is the first: see tasks.spec.form.
+# The default comes first (see tasks.spec.form).
 InitialWeights = RandomWeights | DarknetWeights
 
 _ANCHORS = "Width and height of each anchor, as fractions of the input, smallest first."
-_MASKS = "Which anchors each scale uses, by index; the finest scale first."
+_MASKS = "Indices of the anchors that each scale uses; the finest scale first."
 
 
 class YoloSpec(Frozen):
-    """What YOLOv3 and YOLOv3-tiny (arXiv 1804.02767) have in common; they differ in layers and scales."""
+    """The fields that YOLOv3 and YOLOv3-tiny (arXiv 1804.02767) have in common; they differ in layers and scales."""
 
     strides: ClassVar[tuple[int, ...]]
 
@@ -59,7 +59,7 @@ class YoloSpec(Frozen):
         0.5,
         ge=0,
         le=1,
-        description="Predictions that overlap an object more than this are not punished as background.",
+        description="Predictions that overlap an object by more than this IoU are not penalised as background.",
     )
     batch_norm_momentum: float = Field(
         0.1, gt=0, le=1, description="Weight of a batch in BatchNorm's running statistics."
@@ -68,7 +68,7 @@ class YoloSpec(Frozen):
         RandomWeights(),
         title="Initial weights",
         discriminator="kind",
-        description="Where the weights of round 0 come from.",
+        description="Source of the weights of round 0.",
     )
 
     @model_validator(mode="after")
@@ -103,7 +103,7 @@ class YoloV3Spec(YoloSpec, title="YOLOv3"):
 class YoloV3TinySpec(YoloSpec, title="YOLOv3-tiny"):
     """YOLOv3-tiny: two scales, three anchors each; 8.7 M parameters with 7 classes.
 
-    Copies of its cfg differ in the fine scale's mask: (0, 1, 2) or (1, 2, 3).
+    Published cfg files differ in the fine scale's mask: (0, 1, 2) or (1, 2, 3).
     """
 
     strides: ClassVar[tuple[int, ...]] = (16, 32)
@@ -116,8 +116,8 @@ class YoloV3TinySpec(YoloSpec, title="YOLOv3-tiny"):
 class FcosLite0Spec(Frozen, title="FCOS, EfficientNet-Lite0"):
     """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0; 3.2 M parameters.
 
-    BatchNorm is folded into the backbone's convolutions and the head has GroupNorm: there are no running statistics
-    that clients could disagree on.
+    BatchNorm is folded into the backbone's convolutions, and the head has GroupNorm, so there are no running statistics
+    that could differ between clients.
     """
 
     kind: Literal["fcos-lite0"] = Field("fcos-lite0", description=CHOSEN)
@@ -127,13 +127,13 @@ class FcosLite0Spec(Frozen, title="FCOS, EfficientNet-Lite0"):
         EfficientNetLite0Weights(),
         title="Initial weights",
         discriminator="kind",
-        description="Where the backbone's first weights come from.",
+        description="Source of the backbone's weights in round 0.",
     )
     frozen_blocks: int = Field(
         3, ge=0, le=16, description="The stem and this many of the 16 blocks are not trained; 0 trains the stem too."
     )
     backbone_lr: float = Field(
-        0.3, gt=0, le=1, description="Learning rate of the backbone, as a part of the training's."
+        0.3, gt=0, le=1, description="Learning rate of the backbone, as a fraction of the optimiser's."
     )
 
     @model_validator(mode="after")

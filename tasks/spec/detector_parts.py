@@ -1,4 +1,4 @@
-"""What specifications of detectors have in common: the weights that they start from, and the size of the input."""
+"""Parts that specifications of detectors have in common: initial weights, and the check of the input's size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DIGEST = "Digest of the file; left out, it is filled in when the run starts."
 
 
 class RandomWeights(Frozen, title="Random"):
-    """Fresh weights, drawn from the experiment's seed."""
+    """Random weights, drawn from the experiment's seed."""
 
     kind: Literal["random"] = Field("random", description=CHOSEN)
 
@@ -21,14 +21,14 @@ class RandomWeights(Frozen, title="Random"):
 class DarknetWeights(Frozen, title="Darknet file"):
     """A Darknet weight file: ``yolov3.weights``, or ``darknet53.conv.74`` with the first 74 layers alone.
 
-    What the file does not hold for this detector (later layers; outputs for another number of classes) is drawn from
-    the seed.
+    Weights that the file does not have for this detector (later layers; outputs for another number of classes) are
+    drawn from the seed.
     """
 
     kind: Literal["darknet"] = Field("darknet", description=CHOSEN)
     name: str = Field(
         pattern=_FILE,
-        description="Name of the file in the folder of weight files that the coordinator's settings name.",
+        description="Name of the file in the coordinator's folder of weight files (a setting).",
     )
     sha256: Sha256 | None = Field(None, description=_DIGEST)
 
@@ -43,17 +43,17 @@ class EfficientNetLite0Weights(Frozen, title="ImageNet backbone"):
 
 
 class TorchvisionWeights(Frozen, title="torchvision file"):
-    """A checkpoint as torchvision publishes it (``.pth``): of the whole detector, or of its backbone's classifier.
+    """A checkpoint file as torchvision publishes it (``.pth``), of the whole detector or of its backbone's classifier.
 
-    What the file does not hold for this detector (everything but the backbone; class outputs for another number of
-    classes) is drawn from the seed. The hexadecimal digits at the end of a published name are held against the file,
-    and of a file that ``torchvision-hub`` would fetch, all of its sha256.
+    Weights that the file does not have for this detector (all but the backbone; class outputs for another number of
+    classes) are drawn from the seed. The file's sha256 must begin with the hexadecimal digits at the end of its
+    published name; if it is a file that ``torchvision-hub`` fetches, the whole sha256 must be the published one.
     """
 
     kind: Literal["torchvision"] = Field("torchvision", description=CHOSEN)
     name: str = Field(
         pattern=_FILE,
-        description="Name of the file in the folder of weight files that the coordinator's settings name.",
+        description="Name of the file in the coordinator's folder of weight files (a setting).",
     )
     sha256: Sha256 | None = Field(None, description=_DIGEST)
 
@@ -61,8 +61,8 @@ class TorchvisionWeights(Frozen, title="torchvision file"):
 class TorchvisionHubWeights(Frozen, title="torchvision download"):
     """The checkpoint that torchvision publishes for this detector, fetched from download.pytorch.org.
 
-    It is fetched once, into the folder of weight files, when a run starts and the file is not there yet. Its sha256
-    must be the published one, which fedbench knows.
+    When a run starts, it is fetched into the folder of weight files unless it is there already. Its sha256 must be the
+    published one, which fedbench knows.
     """
 
     kind: Literal["torchvision-hub"] = Field("torchvision-hub", description=CHOSEN)
@@ -73,7 +73,11 @@ class TorchvisionHubWeights(Frozen, title="torchvision download"):
 
 
 def check_input(width: int, height: int) -> None:
-    """The coarsest map of every detector is at stride 32, and has whole cells."""
+    """Check that both sides are multiples of 32, the stride of every detector's coarsest map.
+
+    Raises:
+        ValueError: a side is not; the message names the field.
+    """
     for field, value in (("width", width), ("height", height)):
         if value % 32:
             raise ValueError(f"{field}: expected a multiple of 32, found {value}")

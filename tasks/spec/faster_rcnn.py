@@ -1,4 +1,4 @@
-"""Faster R-CNN (arXiv 1506.01497) over three backbones; one kind each, for they differ in what can be chosen."""
+"""Faster R-CNN (arXiv 1506.01497) over three backbones. Each is a kind of its own, because their fields differ."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pydantic import Field, model_validator
 from tasks.spec.base import CHOSEN, Frozen
 from tasks.spec.detector_parts import RandomWeights, TorchvisionHubWeights, TorchvisionWeights, check_input
 
-# The default is the first: see tasks.spec.form.
+# The default comes first (see tasks.spec.form).
 FirstWeights = RandomWeights | TorchvisionWeights | TorchvisionHubWeights
 
 _WIDTH = "Width of the network's input in pixels; a multiple of 32."
 _HEIGHT = "Height of the network's input in pixels; a multiple of 32."
-_TEST_PROPOSALS = "Proposals of an image that the box head scores in evaluation."
-_SAMPLED = "Proposals of an image that the box head is trained on, at most a quarter of them on objects."
+_TEST_PROPOSALS = "Number of an image's proposals that the box head scores in evaluation."
+_SAMPLED = "Number of an image's proposals that the box head is trained on; at most a quarter of them are on objects."
 
 
 class _FasterRcnn(Frozen):
-    """What the three have in common."""
+    """The fields that the three kinds have in common."""
 
-    # Layers that are not trained when the weights come from a checkpoint and nothing else is said.
+    # Number of first layers that are not trained if the weights come from a checkpoint and frozen_layers is left out.
     frozen_of_checkpoint: ClassVar[int]
 
     kind: str = Field(description=CHOSEN)
@@ -31,28 +31,28 @@ class _FasterRcnn(Frozen):
         RandomWeights(),
         title="Initial weights",
         discriminator="kind",
-        description="Where the weights of round 0 come from.",
+        description="Source of the weights of round 0.",
     )
     backbone_lr: float = Field(
-        1.0, gt=0, le=1, description="Learning rate of the backbone, as a part of the training's."
+        1.0, gt=0, le=1, description="Learning rate of the backbone, as a fraction of the optimiser's."
     )
     train_proposals: int = Field(
-        2000, ge=1, le=10_000, description="Proposals of an image that the box head's training draws from."
+        2000, ge=1, le=10_000, description="Number of an image's proposals that the box head's training draws from."
     )
     test_proposals: int = Field(ge=1, le=10_000, description=_TEST_PROPOSALS)
     proposal_score: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Proposals under this objectness are dropped. torchvision's detector for 320 pixels has 0.05, "
-        "which leaves one that starts from scratch without proposals.",
+        description="Proposals under this objectness are dropped. torchvision's detector for 320 pixels uses 0.05, "
+        "with which a detector that starts from scratch has no proposals.",
     )
     sampled_proposals: int = Field(ge=4, le=4096, description=_SAMPLED)
     frozen_layers: int | None
 
     @property
     def frozen(self) -> int:
-        """First layers of the backbone that are not trained."""
+        """Return the number of first layers of the backbone that are not trained."""
         if self.frozen_layers is not None:
             return self.frozen_layers
         return 0 if isinstance(self.weights, RandomWeights) else self.frozen_of_checkpoint
@@ -78,21 +78,21 @@ class FasterRcnnVgg16Spec(_FasterRcnn, title="Faster R-CNN, VGG16"):
     width: int = Field(736, ge=64, le=2048, description=_WIDTH)
     height: int = Field(608, ge=64, le=2048, description=_HEIGHT)
     roi_pool: Literal["roi-pool", "roi-align"] = Field(
-        "roi-pool", description="How a proposal becomes 7 x 7 values: RoIPool, as published, or RoIAlign."
+        "roi-pool", description="How a proposal is pooled to 7 x 7 values: by RoIPool, as published, or RoIAlign."
     )
     fc_width: int = Field(
         4096,
         ge=16,
         le=4096,
-        description="Outputs of fc6 and fc7. With fewer than 4096 they are drawn, not loaded; fc6 is three quarters "
-        "of what travels.",
+        description="Outputs of fc6 and fc7. With fewer than 4096, the weights of both are drawn, not loaded. With "
+        "4096, fc6 makes up three quarters of an update.",
     )
     frozen_layers: int | None = Field(
         None,
         ge=0,
         le=13,
-        description="First convolutions that are not trained; left out, 4 with a checkpoint's weights, as published, "
-        "none with random ones.",
+        description="Number of first convolutions that are not trained; left out, 4 with a checkpoint's weights, as "
+        "published, and 0 with random ones.",
     )
     test_proposals: int = Field(300, ge=1, le=10_000, description=_TEST_PROPOSALS)
     sampled_proposals: int = Field(128, ge=4, le=4096, description=_SAMPLED)
@@ -105,14 +105,14 @@ class FasterRcnnVgg16Spec(_FasterRcnn, title="Faster R-CNN, VGG16"):
 
 
 class FasterRcnnPyramidSpec(_FasterRcnn):
-    """Those whose backbone is normalised and ends in a feature pyramid (arXiv 1612.03144)."""
+    """Faster R-CNN over a backbone with normalisation and a feature pyramid (arXiv 1612.03144)."""
 
     norm: Literal["group-norm", "batch-norm", "frozen-batch-norm"] = Field(
         "group-norm",
         title="Normalisation",
-        description="group-norm: no statistics that clients could disagree on, for training from scratch; batch-norm: "
-        "trained, its statistics averaged like weights; frozen-batch-norm: fixed as a checkpoint has it, which is how "
-        "torchvision fine-tunes.",
+        description="group-norm: no statistics that could differ between clients, for training from scratch; "
+        "batch-norm: trained, and its statistics averaged like weights; frozen-batch-norm: fixed at a checkpoint's "
+        "values, as torchvision does in fine-tuning.",
     )
 
     @model_validator(mode="after")
@@ -143,8 +143,8 @@ class FasterRcnnResNet50Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, ResNet-
         None,
         ge=0,
         le=5,
-        description="First stages (stem, layer1 to layer4) that are not trained; left out, 2 with a checkpoint's "
-        "weights, as in torchvision, none with random ones.",
+        description="Number of first stages (stem, layer1 to layer4) that are not trained; left out, 2 with a "
+        "checkpoint's weights, as in torchvision, and 0 with random ones.",
     )
     test_proposals: int = Field(1000, ge=1, le=10_000, description=_TEST_PROPOSALS)
     sampled_proposals: int = Field(512, ge=4, le=4096, description=_SAMPLED)
@@ -163,8 +163,8 @@ class FasterRcnnMobileNetV3Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, Mobi
         None,
         ge=0,
         le=6,
-        description="First of six stages that are not trained; left out, 3 with a checkpoint's weights, as in "
-        "torchvision, none with random ones.",
+        description="Number of the first of six stages that are not trained; left out, 3 with a checkpoint's weights, "
+        "as in torchvision, and 0 with random ones.",
     )
     test_proposals: int = Field(150, ge=1, le=10_000, description=_TEST_PROPOSALS)
     sampled_proposals: int = Field(512, ge=4, le=4096, description=_SAMPLED)

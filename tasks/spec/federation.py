@@ -1,4 +1,4 @@
-"""``FederationSpec``: one experiment, whole. It is the flow's parameter, a YAML file, MLflow's parameters, a digest."""
+"""``FederationSpec``: one whole experiment, as flow parameter, YAML file, MLflow parameters and digest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tasks.spec.shares import least_clients
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
 
-# What a round's Metrics have of mean average precision; measured as tasks.metrics says.
+# The fields of a round's Metrics that are mean average precisions, defined in tasks.metrics.
 MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
 MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 
@@ -36,7 +36,7 @@ MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 class StrategySpec(Frozen):
     """How updates become the next global model.
 
-    additive: the updates count through their weighted sum alone, so that a part of them may be summed beforehand.
+    additive: the model depends only on the updates' weighted sum, so that some updates may be summed beforehand.
     """
 
     additive: ClassVar[bool] = False
@@ -50,60 +50,68 @@ class FedAvgSpec(StrategySpec, title="FedAvg"):
 
 
 class Participation(Frozen, title="Participation"):
-    """Who takes part in a round, and what becomes of those who fail."""
+    """The rules by which clients take part in a round, and by which failing clients are handled."""
 
     clients: tuple[ClientId, ...] | None = Field(
-        None, description="Devices that take part; left out, every device of the data set."
+        None, description="Devices that take part; left out, all devices of the data set."
     )
     min_clients: int | None = Field(
         None, ge=1, le=MOST_CLIENTS, description="Clients that must be ready before round 1; left out, more than half."
     )
     wake_up_deadline: float = Field(120, gt=0, le=MOST, description="Seconds to wait for min_clients.")
     clients_per_round: int | None = Field(
-        None, ge=1, le=MOST_CLIENTS, description="Clients drawn each round; left out, all ready ones."
+        None, ge=1, le=MOST_CLIENTS, description="Number of clients drawn in each round; left out, all ready clients."
     )
-    check_load: bool = Field(False, description="Enforce max_load; for clients that have machines of their own.")
-    max_load: float = Field(0.4, gt=0, le=1e6, description="A client qualifies under this load per core.")
-    min_qualified: float = Field(0.5, ge=0, lt=1, description="Strictly more than this part of the drawn must qualify.")
-    max_draws: int = Field(10, ge=1, le=100, description="Draws before the round fails; a second longer between each.")
+    check_load: bool = Field(False, description="Enforce max_load. Meant for clients with machines of their own.")
+    max_load: float = Field(0.4, gt=0, le=1e6, description="A client qualifies if its load per core is below this.")
+    min_qualified: float = Field(0.5, ge=0, lt=1, description="More than this part of the drawn clients must qualify.")
+    max_draws: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="Draws before the round fails; the wait between draws grows by a second, up to ten.",
+    )
     min_updates: int | None = Field(
         None,
         ge=1,
         le=MOST_CLIENTS,
-        description="Quorum: updates without which a round fails; left out, more than half of the cohort.",
+        description="Quorum: a round with fewer updates fails; left out, more than half of the cohort.",
     )
-    turn_retries: int = Field(2, ge=0, le=20, description="Times that a turn lost with its machine is run again.")
+    turn_retries: int = Field(
+        2, ge=0, le=20, description="How often a turn that is lost with its machine is run again."
+    )
     turn_deadline: float | None = Field(
         None,
         gt=0,
         le=MOST,
-        description="Seconds after which a client's turn is ended; left out: it takes as long as it takes. With "
-        "partial_sums those of a turn's clients are added up, after which the whole turn is.",
+        description="Seconds after which a client's turn is ended; left out: no limit. With partial_sums, the whole "
+        "turn is ended after this many seconds for each of its clients.",
     )
     evaluation_deadline: Annotated[float | None, AddedLater()] = Field(
         None,
         gt=0,
         le=MOST,
         description="Seconds after which a turn of evaluation is ended, and its test set left out of the round's "
-        "figures; left out: it takes as long as it takes.",
+        "figures; left out: no limit.",
     )
     shards: int | None = Field(
         None,
         ge=1,
         le=MOST_CLIENTS,
-        description="Turns a round's clients are packed into, by images; left out, one turn a client.",
+        description="Number of turns that a round's clients are packed into, balanced by images; left out, one turn "
+        "for each client.",
     )
     partial_sums: Annotated[bool, AddedLater()] = Field(
         False,
-        description="One weighted sum a turn goes to the store in place of an update for each client; for a strategy "
-        "that adds only.",
+        description="Store one weighted sum for each turn instead of an update for each client. Needs a strategy that "
+        "only adds updates.",
     )
     max_weight_share: Annotated[float | None, AddedLater()] = Field(
         None,
         gt=0,
         le=1,
-        description="The most that one client may count for in a round's model and figures, as a part of the whole; "
-        "the others share the rest by their images. Left out: a client counts by the images that it says it has.",
+        description="Largest part of a round's model and figures that one client may count for; the others share the "
+        "rest in proportion to their images. Left out: each client counts by the number of images that it reports.",
     )
 
     @model_validator(mode="after")
@@ -127,7 +135,10 @@ class Participation(Frozen, title="Participation"):
         return self
 
     def share_fault(self, clients: int) -> str | None:
-        """Why ``max_weight_share`` cannot be held by a round of so many clients, or ``clients_per_round``; or None."""
+        """Return why a round cannot keep to ``max_weight_share``, or None if it can.
+
+        clients: number of clients; ``clients_per_round`` comes first if it is set.
+        """
         count, share = self.clients_per_round or clients, self.max_weight_share
         if share is None or count >= least_clients(share):
             return None
@@ -138,11 +149,13 @@ class Participation(Frozen, title="Participation"):
 
 
 class FederationSpec(Frozen, title="Federation"):
-    """A federated experiment. Two equal specifications end, on one CPU model and torch build, in the same weights."""
+    """A federated experiment. On one CPU model and torch build, equal specifications give the same weights."""
 
     version: Literal[1] = Field(SPEC_VERSION, description="Version of the specification's form.")
-    seed: int = Field(1234, ge=0, lt=2**32, description="Every random draw comes from this seed.")
-    max_rounds: int = Field(10, ge=1, le=100_000, description="The last round's number; the only field one may raise.")
+    seed: int = Field(1234, ge=0, lt=2**32, description="Seed of every random draw.")
+    max_rounds: int = Field(
+        10, ge=1, le=100_000, description="Number of the last round; the only field that may be raised later."
+    )
     patience: int | None = Field(
         None,
         ge=1,
@@ -150,22 +163,24 @@ class FederationSpec(Frozen, title="Federation"):
         description="Stop after this many rounds without a better patience_metric; left out: never.",
     )
     patience_metric: Literal[MapName, "loss"] = Field(
-        "map50_voc10", description="What patience waits for: a higher mean average precision, or a lower test loss."
+        "map50_voc10", description="Metric that patience watches: a mean average precision, or the test loss."
     )
     target_map: float | None = Field(
-        None, gt=0, le=1, description="Stop when target_metric reaches this; left out: whatever it reaches."
+        None, gt=0, le=1, description="Stop when target_metric reaches this; left out: never."
     )
-    target_metric: MapName = Field("map50_voc10", description="Mean average precision, by its rules, of target_map.")
+    target_metric: MapName = Field("map50_voc10", description="Kind of mean average precision that target_map is for.")
     best_metric: Annotated[MapName, AddedLater()] = Field(
-        "map50_voc10", description="What the best round is the best by: its weights are kept, best.json names them."
+        "map50_voc10", description="Metric that decides the best round, whose weights are kept and named in best.json."
     )
-    data: DataSpec = Field(SyntheticStreet(), discriminator="kind", description="What is learned from, and by whom.")
-    detector: DetectorSpec = Field(YoloV3TinySpec(), description="The network that is trained.")
+    data: DataSpec = Field(
+        SyntheticStreet(), discriminator="kind", description="The data to learn from, and the devices that hold it."
+    )
+    detector: DetectorSpec = Field(YoloV3TinySpec(), description="The network to train.")
     training: TrainingSpec = Field(TrainingSpec(), description="How a client trains in its turn.")
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How the global model is scored.")
     strategy: FedAvgSpec = Field(FedAvgSpec(), description="How the clients' updates become the next global model.")
     participation: Participation = Field(
-        Participation(), description="Who takes part in a round, and how failing clients are handled."
+        Participation(), description="Which clients take part in a round, and how failing clients are handled."
     )
 
     @model_validator(mode="after")
@@ -180,10 +195,10 @@ class FederationSpec(Frozen, title="Federation"):
         return self
 
     def check_devices(self, devices: Sequence[str]) -> None:
-        """Hold the participation against the data's ``devices``; where only the data tell them, once they are read.
+        """Check the participation against the data's ``devices``. Called once they are known.
 
         Raises:
-            ValueError: a client that is no device, or a number larger than theirs; names the field.
+            ValueError: a client is not a device, or a number of clients exceeds theirs; the message names the field.
         """
         count = len(devices)
         unknown = sorted(set(self.participation.clients or ()) - set(devices))
@@ -203,38 +218,38 @@ class FederationSpec(Frozen, title="Federation"):
 
     @property
     def clients(self) -> tuple[str, ...] | None:
-        """Who takes part: those named, or all devices; None where only the data tell, before they are read."""
+        """Return the clients that take part: those named, else all devices; None if the data must be read to know."""
         return self.participation.clients or self.data.devices
 
     def class_order(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The classes ``names``, of which JSON keeps no order, in the order of a detector's labels."""
+        """Return the classes ``names`` in the order of a detector's labels; JSON does not keep their order."""
         order = {name: label for label, name in enumerate(getattr(self.data, "classes", None) or ())}
         return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON of :func:`~tasks.spec.base.digest_fields`: the experiment's identity."""
+        """Return the sha256 (hex) of :func:`digest_fields` in canonical JSON: the experiment's identity."""
         canonical = json.dumps(digest_fields(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The specification as the YAML that :func:`load_spec` reads."""
+        """Return the specification as YAML that :func:`load_spec` reads."""
         import yaml  # here, so that the core loads without it
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def parse_spec(document: Any, *, source: str) -> FederationSpec:
-    """Validate a mapping as a specification.
+    """Return a mapping as a specification.
 
     Raises:
-        SpecError: one line a mistake, each naming ``source``, the field and what was expected.
+        SpecError: it is not valid; one line for each mistake names ``source``, the field and what was expected.
     """
     return parse(FederationSpec, document, source=source, newest=SPEC_VERSION)
 
 
 def load_spec(path: Path) -> FederationSpec:
-    """Read a YAML (or JSON) file.
+    """Return the specification in a YAML (or JSON) file.
 
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
@@ -246,7 +261,7 @@ def load_spec(path: Path) -> FederationSpec:
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``: the dotted field names that messages and MLflow use."""
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``, with the dotted names of fields that messages and MLflow use."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, dict):
@@ -257,17 +272,17 @@ def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed_fields(old: FederationSpec, new: FederationSpec) -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the fields in which two specifications differ, each with its (old, new) value."""
+    """Return the fields in which two specifications differ, by dotted name, each with its (old, new) value."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     names = sorted(before.keys() | after.keys())
     return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
 
 
 def with_fields(spec: FederationSpec, fields: dict[str, Any], *, source: str) -> FederationSpec:
-    """``spec`` with dotted ``fields`` set, validated anew. Setting ``X.kind`` drops X's other fields.
+    """Return ``spec`` with dotted ``fields`` set, validated again. Setting ``X.kind`` drops X's other fields.
 
     Raises:
-        SpecError: an unknown field or a value that does not fit, named.
+        SpecError: a field is unknown or a value does not fit; the message names the field.
     """
     document = spec.model_dump(mode="json")
     for name, value in sorted(fields.items(), key=lambda item: not item[0].endswith(".kind")):

@@ -1,29 +1,30 @@
-"""How a specification is drawn as a form: the JSON schema that Prefect's UI, and any other reader, is given.
+"""Arrange a specification's JSON schema so that Prefect's UI draws a usable form from it.
 
-Only the schema is changed, never what is read: pydantic still tells the members of a union apart by their ``kind``,
-and says in its errors which kinds there are.
+Only the schema changes, not which documents are valid: pydantic still distinguishes the members of a union by their
+``kind``, and its errors name the valid kinds.
 
-What Prefect's form (3.9) makes of a schema, and what is done here about it:
+How Prefect's form (3.9) draws a schema, and what this module does about it:
 
-* ``oneOf`` with a discriminator is a box of raw JSON in one of its two UIs: unions are plain ``anyOf``.
-* A union's choices bear the titles of their classes, and the one with the most fields of the value is shown as chosen,
-  the first of several: where kinds have the same fields, the default is the first.
-* ``const`` is a box to type in: each also is an ``enum`` of one.
-* Fields come in the order of ``position``; without, in that of a JSON object, which PostgreSQL does not keep.
-* A field that may be left out, in a union with null, is a switch between "int" and "None": it is the plain field, not
-  required and without a default, for which Prefect takes null too.
+* It draws ``oneOf`` with a discriminator as a box of raw JSON in one of its two UIs. Unions become plain ``anyOf``.
+* It gives a union's choices the titles of their classes, and selects the choice that has the most fields of the value;
+  of several, the first. So where kinds have the same fields, specifications list the default first.
+* It draws ``const`` as a text box. Each ``const`` also becomes an ``enum`` of one.
+* It orders fields by ``position``; without it, as in the JSON object, whose order PostgreSQL does not keep. Each field
+  gets a position.
+* It draws an optional field, a union with null, as a switch between "int" and "None". Such a field becomes the plain
+  field, not required and without a default; Prefect then accepts null too.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# Words of a field's name that are not written as in a name.
+# Words in a field's name that a title writes differently.
 _WORDS = {"iou": "IoU", "lr": "learning rate", "map": "mAP", "nms": "NMS", "sha256": "SHA-256"}
 
 
 def title_of(name: str, _field: object) -> str:
-    """``local_epochs`` as "Local epochs", the field's title in a form."""
+    """Return the title of a field in a form: "Local epochs" for ``local_epochs``."""
     title = " ".join(_WORDS.get(word, word) for word in name.split("_"))
     return title if title.startswith("mAP") else title[0].upper() + title[1:]
 
@@ -52,5 +53,5 @@ def _arrange_field(field: dict[str, Any]) -> None:
 
 
 def _plain(text: str) -> str:
-    """A docstring without its marks for code."""
+    """Return a docstring without its marks for code."""
     return text.replace("``", "")

@@ -1,4 +1,4 @@
-"""What a validation error says to the user: the dotted field, what was expected there, what was found."""
+"""Turn a validation error into messages for the user: the dotted field, what was expected, and what was found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.documents.by_type import is_model, item_type, members, tag_values, tags
 
-# pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/); the others keep its wording.
+# Our wording for pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/). Other types keep
+# pydantic's.
 _EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -35,14 +36,16 @@ _EXPECTED = {
     "too_short": "a list of at least {min_length}",
     "tuple_type": "a list",
 }
-_LONGEST = 80  # characters of a value that is shown
+_LONGEST = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class _Field:
-    """Where a mistake is.
+    """The field that a mistake is in.
 
-    names: the field's dotted path in the file. holder: the model that has the field, if it is one. kind: its type.
+    names: the parts of its dotted path in the file.
+    holder: the model that has the field; None if it is not in a model.
+    kind: the field's type.
     """
 
     names: tuple[str, ...]
@@ -51,13 +54,13 @@ class _Field:
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """One line a mistake: ``source``, the field's dotted path, what was expected, what was found."""
+    """Return a line for each mistake: ``source``, the field's dotted path, what was expected and what was found."""
     items = error.errors(include_url=False, include_context=True)
     return "\n".join(f"{source}: {_line(item, model)}" for item in items if not _of_its_items(item, items))
 
 
 def _of_its_items(item: Any, items: Sequence[Any]) -> bool:
-    """Whether a list is too short only because pydantic does not count items that have mistakes of their own."""
+    """Return whether ``item`` says that a list is too short only because pydantic does not count its wrong items."""
     place = item["loc"]
     return item["type"] == "too_short" and any(
         len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in items
@@ -69,7 +72,7 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     found_at = _field_at(model, item["loc"])
     field, holder = ".".join(found_at.names), found_at.holder
     if kind == "value_error":
-        # A check over several fields: its message begins with the field, from where the check stands.
+        # From a check of several fields. Its message begins with the field's path below the model that is checked.
         return f"{field}.{context['error']}" if field else str(context["error"])
     if kind == "extra_forbidden":
         known = f"; expected one of: {', '.join(holder.model_fields)}" if holder else ""
@@ -84,10 +87,10 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     expected = _EXPECTED.get(kind)
     limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
     text = item["msg"] if expected is None else "expected " + expected.format(**limits)
-    return f"{field or '(whole)'}: {text}, found {_shown(item['input'])}"
+    return f"{field or '(whole)'}: {text}, found {_formatted(item['input'])}"
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
@@ -96,7 +99,7 @@ def _shown(value: Any) -> str:
 
 
 def _field_at(model: type[BaseModel], path: Sequence[int | str]) -> _Field:
-    """Return the field at pydantic's ``path``, which has the tag of a union's member in it; no file has it there."""
+    """Return the field at pydantic's ``path``. The path may hold tags of a union's members; these are left out."""
     names: list[str] = []
     holder: type[BaseModel] | None = None
     kind: Any = model

@@ -1,4 +1,4 @@
-"""Names of federations and suites, made from names of files."""
+"""Make names of federations and suites from names of files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import unicodedata
 from pathlib import Path
 
 _USABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A name has at most 100 characters; the digest, and the kind of a reference, follow.
+# A name has at most 100 characters, and a digest and the kind of a reference are appended.
 _LONGEST_BASE = 70
 
 
 def name_of_file(path: Path) -> str:
-    """``Ubersicht-2`` for ``Übersicht (2).yaml``: a name that a federation may have, close to the file's own.
+    """Return a valid federation name close to the file's name: ``Ubersicht-2`` for ``Übersicht (2).yaml``.
 
-    Accents go, and each run of characters that a name may not have becomes ``-``.
+    Accents are dropped, and each run of characters that a name may not have becomes ``-``.
     """
     if _USABLE.fullmatch(path.stem):
         return path.stem[:_LONGEST_BASE]

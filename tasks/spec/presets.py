@@ -27,7 +27,7 @@ def synthetic5() -> FederationSpec:
 
 
 def street5() -> FederationSpec:
-    """Real Federated Street, 5 devices, YOLOv3-tiny from scratch at 320 px, one local epoch a round."""
+    """Real Federated Street, 5 devices, YOLOv3-tiny from scratch at 320 px, one local epoch in each round."""
     return FederationSpec(
         max_rounds=24,
         data=FederatedStreet(split=5, digest=STREET_DIGEST),
@@ -117,9 +117,10 @@ PRESETS: dict[str, Callable[[], FederationSpec]] = {
 
 
 def preset(name: str) -> FederationSpec:
-    """
+    """Return the preset ``name``.
+
     Raises:
-        SpecError: no preset of this name; lists them.
+        SpecError: there is no such preset; the message lists all presets.
     """
     if name not in PRESETS:
         raise SpecError(f"{name}: no such preset or file; expected a YAML file or one of: {', '.join(PRESETS)}")

@@ -1,6 +1,6 @@
-"""The small records that pass between the phases and stay in the store. Tensors never do: they are objects.
+"""The small records that phases pass to each other and that the store keeps. Tensors are separate objects.
 
-Every record that is written on its own carries a ``version``; :func:`tasks.spec.base.parse` refuses a newer one.
+Every record that is stored on its own has a ``version``; :func:`tasks.spec.base.parse` refuses a newer one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StoreVersion(Frozen):
 
 
 class WeightRef(Frozen):
-    """An object of weights: where it is, what it must hash to, and its size in bytes."""
+    """A reference to stored weights: the object's key, its sha256, and its size in bytes."""
 
     key: str = Field(max_length=1024)
     sha256: Sha256
@@ -52,12 +52,14 @@ class WeightRef(Frozen):
 
 
 class ClientInfo(Frozen):
-    """Phase 1, ``wake_up``: what a ready client says of itself."""
+    """Phase 1, ``wake_up``: what a ready client reports about itself."""
 
     client: ClientId
     train_size: Count = Field(description="Training images.")
     test_size: Count = Field(description="Test images.")
-    test_digest: Sha256 = Field(description="Content digest of its test set; equal ones share an evaluation.")
+    test_digest: Sha256 = Field(
+        description="Content digest of its test set. Clients with equal digests share an evaluation."
+    )
     class_counts: dict[ClassName, Count] = Field(max_length=MOST_CLASSES, description="Training boxes by class.")
     host: ReadText
     device: ReadText
@@ -66,7 +68,7 @@ class ClientInfo(Frozen):
 class ClientFailure(Frozen):
     """A client that a phase dropped, and why.
 
-    ``model-diverged``, in ``stop_and_eval`` alone: the global model has no finite loss on its test set.
+    ``model-diverged``, only in ``stop_and_eval``: the global model has no finite loss on the client's test set.
     """
 
     client: ClientId
@@ -76,7 +78,7 @@ class ClientFailure(Frozen):
 
 
 class ResourceAnswer(Frozen):
-    """Phase 2, ``check_client_resource``: a client's load, without what this benchmark's own slots use."""
+    """Phase 2, ``check_client_resource``: the load of a client's machine, without that of fedbench's own slots."""
 
     client: ClientId
     load: float = Field(ge=0, le=1e6, description="1-minute load average per core.")
@@ -96,7 +98,7 @@ class Draw(Frozen):
 
 
 class RoundPlan(Frozen):
-    """``plan.json``, written before training: all that decides the round's result. A resumed round reuses it."""
+    """``plan.json``, stored before training: everything that decides the round's result. A resumed round reuses it."""
 
     version: Literal[1] = RECORD_VERSION
     federation: FederationName
@@ -105,27 +107,29 @@ class RoundPlan(Frozen):
     model: WeightRef = Field(description="The global weights that every client of the cohort starts from.")
     draws: tuple[Draw, ...]
     cohort: tuple[ClientId, ...] = Field(description="Clients that are asked for an update, in client order.")
-    shards: tuple[tuple[ClientId, ...], ...] = Field(description="Clients of each turn, greatest turn first.")
+    shards: tuple[tuple[ClientId, ...], ...] = Field(
+        description="Clients of each turn; the turn with most images first."
+    )
     seeds: dict[ClientId, DerivedSeed]
     learning_rate: float = Field(gt=0, le=10)
-    partial_sums: bool = Field(False, description="Each turn answers with one partial sum of its clients' updates.")
+    partial_sums: bool = Field(False, description="Each turn stores one partial sum of its clients' updates.")
     train_sizes: dict[ClientId, Count] | None = Field(
-        None, description="Training images that wake_up counted, by client; null in plans from before they were fixed."
+        None, description="Training images that wake_up counted, by client; null in older plans."
     )
     weights: dict[ClientId, Weight] | None = Field(
-        None, description="What each client's update counts for; null in older plans, where its images are its weight."
+        None, description="Weight of each client's update; null in older plans, where it is the number of its images."
     )
     created: datetime
 
     def weight_of(self, update: UpdateRecord) -> Weight:
-        """What ``update``, of a client of the cohort, counts for."""
+        """Return the weight of ``update``, which is from a client of the cohort."""
         return update.train_size if self.weights is None else self.weights[update.client]
 
 
 class UpdateRecord(Frozen):
-    """Phases 3 and 4: a client's update. ``weights`` names the object; the record is written after it.
+    """Phases 3 and 4: a client's update. ``weights`` names its object, which is stored before this record.
 
-    Of a partial sum each of its clients has a record, with the same ``weights`` and ``shard``.
+    Each client of a partial sum has a record, with the same ``weights`` and ``shard``.
     """
 
     version: Literal[1] = RECORD_VERSION
@@ -140,7 +144,8 @@ class UpdateRecord(Frozen):
         None,
         min_length=1,
         max_length=MOST_CLIENTS,
-        description="Clients whose mean, weighted by train_size, the weights are; null: this client's own.",
+        description="Clients of the partial sum that the weights are (their mean, weighted by train_size); null: the "
+        "weights are this client's own.",
     )
     train_size: Count = Field(ge=1)
     train_loss: Loss = Field(description="Mean loss over the images of all local epochs.")
@@ -148,45 +153,47 @@ class UpdateRecord(Frozen):
     steps: Count = Field(ge=1, description="Optimiser steps.")
     seconds: Seconds = Field(description="Wall time of the client's turn.")
     train_seconds: Seconds = Field(description="Wall time of the training loop alone.")
-    bytes_down: Bytes = Field(description="Bytes that the client needed from the store (raw size of the weights).")
+    bytes_down: Bytes = Field(description="Bytes that the client needed from the store: the raw size of the weights.")
     host: ReadText
     device: ReadText
 
     @property
     def bytes_up(self) -> int:
-        """Size of the weights; those of a partial sum are its first client's, so that sums have each object once."""
+        """Return the bytes of the weights. A partial sum counts for its first client, so that totals have it once."""
         return self.weights.bytes if self.shard is None or self.shard[0] == self.client else 0
 
 
 class EvaluationRecord(Frozen):
     """Phase 6: the global model scored on one test set, for every client that has this test set.
 
-    Records that were written before there were other measures than VOC 2010's have null there.
+    Older records have only VOC 2010's measures; the others are null there.
     """
 
     clients: tuple[ClientId, ...]
     test_digest: Sha256
     test_size: Count
     loss: Loss | None = Field(description="Mean loss per test image, BatchNorm in evaluation mode.")
-    map50_voc10: Score | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any truth.")
+    map50_voc10: Score | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any true object.")
     map50_voc07: Score | None = Field(None, description="VOC 2007 mAP (11 points) at IoU 0.5.")
     map50_coco: Score | None = Field(None, description="COCO mAP at IoU 0.5.")
     map_coco: Score | None = Field(None, description="COCO mAP, mean of IoU 0.50 to 0.95.")
     recall: Score | None = Field(description="Part of the objects found at IoU 0.5 by VOC's rule, mean over classes.")
     per_class: dict[str, Score | None] = Field(
-        description="VOC 2010 AP at IoU 0.5 by class; null for a class without truth, here and below."
+        description="VOC 2010 AP at IoU 0.5 by class; null for a class without true objects, here and below."
     )
-    per_class_coco: dict[str, Score | None] = Field(default_factory=dict, description="COCO AP by class, as map_coco.")
+    per_class_coco: dict[str, Score | None] = Field(
+        default_factory=dict, description="COCO AP by class, mean of IoU 0.50 to 0.95."
+    )
     per_class_recall: dict[str, Score | None] = Field(default_factory=dict, description="Recall by class.")
     objects: dict[str, Count] = Field(
-        default_factory=dict, description="Test objects by class, difficult ones left out; empty in older records."
+        default_factory=dict, description="Test objects by class, without difficult ones; empty in older records."
     )
     score_threshold: float = Field(ge=0, le=1)
     seconds: Seconds
 
 
 class Metrics(Frozen):
-    """Phase 7: over clients, weighted by test size, beside the plain mean that the original reported."""
+    """Phase 7: means over clients, weighted by test size. ``unweighted``: plain means, as the original reported."""
 
     train_loss: Loss | None = None
     loss: Loss | None = None
@@ -208,17 +215,17 @@ class Decision(Frozen):
     reason: Literal["max_rounds", "patience", "target_map"] | None = None
     best_round: Count
     best_map50_voc10: Score | None = Field(None, description="Of the best round.")
-    best_metric: MapName = Field("map50_voc10", description="What the best round is the best by.")
-    best_value: Score | None = Field(None, description="That figure; null in records from before there was a choice.")
+    best_metric: MapName = Field("map50_voc10", description="Metric that decides the best round.")
+    best_value: Score | None = Field(None, description="The best round's value of it; null in older records.")
 
     @property
     def best(self) -> float | None:
-        """The best round's figure, whichever it is."""
+        """Return the best round's value of ``best_metric``, also in older records."""
         return self.best_map50_voc10 if self.best_metric == "map50_voc10" else self.best_value
 
 
 class Environment(Frozen):
-    """What the claim of equal bits depends on."""
+    """The software and processor that must be equal for results to be equal to the last bit."""
 
     fedbench: str
     python: str
@@ -229,7 +236,7 @@ class Environment(Frozen):
 
 
 class RoundRecord(Frozen):
-    """``round.json``, written last: the commit marker. A round has happened when this record is in the store."""
+    """``round.json``, written last: the commit marker. A round is committed when this record is in the store."""
 
     version: Literal[1] = RECORD_VERSION
     federation: FederationName

@@ -1,10 +1,9 @@
-"""The references of a federation, between which its figures are read: centralised, and local only.
+"""The two references that a federation's figures are compared with: centralised, and local only.
 
-Both take the federation's path (rounds, local epochs, schedule, seeds, evaluation) and pass over the same images as
-often. The *centralised* twin has all of them at one client: what it reaches beyond the federation is the cost of
-leaving the images where they are. *Local only* is one device by itself, scored on every device's test images: what
-the federation reaches beyond it is what taking part is worth. Their optimisers start anew each round, as every
-client's does.
+Both use the federation's rounds, local epochs, schedule, seeds and evaluation, and pass over their images as often. The
+*centralised* twin has all images at one client. Its lead over the federation is the cost of leaving the images where
+they are. *Local only* is one device by itself, scored on every device's test images. The federation's lead over it is
+the gain from taking part. The optimisers of both start afresh in each round, as every client's does.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from tasks.errors import SpecError
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FedAvgSpec, FederationSpec, Participation, changed_fields
 
-# How a coordinator treats several clients; with one there is nothing to draw, wait for or pack. A turn's deadline is
-# meant for one device's images.
+# Fields that only matter with several clients: with one there is nothing to draw, wait for or pack. A turn's deadline
+# is left out too, because it is meant for one device's images.
 _OF_SEVERAL = (
     "clients",
     "min_clients",
@@ -25,12 +24,12 @@ _OF_SEVERAL = (
     "partial_sums",
     "max_weight_share",
 )
-# None of them says what is learned in a round: a run and its twin may differ in them.
+# Fields that do not change what is learned in a round, so that a run and its twin may differ in them.
 _STOPPING = ("max_rounds", "patience", "patience_metric", "target_map", "target_metric", "best_metric")
 
 
 def twin(spec: FederationSpec) -> FederationSpec:
-    """``spec`` with its clients' training images at one client, named ``all``.
+    """Return ``spec`` with its clients' training images at one client, named ``all``.
 
     With ``participation.clients`` only those devices' images are pooled. A round of all clients and a round of the
     twin pass over the same images the same number of times; with ``clients_per_round`` a round of the federation
@@ -41,12 +40,12 @@ def twin(spec: FederationSpec) -> FederationSpec:
     """
     change: dict[str, object] = {"pooled": True, "pooled_devices": spec.participation.clients}
     if spec.participation.clients is None and "split" in type(spec.data).model_fields:
-        change["split"] = 5  # all images are the same ones: both splits' federations have one twin
+        change["split"] = 5  # both splits have the same images in all, so their federations have one twin
     return _of_one_client(spec, change)
 
 
 def local_only(spec: FederationSpec, device: str) -> FederationSpec:
-    """``spec`` with ``device`` as its only client, under its own name and so with its own seeds.
+    """Return ``spec`` with ``device`` as its only client. The client keeps its id, and so its derived seeds.
 
     Raises:
         SpecError: ``spec`` is a reference already, or has no such client.
@@ -68,9 +67,9 @@ def _of_one_client(spec: FederationSpec, change: dict[str, object]) -> Federatio
 
 
 def is_twin(federation: FederationSpec, centralised: FederationSpec) -> bool:
-    """Whether ``centralised`` is the twin of ``federation``, whenever either of them stops.
+    """Return whether ``centralised`` is the twin of ``federation``. When either of them stops does not matter.
 
-    Where only the data tell the devices, which of them are pooled is not looked at.
+    If the data must be read to know all devices, the pooled devices are not compared.
     """
     if is_reference(federation) or not centralised.data.pooled:
         return False
@@ -78,7 +77,7 @@ def is_twin(federation: FederationSpec, centralised: FederationSpec) -> bool:
 
 
 def is_local_only(federation: FederationSpec, alone: FederationSpec) -> bool:
-    """Whether ``alone`` is one of the devices of ``federation`` by itself, whenever either of them stops."""
+    """Return whether ``alone`` is a local-only reference of ``federation``. When either stops does not matter."""
     device = alone.data.local_only
     if is_reference(federation) or device is None:
         return False
@@ -88,7 +87,7 @@ def is_local_only(federation: FederationSpec, alone: FederationSpec) -> bool:
 
 
 def is_reference(spec: FederationSpec) -> bool:
-    """Whether there is only one client, because the images are pooled or the others left out."""
+    """Return whether there is only one client, because the images are pooled or the other devices left out."""
     return spec.data.pooled or spec.data.local_only is not None
 
 
@@ -99,7 +98,10 @@ def _alike(expected: FederationSpec, found: FederationSpec) -> bool:
 
 
 def _in_order(data: DataSpec) -> DataSpec:
-    """Pooled ``data`` whose devices are in the data set's order, and not named when they are all of them."""
+    """Return ``data`` with its pooled devices in the data set's order.
+
+    They are left out if they are all devices of the data set, or if these are unknown.
+    """
     own, chosen = data.own_devices, data.pooled_devices
     if own is None or chosen is None or set(chosen) == set(own):
         return data.model_copy(update={"pooled_devices": None})

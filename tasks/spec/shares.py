@@ -1,7 +1,7 @@
-"""How much each client counts for: the weights of a round's plan, and the largest share that one client may hold.
+"""The weights of a round's clients, and the largest share of them that one client may hold.
 
-A client's weight is its number of training images, as ``wake_up`` counted them. That figure is the client's own word,
-so ``participation.max_weight_share`` can limit what it buys: with a limit ``s``, no client holds more than ``s`` of the
+A client's weight is its number of training images, as ``wake_up`` counted them. The client reports this number itself,
+so ``participation.max_weight_share`` can limit its effect: with a limit ``s``, no client holds more than ``s`` of the
 whole weight, and the others share the rest in proportion to their images.
 """
 
@@ -16,22 +16,22 @@ from pydantic import Field
 
 from tasks.spec.base import MOST
 
-# From images that were counted, or a part of that.
+# A number of images, or a fraction of it where a limit has lowered the weight.
 Weight = Annotated[int, Field(ge=0, le=MOST)] | Annotated[float, Field(ge=0, le=MOST)]
 
-# Shares are compared up to this relative difference: 0.2 and 5 clients fit, although 0.2 has no exact float.
+# Shares are compared up to this relative difference.
 _TOLERANCE = Fraction(1, 10**9)
 
 
 def least_clients(share: float) -> int:
-    """Clients without which one of them must hold more than ``share``: the least ``n`` with ``share * n >= 1``."""
+    """Return the least number of clients that can all keep to ``share``: the least ``n`` with ``share * n >= 1``."""
     return math.ceil((1 - _TOLERANCE) / _exact(share))
 
 
 def limited(weights: Mapping[str, int], share: float | None) -> dict[str, Weight]:
-    """``weights`` by client, the largest of them lowered until no client holds more than ``share`` of their sum.
+    """Return ``weights`` with the largest lowered until no client holds more than ``share`` of their sum.
 
-    A weight that is not lowered is the same integer as before, so where no limit applies no bit changes.
+    A weight that is not lowered stays the same integer, so results do not change by a bit if no limit applies.
 
     Raises:
         ValueError: too few clients have a weight.
@@ -45,12 +45,12 @@ def limited(weights: Mapping[str, int], share: float | None) -> dict[str, Weight
 
 
 def limiting_factors(parts: Sequence[tuple[Weight, Weight]], share: float) -> list[Fraction] | None:
-    """What each part's weight is multiplied with (at most 1) so that no client holds more than ``share`` of the sum.
+    """Return a factor (at most 1) for each part's weight so that no client holds more than ``share`` of the sum.
 
-    parts: the weight of each, and that of its greatest client. A client's own update is a part of one client; clients
-        of a partial sum, or with one test set, are a part of several, whose proportions cannot be changed any more.
+    parts: the weight of each part, and that of its greatest client. A client's own update is a part of one client. The
+        clients of a partial sum, or with a common test set, are one part; their proportions cannot change any more.
 
-    Returns None when no factors do, because there are too few clients.
+    Returns None if there are too few clients for any factors.
     """
     exact = [(Fraction(weight), Fraction(greatest)) for weight, greatest in parts]
     part = _exact(share)
@@ -73,12 +73,15 @@ def limiting_factors(parts: Sequence[tuple[Weight, Weight]], share: float) -> li
 
 
 def lowered(weight: Weight, factor: Fraction) -> Weight:
-    """``weight`` times ``factor``; the very ``weight`` when the factor is 1."""
+    """Return ``weight`` times ``factor``; ``weight`` itself if the factor is 1."""
     return weight if factor == 1 else float(weight * factor if isinstance(weight, int) else Fraction(weight) * factor)
 
 
 def majority(weights: Mapping[str, Weight]) -> tuple[str, float] | None:
-    """The client that holds more than half of the whole weight, and its share; None when nobody does, or all alone."""
+    """Return the client that holds more than half of the whole weight, and its share.
+
+    Return None if no client does, or if there is only one client.
+    """
     total = sum(Fraction(weight) for weight in weights.values())
     for client, weight in weights.items():
         if len(weights) > 1 and 2 * Fraction(weight) > total:
@@ -87,7 +90,7 @@ def majority(weights: Mapping[str, Weight]) -> tuple[str, float] | None:
 
 
 def _exact(share: float) -> Fraction:
-    """The decimal number that was written: 0.2 is a fifth."""
+    """Return ``share`` as the decimal number that was written: a fifth for 0.2."""
     return Fraction(repr(float(share)))
 
 

@@ -1,8 +1,8 @@
-"""``SuiteSpec``: a benchmark, whole: experiments, their seeds, and the references that give their figures a meaning.
+"""``SuiteSpec``: a whole benchmark: experiments, their seeds, and the references to compare their figures with.
 
-An experiment is one federated specification, run once for each seed. With it go its references
+An experiment is one federated specification, run once for each seed, and its references
 (:mod:`tasks.spec.references`), which share its data, seeds and number of image passes. Each run of one specification
-is a *cell*; what two experiments have in common is one cell, and run once.
+is a *cell*. A cell that two experiments have in common is run once.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Role = Literal["federated", "centralised", "local-only"]
 class Experiment(Frozen, title="Experiment"):
     """A federation, its seeds and its references."""
 
-    name: ExperimentName = Field(description="What tables and plots call it; short.")
+    name: ExperimentName = Field(description="Short name in tables and plots.")
     spec: FederationSpec = Field(description="The federation; its seed is replaced by each of the seeds.")
-    seeds: tuple[Seed, ...] = Field((1234,), min_length=1, description="It is run once for each.")
-    centralised: bool = Field(True, description="Run the centralised reference, for every seed too.")
+    seeds: tuple[Seed, ...] = Field((1234,), min_length=1, description="The experiment is run once for each seed.")
+    centralised: bool = Field(True, description="Also run the centralised reference, for every seed.")
     local_only: bool = Field(
-        False, description="Run each device alone too, scored on the test images of all, for local_seeds seeds."
+        False, description="Also run each device alone, scored on the test images of all, for local_seeds seeds."
     )
     local_seeds: int | None = Field(
-        None, ge=1, le=MOST, description="The first so many seeds have the local-only reference; left out, all of them."
+        None, ge=1, le=MOST, description="Number of seeds, from the first, that local only runs for; left out, all."
     )
 
     @model_validator(mode="after")
@@ -64,7 +64,7 @@ Floor = Annotated[float, Field(ge=0, le=1)]
 
 
 class Floors(Frozen, title="Floors"):
-    """What is too little to matter, whatever the spread over seeds: a mean must get worse by more."""
+    """Changes that are too small to matter, whatever the spread over seeds: a regression must be larger."""
 
     map50_voc10: Floor = Field(0.02, description="Floor of map50_voc10.")
     map_coco: Floor = Field(0.01, description="Floor of map_coco.")
@@ -80,22 +80,24 @@ class RegressionRule(Frozen, title="Regression rule"):
         0.002,
         gt=0,
         lt=0.5,
-        description="Probability, as far as spreads are known, that a rerun without any change is told of any.",
+        description="Probability, as far as spreads are known, that any regression is reported without a change.",
     )
-    floors: Floors = Field(Floors(), description="What is too little to matter.")
-    classes: bool = Field(True, description="Compare the AP of each class too.")
+    floors: Floors = Field(Floors(), description="Changes that are too small to matter.")
+    classes: bool = Field(True, description="Also compare the AP of each class.")
 
 
 class SuiteSpec(Frozen, title="Suite"):
-    """A benchmark. Its figures are those of each run's last round, at which all of an experiment have seen as much."""
+    """A benchmark. Its figures are of the last rounds, at which all runs of an experiment have seen as many images."""
 
     version: Literal[1] = Field(SPEC_VERSION, description="Version of the suite's form.")
-    name: SuiteName = Field("suite", description="What is compared over time: accepted results are kept under it.")
-    metric: MapName = Field("map50_voc10", description="What plots and the target go by.")
-    target: float = Field(
-        0.5, gt=0, le=1, description="Value of the metric whose first round is told of every run: rounds to target."
+    name: SuiteName = Field(
+        "suite", description="Name under which accepted results are kept, to compare later results with."
     )
-    experiments: tuple[Experiment, ...] = Field(min_length=1, description="What is run.")
+    metric: MapName = Field("map50_voc10", description="Metric of the plots and of the target.")
+    target: float = Field(
+        0.5, gt=0, le=1, description="Value of the metric that each run's rounds to target are counted up to."
+    )
+    experiments: tuple[Experiment, ...] = Field(min_length=1, description="The experiments to run.")
     rule: RegressionRule = Field(RegressionRule(), description="When a result is worse than the accepted one.")
 
     @model_validator(mode="after")
@@ -107,19 +109,19 @@ class SuiteSpec(Frozen, title="Suite"):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of what is run: digests and names of the experiments' cells, in order."""
+        """Return the sha256 (hex) of the names and digests of all cells, in order."""
         cells = [[cell.experiment, cell.label, cell.spec.digest] for cell in cells_of(self, whole=False)]
         return hashlib.sha256(json.dumps([self.name, cells]).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The suite as the YAML that :func:`load_suite` reads."""
+        """Return the suite as YAML that :func:`load_suite` reads."""
         import yaml  # here, so that the core loads without it
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def cell_label(role: Role, seed: int, device: str | None) -> str:
-    """``s1234``, ``s1234-central``, ``s1234-local-3``: different within an experiment."""
+    """Return a label that is unique within an experiment: ``s1234``, ``s1234-central`` or ``s1234-local-3``."""
     ending = {"federated": "", "centralised": "-central", "local-only": f"-local-{device}"}[role]
     return f"s{seed}{ending}"
 
@@ -127,7 +129,7 @@ def cell_label(role: Role, seed: int, device: str | None) -> str:
 class Cell(Frozen):
     """One run of a suite.
 
-    device: of a local-only run.
+    device: the only client of a local-only run.
     """
 
     experiment: ExperimentName
@@ -142,18 +144,20 @@ class Cell(Frozen):
 
     @property
     def name(self) -> str:
-        """``street5.s1234-local-3``: different within a suite."""
+        """Return a name that is unique within a suite: ``street5.s1234-local-3``."""
         return f"{self.experiment}.{self.label}"
 
 
 def cells_of(suite: SuiteSpec, *, whole: bool = True) -> list[Cell]:
-    """All cells, an experiment after the other, each seed's federation first.
+    """Return all cells, one experiment after the other, each seed's federation first.
 
-    Cells of one specification (digest) in two experiments are both there: who runs them runs one.
+    If two experiments have a cell with the same specification (digest), both cells are returned; the caller runs only
+    one.
+
+    whole: refuse local-only cells whose devices the specification does not name; without, leave them out.
 
     Raises:
-        SpecError: local-only of data whose devices are not told by the specification, with ``whole``; without,
-            those devices' cells are left out.
+        SpecError: with ``whole``, an experiment asks for such cells.
     """
     cells = []
     for experiment in suite.experiments:
@@ -177,10 +181,10 @@ def cells_of(suite: SuiteSpec, *, whole: bool = True) -> list[Cell]:
 
 
 def load_suite(path: Path) -> SuiteSpec:
-    """Read a YAML (or JSON) file.
+    """Return the suite in a YAML (or JSON) file.
 
-    An experiment's ``spec`` may also be a preset's name or a file's, from the suite's folder, and its ``set`` a mapping
-    of dotted fields to change in it: ``set: {training.local_epochs: 5}``.
+    An experiment's ``spec`` may also be the name of a preset, or of a file relative to the suite's folder. Its ``set``
+    is a mapping of dotted fields to change in the specification: ``set: {training.local_epochs: 5}``.
 
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
@@ -189,7 +193,7 @@ def load_suite(path: Path) -> SuiteSpec:
 
 
 def suite_of(document: Any, path: Path) -> SuiteSpec:
-    """The suite of what :func:`load_suite` has read from ``path``.
+    """Return the suite in ``document``, as :func:`load_suite` has read it from ``path``.
 
     Raises:
         SpecError: it has wrong fields.
@@ -202,16 +206,16 @@ def suite_of(document: Any, path: Path) -> SuiteSpec:
 
 
 def parse_suite(document: Any, *, source: str) -> SuiteSpec:
-    """Validate a mapping as a suite.
+    """Return a mapping as a suite.
 
     Raises:
-        SpecError: one line a mistake, each naming ``source``, the field and what was expected.
+        SpecError: it is not valid; one line for each mistake names ``source``, the field and what was expected.
     """
     return parse(SuiteSpec, document, source=source, newest=SPEC_VERSION)
 
 
 def _written_out(item: Any, path: Path) -> Any:
-    """An experiment with its ``spec`` in full and without ``set``; what is not as expected is left to the model."""
+    """Return an experiment with its whole ``spec`` and without ``set``. The model refuses all other faults later."""
     if not isinstance(item, dict):
         return item
     where = f"{path}: experiments.{item.get('name', '?')}"
@@ -229,10 +233,10 @@ def _written_out(item: Any, path: Path) -> Any:
 
 
 def with_seeds(suite: SuiteSpec, seeds: Sequence[int]) -> SuiteSpec:
-    """``suite`` with other seeds in every experiment.
+    """Return ``suite`` with ``seeds`` in every experiment.
 
     Raises:
-        SpecError: they do not fit.
+        SpecError: the seeds do not fit.
     """
     document = suite.model_dump(mode="json")
     for experiment in document["experiments"]:

@@ -1,4 +1,4 @@
-"""Suites that come with fedbench: ``fedbench suite run NAME``."""
+"""Suites that come with fedbench; ``fedbench suite run NAME`` runs one."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def smoke() -> SuiteSpec:
 def cpu() -> SuiteSpec:
     """Real Federated Street on two CPU cores, without a GPU: six passes over its images in each run."""
     passes = 6
-    laptop, scratch = (_of_passes(preset(name), passes) for name in ("street5_laptop", "street5"))
+    laptop, scratch = (_with_passes(preset(name), passes) for name in ("street5_laptop", "street5"))
     twenty = laptop.model_copy(update={"data": FederatedStreet(split=20, digest=STREET_DIGEST)})
     return SuiteSpec(
         name="cpu",
         target=0.4,
         experiments=(
             Experiment(name="laptop-5-e1", spec=laptop, seeds=_SEEDS, local_only=True, local_seeds=1),
-            Experiment(name="laptop-5-e2", spec=_of_passes(laptop, passes, local_epochs=2), seeds=_SEEDS[:1]),
+            Experiment(name="laptop-5-e2", spec=_with_passes(laptop, passes, local_epochs=2), seeds=_SEEDS[:1]),
             Experiment(name="laptop-20-e1", spec=twenty, seeds=_SEEDS[:1]),
             Experiment(name="yolov3-tiny-5-e1", spec=scratch, seeds=_SEEDS[:1]),
         ),
@@ -62,7 +62,7 @@ def paper() -> SuiteSpec:
                 experiments.append(
                     Experiment(
                         name=f"{name}-{split}-e{epochs}",
-                        spec=_of_passes(of_split, 200, local_epochs=epochs),
+                        spec=_with_passes(of_split, 200, local_epochs=epochs),
                         seeds=_SEEDS,
                         local_only=split == 5 and epochs == 1,
                     )
@@ -81,8 +81,8 @@ def _paper_detectors() -> dict[str, FederationSpec]:
     return {"yolov3": yolo, "faster-rcnn": preset("street5_faster_rcnn"), "laptop": laptop}
 
 
-def _of_passes(spec: FederationSpec, passes: int, *, local_epochs: int = 1) -> FederationSpec:
-    """``spec`` with so many passes over the images: half of the rounds at the full learning rate, half falling."""
+def _with_passes(spec: FederationSpec, passes: int, *, local_epochs: int = 1) -> FederationSpec:
+    """Return ``spec`` with ``passes`` over the images: the learning rate is full for half of the rounds, then falls."""
     rounds = passes // local_epochs
     schedule = spec.training.schedule.model_copy(update={"hold": rounds - rounds // 2, "decay": rounds // 2})
     training = spec.training.model_copy(update={"local_epochs": local_epochs, "schedule": schedule})
@@ -93,9 +93,10 @@ SUITES: dict[str, Callable[[], SuiteSpec]] = {suite.__name__: suite for suite in
 
 
 def suite_preset(name: str) -> SuiteSpec:
-    """
+    """Return the suite ``name``.
+
     Raises:
-        SpecError: no suite of this name; lists them.
+        SpecError: there is no such suite; the message lists all suites.
     """
     if name not in SUITES:
         raise SpecError(f"{name}: no such suite or file; expected a YAML file or one of: {', '.join(SUITES)}")

@@ -1,4 +1,4 @@
-"""What a suite leaves in the store: a record for each cell as it ends, and the result of all of them."""
+"""The records of a suite in the store: one for each cell when it ends, and the result of all cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.spec.suite import ExperimentName, Role, Seed, SuiteName, SuiteSpec, c
 
 
 class SuiteStart(Frozen):
-    """``suite.json`` of a suite run, written first: what is run. A later start must ask for the same."""
+    """``suite.json`` of a suite run, written first: the suite to run. A later start must ask for the same suite."""
 
     version: Literal[1] = RECORD_VERSION
     suite_run: FederationName
@@ -24,9 +24,9 @@ class SuiteStart(Frozen):
 
 
 class CellRecord(Frozen):
-    """``cells/<digest>-<code version>.json``: a cell that has ended; it is run again unless it is done.
+    """``cells/<digest>-<code version>.json``: a cell that has ended. It is run again if it has failed.
 
-    seconds: wall time of the cell, with everything; over all of its starts within this suite run.
+    seconds: the whole wall time of the cell, over all of its starts within this suite run.
     """
 
     version: Literal[1] = RECORD_VERSION
@@ -36,16 +36,18 @@ class CellRecord(Frozen):
     code_version: str
     federation: FederationName
     state: Literal["done", "failed"]
-    reason: str | None = Field(None, description="Of a failed cell: what its last start said.")
+    reason: str | None = Field(None, description="The error of a failed cell's last start.")
     seconds: Seconds
     ended: datetime
 
 
 class Point(Frozen):
-    """A run at one of its rounds: what it reached, and what was spent up to there.
+    """A run at one of its rounds: its figures, and its costs up to that round.
 
-    figures: the four mAPs, ``recall``, ``loss`` (test), ``train_loss``; a figure that there is not is null.
-    passes: over the run's training images, on the mean. seconds: wall. exchanged: bytes that clients needed and sent.
+    figures: the four mAPs, ``recall``, ``loss`` (test) and ``train_loss``; null if the round has no such figure.
+    passes: passes over the run's training images, as a mean over images.
+    seconds: wall time.
+    exchanged: bytes that clients needed and sent.
     """
 
     round: Count
@@ -56,7 +58,7 @@ class Point(Frozen):
 
 
 class CellResult(Frozen):
-    """One run: what it reached in each round, and at its last one by class and by client."""
+    """The result of one run: its figures in each round, and those of the last round by class and by client."""
 
     experiment: ExperimentName
     role: Role
@@ -69,18 +71,18 @@ class CellResult(Frozen):
     per_class: dict[str, Score | None] = Field(description="AP50 by VOC 2010, by class, at the last round.")
     per_client: dict[str, dict[str, Loss | None]] = Field(
         default_factory=dict,
-        description="By client, where clients have test sets of their own: the four mAPs, recall, loss; last round.",
+        description="The last round's four mAPs, recall and loss by client, if clients have test sets of their own.",
     )
     rounds_to_target: Count | None = Field(
-        None, description="First round at which the suite's metric is at its target."
+        None, description="First round in which the suite's metric reaches its target."
     )
     moved: Bytes = Field(description="Bytes to and from the store, over all rounds.")
-    gpu_seconds: Seconds = Field(0, description="Seconds of clients' turns on GPUs, over all rounds.")
+    gpu_seconds: Seconds = Field(0, description="Seconds of clients' turns on GPUs, in all rounds.")
     mlflow_url: str | None = None
 
     @property
     def name(self) -> str:
-        """The cell's, as failed and missing ones are called."""
+        """Return the cell's name, as in ``failed`` and ``missing``."""
         return f"{self.experiment}.{cell_label(self.role, self.seed, self.device)}"
 
     @property
@@ -96,7 +98,7 @@ class FailedCell(Frozen):
 
 
 class SuiteResult(Frozen):
-    """``result.json``: all that tables, plots, the report and the comparison with an accepted result read."""
+    """``result.json``: everything that tables, plots, the report and the comparison with an accepted result need."""
 
     version: Literal[1] = RECORD_VERSION
     suite: SuiteName
@@ -108,7 +110,7 @@ class SuiteResult(Frozen):
     environment: Environment
     created: datetime
     specs: dict[ExperimentName, FederationSpec] = Field(
-        default_factory=dict, description="What each experiment runs; its seed is replaced by each of the seeds."
+        default_factory=dict, description="Each experiment's specification; its seed is replaced by each of the seeds."
     )
     cells: tuple[CellResult, ...]
     failed: tuple[FailedCell, ...] = ()
@@ -116,7 +118,7 @@ class SuiteResult(Frozen):
 
 
 class AcceptedResult(Frozen):
-    """``_references/<suite>/accepted.json``: what later results of the suite are held against."""
+    """``_references/<suite>/accepted.json``: the result that later results of the suite are compared with."""
 
     version: Literal[1] = RECORD_VERSION
     accepted: datetime

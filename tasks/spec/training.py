@@ -17,8 +17,10 @@ class Sgd(Frozen, title="SGD"):
 
     kind: Literal["sgd"] = Field("sgd", description=CHOSEN)
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Part of the last step that goes into the next; 0: none.")
-    nesterov: bool = Field(False, description="Nesterov's momentum: the gradient is taken one step ahead.")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="Fraction of the last step that is added to the next; 0: none."
+    )
+    nesterov: bool = Field(False, description="Use Nesterov's momentum, which takes the gradient one step ahead.")
     weight_decay: float = Field(5e-4, ge=0, le=1, description="Weight of the L2 term.")
 
     @model_validator(mode="after")
@@ -29,7 +31,7 @@ class Sgd(Frozen, title="SGD"):
 
 
 class Adam(Frozen, title="Adam"):
-    """Adam (arXiv 1412.6980), weight decay as an L2 term."""
+    """Adam (arXiv 1412.6980), with weight decay as an L2 term."""
 
     kind: Literal["adam"] = Field("adam", description=CHOSEN)
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
@@ -38,28 +40,31 @@ class Adam(Frozen, title="Adam"):
 
 
 class AdamW(Frozen, title="AdamW"):
-    """Adam with decoupled weight decay (arXiv 1711.05101), none on norms and biases."""
+    """Adam with decoupled weight decay (arXiv 1711.05101), which leaves out norms and biases."""
 
     kind: Literal["adamw"] = Field("adamw", description=CHOSEN)
     lr: float = Field(1e-3, gt=0, le=10, description="Learning rate before the schedule.")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description=_BETAS)
-    weight_decay: float = Field(0.02, ge=0, le=1, description="Part of a weight taken off, times the learning rate.")
+    weight_decay: float = Field(
+        0.02, ge=0, le=1, description="Fraction of a weight, times the learning rate, that each step takes off."
+    )
 
 
-# The default is the first: see tasks.spec.form.
+# The default comes first (see tasks.spec.form).
 OptimizerSpec = AdamW | Adam | Sgd
 
 
 class Schedule(Frozen, title="Schedule"):
     """Learning rate as a function of the round: constant for ``hold`` rounds, then a cosine down to ``floor``.
 
-    It is taken at the round's start: round ``hold`` + 1 still has all of it, round ``hold`` + ``decay`` + 1 the floor.
-    It never looks at ``max_rounds``, so that a run that is extended goes on as if it had been longer from the start.
+    It is computed at the round's start: round ``hold`` + 1 still has the full rate, and round ``hold`` + ``decay`` + 1
+    has the floor. It does not depend on ``max_rounds``, so a run that is extended is the same as one that was longer
+    from the start.
     """
 
     hold: int = Field(1_000_000, ge=0, le=MOST, description="Rounds at the full learning rate.")
-    decay: int = Field(0, ge=0, le=MOST, description="Rounds over which it falls to the floor.")
-    floor: float = Field(0.05, ge=0, le=1, description="Last learning rate, as a part of the first.")
+    decay: int = Field(0, ge=0, le=MOST, description="Rounds in which the learning rate falls to the floor.")
+    floor: float = Field(0.05, ge=0, le=1, description="Last learning rate, as a fraction of the full one.")
     warmup_steps: int = Field(
         10, ge=0, le=MOST, description="Steps of linear warm-up in round 1; later rounds have none."
     )
@@ -69,18 +74,20 @@ class Augmentation(Frozen, title="Augmentation"):
     """Random changes to a training image. Each is drawn from the sample's own seed."""
 
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
-    scale: float = Field(0.25, ge=0, lt=1, description="Zoom in or out by up to this part.")
-    translate: float = Field(0.1, ge=0, le=0.5, description="Shift by up to this part of the image.")
+    scale: float = Field(0.25, ge=0, lt=1, description="Zoom in or out by up to this fraction.")
+    translate: float = Field(0.1, ge=0, le=0.5, description="Shift by up to this fraction of the image.")
     color: float = Field(0.3, ge=0, le=1, description="Strength of brightness, contrast and saturation jitter.")
 
 
 class TrainingSpec(Frozen, title="Training"):
-    """A client's turn: epochs over its own images from the global weights, with a fresh optimiser."""
+    """A client's turn: epochs over its own images, from the global weights, with a fresh optimiser."""
 
-    local_epochs: int = Field(1, ge=1, le=1000, description="E: passes over the client's images in one round.")
+    local_epochs: int = Field(
+        1, ge=1, le=1000, description="Passes over the client's images in one round (E in the paper)."
+    )
     batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")
     accumulate: int = Field(1, ge=1, le=1024, description="Forward passes per optimiser step.")
-    optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind", description="How weights are changed in a step.")
+    optimizer: OptimizerSpec = Field(AdamW(), discriminator="kind", description="How a step changes the weights.")
     schedule: Schedule = Field(
         Schedule(), title="Schedule of the learning rate", description="How the learning rate falls over the rounds."
     )
@@ -88,11 +95,15 @@ class TrainingSpec(Frozen, title="Training"):
     augmentation: Augmentation = Field(Augmentation(), description="Random changes to the training images.")
     multi_scale: tuple[int, int] | None = Field(
         None,
-        description="Smallest and largest width of the input, multiples of 32: every ten steps another one is drawn; "
-        "left out, the detector's. The proportions stay, and evaluation keeps to the detector's size.",
+        description="Smallest and largest width of the input, multiples of 32; every ten steps a width between them is "
+        "drawn. Left out: the detector's width. The aspect ratio stays, and evaluation uses the detector's size.",
     )
-    threads: int = Field(1, ge=1, le=64, description="CPU threads of a turn. It changes the bits of the result.")
-    loader_workers: int = Field(0, ge=0, le=64, description="Processes that prepare images; never changes the result.")
+    threads: int = Field(
+        1, ge=1, le=64, description="CPU threads of a turn. Another number gives a result with other bits."
+    )
+    loader_workers: int = Field(
+        0, ge=0, le=64, description="Processes that prepare images. They do not change the result."
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where turns compute.")
     amp: bool = Field(
         False, title="Mixed precision (amp)", description="Automatic mixed precision; needs device: cuda."
@@ -113,9 +124,11 @@ class TrainingSpec(Frozen, title="Training"):
 
 
 class EvaluationSpec(Frozen, title="Evaluation"):
-    """How the global model is scored: by PASCAL VOC 2010 and 2007 and by COCO, always by all of them."""
+    """How the global model is scored. It is always scored by PASCAL VOC 2010, PASCAL VOC 2007 and COCO."""
 
-    score_threshold: float = Field(0.001, ge=0, lt=1, description="Detections under this score do not count.")
-    nms_iou: float = Field(0.5, gt=0, le=1, description="Overlap over which non-maximum suppression drops a box.")
+    score_threshold: float = Field(0.001, ge=0, lt=1, description="Detections with a lower score do not count.")
+    nms_iou: float = Field(
+        0.5, gt=0, le=1, description="Non-maximum suppression drops a box that overlaps a better one by more."
+    )
     max_detections: int = Field(100, ge=1, le=10_000, description="Detections kept per image and class, best first.")
     batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")

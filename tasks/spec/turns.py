@@ -1,6 +1,6 @@
-"""What a slot is asked and what it answers: small, serialisable, whole. A request names all that a turn needs.
+"""The requests to slots and their replies: small and serialisable. A request names everything that a turn needs.
 
-A client's own errors come back inside the reply; an exception from a turn means that the place failed, not a client.
+A reply holds the clients' own errors. An exception from a turn means that the slot or the store failed, not a client.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight
 
-# At most 1024 images' loss.
+# The sum of the losses of a batch, which has at most 1024 images.
 BatchLoss = Annotated[float, Field(ge=-1024 * LARGEST_LOSS, le=1024 * LARGEST_LOSS)]
 
 
 class TurnRequest(Frozen):
-    """What every turn has: an experiment, and the clients of its shard."""
+    """The fields that every request has: an experiment, and the clients of the turn."""
 
     federation: FederationName
     spec: FederationSpec
@@ -44,7 +44,7 @@ class WakeUpRequest(TurnRequest):
 
 
 class ResourceRequest(TurnRequest):
-    """Phase 2: the load of the machine where these clients would train."""
+    """Phase 2: measure the load of the machine where these clients would train."""
 
     phase: Literal["check_client_resource"] = "check_client_resource"
 
@@ -58,12 +58,14 @@ class UpdateRequest(TurnRequest):
     model: WeightRef
     seeds: dict[ClientId, DerivedSeed]
     learning_rate: float = Field(gt=0, le=10)
-    train_sizes: dict[ClientId, Count] | None = Field(None, description="Of the plan; a client that has others fails.")
-    weights: dict[ClientId, Weight] | None = Field(None, description="Of the plan; a partial sum is weighted by them.")
+    train_sizes: dict[ClientId, Count] | None = Field(
+        None, description="From the plan; a client with another number fails."
+    )
+    weights: dict[ClientId, Weight] | None = Field(None, description="From the plan; they weight a partial sum.")
 
 
 class EvaluationRequest(TurnRequest):
-    """Phase 6: score one part of the test set that these clients share: batches ``part``, ``part + parts``, …"""
+    """Phase 6: score a part of the test set that these clients share: the batches ``part``, ``part + parts``, …"""
 
     phase: Literal["stop_and_eval"] = "stop_and_eval"
     round: Count
@@ -75,7 +77,7 @@ class EvaluationRequest(TurnRequest):
 
 
 class SheetRequest(TurnRequest):
-    """Test images of the first client's test set, drawn with what was detected in them."""
+    """Draw images of the first client's test set with true and detected boxes."""
 
     phase: Literal["sheet"] = "sheet"
     model: WeightRef
@@ -86,16 +88,16 @@ AnyRequest = WakeUpRequest | ResourceRequest | UpdateRequest | EvaluationRequest
 
 
 class TurnReply(Frozen):
-    """What a turn did, for each client: an answer of its phase's kind, or a failure."""
+    """The reply of a turn: for each client an answer of the phase's kind, or a failure."""
 
     failures: tuple[ClientFailure, ...] = Field((), max_length=MOST_CLIENTS)
     ready: tuple[ClientInfo, ...] = Field((), max_length=MOST_CLIENTS)
     answers: tuple[ResourceAnswer, ...] = Field((), max_length=MOST_CLIENTS)
     updates: tuple[UpdateRecord, ...] = Field((), max_length=MOST_CLIENTS)
-    downloaded: Bytes = Field(0, description="Bytes that really came from the store to this machine.")
+    downloaded: Bytes = Field(0, description="Bytes fetched from the store; weights from the cache do not count.")
     uploaded: Bytes = Field(0, description="Bytes that went to the store.")
     batch_losses: tuple[BatchLoss, ...] = Field(
-        (), max_length=MOST, description="Phase 6: loss times images of each batch of the part."
+        (), max_length=MOST, description="Phase 6: mean loss times number of images, for each batch of the part."
     )
     images: Count = 0
     detections: WeightRef | None = Field(None, description="Phase 6: the part's detections and truth; the sheet's PNG.")

@@ -1,4 +1,4 @@
-"""Reading the YAML files that specifications are written in."""
+"""Read the YAML files of specifications."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tasks.errors import SpecError
 
 
 def read_yaml(path: Path) -> Any:
-    """The document of a YAML (or JSON) file; an empty one is an empty mapping.
+    """Return the document in a YAML (or JSON) file; an empty mapping for an empty file.
 
-    Plain scalars of YAML are :class:`~tasks.documents.plain.Plain`: :func:`tasks.spec.base.parse` knows what they are.
+    Plain scalars of YAML are :class:`~tasks.documents.plain.Plain`; :func:`tasks.spec.base.parse` turns them into
+    values.
 
     Raises:
         SpecError: the file is missing, is no YAML, or has a key twice.
