@@ -1,4 +1,4 @@
-"""Phase 5, ``aggregate``: the cohort's updates become the next global model."""
+"""Phase 5, ``aggregate``: turn the cohort's updates into the next global model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tasks.strategies.registry import build_strategy
 
 @dataclass(frozen=True)
 class AggregatedState:
-    """The new global state, by tensor name; the updates that count, in client order; and the clients dropped."""
+    """The new global state by tensor's name, the updates that count in client order, and the clients dropped."""
 
     state: dict[str, Tensor]
     counted: list[UpdateRecord]
@@ -40,9 +40,9 @@ class AggregatedState:
 
 @dataclass(frozen=True)
 class AggregatedModel:
-    """The new global weights in the store; the updates that count, in client order; and the clients dropped.
+    """The new global weights in the store, the updates that count in client order, and the clients dropped.
 
-    model: None, and nothing is stored, if not all values are finite.
+    model: None if not all values are finite; nothing is stored then.
     dropped: clients whose update does not fit.
     """
 
@@ -52,10 +52,10 @@ class AggregatedModel:
 
 
 def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> WeightRef:
-    """Draw the initial model from the specification's seed, over it the weight file that it names, and store it.
+    """Store the initial model: weights from the specification's weight file, if any, and the rest drawn from its seed.
 
     Raises:
-        DataError: the weight file is missing, is another one or does not fit.
+        DataError: the weight file is missing, has another digest, or does not fit.
     """
     detector, report = initial_detector(spec.detector, classes, seed=spec.seed, file_of=handles.settings.weight_file)
     if report is not None:
@@ -64,13 +64,13 @@ def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> Wei
 
 
 def store_global(handles: Handles, round_number: int, state: Mapping[str, Tensor]) -> WeightRef:
-    """Store the result of a round."""
+    """Store ``state`` as the global weights of a round. Return their reference."""
     stored = handles.weights.put(handles.layout.global_weights(round_number), partial(write_state, state))
     return WeightRef.of(stored)
 
 
 def quorum(spec: FederationSpec, cohort: int) -> int:
-    """Updates without which a round fails: ``min_updates``, by default more than half of the cohort."""
+    """Return the number of updates that a round needs: ``min_updates``, by default more than half of the cohort."""
     return spec.participation.min_updates or cohort // 2 + 1
 
 
@@ -79,7 +79,8 @@ def require_quorum(
 ) -> None:
     """
     Raises:
-        FedbenchError: too few updates; names the missing clients and why each is missing. The round stays open.
+        FedbenchError: there are too few updates. The message names each missing client and why it is missing. The
+            round stays open.
     """
     needed, share = quorum(spec, len(plan.cohort)), spec.participation.max_weight_share
     if len(updates) < needed:
@@ -96,7 +97,10 @@ def require_quorum(
 
 
 def _how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
-    """An update that was refused here is in the store, and would be refused again whenever the round goes on."""
+    """Return the command that discards the refused updates; empty if ``aggregate`` refused none.
+
+    A refused update is in the store and would be refused again whenever the round is resumed.
+    """
     clients = dict.fromkeys(failure.client for failure in dropped if failure.phase == "aggregate")
     if not clients:
         return ""
@@ -105,13 +109,12 @@ def _how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
 
 
 def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> dict[str, Weight] | None:
-    """What each of ``updates`` counts for when they are all that count, by client.
+    """Return the weight of each of ``updates`` by client, if these are all that count.
 
-    The plan limits what a client of the cohort holds. When some of the cohort are dropped the others hold more, so
-    the limit is applied again over those that count: a model never has more than the limit of one client. A partial
-    sum is lowered as a whole.
+    The plan's weights keep to ``max_weight_share`` within the whole cohort. When clients are dropped, the shares of the
+    others grow, so the limit is applied again over ``updates``. The weight of a partial sum is lowered as a whole.
 
-    Returns None when they are too few for the limit; the round then fails like one below its quorum.
+    Returns None when there are too few updates for the limit; the round then fails like one below its quorum.
     """
     weights = {update.client: plan.weight_of(update) for update in updates}
     share = spec.participation.max_weight_share
@@ -129,10 +132,10 @@ def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[Upd
 def aggregate_updates(
     handles: Handles, spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]
 ) -> AggregatedState:
-    """Stream the updates, in client order, through the strategy; a partial sum once, where its first client stands.
+    """Stream the updates through the strategy in client order; a partial sum once, at its first client's turn.
 
-    An update that was not asked for, or does not fit, never counts; its client is dropped, with the reason. With it
-    goes the partial sum that holds it, and so all clients of that sum.
+    An update that was not asked for, or does not fit, does not count, and its client is dropped with the reason. Nor
+    does a partial sum that holds it, so all clients of that sum are dropped too.
 
     Raises:
         ClientError: no update counts.
@@ -149,7 +152,7 @@ def aggregate_updates(
         counted.sort(key=lambda update: order[update.client])
         if not counted or all(weights[client] == weight for client, weight in _weights(spec, plan, counted).items()):
             break
-        kept = counted  # without those that did not fit, the limit of a client's weight lowers the others' too
+        kept = counted  # without the updates that did not fit, the limit lowers other weights, so stream again
     dropped = [
         failure_of("aggregate", client, reason)
         for client in sorted(refused, key=lambda client: order.get(client, len(order)))
@@ -165,7 +168,10 @@ def aggregate_updates(
 def _asked_for(
     handles: Handles, plan: RoundPlan, updates: Sequence[UpdateRecord]
 ) -> tuple[list[UpdateRecord], dict[str, list[str]]]:
-    """Those that the plan asked for, each once and its partial sum whole; and why the others do not count."""
+    """Return the updates that count, and why the others do not, by client.
+
+    An update counts if the plan asked for it, if it is the client's first, and if its partial sum is complete.
+    """
     asked: dict[str, UpdateRecord] = {}
     refused: dict[str, list[str]] = {}
     for update in updates:
@@ -184,7 +190,10 @@ def _asked_for(
 
 
 def _weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> dict[str, Weight]:
-    """As :func:`counted_weights`; the plan's where they are too few, in a round that :func:`require_quorum` ends."""
+    """Return :func:`counted_weights`, or the plan's weights if there are too few updates for the limit.
+
+    In that case :func:`require_quorum` fails the round.
+    """
     weights = counted_weights(spec, plan, updates)
     return {update.client: plan.weight_of(update) for update in updates} if weights is None else weights
 
@@ -192,7 +201,7 @@ def _weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateReco
 def _stream(
     handles: Handles, strategy: Strategy, weights: Mapping[str, Weight], updates: Sequence[UpdateRecord]
 ) -> tuple[list[UpdateRecord], dict[str, str]]:
-    """Give each object of ``updates`` to ``strategy``. Returns the updates that it took, and why it refused others."""
+    """Add each object of ``updates`` to ``strategy``. Return the accepted updates, and why it refused others."""
     counted: list[UpdateRecord] = []
     refused: dict[str, str] = {}
     for shared in by_object(updates):
@@ -226,10 +235,11 @@ async def aggregate(
 ) -> AggregatedModel:
     """Aggregate the round's updates and store the new global weights.
 
-    dropped: clients that were dropped before, for the message about a quorum that is missed.
+    dropped: clients that were dropped before, for the message about a missed quorum.
 
     Raises:
-        FedbenchError: fewer updates than the quorum count.
+        FedbenchError: fewer updates count than the quorum.
+        ClientError: no update counts.
     """
     handles = current_handles()
     started = time.monotonic()

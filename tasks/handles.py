@@ -1,6 +1,6 @@
 """The handles of a running federation: its store, its slots, its display.
 
-Flows and tasks pass small records to each other through Prefect; handles cannot travel that way. The federation's
+Flows and tasks pass small records to each other through Prefect. Handles cannot be passed that way, so the federation's
 process sets them once, in a context variable.
 """
 
@@ -23,7 +23,7 @@ from tasks.spec.turns import AnyRequest, TurnReply
 
 
 class Reporter(Protocol):
-    """Reports how a run goes on; :class:`flows.views.progress.Progress` is one."""
+    """Reports a run's progress; :class:`flows.views.progress.Progress` is one."""
 
     def round_started(self, number: int) -> None: ...
 
@@ -44,7 +44,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Leavings:
-    """What a finished run leaves: plots (PNG) by file name, the registered model, and its page in MLflow."""
+    """The products of a finished run: plots (PNG) by file name, the registered model, and its page in MLflow."""
 
     plots: Mapping[str, bytes]
     model: str | None
@@ -56,14 +56,14 @@ class Handles:
     """Handles of one federation.
 
     take_turn: the function that a slot runs for a turn's request.
-    committed: called with each round's record after its commit, to log and show it.
+    committed: called with each round's record after its commit, to log and display it.
     started: called with the id of the federation's flow run when it begins.
-    finished: called after the last round; leaves what its readers want, and returns it.
+    finished: called after the last round; makes the run's products and returns them.
     went_back: called with the records that still count when a committed round is done again.
-    lease: held by this process as long as it runs the federation; None where nobody else can, as in tests.
+    lease: held by this process while it runs the federation; None if no other process can run it, as in tests.
     history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
-    views: within which all that only presents the federation is done.
-    ready, not_ready: what wake_up found of the clients, as large for 1,700 of them.
+    views: runs all work that only presents the federation.
+    ready, not_ready: the result of wake_up; with 1,700 clients too large for a parameter as well.
     """
 
     settings: Settings
@@ -88,17 +88,18 @@ _HANDLES: ContextVar[Handles] = ContextVar("fedbench_handles")
 
 
 def set_handles(handles: Handles) -> None:
-    """Make ``handles`` the current ones, for this context and all that it starts."""
+    """Make ``handles`` the current handles of this context and of all contexts that it starts."""
     _HANDLES.set(handles)
 
 
 def has_handles() -> bool:
-    """Whether a federation's process has set one in this context."""
+    """Return whether a federation's process has set handles in this context."""
     return _HANDLES.get(None) is not None
 
 
 def current_handles() -> Handles:
-    """
+    """Return the handles of this context.
+
     Raises:
         LookupError: no federation runs in this context.
     """

@@ -1,7 +1,7 @@
-"""Phases 6 and 7, ``stop_and_eval`` and ``client_eval``: the new global model, scored on every client's test set.
+"""Phases 6 and 7, ``stop_and_eval`` and ``client_eval``: score the new global model on every client's test set.
 
-Clients whose test sets have the same digest share one evaluation. Its batches are spread over the slots; each part
-leaves its detections in the store, and the figures are computed once, over all of them.
+Clients whose test sets have the same digest share one evaluation. Its batches are spread over the slots as parts. Each
+part stores its detections, and the figures are computed once, over all parts.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from tasks.training.evaluation import PartResult, evaluate
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Evaluations of one model: of one test set, or of all.
+    """The evaluations of one model on one or several test sets.
 
-    records: one a test set that was scored.
+    records: one for each test set that was scored.
     unscored: clients without an evaluation, and why.
     bytes_down, bytes_up: bytes that the clients read from the store and wrote to it.
     """
@@ -50,7 +50,10 @@ class Evaluations:
 
 
 def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
-    """In a slot: losses and detections of batches ``part``, ``part + parts``, … of the clients' common test set."""
+    """Evaluate the batches ``part``, ``part + parts``, … of the clients' common test set. Runs in a slot.
+
+    The losses are in the reply; the detections and true objects are stored.
+    """
     try:
         data = site.data_of(request.spec.data, request.clients[0])
         samples = data.test[request.clients[0]]
@@ -83,6 +86,7 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
 
 
 def load_detector(site: Site, spec: FederationSpec, model: WeightRef, classes: int) -> tuple[Detector, int]:
+    """Return the site's detector with the weights of ``model``, and the bytes fetched from the store for it."""
     fetched = site.weights.get(model.key, model.sha256, model.bytes)
     detector = site.detector(spec, classes)
     load_state(detector, fetched.path)
@@ -90,6 +94,7 @@ def load_detector(site: Site, spec: FederationSpec, model: WeightRef, classes: i
 
 
 def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[ImageSample]) -> EvaluationLoader:
+    """Return the batches of ``samples`` for an evaluation by ``spec``."""
     return evaluation_loader(
         samples,
         width=spec.detector.width,
@@ -110,9 +115,10 @@ def _evaluate_part(
 
 
 def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[tuple[str, int], list[ClientInfo]]:
-    """Clients by digest and images of their test set, in client order.
+    """Group the clients by digest and number of images of their test set, in client order.
 
-    Who claims another's digest with another number of images gets an evaluation of its own, and does not disturb that.
+    A client that reports the digest of another but a different number of images is evaluated separately, and so does
+    not disturb the other's evaluation.
     """
     groups: dict[tuple[str, int], list[ClientInfo]] = {}
     for info in clients:
@@ -174,7 +180,7 @@ async def stop_and_eval(
         handles.reporter.client_done(
             "stop_and_eval",
             label.removeprefix("clients ").removeprefix("client "),
-            f"map50_voc10 {_shown(evaluation.map50_voc10)}, loss {_shown(evaluation.loss)} on {size} images",
+            f"map50_voc10 {_formatted(evaluation.map50_voc10)}, loss {_formatted(evaluation.loss)} on {size} images",
         )
     return Evaluations(
         records=[] if evaluation is None else [evaluation],
@@ -221,7 +227,7 @@ def score(
     parts: Sequence[Part],
     started: float,
 ) -> EvaluationRecord:
-    """The figures of the test set of ``clients`` from its parts; the same however it was parted.
+    """Return the figures on the test set of ``clients`` from its parts. They do not depend on how it was divided.
 
     Raises:
         DataError: the parts are not those of one test set.
@@ -239,5 +245,5 @@ def score(
     )
 
 
-def _shown(value: float | None) -> str:
+def _formatted(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

@@ -47,7 +47,7 @@ class WeightRef(Frozen):
 
     @classmethod
     def of(cls, stored: object) -> Self:
-        """Return the reference of an object that a weight store has put: its attributes of the same names."""
+        """Return the reference to an object in a weight store. ``stored``: what its ``put`` returned."""
         return cls.model_validate(stored, from_attributes=True)
 
 
