@@ -29,7 +29,7 @@ from tasks.whole import DamagedObject, read_whole, set_aside
 log = logging.getLogger(__name__)
 
 # What a slot has imported before its first turn. That imports Prefect too, which slots use for nothing.
-PRELOAD = ("infra.environment.ignore_prefect_files", "tasks.take_turn")
+PRELOAD = ("infra.environment.ignore_prefect_files", "torchvision.transforms.v2", "tasks.take_turn")
 
 
 def slot_count(settings: Settings, spec: FederationSpec) -> int:

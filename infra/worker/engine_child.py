@@ -29,7 +29,7 @@ _SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
 PRELOAD_GROUP = "fedbench.preload"
 PRELOAD = (
     "torch",
-    "torchvision",
+    "torchvision.transforms.v2",
     "prefect",
     "prefect.engine",
     "prefect.flow_engine",

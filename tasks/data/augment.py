@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from tasks.spec.training import Augmentation
 
@@ -67,6 +66,8 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
     Boxes are clipped to the image. An object is dropped when less than a quarter of its area, or less than 2
     pixels of its width or height, stay in view. The input is not modified; the image's size stays.
     """
+    from torchvision.transforms.v2 import functional
+
     width = image.shape[-1]
     if draws.flip:
         image = functional.horizontal_flip(image)
@@ -86,6 +87,8 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
 
 def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelled:
     """Resize a window of whole pixels to the image's size. This is cheaper than a warp, and exact for the boxes."""
+    from torchvision.transforms.v2 import functional
+
     height, width = image.shape[-2:]
     window_width = max(2, round(width / draws.zoom))
     window_height = max(2, round(height / draws.zoom))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import generalized_box_iou_loss
 
 from tasks.detectors.base import Targets
 
@@ -94,6 +93,8 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
 
     logits: float32 [B, N, C]. boxes: float32 [B, N, 4] in input pixels.
     """
+    from torchvision.ops import generalized_box_iou_loss
+
     assigned = torch.stack([assign(points, box) for box in targets.boxes])
     image, point = (assigned >= 0).nonzero(as_tuple=True)
     chosen = assigned[image, point]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.detectors.base import Detector
 from tasks.detectors.darknet import DarknetReport, load_darknet
 from tasks.detectors.efficientnet_lite import load_pretrained
-from tasks.detectors.faster_rcnn import FasterRcnn
 from tasks.detectors.fcos import FcosLite0
 from tasks.detectors.registry import build_detector
-from tasks.detectors.torchvision_file import CheckpointReport, load_checkpoint
 from tasks.detectors.weight_file import check_weights, lite0_file, weight_file_name
 from tasks.detectors.yolo_network import YoloNetwork
 from tasks.spec.detector import DetectorSpec
@@ -21,6 +20,9 @@ from tasks.spec.detector_parts import (
     TorchvisionHubWeights,
     TorchvisionWeights,
 )
+
+if TYPE_CHECKING:
+    from tasks.detectors.torchvision_file import CheckpointReport
 
 
 def initial_detector(
@@ -40,7 +42,11 @@ def initial_detector(
         case DarknetWeights() as weights, YoloNetwork():
             check_weights(weights, path)
             return detector, load_darknet(detector, path)
-        case (TorchvisionWeights() | TorchvisionHubWeights()) as weights, FasterRcnn():
+        case (TorchvisionWeights() | TorchvisionHubWeights()) as weights, _:
+            from tasks.detectors.faster_rcnn import FasterRcnn
+            from tasks.detectors.torchvision_file import load_checkpoint
+
+            assert isinstance(detector, FasterRcnn), "the specification allows these weights for Faster R-CNN alone"
             check_weights(weights, path)
             return detector, load_checkpoint(detector, path)
         case EfficientNetLite0Weights(), FcosLite0():

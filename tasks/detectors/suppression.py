@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from tasks.detectors.base import Detections
 
@@ -19,6 +18,8 @@ def suppress(
 
     boxes: [N, 4], or [N, classes, 4] if each class has its own boxes. scores: [N, classes].
     """
+    from torchvision.ops import batched_nms
+
     index, label = (scores > score_threshold).nonzero(as_tuple=True)
     candidate = scores[index, label]
     if len(candidate) > MAX_CANDIDATES:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import box_iou, complete_box_iou_loss
 
 from tasks.detectors.base import Targets
 from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
@@ -155,6 +154,8 @@ def yolo_loss(
 
 
 def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloSpec) -> _Terms:
+    from torchvision.ops import complete_box_iou_loss
+
     where = (positives.image, positives.anchor, positives.row, positives.column)
     predicted = output[where]
     cells = torch.stack([positives.column, positives.row], dim=1).float()
@@ -182,6 +183,8 @@ def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets
 
 def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: float) -> Tensor:
     """Return a mask [B, A, H, W] of predictions that overlap no object by more than ``ignore_iou``."""
+    from torchvision.ops import box_iou
+
     anchors = scale.anchor_tensor(output.shape[2:4], output)[None, :, None, None, :]
     boxes = decode_boxes(output[..., :4], cell_grid(output.shape[2], output.shape[3], output), anchors, scale)
     background = torch.ones_like(output[..., 4], dtype=torch.bool)
