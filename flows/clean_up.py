@@ -1,4 +1,4 @@
-"""Clean-up: the flow that removes what nobody needs any more. By default it only tells what would go."""
+"""The clean-up flow: removes what nobody needs any more. By default it only lists what it would remove."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.settings import load_settings
 from tasks.plain_text import plain
 from tasks.spec.base import FederationName
 
-refuse_stored_results()  # in every process that can run this flow, before its engine begins
+refuse_stored_results()  # in every process that can run this flow, before its engine starts
 
 
 @flow(name="clean-up", flow_run_name="clean-up", persist_result=False)
@@ -26,19 +26,20 @@ async def clean_up(
     runs: list[FederationName] | None = None,
     run_folders: bool = False,
 ) -> CleanUp:
-    """Remove from the store and this machine what nobody needs any more, and leave a table of it.
+    """Remove what nobody needs any more from the store and this machine, and publish a table of it.
 
-    What cannot be removed is logged and in the table, and does not keep the rest from going.
+    What cannot be removed is logged and listed in the table, and the rest is removed all the same.
 
     Args:
-        apply: Remove what is found; otherwise it is only listed.
-        older_than_days: Days without a new object after which what an unfinished round has left is removed.
-        runs: Federations to look at; none: all, and what dead processes have left on the worker's machine.
-        run_folders: Also folders of runs on the worker's machine whose federation is not in the store.
+        apply: Remove what is found. Otherwise only list it.
+        older_than_days: Objects of an unfinished round are removed after so many days without a new object.
+        runs: Federations to clean up. Left out: all of them, and what dead processes have left on the worker's
+            machine.
+        run_folders: Also remove the run folders on the worker's machine whose federation is not in the store.
 
     Raises:
-        FedbenchError: the store is of a newer version, or has no federation of a name.
-        InfraError: it cannot be reached.
+        FedbenchError: the store has a newer version, or lacks one of ``runs``.
+        InfraError: the store cannot be reached.
     """
     result = await asyncio.to_thread(
         clean, load_settings(), apply=apply, older_than_days=older_than_days, names=runs or (), run_folders=run_folders

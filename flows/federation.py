@@ -1,6 +1,7 @@
-"""The federation: rounds until it stops.
+"""The federation: one round after another until it stops.
 
-A process that runs it has set its handles (:mod:`tasks.handles`); one that Prefect started gets them here.
+``fedbench run`` sets the handles (:mod:`tasks.handles`) before it calls the flow. A run that Prefect started opens
+its handles itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tasks.wake_up import wake_up
 
 
 def run_name() -> str:
-    """The name that a federation or suite is given; that of its deployment and scheduled time when it has none."""
+    """Return the ``name`` parameter of this flow run; without one, a name from its deployment and scheduled time."""
     name: str | None = runtime.flow_run.parameters.get("name")
     if name is None:
         name = deployed_name()
@@ -43,12 +44,12 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
     """Run a federation from its last commit until it stops. Returns the number of its last round.
 
     Args:
-        name: What it is called, in the store and everywhere. Left out: deployment and scheduled time, a new one
-            every time. The name of one that exists goes on with it.
+        name: The federation's name, in the store and everywhere else. An existing federation of this name is
+            continued. Left out: deployment and scheduled time, so that every run is a new federation.
         spec: The experiment.
 
     Raises:
-        FedbenchError, InfraError: it cannot start or go on; the message says why.
+        FedbenchError, InfraError: the federation cannot start or go on; the message says why.
     """
     if name is not None and has_handles():
         return await rounds(name, spec)
@@ -56,10 +57,10 @@ async def federation(name: ScheduledName = None, spec: FederationSpec = Federati
 
 
 async def rounds(name: str, spec: FederationSpec) -> int:
-    """Run round after round of ``name``, with the current handles.
+    """Run the rounds of ``name`` with the current handles until it stops. Return the number of its last round.
 
     Raises:
-        FedbenchError: all is committed, but every evaluation failed; or as :func:`federation`.
+        FedbenchError: all rounds are committed, but every evaluation failed; or as :func:`federation`.
     """
     handles = current_handles()
     flow_run_id = UUID(runtime.flow_run.get_id())
@@ -77,7 +78,7 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     if not stopped(spec, history):
         handles.ready, handles.not_ready = await wake_up(name, spec, clients, needed)
     await shown.begin(history)
-    if stopped(spec, history) and history[-1].plan is not None:  # only what presents the last round is to be done
+    if stopped(spec, history) and history[-1].plan is not None:  # only the last round's display may be missing
         await show_clients(handles, history[-1])
     while not stopped(spec, history):
         number = len(history)
@@ -88,7 +89,7 @@ async def rounds(name: str, spec: FederationSpec) -> int:
             record = await federated_round(name, spec, number)
         history.append(record)
         await asyncio.to_thread(handles.committed, record)
-        # Not beside the next round: of two writers at once, SQLite's Prefect server turns one away, for two seconds.
+        # Not during the next round: on SQLite, Prefect's server refuses one of two simultaneous writers for 2 s.
         await shown.round_committed(history)
     await shown.finish(history, await handles.finished(handles))
     handles.views.keep()

@@ -1,9 +1,9 @@
-"""A round's new global model: aggregated and evaluated, again and again without the updates that spoil it.
+"""A round's new global model: aggregate the updates, evaluate the model, and repeat without updates that spoil it.
 
-Usually once. A model that is not finite, or has no finite loss at more clients than it has one, is never committed: the
-largest update is dropped, and the rest aggregated and evaluated again, until the model can be used or too few updates
-are left.
-All follows from the plan and the stored updates, so a round that is interrupted here decides the same when it resumes.
+Usually one attempt is enough. A model is never committed if it has values that are not finite, or if the clients at
+which its loss is not finite outnumber those at which it is. Then the largest update is dropped, and the rest is
+aggregated and evaluated again, until the model can be used or too few updates are left.
+Every step depends only on the plan and the stored updates, so an interrupted round decides the same when it resumes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, Updat
 from tasks.stop_and_eval import Evaluations
 from tasks.usable import largest_update, model_fault
 
-# Scores a model; the text is a suffix for the tasks' names.
+# Evaluates a model. The text is a suffix for the names of the tasks.
 Evaluate = Callable[[WeightRef, str], Awaitable[Evaluations]]
 
 
 @dataclass(frozen=True)
 class NewModel:
-    """A round's result. ``dropped``: clients whose updates did not count; ``unscored``: those without an evaluation."""
+    """A round's new global model, with the updates and evaluations that count.
+
+    dropped: clients whose updates do not count. unscored: clients without an evaluation.
+    """
 
     model: WeightRef
     updates: list[UpdateRecord]
@@ -48,10 +51,10 @@ async def usable_model(
     evaluate: Evaluate,
     lap: Callable[[str], None],
 ) -> NewModel:
-    """The model of ``updates``, or of as many of them as make a usable one.
+    """Aggregate ``updates`` without those that make the model unusable, and return the model.
 
-    dropped: clients that were dropped before, for the message about a quorum that is missed.
-    lap: called with a phase's name after it.
+    dropped: clients that were dropped before, for the message about a missed quorum.
+    lap: called with the name of each phase when it ends.
 
     Raises:
         FedbenchError: too few updates are left. The round stays open; the message says how to go on.

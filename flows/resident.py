@@ -1,7 +1,7 @@
-"""A resident: one flow run that holds a slot of a work pool and takes turn after turn of a federation.
+"""A resident: one flow run that holds a slot of a work pool and takes one turn of a federation after another.
 
-It is asked for by a coordinator (:mod:`infra.turns.resident_slots`), on whose store and Prefect API it looks for
-work. An idle one gives its slot back; the coordinator asks for another when there are turns again.
+A coordinator starts it (:mod:`infra.turns.resident_slots`). The resident receives its turns through the coordinator's
+store and Prefect API. An idle resident gives its slot back; the coordinator starts another when there are turns again.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from tasks.take_turn import take_turn
 
 log = logging.getLogger(__name__)
 
-# Read when this module is imported: a worker forks its runs from a process that has loaded the code long before.
+# Read at import: a worker forks its runs from a process that has loaded the code, which may have changed on disk since.
 CODE = installed_code()
 
 REQUEST: TypeAdapter[AnyRequest] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="phase")])
-ALIVE_SECONDS = 5.0  # between the signs that a resident gives while a turn runs
+ALIVE_SECONDS = 5.0  # between a resident's signs of life during a turn
 
 
-refuse_stored_results()  # in every process that can run this flow, before its engine begins
+refuse_stored_results()  # in every process that can run this flow, before its engine starts
 
 
 class TurnThread:
-    """The thread that computes, so that the flow's loop stays free to give signs of life.
+    """The thread that runs the turns, so that the flow's event loop stays free to send signs of life.
 
-    One for all turns, because a thread's OpenMP team and GPU handles are its own; a daemon, because a cancelled run
-    must not wait for a training loop.
+    One thread runs all turns, because a new one would need its own OpenMP team and GPU handles. It is a daemon,
+    because a cancelled run must not wait for a training loop.
     """
 
     def __init__(self) -> None:
@@ -83,10 +83,12 @@ def _settle(future: asyncio.Future[Any], value: Any, failure: BaseException | No
 
 @flow(name="resident", flow_run_name="{federation} · resident {number} of pool {pool}", persist_result=False)
 async def resident(federation: FederationName, session: str, pool: str, number: int, idle_seconds: float = 60.0) -> int:
-    """Take turns until the coordinator says to go, or none came for ``idle_seconds``. Returns how many were taken.
+    """Take turns until the coordinator dismisses this resident, or no turn came for ``idle_seconds``.
+
+    Returns the number of turns taken.
 
     Raises:
-        SettingsError: this worker's store or code is not the coordinator's.
+        SettingsError: this worker has another store or other code than the coordinator.
     """
     site = await asyncio.to_thread(this_site)
     layout = site.layout(federation)
@@ -95,16 +97,16 @@ async def resident(federation: FederationName, session: str, pool: str, number: 
     rung = asyncio.Event()
     coordinator = coordinator_of(session)
 
-    def heard(event: Event | None) -> None:
+    def on_event(event: Event | None) -> None:
         rung.set()
 
     thread, taken = TurnThread(), 0
-    async with Bell([resident_of(session, f"{pool}.{number}")], heard) as bell:
+    async with Bell([resident_of(session, f"{pool}.{number}")], on_event) as bell:
 
-        async def tell(event: str) -> None:
+        async def send(event: str) -> None:
             await bell.ring(coordinator, event, resident=number)
 
-        await tell("fedbench.resident.ready")
+        await send("fedbench.resident.ready")
         idle_since = time.monotonic()
         while True:
             rung.clear()
@@ -118,11 +120,11 @@ async def resident(federation: FederationName, session: str, pool: str, number: 
             if ask["phase"] == "leave":
                 break
             taken += 1
-            answer = await _take(ask, thread, lambda: tell("fedbench.resident.alive"))
+            answer = await _take(ask, thread, lambda: send("fedbench.resident.alive"))
             await asyncio.to_thread(mailbox.put_answer, taken, answer)
-            await tell("fedbench.turn.answered")
+            await send("fedbench.turn.answered")
             idle_since = time.monotonic()
-        await tell("fedbench.resident.left")
+        await send("fedbench.resident.left")
     return taken
 
 
@@ -134,14 +136,17 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 async def _take(ask: dict[str, Any], thread: TurnThread, alive: Callable[[], Any]) -> dict[str, Any]:
-    """The answer to ``ask``: a reply; ``lost``, this resident failed; or ``error``, the turn itself did."""
+    """Take the turn of ``ask`` and return its answer.
 
-    async def give_signs() -> None:
+    The answer has the turn's ``reply``; or ``lost``, if this resident failed; or ``error``, if the turn itself failed.
+    """
+
+    async def send_signs() -> None:
         while True:
             await alive()
             await asyncio.sleep(ALIVE_SECONDS)
 
-    signs = asyncio.create_task(give_signs())
+    signs = asyncio.create_task(send_signs())
     try:
         request = REQUEST.validate_python(ask["request"])
         reply = await turn(request.phase, turn_label(request), request, thread)
@@ -151,7 +156,7 @@ async def _take(ask: dict[str, Any], thread: TurnThread, alive: Callable[[], Any
     except Exception as error:
         log.error("a turn failed", exc_info=True)
         full = full_disk(error, this_site().settings.home, suspected=False)
-        if full is not None:  # the turn may do well at another slot
+        if full is not None:  # the turn may succeed at another slot
             return {"version": MAILBOX_VERSION, "lost": f"{type(full).__name__}: {full.found}"}
         return {"version": MAILBOX_VERSION, "error": "".join(traceback.format_exception(error)[-6:])}
     finally:
@@ -159,7 +164,7 @@ async def _take(ask: dict[str, Any], thread: TurnThread, alive: Callable[[], Any
 
 
 def turn_label(request: AnyRequest) -> str:
-    """``round 3 · clients 1, 2``: which turn a task run is."""
+    """Return the label of a turn's task run, as ``round 3 · clients 1, 2``."""
     shown = ", ".join(request.clients[:3]) + (f" (+{len(request.clients) - 3})" if len(request.clients) > 3 else "")
     who = f"client{'s' if len(request.clients) > 1 else ''} {shown}"
     match request:
@@ -172,6 +177,6 @@ def turn_label(request: AnyRequest) -> str:
 
 @task(name="turn", task_run_name="{phase} · {label}", cache_policy=NO_CACHE, persist_result=False)
 async def turn(phase: str, label: str, request: AnyRequest, thread: TurnThread) -> TurnReply:
-    """:func:`tasks.take_turn.take_turn`, shown as a task run of its resident."""
+    """Call :func:`tasks.take_turn.take_turn` in ``thread``, as a task run of the resident."""
     reply: TurnReply = await thread.run(lambda: take_turn(request))
     return reply

@@ -1,7 +1,7 @@
 """One round: its phases in the order of the protocol's table, then its commit.
 
-A round has happened when ``round.json`` is in the store. It is written last, after the weights that it names; a round
-that was interrupted is done again with the same plan, and takes over the updates that are already there.
+A round is committed when ``round.json`` is in the store. It is written last, after the weights that it names. An
+interrupted round is done again with the same plan, and takes over the updates that are already in the store.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from tasks.stop_and_eval import Evaluations, clients_by_test_set, stop_and_eval
     validate_parameters=False,
 )
 async def federated_round(federation: str, spec: FederationSpec, round_number: int) -> RoundRecord:
-    """Rounds 1 to ``max_rounds``: plan, train, aggregate, evaluate, decide, commit.
+    """Run one of the rounds 1 to ``max_rounds``: plan, train, aggregate, evaluate, decide, commit.
 
     Raises:
-        FedbenchError: the round cannot be done; the message says which clients are missing and why.
+        FedbenchError: the round cannot be completed; the message says which clients are missing and why.
     """
     handles = current_handles()
     history = handles.history
@@ -88,7 +88,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     validate_parameters=False,
 )
 async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
-    """Round 0: the initial model, drawn from the seed and evaluated."""
+    """Run round 0: make the initial model from the seed, evaluate and commit it."""
     handles = current_handles()
     clients = handles.ready
     clock = Clock()
@@ -106,7 +106,7 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
 
 
 class Clock:
-    """Wall time of one phase after the other, in seconds; a phase that comes again is added to."""
+    """The wall time of each phase, in seconds. The times of a repeated phase add up."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -120,7 +120,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class GatheredUpdates:
-    """The updates of a round's cohort and the clients dropped, both in client order; and the bytes moved."""
+    """The updates of a round's cohort and its dropped clients, both in client order, and the bytes transferred."""
 
     updates: list[UpdateRecord] = field(default_factory=list)
     dropped: list[ClientFailure] = field(default_factory=list)
@@ -139,7 +139,7 @@ def round_record(
     plan: RoundPlan | None = None,
     gathered: GatheredUpdates = GatheredUpdates(),
 ) -> RoundRecord:
-    """Return the record that commits a round now; round 0, without a plan, gathers no updates."""
+    """Return the record that commits a round at this moment. Round 0 has neither a plan nor updates."""
     handles = current_handles()
     dropped = [*handles.not_ready, *gathered.dropped, *new.dropped, *new.unscored]
     return RoundRecord(
@@ -163,7 +163,7 @@ def round_record(
 
 
 async def gather_updates(handles: Handles, spec: FederationSpec, plan: RoundPlan) -> GatheredUpdates:
-    """Run one task a shard, all at once; take over updates of an interrupted round that answer the plan."""
+    """Run one task per shard, all at once. Take over stored updates of the interrupted round that fit the plan."""
     started = time.monotonic()
     handles.reporter.phase_started("request_update", len(plan.cohort))
     stored = await asyncio.to_thread(stored_updates, handles, plan)
@@ -185,7 +185,7 @@ async def gather_updates(handles: Handles, spec: FederationSpec, plan: RoundPlan
 
 
 def shard_label(clients: Sequence[str]) -> str:
-    """``client 3`` or ``clients 1, 2, 5 (+4)``: what a task run of a shard is called."""
+    """Return the label of a shard's task run, as ``client 3`` or ``clients 1, 2, 5 (+4)``."""
     if len(clients) == 1:
         return f"client {clients[0]}"
     more = f" (+{len(clients) - 3})" if len(clients) > 3 else ""
@@ -200,7 +200,7 @@ async def evaluate_global(
     model: WeightRef,
     suffix: str = "",
 ) -> Evaluations:
-    """Score ``model`` on all test sets, one task each, all at once; ``suffix`` is for the tasks' names."""
+    """Evaluate ``model`` on all test sets, one task each, all at once. ``suffix`` ends the names of the tasks."""
     handles = current_handles()
     started = time.monotonic()
     groups = list(clients_by_test_set(clients).values())
@@ -228,10 +228,10 @@ async def evaluate_global(
 
 
 def commit(handles: Handles, record: RoundRecord) -> None:
-    """Write the commit marker, then what follows from it, the best round. Each is on the disk before the next.
+    """Write the commit marker, then ``best.json`` if this round is the best. Each is on the disk before the next.
 
     Raises:
-        RunLocked: another coordinator has the federation by now, or has committed this round.
+        RunLocked: another coordinator holds the federation by now, or has committed this round.
     """
     objects, layout = handles.objects, handles.layout
     marker, document = layout.marker(record.round), record.model_dump(mode="json")
@@ -246,13 +246,16 @@ def commit(handles: Handles, record: RoundRecord) -> None:
 
 
 def clear_up(handles: Handles, record: RoundRecord) -> None:
-    """After a round's commit: remove what retention does not keep, and its updates from this machine's cache."""
+    """Remove what retention does not keep from the store, and a committed round's updates from this machine's cache."""
     apply_retention(handles, record.round, record.decision.best_round)
     handles.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
 
 
 def apply_retention(handles: Handles, newest: int, best: int) -> None:
-    """Remove the round's updates and evaluation parts, and the globals that are neither best nor among the last."""
+    """Remove the newest round's updates and evaluation parts, and global weights neither best nor among the last.
+
+    The settings ``keep_updates`` and ``keep_globals`` say what stays.
+    """
     layout, settings = handles.layout, handles.settings
     keys = list(handles.objects.list(layout.evaluations(newest)))
     if not settings.keep_updates:

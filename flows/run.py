@@ -1,6 +1,6 @@
 """``fedbench run``: one federation from the command line, from its last commit to its end.
 
-The store is the truth: whatever is killed, the same command goes on from the last ``round.json``.
+The store holds the whole state. Whichever process is killed, the same command goes on from the last ``round.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infra.views import Views
 from tasks.spec.federation import FederationSpec
 from tasks.whole import DamagedObject
 
-# What this process needs of the learning, and takes seconds to import.
+# Modules for training and tracking that this process needs. Their import takes seconds.
 LEARNING = ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure")
 
 
@@ -38,14 +38,14 @@ def run_federation(
 ) -> Outcome:
     """Run ``spec`` under ``name`` to its end, from its last commit.
 
-    again: the command that makes the report of a finished federation once more, for warnings. report_only: this is
-    that command; the federation is finished.
+    again: the command that makes the report of a finished federation again; warnings name it. report_only: this is
+    that command, and the federation is finished.
 
     Raises:
-        FedbenchError, InfraError: it cannot start or go on; the message says why.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the runs are marked and our services stopped.
+        FedbenchError, InfraError: the federation cannot start or go on; the message says why.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the runs were marked and our services stopped.
     """
-    if not settings.pools.used:  # on work pools this machine need not have what a turn asks
+    if not settings.pools.used:  # with work pools, turns do not run on this machine
         slot_count(settings, spec)
     with OwnSession(settings, Subject.federation(settings, name), progress.message) as session:
         progress.message("reading data, opening the store")
@@ -59,8 +59,8 @@ def run_federation(
             lambda objects, lease: claim_federation(objects, settings, name, spec, progress.message),
         )
         session.start(LEARNING, preload=PRELOAD)
-        # This process aggregates while slots compute: a second thread that waits for a core costs more than it brings
-        # (five updates of 35 MB beside two busy slots: 5.9 s with two threads, 0.07 s with one).
+        # This process aggregates while slots compute, so a second thread would wait for a core: five updates of 35 MB
+        # beside two busy slots take 5.9 s with two threads, and 0.07 s with one.
         sys.modules["torch"].set_num_threads(1)
         # Late: these import Prefect, which reads the environment that the session has set.
         from flows.coordinator.until_done import run_until_done
@@ -76,7 +76,7 @@ def run_federation(
 def _finished(
     session: OwnSession, name: str, spec: FederationSpec, progress: Progress, again: str | None
 ) -> Outcome | None:
-    """Return the outcome of a run that has nothing left to do; None if it has, or if that cannot be told yet."""
+    """Return the outcome of a federation that has nothing left to do; None if it has, or if that is not known yet."""
     settings = session.settings
     folder = run_folder(settings, name)
     if not (folder / REPORTED).exists():
@@ -87,7 +87,7 @@ def _finished(
         try:
             if not require_name(objects, layout, spec):
                 return None
-        except DamagedObject:  # mended once the lease is held
+        except DamagedObject:  # it is mended once the lease is held
             return None
         found = readable_history(objects, layout)
         if found.damage is not None or not stopped(spec, found.records):
