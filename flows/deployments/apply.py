@@ -1,4 +1,4 @@
-"""``fedbench deploy``: pools, deployments and automations on a Prefect server, made or brought up to date."""
+"""``fedbench deploy``: create or update work pools, deployments and automations on a Prefect server."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deployed:
-    """One line of what ``fedbench deploy`` tells.
+    """One line of the output of ``fedbench deploy``.
 
-    note: what else there is to say: when it runs by itself, or how to serve a pool.
+    note: when the deployment runs by itself, or how to start a worker for the pool; may be empty.
     """
 
     kind: Literal["pool", "deployment", "automation"]
@@ -56,10 +56,10 @@ class Deployed:
 
 
 def cron_schedule(when: CronTimes) -> CronSchedule:
-    """``when`` for Prefect.
+    """Return ``when`` as Prefect's schedule.
 
     Raises:
-        SpecError: it is no cron expression, or there is no such time zone.
+        SpecError: the cron expression or the time zone is not valid.
     """
     try:
         return CronSchedule(cron=when.cron, timezone=when.timezone)
@@ -79,12 +79,12 @@ def deploy_to(
     notify: str | None = None,
     dry_run: bool = False,
 ) -> tuple[str, list[Deployed]]:
-    """:func:`deploy_all` on the server that ``settings`` lead to. Returns its API's address too.
+    """Call :func:`deploy_all` on the server of ``settings``. Return the address of its API, and the lines.
 
     Raises:
-        SettingsError, SpecError, PrefectUnavailable: it cannot be done; the message says why.
+        SettingsError, SpecError, PrefectUnavailable: deploying failed; the message says why.
     """
-    logging.getLogger().handlers.clear()  # Prefect's import has it write to the terminal; errors are printed there
+    logging.getLogger().handlers.clear()  # Prefect logs to the terminal from its import on; only errors belong there
     with prefect_api(settings) as address:
         done = asyncio.run(
             deploy_all(
@@ -108,17 +108,17 @@ async def deploy_all(
     notify: str | None = None,
     dry_run: bool = False,
 ) -> list[Deployed]:
-    """Make what is missing on the current Prefect server, and bring the rest up to the table.
+    """Create what is missing on the current Prefect server, and update the rest to ``table``.
 
-    What users change there stays: a pool's template, job variables, schedules that are not in ``schedules``.
+    What users have changed there stays: a pool's template, job variables, schedules that are not in ``schedules``.
 
-    coordinators: limit of the coordinators' pool; None: as it is.
-    notify: notification block, ``TYPE/NAME``, that is told of failed suites; None: as it is.
-    schedules: by a deployment's full name; None: switched off.
+    coordinators: limit of the coordinators' pool; None: leave it as it is.
+    notify: notification block, ``TYPE/NAME``, that gets a message when a suite fails; None: leave it as it is.
+    schedules: schedule by a deployment's full name; None switches it off.
 
     Raises:
-        SettingsError: a pool is there with another type, or there is no block ``notify``; nothing has been made.
-        SpecError: a schedule cannot be read; nothing has been made.
+        SettingsError: a pool has another type, or the block ``notify`` does not exist. Nothing has been changed.
+        SpecError: a schedule is not valid. Nothing has been changed.
     """
     crons = {name: None if when is None else (cron_schedule(when), when.active) for name, when in schedules.items()}
     async with get_client() as client:
@@ -146,15 +146,15 @@ async def deploy_all(
 async def _deploy(
     client: PrefectClient, item: Deployment, cron: tuple[CronSchedule, bool] | None, asked: bool, dry_run: bool
 ) -> Deployed:
-    # Not RunnerDeployment.aapply, tried in Prefect 3.9.1: over a deployment that is there it replaces the job
-    # variables, which users change, and the pull steps; and it has no dry run and does not return what it has done.
+    # Not RunnerDeployment.aapply, tried in Prefect 3.9.1: on an existing deployment it replaces the pull steps and the
+    # job variables, which users may have changed. Also, it has no dry run, and does not return what it has changed.
     flow: Flow[..., Any] = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
     fields: dict[str, Any] = {
         "description": item.description,
         "tags": list(item.tags),
         "version": metadata.version("fedbench"),
         "entrypoint": item.entrypoint,
-        "pull_steps": [],  # installed where its worker runs
+        "pull_steps": [],  # the flow is installed where the worker runs
         "work_pool_name": item.pool,
         "parameters": item.parameters,
         "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
@@ -200,7 +200,7 @@ def _same(before: DeploymentResponse, fields: Mapping[str, Any]) -> bool:
 
 
 def _times(deployment: DeploymentResponse | None) -> str:
-    """When it runs by itself."""
+    """Return when the deployment runs by itself, as text; empty if it does not."""
     times = [
         f"{entry.schedule.cron} ({entry.schedule.timezone or 'UTC'})"
         for entry in (deployment.schedules if deployment is not None else [])
@@ -230,7 +230,7 @@ async def _automate(client: PrefectClient, wanted: AutomationCore, dry_run: bool
 
 
 async def _hint(client: PrefectClient, pool: PoolRow, *, exists: bool) -> str:
-    """How to serve the pool, when no worker does."""
+    """Return how to start a worker for the pool; empty if one is online."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     if exists and await client.read_workers_for_work_pool(pool.name, worker_filter=online):
         return ""

@@ -1,11 +1,11 @@
-"""The names of the flows, as Prefect shows them and its filters take them. Nothing here imports Prefect."""
+"""The names of the flows in Prefect. Nothing here imports Prefect."""
 
 from __future__ import annotations
 
 FEDERATION_FLOW, SUITE_FLOW, RESIDENT_FLOW = "federation", "suite", "resident"
 # All flows; their processes send heartbeats.
 FLOWS = (FEDERATION_FLOW, "round", "round-0", "clean-up", RESIDENT_FLOW, SUITE_FLOW)
-# Flows whose runs go on from the last commit after a crash.
+# Flows whose runs are started again after a crash, and go on from the last commit.
 RESUMED_FLOWS = (FEDERATION_FLOW, SUITE_FLOW)
 
 

@@ -1,15 +1,14 @@
-"""The deployments of this project, as data: what ``fedbench deploy`` makes, and what ``prefect.yaml`` says.
+"""The table of deployments, from which ``fedbench deploy`` and ``prefect.yaml`` are made.
 
-``prefect.yaml`` is written by ``python -m flows.deployments.table > prefect.yaml``; a test holds it against the table.
+``python -m flows.deployments.table > prefect.yaml`` writes ``prefect.yaml``. A test compares it with the table.
 
-Two pools at least, so that nothing waits for itself: what coordinates takes no slot, and what takes a slot starts
-nothing.
+There are at least two pools, so that no run waits for itself: coordinators take no slot, and runs that take a slot
+start no other runs.
 
-What brings a run back: a federation goes on from its last committed round, so a run that crashed is started again
-(:func:`flows.coordinator.hooks.go_on`), under its own id and name, on whichever worker is free. The flow itself
-has no retries: those of Prefect do not outlive its process, and repeat errors of the experiment too. It has no time
-limit either, as rounds take what they take; turns have, ``participation.turn_deadline`` and
-``evaluation_deadline``.
+A crashed run is started again (:func:`flows.coordinator.hooks.go_on`), under its own id and name, on any free worker,
+and its federation goes on from the last committed round. The flow has no retries of Prefect's: these end with its
+process, and would repeat errors of the experiment too. It has no time limit either, because nobody knows how long a
+round may take. Turns have one: ``participation.turn_deadline`` and ``evaluation_deadline``.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ from tasks.spec.suite_presets import SUITES
 from tasks.spec.yaml_files import read_yaml
 
 PROCESS, GPU_WORKER = "process", "fedbench-gpu"
-SCHEDULE = "fedbench"  # the slug by which `fedbench deploy` finds the schedule that it made
+SCHEDULE = "fedbench"  # the slug of schedules that `fedbench deploy` has made
 
 _HEADER = """\
-# The deployments of fedbench, for Prefect's own command:
+# The deployments of fedbench, in the form that Prefect's own command reads:
 #
-#     fedbench deploy        # makes the work pools, these deployments and an automation; all that most need
-#     prefect deploy --all   # these deployments alone, from a checkout; the pools must be there
+#     fedbench deploy        # creates the work pools, these deployments and an automation; most users need only this
+#     prefect deploy --all   # creates these deployments alone, from a checkout; the pools must exist
 #
 # Written by: python -m flows.deployments.table > prefect.yaml
 # The flows are installed with fedbench where a worker runs, so there is nothing to build, push or pull.
-# A schedule with active: false is an example; switch it on here, in the UI, or by
+# A schedule with active: false is an example. Switch it on here, in the UI, or by
 #     fedbench deploy --schedule "street5-laptop=0 3 * * *"
 """
 
 
 @dataclass(frozen=True)
 class PoolRow:
-    """A work pool that ``fedbench deploy`` makes: where runs wait for a worker of its type."""
+    """A work pool that ``fedbench deploy`` creates: runs wait in it for a worker of its type."""
 
     name: str
     type: str
@@ -58,7 +57,7 @@ class PoolRow:
 
 @dataclass(frozen=True)
 class PoolNames:
-    """What the pools are called. silos: those of devices whose workers run beside their data."""
+    """The names of the pools. silos: pools of devices whose workers run beside their data."""
 
     coordinators: str = "fedbench"
     turns: str = DEFAULT_TURN_POOL
@@ -66,18 +65,18 @@ class PoolNames:
 
     @classmethod
     def of(cls, settings: PoolSettings, silos: Sequence[str] = ()) -> PoolNames:
-        """Those that the settings name, and further ``silos``."""
+        """Return the names in the settings, with further ``silos``."""
         return cls(settings.coordinators, settings.turns or DEFAULT_TURN_POOL, (*settings.silos.values(), *silos))
 
     @property
     def gpu(self) -> list[str]:
-        """All whose workers have slots."""
+        """The pools whose workers have slots."""
         return list(dict.fromkeys([self.turns, *self.silos]))
 
 
 @dataclass(frozen=True)
 class CronTimes:
-    """When a deployment runs by itself: five cron fields, read in ``timezone``."""
+    """The times at which a deployment runs by itself: five cron fields in ``timezone``."""
 
     cron: str
     timezone: str = "UTC"
@@ -86,13 +85,13 @@ class CronTimes:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A flow that Prefect starts.
+    """A deployment: a flow that Prefect starts, with its parameters.
 
     entrypoint: ``module.flow``, as installed.
-    name: its name is the flow's and this one: ``federation/street5``.
-    parameters: what the form in the UI opens with.
-    job_variables: what a new deployment has; by default the heartbeat by which a dead run is known.
-    limit: runs at a time; further ones wait. None: as many as its pool runs.
+    name: the second part of the full name, as ``street5`` in ``federation/street5``.
+    parameters: the values with which the form in the UI opens.
+    job_variables: those of a new deployment; by default the interval of the heartbeats, which tell dead runs.
+    limit: the most runs at a time; further ones wait. None: as many as its pool runs.
     """
 
     entrypoint: str
@@ -107,7 +106,7 @@ class Deployment:
 
     @property
     def flow(self) -> str:
-        """Name of the flow: its function's, with hyphens."""
+        """The flow's name: its function's name with hyphens."""
         return self.entrypoint.rpartition(".")[2].replace("_", "-")
 
     @property
@@ -116,7 +115,7 @@ class Deployment:
 
 
 def pools(names: PoolNames = PoolNames()) -> list[PoolRow]:
-    """The pools, coordinators' first."""
+    """Return the pools, the coordinators' first."""
     where = "in slots of machines: a GPU, a part of one, or CPU threads"
     return [
         PoolRow(
@@ -132,7 +131,7 @@ def pools(names: PoolNames = PoolNames()) -> list[PoolRow]:
 
 
 def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
-    """Those that come with fedbench. Another one is another line here."""
+    """Return the deployments that come with fedbench. To add one, add a line here."""
     return [
         *(federation(preset, names.coordinators) for preset in PRESETS),
         *(suite(preset, names.coordinators) for preset in SUITES),
@@ -148,7 +147,7 @@ def deployments(names: PoolNames = PoolNames()) -> list[Deployment]:
 
 
 def resident(pool: str) -> Deployment:
-    """What federations start on ``pool``, for their turns; nobody else does."""
+    """Return the deployment of residents on ``pool``. Only federations start its runs, for their turns."""
     return Deployment(
         entrypoint="flows.resident.resident",
         name=pool,
@@ -159,24 +158,24 @@ def resident(pool: str) -> Deployment:
 
 
 def federation(preset: str, pool: str) -> Deployment:
-    """The deployment of a preset."""
+    """Return the deployment of a federation's preset."""
     description = inspect.cleandoc(PRESETS[preset].__doc__ or "")
     schedule = CronTimes("0 3 * * *", active=False) if preset == "street5_laptop" else None
     return _federation(preset.replace("_", "-"), pool, description, PRESETS[preset](), schedule)
 
 
 def suite(preset: str, pool: str) -> Deployment:
-    """The deployment of a suite that comes with fedbench."""
+    """Return the deployment of a suite's preset."""
     description = inspect.cleandoc(SUITES[preset].__doc__ or "")
     schedule = CronTimes("0 1 * * 6", active=False) if preset == "cpu" else None
     return _suite(preset, pool, description, {"preset": preset}, schedule)
 
 
 def with_files(table: Sequence[Deployment], files: Sequence[Path], pool: str) -> list[Deployment]:
-    """``table``, and a deployment for each of ``files``.
+    """Return ``table`` and a deployment for each of ``files``.
 
     Raises:
-        SpecError: a file is missing or wrong, or its deployment would have the name of another one.
+        SpecError: a file is missing or not valid, or two deployments would have the same name.
     """
     taken = {item.full_name: "comes with fedbench" for item in table}
     found = list(table)
@@ -190,10 +189,10 @@ def with_files(table: Sequence[Deployment], files: Sequence[Path], pool: str) ->
 
 
 def of_file(path: Path, pool: str) -> Deployment:
-    """The deployment of a YAML file: ``suite/<the suite's name>``, or ``federation/<the file's name>``.
+    """Return the deployment of a YAML file: ``suite/<the suite's name>``, or ``federation/<the file's name>``.
 
     Raises:
-        SpecError: the file is missing or wrong.
+        SpecError: the file is missing or not valid.
     """
     document = read_yaml(path)
     if isinstance(document, dict) and "experiments" in document:
@@ -206,7 +205,7 @@ def of_file(path: Path, pool: str) -> Deployment:
 def _federation(
     name: str, pool: str, description: str, spec: FederationSpec, schedule: CronTimes | None = None
 ) -> Deployment:
-    """Its runs are named for the time that they were scheduled for."""
+    """Return the deployment of a federation. Without a ``name``, each run is named after its scheduled time."""
     return Deployment(
         entrypoint="flows.federation.federation",
         name=name,
@@ -221,7 +220,7 @@ def _federation(
 def _suite(
     name: str, pool: str, description: str, what: dict[str, Any], schedule: CronTimes | None = None
 ) -> Deployment:
-    """Its cells take the slots, not it."""
+    """Return the deployment of a suite. The suite's cells take slots; its own run takes none."""
     return Deployment(
         entrypoint="flows.suite.flow.suite",
         name=name,
@@ -234,15 +233,15 @@ def _suite(
 
 
 def form_values(spec: FederationSpec | SuiteSpec) -> dict[str, Any]:
-    """``spec`` as a form is filled in: whole, and without the fields that are left out."""
+    """Return ``spec`` as values of a form: all fields, defaults included, without those that are None."""
     return spec.model_dump(mode="json", exclude_none=True)
 
 
 def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: str) -> dict[str, CronTimes | None]:
-    """``["street5=0 3 * * *"]`` as schedules by the deployments' full names; None: ``off``.
+    """Return schedules by the deployments' full names, from texts as ``street5=0 3 * * *``; ``off`` becomes None.
 
     Raises:
-        SpecError: it does not name a deployment, names one twice, or has no cron fields.
+        SpecError: a text has no cron fields, or does not name one deployment; or two texts name the same.
     """
     found: dict[str, CronTimes | None] = {}
     for item in asked:
@@ -261,12 +260,12 @@ def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: 
 
 
 def prefect_document() -> dict[str, Any]:
-    """What ``prefect.yaml`` says."""
+    """Return the content of ``prefect.yaml``."""
     return {"pull": [], "deployments": [_entry(item) for item in deployments()]}
 
 
 def prefect_yaml() -> str:
-    """``prefect.yaml`` itself."""
+    """Return the text of ``prefect.yaml``."""
     import yaml
 
     text = yaml.safe_dump(
@@ -285,7 +284,8 @@ def _entry(item: Deployment) -> dict[str, Any]:
     }
     if item.limit is not None:
         entry["concurrency_limit"] = {"limit": item.limit, "collision_strategy": "ENQUEUE"}
-    entry["schedules"] = None  # else `prefect deploy` asks for one, and a list without any would remove the user's
+    # Without the key, `prefect deploy` asks for a schedule; an empty list would remove the user's own schedules.
+    entry["schedules"] = None
     if item.schedule is not None:
         when = item.schedule
         entry["schedules"] = [
