@@ -1,7 +1,8 @@
-"""What retention, dead runs and killed servers have left in the store and on this machine, and its clean-up.
+"""Find and remove what retention, dead runs and killed servers have left in the store and on this machine.
 
-A federation that a process runs, here or elsewhere, is never touched: its lock and its lease are looked at before its
-objects are, and held while some are removed. :mod:`flows.clean_up` is the flow, :mod:`infra.leftovers.store` decides.
+A federation that a process runs, here or elsewhere, is never touched: its lock and its lease are checked before its
+objects are listed, and held while objects are removed. :mod:`flows.clean_up` is the flow, and
+:mod:`infra.leftovers.store` decides what may be removed.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ from tasks.spec.base import RECORD_VERSION, STORE_VERSION, parse
 from tasks.spec.records import RoundRecord, StoreVersion
 from tasks.whole import read_whole
 
-DAYS = 7.0  # that an unfinished federation is given before what its dead run left goes
+DAYS = 7.0  # without a new object, after which an unfinished federation's leftovers are removed
 
 
 @dataclass
 class CleanUp:
-    """What was found; after an applied clean-up, what could not be removed, and why, by key; what was left alone."""
+    """The result of a clean-up.
+
+    applied: whether leftovers were removed, not only listed. failed: why a leftover could not be removed, by its key.
+    notes: a line for each federation that was not cleaned up.
+    """
 
     applied: bool
     leftovers: list[Leftover] = field(default_factory=list)
@@ -44,7 +49,7 @@ class CleanUp:
     notes: list[str] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, object]]:
-        """One row for each federation and reason, in the order of their names; what is on this machine comes last."""
+        """Return one row for each federation and reason, ordered by name. Rows of this machine come last."""
         groups: dict[tuple[str, str], list[Leftover]] = {}
         for leftover in self.leftovers:
             groups.setdefault((leftover.federation, leftover.reason), []).append(leftover)
@@ -71,15 +76,15 @@ def clean(
     temporary: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> CleanUp:
-    """Find what may go, and with ``apply`` remove it; what cannot be removed does not keep the rest from going.
+    """Find leftovers, and with ``apply`` remove them. If one cannot be removed, the rest is removed all the same.
 
-    names: federations to look at; none: all of the store, and this machine.
-    now: instead of the clock's time.
-    say: told when there is a wait for whoever had a federation.
-    temporary: where scratch folders are looked for, instead of the system's folder for temporary files.
+    names: federations to clean up; empty: all in the store, and this machine.
+    now: the present time, in place of the clock's.
+    say: called with a line when a federation's lease must be waited for.
+    temporary: folder that is searched for scratch folders, in place of the system's for temporary files.
 
     Raises:
-        SpecError: there is no federation of a name, or the store is of a newer version.
+        SpecError: a federation of ``names`` does not exist, or the store has a newer version.
         StoreUnavailable, SettingsError: as :class:`~infra.store.objects.ObjectStore` does.
     """
     now = now or datetime.now(UTC)
@@ -101,10 +106,10 @@ def clean(
 
 
 def known_federations(objects: ObjectStore, settings: Settings) -> list[str]:
-    """Federations of the store, by name.
+    """Return the names of the federations in the store, sorted.
 
     Raises:
-        SpecError: the store was laid out by a newer fedbench, which may keep what this one does not know.
+        SpecError: the store has a newer version, so it may hold objects that this fedbench does not know.
     """
     source = FederationLayout(settings.s3.prefix, "any").store
     version = objects.get_json(source)
@@ -122,7 +127,7 @@ def _clean_federations(
     now: datetime,
     say: Callable[[str], None] | None,
 ) -> None:
-    """One after the other; those that somebody elsewhere has, or had when it died, are waited for together."""
+    """Clean up the federations, at last those whose lease is not free: all of these are waited for at once."""
 
     def clean_one(name: str, lease: StoreLease) -> None:
         found = _of_federation(objects, settings, name, retention, now, result.notes)
@@ -130,7 +135,7 @@ def _clean_federations(
             result.leftovers += found
             return
         try:
-            with lease.acquire():  # somebody may have had it since
+            with lease.acquire():  # the federation may have changed since it was listed
                 found = _of_federation(objects, settings, name, retention, now, [])
                 _take(result, LeasedStore(objects, lease), found)
         except RunLocked as error:
@@ -184,16 +189,18 @@ def _of_federation(
         notes.append(f"{name}: left alone: {error}")
     try:
         found += upload_leftovers(layout, objects.incomplete_uploads(layout.root), now)
-    except InfraError as error:  # not every key may ask for them
+    except InfraError as error:  # some credentials may not list uploads
         notes.append(f"{name}: incomplete uploads were not looked at: {error}")
     return found + registering_leftovers(run_folder(settings, name), name, now)
 
 
 def best_rounds(objects: ObjectStore, layout: FederationLayout, keys: Sequence[str]) -> set[int]:
-    """The best rounds by the last round's record and by ``best.json``, which differ after a kill between the two.
+    """Return the best rounds by the last round's record and by ``best.json``.
+
+    The two differ if the process was killed after it wrote the first and before it wrote the second.
 
     Raises:
-        FedbenchError: a marker is missing, or a record is damaged or of a newer version.
+        FedbenchError: a marker is missing, or a record is damaged or has a newer version.
     """
     numbers = layout.committed_rounds(keys)
     if not numbers:
@@ -230,7 +237,7 @@ def _clean_run_folders(
 
 @contextlib.contextmanager
 def _unlocked(result: CleanUp, settings: Settings, name: str, *, hold: bool) -> Iterator[bool]:
-    """Whether nobody runs the federation; with ``hold``, nobody can begin to until this ends."""
+    """Yield whether no process of this machine runs the federation. With ``hold``, none can start it in the block."""
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(run_lock(settings.home, name))
@@ -238,7 +245,7 @@ def _unlocked(result: CleanUp, settings: Settings, name: str, *, hold: bool) -> 
             result.notes.append(f"{name}: running, left alone")
             yield False
             return
-        if not hold:  # only looking must keep nobody from starting
+        if not hold:  # a clean-up that only lists must not keep a run from starting
             held.close()
         yield True
 
@@ -250,6 +257,6 @@ def _take(result: CleanUp, objects: ObjectStore, found: Sequence[Leftover]) -> N
 
 
 def describe(leftovers: Sequence[Leftover]) -> str:
-    """``12 objects, 345.6 MB``."""
+    """Return the number and size of ``leftovers``, as ``12 objects, 345.6 MB``."""
     size = sum(leftover.bytes for leftover in leftovers)
     return f"{len(leftovers)} object{'' if len(leftovers) == 1 else 's'}, {size / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""Remove leftovers, or all of a federation, from the store and from this machine."""
+"""Remove leftovers, or a whole federation, from the store and from this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def remove_leftovers(objects: ObjectStore, leftovers: Sequence[Leftover]) -> dict[str, str]:
-    """Remove what can be removed. Returns what could not, and why, by key."""
+    """Remove ``leftovers``. Return, by key, why some could not be removed."""
     failed: dict[str, str] = {}
     keys = [leftover.key for leftover in leftovers if leftover.kind == "object"]
     try:
@@ -44,15 +44,16 @@ def remove_leftovers(objects: ObjectStore, leftovers: Sequence[Leftover]) -> dic
 
 
 def remove_federation(settings: Settings, name: str, say: Callable[[str], None] | None = None) -> tuple[int, int]:
-    """Remove all of a federation from the store, and its run's folder. Returns objects and bytes that went.
+    """Remove a federation from the store, and its run's folder. Return the number of objects removed, and their bytes.
 
-    What was copied out of it stays: MLflow's run, the registered model, Prefect's runs. say: told when there is a wait
-    for whoever had it.
+    MLflow's run, the registered model and Prefect's runs stay.
+
+    say: called with a line when the federation's lease must be waited for.
 
     Raises:
         SpecError: there is no federation of this name.
-        RunLocked: a process, of this machine or another, is running it; says which.
-        InfraError: an object or the folder was not removed; the same call goes on.
+        RunLocked: a process, on this machine or another, is running it; the message names it.
+        InfraError: an object or the folder could not be removed; the same call removes the rest.
     """
     with opened_store(settings) as objects:
         sizes = _sizes(objects, settings, name)
@@ -62,7 +63,7 @@ def remove_federation(settings: Settings, name: str, say: Callable[[str], None] 
                 objects.abort_upload(upload.key, upload.upload_id)
             removed: list[str] = []
             for keys in removal_steps(layout, objects.list(layout.root)):
-                if keys == [layout.spec]:  # by which the federation is known, as long as anything of it may come back
+                if keys == [layout.spec]:  # it identifies the federation as long as other objects could reappear
                     flush_removal(objects, removed)
                 objects.delete(keys)
                 removed += keys
@@ -77,7 +78,7 @@ def remove_federation(settings: Settings, name: str, say: Callable[[str], None] 
 
 
 def federation_size(settings: Settings, name: str) -> tuple[int, int]:
-    """Objects and bytes of a federation.
+    """Return the number of a federation's objects, and their bytes.
 
     Raises:
         SpecError: there is no federation of this name.
@@ -98,9 +99,10 @@ def _sizes(objects: ObjectStore, settings: Settings, name: str) -> dict[str, int
 
 
 def require_federations(names: Sequence[str], known: Sequence[str]) -> None:
-    """
+    """Check that all ``names`` are among the ``known`` federations.
+
     Raises:
-        SpecError: a name is none, or is not among the ``known`` federations.
+        SpecError: a name is not valid, or is not among them.
     """
     for name in names:
         check_name(name, source="federation")

@@ -1,4 +1,4 @@
-"""Reading federations back from the store, without running them."""
+"""Read federations from the store without running them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_LISTED = 10
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A federation as the store has it; ``status`` is running, finished or stopped."""
+    """A federation in the store. ``status`` is running, finished or stopped."""
 
     name: str
     spec: FederationSpec
@@ -35,7 +35,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class DamagedRun:
-    """A federation of the store that cannot be read, and why; its specification if that can be."""
+    """A federation in the store that cannot be read, and the reason. ``spec``: None if that is damaged too."""
 
     name: str
     reason: str
@@ -44,7 +44,7 @@ class DamagedRun:
 
 @contextlib.contextmanager
 def opened_store(settings: Settings) -> Iterator[ObjectStore]:
-    """The store; the embedded one is started when no run serves it at the moment."""
+    """Open the store. Start the embedded server if no run's server is up."""
     with EmbeddedServices(settings, prefect=False) as services:
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
@@ -52,7 +52,7 @@ def opened_store(settings: Settings) -> Iterator[ObjectStore]:
 
 
 def listed(names: Sequence[str], wanted: str) -> str:
-    """``names`` for a message: few in full; of many, those most like ``wanted`` and how many more."""
+    """Return ``names`` as text for a message. Of many names, list those most like ``wanted``, and count the others."""
     if len(names) <= MOST_LISTED:
         return ", ".join(names) or "(none yet)"
     near = difflib.get_close_matches(wanted, names, n=MOST_LISTED, cutoff=0)
@@ -60,9 +60,11 @@ def listed(names: Sequence[str], wanted: str) -> str:
 
 
 def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
-    """
+    """Return the federation ``name``, with the records of its committed rounds.
+
     Raises:
-        SpecError: there is no federation of this name; lists those that there are. Or a record is damaged.
+        SpecError: there is no federation of this name; the message lists those that exist. Or a record is damaged.
+        FedbenchError: a marker is missing before the last.
     """
     spec = read_spec(objects, settings, name)
     records = read_history(objects, FederationLayout(settings.s3.prefix, name))
@@ -70,10 +72,11 @@ def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
 
 
 def read_spec(objects: ObjectStore, settings: Settings, name: str) -> FederationSpec:
-    """The specification of a federation, whatever its rounds are like.
+    """Return the specification of a federation, even if its rounds are damaged.
 
     Raises:
-        SpecError: there is no federation of this name; lists those that there are. Or it is damaged.
+        SpecError: there is no federation of this name; the message lists those that exist.
+        DamagedObject: the specification is damaged.
     """
     check_name(name, source="federation")
     layout = FederationLayout(settings.s3.prefix, name)
@@ -91,10 +94,10 @@ def read_spec(objects: ObjectStore, settings: Settings, name: str) -> Federation
 
 
 def read_history(objects: ObjectStore, layout: FederationLayout, last: int | None = None) -> list[RoundRecord]:
-    """Records of the committed rounds, from 0; with ``last``, of no later round.
+    """Return the records of the committed rounds, from 0 up to ``last`` (None: all).
 
     Raises:
-        SpecError: a record is of a newer version, or is damaged.
+        SpecError: a record has a newer version, or is damaged.
         FedbenchError: a round's marker is missing before the last.
     """
     found = readable_history(objects, layout, last)
@@ -109,7 +112,7 @@ def read_history(objects: ObjectStore, layout: FederationLayout, last: int | Non
 
 @dataclass(frozen=True)
 class Damage:
-    """An object of a committed round that is not what was written there. ``reason`` does not name it."""
+    """A damaged object of a committed round. ``reason`` says what is wrong, without the object's key."""
 
     round: int
     key: str
@@ -118,7 +121,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class ReadableHistory:
-    """Records of the committed rounds, from 0 up to the first one whose record is damaged, if one is.
+    """The records of the committed rounds, from 0 up to the first damaged one.
 
     newest: number of the last committed round, damaged or not; -1 before the first.
     """
@@ -129,10 +132,10 @@ class ReadableHistory:
 
 
 def readable_history(objects: ObjectStore, layout: FederationLayout, last: int | None = None) -> ReadableHistory:
-    """As :func:`read_history`, but a damaged record is no error.
+    """Return what :func:`read_history` does, but up to a damaged record instead of raising an error.
 
     Raises:
-        SpecError: a record is of a newer version, or is whole and yet none of this fedbench's.
+        SpecError: a record has a newer version, or is undamaged and yet not valid.
         FedbenchError: a round's marker is missing before the last.
     """
     numbers = layout.committed_rounds(objects.list(layout.rounds))
@@ -162,7 +165,7 @@ def _how_to_go_back(layout: FederationLayout, number: int) -> str:
 
 
 def put_best(objects: ObjectStore, layout: FederationLayout, record: RoundRecord) -> None:
-    """Write ``best.json``: ``record`` is the best round's."""
+    """Write ``best.json`` from ``record``, the best round's."""
     objects.put_json(
         layout.best,
         {
@@ -177,7 +180,10 @@ def put_best(objects: ObjectStore, layout: FederationLayout, record: RoundRecord
 
 
 def stopped(spec: FederationSpec, history: Sequence[RoundRecord]) -> bool:
-    """Whether the last committed round was the last: its decision, unless only ``max_rounds`` stopped it and grew."""
+    """Return whether the federation has stopped: no round follows the last committed one.
+
+    The last round's decision counts, unless it stopped for ``max_rounds``, which may have been raised since.
+    """
     if not history:
         return False
     decision = history[-1].decision
@@ -187,10 +193,10 @@ def stopped(spec: FederationSpec, history: Sequence[RoundRecord]) -> bool:
 
 
 def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
-    """Hold that a round of ``history`` has figures, unless there was nothing to evaluate on.
+    """Check that a round of ``history`` has an evaluation, unless there was nothing to evaluate on.
 
     Raises:
-        FedbenchError: every evaluation failed; says why the last one did.
+        FedbenchError: every evaluation failed; the message gives the last one's reason.
     """
     failures = [failure for record in history for failure in record.dropped if failure.phase == "stop_and_eval"]
     if failures and not any(record.evaluations for record in history):
@@ -202,7 +208,7 @@ def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
 
 
 def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun | DamagedRun]:
-    """All federations of the store, by name. One that cannot be read is no reason not to read the others."""
+    """Return all federations in the store, sorted by name. A damaged one becomes a :class:`DamagedRun`."""
     runs: list[StoredRun | DamagedRun] = []
     for name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
         spec = None
@@ -217,13 +223,13 @@ def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun | Dama
 
 
 def stored_spec(settings: Settings, name: str) -> FederationSpec:
-    """The specification of a federation that is to go on: what is damaged of its rounds is mended then.
+    """Return the specification of a federation that will go on. Its rounds may be damaged, because the run mends them.
 
-    If the store's is damaged, this machine's copy is taken. The run holds that against the rounds, as it does any other
-    specification, before it writes it to the store again.
+    If the store's specification is damaged, this is this machine's copy. The run compares it with the rounds' records,
+    like any other specification, before it writes it to the store again.
 
     Raises:
-        SpecError: there is no federation of this name. Or its specification is damaged, and there is no copy.
+        SpecError: there is no federation of this name, or its specification is damaged and this machine has no copy.
     """
     with opened_store(settings) as objects:
         try:

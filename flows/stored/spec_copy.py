@@ -1,4 +1,4 @@
-"""A copy of a federation's specification on the machine that ran it, for when the store's is damaged."""
+"""A copy of a federation's specification on the machine that ran it. It is used if the store's is damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def keep_spec(settings: Settings, name: str, spec: FederationSpec) -> None:
-    """Keep a copy on this machine. The run does without it if there is no room."""
+    """Write a copy of ``spec`` on this machine. If that fails, log a warning: the run does not need the copy."""
     try:
         path = _path(settings, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def keep_spec(settings: Settings, name: str, spec: FederationSpec) -> None:
 
 
 def kept_spec(settings: Settings, name: str) -> FederationSpec | None:
-    """The specification with which this machine last ran the federation; None if it has none, or none to be read."""
+    """Return the specification with which this machine last ran the federation; None without a readable copy."""
     path = _path(settings, name)
     try:
         document, _ = unseal(read_json(path.read_bytes()))
