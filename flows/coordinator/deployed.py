@@ -1,6 +1,6 @@
-"""The session of a run that Prefect started: from a deployment, in a process of a worker, with nobody at a terminal.
+"""The session of a run that Prefect started from a deployment, in a worker's process and without a terminal.
 
-The same as one of the command line (:mod:`flows.coordinator.session`), except for three things: it uses the servers
+It differs from a session of the command line (:mod:`flows.coordinator.session`) in three things: it uses the servers
 that this machine's settings name, its turns go to work pools, and it logs to its flow run.
 """
 
@@ -78,10 +78,10 @@ class DeployedSession:
     async def hold(self, command: str) -> AsyncIterator[StoreLease]:
         """Hold the subject's lease in the store.
 
-        command: shown to those who find the lease held.
+        command: named in the message of other processes that find the lease held.
 
         Raises:
-            RunLocked: somebody else holds the subject; names who.
+            RunLocked: another process holds the subject; the message names it.
         """
         objects = ObjectStore(self.settings.s3)
         await asyncio.to_thread(objects.ensure_bucket)
@@ -90,17 +90,17 @@ class DeployedSession:
 
 
 def deployed_name() -> str:
-    """``street5-laptop-20261125T030000``: deployment and scheduled time, so that every scheduled run is a new one."""
+    """Return deployment and scheduled time, as ``street5-laptop-20261125T030000``. So every scheduled run is new."""
     deployment = runtime.deployment.name or "federation"
     scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
     return f"{deployment}-{scheduled.astimezone(UTC):%Y%m%dT%H%M%S}"
 
 
 def deployed_settings() -> Settings:
-    """Return this machine's settings, with Prefect's API as the worker has it.
+    """Return this machine's settings. Without an address of Prefect's API, they get the worker's.
 
     Raises:
-        SettingsError: they name no store that workers of other machines could reach too.
+        SettingsError: they name no store that workers on other machines can reach too.
     """
     settings = load_settings()
     if settings.s3.endpoint is None:
@@ -114,7 +114,7 @@ def deployed_settings() -> Settings:
 
 
 def deployed_attempts() -> Attempts:
-    """Return attempts at a deployment's run, which log to its flow run."""
+    """Return attempts at a deployment's run. They log to its flow run."""
     logger = get_run_logger()
     return Attempts(deployed_settings().home, lambda line: logger.warning("%s", line, exc_info=True))
 
@@ -122,12 +122,12 @@ def deployed_attempts() -> Attempts:
 async def run_deployed(
     name: str | None, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]
 ) -> int:
-    """Run ``rounds`` of a deployment's federation, again from its last commit while store or servers are away.
+    """Run ``rounds`` for a deployment's federation. If the store or a server fails, go on from the last commit.
 
-    Returns what ``rounds`` does.
+    Returns the result of ``rounds``.
 
     Raises:
-        FedbenchError, InfraError: it cannot start or go on; the message says why.
+        FedbenchError, InfraError: the federation cannot start or go on; the message says why.
     """
     name = name or deployed_name()
     async for attempt in deployed_attempts():
@@ -137,7 +137,7 @@ async def run_deployed(
 
 
 async def _attempt(name: str, spec: FederationSpec, rounds: Callable[[str, FederationSpec], Awaitable[int]]) -> int:
-    """All is checked before a slot is taken."""
+    """Run ``rounds`` once. Everything is checked before a slot is taken."""
     settings, progress = deployed_settings(), LogProgress(get_run_logger())
     with DeployedSession(settings, Subject.federation(settings, name), progress.message) as session:
         spec = await asyncio.to_thread(pin, spec, settings, progress.message)

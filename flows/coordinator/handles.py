@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from flows.views.mlflow_run import RunReport
     from flows.views.progress import Progress
 
-# A resident is cancelled when nobody waits for its turn any more: it has nothing to save.
+# Between a resident's cancellation and its kill. Nobody waits for its turn any more, so it has nothing to save.
 GRACE_SECONDS = 3.0
 
 
 def open_handles(
     name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport, lease: StoreLease
 ) -> Handles:
-    """The handles of one federation; ``progress`` and ``report`` have been told what is committed.
+    """Open the handles of one federation, and pass the committed rounds to ``progress`` and ``report``.
 
-    settings: with the store's endpoint filled in; MLflow is turned to it too. lease: the federation's, held: nothing is
-    written once it is lost.
+    settings: with the store's endpoint filled in; MLflow uses it too. lease: the federation's lease, which is held;
+    once it is lost, nothing is written any more.
 
     Raises:
-        PoolUnusable, SettingsError, SpecError: there is nowhere for its turns to run.
+        PoolUnusable, SettingsError, SpecError: the federation's turns cannot run anywhere.
     """
     s3 = settings.s3
     turn_mlflow_to(s3)
@@ -62,7 +62,7 @@ def open_handles(
         safe.round_committed(record)
         report.round_committed(record)
 
-    history = readable_history(objects, layout).records  # what is damaged is mended once the lease is held
+    history = readable_history(objects, layout).records  # mended_history mends damaged ones when the flow has begun
     if history:
         safe.resumed(history[-1].round, history)
     report.open(history)
@@ -84,7 +84,7 @@ def open_handles(
 
 
 def local_slots(settings: Settings, count: int) -> LocalSlots:
-    """Slots of this machine. They get what they must know beyond the settings file: home and store, with keys."""
+    """Return slots of this machine. Their environment has what the settings file may lack: home, store and keys."""
     s3 = settings.s3
     environment = {"FEDBENCH_HOME": str(settings.home), "FEDBENCH_S3__BUCKET": s3.bucket}
     if s3.endpoint is not None:
@@ -96,11 +96,11 @@ def local_slots(settings: Settings, count: int) -> LocalSlots:
 
 
 def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callable[[str], None]) -> TurnRunner:
-    """Residents on the work pools that ``settings.pools`` name. The federation's clients are known.
+    """Return slots that are residents on the work pools of ``settings.pools``.
 
     Raises:
-        PoolUnusable: there is no pool for a client.
-        SpecError: the clients are not known.
+        PoolUnusable: a client has no pool.
+        SpecError: ``spec`` does not name its clients.
     """
     from infra.turns.resident_slots import ResidentSlots
 
@@ -121,7 +121,7 @@ def pool_slots(name: str, spec: FederationSpec, settings: Settings, say: Callabl
 
 
 def job_variables(spec: FederationSpec) -> dict[str, Any]:
-    """What a turn of ``spec`` asks of its slot; one that has less refuses the run."""
+    """Return what a turn of ``spec`` requires of its slot. A worker whose slot has less refuses the run."""
     cuda = spec.training.device == "cuda"
     return {
         "device": "cuda" if cuda else "any",

@@ -1,4 +1,4 @@
-"""What is done when a federation's flow run ends otherwise than by itself: hooks, run by its worker or its process."""
+"""Hooks for flow runs that were cancelled or have crashed. The run's worker or its own process calls them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from infra.turns.resident_runs import cancel_residents
 
 
 async def let_residents_go(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Nobody else frees the slots that the federation holds in work pools."""
+    """Cancel the federation's residents, so that they free their slots in work pools. Nothing else would."""
     await cancel_residents(str(flow_run.id))
 
 
 async def go_on(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A crashed run of a deployment is started again, from its last committed round, as the same flow run.
+    """Start a crashed run of a deployment again, as the same flow run. It goes on from its last commit.
 
-    By a small process that outlives this one (:mod:`infra.stack.crashed_runs`). Not by an automation: after a
-    restart of its server Prefect holds events that follow earlier ones back for up to 15 minutes, and would then start
-    a run again that somebody has started meanwhile.
+    A small process that outlives this one does it (:mod:`infra.stack.crashed_runs`). An automation would not do: after
+    a restart of its server, Prefect can delay events that follow others by up to 15 minutes. It would then start a run
+    again that somebody has started in the meantime.
     """
     if flow_run.deployment_id is None:
-        return  # its command line goes on by itself
+        return  # started by the command line, which goes on by itself
     auth = PREFECT_API_AUTH_STRING.value()
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     if auth is not None:
@@ -35,7 +35,7 @@ async def go_on(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     subprocess.Popen(
         [sys.executable, "-P", "-m", "infra.stack.crashed_runs", str(flow_run.id)],
         env=environment,
-        cwd="/",  # that of the run goes with it
+        cwd="/",  # the run's own folder is removed with the run
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

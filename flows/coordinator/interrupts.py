@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends cleanly on both, and neither is lost."""
+"""Ctrl-C and SIGTERM: make a run end cleanly on both, and lose neither."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ AGAIN_SECONDS = 0.05
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as cleanly as Ctrl-C. Either comes again where it met a finalizer: Python would print and
-    forget the exception.
+    """Raise KeyboardInterrupt on SIGTERM too, so that it ends a run as cleanly as Ctrl-C.
+
+    A KeyboardInterrupt that is raised inside a finalizer is raised again shortly after, because Python only prints it.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -40,19 +41,20 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 class Interrupts:
-    """The signals that came while they were deferred."""
+    """Remembers whether Ctrl-C or SIGTERM came while they were deferred."""
 
     def __init__(self) -> None:
         self._seen = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler."""
+        """Handle a signal: remember that it came."""
         self._seen = True
 
     def check(self) -> None:
-        """
+        """Raise the deferred interrupt.
+
         Raises:
-            KeyboardInterrupt: one came.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came.
         """
         if self._seen:
             raise KeyboardInterrupt
@@ -60,9 +62,9 @@ class Interrupts:
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[Interrupts]:
-    """Ctrl-C and SIGTERM raise at the next :meth:`Interrupts.check`, or at the end of this.
+    """Let Ctrl-C and SIGTERM raise only at the next :meth:`Interrupts.check`, or at the end of this block.
 
-    Raised wherever the process happens to be, they may be lost: modules catch everything around an import.
+    If they were raised at any moment, they could be lost: some modules catch every exception around an import.
     """
     interrupts = Interrupts()
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]

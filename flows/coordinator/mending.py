@@ -1,8 +1,8 @@
-"""What a federation does first when it goes on: damaged objects are derived again, and what was there is kept.
+"""Mend damaged objects when a federation goes on: compute them again, and keep the damaged ones.
 
-The last global weights or their marker may be damaged, as after a power failure. Then the round before is whole, and
-the last one is trained again: a round follows from its plan and the weights before it, so to the same bits. Records of
-earlier rounds can be derived from nothing; such damage ends the run.
+A power failure may damage the last round's global weights or its marker. Then the round before is intact, and the last
+round is trained again. Its plan and the weights before it determine a round, so the result has the same bits. Records
+of earlier rounds cannot be computed again, so such damage ends the run.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tasks.whole import set_aside
 
 
 def mended_history(handles: Handles, spec: FederationSpec) -> list[RoundRecord]:
-    """Records of the committed rounds, from 0, of which the last is whole and on the disk. The lease is held.
+    """Mend what is damaged, and return the records of the committed rounds, from 0. The last round is on the disk.
 
-    Says in one line which object was damaged, and which round is done again.
+    The caller holds the lease. Each mended object is reported in one line, with the round that is done again.
 
     Raises:
-        FedbenchError: what is damaged cannot be derived again; names the object.
+        FedbenchError: a damaged object cannot be mended; the message names it.
     """
     found = readable_history(handles.objects, handles.layout)
     records, damage = found.records, found.damage
@@ -38,13 +38,13 @@ def mended_history(handles: Handles, spec: FederationSpec) -> list[RoundRecord]:
     if damage is not None:
         records = _fall_back(handles, records[: damage.round], damage, found.records[damage.round :])
     _mend_best(handles, records)
-    if records:  # the process that wrote them may have died before it flushed them
+    if records:  # the process that wrote the last round may have died before it flushed it
         flush(handles.objects, _kept(handles, records[-1]))
     return records
 
 
 def _is_needed(records: list[RoundRecord], spec: FederationSpec) -> bool:
-    """Whether anything is still done with the last round's weights."""
+    """Return whether the last round's weights are still needed: by another round, or as the best model."""
     return not stopped(spec, records) or records[-1].decision.best_round == records[-1].round
 
 
@@ -54,7 +54,10 @@ def _kept(handles: Handles, record: RoundRecord) -> list[str]:
 
 
 def _damaged_weights(handles: Handles, record: RoundRecord) -> Damage | None:
-    """What is wrong with a round's global weights in the store. If this machine has them, they are put there again."""
+    """Return the damage of a round's global weights in the store; None if there is none.
+
+    If this machine's cache has the weights, put them into the store again, and return None.
+    """
     model = record.model
     fault = handles.weights.fault(model.key, model.sha256, model.bytes)
     if fault is None:
@@ -73,7 +76,13 @@ def _damaged_weights(handles: Handles, record: RoundRecord) -> Damage | None:
 def _fall_back(
     handles: Handles, records: list[RoundRecord], damage: Damage, damaged: list[RoundRecord]
 ) -> list[RoundRecord]:
-    """Set the damaged last round aside, if the one before is whole. ``damaged``: its record, if that can be read."""
+    """Set the damaged last round aside, if the weights of the round before are intact. Return ``records``.
+
+    records: of the rounds before. damaged: the record of the last round, or nothing if it cannot be read.
+
+    Raises:
+        FedbenchError: the weights of the round before are damaged too.
+    """
     objects, layout, number = handles.objects, handles.layout, damage.round
     before = _damaged_weights(handles, records[-1]) if records else None
     if before is not None:
@@ -95,7 +104,10 @@ def _fall_back(
 
 
 def _mend_best(handles: Handles, records: list[RoundRecord]) -> None:
-    """Have ``best.json`` as the last record says: it may be older, after a kill between the two, or damaged."""
+    """Write ``best.json`` again unless it agrees with the last record.
+
+    It may be damaged. Or it is older than the record, because the process was killed between writing the two.
+    """
     objects, layout = handles.objects, handles.layout
     if not records:
         return

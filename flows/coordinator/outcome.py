@@ -1,4 +1,4 @@
-"""What a finished run leaves."""
+"""The outcome of a finished run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tasks.spec.records import RoundRecord
 
 @dataclass(frozen=True)
 class Outcome:
-    """The records of a finished run, and its folder of plots.
+    """The records of a finished run, and the folder of its plots.
 
-    already_finished: there was nothing left to do. model: URI of the best model in MLflow's registry; None when MLflow
-    failed. failed: the reason of each part of the report that failed, by the part's name.
+    already_finished: whether nothing was left to do. model: URI of the best model in MLflow's registry; None if MLflow
+    failed. failed: why a part of the report failed, by the part's name.
     """
 
     records: Sequence[RoundRecord]

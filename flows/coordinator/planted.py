@@ -1,4 +1,4 @@
-"""What others planted in this home's Prefect database is held back before a run or a worker uses it."""
+"""Hold back what others planted in this home's Prefect database, before a run or a worker uses it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from infra.settings import Settings
 
 
 def hold_back_planted(settings: Settings, service: PrefectService | None, say: Callable[[str], None]) -> None:
-    """Look through the database of ``service``, which answers, unless only servers with credentials have opened it.
+    """Search the database of the running ``service``, unless only servers with credentials have opened it so far.
 
-    Does nothing for a server that the settings name (None). ``say`` gets the lines of what was found, and one of a
-    damaged database that was set aside.
+    service: None, and then nothing is done, if the settings name a server. say: called with a line for each finding,
+    and for a damaged database that was set aside.
 
     Raises:
-        ServiceFailed: it could not be looked through.
+        ServiceFailed: the database could not be searched.
     """
     if service is not None and service.set_aside is not None:
         say(service.set_aside)
@@ -39,8 +39,8 @@ def hold_back_planted(settings: Settings, service: PrefectService | None, say: C
 
 
 def own(settings: Settings) -> Own:
-    """What ``fedbench deploy`` makes with these settings."""
-    # Late: they import Prefect, whose settings the environment has by now.
+    """Return what ``fedbench deploy`` creates with these settings."""
+    # Late: these import Prefect, which reads the environment that is set by now.
     from flows.deployments.table import SCHEDULE, PoolNames, deployments, pools
     from infra.orchestrator.automations import NAME, REGRESSIONS
     from infra.worker.work_pools import default_template

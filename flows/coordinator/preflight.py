@@ -1,4 +1,4 @@
-"""What is checked before a run takes anything: the machine, the data, the name."""
+"""Checks before a run takes a slot: of the machine, the data, the weights and the name."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tasks.whole import DamagedObject, read_whole, set_aside
 
 log = logging.getLogger(__name__)
 
-# What a slot has imported before its first turn. That imports Prefect too, which slots use for nothing.
+# Modules that a slot imports before its first turn. They import Prefect too, which slots do not use.
 PRELOAD = ("infra.environment.ignore_prefect_files", "torchvision.transforms.v2", "tasks.take_turn")
 
 
 def slot_count(settings: Settings, spec: FederationSpec) -> int:
-    """Slots of this machine: the setting, else cores // threads of a turn.
+    """Return the number of slots of this machine: the setting, else cores // threads of a turn.
 
     Raises:
-        SettingsError: a turn wants more than there is.
+        SettingsError: a turn wants more threads than this machine has cores, or CUDA, which it does not have.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = spec.training.threads
@@ -51,16 +51,18 @@ def slot_count(settings: Settings, spec: FederationSpec) -> int:
 
 
 def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
-    """``spec`` with what only data and weight files tell filled in, so that a later start cannot take others.
+    """Return ``spec`` with the digests of data and weight files filled in, so that a later start must use the same.
 
-    ``say`` gets a line for what the data have that may cost figures, beside the log.
+    If only the data name the devices, these are filled in too.
 
-    Clients with pools of their own (``pools.silos``) keep their data to themselves. Where only the data tell the
-    devices, each silo has its own images alone, and there is no digest of the whole.
+    Clients with pools of their own (``pools.silos``) keep their data to themselves. If only the data name the devices,
+    each silo has only its own images, and the whole data set has no digest.
+
+    say: called, beside the log, with a line for each fault of the data that may lower the figures.
 
     Raises:
-        DataError: data or weights are missing or wrong.
-        SpecError: the participation asks for devices that there are not; or what silos need is not told.
+        DataError: data or weights are missing or not valid.
+        SpecError: the participation names devices that do not exist, or lacks what silos need.
     """
     data, silos = spec.data, settings.pools.silos
     name: str | None = getattr(data, "name", None)
@@ -87,12 +89,12 @@ def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | N
 
 
 def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
-    """Read (or draw) the data set on this machine and fix its digest in the specification.
+    """Read (or draw) the data set on this machine, and return ``spec`` with its digest filled in.
 
-    Devices that only the data tell are checked, and fixed as ``participation.clients`` if none are named.
+    Devices that only the data name are checked, and filled in as ``participation.clients`` if that names none.
 
     Raises:
-        DataError: the data set is missing or wrong.
+        DataError: the data set is missing or not valid.
         SpecError: the participation asks for devices that the data set does not have.
     """
     faults = Faults()
@@ -116,10 +118,10 @@ def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None
 
 
 def pin_weights(spec: FederationSpec, settings: Settings) -> FederationSpec:
-    """Fix the digest of the initial weight file in the specification, if it names one without.
+    """Return ``spec`` with the digest of its initial weight file filled in, if it names a file without a digest.
 
     Raises:
-        DataError: the file is missing, and cannot be downloaded where that is asked for.
+        DataError: the file is missing, and cannot be downloaded if the specification asks for that.
     """
     weights = spec.detector.weights
     if not isinstance(weights, FileWeights) or weights.sha256 is not None:
@@ -129,10 +131,10 @@ def pin_weights(spec: FederationSpec, settings: Settings) -> FederationSpec:
 
 
 def require_weights(spec: FederationSpec, settings: Settings) -> None:
-    """Hold the initial weight file, if the specification names one, against its digest: before services start.
+    """Compare the initial weight file, if ``spec`` names one, with its digest. Call this before services start.
 
     Raises:
-        DataError: it, or the package that holds it, is missing or another one.
+        DataError: the file, or the package that contains it, is missing or differs.
     """
     _weights_digest(spec, settings)
     if isinstance(spec.detector.weights, EfficientNetLite0Weights):
@@ -140,7 +142,7 @@ def require_weights(spec: FederationSpec, settings: Settings) -> None:
 
 
 def _weights_digest(spec: FederationSpec, settings: Settings) -> str | None:
-    """sha256 of the initial weight file, checked, and fetched where that is asked for; None without one."""
+    """Fetch the initial weight file if ``spec`` asks for that, check it and return its sha256; None without a file."""
     name, weights = weight_file_name(spec.detector), spec.detector.weights
     if name is None or not isinstance(weights, FileWeights):
         return None
@@ -152,11 +154,13 @@ def _weights_digest(spec: FederationSpec, settings: Settings) -> str | None:
 def claim_federation(
     objects: ObjectStore, settings: Settings, name: str, spec: FederationSpec, say: Callable[[str], None]
 ) -> None:
-    """Claim the name for ``spec``, whose lease the caller holds. ``say`` gets a line for each damaged object.
+    """Claim the name for ``spec``. The caller holds the federation's lease.
+
+    say: called with a line for each damaged object.
 
     Raises:
         SpecError: the name belongs to another experiment (:func:`claim_name`).
-        DataError: the initial weights are missing, before anything starts.
+        DataError: the initial weights of a new federation are missing.
         StoreCorrupt: the committed rounds cannot be read.
     """
     layout = FederationLayout(settings.s3.prefix, name)
@@ -169,14 +173,13 @@ def claim_federation(
 
 
 def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> list[str]:
-    """Write ``spec.json``, or hold the specification against the one that is there.
+    """Write ``spec.json``, or compare ``spec`` with the one in the store. Return a line for each damaged object.
 
-    A damaged one is written again from ``spec``, if the last round's record has its digest. Returns a line for each
-    object that was damaged.
+    A damaged ``spec.json`` is written again from ``spec``, if the last round's record has the digest of ``spec``.
 
     Raises:
-        SpecError: the name belongs to another experiment; names the fields. Only a larger ``max_rounds`` extends.
-            Or the store was laid out by a newer fedbench.
+        SpecError: the name belongs to another experiment; the message names the fields that differ. Only
+            ``max_rounds`` may differ, if it is larger. Or the store has a newer version.
     """
     lines = _claim_store(objects, layout)
     stored = None
@@ -194,16 +197,17 @@ def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationS
             lines.append(f"{error}: written again as given; what was there is kept in {kept}")
     if stored is None or not _is_unchanged(layout, stored, spec):
         objects.put_json(layout.spec, spec.model_dump(mode="json"))
-    flush(objects, [layout.store, layout.spec])  # also unchanged ones: whoever wrote them may have died before that
+    # Unchanged ones too: the process that wrote them may have died before it flushed them.
+    flush(objects, [layout.store, layout.spec])
     return lines
 
 
 def require_name(objects: ObjectStore, layout: FederationLayout, spec: FederationSpec) -> bool:
-    """Hold ``spec`` against the one in the store, if there is one. Returns whether it is there, unchanged.
+    """Compare ``spec`` with the one in the store, if there is one. Return whether the store has the same.
 
     Raises:
         SpecError: as :func:`claim_name`.
-        DamagedObject: what is there cannot be read.
+        DamagedObject: the stored specification or the store's version is damaged.
     """
     if objects.exists(layout.store):
         read_whole(objects, layout.store, StoreVersion, STORE_VERSION)
@@ -213,10 +217,10 @@ def require_name(objects: ObjectStore, layout: FederationLayout, spec: Federatio
 
 
 def _is_unchanged(layout: FederationLayout, stored: FederationSpec, spec: FederationSpec) -> bool:
-    """Whether ``spec`` is ``stored``; False: only its ``max_rounds`` is larger.
+    """Return True if ``spec`` equals ``stored``, False if only its ``max_rounds`` is larger.
 
     Raises:
-        SpecError: it is another experiment; names the fields.
+        SpecError: ``spec`` is another experiment; the message names the fields that differ.
     """
     changes = changed_fields(stored, spec)
     if not changes:

@@ -1,4 +1,4 @@
-"""When a run goes on by itself after a failure: which failures pass, how often, and how long it waits."""
+"""Decide whether a run goes on by itself after a failure: after which failures, how often, and after which pause."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ LONGEST_PAUSE = 10  # seconds
 
 
 class Restarts:
-    """Count how often a run has gone on by itself after its store or Prefect's API was unreachable."""
+    """Counts how often a run has gone on by itself after its store or Prefect's API was unreachable."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @property
     def pause(self) -> int:
-        """Seconds before the next attempt, which needs a service that is back."""
+        """Seconds before the next attempt. They grow with the count, because the service must be back by then."""
         return min(self.count, LONGEST_PAUSE)
 
     def allow(self, error: Exception) -> bool:
@@ -57,15 +57,15 @@ class Restarts:
 class Attempts:
     """Attempts at one run: the first, then another after each failure that may pass.
 
-    Iterate over it, with ``for`` or ``async for``, and do the work inside of each item, a context manager. The item
-    swallows a failure after which there is another attempt; the iteration waits before that one.
+    Iterate over it with ``for`` or ``async for``. Each item is a context manager: do the work inside. The item
+    suppresses a failure after which there is another attempt, and the iteration pauses before that attempt.
 
-    home: searched for a full disk when an attempt fails. say: called with a line before each further attempt.
-    recover: called inside of each further attempt, before its work; brings servers back.
+    home: checked for a full disk when an attempt fails. say: called with a line before each further attempt.
+    recover: brings servers back; called in each further attempt, before its work.
 
     Raises:
-        DiskFull: a full disk was behind the failure.
-        Exception: what an attempt raised, if it would happen again or has happened too often.
+        DiskFull: a full disk caused the failure.
+        Exception: the error of the last attempt, if it is not one that may pass, or after too many restarts.
     """
 
     def __init__(self, home: Path, say: Callable[[str], None], recover: Callable[[], None] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What ``fedbench resume`` changes in the store before it goes on: rounds put aside, stored updates discarded.
+"""Prepare ``fedbench resume``: put rounds aside, or discard stored updates, before the federation goes on.
 
-Both are for whoever finds a bad client behind a federation's state. Nothing is decided here: the federation goes on
-from what is left, as after a kill.
+Users need both after they have found a client that spoiled the federation. The federation then goes on from what is
+left, as after a kill.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def prepare(
 ) -> tuple[FederationSpec, list[str]]:
     """Go back to ``from_round``, or discard the stored updates of the clients ``retrain``.
 
-    say: told when there is a wait for another process.
+    say: called with a line when another process must be waited for.
 
-    Returns the federation's specification and a line for each thing that was done.
+    Returns the federation's specification, and a line for each change.
 
     Raises:
-        SpecError: no such federation, round or client; or both were asked for.
-        RunLocked: a process, of this machine or another, is running the federation.
-        StoreUnavailable: the store failed midway; the same call goes on.
+        SpecError: there is no such federation, round or client; or both changes are asked for.
+        RunLocked: a process, on this machine or another, is running the federation.
+        StoreUnavailable: the store failed midway; the same call completes the change.
     """
     if from_round is not None and retrain:
         raise SpecError("--from, --retrain: expected one of them, because no update of a round put aside is taken over")
@@ -58,13 +58,15 @@ def prepare(
 
 
 def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list[str]:
-    """Put aside all rounds after ``number``, committed or not, so that the federation goes on from it.
+    """Put aside all rounds after ``number``, committed or not, so that the federation goes on from ``number``.
 
-    Each round's objects are copied below ``superseded/`` before its marker goes, the newest round first. So whenever
-    this is cut short, the rounds that are left are those up to some round, and nothing is lost.
+    Each round's objects are copied below ``superseded/`` before its marker is removed, the newest round first. So if
+    this is interrupted, no round before a remaining one is missing, and nothing is lost.
+
+    Returns a line for each change.
 
     Raises:
-        SpecError: round ``number`` is not committed or its global weights are not kept; or its record is damaged.
+        SpecError: round ``number`` is not committed, or its global weights are not kept, or its record is damaged.
         FedbenchError: a marker before it is missing.
     """
     keys = objects.list(layout.root)
@@ -81,7 +83,7 @@ def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list
         )
     later = [begun for begun in layout.begun_rounds(keys) if begun > number]
     best = history[history[-1].decision.best_round]
-    # First: best.json may be older than the last record, as after a kill between the two, but not newer.
+    # First, because best.json may be older than the last record, as after a kill between the two, but never newer.
     put_best(objects, layout, best)
     if not later:
         return [f"{layout.federation}: nothing follows round {number}"]
@@ -114,7 +116,9 @@ def _put_aside(objects: ObjectStore, layout: FederationLayout, keys: Sequence[st
 
 
 def discard_updates(objects: ObjectStore, layout: FederationLayout, clients: Sequence[str]) -> list[str]:
-    """Remove the updates of ``clients`` that the open round has in the store; a partial sum with all its clients'.
+    """Remove the updates of ``clients`` in the open round. A partial sum goes with the updates of all its clients.
+
+    Returns a line for each client.
 
     Raises:
         SpecError: no round is open, or a client is not in its cohort.
@@ -139,12 +143,12 @@ def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, cl
     members = _together(_record(objects, key, plan) if key in there else None, plan, client)
     records = [layout.update_record(plan.round, member) for member in members]
     weights = [layout.update_weights(plan.round, client), layout.partial_sum(plan.round, members[0])]
-    # Records first: one without its weights would be taken for a store that has lost them.
+    # Records first: a record without its weights would look like a store that has lost them.
     for keys in (records, weights):
         found = [key for key in keys if key in there]
         if found:
             objects.delete(found)
-            flush_removal(objects, found)  # an update that came back with a power failure would count again
+            flush_removal(objects, found)  # else a power failure could bring an update back, and it would count
     if key not in there:
         return f"client {client}: no update of round {plan.round} is stored"
     others = [member for member in members if member != client]
@@ -153,7 +157,7 @@ def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, cl
 
 
 def _record(objects: ObjectStore, key: str, plan: RoundPlan) -> Any:
-    """A client's record, unchecked; None when it is none: its client wrote it, and that is no reason to keep it."""
+    """Return a client's record, unchecked; None if it cannot be read: even then it is to be removed."""
     try:
         return objects.get_json(key, record_limit(plan))
     except StoreCorrupt:
@@ -161,7 +165,7 @@ def _record(objects: ObjectStore, key: str, plan: RoundPlan) -> Any:
 
 
 def _together(document: Any, plan: RoundPlan, client: str) -> list[str]:
-    """Clients whose updates go with that of ``client``: of its partial sum, as its record says, and of its turn."""
+    """Return the clients whose updates are removed together: ``client``, and those of its turn in its partial sum."""
     shard = document.get("shard") if isinstance(document, dict) else None
     turn = next((turn for turn in plan.shards if client in turn), ())
     members = [member for member in shard if member in turn] if isinstance(shard, list) else []

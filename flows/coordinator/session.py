@@ -1,7 +1,7 @@
-"""The session of a run: what a process needs around a federation or a suite, taken in one order and given back.
+"""The session of a run: it takes locks, lease and servers for a federation or a suite in order, and gives them back.
 
-Four run-ups use it: ``fedbench run`` and ``fedbench suite run`` as an :class:`OwnSession`, and the deployments of both
-as a :class:`~flows.coordinator.deployed.DeployedSession`.
+``fedbench run`` and ``fedbench suite run`` use an :class:`OwnSession`, and the deployments of both a
+:class:`~flows.coordinator.deployed.DeployedSession`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ DRAIN_SECONDS = 20.0
 class OwnSession:
     """A session of the command line. It starts the servers that neither the settings nor a stack name.
 
-    A context manager: on the way in it holds the subject on this machine, and turns SIGTERM into KeyboardInterrupt; on
-    the way out it gives back all that it has taken, in reverse. In between, in this order: :meth:`with_store`,
-    :meth:`hold`, :meth:`start`, :meth:`attempts`. The order matters: Prefect reads the environment when it is imported,
-    so nothing imports it before :meth:`start` has set that.
+    A context manager. On entry it holds the subject on this machine, and makes SIGTERM raise KeyboardInterrupt. On exit
+    it gives back all that it has taken, in reverse. In between, call :meth:`with_store`, :meth:`hold`, :meth:`start`
+    and :meth:`attempts`, in this order: Prefect reads the environment when it is imported, so nothing may import it
+    before :meth:`start` has set the environment.
 
     say: called with a line for whoever watches the run.
     """
@@ -73,10 +73,10 @@ class OwnSession:
         return self.services.s3_endpoint()
 
     def with_store(self, use: Callable[[ObjectStore], Result]) -> Result:
-        """Start the store if it is ours, and return what ``use`` makes of it.
+        """Start the store if it is ours, call ``use`` with it, and return the result.
 
-        A store of ours that dies meanwhile is started again, and ``use`` is called again: :meth:`start` has not yet
-        begun to supervise it.
+        If a store of ours dies meanwhile, it is started again, and ``use`` is called again. Nothing else would restart
+        it, because :meth:`start` has not yet begun to supervise it.
 
         Raises:
             StoreUnavailable, ServiceFailed: the store does not answer.
@@ -94,12 +94,12 @@ class OwnSession:
                     raise
 
     def hold(self, command: str, claim: Callable[[ObjectStore, StoreLease], Result]) -> Result:
-        """Acquire the subject's lease until the session ends, and return what ``claim`` makes of the store and it.
+        """Acquire the subject's lease until the session ends, call ``claim`` with store and lease, return the result.
 
-        command: shown to those who find the lease held.
+        command: named in the message of other processes that find the lease held.
 
         Raises:
-            RunLocked: somebody else holds the subject; names who.
+            RunLocked: another process holds the subject; the message names it.
         """
 
         def acquire(objects: ObjectStore) -> Result:
@@ -114,9 +114,9 @@ class OwnSession:
         return self.with_store(acquire)
 
     def start(self, modules: Sequence[str], *, preload: Sequence[str] = ()) -> None:
-        """Set the environment, start the servers, and meanwhile import ``modules``; supervise the servers from then on.
+        """Set the environment, start the servers and import ``modules`` meanwhile. Then supervise the servers.
 
-        preload: imported in the fork server of local slots.
+        preload: modules that the fork server of local slots imports.
 
         Raises:
             ServiceFailed: a server did not come up.
@@ -125,7 +125,7 @@ class OwnSession:
         self._say("starting services")
         own_prefect(self.settings)
         start_services(self.services, modules, preload=preload)
-        os.environ.update(self.services.prefect_environment())  # Prefect reads it when it is imported: now it may be
+        os.environ.update(self.services.prefect_environment())  # from here on, Prefect may be imported
         prefect = self.services.prefect
         if prefect is not None:
             path = self.services.login_page("run")
@@ -136,7 +136,7 @@ class OwnSession:
         self._held.enter_context(prefect_drained())
 
     def attempts(self) -> Attempts:
-        """Return attempts that bring the servers back before each further one."""
+        """Return attempts at the run. Each but the first brings the servers back before its work."""
         return Attempts(self.settings.home, self._say, self._recover)
 
     def _recover(self) -> None:
@@ -145,10 +145,10 @@ class OwnSession:
         self.services.ensure()
 
     def run_flow(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run ``work``, which calls flows, with Prefect's clients at the address that its server has now."""
+        """Run ``work``, which calls flows, with Prefect's clients at the present address of its server."""
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-        # Prefect keeps the address that it read first; a server that lost its port comes back at another.
+        # Prefect keeps the address that it read first, but a restarted server may have another port.
         names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
         variables = self.services.prefect_environment()
         with temporary_settings({names[name]: value for name, value in variables.items()}):
@@ -164,7 +164,7 @@ def own_prefect(settings: Settings) -> None:
 
 
 def start_services(services: EmbeddedServices, modules: Sequence[str], *, preload: Sequence[str] = ()) -> None:
-    """Start the servers, and meanwhile import ``modules``, and ``preload`` in the fork server: each takes seconds.
+    """Start the servers. Meanwhile import ``modules`` here, and ``preload`` in the fork server: each takes seconds.
 
     Raises:
         ServiceFailed: a server did not come up.
@@ -182,16 +182,16 @@ def start_services(services: EmbeddedServices, modules: Sequence[str], *, preloa
                 interrupts.check()
             started.result()
         except BaseException:
-            services.stop()  # ends the wait for a server to come up, Ctrl-C's too
+            services.stop()  # the thread then stops waiting for its servers
             end_fork_server()
             raise
 
 
 @contextlib.contextmanager
 def prefect_drained() -> Iterator[None]:
-    """Send Prefect's waiting states, logs and events on the way out, while its server is up.
+    """Send Prefect's queued states, logs and events at the end of the block, while its server is up.
 
-    Prefect does so when the interpreter exits, and waits without end if its server has been stopped by then.
+    Otherwise Prefect sends them when the interpreter exits, and waits forever if its server has been stopped by then.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Run a federation's flow in this process until it is done, again from the last commit while servers are away."""
+"""Run a federation's flow in this process until it is done. After a server's failure, go on from the last commit."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def run_until_done(
     progress: Progress,
     again: str | None,
 ) -> Outcome:
-    """Run the flow ``federation`` of ``name``, which ``session`` holds, to its end.
+    """Run the flow ``federation`` for ``name`` to its end. ``session`` holds the federation.
 
-    again: the command that makes the report of a finished federation once more.
+    again: the command that makes the report of a finished federation again.
 
     Raises:
-        FedbenchError, InfraError: it cannot go on; the message says why.
-        KeyboardInterrupt: the runs in MLflow and Prefect are marked.
+        FedbenchError, InfraError: the federation cannot go on; the message says why.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the runs in MLflow and Prefect were marked.
     """
     log_internals_by_root()
     report = RunReport(name, spec, session.settings, session.services, run_folder(session.settings, name), again)
@@ -75,7 +75,7 @@ async def _run(
 
 @contextlib.contextmanager
 def _closed_on_failure(name: str, report: RunReport) -> Iterator[None]:
-    """Mark the runs in MLflow and Prefect when what is inside fails or is interrupted."""
+    """Mark the runs in MLflow and Prefect if the block fails or is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def _closed_on_failure(name: str, report: RunReport) -> Iterator[None]:
 
 
 def _close_open_runs(name: str, *, interrupted: bool) -> None:
-    """Leave no Prefect run open, if its API answers soon: whoever ends a run must not wait long for that."""
+    """Close the federation's runs in Prefect. Give up after ``CLOSE_SECONDS``: ending a run must not take long."""
 
     async def close() -> None:
         async with asyncio.timeout(CLOSE_SECONDS):
