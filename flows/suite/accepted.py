@@ -1,7 +1,7 @@
-"""Accepted results of suites: what later results are held against, and how they compare with it.
+"""Accepted results of suites: accept a result, and compare later results with it.
 
-They are objects in the store, beside the suites' runs (:mod:`infra.store.suite_layout`). The one that is replaced is
-kept in the history, under the time at which it was accepted.
+They are objects in the store, beside the suites' runs (:mod:`infra.store.suite_layout`). When a result replaces an
+accepted one, the old one is kept in the history, under the time at which it was accepted.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResult:
-    """
+    """Return the result of ``suite_run``.
+
     Raises:
-        SpecError: there is no suite run of this name, or it has no result yet; or the result is damaged, or newer.
+        SpecError: there is no suite run of this name, or it has no result yet. Or the result is damaged, or has a newer
+            version.
     """
     check_name(suite_run, source="suite run")
     layout = SuiteLayout(prefix, suite_run)
@@ -41,7 +43,7 @@ def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResu
 
 
 def suite_rule(objects: ObjectStore, prefix: str, suite_run: str) -> RegressionRule:
-    """The rule of a suite run's specification; that of the defaults where the store has none."""
+    """Return the rule of a suite run's specification; the default rule if the store has no specification."""
     source = SuiteLayout(prefix, suite_run).suite
     document = objects.get_json(source)
     if document is None:
@@ -52,14 +54,16 @@ def suite_rule(objects: ObjectStore, prefix: str, suite_run: str) -> RegressionR
 def accept(
     objects: ObjectStore, prefix: str, suite_run: str, *, by: str, note: str, incomplete: bool = False
 ) -> AcceptedResult:
-    """Make the result of ``suite_run`` the one that later results of its suite are held against.
+    """Accept the result of ``suite_run``: later results of its suite are compared with it.
 
-    The accepted result that it replaces goes to the history first. Accepting again what is accepted is no error.
+    The accepted result that it replaces is first written to the history. Accepting the accepted result again is no
+    error.
 
-    by: who accepts. incomplete: also a result in which cells failed or are missing; these are not compared later.
+    by: who accepts. incomplete: also accept a result in which cells failed or are missing. These are not compared
+    later.
 
     Raises:
-        SpecError: there is no such suite run, or it has no result, or not one of all cells.
+        SpecError: there is no such suite run, or it has no result, or its result lacks cells.
     """
     result = suite_result(objects, prefix, suite_run)
     if not result.cells:
@@ -89,33 +93,33 @@ def accept(
 
 
 def accepted_result(objects: ObjectStore, prefix: str, suite: str) -> AcceptedResult | None:
-    """What results of ``suite`` are held against; None before the first was accepted.
+    """Return the accepted result of ``suite``; None before the first was accepted.
 
     Raises:
-        SpecError: it is damaged, or of a newer version.
+        SpecError: the accepted result is damaged, or has a newer version.
     """
     source = ReferenceLayout(prefix, suite).accepted
     return find_whole(objects, source, AcceptedResult, RECORD_VERSION)
 
 
 def accepted_before(objects: ObjectStore, prefix: str, suite: str) -> list[AcceptedResult]:
-    """What ``accepted_result`` has replaced, the oldest first."""
+    """Return the earlier accepted results of ``suite``, the oldest first."""
     keys = [key for key in objects.list(ReferenceLayout(prefix, suite).replaced) if key.endswith(".json")]
     return [parse(AcceptedResult, objects.get_json(key), source=key, newest=RECORD_VERSION) for key in keys]
 
 
 def known_suites(objects: ObjectStore, prefix: str) -> Sequence[str]:
-    """Suites with an accepted result."""
+    """Return the names of the suites with an accepted result."""
     return accepted_suites(prefix, objects.list(ReferenceLayout(prefix, "any").all_suites))
 
 
 def compare_with_accepted(
     objects: ObjectStore, prefix: str, result: SuiteResult, rule: RegressionRule
 ) -> Comparison | None:
-    """``result`` held against the accepted one by ``rule``; None where none was accepted yet.
+    """Compare ``result`` with the accepted one by ``rule``. Return None if none was accepted yet.
 
     Raises:
-        SpecError: the accepted result is damaged, or of a newer version.
+        SpecError: the accepted result is damaged, or has a newer version.
     """
     accepted = accepted_result(objects, prefix, result.suite)
     return None if accepted is None else compare_results(accepted.result, result, rule)

@@ -1,4 +1,4 @@
-"""One cell of a suite: ``fedbench run`` in a process of its own, so that no cell can take the others with it."""
+"""Run one cell of a suite: ``fedbench run`` in its own process, so that a crash does not end the other cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.plain_text import plain
 from tasks.spec.suite import Cell
 from tasks.spec.suite_records import CellRecord
 
-# What a federation takes at most to mark its runs and stop its slots, before it is killed.
+# How long a federation may take to mark its runs and stop its slots, before it is killed.
 STOP_SECONDS = 30.0
 _REASON_CHARACTERS = 500
 
@@ -26,10 +26,10 @@ _REASON_CHARACTERS = 500
 async def run_cell(
     plan: SuitePlan, cell: Cell, folder: Path, slots: int | None, environment: Mapping[str, str]
 ) -> CellRecord:
-    """Run ``cell`` to its end, or go on with it, and keep how it ended.
+    """Run ``cell``, or go on with it, to its end. Write its record to the store and return it.
 
-    folder: of the cell's specification and log. slots: turns at a time; None: the machine's. environment: of the
-    process, which ends with this one, however that ends.
+    folder: where the cell's specification and log are written. slots: the most turns at a time; None: the machine's
+    number. environment: that of the cell's process. However this process ends, the cell's process ends with it.
     """
     began, before = time.monotonic(), await asyncio.to_thread(plan.record, cell)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ async def run_cell(
             stdout=output,
             stderr=output,
             env={**environment, "NO_COLOR": "1"},
-            start_new_session=True,  # a terminal's Ctrl-C is ours to hand on
+            start_new_session=True,  # a terminal's Ctrl-C must reach only this process, which stops the cell
         )
         try:
             code = await process.wait()
@@ -81,12 +81,12 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _reason(log: Path, start: int, code: int) -> str:
-    """What the command said last of why it failed; else how it ended."""
+    """Return the command's last error line in its log; without one, how its process ended."""
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode("utf-8", errors="replace").splitlines()
-    said = [line.strip() for line in lines if line.startswith(("error: ", "failed: "))]
-    if said:
-        return plain(said[-1], _REASON_CHARACTERS)
+    errors = [line.strip() for line in lines if line.startswith(("error: ", "failed: "))]
+    if errors:
+        return plain(errors[-1], _REASON_CHARACTERS)
     ending = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"its process {ending}; see {log}"

@@ -1,4 +1,4 @@
-"""A suite that Prefect started: from a deployment, on its schedule or from the page, in a process of a worker."""
+"""Run a suite that Prefect started from a deployment, on its schedule or from the page, in a worker's process."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tasks.spec.suite_presets import suite_preset
 async def run_deployed(
     name: str | None, preset: str, spec: SuiteSpec | None, cells: Callable[[], Awaitable[str]]
 ) -> str:
-    """Run ``cells`` of a deployment's suite, again from what is done while store or servers are away.
+    """Run ``cells`` for a deployment's suite. If the store or a server fails, go on with the cells that are not done.
 
-    Returns what ``cells`` does.
+    Returns the result of ``cells``.
 
     Raises:
-        FedbenchError, InfraError: it cannot start or go on; the message says why.
+        FedbenchError, InfraError: the suite cannot start or go on; the message says why.
     """
     name = name or deployed_name()
     views = Views(f"a run of the same name, or fedbench suite report {name}")

@@ -1,4 +1,4 @@
-"""What a suite run leaves: its result and report in the store and on this machine, in MLflow and on Prefect's page."""
+"""End a suite run: write its result and report to the store, this machine, MLflow and Prefect's page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from tasks.suite.regression import Comparison, compare_results
 
 
 async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
-    """Build the result, hold it against the accepted one, write and show it. Returns what is wrong, a line each.
+    """Build the result, compare it with the accepted one, write and publish it.
+
+    Returns a line for each failed cell and each regression.
 
     Raises:
-        FedbenchError, InfraError: the result cannot be built or kept.
+        FedbenchError, InfraError: the result cannot be built or stored.
     """
     plan = handles.plan
     handles.say("building the report")
@@ -34,7 +36,7 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     comparison: Comparison | None = None
     before: SuiteResult | None = None
     if compare:
-        comparison, before = await asyncio.to_thread(_held_against, handles, result)
+        comparison, before = await asyncio.to_thread(_compared, handles, result)
     files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=_notes(comparison))
     with handles.views.showing(f"writing {handles.folder / 'report'}"):
         await asyncio.to_thread(write_files, handles.folder / "report", files)
@@ -67,7 +69,8 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
 
 
-def _held_against(handles: SuiteHandles, result: SuiteResult) -> tuple[Comparison | None, SuiteResult | None]:
+def _compared(handles: SuiteHandles, result: SuiteResult) -> tuple[Comparison | None, SuiteResult | None]:
+    """Return the comparison with the accepted result, and that result; None for both if none was accepted yet."""
     objects, prefix = handles.plan.objects, handles.settings.s3.prefix
     accepted = accepted_result(objects, prefix, result.suite)
     if accepted is None:

@@ -1,4 +1,4 @@
-"""The files of a report, for suites and for comparisons: made one by one, so that one that fails leaves the others."""
+"""Make and write the files of a report, for suites and comparisons. If one file fails, the others are still made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.spec.suite_records import SuiteResult
 def made_files(
     views: Views, result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
 ) -> dict[str, bytes]:
-    """Return the report's files without those that cannot be made, which are noted in ``views``."""
+    """Return the report's files by name. Those that cannot be made are left out, and noted in ``views``."""
     files, parts = {}, {}
     with views.showing("the report's plots"):
         parts = report_parts(result, before=before, notes=notes)
@@ -24,7 +24,7 @@ def made_files(
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write ``files`` into ``folder``, which is made."""
+    """Write ``files`` into ``folder``. Create it if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, data in files.items():
         (folder / file).write_bytes(data)

@@ -1,4 +1,4 @@
-"""A suite as a Prefect flow: its cells are tasks, each a federation in a process of its own."""
+"""A suite as a Prefect flow. Each of its cells is a task, which runs a federation in its own process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.spec.suite import Cell, SuiteSpec
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # between two looks at the rounds of cells that run
+LOOK_SECONDS = 10.0  # between two looks at the rounds of running cells
 _PROGRESS = "the progress on Prefect's page"
 
 
@@ -38,7 +38,7 @@ class CellFailed(FedbenchError):
 
 
 class SuiteFailed(FedbenchError):
-    """Cells have failed, or the result is worse than the accepted one: all else is there."""
+    """Cells have failed, or the result is worse than the accepted one. The report is written all the same."""
 
 
 @flow(name="suite", flow_run_name=run_name, persist_result=False, on_crashed=[go_on])
@@ -48,19 +48,19 @@ async def suite(
     spec: SuiteSpec | None = None,
     compare: bool = True,
 ) -> str:
-    """Run what a suite has not run yet, and leave its report. Returns the suite run's name.
+    """Run the cells of a suite that are not done yet, and write its report. Returns the suite run's name.
 
     Args:
-        name: What it is called. Left out: deployment and scheduled time, a new one every time. The name of one that
-            exists goes on with it: cells that are done by the same code are not run again.
-        preset: Which suite.
+        name: The suite run's name. An existing suite run of this name is continued: cells that the same code has done
+            are not run again. Left out: deployment and scheduled time, so that every run is a new one.
+        preset: The suite to run.
         spec: A suite of your own, in place of the preset.
-        compare: Hold the result against the accepted one of the same suite, and fail when it is worse.
+        compare: Compare the result with the accepted one of the same suite, and fail if it is worse.
 
     Raises:
-        SuiteFailed: cells failed, or the result is worse than the accepted one; the message names cell, metric,
-            before and after.
-        FedbenchError, InfraError: it cannot start; the message says why.
+        SuiteFailed: cells failed, or the result is worse than the accepted one. The message names the cells, and for a
+            worse figure the metric and its values before and after.
+        FedbenchError, InfraError: the suite cannot start; the message says why.
     """
     if has_suite_handles():
         return await cells(compare=compare)
@@ -68,7 +68,7 @@ async def suite(
 
 
 async def cells(*, compare: bool) -> str:
-    """Run the cells of the current suite run that are not done, then leave the report."""
+    """Run the cells of the current suite run that are not done, then write the report. Return the suite run's name."""
     handles = suite_handles()
     plan = handles.plan
     with handles.views.showing("the tag of Prefect's run"):
@@ -82,10 +82,10 @@ async def cells(*, compare: bool) -> str:
 
     async def one(cell: Cell) -> None:
         async with progress.running(cell):
-            with contextlib.suppress(CellFailed):  # its task is red, its record says why, the others go on
+            with contextlib.suppress(CellFailed):  # the task run and the record show it, and other cells go on
                 await run_one.with_options(task_run_name=cell.name)(cell.name, weights[cell.name])
 
-    async with progress.told():
+    async with progress.reported():
         await run_all(waiting, weights, handles.capacity, one)
     problems = await leave(handles, compare=compare)
     if problems:
@@ -100,10 +100,10 @@ async def _is_done(cell: Cell) -> bool:
 
 @task(name="cell", persist_result=False)
 async def run_one(name: str, slots: int) -> str:
-    """One cell, to its end. Returns the name of its federation.
+    """Run one cell to its end. Returns the name of its federation.
 
     Raises:
-        CellFailed: it has ended without a result.
+        CellFailed: the cell has ended without a result.
     """
     handles = suite_handles()
     cell = next(cell for cell in handles.plan.to_run if cell.name == name)
@@ -120,7 +120,7 @@ async def run_one(name: str, slots: int) -> str:
 
 
 class SuiteProgress:
-    """Where a suite stands, with an estimate of the time left: said as lines, and shown on Prefect's page."""
+    """The progress of a suite, with an estimate of the time left: reported as lines, and on Prefect's page."""
 
     def __init__(self, waiting: Sequence[Cell], done: int, estimate: Estimate) -> None:
         self._handles = suite_handles()
@@ -128,7 +128,7 @@ class SuiteProgress:
         self._total = len(waiting) + done
         self._running: dict[str, tuple[Cell, int]] = {}
         self._artifact: UUID | None = None
-        self._said = ""
+        self._last_line = ""
 
     async def open(self, done: Sequence[Cell]) -> None:
         for cell in done:
@@ -161,22 +161,22 @@ class SuiteProgress:
             self._handles.say(f"{cell.name} {how}, {duration(record.seconds)} · {self.line()}")
 
     @contextlib.asynccontextmanager
-    async def told(self) -> AsyncIterator[None]:
-        """Progress is told while this is open."""
-        telling = asyncio.create_task(self._tell())
+    async def reported(self) -> AsyncIterator[None]:
+        """Report the progress regularly during the block."""
+        reporting = asyncio.create_task(self._report())
         try:
             yield
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
         await self._show()
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self._look()
-            except Exception as error:  # store or page are away: no reason to stop, the next look may find them
+            except Exception as error:  # store or Prefect is unreachable: the next look may reach it
                 log.warning("progress: %s", error)
 
     async def _look(self) -> None:
@@ -186,8 +186,8 @@ class SuiteProgress:
                 self._running[name] = (cell, rounds)
                 self._estimate.stands_at(cell, rounds)
         line = self.line()
-        if line != self._said:
-            self._said = line
+        if line != self._last_line:
+            self._last_line = line
             self._handles.say(line)
         await self._show()
 
@@ -197,7 +197,7 @@ class SuiteProgress:
                 await aupdate_progress_artifact(self._artifact, progress=self._per_cent(), description=self.line())
 
     async def _rounds(self, cell: Cell) -> int:
-        """Rounds that are committed, beside the initial one."""
+        """Return the number of committed rounds without the initial one."""
         layout = FederationLayout(self._handles.settings.s3.prefix, self._handles.plan.federation(cell))
         keys = await asyncio.to_thread(self._handles.plan.objects.list, layout.rounds)
         return max(len(layout.committed_rounds(keys)) - 1, 0)
@@ -207,7 +207,7 @@ class SuiteProgress:
         return min(100.0 * (self._done + rounds) / self._total, 100.0) if self._total else 100.0
 
     def line(self) -> str:
-        """``3 of 12 cells · street5.s1 round 4 of 10 · about 25 min left``."""
+        """Return the progress, as ``3 of 12 cells · street5.s1 round 4 of 10 · about 25 min left``."""
         parts = [f"{self._done} of {self._total} cells"]
         parts += [f"{name} round {rounds} of {cell.spec.max_rounds}" for name, (cell, rounds) in self._running.items()]
         if self._waiting or self._running:

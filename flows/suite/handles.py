@@ -1,4 +1,4 @@
-"""What the process of a suite run has: its plan, this machine, and the environment of its cells' processes."""
+"""The handles of a suite run: its plan, this machine's settings, and the environment of its cells' processes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from infra.settings import Settings
 from infra.views import Views
 from tasks.spec.suite import SuiteSpec
 
-DEFAULT_CELLS = 4  # at a time on work pools, whose workers share out their slots
+DEFAULT_CELLS = 4  # at a time on work pools, whose workers divide their slots among the cells
 
 
 @dataclass(frozen=True)
 class SuiteHandles:
     """Handles of one suite run.
 
-    settings: with the store's endpoint and keys filled in. folder: of the cells' logs and the report, on this machine.
-    capacity: slots, or on work pools cells, at a time. environment: of a cell's process. mlflow_artifacts: where MLflow
-    keeps files, None: where it likes. say: told a line of progress. views: within which all that only presents the
-    suite is done.
+    settings: with the store's endpoint and keys filled in. folder: where this machine has the cells' logs and the
+    report. capacity: the most slots at a time, or with work pools the most cells. environment: that of a cell's
+    process. mlflow_artifacts: where MLflow keeps files; None: its default. say: called with a line of progress. views:
+    notes which parts of the report or of the display failed.
     """
 
     plan: SuitePlan
@@ -39,15 +39,15 @@ class SuiteHandles:
 
 
 def suite_folder(settings: Settings, name: str) -> Path:
-    """Logs and report of a suite run on this machine."""
+    """Return the folder of a suite run's logs and report on this machine."""
     return settings.home / "suites" / name
 
 
 def capacity_of(settings: Settings, suite: SuiteSpec) -> int:
-    """Slots of this machine; on work pools, cells at a time.
+    """Return the number of slots of this machine; with work pools, the most cells at a time.
 
     Raises:
-        SettingsError: a turn wants more than there is.
+        SettingsError: a turn wants more than this machine has.
     """
     if settings.pools.used:
         return DEFAULT_CELLS
@@ -55,7 +55,7 @@ def capacity_of(settings: Settings, suite: SuiteSpec) -> int:
 
 
 def child_environment(settings: Settings, **variables: str) -> dict[str, str]:
-    """Return this process's environment for a child with the same settings, without what names its Prefect run."""
+    """Return the environment of a child process with these settings: ours, without the variables of our Prefect run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
     return {**kept, "FEDBENCH_HOME": str(settings.home), **variables}
 
@@ -73,7 +73,8 @@ def has_suite_handles() -> bool:
 
 
 def suite_handles() -> SuiteHandles:
-    """
+    """Return the current handles.
+
     Raises:
         LookupError: no suite runs in this context.
     """

@@ -1,4 +1,4 @@
-"""A suite run in the store: what it runs, which of it has ended, and what the federations of its cells are called."""
+"""The plan of a suite run in the store: its cells, which of them have ended, and the names of their federations."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tasks.whole import DamagedObject, find_whole, read_whole
 
 log = logging.getLogger(__name__)
 
-LONGEST_NAME = 100  # of a federation
+LONGEST_NAME = 100  # characters of a federation's name
 
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """A suite run: its cells, each specification once, and where they are kept."""
+    """A suite run: its cells, and where the store keeps their records."""
 
     name: str
     suite: SuiteSpec
@@ -37,7 +37,7 @@ class SuitePlan:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All cells, also those that have their specification in common."""
+        """All cells. Several cells may have the same specification."""
         return cells_of(self.suite)
 
     @cached_property
@@ -50,15 +50,18 @@ class SuitePlan:
 
     @property
     def to_run(self) -> list[Cell]:
-        """Each specification once, under its first cell's name."""
+        """The cells to run: of each specification the first."""
         return list(self._first.values())
 
     def federation(self, cell: Cell) -> str:
-        """``cpu-9f31ab02.street5.s1-central.3f2a9c1e``: of a cell's first name, and the code that runs it."""
+        """Return the name of a cell's federation, as ``cpu-9f31ab02.street5.s1-central.3f2a9c1e``.
+
+        Its parts are the suite run, the first cell of the same specification, and the digest of the code.
+        """
         return f"{self.name}.{self._first[cell.spec.digest].name}.{self.code[-DIGITS:]}"
 
     def record(self, cell: Cell) -> CellRecord | None:
-        """How the cell ended when it was last run by this code; None when it has not."""
+        """Return how the cell ended when this code last ran it; None if it has not ended yet."""
         key = self.layout.cell(cell.spec.digest, self.code)
         try:
             return find_whole(self.objects, key, CellRecord, RECORD_VERSION)
@@ -67,22 +70,22 @@ class SuitePlan:
             return None
 
     def keep(self, record: CellRecord) -> None:
-        """Write how a cell has ended."""
+        """Write the record of a cell that has ended to the store."""
         key = self.layout.cell(record.spec_digest, self.code)
         self.objects.put_json(key, record.model_dump(mode="json"))
         flush(self.objects, [key])
 
 
 def default_name(suite: SuiteSpec) -> str:
-    """``cpu-9f31ab02``: the same suite has the same name, and goes on."""
+    """Return a name from suite and digest, as ``cpu-9f31ab02``. So the same suite goes on under the same name."""
     return f"{suite.name}-{suite.digest[:8]}"
 
 
 def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
-    """``suite`` with what only data and weight files tell filled in, as :func:`flows.coordinator.preflight.pin`.
+    """Return ``suite`` with digests and devices filled in, as :func:`flows.coordinator.preflight.pin` does.
 
     Raises:
-        DataError, SpecError: naming the experiment too.
+        DataError, SpecError: as ``pin`` does.
     """
     done: dict[str, Experiment] = {}
     experiments = []
@@ -99,10 +102,10 @@ def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
 
 
 def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> SuitePlan:
-    """The suite run ``name`` of ``suite``: begun, or gone on with. The caller holds its lock.
+    """Begin the suite run ``name`` of ``suite``, or continue it if it exists. The caller holds its lease.
 
     Raises:
-        SpecError: the name cannot be one, or is that of another suite's run.
+        SpecError: the name is not valid, or belongs to a run of another suite.
     """
     check_name(name, source="--name")
     plan = SuitePlan(name, suite, code_version(), SuiteLayout(prefix, name), objects)
@@ -133,16 +136,17 @@ def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> Sui
 
 
 def _begun_with(plan: SuitePlan) -> bool:
-    """Whether all that has ended under the run's name, by whichever code, are cells of the plan's suite."""
+    """Return whether all cells that have ended under the run's name, with any code, are cells of the plan's suite."""
     known = {cell.spec.digest[:DIGEST_DIGITS] for cell in plan.to_run}
     ended = plan.objects.list(plan.layout.cells)
     return all(key.removeprefix(plan.layout.cells)[:DIGEST_DIGITS] in known for key in ended)
 
 
 def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
-    """
+    """Return how the suite run ``name`` was begun.
+
     Raises:
-        SpecError: there is no suite run of this name; lists those that there are. Or its start is damaged.
+        SpecError: there is no suite run of this name; the message lists those that exist. Or its start is damaged.
     """
     check_name(name, source="suite run")
     layout = SuiteLayout(prefix, name)
@@ -153,7 +157,9 @@ def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
 
 
 def read_plan(objects: ObjectStore, prefix: str, name: str) -> SuitePlan:
-    """The suite run as it was begun: with the cells that this code has run, else those of the code that ran the last.
+    """Return the plan of a suite run in the store.
+
+    If this code has run none of its cells, the plan is that of the code which ran the last cell.
 
     Raises:
         SpecError: there is no suite run of this name.

@@ -1,4 +1,4 @@
-"""The result of a suite run, from the federations that the store has of it."""
+"""Build the result of a suite run from its federations in the store."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tasks.suite.results import cell_result
 def build_result(
     plan: SuitePlan, settings: Settings, mlflow_uri: str | None = None, views: Views | None = None
 ) -> SuiteResult:
-    """What the cells of ``plan`` that are done by this code have reached; the others by name.
+    """Return the figures of the cells that the plan's code has done. Failed and missing cells are listed by name.
 
-    mlflow_uri: of a server whose pages are linked to; None, or no server: none are. views: where it is noted that the
-    server does not answer.
+    mlflow_uri: address of the server whose pages the result links to. There are no links if it is None or a database.
+    views: notes if the server does not answer.
 
     Raises:
         FedbenchError, InfraError: the store cannot be read.

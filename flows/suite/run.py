@@ -1,4 +1,4 @@
-"""``fedbench suite run``: a suite from the command line; killed, the same command goes on."""
+"""``fedbench suite run``: a suite from the command line. After a kill, the same command goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.spec.suite_records import SuiteResult
 
 @dataclass(frozen=True)
 class SuiteOutcome:
-    """What a suite run left: its result, and the folder of its report."""
+    """The result of a suite run, and the folder of its report."""
 
     name: str
     result: SuiteResult
@@ -31,12 +31,12 @@ class SuiteOutcome:
 def run_suite(
     name: str | None, suite: SuiteSpec, settings: Settings, say: Callable[[str], None], *, compare: bool
 ) -> SuiteOutcome:
-    """Run what ``suite`` has not run yet under ``name`` (default: suite and digest).
+    """Run the cells of ``suite`` that are not done yet under ``name`` (default: suite and digest).
 
     Raises:
-        SuiteFailed: cells failed, or the result is worse than the accepted one; the report is there.
-        FedbenchError, InfraError: it cannot start or go on; the message says why.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the cells were stopped.
+        SuiteFailed: cells failed, or the result is worse than the accepted one; the report is written.
+        FedbenchError, InfraError: the suite cannot start or go on; the message says why.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the cells were stopped.
     """
     capacity = capacity_of(settings, suite)
     private_process(settings.home)
@@ -44,7 +44,7 @@ def run_suite(
     suite = pinned(suite, settings)
     name = name or default_name(suite)
     with OwnSession(settings, Subject.suite(settings, name), say) as session:
-        # A cell sets the variables of its own Prefect: it gets the environment as it was before ours are set.
+        # Before session.start sets the variables of our Prefect: a cell sets those of its own.
         environment = child_environment(settings)
         plan = session.hold(
             "fedbench suite run",

@@ -1,4 +1,4 @@
-"""Which cell runs when, on how many slots, and how long the rest will take."""
+"""Schedule the cells of a suite on its slots, and estimate the time left."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from tasks.spec.suite import Cell
 async def run_all(
     cells: Sequence[Cell], weights: Mapping[str, int], capacity: int, run: Callable[[Cell], Awaitable[None]]
 ) -> None:
-    """Run ``cells`` (a federation and its references) in their order, at most ``capacity`` slots at a time.
+    """Run ``cells`` (a federation and its references) in their order, on at most ``capacity`` slots at a time.
 
-    A cell that does not fit lets later ones go first. ``weights`` are slots by a cell's name. What ``run`` raises ends
-    all of them, and is raised.
+    If a cell needs more slots than are free, later cells may start first. If ``run`` raises, all cells are cancelled,
+    and the exception is raised.
+
+    weights: slots by a cell's name.
     """
     waiting, running, free = list(cells), dict[asyncio.Task[None], int](), capacity
     try:
@@ -38,14 +40,18 @@ async def run_all(
 
 
 def slots_of(cell: Cell, capacity: int) -> int:
-    """Slots that a cell can use: those of the clients that train at the same time."""
+    """Return how many slots a cell can use: as many as clients train at the same time, at most ``capacity``."""
     clients = cell.spec.participation.clients_per_round or len(cell.spec.clients or ()) or capacity
     return max(1, min(clients, cell.spec.participation.shards or clients, capacity))
 
 
 @dataclass
 class RunningCell:
-    """A cell that runs: since when, from which round on, and when the last of its rounds was seen."""
+    """A running cell.
+
+    began: when it began. before: rounds committed by then. rounds: rounds committed by now. reached: when the last of
+    these was noticed.
+    """
 
     cell: Cell
     began: float
@@ -54,17 +60,20 @@ class RunningCell:
     reached: float
 
     def each(self) -> float | None:
-        """Seconds a round; None before the first is done."""
+        """Return the seconds per round; None before the first is done."""
         done = self.rounds - self.before
         return (self.reached - self.began) / done if done > 0 else None
 
 
 @dataclass
 class Estimate:
-    """Seconds that are left, from what cells have taken so far.
+    """An estimate of the seconds left, from the times of cells so far.
 
-    A cell's work is its rounds. What a round takes is, first of all, what it took this very cell; else its like (the
-    same experiment and role, for another seed or device), else its role, else any, in proportion to local epochs.
+    A cell's time is its number of rounds times the seconds per round. The seconds per round come from the cell itself.
+    Before its first round, they come from cells of the same experiment and role (with another seed or device), else
+    from cells of the same role, else from all cells, in proportion to the local epochs.
+
+    weights: slots by a cell's name. capacity: the most slots at a time.
     """
 
     weights: Mapping[str, int]
@@ -75,32 +84,32 @@ class Estimate:
     _running: dict[str, RunningCell] = field(default_factory=dict)
 
     def ended(self, cell: Cell, seconds: float) -> None:
-        """``cell`` has taken ``seconds`` for all of its rounds."""
+        """Note that ``cell`` has ended, and took ``seconds`` for all of its rounds."""
         self._running.pop(cell.name, None)
         self._cells[cell.name] = cell
         self._round_seconds[cell.name] = seconds / cell.spec.max_rounds
 
     def began(self, cell: Cell, rounds: int) -> None:
-        """``cell`` runs, and had ``rounds`` committed before."""
+        """Note that ``cell`` has begun, with ``rounds`` committed before."""
         self._cells[cell.name] = cell
         now = self.clock()
         self._running[cell.name] = RunningCell(cell, began=now, before=rounds, rounds=rounds, reached=now)
 
     def stands_at(self, cell: Cell, rounds: int) -> None:
-        """``cell``, which runs, has ``rounds`` committed."""
+        """Note that the running ``cell`` has ``rounds`` committed."""
         running = self._running[cell.name]
         if rounds != running.rounds:
             running.rounds, running.reached = rounds, self.clock()
 
     def left(self, waiting: Sequence[Cell]) -> float | None:
-        """Wall seconds until all of ``waiting``, and those that run, have ended; None while nothing tells."""
+        """Return the wall seconds until all waiting and running cells have ended; None if no time is known yet."""
         work, longest = 0.0, 0.0
         for cell in [*(running.cell for running in self._running.values()), *waiting]:
             each = self._each(cell)
             if each is None:
                 return None
             seconds, running = each * cell.spec.max_rounds, self._running.get(cell.name)
-            if running is not None:  # some of its rounds have passed, and a part of one
+            if running is not None:  # subtract its committed rounds, and the elapsed part of the current one
                 passed = min(self.clock() - running.reached, each)
                 seconds = max(seconds - each * running.rounds - passed, 0.0)
             work += seconds * min(self.weights.get(cell.name, 1), self.capacity)
@@ -108,7 +117,7 @@ class Estimate:
         return max(work / self.capacity, longest)
 
     def _each(self, cell: Cell) -> float | None:
-        """Seconds a round."""
+        """Return the seconds per round of ``cell``; None if no time is known yet."""
         running = {name: each for name, item in self._running.items() if (each := item.each()) is not None}
         if cell.name in running:
             return running[cell.name]
@@ -129,7 +138,7 @@ class Estimate:
 
 
 def duration(seconds: float) -> str:
-    """``1 h 20 min``, ``4 min``, ``40 s``."""
+    """Return ``seconds`` as text, as ``1 h 20 min``, ``4 min`` or ``40 s``."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
