@@ -1,3 +1,3 @@
--- Run once, when PostgreSQL's volume is empty, in the database prefect.
-CREATE EXTENSION IF NOT EXISTS pg_trgm; -- Prefect's migrations ask for it
+-- PostgreSQL runs this once in the database prefect, when its volume is empty.
+CREATE EXTENSION IF NOT EXISTS pg_trgm; -- Prefect's migrations need it
 CREATE DATABASE mlflow;
