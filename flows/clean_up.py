@@ -52,6 +52,6 @@ async def clean_up(
     await acreate_table_artifact(
         key="clean-up",
         table=result.rows(),
-        description=f"What {'went' if apply else 'would go'}: {describe(result.leftovers)}.",
+        description=f"{'Removed' if apply else 'Would be removed'}: {describe(result.leftovers)}.",
     )
     return result

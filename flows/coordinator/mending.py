@@ -29,9 +29,9 @@ def mended_history(handles: Handles, spec: FederationSpec) -> list[RoundRecord]:
     records, damage = found.records, found.damage
     if damage is not None and damage.round < found.newest:
         raise FedbenchError(
-            f"{damage.key}: {damage.reason}; rounds up to {found.newest} follow it, so it cannot be derived again: put "
-            f"it back from a copy, or train from an earlier round: fedbench resume {handles.layout.federation} --from "
-            "ROUND"
+            f"{damage.key}: {damage.reason}; rounds up to {found.newest} follow it, so it cannot be made again; "
+            f"restore it from a copy, or go on from an earlier round: fedbench resume {handles.layout.federation} "
+            "--from ROUND"
         )
     if damage is None and records and _is_needed(records, spec):
         damage = _damaged_weights(handles, records[-1])
@@ -67,7 +67,7 @@ def _damaged_weights(handles: Handles, record: RoundRecord) -> Damage | None:
         kept = set_aside(handles.objects, handles.layout, [model.key])
         if handles.weights.put_back(model.key, model.sha256, model.bytes):
             handles.reporter.message(
-                f"{model.key}: {reason}: put there again from this machine's cache; what was there is kept in {kept}"
+                f"{model.key}: {reason}: restored from this machine's cache; any damaged object is kept in {kept}"
             )
             return None
     return Damage(record.round, model.key, reason)
@@ -88,7 +88,7 @@ def _fall_back(
     if before is not None:
         raise FedbenchError(
             f"{damage.key}: {damage.reason}; and {before.key}, from which round {number} is trained: {before.reason}; "
-            f"put one of them back from a copy, or train from an earlier round: fedbench resume {layout.federation} "
+            f"restore one of them from a copy, or go on from an earlier round: fedbench resume {layout.federation} "
             "--from ROUND"
         )
     keys = [layout.marker(number), layout.global_weights(number)]
@@ -98,7 +98,7 @@ def _fall_back(
     objects.delete(keys[:1])
     objects.delete(keys[1:])
     how = f"round {number} is done again from round {number - 1}" if number else "round 0 is done again"
-    handles.reporter.message(f"{damage.key}: {damage.reason}: {how}; what was there is kept in {kept}")
+    handles.reporter.message(f"{damage.key}: {damage.reason}: {how}; the old objects are kept in {kept}")
     handles.went_back(records)
     return records
 
@@ -119,5 +119,5 @@ def _mend_best(handles: Handles, records: list[RoundRecord]) -> None:
             return
     except StoreCorrupt as error:
         kept = set_aside(objects, layout, [layout.best])
-        handles.reporter.message(f"{error}: written again; what was there is kept in {kept}")
+        handles.reporter.message(f"{error}: written again; the damaged one is kept in {kept}")
     put_best(objects, layout, best)

@@ -30,7 +30,7 @@ def hold_back_planted(settings: Settings, service: PrefectService | None, say: C
         findings, path = hold_back(api, own(settings), service.home / "prefect")
     except OSError as error:
         raise ServiceFailed(
-            f"prefect: its database could not be looked through for what others left: {error}"
+            f"prefect: its database could not be searched for what other users left in it: {error}"
         ) from None
     if path is not None:
         for line in report(findings, path):

@@ -194,7 +194,7 @@ def claim_name(objects: ObjectStore, layout: FederationLayout, spec: FederationS
                     f"{records[-1].spec_digest[:8]}), found another one (digest {spec.digest[:8]})"
                 ) from None
             kept = set_aside(objects, layout, [layout.spec])
-            lines.append(f"{error}: written again as given; what was there is kept in {kept}")
+            lines.append(f"{error}: written again from the given specification; the damaged one is kept in {kept}")
     if stored is None or not _is_unchanged(layout, stored, spec):
         objects.put_json(layout.spec, spec.model_dump(mode="json"))
     # Unchanged ones too: the process that wrote them may have died before it flushed them.
@@ -242,6 +242,6 @@ def _claim_store(objects: ObjectStore, layout: FederationLayout) -> list[str]:
             return []
         except DamagedObject as error:
             objects.copy(layout.store, layout.damaged_store)
-            lines.append(f"{error}: written again; what was there is kept as {layout.damaged_store}")
+            lines.append(f"{error}: written again; the damaged one is kept as {layout.damaged_store}")
     objects.put_json(layout.store, StoreVersion().model_dump(mode="json"))
     return lines

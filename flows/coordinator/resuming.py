@@ -100,8 +100,8 @@ def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list
     ]
     if layout.global_weights(best.round) not in keys:
         lines.append(
-            f"{layout.federation}: round {best.round} is the best up to there, and its weights are no longer kept: "
-            "until a better one there is no best model to register or to use"
+            f"{layout.federation}: round {best.round} is the best up to there, but its weights are no longer kept: "
+            "there is no best model to register or use until a round is better"
         )
     return lines
 

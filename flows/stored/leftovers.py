@@ -190,7 +190,7 @@ def _of_federation(
     try:
         found += upload_leftovers(layout, objects.incomplete_uploads(layout.root), now)
     except InfraError as error:  # some credentials may not list uploads
-        notes.append(f"{name}: incomplete uploads were not looked at: {error}")
+        notes.append(f"{name}: incomplete uploads cannot be listed: {error}")
     return found + registering_leftovers(run_folder(settings, name), name, now)
 
 

@@ -202,7 +202,7 @@ def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
     if failures and not any(record.evaluations for record in history):
         last = failures[-1]
         raise FedbenchError(
-            f"{name}: every evaluation failed, so no round has a figure and no model is registered; the last one: "
+            f"{name}: every evaluation failed, so no round has a figure and no model is registered; the last failure: "
             f"client {last.client}: {last.reason}"
         )
 

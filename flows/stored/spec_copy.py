@@ -23,7 +23,7 @@ def keep_spec(settings: Settings, name: str, spec: FederationSpec) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, seal(spec.model_dump(mode="json")).decode())
     except OSError as error:
-        log.warning("no copy of the specification: %s", error)
+        log.warning("the specification was not copied to this machine: %s", error)
 
 
 def kept_spec(settings: Settings, name: str) -> FederationSpec | None:

@@ -81,7 +81,7 @@ def accept(
         before = None
         kept = layout.history(datetime.now(UTC)).removesuffix(".json") + ".damaged"
         objects.copy(layout.accepted, kept)
-        log.warning("%s: what was accepted is replaced, and kept as %s", error, kept)
+        log.warning("%s: the accepted result is replaced; the damaged one is kept as %s", error, kept)
     if before is not None:
         history = layout.history(before.accepted)
         objects.put_json(history, before.model_dump(mode="json"))

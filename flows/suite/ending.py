@@ -74,7 +74,9 @@ def _compared(handles: SuiteHandles, result: SuiteResult) -> tuple[Comparison | 
     objects, prefix = handles.plan.objects, handles.settings.s3.prefix
     accepted = accepted_result(objects, prefix, result.suite)
     if accepted is None:
-        handles.say(f"no accepted result of suite {result.suite} yet: fedbench accept {result.suite_run}")
+        handles.say(
+            f"no accepted result of suite {result.suite} yet; to accept this one: fedbench accept {result.suite_run}"
+        )
         return None, None
     return compare_results(accepted.result, result, handles.plan.suite.rule), accepted.result
 

@@ -66,7 +66,7 @@ class SuitePlan:
         try:
             return find_whole(self.objects, key, CellRecord, RECORD_VERSION)
         except DamagedObject as error:
-            log.warning("%s: cell %s is run again, from what its federation has in the store", error, cell.name)
+            log.warning("%s: cell %s is run again, from its federation's last commit", error, cell.name)
             return None
 
     def keep(self, record: CellRecord) -> None:
@@ -122,7 +122,7 @@ def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> Sui
             raise
         there = None
         objects.copy(key, f"{key}.damaged")
-        log.warning("%s: written again as given; what was there is kept as %s.damaged", error, key)
+        log.warning("%s: written again from the given suite; the damaged one is kept as %s.damaged", error, key)
     if there is None:
         objects.put_json(key, start.model_dump(mode="json"))
         flush(objects, [key])

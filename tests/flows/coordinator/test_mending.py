@@ -153,7 +153,7 @@ def test_the_round_of_a_damaged_marker_is_done_again(
     (line,) = federation.said.messages
     assert line.startswith(f"{marker}: damaged: ")
     assert line.endswith(
-        f"round 2 is done again from round 1; what was there is kept in {federation.layout.damaged}0001/"
+        f"round 2 is done again from round 1; the old objects are kept in {federation.layout.damaged}0001/"
     )
     assert aside(federation)["0002/round.json"] == content
     assert federation.went_back == [2]
@@ -169,7 +169,7 @@ def test_the_round_of_damaged_global_weights_is_done_again(
     assert figures(federation.run(cold=True)) == figures(undisturbed)
     (line,) = federation.said.messages
     assert line.startswith(f"{key}: damaged: ")
-    assert "round 2 is done again from round 1; what was there is kept in" in line
+    assert "round 2 is done again from round 1; the old objects are kept in" in line
     assert aside(federation).get("0002/global.safetensors") == content
     assert "0002/round.json" in aside(federation)
 
@@ -183,7 +183,7 @@ def test_global_weights_that_this_machine_has_are_put_back(
     assert figures(federation.run()) == figures(undisturbed)
     (line,) = federation.said.messages
     assert line.startswith(f"{key}: damaged: ")
-    assert "put there again from this machine's cache" in line
+    assert "restored from this machine's cache" in line
     assert aside(federation) == ({} if content is None else {"0002/global.safetensors": content})
 
 
@@ -193,7 +193,7 @@ def test_round_0_is_drawn_again(federation: EmptyFederation, undisturbed: list[R
     federation.objects.delete(later)
     damage(federation, layout.marker(0), DAMAGES["bit"])
     assert figures(federation.run(cold=True)) == figures(undisturbed)
-    assert "round 0 is done again; what was there" in federation.said.messages[0]
+    assert "round 0 is done again; the old objects" in federation.said.messages[0]
 
 
 @pytest.mark.parametrize("how", ["empty", "bit"])

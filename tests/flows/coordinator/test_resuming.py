@@ -113,7 +113,7 @@ def test_a_best_round_without_weights_is_reported(object_store: ObjectStore, set
         clear_up(handles, record)
     lines = go_back(handles.objects, handles.layout, 3)
     assert len(lines) == 2
-    assert lines[1].startswith("mine: round 1 is the best up to there, and its weights are no longer kept")
+    assert lines[1].startswith("mine: round 1 is the best up to there, but its weights are no longer kept")
     assert handles.objects.get_json(handles.layout.best)["round"] == 1
 
 

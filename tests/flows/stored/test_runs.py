@@ -105,7 +105,7 @@ def test_a_history_without_any_figure_is_a_failure(object_store: ObjectStore, se
     ]
     with pytest.raises(
         FedbenchError,
-        match=r"^unscored: every evaluation failed, .* no model is registered; the last one: client 2: test loss",
+        match=r"^unscored: every evaluation failed, .* no model is registered; the last failure: client 2: test loss",
     ):
         require_scores("unscored", [history[0], *failed])
     scored = evaluation_record(
