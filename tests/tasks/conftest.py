@@ -1,4 +1,4 @@
-"""Fixtures for the tests of phases: a federation of the test's own in the session's store, and foreign silos."""
+"""Fixtures for the tests of phases: a federation for each test in the session's store, and a foreign silo."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def federation(request: pytest.FixtureRequest) -> str:
-    """Name of a federation that no other test has: the tests of a session share one bucket."""
+    """Return a federation's name that no other test uses: all tests of a session share one bucket."""
     file = request.node.path.stem.replace("_", "-")
     return f"{file}-{zlib.crc32(request.node.name.encode()):08x}"
 
 
 @pytest.fixture
 def handles(object_store: ObjectStore, tmp_path: Path, federation: str) -> Handles:
-    """Handles of that federation, whose turns are never taken."""
+    """Return handles of the test's federation. No turn is taken with them."""
     from tests.tasks.phase_handles import make_handles
 
     return make_handles(object_store, tmp_path, federation)[0]
@@ -32,7 +32,7 @@ def handles(object_store: ObjectStore, tmp_path: Path, federation: str) -> Handl
 
 @pytest.fixture(scope="module")
 def silos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silos]:
-    """Three silos, one of them in foreign hands, and a coordinator whose event loop is ready."""
+    """Yield three silos, one of them a foreign silo, and a coordinator whose event loop is ready."""
     from tests.tasks.foreign_silos import make_silos
 
     found = make_silos(tmp_path_factory.mktemp("coordinator"))

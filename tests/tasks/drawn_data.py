@@ -10,5 +10,5 @@ from tasks.spec.data import SyntheticStreet
 
 
 def drawn_data(spec: SyntheticStreet, cache: Path) -> FederatedData:
-    """Return the set that ``spec`` describes. It is drawn below ``cache`` unless it is there already."""
+    """Return the data set of ``spec``. Draw it below ``cache`` unless it is there already."""
     return load_data(spec, root_of=lambda name: None, cache=cache)

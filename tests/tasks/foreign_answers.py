@@ -1,4 +1,4 @@
-"""What the silo in foreign hands answers: each named example, and the reason that is on record for it."""
+"""Bad answers of the foreign silo, each with a name and the reason that is recorded for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def raw(content: Content) -> Tamper:
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> Tamper:
-    """``change`` gets the reply's document, and may return another one."""
+    """Return a tamper that passes the reply's document to ``change``, which edits it or returns another one."""
 
     def tamper(silos: Silos, request: AnyRequest, document: dict[str, Any]) -> Content:
         other = change(document["reply"])
@@ -31,7 +31,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> Tamper:
 
 
 def in_place(content: Content, **fields: Any) -> Tamper:
-    """The object of the reply is ``content``; the reply says so, but for ``fields``."""
+    """Return a tamper that stores ``content`` as the reply's object. The reply describes it, except for ``fields``."""
 
     def tamper(silos: Silos, request: AnyRequest, document: dict[str, Any]) -> Content:
         reply = document["reply"]
@@ -48,7 +48,7 @@ def in_place(content: Content, **fields: Any) -> Tamper:
 
 
 def rearranged(**arrays: Callable[[np.ndarray], np.ndarray]) -> Tamper:
-    """An evaluation's object with some arrays changed; ``truth_boxes`` is ``truth/boxes``."""
+    """Return a tamper that changes some arrays of an evaluation's object; ``truth_boxes`` is ``truth/boxes``."""
 
     def tamper(silos: Silos, request: AnyRequest, document: dict[str, Any]) -> Content:
         assert isinstance(request, EvaluationRequest)
@@ -61,7 +61,7 @@ def rearranged(**arrays: Callable[[np.ndarray], np.ndarray]) -> Tamper:
 
 
 def many_boxes(count: int, group: str) -> Tamper:
-    """``count`` boxes in the first image of the part, none in the others."""
+    """Return a tamper that puts ``count`` boxes into the part's first image and none into the others."""
 
     def first(array: np.ndarray) -> np.ndarray:
         return np.array([count] + [0] * (len(array) - 1))
@@ -84,7 +84,7 @@ def with_array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Tamper:
 
 
 NO_ANSWER = "its turn's reply has neither an answer nor a failure for it"
-# Of the turn's last attempt.
+# The reason after it is that of the turn's last attempt.
 BAD = "2 turns, none with a reply that can be used: "
 FAILURE = {"client": FOREIGN, "phase": "wake_up", "kind": "deadline", "reason": "no"}
 EVERY_PHASE: dict[str, tuple[Tamper, str]] = {

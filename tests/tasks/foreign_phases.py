@@ -1,4 +1,4 @@
-"""The phases of the three silos, run to their end: whose result counts, who was dropped, and the records of it."""
+"""Run each phase with the three silos to its end. Return the clients that count, those dropped, and the records."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def scored(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
 
 
 def taken_over(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
-    """The records of an interrupted round; the foreign silo's is what ``tamper`` makes of its answer's first update."""
+    """Take over the records of an interrupted round. ``tamper`` changes the foreign silo's record."""
     for client in CLIENTS:
         request = UpdateRequest(
             federation="foreign", spec=spec, clients=(client,), round=3, spec_digest=DIGEST, model=silos.model,
@@ -75,7 +75,7 @@ def taken_over(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
 
 
 def pictured(silos: Silos, spec: FederationSpec = SPEC) -> Outcome:
-    """A sheet that the foreign silo draws. The others count, as they were not asked."""
+    """Let the foreign silo draw a sheet. The other clients are not asked, and count."""
     found: list[bytes] = []
 
     async def accept(asked: AnyRequest, reply: TurnReply) -> None:

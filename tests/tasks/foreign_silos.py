@@ -1,9 +1,9 @@
-"""Three silos, of which the second is in foreign hands: the real coordinator's side, a store in memory.
+"""Three silos, the second of them foreign: it may answer anything. The coordinator is real, the store in memory.
 
-The coordinator's code is that of residents (:class:`infra.turns.resident_slots.ResidentSlots`), but no resident is
-started: what one would write into the store is written when it is rung. The store is a client of S3 without a network,
-below :class:`~infra.store.objects.ObjectStore`: with a server, its requests would be most of the time of thousands of
-turns.
+The coordinator uses the slots for residents (:class:`infra.turns.resident_slots.ResidentSlots`), but no resident is
+started. When a resident is rung, the test writes its answer to the store. Below
+:class:`~infra.store.objects.ObjectStore` there is an S3 client without a network: with a server, thousands of turns
+would spend most of their time on requests.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ SPEC = FederationSpec(
     participation=Participation(clients=CLIENTS, turn_retries=1), evaluation=EvaluationSpec(batch_size=2)
 )
 DIGEST = SPEC.digest
-Content = bytes | int  # of an object; a number: so many zeros, which take no memory
+Content = bytes | int  # an object's content; a number stands for as many zeros, which take no memory
 
 
 class Body:
-    """The body of a response; ``read`` counts what was read of all bodies."""
+    """The body of a response. ``read_bytes`` counts the bytes read from all bodies."""
 
     read_bytes = 0
 
@@ -106,7 +106,7 @@ class MemoryStore(ObjectStore):
 
 
 class ForeignSlots(ResidentSlots):
-    """Residents that answer as soon as they are rung. ``answer``: of a request, the bytes of the answer."""
+    """Slots of residents that answer as soon as they are rung. ``answer`` returns the answer to a request."""
 
     answer: Callable[[AnyRequest], Content]
 
@@ -114,7 +114,7 @@ class ForeignSlots(ResidentSlots):
         resident.welcome()
 
     async def _ring(self, resident: Resident, event: str) -> None:
-        # The request of this turn, as a resident reads it: two turns of one silo may be under way.
+        # Read this turn's request as a resident does: two turns of one silo may run at the same time.
         ask = await asyncio.to_thread(resident.mailbox.get_ask, resident.turns)
         assert ask is not None
         content = self.answer(REQUEST.validate_python(ask["request"]))
@@ -124,7 +124,10 @@ class ForeignSlots(ResidentSlots):
 
 @dataclass
 class Silos:
-    """``tamper`` makes the foreign silo's answer of the honest one; what it puts into the store comes with it."""
+    """The three silos with their store. ``tamper`` turns the foreign silo's honest answer into another one.
+
+    ``tamper`` may also write to the store.
+    """
 
     handles: Handles
     notes: Notes
@@ -134,7 +137,7 @@ class Silos:
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)  # its threads are used again by the next phase
 
     def begin(self, tamper: Callable[[AnyRequest, dict[str, Any]], Content] | None = None) -> None:
-        """An empty store, and new residents."""
+        """Empty the store and replace the residents."""
         self.tamper = tamper
         self.store.client.objects.clear()
         self.notes.calls.clear()
@@ -157,12 +160,12 @@ class Silos:
         self.plan = self.new_plan()
 
     def put(self, key: str, content: bytes) -> WeightRef:
-        """As a silo does: past the coordinator's cache."""
+        """Store an object as a silo does, without the coordinator's cache. Return its reference."""
         self.store.client.objects[key] = content
         return WeightRef(key=key, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
     def put_record(self, request: UpdateRequest) -> None:
-        """The record of an update as its silo leaves it in the store."""
+        """Write the record of an update to the store, as its silo does."""
         (client,) = request.clients
         document = self.honest(request)["updates"][0]
         content: Content = json.dumps(document).encode()
@@ -183,7 +186,7 @@ class Silos:
         )
 
     def honest(self, request: AnyRequest) -> dict[str, Any]:
-        """The document of the reply that a silo gives; its objects are in the store."""
+        """Return the document of an honest silo's reply. Put the reply's objects into the store."""
         (client,) = request.clients
         layout = self.handles.layout
         if request.phase == "wake_up":
@@ -206,7 +209,7 @@ class Silos:
 def make_silos(folder: Path) -> Silos:
     store = MemoryStore()
     handles, notes = make_handles(store, folder, "foreign", slots=1)
-    set_handles(handles)  # before there is a runner, which keeps the context that it finds
+    set_handles(handles)  # before the runner is created: it keeps the context of that moment
     return Silos(handles, notes, store)
 
 
@@ -243,8 +246,8 @@ MEMORY_LIMIT = 300_000_000
 
 @contextlib.contextmanager
 def memory_watched() -> Iterator[None]:
-    """At no time in here does this process have 300 MB more memory than before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    """Fail if this process ever has over ``MEMORY_LIMIT`` bytes more during the block than before it."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _kilobytes("VmRSS")
     yield
     grown = (_kilobytes("VmHWM") - before) * 1024

@@ -1,4 +1,4 @@
-"""A real place for the tests of phases: store, weights and slots; the reporter notes what it is told."""
+"""Handles for the tests of phases: real store, weights and slots, and a reporter that keeps the calls it gets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unused_handles import no_turn, nothing_left
 
 @dataclass
 class Notes:
-    """Every call as (method, arguments)."""
+    """A reporter that keeps every call as (method, arguments)."""
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -41,7 +41,7 @@ class Notes:
 def make_handles(
     objects: ObjectStore, folder: Path, name: str, *, take_turn: Callable[[Any], TurnReply] = no_turn, slots: int = 2
 ) -> tuple[Handles, Notes]:
-    """Slots start their processes when they are first used."""
+    """Return handles and their reporter. Slots start their processes when they are first used."""
     notes = Notes()
     handles = Handles(
         settings=Settings(home=folder),
@@ -64,7 +64,7 @@ def put_state(handles: Handles, key: str, state: dict[str, torch.Tensor]) -> Wei
 
 
 def make_plan(handles: Handles, spec: FederationSpec, model: WeightRef, cohort: tuple[str, ...]) -> RoundPlan:
-    """Round 3 of the place's federation."""
+    """Return the plan of round 3 of the handles' federation."""
     return round_plan(
         *cohort,
         federation=handles.layout.federation,
@@ -78,7 +78,7 @@ def make_plan(handles: Handles, spec: FederationSpec, model: WeightRef, cohort: 
 
 
 def make_update(handles: Handles, plan: RoundPlan, client: str, weights: WeightRef, **changes: Any) -> UpdateRecord:
-    """What ``client`` would answer to ``plan``, with ``changes``."""
+    """Return the update that answers ``plan`` for ``client``, with ``changes``."""
     asked = {
         "federation": plan.federation,
         "round": plan.round,

@@ -1,7 +1,7 @@
-"""Turns for the tests of phases. What each client does at each attempt is in ``<folder>/script.json``.
+"""Turns for the tests of phases. ``<folder>/script.json`` says what each client does at each attempt.
 
-``FEDBENCH_TEST_FOLDER`` names the folder; every attempt adds a line to ``attempts`` there, a client that is through
-leaves a file in ``done``.
+``FEDBENCH_TEST_FOLDER`` names the folder. Every attempt adds a line to its file ``attempts``. A client that succeeds
+creates a file in its folder ``done``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def write_script(folder: Path, script: Mapping[str, Sequence[str]]) -> None:
 
 
 def attempts(folder: Path) -> list[tuple[str, int]]:
-    """(client, process) of each attempt so far."""
+    """Return (client, process id) of each attempt so far."""
     lines = (folder / "attempts").read_text().splitlines()
     return [(line.split()[0], int(line.split()[1])) for line in lines]
 
 
 def take_turn(request: AnyRequest) -> TurnReply:
-    """Do what the script says: ok, die, hang, unreachable, corrupt, client-error, bug. The last action repeats.
+    """Do the script's action: ok, die, hang, unreachable, corrupt, client-error, bug. The last action repeats.
 
-    ``ok`` in another phase than ``request_update`` is an answer that says nothing.
+    In phases other than ``request_update``, ``ok`` adds nothing to the reply.
     """
     from infra.errors import StoreCorrupt, StoreUnavailable
     from tasks.spec.records import ClientFailure, WeightRef
@@ -80,7 +80,7 @@ def take_turn(request: AnyRequest) -> TurnReply:
 
 
 def unasked_update(request: UpdateRequest) -> TurnReply:
-    """Client 1 answers as asked, then again; 2 with another's seed, 3 for another round; 4 was never asked."""
+    """Answer for client 1 as asked and then again, for 2 with a wrong seed, for 3 with a wrong round, for 4 unasked."""
     from tasks.spec.records import UpdateRecord, WeightRef
     from tasks.spec.turns import TurnReply
     from tests.records import update_record

@@ -1,4 +1,4 @@
-"""Round 3 of three clients in one turn with partial sums: the real phases and store, training played by a script."""
+"""Round 3 of three clients in one turn with partial sums: phases and store are real, a script replaces training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES = {"1": 10, "2": 30, "3": 7, "4": 1, "5": 212}
 
 
 class Here:
-    """Runs turns in this process. A turn that raises SlotLost is one whose process died there."""
+    """A slot that runs turns in this process. A turn raises SlotLost to act as if its process had died."""
 
     count = 1
 
@@ -57,9 +57,10 @@ def client_state(client: str) -> State:
 
 
 class Round:
-    """``script``: what each client does at each attempt (ok, die, hang, client-error, nan), afterwards ok.
+    """A round whose clients follow ``script``: the actions of a client (ok, die, hang, client-error, nan), then ok.
 
-    ``record 2.json`` there: what becomes of the slot that writes this record. ``turns``: what becomes of whole turns.
+    A key such as ``record 2.json`` gives actions for writes of that record: ``die`` loses the slot. ``turns`` gives
+    actions for whole turns: ``reply lost`` loses the slot after the turn's work.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Round:
 
     def train(self, site: Site, request: UpdateRequest, client: str) -> tuple[Trained, State]:
         self.attempts.append(client)
-        # Nothing of a turn is in the store while it runs.
+        # Tests check that a running turn has stored nothing.
         self.in_store_while_training = list(self.handles.objects.list(self.handles.layout.updates(3)))
         actions = self.script.get(client, [])
         action = actions.pop(0) if actions else "ok"

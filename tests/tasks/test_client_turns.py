@@ -1,4 +1,4 @@
-"""A client's turns at a real site: a small data set, a small detector, a real store; what each leaves there."""
+"""A client's turns at a real site, with a small data set, a small detector and a real store: replies and objects."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def wake(site: Site, *clients: str, spec: FederationSpec = SPEC) -> WakeUpReques
 
 
 def as_answered(request: AnyRequest, reply: TurnReply) -> TurnReply:
-    """``reply`` as it comes back from a resident."""
+    """Return ``reply`` as the coordinator reads it from a resident's answer."""
     answer = json.dumps({"version": MAILBOX_VERSION, "reply": reply.model_dump(mode="json")}, indent=1)
     assert len(answer) < answer_limit(request)
     return checked(request, read_reply(request, reply_in(read_foreign(answer.encode()))))
 
 
-def test_a_client_says_what_it_has_or_why_it_is_not_ready(site: Site) -> None:
+def test_a_client_reports_its_images_or_why_it_is_not_ready(site: Site) -> None:
     reply = client_wake_up(site, wake(site, "1", "5", "9"))
     assert as_answered(wake(site, "1", "5", "9"), reply) == reply
     data = site.data(SPEC.data)
@@ -95,13 +95,13 @@ def test_a_client_says_what_it_has_or_why_it_is_not_ready(site: Site) -> None:
         ("1", len(data.train["1"]), 5), ("5", len(data.train["5"]), 5),
     ]  # fmt: skip
     assert tuple(reply.ready[0].class_counts) == data.classes
-    assert len(clients_by_test_set(reply.ready)) == 1  # one global test set: one evaluation
+    assert len(clients_by_test_set(reply.ready)) == 1  # one global test set, so one evaluation
     (failure,) = reply.failures
     assert (failure.client, failure.kind) == ("9", "client-error")
     assert failure.reason == "data set synthetic-street has no device 9; it has 1, 2, 3, 4, 5"
 
 
-def test_a_device_test_set_each_is_an_evaluation_each(site: Site) -> None:
+def test_devices_with_their_own_test_sets_are_evaluated_separately(site: Site) -> None:
     spec = SPEC.model_copy(update={"data": SPEC.data.model_copy(update={"test": "per-device"})})
     reply = client_wake_up(site, wake(site, "1", "2", "3", spec=spec))
     assert [[info.client for info in group] for group in clients_by_test_set(reply.ready).values()] == [
@@ -109,9 +109,7 @@ def test_a_device_test_set_each_is_an_evaluation_each(site: Site) -> None:
     ]  # fmt: skip
 
 
-def test_an_update_is_in_the_store_as_its_record_says_and_comes_again_bit_for_bit(
-    site: Site, handles: Handles, plan: RoundPlan
-) -> None:
+def test_an_update_is_stored_as_recorded_and_repeats_bit_for_bit(site: Site, handles: Handles, plan: RoundPlan) -> None:
     reply = client_update(site, update_request(plan, "5", "3"))
     assert as_answered(update_request(plan, "5", "3"), reply) == reply
     assert reply.failures == ()
@@ -125,14 +123,14 @@ def test_an_update_is_in_the_store_as_its_record_says_and_comes_again_bit_for_bi
         raw = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         assert update.weights.bytes <= 1.01 * raw
         assert int(state["layers.0.norm.num_batches_tracked"]) == update.steps
-    # In another turn, after other clients: the same bits, for nothing stays at a client.
+    # Another turn with other clients before it gives the same bits: a client keeps no state.
     again = client_update(site, update_request(plan, "1", "3")).updates[1]
     assert again.weights.sha256 == reply.updates[1].weights.sha256
     other = client_update(site, update_request(plan.model_copy(update={"seeds": {"3": 1}}), "3")).updates[0]
     assert other.seed == 1
 
 
-def test_a_bad_image_drops_its_client_alone(site: Site, handles: Handles, plan: RoundPlan) -> None:
+def test_a_bad_image_drops_only_its_client(site: Site, handles: Handles, plan: RoundPlan) -> None:
     site.images._images.clear()
     path = site.data(SPEC.data).train["4"][0].path
     good = path.read_bytes()
@@ -148,7 +146,7 @@ def test_a_bad_image_drops_its_client_alone(site: Site, handles: Handles, plan: 
     assert "4" not in stored_updates(handles, plan)
 
 
-def test_a_client_that_has_other_images_than_at_wake_up_is_dropped(site: Site, plan: RoundPlan) -> None:
+def test_a_client_whose_images_changed_since_wake_up_is_dropped(site: Site, plan: RoundPlan) -> None:
     size = len(site.data(SPEC.data).train["5"])
     sizes = {"4": 10**9, "5": size}
     reply = client_update(site, update_request(plan, "4", "5").model_copy(update={"train_sizes": sizes}))
@@ -162,7 +160,7 @@ def test_a_client_that_has_other_images_than_at_wake_up_is_dropped(site: Site, p
     )
 
 
-def test_figures_are_the_same_however_the_evaluation_was_parted(site: Site, handles: Handles, model: WeightRef) -> None:
+def test_figures_do_not_depend_on_the_parts_of_an_evaluation(site: Site, handles: Handles, model: WeightRef) -> None:
     ready = client_wake_up(site, wake(site, "1", "2")).ready
     found = []
     for parts in (1, 3):
@@ -205,7 +203,7 @@ def test_a_sheet_is_a_picture_in_the_store(site: Site, handles: Handles, model: 
     assert read_sheet(handles, request, as_answered(request, reply)).startswith(b"\x89PNG")
 
 
-def test_the_environment_is_what_equal_bits_depend_on(site: Site) -> None:
+def test_the_environment_names_what_the_bits_depend_on(site: Site) -> None:
     environment = this_environment(SPEC)
     assert environment.torch.split("+")[0] == torch.__version__.split("+")[0]
     assert environment.threads == 1

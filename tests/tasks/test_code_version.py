@@ -1,4 +1,4 @@
-"""Which sources count for a result, and which tell two installations apart."""
+"""Which sources count for a result, and which distinguish two installations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import tasks
 from tasks.code_version import PACKAGES, code_below, installed_code, sources
 
 
-def test_what_learns_counts_and_what_draws_does_not() -> None:
+def test_sources_that_learn_count_and_sources_that_plot_do_not() -> None:
     root = Path(tasks.__file__).parent
     names = {path.relative_to(root).as_posix() for path in sources(root)}
     assert {"training/local.py", "detectors/yolo_loss.py", "spec/suite.py", "aggregate.py", "metrics/coco.py"} <= names
     assert not {name for name in names if name.startswith(("figures/", "report/", "suite/"))}
 
 
-def test_two_checkouts_of_one_version_differ_by_any_source(tmp_path: Path) -> None:
+def test_a_change_of_any_source_distinguishes_two_checkouts(tmp_path: Path) -> None:
     root = Path(tasks.__file__).parents[1]
     for package in PACKAGES:
         shutil.copytree(root / package, tmp_path / package)

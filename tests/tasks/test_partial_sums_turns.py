@@ -1,4 +1,4 @@
-"""Turns that leave a partial sum: what is in the store after each kind of trouble, and that nobody counts twice."""
+"""Turns with a partial sum: the objects in the store after each kind of failure. No client counts twice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def round3(
 WHOLE = ["1.json", "2.json", "3.json", "_sum-1.safetensors"]
 
 
-def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round) -> None:
+def test_a_turn_stores_one_sum_and_a_record_of_each_client(round3: Round) -> None:
     reply = round3.run()
     assert round3.in_store_while_training == []
     assert round3.objects() == WHOLE
@@ -60,7 +60,7 @@ def test_a_turn_leaves_one_object_and_a_record_of_each_client(round3: Round) -> 
     assert [client for _, client, _ in round3.notes.of("client_done")] == ["1", "2", "3"]
 
 
-def test_a_sum_is_weighted_as_the_plan_says(round3: Round) -> None:
+def test_a_sum_has_the_weights_of_the_plan(round3: Round) -> None:
     weights = {"1": 10, "2": 5.5, "3": 7}
     round3.plan = round3.plan.model_copy(update={"weights": weights, "train_sizes": {"1": 10, "2": 30, "3": 7}})
     state = round3.mean(round3.run().updates)
@@ -90,7 +90,7 @@ def test_a_turn_in_which_everybody_fails_stores_nothing(round3: Round) -> None:
 
 
 @pytest.mark.parametrize("death", ["2", "record 1.json", "record 3.json"])
-def test_a_turn_lost_midway_is_run_again_whole(round3: Round, death: str) -> None:
+def test_a_turn_lost_midway_is_repeated_for_all_its_clients(round3: Round, death: str) -> None:
     round3.script = {death: ["die"]}
     reply = round3.run()
     assert "".join(round3.attempts) == ("12" if death == "2" else "123") + "123"
@@ -101,7 +101,7 @@ def test_a_turn_lost_midway_is_run_again_whole(round3: Round, death: str) -> Non
     assert {client for _, client, _, _ in round3.notes.of("client_retried")} == {"1", "2", "3"}
 
 
-def test_a_turn_whose_reply_alone_was_lost_is_not_run_again(round3: Round) -> None:
+def test_a_turn_of_which_only_the_reply_was_lost_is_not_repeated(round3: Round) -> None:
     round3.turns = ["reply lost"]
     reply = round3.run()
     assert "".join(round3.attempts) == "123"
@@ -109,7 +109,7 @@ def test_a_turn_whose_reply_alone_was_lost_is_not_run_again(round3: Round) -> No
 
 
 @pytest.mark.parametrize("client", ["1", "2"])
-def test_who_failed_in_a_turn_whose_reply_was_lost_counts_once_at_most(round3: Round, client: str) -> None:
+def test_a_client_that_failed_before_its_turns_reply_was_lost_counts_only_once(round3: Round, client: str) -> None:
     round3.script, round3.turns = {client: ["client-error", "ok"]}, ["reply lost"]
     reply = round3.run()
     others = "123".replace(client, "")
@@ -127,16 +127,16 @@ def test_a_deadline_is_for_the_whole_turn(round3: Round) -> None:
     round3.script = {"2": ["hang"]}
     reply = round3.run()
     assert round3.here.deadlines == [15.0]
-    said = "no answer within participation.turn_deadline (5 s for each of 3 clients)"
+    reason = "no answer within participation.turn_deadline (5 s for each of 3 clients)"
     assert [(item.client, item.kind, item.reason) for item in reply.failures] == [
-        (client, "deadline", said) for client in "123"
+        (client, "deadline", reason) for client in "123"
     ]
     assert reply.updates == ()
     assert "".join(round3.attempts) == "12"
     assert round3.objects() == []
 
 
-def test_a_sum_with_a_refused_client_in_it_drops_all_of_them(round3: Round) -> None:
+def test_a_sum_with_a_refused_client_drops_all_its_clients(round3: Round) -> None:
     def other_seed(reply: TurnReply) -> TurnReply:
         first, second, third = reply.updates
         return reply.model_copy(update={"updates": (first, second.model_copy(update={"seed": 7}), third)})
@@ -151,7 +151,7 @@ def test_a_sum_with_a_refused_client_in_it_drops_all_of_them(round3: Round) -> N
     assert {client for _, client, _, _ in round3.notes.of("client_failed")} == {"1", "2", "3"}
 
 
-# --- what an interrupted round takes over ----------------------------------------------------------------------
+# --- what a round takes over after an interruption -------------------------------------------------------------
 
 
 def changed(round3: Round, client: str, **fields: Any) -> None:
@@ -196,7 +196,7 @@ def test_records_whose_sum_is_lost_are_not_taken_over(round3: Round, content: by
     assert stored_updates(round3.handles, round3.plan) == {}
 
 
-def test_sums_of_other_turns_stay(round3: Round) -> None:
+def test_a_broken_sum_leaves_the_sums_of_other_turns(round3: Round) -> None:
     plan = round3.plan = round3.plan.model_copy(update={"shards": (("1", "3"), ("2",))})
     state = {"w": torch.ones(3), "n": torch.tensor(1)}
     first = put_state(round3.handles, round3.handles.layout.partial_sum(3, "1"), state)
@@ -216,7 +216,7 @@ def test_sums_of_other_turns_stay(round3: Round) -> None:
     torch.testing.assert_close(found["w"], (20 * state["w"] + 30 * client_state("2")["w"]) / 50)
 
 
-def test_a_round_that_has_all_its_sums_counts_each_objects_bytes_once(round3: Round) -> None:
+def test_a_round_that_takes_over_all_sums_counts_their_bytes_once(round3: Round) -> None:
     reply = round3.run()
 
     async def gather() -> GatheredUpdates:
@@ -231,7 +231,7 @@ def test_a_round_that_has_all_its_sums_counts_each_objects_bytes_once(round3: Ro
     assert round3.objects() == []
 
 
-def test_each_form_of_update_is_refused_where_the_other_was_asked_for(round3: Round) -> None:
+def test_an_update_is_refused_if_the_plan_asks_for_the_other_form(round3: Round) -> None:
     layout = round3.handles.layout
     weights = WeightRef(key=layout.partial_sum(3, "1"), sha256="a" * 64, bytes=1)
     plain = round3.plan.model_copy(update={"partial_sums": False})
@@ -250,7 +250,7 @@ def test_each_form_of_update_is_refused_where_the_other_was_asked_for(round3: Ro
     assert "client 2: weights: expected" in str(answers_plan(elsewhere, round3.plan, layout.partial_sum(3, "2")))
 
 
-def test_records_from_before_are_read(round3: Round) -> None:
+def test_records_without_the_newer_fields_are_read(round3: Round) -> None:
     plan = round3.plan.model_dump(mode="json")
     del plan["partial_sums"]
     assert not parse(RoundPlan, plan, source="plan.json", newest=RECORD_VERSION).partial_sums

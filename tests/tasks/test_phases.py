@@ -32,7 +32,7 @@ def spec_of(**participation: Any) -> FederationSpec:
 # --- draws and shards --------------------------------------------------------------------------------------
 
 
-def test_a_draw_is_seeded_by_round_and_attempt_and_in_client_order() -> None:
+def test_a_draw_depends_on_round_and_attempt_and_keeps_the_order_of_clients() -> None:
     spec = spec_of(clients_per_round=4)
     draws = {(r, a): draw_clients(spec, READY, r, a) for r in range(1, 6) for a in (1, 2)}
     assert draws == {(r, a): draw_clients(spec, READY, r, a) for r, a in draws}
@@ -54,11 +54,11 @@ def test_every_client_is_drawn_as_often_as_the_others() -> None:
 
 
 @pytest.mark.parametrize("wanted", [None, 3, 5])
-def test_all_ready_clients_are_drawn_when_no_fewer_are_wanted(wanted: int | None) -> None:
+def test_all_ready_clients_are_drawn_unless_fewer_are_wanted(wanted: int | None) -> None:
     assert draw_clients(spec_of(clients_per_round=wanted), ("5", "2", "9"), 1, 1) == ("5", "2", "9")
 
 
-def test_clients_qualify_under_the_load_when_it_is_enforced() -> None:
+def test_clients_qualify_below_the_load_limit_if_it_is_enforced() -> None:
     answers = [ResourceAnswer(client=str(n), load=load, free_memory=1) for n, load in enumerate((0.1, 0.4, 0.39, 2), 1)]
     assert qualified_clients(spec_of(check_load=True), answers) == ("1", "3")
     assert qualified_clients(spec_of(check_load=True, max_load=0.41), answers) == ("1", "2", "3")
@@ -71,7 +71,7 @@ def test_clients_qualify_under_the_load_when_it_is_enforced() -> None:
         (None, [["2"], ["1"], ["5"], ["4"], ["3"]]),
         (9, [["2"], ["1"], ["5"], ["4"], ["3"]]),
         (1, [["2", "1", "5", "4", "3"]]),
-        # 344 | 212, then 122 to the second (334), 50 there too (384), 37 to the first (381).
+        # Shards of 344 and 212 images; 122 go to the second (334), 50 too (384), 37 to the first (381).
         (2, [["1", "5", "4"], ["2", "3"]]),
     ],
 )
@@ -120,7 +120,7 @@ def update_of(
         ),
     ],
 )
-def test_only_what_was_asked_for_counts(
+def test_only_an_update_that_answers_the_plan_counts(
     handles: Handles, plan: RoundPlan, changes: dict[str, Any], reason: str
 ) -> None:
     key = handles.layout.update_weights(3, "2")
@@ -131,7 +131,7 @@ def test_only_what_was_asked_for_counts(
     assert re.match(reason, found)
 
 
-def test_an_open_round_takes_over_what_answers_its_plan(handles: Handles, plan: RoundPlan) -> None:
+def test_an_open_round_takes_over_the_updates_that_answer_its_plan(handles: Handles, plan: RoundPlan) -> None:
     good, other_round, lost, newer = (update_of(handles, plan, client) for client in "1234")
     records = {
         "1": good.model_dump(mode="json"),
@@ -149,7 +149,7 @@ def ready(*clients: str) -> list[ClientInfo]:
     return [client_info(client, train_size=5, host="here") for client in clients]
 
 
-def test_a_stored_plan_holds_while_weights_and_clients_are_the_same(handles: Handles, plan: RoundPlan) -> None:
+def test_a_stored_plan_is_used_if_model_and_clients_are_the_same(handles: Handles, plan: RoundPlan) -> None:
     assert read_plan(handles, SPEC, 3, ready("1", "2", "3", "4"), plan.model) is None
     key = handles.layout.plan(3)
     sizes = dict.fromkeys(plan.cohort, 5)
@@ -191,7 +191,7 @@ def test_updates_that_do_not_fit_are_dropped_with_the_reason(handles: Handles, p
     assert {(failure.phase, failure.kind) for failure in new.dropped} == {("aggregate", "client-error")}
 
 
-def test_a_second_a_stale_and_a_lost_update_never_count(handles: Handles, plan: RoundPlan) -> None:
+def test_repeated_stale_and_lost_updates_never_count(handles: Handles, plan: RoundPlan) -> None:
     first = update_of(handles, plan, "1")
     second = make_update(handles, plan, "1", first.weights, train_loss=9.0)
     stale = update_of(handles, plan, "2", round=2)
@@ -201,7 +201,7 @@ def test_a_second_a_stale_and_a_lost_update_never_count(handles: Handles, plan: 
     new = aggregate_updates(handles, SPEC, plan, [first, second, stale, lost])
     assert new.counted == [first]
     reasons = [failure.reason for failure in new.dropped]
-    # Client 1 counts, by its first update, and so it is not dropped.
+    # Client 1 counts with its first update, so it is not dropped.
     assert "round: expected 3, found 2" in reasons[0]
     assert reasons[1].startswith("client 3: ")
     assert "missing" in reasons[1]
@@ -209,7 +209,7 @@ def test_a_second_a_stale_and_a_lost_update_never_count(handles: Handles, plan: 
         aggregate_updates(handles, SPEC, plan, [stale])
 
 
-def test_the_order_in_which_updates_came_changes_no_bit(handles: Handles, plan: RoundPlan) -> None:
+def test_the_order_of_updates_changes_no_bit(handles: Handles, plan: RoundPlan) -> None:
     generator = torch.Generator().manual_seed(1)
     updates = [
         update_of(
@@ -260,7 +260,7 @@ def history(maps: Sequence[float | None], losses: Sequence[float | None] | None 
         ({"max_rounds": 3}, [None, None, None, None], None, "max_rounds"),
         ({"target_map": 0.3}, [0.1, 0.3], None, "target_map"),
         ({"target_map": 0.3}, [0.1, 0.29], None, None),
-        ({"target_map": 0.3}, [0.4, None], None, None),  # this round's model was not scored
+        ({"target_map": 0.3}, [0.4, None], None, None),  # the last round's model was not scored
         ({"patience": 2}, [0.1, 0.3, 0.2, 0.3], None, "patience"),  # equal is not better
         ({"patience": 2}, [0.1, 0.3, 0.2, 0.31], None, None),
         ({"patience": 3}, [0.1, 0.3, 0.2, 0.3], None, None),
@@ -287,7 +287,7 @@ def test_the_best_round_is_the_first_of_equals() -> None:
     assert rounds_without_progress(history([None, 0.0, None]), "map50_voc10") == 1
 
 
-def test_the_best_round_is_the_best_by_the_metric_of_choice() -> None:
+def test_the_best_round_is_best_by_the_chosen_metric() -> None:
     rounds = [Metrics(map50_voc10=voc, map_coco=coco) for voc, coco in ((0.1, 0.2), (0.4, 0.1), (0.2, 0.3))]
     assert best_round(rounds, "map_coco") == (2, 0.3)
     decision = decide_stop(FederationSpec(best_metric="map_coco"), 2, rounds)
@@ -298,7 +298,7 @@ def test_the_best_round_is_the_best_by_the_metric_of_choice() -> None:
     assert FederationSpec(best_metric="map_coco").digest != FederationSpec().digest
 
 
-def test_a_plan_is_a_record_that_comes_back_whole(handles: Handles, plan: RoundPlan) -> None:
+def test_a_plan_is_read_as_it_was_written(handles: Handles, plan: RoundPlan) -> None:
     handles.objects.put_json(handles.layout.plan(3), plan.model_dump(mode="json"))
     assert RoundPlan.model_validate(handles.objects.get_json(handles.layout.plan(3))) == plan
     assert plan.created == datetime(2026, 1, 1, tzinfo=UTC)

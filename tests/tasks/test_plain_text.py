@@ -1,4 +1,4 @@
-"""Texts of others in every form that the core writes: one line, Markdown, HTML, LaTeX, CSV, plots, a model's card."""
+"""Untrusted texts in every form that the core writes: one line, Markdown, HTML, LaTeX, CSV, plots, a model's card."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tasks.suite.summary import summarise
 from tests.hostile_texts import HOSTILE, Html, commands, hostile
 from tests.tasks.suite.suite_results import between, cell, result
 
-# Two readers of Markdown: CommonMark with GitHub's tables, and one of the older rules.
+# Two readers of Markdown: one for CommonMark with GitHub's tables, one for the older rules.
 COMMONMARK = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
@@ -71,7 +71,7 @@ def test_names_that_differ_look_different() -> None:
 
 
 @hostile
-def test_one_line_without_commands_of_limited_length(text: str) -> None:
+def test_a_plain_text_is_one_short_line_without_commands(text: str) -> None:
     shown = plain(text)
     assert commands(shown) == set()
     assert "\n" not in shown
@@ -80,7 +80,7 @@ def test_one_line_without_commands_of_limited_length(text: str) -> None:
     assert shown.endswith("…") == (len(text) > LIMIT)
 
 
-def test_what_has_no_glyph_is_seen_and_letters_stay() -> None:
+def test_characters_without_a_glyph_are_escaped_and_letters_stay() -> None:
     assert plain("a\x1b[2J\x9b\u202eb\x00\ud83d") == "a\\x1b[2J\\x9b\\u202eb\\x00\\ud83d"
     assert plain(" straße\t交通灯 \r\n é\u2028x ") == "straße 交通灯 é x"
     assert plain("abcdef", 4) == "abc…"
@@ -93,7 +93,7 @@ def test_what_has_no_glyph_is_seen_and_letters_stay() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(), max_size=40))
-def test_whatever_the_text(text: str) -> None:
+def test_no_text_has_commands_or_markup(text: str) -> None:
     assert commands(plain(text)) == set()
     assert commands(plain_lines(text)) == set()
     for page in pages(f"- {markdown(text)} x"):
@@ -102,7 +102,7 @@ def test_whatever_the_text(text: str) -> None:
 
 
 @hostile
-def test_an_error_has_no_commands_as_text(text: str) -> None:
+def test_an_errors_text_has_no_commands(text: str) -> None:
     assert commands(f"{DataError(text)}").isdisjoint(commands(text) - {"\t"})
 
 
@@ -110,12 +110,12 @@ def test_an_error_has_no_commands_as_text(text: str) -> None:
 
 
 @hostile
-def test_markdown_shows_the_text_alone(text: str) -> None:
+def test_markdown_shows_only_the_text(text: str) -> None:
     source = markdown(text)
     for page in pages(source):
         assert page.tags == ["p"]
         assert page.text.strip() == plain(text).strip()
-    # Extensions of Prefect's and MLflow's pages: bare addresses are links, :names: are pictures, $…$ formulas.
+    # Prefect's and MLflow's pages also turn bare addresses into links, :names: into pictures and $…$ into formulas.
     assert not re.search(r"https?://|ftp://|www\.|\w@\w|:\w+:|\$", source)
 
 
@@ -132,7 +132,7 @@ def test_an_address_cannot_leave_its_link() -> None:
 
 
 @hostile
-def test_the_report_on_prefects_page(text: str) -> None:
+def test_texts_add_no_markup_to_the_report_on_prefects_page(text: str) -> None:
     def source(words: str) -> str:
         bad = between().model_copy(update={"failed": (FailedCell(cell=words, reason=words),), "missing": (words,)})
         return report_markdown(bad, notes=[words], page="http://127.0.0.1:5/#/x")
@@ -144,7 +144,7 @@ def test_the_report_on_prefects_page(text: str) -> None:
 
 
 @hostile
-def test_the_card_of_a_model(text: str) -> None:
+def test_texts_add_no_markup_to_the_card_of_a_model(text: str) -> None:
     def source(words: str) -> str:
         card = ModelCard(
             detector=YoloV3TinySpec(), classes=(words,), data={"kind": "coco", words: words}, per_class={words: 0.5},
@@ -160,7 +160,7 @@ def test_the_card_of_a_model(text: str) -> None:
 # --- HTML, LaTeX, CSV --------------------------------------------------------------------------------------
 
 
-def test_the_html_report() -> None:
+def test_texts_add_no_markup_to_the_html_report() -> None:
     def source(texts: list[str]) -> str:
         classes = dict.fromkeys(texts, 0.25)
         clients = {text: {"loss": 1.0} for text in texts}
@@ -173,14 +173,14 @@ def test_the_html_report() -> None:
     page, harmless = Html(shown), Html(source([f"text {number}" for number in range(len(HOSTILE))]))
     assert page.tags == harmless.tags
     assert [name for name, _ in page.attributes] == [name for name, _ in harmless.attributes]
-    assert "a" not in page.tags  # javascript: is no page
+    assert "a" not in page.tags  # a javascript: address is no link
     assert commands(shown) <= {"\t"}
     for text in HOSTILE.values():
         assert words(visible(text)) in words(page.text)
 
 
 @hostile
-def test_latex_gets_letters_only(text: str) -> None:
+def test_latex_gets_only_letters(text: str) -> None:
     shown = escaped(text)
     assert commands(shown) == set()
     assert "\n" not in shown
@@ -205,7 +205,7 @@ def test_no_cell_of_the_csv_is_a_formula(text: str) -> None:
 # --- plots and drawings ------------------------------------------------------------------------------------
 
 
-def test_plots_and_drawings_can_be_made() -> None:
+def test_plots_and_drawings_of_any_text_can_be_made() -> None:
     texts = list(HOSTILE.values())
     boxes = np.tile(np.array([2.0, 2, 30, 30], np.float32), (len(texts), 1))
     found = ImageDetections(boxes, np.full(len(texts), 0.9, np.float32), np.arange(len(texts)))

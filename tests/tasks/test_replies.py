@@ -1,4 +1,4 @@
-"""Whatever a turn answers, each of its clients has an answer or a failure, or the turn is run again."""
+"""For any reply of a turn, each of its clients has an answer or a failure, or the turn is repeated."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ NOBODY = {"1": NOTHING, "2": NOTHING, "3": NOTHING}
     [
         ({"ready": [info("3"), info("1"), info("2")]}, ["1", "2", "3"], {}),
         ({"ready": [info("1"), info("2")], "failures": [failed("3")]}, ["1", "2"], {"3": "bad image"}),
-        # Clients that are missing, not asked, twice there, or there with both.
+        # Clients that are missing, were not asked, answer twice, or have both an answer and a failure.
         ({}, [], NOBODY),
         ({"ready": [info("1"), info("2")]}, ["1", "2"], {"3": NOTHING}),
         ({"ready": [info("1"), info("4"), info("2"), info("3")]}, ["1", "2", "3"], {}),
         ({"ready": [info(c) for c in "123"], "failures": [failed("4")]}, ["1", "2", "3"], {}),
         ({"ready": [info("1"), info("2"), info("3"), info("1", train_size=7)]}, ["1", "2", "3"], {}),
         ({"ready": [info("1"), info("2"), info("3")], "failures": [failed("2")]}, ["1", "3"], {"2": "bad image"}),
-        # What is wrong with one client's answer drops that client.
+        # A mistake in one client's answer drops that client.
         (
             {"ready": [info("1"), info("2", train_size="many"), info("3")]},
             ["1", "3"],
@@ -106,7 +106,7 @@ NOBODY = {"1": NOTHING, "2": NOTHING, "3": NOTHING}
             ["1", "2"],
             {"3": "reply: failures: kind: expected .*, found 'sabotage'"},
         ),
-        # Answers of another phase are none.
+        # Answers of another phase do not count.
         ({"answers": [{"client": c, "load": 0, "free_memory": 1} for c in "123"]}, [], NOBODY),
     ],
 )  # fmt: skip
@@ -120,7 +120,7 @@ def test_each_client_has_an_answer_or_a_failure(
         assert re.fullmatch(reason, failures[client], re.DOTALL), failures[client]
 
 
-def test_the_first_of_two_answers_counts_and_a_failure_is_of_the_phase() -> None:
+def test_the_first_of_two_answers_counts_and_a_failure_gets_the_requests_phase() -> None:
     twice = {
         "ready": [info("1"), info("1", train_size=7)],
         "failures": [failed("2", phase="aggregate", kind="deadline")],
@@ -158,19 +158,19 @@ def test_the_first_of_two_answers_counts_and_a_failure_is_of_the_phase() -> None
         (PART, work(batch_losses=[4.0] * 3), "batch_losses: expected a list of at most 2 numbers"),
         (PART, work(batch_losses=[4.0, "2"]), "batch_losses: expected a list of at most 2 numbers"),
         (PART, work(batch_losses=[4.0, 1e40]), r"batch_losses: expected finite numbers up to 1.4e\+39, found 1e\+40"),
-        # The last batch has two images only: a mean beyond an image's largest loss fits in no record.
+        # Each loss fits a batch of four, but the last batch has two images: their mean is above an image's bound.
         (PART, work(batch_losses=[1.4e39, 1.4e39]), r"batch_losses: expected at most 3.5e.38 an image, found 4.6"),
         (PART, work(batch_losses=[4.0, float("inf")]), "batch_losses.*finite number"),
         (PART, {"failures": [failed("9")]}, "detections: expected an object, found none, and no failure"),
         (SHEET, {"images": 3}, "detections: expected an object, found none, and no failure"),
     ],
 )  # fmt: skip
-def test_what_is_no_reply_as_a_whole_is_refused(request_: AnyRequest, document: Any, problem: str) -> None:
+def test_a_reply_that_cannot_be_used_as_a_whole_is_refused(request_: AnyRequest, document: Any, problem: str) -> None:
     with pytest.raises(BadReply, match=problem):
         checked(request_, read_reply(request_, document))
 
 
-def test_a_part_of_an_evaluation_is_done_or_failed_for_all_its_clients() -> None:
+def test_a_part_of_an_evaluation_succeeds_or_fails_for_all_its_clients() -> None:
     good = checked(PART, read_reply(PART, work(downloaded=5)))
     assert (good.images, good.batch_losses, good.downloaded, good.failures) == (6, (4.0, 2.0), 5, ())
     bad = checked(PART, read_reply(PART, work(failures=[failed("2", reason="diverged"), failed("9")])))
@@ -187,7 +187,7 @@ def test_a_slot_that_returns_something_else_is_refused() -> None:
             checked(WAKE, reply)
 
 
-def test_the_images_of_parts_are_those_of_the_test_set() -> None:
+def test_the_parts_of_an_evaluation_cover_the_test_set() -> None:
     for size in (1, 3, 4, 5, 8, 10, 1001):
         for parts in range(1, min(7, -(-size // 4)) + 1):
             requests = [
@@ -221,21 +221,21 @@ def test_an_answer_may_be_as_large_as_its_request_needs() -> None:
         (SHEET, {"detections": REF}, (3 * 9, 9)),
     ],
 )
-def test_a_turn_says_of_no_more_bytes_that_it_moved_them_than_it_can(
+def test_the_bytes_that_a_turn_reports_are_limited_to_what_it_can_move(
     request_: AnyRequest, answer: dict[str, Any], expected: tuple[int, int]
 ) -> None:
-    # The sum of two such figures would be beyond what a round's record may hold, and the round never committed.
+    # The sum of two such figures would exceed the bound in a round's record, and the round could not be committed.
     reply = checked(request_, read_reply(request_, {**answer, "downloaded": 10**18, "uploaded": 10**18}))
     assert (reply.downloaded, reply.uploaded) == expected
     small = checked(request_, read_reply(request_, {**answer, "downloaded": 0, "uploaded": 0}))
     assert (small.downloaded, small.uploaded) == (0, 0)
 
 
-def test_nobody_is_on_record_as_counted_and_as_dropped() -> None:
+def test_no_client_is_recorded_as_counted_and_as_dropped() -> None:
     update = update_record("1", federation="f", round=3)
     evaluation = evaluation_record("2", test_size=1, loss=None, map50_voc10=None, recall=None, score_threshold=0.1)
     phases = ("wake_up", "check_client_resource", "request_update", "aggregate", "stop_and_eval")
     dropped = [ClientFailure.model_validate(failed(client, phase=phase)) for client in ("1", "2") for phase in phases]
     kept = not_counted(dropped, [update], [evaluation])
-    # What a client failed in stays: client 1 has no evaluation, client 2 no update.
+    # Failures in other phases stay: client 1 has no evaluation, client 2 no update.
     assert [(item.client, item.phase) for item in kept] == [("1", phases[4])] + [("2", phase) for phase in phases[:4]]

@@ -1,4 +1,4 @@
-"""A silo's site: it has the images of its own devices alone, and looks again for those that were missing."""
+"""A silo's site: it has only the images of its own devices, and looks again for devices that were missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tasks.drawn_data import drawn_data
 DRAWN = SyntheticStreet(train_images=40, test_images=5, width=64, height=64)
 
 
-def test_a_device_that_is_not_there_is_named_with_its_folder_and_found_later(tmp_path: Path) -> None:
+def test_a_missing_device_is_named_with_its_folder_and_found_later(tmp_path: Path) -> None:
     drawn = drawn_data(DRAWN, tmp_path / "cache")
     folder, away = tmp_path / "cameras", {device: tmp_path / device for device in ("1", "2", "4")}
     write_voc(drawn, folder)
@@ -38,7 +38,7 @@ def test_a_device_that_is_not_there_is_named_with_its_folder_and_found_later(tmp
     request = WakeUpRequest(federation="silos", spec=spec, clients=("3", "4", "5"))
     reply = client_wake_up(site, request)
     assert [info.client for info in reply.ready] == ["3", "5"]
-    # All have the whole test set, as without silos.
+    # Each client has the whole test set, as without silos.
     assert {info.test_size for info in reply.ready} == {5}
     assert tuple(reply.ready[0].class_counts) == drawn.classes
     (failure,) = reply.failures

@@ -1,4 +1,4 @@
-"""Weights are fixed in a round's plan: from wake_up's counts, whatever an update says of itself afterwards."""
+"""A round's plan fixes the weights of clients from their image counts at wake_up. Updates cannot change them."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_a_plan_has_the_weights_of_its_clients(handles: Handles) -> None:
     stored = handles.objects.get_json(handles.layout.plan(3))
     assert parse(RoundPlan, stored, source="plan.json", newest=RECORD_VERSION) == plan
     assert read_plan(handles, SPEC, 3, infos(SIZES), plan.model) == plan
-    # A client with other images can answer a new plan alone.
+    # A client whose images have changed can only answer a new plan.
     assert read_plan(handles, SPEC, 3, infos({**SIZES, "3": 31}), plan.model) is None
 
 
-def test_a_plan_with_a_limit_has_lower_weights_and_the_counts_as_they_are(handles: Handles) -> None:
+def test_a_plan_with_a_limit_lowers_weights_and_keeps_the_counts(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES)
     assert plan.train_sizes == SIZES
     assert plan.weights == {"1": 10, "2": 40.0, "3": 30, "4": 20}
@@ -101,11 +101,11 @@ def test_a_cohort_too_small_for_the_limit_does_not_train(handles: Handles) -> No
     assert handles.objects.get_json(handles.layout.plan(3)) is None
 
 
-def test_who_holds_more_than_half_is_reported_once(noted: tuple[Handles, Notes]) -> None:
+def test_a_client_with_more_than_half_of_the_weight_is_reported_once(noted: tuple[Handles, Notes]) -> None:
     handles, notes = noted
     plan = planned(handles, SPEC, SIZES)
-    (said,) = [text for (text,) in notes.of("message") if "warning" in text]
-    assert said == (
+    (warning,) = [text for (text,) in notes.of("message") if "warning" in text]
+    assert warning == (
         "round 3: warning: client 2 holds 93.75% of the weight, by its own count of its training images; "
         "participation.max_weight_share limits it"
     )
@@ -117,7 +117,7 @@ def test_who_holds_more_than_half_is_reported_once(noted: tuple[Handles, Notes])
     assert len(notes.of("message")) == 1
 
 
-def test_who_has_more_than_half_of_the_test_images_is_reported(noted: tuple[Handles, Notes]) -> None:
+def test_a_client_with_more_than_half_of_the_test_images_is_reported(noted: tuple[Handles, Notes]) -> None:
     handles, notes = noted
 
     def woken(sizes: dict[str, int]) -> list[str]:
@@ -141,7 +141,7 @@ def test_who_has_more_than_half_of_the_test_images_is_reported(noted: tuple[Hand
 # --- updates ---------------------------------------------------------------------------------------------------
 
 
-def test_an_update_over_another_number_of_images_does_not_count(handles: Handles) -> None:
+def test_an_update_with_another_number_of_images_does_not_count(handles: Handles) -> None:
     plan = planned(handles, SPEC, SIZES)
     honest = [update_of(handles, plan, client) for client in "124"]
     liar = update_of(handles, plan, "3", train_size=LIE)
@@ -155,7 +155,7 @@ def test_an_update_over_another_number_of_images_does_not_count(handles: Handles
     assert stored_updates(handles, plan) == {}
 
 
-def test_without_a_limit_the_bits_are_those_of_a_plan_without_weights(handles: Handles) -> None:
+def test_without_a_limit_a_plan_with_weights_gives_the_same_bits_as_one_without(handles: Handles) -> None:
     plan = planned(handles, SPEC, SIZES)
     updates = [
         update_of(handles, plan, client, value) for client, value in zip("1234", (0.1, 1 / 3, 7e-5, 2.7), strict=True)
@@ -165,12 +165,12 @@ def test_without_a_limit_the_bits_are_those_of_a_plan_without_weights(handles: H
     assert found[0] == found[1]
 
 
-def test_a_limit_holds_for_those_that_count(handles: Handles) -> None:
+def test_a_limit_holds_among_the_clients_that_count(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES)
     updates = [update_of(handles, plan, client) for client in "1234"]
     state = aggregate_updates(handles, LIMITED, plan, updates).state
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 40 * 2 + 30 * 3 + 20 * 4) / 100))
-    # Of 10, 40 and 20 client 2 would have 4 of 7; of 10, 20 and 20 it has 2 of 5.
+    # With weights 10, 40 and 20 client 2 would have 4/7; with 10, 20 and 20 it has 2/5.
     for left in ([*updates[:2], updates[3]], [*updates[:2], update_of(handles, plan, "3", float("nan")), updates[3]]):
         new = aggregate_updates(handles, LIMITED, plan, left)
         assert [update.client for update in new.counted] == ["1", "2", "4"]
@@ -178,7 +178,7 @@ def test_a_limit_holds_for_those_that_count(handles: Handles) -> None:
         torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 20 * 2 + 20 * 4) / 50))
 
 
-def test_too_few_for_the_limit_are_too_few_for_the_round(handles: Handles) -> None:
+def test_a_round_needs_as_many_clients_as_the_limit_requires(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES)
     updates = [update_of(handles, plan, client) for client in "12"]
     new = aggregate_updates(handles, LIMITED, plan, updates)
@@ -188,7 +188,7 @@ def test_too_few_for_the_limit_are_too_few_for_the_round(handles: Handles) -> No
     require_quorum(SPEC.model_copy(update={"participation": Participation(min_updates=1)}), plan, new.counted, [])
 
 
-def test_clients_of_partial_sums_are_held_to_the_limit_as_well(handles: Handles) -> None:
+def test_the_limit_holds_for_clients_of_partial_sums_too(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES).model_copy(
         update={"partial_sums": True, "shards": (("1", "2"), ("3", "4"))}
     )
@@ -202,13 +202,13 @@ def test_clients_of_partial_sums_are_held_to_the_limit_as_well(handles: Handles)
         ]
     state = aggregate_updates(handles, LIMITED, plan, updates).state
     torch.testing.assert_close(state["w"], torch.full((3,), (50 * 1 + 50 * 2) / 100))
-    # Client 4 gone and its sum with it: 40 of 50 images are client 2's, and nothing is left to lower it against.
+    # Without client 4 and its sum, client 2 has 40 of 50 images, and no other sum could weigh more.
     assert counted_weights(LIMITED, plan, updates[:2]) is None
     loose = FederationSpec(participation=Participation(max_weight_share=0.8))
     assert counted_weights(loose, plan, updates[:2]) == {"1": 10, "2": 40.0}
 
 
-def test_plans_from_before_are_followed_in_the_old_way(handles: Handles) -> None:
+def test_a_plan_without_weights_weighs_by_the_updates_counts(handles: Handles) -> None:
     model = put_state(handles, handles.layout.global_weights(2), {"w": torch.zeros(3)})
     document = make_plan(handles, SPEC, model, ("1", "2")).model_dump(mode="json")
     del document["weights"], document["train_sizes"]
@@ -219,7 +219,7 @@ def test_plans_from_before_are_followed_in_the_old_way(handles: Handles) -> None
     torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
 
 
-def test_an_open_round_from_before_takes_its_weights_from_wake_up(handles: Handles) -> None:
+def test_an_open_round_whose_plan_has_no_weights_takes_them_from_wake_up(handles: Handles) -> None:
     plan = planned(handles, SPEC, SIZES)
     key = handles.layout.plan(3)
     document = handles.objects.get_json(key)
