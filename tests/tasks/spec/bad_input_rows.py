@@ -1,4 +1,4 @@
-"""Rows of the table of bad inputs (``test_bad_inputs.py``): each provokes one refusal through the real code."""
+"""Rows of the table of bad inputs (``test_bad_inputs.py``): each makes the real code refuse one input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tasks.strategies.fedavg import FedAvg
 
 @dataclass
 class Bench:
-    """What a row needs: a folder of its own, the environment, a real store, a tiny valid data set."""
+    """The means of a row: its own folder, the environment, a real store and a tiny valid data set."""
 
     folder: Path
     monkeypatch: pytest.MonkeyPatch
@@ -48,7 +48,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Exit:
-    """A command's exit code, in place of an error's class."""
+    """A command's exit code. A row expects it instead of an error's class."""
 
     code: int
 
@@ -62,7 +62,10 @@ def spec(document: Any, *says: str) -> Row:
 
 
 def command(*arguments: str, says: tuple[str, ...], ends: Exit = REFUSED, home: str = "", **variables: str) -> Row:
-    """``{folder}`` in an argument or variable is the row's folder, ``{street}`` its copy of the data set."""
+    """Return a row that runs ``fedbench`` with ``arguments``.
+
+    ``{folder}`` in an argument or variable is the row's folder, ``{street}`` its copy of the data set.
+    """
 
     def run(bench: Bench) -> None:
         street = bench.folder / "street"
@@ -80,7 +83,7 @@ def command(*arguments: str, says: tuple[str, ...], ends: Exit = REFUSED, home: 
 
 
 def file(content: str | bytes, *says: str, name: str = "my.yaml") -> Row:
-    """``fedbench run`` of a file with this content."""
+    """Return a row that calls ``fedbench run`` on a file with this content."""
     run, ends, _ = command("run", f"{{folder}}/{name}", says=())
 
     def write(bench: Bench) -> None:
@@ -91,7 +94,7 @@ def file(content: str | bytes, *says: str, name: str = "my.yaml") -> Row:
 
 
 def settings(content: str, *says: str) -> Row:
-    """``fedbench list`` with this settings file."""
+    """Return a row that calls ``fedbench list`` with this settings file."""
     run, ends, _ = command("list", says=(), SETTINGS="{folder}/settings.yaml")
 
     def write(bench: Bench) -> None:
@@ -102,7 +105,7 @@ def settings(content: str, *says: str) -> Row:
 
 
 def setting(value: str, *says: str) -> Row:
-    """``fedbench run`` with ``--set value``."""
+    """Return a row that calls ``fedbench run`` with ``--set value``."""
     return command("run", "smoke", "--set", value, says=says)
 
 
@@ -131,7 +134,7 @@ GOOD: State = {"conv.weight": torch.ones(2, 3), "norm.num_batches_tracked": torc
 
 
 def update(state: State | bytes, *says: str, again: bool = False) -> Row:
-    """Client 3's update in a round of a model like GOOD."""
+    """Return a row that aggregates client 3's update in a round whose model is like GOOD."""
 
     def accumulate(bench: Bench) -> None:
         path = bench.folder / "update.safetensors"
@@ -147,7 +150,10 @@ def update(state: State | bytes, *says: str, again: bool = False) -> Row:
 
 
 def stored(key: str, content: Any, error: type[Exception], *says: str, names: str | None = None) -> Row:
-    """The store holds ``content`` (JSON, or text) at a federation's ``key``; the message has ``names``, or the key."""
+    """Return a row that reads ``content`` (JSON or text) at ``key`` of a federation's store.
+
+    The message must contain ``names``, or the key.
+    """
 
     def read(bench: Bench) -> None:
         layout = bench.layout()

@@ -1,7 +1,7 @@
-"""What is refused, and what the refusal says: the field, file or client, and what was expected there.
+"""Bad inputs are refused, and the message names the field, file or client, and what was expected there.
 
-One table: specifications, their files, ``--set``, settings, names, data sets, updates, and what the store holds. Rows
-of a command go through the real one; it ends with exit code 2 (1: something failed) and without a traceback.
+One table has specifications, their files, ``--set``, settings, names, data sets, updates and objects of the store.
+Rows of a command run the real command. It must end without a traceback, with exit code 2 (1 if something failed).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ TABLE: dict[str, Row] = {
     "two mistakes": spec(
         {"seed": -1, "detector": {**TINY, "width": "x"}}, "seed: expected", "\nmy.yaml: detector.width: exp"
     ),
-    # Specifications: fields against each other.
+    # Specifications: fields that contradict each other.
     "width": spec({"detector": {**TINY, "width": 300}}, "detector.width: expected a multiple of 32, found 300"),
     "height of the laptop's": spec(
         {"detector": {"kind": "fcos-lite0", "height": 300}}, "detector.height: expected a multiple of 32, found 300"
@@ -275,7 +275,7 @@ def bench(
     street: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[Bench]:
-    """The command changes the environment and the root logger; both are put back."""
+    """Yield the means of a row. Afterwards restore the environment and the root logger, which commands change."""
     environment, root = dict(os.environ), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     for name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
@@ -292,7 +292,7 @@ def bench(
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_refused_with_the_reason(row: str, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_input_is_refused_with_the_reason(row: str, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     provoke, error, says = TABLE[row]
     if isinstance(error, Exit):
         with pytest.raises(SystemExit) as ended:

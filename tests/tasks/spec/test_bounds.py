@@ -1,4 +1,4 @@
-"""Every number of a record, a reply and a specification has bounds; what clients fill has lengths too."""
+"""Every number of a record, a reply and a specification has bounds. Fields that clients fill also limit lengths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, Update
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.turns import AnyRequest, TurnReply
 
-# Held by a check over several fields.
+# A validator over several fields checks these.
 CHECKED = ("/masks/", "/multi_scale/")
 LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
@@ -27,7 +27,7 @@ def models(module: Any) -> list[type[BaseModel]]:
 
 
 def parts(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every part of a JSON schema that has a type, with where it is."""
+    """Yield every part of a JSON schema that has a type, with its path."""
     if isinstance(schema, dict):
         if "type" in schema and not isinstance(schema["type"], dict):
             yield path, schema
@@ -51,7 +51,7 @@ def unbounded(schema: dict[str, Any]) -> set[str]:
 
 
 def endless(schema: dict[str, Any]) -> set[str]:
-    """Text, lists and mappings of any length."""
+    """Return the paths of texts, lists and mappings without a limit of their length."""
     found = set()
     for path, part in parts(schema):
         limit = {"string": "maxLength", "array": "maxItems", "object": "maxProperties"}.get(part["type"])
@@ -74,11 +74,11 @@ def test_every_number_of_a_specification_has_bounds(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("model", [ClientInfo, ClientFailure, ResourceAnswer, UpdateRecord, TurnReply])
-def test_what_clients_fill_has_lengths(model: type[BaseModel]) -> None:
+def test_fields_that_clients_fill_limit_lengths(model: type[BaseModel]) -> None:
     assert endless(model.model_json_schema()) == set()
 
 
-# --- what becomes of records beyond them ---------------------------------------------------------------------------
+# --- records beyond the bounds -------------------------------------------------------------------------------------
 
 
 def update(**fields: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def update(**fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [10**10, 10**400, 10**5000, -1], ids=["e10", "e400", "e5000", "negative"])
 @pytest.mark.parametrize("field", ["train_size", "seed", "steps", "bytes_down", "seconds", "round"])
-def test_a_number_that_no_reader_takes_is_refused_by_its_field(field: str, number: int) -> None:
+def test_a_number_out_of_bounds_is_refused_by_its_field(field: str, number: int) -> None:
     if (field, number) in (("seed", 10**10), ("bytes_down", 10**10), ("seconds", 10**10)):
         return  # within the bounds
     with pytest.raises(SpecError, match=rf"^1\.json: {field}: expected ") as caught:
@@ -100,7 +100,7 @@ def test_a_number_that_no_reader_takes_is_refused_by_its_field(field: str, numbe
     assert len(str(caught.value)) < 200
 
 
-def test_losses_are_finite_and_those_of_float32_are_taken() -> None:
+def test_losses_must_be_finite_and_may_be_as_large_as_float32() -> None:
     largest = 3.4e38
     record = parse(
         UpdateRecord, update(train_loss=4 * largest, loss_terms={"box": largest}), source="a", newest=RECORD_VERSION
@@ -111,7 +111,7 @@ def test_losses_are_finite_and_those_of_float32_are_taken() -> None:
             parse(UpdateRecord, update(train_loss=loss), source="a", newest=RECORD_VERSION)
 
 
-def test_text_to_be_read_is_cut() -> None:
+def test_a_long_reason_is_cut() -> None:
     failure = ClientFailure(client="1", phase="wake_up", kind="client-error", reason="x" * 10**6)
     assert failure.reason == "x" * (LONGEST_TEXT - 1) + "…"
     assert ClientFailure(client="1", phase="wake_up", kind="client-error", reason="short").reason == "short"

@@ -1,8 +1,9 @@
-"""Digests that name what people have begun and accepted: none of them may change.
+"""Digests must not change: existing federations and accepted results are found by them.
 
-A federation goes on under the digest it was begun with; a suite's cells and accepted results are found by theirs; a
-specification pins its data by the content digest. A new field is marked :class:`tasks.spec.base.AddedLater`. Where
-a changed reading of data must change a content digest, CHANGELOG says so and the value here changes with it.
+A federation continues only under the digest it began with. A suite's cells and accepted results are found by their
+digests. A specification pins its data by the content digest. Mark each new field with
+:class:`tasks.spec.base.AddedLater`. If a change in reading data must change a content digest, say so in CHANGELOG and
+change the value here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import local_only, twin
 from tasks.spec.suite_presets import SUITES, suite_preset
 
-# The first 16 hex digits, of: the federation, its centralised twin, device 1 alone.
+# The first 16 hex digits of three digests: the federation, its centralised twin, device 1 alone.
 FEDERATIONS: dict[str, tuple[str, str, str]] = {
     "synthetic5": ("e6b255e8d54bf620", "59cec3e75e0cc191", "12fe2cc43683dba3"),
     "street5": ("44ac7ab3f90bb874", "3a5c415ce0684195", "e8b4328a4ed8a158"),
@@ -43,7 +44,7 @@ SUITE_DIGESTS: dict[str, str] = {
     "cpu": "bd604acfdd86a770",
     "paper": "a61bd92eaeea4ba2",
 }
-# Of the whole content, and of the first client's test set.
+# The digests of the whole content and of the first client's test set.
 CONTENTS: dict[str, tuple[str, str]] = {
     "street": ("945e897efa24f78a", "a2092c3240f237e3"),
     "coco": ("ffdc051285345179", "4c9ced8d14bd2ce2"),
@@ -72,22 +73,22 @@ def test_suite_presets_keep_their_digests(name: str) -> None:
     assert first(suite_preset(name).digest) == SUITE_DIGESTS[name]
 
 
-def test_no_preset_is_missing_here() -> None:
+def test_every_preset_has_its_digests_here() -> None:
     assert (set(FEDERATIONS), set(SUITE_DIGESTS)) == (set(PRESETS), set(SUITES))
 
 
-def test_fields_that_came_later_are_in_the_digest_where_they_are_set() -> None:
+def test_fields_added_later_count_for_the_digest_only_if_they_are_set() -> None:
     spec, pooled = FederationSpec(), twin(FederationSpec())
     assert "pooled" not in digest_fields(spec)["data"]
     assert "pooled_devices" not in digest_fields(spec)["data"]
-    # As it was written from the first day that data could be pooled.
+    # This None has been in the digest of pooled data since pooling was added.
     assert digest_fields(pooled)["data"]["pooled_devices"] is None
     summed = spec.model_copy(update={"participation": spec.participation.model_copy(update={"partial_sums": True})})
     assert digest_fields(summed)["participation"]["partial_sums"] is True
     assert len({spec.digest, pooled.digest, summed.digest}) == 3
 
 
-def test_the_marker_reaches_every_depth() -> None:
+def test_fields_added_later_are_left_out_at_every_depth() -> None:
     class Inner(Frozen):
         old: int = 1
         new: Annotated[tuple[int, ...], AddedLater()] = Field((1,), description="Later.")
@@ -104,11 +105,11 @@ def test_the_marker_reaches_every_depth() -> None:
     }
 
 
-# Contents. The files are written here byte for byte, so that no version of an encoder counts.
+# Contents. These functions write the files byte for byte, so that the digests do not depend on an encoder's version.
 
 
 def png(shade: int) -> bytes:
-    """A grey image of ``WIDTH`` x ``HEIGHT``, its pixels stored without compression."""
+    """Return a grey PNG of ``WIDTH`` x ``HEIGHT`` whose pixels are stored without compression."""
     rows = (bytes([0]) + bytes([shade]) * WIDTH) * HEIGHT
     stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
     stored += struct.pack(">I", zlib.adler32(rows))
@@ -210,7 +211,7 @@ def test_federated_street_keeps_its_content_digests(split: int, street_dir: Path
 
 
 def test_the_synthetic_street_keeps_its_folder(tmp_path: Path) -> None:
-    """Its images depend on the version of the encoder; what names them does not."""
+    """The bytes of its images depend on the encoder's version. The folder's name and labels do not."""
     small = SyntheticStreet(train_images=40, test_images=5, width=64, height=64)
     folder = make_synthetic_street(small, tmp_path)
     assert make_synthetic_street(small.model_copy(update={"split": 20, "pooled": True}), tmp_path) == folder

@@ -1,4 +1,4 @@
-"""The specification: what names it, what a file of it holds, and how fields of it are set."""
+"""The specification: its digest, its files, and how its fields are set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.spec.training import AdamW, Sgd
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_whole_and_come_back_from_their_file(name: str, tmp_path: Path) -> None:
+def test_presets_are_complete_and_are_read_from_their_file(name: str, tmp_path: Path) -> None:
     spec = preset(name)
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
     (tmp_path / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")))
@@ -31,7 +31,7 @@ def test_presets_differ() -> None:
     assert len({preset(name).digest for name in PRESETS}) == len(PRESETS)
 
 
-def test_a_digest_is_of_the_fields_not_of_how_they_were_written() -> None:
+def test_a_digest_depends_on_the_fields_and_not_on_how_they_are_written() -> None:
     short = parse_spec({"training": {"optimizer": {"kind": "adamw", "lr": 1}}}, source="a")
     long = parse_spec(
         {"seed": "1234", "training": {"batch_size": 8, "optimizer": {"lr": 1.0, "kind": "adamw"}}}, source="b"
@@ -51,7 +51,7 @@ def test_a_digest_is_the_same_in_every_process() -> None:
         assert done.stdout.strip() == preset("smoke").digest
 
 
-def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+def test_an_empty_file_is_the_default_specification(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     assert load_spec(tmp_path / "empty.yaml") == FederationSpec()
 
@@ -62,7 +62,7 @@ def test_fields_are_set_by_dotted_names() -> None:
         {"training.optimizer.lr": "1e-3", "detector.width": 320, "participation.clients": ["2", "1"], "patience": 3},
         source="--set",
     )
-    assert spec.training.optimizer.lr == 1e-3  # YAML 1.1 reads 1e-3 as text
+    assert spec.training.optimizer.lr == 1e-3  # a YAML 1.1 reader gives the text 1e-3
     assert (spec.detector.width, spec.detector.height) == (320, 416)
     assert spec.participation.clients == ("2", "1")
     assert spec.patience == 3
@@ -87,7 +87,7 @@ def test_changes_are_named_with_both_values() -> None:
     assert changed_fields(old, old) == {}
 
 
-def test_a_specification_does_not_change() -> None:
+def test_a_specification_is_immutable() -> None:
     spec = FederationSpec()
     with pytest.raises(ValueError, match="frozen"):
         spec.max_rounds = 3  # type: ignore[misc]
@@ -95,10 +95,10 @@ def test_a_specification_does_not_change() -> None:
     assert yaml.safe_load(spec.to_yaml())["version"] == 1
 
 
-def test_classes_are_in_the_order_of_labels_however_json_has_them() -> None:
+def test_classes_are_in_the_order_of_labels_whatever_the_order_in_json() -> None:
     named = parse_spec({"data": {"kind": "coco", "name": "mine", "classes": ["van", "car", "bus"]}}, source="test")
     assert named.class_order(["bus", "car", "van"]) == ("van", "car", "bus")
     unnamed = parse_spec({"data": {"kind": "coco", "name": "mine"}}, source="test")
     assert unnamed.class_order(["van", "car", "bus"]) == ("bus", "car", "van")
-    # Of a client that has others: none is lost.
+    # No class is lost if a client has other classes.
     assert named.class_order(["x", "car", "a"]) == ("car", "a", "x")

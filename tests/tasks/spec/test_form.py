@@ -1,4 +1,4 @@
-"""The specification's form: all fields described, plain unions of two levels, and what is read stays what it was."""
+"""The form of a specification: all fields are described, unions are plain and at most two deep, digests stay."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SCHEMA = FederationSpec.model_json_schema()
 
 
 def definition(field: dict[str, Any]) -> dict[str, Any]:
-    """What a reference points to."""
+    """Return the definition that a reference points to; ``field`` itself if it is no reference."""
     found: dict[str, Any] = SCHEMA["$defs"][field["$ref"].rpartition("/")[2]] if "$ref" in field else field
     return found
 
 
 def fields(schema: dict[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """All fields below ``schema``: dotted path with the unions' choices, the field, and how many unions it is in."""
+    """Yield all fields below ``schema``: dotted path with the choices of unions, the field, the number of unions."""
     for name, field in schema.get("properties", {}).items():
         here = f"{path}.{name}".lstrip(".")
         yield here, field, depth
@@ -43,7 +43,7 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
         yield from nodes(item)
 
 
-def test_all_are_looked_at() -> None:
+def test_the_schema_has_the_expected_fields() -> None:
     assert len(FIELDS) > 120
     for path in ("seed", "training.optimizer[AdamW].lr", "data[Coco].clients[Dirichlet].alpha"):
         assert path in FIELDS
@@ -59,7 +59,7 @@ def test_each_field_and_each_choice_has_a_title_and_a_description() -> None:
         assert "``" not in model["description"], name
 
 
-def test_unions_are_plain_and_two_deep_at_most() -> None:
+def test_unions_are_plain_and_at_most_two_deep() -> None:
     assert not [node for node in nodes(SCHEMA) if "oneOf" in node or "discriminator" in node]
     unions = {path: (field["anyOf"], depth) for path, (field, depth) in FIELDS.items() if "anyOf" in field}
     assert {
@@ -79,7 +79,7 @@ def test_unions_are_plain_and_two_deep_at_most() -> None:
 
 
 def test_the_default_is_the_choice_that_the_form_shows() -> None:
-    """It shows the choice with the most of the value's fields, the first of several."""
+    """The form shows the choice that has the most fields of the value; among equals, the first."""
     seen = 0
     for path, (field, _) in FIELDS.items():
         models = [definition(choice) for choice in field.get("anyOf", []) if "$ref" in choice]
@@ -90,16 +90,16 @@ def test_the_default_is_the_choice_that_the_form_shows() -> None:
     assert seen >= 8
 
 
-def test_what_may_be_left_out_is_a_plain_field() -> None:
+def test_a_field_that_may_be_left_out_is_plain() -> None:
     assert FIELDS["patience"][0].items() >= {"type": "integer", "minimum": 1}.items()
     assert FIELDS["data[Coco].classes"][0].items() >= {"type": "array", "minItems": 1}.items()
     for path in ("patience", "data[Coco].classes", "training.multi_scale", "participation.shards"):
         assert not {"default", "anyOf"} & FIELDS[path][0].keys(), path
-    assert FIELDS["training.clip_norm"][0]["default"] == 10.0  # here null means something else than left out
+    assert FIELDS["training.clip_norm"][0]["default"] == 10.0  # here null and a missing value differ
     assert {"type": "null"} in FIELDS["training.clip_norm"][0]["anyOf"]
 
 
-def test_the_defaults_together_are_the_default_specification() -> None:
+def test_the_defaults_of_all_fields_make_the_default_specification() -> None:
     defaults = {name: field["default"] for name, field in SCHEMA["properties"].items() if "default" in field}
     assert FederationSpec.model_validate(defaults) == FederationSpec()
 
@@ -113,11 +113,11 @@ def test_titles() -> None:
     ("name", "digest"),
     [("synthetic5", "e6b255e8"), ("street5", "44ac7ab3"), ("street5_laptop", "405ade9c"), ("smoke", "7d2e11f4")],
 )
-def test_digests_are_those_of_before_there_was_a_form(name: str, digest: str) -> None:
+def test_digests_are_those_from_before_the_form(name: str, digest: str) -> None:
     assert preset(name).digest.startswith(digest)
 
 
-def test_a_wrong_kind_is_still_told_with_those_that_there_are() -> None:
+def test_the_error_of_a_wrong_kind_lists_the_known_kinds() -> None:
     with pytest.raises(
         SpecError, match=r"training.optimizer.kind: expected one of: 'adamw', 'adam', 'sgd', found 'lion'"
     ):

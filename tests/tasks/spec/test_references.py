@@ -1,4 +1,4 @@
-"""The centralised twin: which specification it is, and that it learns from the same images, as often, in one client."""
+"""References: the centralised twin learns from the same images, as often, in one client; local-only from one device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the specification -------------------------------------------------------------------------------------
 
 
-def test_a_twin_differs_in_its_data_and_in_nothing_that_is_learned_by() -> None:
+def test_a_twin_differs_only_in_its_data() -> None:
     spec = preset("street5")
     centralised = twin(spec)
     assert centralised.clients == ("all",)
@@ -61,7 +61,7 @@ def test_a_twin_differs_in_its_data_and_in_nothing_that_is_learned_by() -> None:
     assert not is_twin(spec, spec)
 
 
-def test_a_twin_pools_the_clients_that_take_part_and_drops_what_is_for_several() -> None:
+def test_a_twin_pools_the_participating_clients_and_drops_settings_for_several() -> None:
     rule = Participation(
         clients=("5", "3"), clients_per_round=1, min_updates=1, min_clients=2, shards=2, turn_deadline=9, turn_retries=7
     )
@@ -78,14 +78,14 @@ def test_a_twin_pools_the_clients_that_take_part_and_drops_what_is_for_several()
     assert is_twin(SPEC, twin(everyone))
 
 
-def test_a_run_that_goes_on_for_longer_stays_a_twin_and_another_experiment_is_none() -> None:
+def test_a_longer_run_stays_a_twin_and_another_experiment_is_none() -> None:
     longer = with_fields(twin(SPEC), {"max_rounds": 99, "patience": 3, "target_map": 0.5}, source="x")
     assert is_twin(SPEC, longer)
     for field, value in (("seed", 2), ("training.local_epochs", 3), ("data.seed", 1), ("detector.width", 96)):
         assert not is_twin(SPEC, with_fields(longer, {field: value}, source="x"))
 
 
-def test_devices_that_only_the_data_tell_are_pooled_too() -> None:
+def test_devices_known_only_from_the_data_are_pooled_too() -> None:
     spec = FederationSpec(data=Coco(name="mine", clients=ByField()))
     assert spec.clients is None
     assert twin(spec).clients == ("all",)
@@ -94,7 +94,7 @@ def test_devices_that_only_the_data_tell_are_pooled_too() -> None:
     assert twin(read).data.pooled_devices == ("east", "west")
 
 
-def test_digests_of_specifications_without_it_are_as_they_were() -> None:
+def test_digests_without_pooling_have_not_changed() -> None:
     assert preset("synthetic5").digest[:8] == "e6b255e8"  # README's run
     assert preset("smoke").digest.startswith("7d2e11f4ca930c8a")
 
@@ -123,7 +123,7 @@ def test_wrong_fields_are_named(data: dict[str, object], says: str) -> None:
 # --- the data ----------------------------------------------------------------------------------------------
 
 
-def test_every_training_image_once_in_order_and_the_same_test_set(cache: Path) -> None:
+def test_pooled_data_have_every_training_image_once_and_the_same_test_set(cache: Path) -> None:
     apart, pooled = drawn_data(TINY, cache), drawn_data(TINY.model_copy(update={"pooled": True}), cache)
     assert list(pooled.train) == list(pooled.test) == ["all"]
     expected = [sample.key for samples in apart.train.values() for sample in samples]
@@ -131,10 +131,10 @@ def test_every_training_image_once_in_order_and_the_same_test_set(cache: Path) -
     assert len(expected) == len(set(expected)) == 40
     assert samples_digest(pooled.test["all"]) == samples_digest(apart.test["1"])
     assert (pooled.digest, pooled.classes) == (apart.digest, apart.classes)
-    assert len(list((cache / "synthetic-street").iterdir())) == 1  # nothing is drawn again
+    assert len(list((cache / "synthetic-street").iterdir())) == 1  # both use the same drawn images
 
 
-def test_chosen_devices_alone_in_the_data_sets_order(cache: Path) -> None:
+def test_chosen_devices_are_pooled_in_the_data_sets_order(cache: Path) -> None:
     apart = drawn_data(TINY, cache)
     pooled = drawn_data(TINY.model_copy(update={"pooled": True, "pooled_devices": ("5", "3")}), cache)
     assert samples_digest(pooled.train["all"]) == samples_digest((*apart.train["3"], *apart.train["5"]))
@@ -150,7 +150,7 @@ def test_test_sets_of_devices_become_their_union(cache: Path) -> None:
     assert len(own) == len(set(own)) == 8
 
 
-def test_a_check_is_of_the_devices(cache: Path) -> None:
+def test_a_check_of_pooled_data_reports_all_devices(cache: Path) -> None:
     pooled = TINY.model_copy(update={"pooled": True, "pooled_devices": ("2",)})
     report = check_data(pooled, root_of=lambda name: None, cache=cache)
     assert [device.device for device in report.devices] == ["1", "2", "3", "4", "5"]
@@ -160,7 +160,7 @@ def test_a_check_is_of_the_devices(cache: Path) -> None:
 
 
 def passes(spec: FederationSpec, data: FederatedData) -> dict[str, int]:
-    """How often a round shows each image."""
+    """Return how often a round's training reads each image."""
     seen: dict[str, int] = {}
     for client in spec.clients or ():
         keys = {sample.content: sample.key for sample in data.train[client]}
@@ -175,7 +175,7 @@ def passes(spec: FederationSpec, data: FederatedData) -> dict[str, int]:
     return seen
 
 
-def test_a_round_passes_over_the_same_images_as_often(cache: Path) -> None:
+def test_a_twins_round_reads_the_same_images_as_often(cache: Path) -> None:
     apart = passes(SPEC, drawn_data(TINY, cache))
     centralised = twin(SPEC)
     assert isinstance(centralised.data, SyntheticStreet)
@@ -184,7 +184,7 @@ def test_a_round_passes_over_the_same_images_as_often(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_federation_of_one_device_and_its_twin_are_equal_to_the_bit(
+def test_a_federation_of_one_device_and_its_twin_give_equal_bits(
     cache: Path, tmp_path: Path, s3_settings: S3Settings
 ) -> None:
     write_coco(drawn_data(TINY.model_copy(update={"pooled": True}), cache), tmp_path / "one")  # its device is named all
@@ -212,7 +212,7 @@ def test_a_federation_of_one_device_and_its_twin_are_equal_to_the_bit(
 # --- local only --------------------------------------------------------------------------------------------
 
 
-def test_local_only_differs_in_its_data_alone() -> None:
+def test_local_only_differs_only_in_its_data() -> None:
     spec = preset("street5")
     alone = local_only(spec, "3")
     assert alone.clients == ("3",)
@@ -240,7 +240,7 @@ def test_what_cannot_be_local_only(make: Callable[[], FederationSpec], says: str
 
 
 @pytest.mark.parametrize("test", ["global", "per-device"])
-def test_a_device_alone_has_its_own_images_and_everyones_tests(cache: Path, test: str) -> None:
+def test_a_local_only_run_has_its_devices_images_and_all_test_images(cache: Path, test: str) -> None:
     federated = drawn_data(TINY.model_copy(update={"test": test}), cache)
     alone = drawn_data(TINY.model_copy(update={"test": test, "local_only": "3"}), cache)
     pooled = drawn_data(TINY.model_copy(update={"test": test, "pooled": True}), cache)

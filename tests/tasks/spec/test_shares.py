@@ -1,4 +1,4 @@
-"""What clients count for: the limit of one client's share, in numbers, in the specification and in figures."""
+"""The limit of one client's share of the weight: its computation, its specification, and its effect on figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shares(weights: dict[str, Weight]) -> dict[str, float]:
 # --- the numbers ---------------------------------------------------------------------------------------------
 
 
-def test_a_share_over_the_limit_is_cut_and_the_rest_is_in_proportion() -> None:
+def test_a_share_over_the_limit_is_cut_and_the_others_keep_their_proportions() -> None:
     found = shares(limited({"a": LIE, "b": 10, "c": 20, "d": 5}, 0.4))
     assert found == pytest.approx({"a": 0.4, "b": 0.6 * 10 / 35, "c": 0.6 * 20 / 35, "d": 0.6 * 5 / 35})
     # Once the first is cut, the second is over the limit too.
@@ -36,7 +36,7 @@ def test_a_share_over_the_limit_is_cut_and_the_rest_is_in_proportion() -> None:
     )
 
 
-def test_weights_under_the_limit_are_the_integers_that_they_were() -> None:
+def test_weights_under_the_limit_stay_integers() -> None:
     sizes = {"a": 344, "b": 212, "c": 37, "d": 0}
     for share in (None, 1.0, 0.6):
         found = limited(sizes, share)
@@ -55,10 +55,10 @@ def test_no_share_is_over_the_limit_and_order_changes_nothing() -> None:
         assert all(weight <= sizes[client] for client, weight in found.items())
         backwards = limited(dict(reversed(sizes.items())), limit)
         assert backwards == found
-        # Who was not cut keeps the proportions.
+        # Clients that are not cut keep their proportions.
         kept = [client for client, weight in found.items() if weight == sizes[client]]
         assert all(found[client] * sizes[other] == found[other] * sizes[client] for client in kept for other in kept)
-        # Again over some of them: as if the plan had been for those alone.
+        # The limit among some of the clients gives what a plan for only those clients would give.
         some = dict(list(found.items())[: least_clients(limit)])
         factors = limiting_factors([(weight, weight) for weight in some.values()], limit)
         assert factors is not None
@@ -69,7 +69,7 @@ def test_no_share_is_over_the_limit_and_order_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("share", "clients"), [(0.2, 5), (0.3, 4), (1.0, 1), (1 / 3, 3), (0.1, 10), (0.3334, 3), (0.49, 3)]
 )
-def test_so_many_clients_are_needed(share: float, clients: int) -> None:
+def test_a_limit_needs_its_least_number_of_clients(share: float, clients: int) -> None:
     assert least_clients(share) == clients
     sizes = {str(number): number + 1 for number in range(clients)}
     assert max(shares(limited(sizes, share)).values()) <= share * (1 + 1e-8)
@@ -79,15 +79,15 @@ def test_so_many_clients_are_needed(share: float, clients: int) -> None:
             limited({**sizes, "empty": 0}, share)
 
 
-def test_a_partial_sum_is_lowered_as_a_whole() -> None:
-    # Clients of 30 and 10 images in one sum, of 10 and 10 in the other: 30 may be half of what is left at most.
+def test_a_partial_sum_is_scaled_as_a_whole() -> None:
+    # One sum has clients of 30 and 10 images, the other of 10 and 10. The client of 30 may have a share of 0.4.
     first, second = present(limiting_factors([(40, 30), (20, 10)], 0.4))
     assert second == 1
     assert float(30 * first / (40 * first + 20)) == pytest.approx(0.4)
-    assert limiting_factors([(40, 30)], 0.4) is None  # nothing beside it that could weigh more
+    assert limiting_factors([(40, 30)], 0.4) is None  # there is no other sum that could weigh more
 
 
-def test_who_holds_more_than_half() -> None:
+def test_the_majority_is_a_client_with_more_than_half() -> None:
     assert majority({"a": 3, "b": 1}) == ("a", 0.75)
     assert majority({"a": 1, "b": 10**400}) == ("b", 1.0)
     for nobody in ({"a": 1, "b": 1}, {"a": 5}, {}, {"a": 0, "b": 0}):
@@ -107,12 +107,12 @@ def test_who_holds_more_than_half() -> None:
         ({"max_weight_share": 1.5}, r"max_weight_share: expected at most 1, found 1\.5"),
     ],
 )  # fmt: skip
-def test_a_limit_that_nobody_could_keep_is_refused(fields: dict[str, Any], says: str) -> None:
+def test_a_limit_that_cannot_be_kept_is_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(Exception, match=rf"a\.yaml: participation\.{'.*' if says[0] == 'e' else ''}{says}"):
         parse_spec({"participation": fields}, source="a.yaml")
 
 
-def test_the_limit_is_in_the_digest_where_it_is_set_and_not_in_references() -> None:
+def test_a_limit_counts_for_the_digest_if_it_is_set_and_references_have_none() -> None:
     spec = parse_spec({"participation": {"max_weight_share": 0.2}}, source="a")
     assert spec.digest != FederationSpec().digest
     assert parse_spec({"participation": {"max_weight_share": None}}, source="a").digest == FederationSpec().digest
@@ -149,6 +149,6 @@ def test_a_limit_holds_for_a_rounds_figures_too() -> None:
     assert held.loss == pytest.approx(3.0)
     assert held.per_class["chair"] == pytest.approx(0.3)
     assert held.unweighted == believed.unweighted
-    # Too few test sets for the limit: each counts the same.
+    # With too few test sets for the limit, each counts the same.
     assert aggregate_metrics([], tested[:2], max_share=0.4).loss == pytest.approx(3.0)
     assert aggregate_metrics([], [], max_share=0.4).loss is None

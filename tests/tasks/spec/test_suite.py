@@ -24,7 +24,7 @@ def suite(*experiments: Experiment, **fields: Any) -> SuiteSpec:
     return SuiteSpec(name="test", experiments=experiments, **fields)
 
 
-def test_an_experiment_is_its_federations_and_their_references() -> None:
+def test_the_cells_of_an_experiment_are_its_federations_and_their_references() -> None:
     few = SPEC.model_copy(update={"participation": Participation(clients=("1", "3"))})
     both = suite(Experiment(name="a", spec=few, seeds=(7, 8), local_only=True, local_seeds=1))
     cells = cells_of(both)
@@ -41,7 +41,7 @@ def test_an_experiment_is_its_federations_and_their_references() -> None:
     assert [cell.spec.clients for cell in cells[1:4]] == [("all",), ("1",), ("3",)]
 
 
-def test_what_experiments_have_in_common_is_one_specification() -> None:
+def test_experiments_share_the_specification_of_a_common_reference() -> None:
     twenty = SPEC.model_copy(update={"data": SPEC.data.model_copy(update={"split": 20})})
     cells = cells_of(suite(Experiment(name="five", spec=SPEC), Experiment(name="twenty", spec=twenty)))
     digests = {cell.name: cell.spec.digest for cell in cells}
@@ -50,7 +50,7 @@ def test_what_experiments_have_in_common_is_one_specification() -> None:
     assert is_twin(twenty, twin(SPEC))
 
 
-def test_the_digest_is_of_what_is_run() -> None:
+def test_the_digest_depends_on_what_is_run() -> None:
     one = suite(Experiment(name="a", spec=SPEC))
     assert one.digest == suite(Experiment(name="a", spec=SPEC), target=0.9, metric="map_coco").digest
     others = [
@@ -86,7 +86,7 @@ def test_mistakes_are_named(fields: dict[str, Any], says: str) -> None:
         parse_suite(document, source="suite.yaml")
 
 
-def test_a_mistake_in_an_experiment_is_told_once() -> None:
+def test_a_mistake_in_an_experiment_is_named_once() -> None:
     with pytest.raises(SpecError) as caught:
         parse_suite({"name": "test", "experiments": [{"name": "a", "spec": {}, "seed": 1}]}, source="suite.yaml")
     (line,) = str(caught.value).splitlines()
@@ -144,7 +144,7 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, experiment: Any, says: str
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_suites_that_come_with_it(name: str) -> None:
+def test_the_presets_of_suites_are_valid(name: str) -> None:
     found = suite_preset(name)
     assert found.name == name
     assert (SUITES[name].__doc__ or "").strip()
@@ -154,12 +154,12 @@ def test_suites_that_come_with_it(name: str) -> None:
         assert cell.spec.training.schedule.hold + cell.spec.training.schedule.decay in (cell.spec.max_rounds, 1_000_000)
     assert all(len(found) == 1 for found in passes.values())
     assert any(cell.spec.detector.kind == "fcos-lite0" for cell in cells_of(found))
-    # The longest name of a federation that a scheduled run of it makes.
+    # The longest name of a federation in a scheduled run of the suite.
     longest = max(len(cell.name) for cell in cells_of(found))
     assert len(f"{name}-20261127T030000.") + longest + len(".3f2a9c1e") <= 100
 
 
-def test_a_suite_that_there_is_not() -> None:
+def test_the_error_of_an_unknown_suite_lists_the_known_ones() -> None:
     with pytest.raises(SpecError, match="nightly: no such suite or file; expected a YAML file or one of: smoke, cpu"):
         suite_preset("nightly")
 

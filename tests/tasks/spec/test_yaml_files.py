@@ -1,4 +1,4 @@
-"""Files of specifications and suites: what plain words are in each field, keys that stand twice, and the round trip."""
+"""Files of specifications and suites: how plain words are read, repeated keys, and the round trip."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.spec.suite import load_suite, parse_suite
 from tasks.spec.suite_presets import SUITES, suite_preset
 from tasks.spec.training import AdamW, Schedule, Sgd, TrainingSpec
 
-# Words of which YAML 1.1 and 1.2, or a reader of either, make something else than text.
+# Words that YAML 1.1, YAML 1.2 or one of their readers does not read as text.
 WORDS = [
     "010", "000010", "08", "0", "12", "1e3", "1e-05", "0o17", "0b1", "0x1F", "1.5", "2026-01-02",
     "yes", "no", "on", "off", "y", "N", "true", "False", "null", "Null",
@@ -34,7 +34,7 @@ def spec_of(tmp_path: Path, text: str) -> FederationSpec:
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_field_of_text_has_the_word_that_stands_there(word: str, tmp_path: Path) -> None:
+def test_a_text_field_keeps_the_word_as_written(word: str, tmp_path: Path) -> None:
     data = f"kind: coco, name: mine, classes: [{word}, '{word}x']"
     spec = spec_of(tmp_path, f"data: {{{data}}}\nparticipation:\n  clients:\n  - {word}\n")
     assert isinstance(spec.data, Coco)
@@ -43,7 +43,7 @@ def test_a_field_of_text_has_the_word_that_stands_there(word: str, tmp_path: Pat
     assert pooled.data.pooled_devices == (word, "a")
 
 
-def test_null_is_no_text_where_the_field_may_be_left_out(tmp_path: Path) -> None:
+def test_null_is_not_read_as_text_in_an_optional_field(tmp_path: Path) -> None:
     text = "data: {kind: coco, name: mine, local_only: null, digest: ~}\nparticipation: {clients: null, shards: ~}\n"
     spec = spec_of(tmp_path, text)
     assert isinstance(spec.data, Coco)
@@ -67,13 +67,13 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("text", AMBIGUOUS)
-def test_a_word_that_is_read_in_two_ways_is_refused_with_file_and_line(text: str, tmp_path: Path) -> None:
+def test_an_ambiguous_word_is_refused_with_file_and_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         spec_of(tmp_path, text + "\n")
     assert str(caught.value).startswith(f"{tmp_path / 'my.yaml'}: {AMBIGUOUS[text]}")
 
 
-def test_all_such_words_are_told_at_once(tmp_path: Path) -> None:
+def test_all_ambiguous_words_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         spec_of(tmp_path, "seed: 010\nparticipation: {check_load: off}\n")
     assert [line.split(": ")[1:3] for line in str(caught.value).splitlines()] == [
@@ -90,7 +90,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize("text", TWICE)
-def test_a_key_that_stands_twice_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=rf"my\.yaml: {TWICE[text]}$"):
         spec_of(tmp_path, text)
 
@@ -106,7 +106,7 @@ WRONG_SUITES = {
 
 
 @pytest.mark.parametrize("text", WRONG_SUITES)
-def test_suites_are_held_to_the_same(text: str, tmp_path: Path) -> None:
+def test_suites_refuse_ambiguous_words_and_repeated_keys(text: str, tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE.format(text))
     with pytest.raises(SpecError, match=WRONG_SUITES[text]):
         load_suite(tmp_path / "suite.yaml")
@@ -139,7 +139,7 @@ def test_true_is_no_number_in_suites_and_parameters() -> None:
         parse_suite({"experiments": [{"name": "a", "spec": {}, "seeds": [True]}]}, source="x")
     with pytest.raises(SpecError, match=r"x: experiments\.0\.spec\.version: expected a whole number, found True"):
         parse_suite({"experiments": [{"name": "a", "spec": {"version": True}}]}, source="x")
-    with pytest.raises(ValidationError, match="valid integer"):  # as Prefect reads a flow's parameter
+    with pytest.raises(ValidationError, match="valid integer"):  # Prefect reads a flow's parameter like this
         FederationSpec.model_validate_json('{"seed": true}')
 
 
@@ -172,9 +172,9 @@ SPECS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)  # each reads five files
+@settings(max_examples=40, deadline=None)  # each example reads several files
 @given(SPECS, st.none() | st.lists(ID, min_size=1, max_size=3, unique=True))
-def test_what_is_written_is_read_again_and_as_it_was_before(
+def test_a_written_specification_is_read_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, spec: FederationSpec, clients: list[str] | None
 ) -> None:
     if clients is not None and spec.data.devices is None:
@@ -202,7 +202,7 @@ def test_presets_and_their_twins_are_read_as_before(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_suites_come_back_from_their_file(name: str, tmp_path: Path) -> None:
+def test_suites_are_read_from_their_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(suite_preset(name).to_yaml())
     assert load_suite(tmp_path / "suite.yaml") == suite_preset(name)
 
