@@ -1,4 +1,4 @@
-"""A client's local training and the evaluation: steps, seeds, bits, and what a diverging client is told."""
+"""A client's local training and evaluation: steps, seeds, equal bits, and the error of a diverging client."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ SGD = Sgd(lr=0.1, momentum=0, weight_decay=0)
 
 
 class Counter(Detector):
-    """Guesses the number of objects in an image from its mean colour. No BatchNorm: images do not see each other."""
+    """A detector that guesses an image's number of objects from its mean colour.
+
+    It has no BatchNorm, so an image's result does not depend on its batch.
+    """
 
     width = height = 4
     num_classes = 1
@@ -75,7 +78,7 @@ def batches_of(sizes: Sequence[int], seed: int = 0) -> list[Batch]:
 
 
 def joined(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """Each ``count`` batches as one."""
+    """Return batches that each join ``count`` of ``batches``."""
     return [
         Batch(
             torch.cat([batch.images for batch in group]),
@@ -90,7 +93,7 @@ def joined(batches: Sequence[Batch], count: int) -> list[Batch]:
 def trained(
     batches: Sequence[Batch], detector: Detector | None = None, **options: Any
 ) -> tuple[Tensor, TrainingResult]:
-    """The weights of a Counter after training, bias last."""
+    """Return the weights of a Counter after training, bias last, and the result of the training."""
     detector = detector or Counter()
     lr, warmup = options.pop("lr", 0.1), options.pop("warmup_steps", 0)
     seed = options.pop("seed", 1)
@@ -103,7 +106,7 @@ def trained(
 # --- seeds, learning rate, optimisers ----------------------------------------------------------------------
 
 
-def test_seeds_differ_by_every_part_and_are_the_same_everywhere() -> None:
+def test_seeds_depend_on_every_part_and_are_the_same_on_all_machines() -> None:
     seeds = [
         derive_seed(*parts)
         for parts in (
@@ -119,7 +122,7 @@ def test_seeds_differ_by_every_part_and_are_the_same_everywhere() -> None:
     assert derive_seed(1234, "turn", 1, "1") == 8012345895157258730  # the first 63 bits of sha256(b'1234/turn/1/1')
 
 
-def test_learning_rate_is_held_then_falls_by_a_cosine_to_its_floor() -> None:
+def test_the_learning_rate_is_held_and_then_falls_by_a_cosine_to_its_floor() -> None:
     schedule = Schedule(hold=2, decay=4, floor=0.2)
     rates = [learning_rate(0.1, schedule, number) for number in range(1, 10)]
     middle = 0.1 * (0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
@@ -166,14 +169,14 @@ def test_accumulating_equals_larger_batches(count: int, clip_norm: float | None)
     large, expected = trained(joined(batches, 3), clip_norm=clip_norm)
     torch.testing.assert_close(small, large)
     assert (result.steps, expected.steps) == (math.ceil(count / 3),) * 2
-    # The reported loss too is over images, whatever the batches.
+    # The reported loss is also a mean over images, whatever the batches are.
     assert result.loss == pytest.approx(expected.loss)
     assert result.images == expected.images == 2 * count
 
 
 def test_one_plain_step_by_hand() -> None:
     images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    images[0, 0] = 255  # the mean colour is (1, 0, 0): the first guess is 0.5, the truth is 2 objects
+    images[0, 0] = 255  # the mean colour is (1, 0, 0): the first guess is 0.5 objects, there are 2
     batch = Batch(images, [torch.zeros(2, 4)], [torch.zeros(2).long()], [0])
     weights, result = trained([batch], lr=0.1)
     slope = 2 * (0.5 - 2) + 0.01
@@ -183,7 +186,7 @@ def test_one_plain_step_by_hand() -> None:
 
 
 def test_loss_is_the_mean_over_images_not_over_batches() -> None:
-    """Nothing is learned at this rate, so every image keeps its loss."""
+    """The rate is too small to change a weight, so every image keeps its loss."""
     batches = batches_of([4, 4, 1]) * 3  # three epochs
     _, result = trained(batches, lr=1e-30)
     detector = Counter()
@@ -226,7 +229,7 @@ def test_a_diverging_client_is_named_with_its_batch(bad: float) -> None:
         trained(batches, detector)
 
 
-def test_a_rate_too_large_is_the_clients_error() -> None:
+def test_a_learning_rate_that_is_too_large_is_a_clients_error() -> None:
     with pytest.raises(ClientError, match=r"client 7: training loss is (nan|inf) at batch"):
         trained(batches_of([2] * 400), lr=9.0)
 
@@ -249,7 +252,7 @@ def test_torchs_global_generator_is_forked_and_seeded_by_the_turn() -> None:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSample, ...]:
-    """Eleven images of noise, each with a box or two; read as the published data set is."""
+    """Return eleven images of noise, each with one or two boxes, read by the published data set's reader."""
     root = tmp_path_factory.mktemp("street")
     (root / "Images").mkdir()
     generator, entries = np.random.default_rng(3), []
@@ -265,7 +268,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSample, ...]
 
 
 def turn(samples: Sequence[ImageSample], *, seed: int = 5, workers: int = 0) -> bytes:
-    """The update of a turn with YOLOv3-tiny."""
+    """Return the update of a turn with YOLOv3-tiny, as safetensors."""
     detector = build_detector(YoloV3TinySpec(width=64, height=64), 1, seed=1)
     spec = TrainingSpec(batch_size=4, local_epochs=1, loader_workers=workers)
     batches = training_loader(
@@ -276,7 +279,7 @@ def turn(samples: Sequence[ImageSample], *, seed: int = 5, workers: int = 0) -> 
     return save(state_of(detector))
 
 
-def test_same_seeds_same_bits_whatever_loads_the_images(samples: Sequence[ImageSample]) -> None:
+def test_the_same_seeds_give_the_same_bits_with_and_without_loader_processes(samples: Sequence[ImageSample]) -> None:
     torch.manual_seed(1)
     first = turn(samples)
     torch.manual_seed(2)
@@ -287,7 +290,7 @@ def test_same_seeds_same_bits_whatever_loads_the_images(samples: Sequence[ImageS
 # --- state -------------------------------------------------------------------------------------------------
 
 
-def test_state_travels_whole_and_bit_for_bit(tmp_path: Path, samples: Sequence[ImageSample]) -> None:
+def test_a_state_is_loaded_bit_for_bit_from_its_file(tmp_path: Path, samples: Sequence[ImageSample]) -> None:
     path = tmp_path / "update.safetensors"
     path.write_bytes(turn(samples))
     detector = build_detector(YoloV3TinySpec(width=64, height=64), 1, seed=2)
@@ -329,7 +332,9 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_parts_of_an_evaluation_are_exactly_the_whole(samples: Sequence[ImageSample], parts: int) -> None:
+def test_parts_of_an_evaluation_give_exactly_the_figures_of_the_whole(
+    samples: Sequence[ImageSample], parts: int
+) -> None:
     detector = build_detector(YoloV3TinySpec(width=64, height=96), 1, seed=1)
     loader = evaluation_loader(samples, width=64, height=96, batch_size=2, cache=ImageCache(10))
     spec = EvaluationSpec(score_threshold=0.0, max_detections=20)
