@@ -1,4 +1,4 @@
-"""Objects and detections for the tests of the measures: by hand, and at random."""
+"""Objects and detections for the tests of the metrics: given ones and random ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO average precision by pycocotools: cases computed by hand, and the traps of its interface."""
+"""COCO average precision by pycocotools: cases computed by hand, and pitfalls of its interface."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _evaluate(truth: list[Truth], detections: list[ImageDetections], **options: 
 
 
 def test_the_first_object_and_the_first_detection_count() -> None:
-    # With ids from 0, pycocotools takes what was matched first for unmatched.
+    # If ids started at 0, pycocotools would treat a match with the first object as none.
     result = _evaluate([truth_of([SQUARE])], [found_of([SQUARE], [0.9])])
     assert (result.map50_coco, result.map_coco) == (ONE, ONE)
     again = _evaluate([truth_of([SQUARE])], [found_of([SQUARE, SQUARE], [0.9, 0.8])])
-    assert again.map50_coco == ONE  # the second is wrong, but comes when all is found
+    assert again.map50_coco == ONE  # the second is wrong, but all objects are found before it
     assert _evaluate([truth_of([SQUARE, OTHER])], [found_of([SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7])]).map50_coco == (
         pytest.approx((51 * 1 + 50 * 2 / 3) / 101, abs=1e-12)
     )
@@ -40,7 +40,7 @@ def test_101_points_by_hand() -> None:
 
 
 def test_ten_thresholds_by_hand() -> None:
-    # 10 x 10 and 10 x 7.2 from edge to edge: an overlap of 0.72, enough for 0.50, 0.55, 0.60, 0.65 and 0.70.
+    # Edge to edge, 10 x 10 and 10 x 7.2 overlap by 0.72: enough for 0.50, 0.55, 0.60, 0.65 and 0.70.
     result = _evaluate([truth_of([SQUARE])], [found_of([[0, 0, 10, 7.2]], [0.9])])
     assert (result.map50_coco, result.map_coco) == (ONE, HALF)
 
@@ -89,12 +89,12 @@ def test_ties_are_taken_in_the_order_of_images_and_detections() -> None:
     assert _evaluate([truth[1]], [found_of([FAR, SQUARE], [0.5, 0.5])]).map50_coco == HALF
 
 
-def test_the_limit_is_per_image_and_class_and_may_be_any() -> None:
-    # pycocotools' summary knows 1, 10 and 100 alone; here the figures are read from the precisions.
+def test_the_limit_is_per_image_and_class_and_may_be_any_number() -> None:
+    # pycocotools' summary supports only the limits 1, 10 and 100. Our figures come from its precisions.
     truth = [truth_of([SQUARE, OTHER], [0, 1]), truth_of([SQUARE], [0])]
     found = [found_of([SQUARE, FAR, OTHER], [0.8, 0.9, 0.1], [0, 0, 1]), found_of([SQUARE], [0.5], [0])]
     result = _evaluate(truth, found, max_per_class=1)
-    # Baskets: the far one (wrong) and the one of the second image: one of two, precision 1/2, at 51 points.
+    # Baskets: a wrong one far away and the right one of the second image, so precision 1/2 at 51 points.
     assert result.per_class_50 == {"basket": pytest.approx(51 / 101 / 2), "carton": ONE, "chair": None}
     many = [found_of([FAR] * 150 + [SQUARE], [0.9] * 150 + [0.8])]
     assert _evaluate([truth_of([SQUARE])], many, max_per_class=100).map50_coco == 0.0
@@ -107,7 +107,7 @@ def test_the_score_threshold_cuts() -> None:
     assert _evaluate(truth, found, score_threshold=0.31).map50_coco == pytest.approx(51 / 101)
 
 
-def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
+def test_difficult_objects_neither_need_to_be_found_nor_cost_precision() -> None:
     truth = [truth_of([SQUARE, OTHER], difficult=[True, False])]
     result = _evaluate(truth, [found_of([SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7])])
     assert (result.map50_coco, result.map_coco) == (ONE, ONE)
@@ -115,20 +115,20 @@ def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
 
 
 def test_a_detection_inside_a_difficult_object_is_not_punished() -> None:
-    # As pycocotools treats crowds: the part of the detection that lies inside decides, here all of it.
+    # pycocotools does so for crowds: it compares the detection's part inside the object, here all of it.
     truth = [truth_of([SQUARE, OTHER], difficult=[True, False])]
     assert _evaluate(truth, [found_of([[0, 0, 3, 3], OTHER], [0.9, 0.8])]).map50_coco == ONE
     assert _evaluate(truth, [found_of([[6, 6, 16, 16], OTHER], [0.9, 0.8])]).map50_coco == HALF
 
 
-def test_scores_and_boxes_that_are_not_finite_find_nothing_and_are_wrong() -> None:
+def test_detections_with_values_that_are_not_finite_are_wrong() -> None:
     nan, infinite = float("nan"), float("inf")
     found = found_of([SQUARE, [nan] * 4, [-infinite, 0, infinite, 9], SQUARE], [nan, 0.9, 0.8, 0.7])
     assert _evaluate([truth_of([SQUARE])], [found]).map50_coco == pytest.approx(1 / 3)
 
 
-def test_boxes_of_any_size_are_wrong_when_they_find_nothing() -> None:
-    # pycocotools would ignore an unmatched detection beyond its greatest area, 1e10, or of a negative one.
+def test_boxes_of_any_size_are_wrong_if_they_find_nothing() -> None:
+    # pycocotools would ignore an unmatched detection whose area is above 1e10 or negative.
     for box in ([0, 0, 1e6, 1e6], [10, 0, 0, 10], [0, 0, 0, 0]):
         assert _evaluate([truth_of([SQUARE])], [found_of([box, SQUARE], [0.9, 0.8])]).map50_coco == HALF
 

@@ -1,4 +1,4 @@
-"""Detections survive their passage through a safetensors object, whole or in parts."""
+"""Detections are read from a safetensors object as they were written, whole or in parts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def test_a_missing_or_foreign_image_is_refused() -> None:
         (np.zeros(8), [1, 1], [0, 0], r"boxes: expected shape \[n, 4\], found \[8\]"),
     ],
 )
-def test_shapes_that_do_not_fit(boxes: np.ndarray, scores: list, labels: list, message: str) -> None:
+def test_detections_whose_shapes_do_not_fit_are_refused(
+    boxes: np.ndarray, scores: list, labels: list, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         ImageDetections(boxes, np.array(scores), np.array(labels))
 

@@ -1,6 +1,6 @@
-"""All measures against slow implementations, written from the definitions, on thousands of random small cases.
+"""All metrics against slow implementations, written from the definitions, on thousands of small random cases.
 
-The slow ones share no code with what they check: they know neither numpy's sorting nor pycocotools.
+The slow implementations share no code with the tested ones: they use neither numpy's sorting nor pycocotools.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from tasks.metrics.voc import evaluate_voc
 from tests.tasks.metrics.scenes import CLASSES, random_scene
 
 Case = tuple[list[Truth], list[ImageDetections]]
-# A detection that is right (True) or wrong (False), or does not count because its object is difficult (None).
+# A detection is right (True) or wrong (False), or does not count because its object is difficult (None).
 Outcome = bool | None
 Box = tuple[int, ...]
 Outcomes = tuple[Outcome, ...]
 
-# COCO's thresholds as its software has them, in binary: 7 of 10 objects do not quite reach the point 0.7 there.
+# COCO's thresholds as floating-point numbers, as in its software: with them 7/10 does not quite reach the point 0.7.
 IOU_THRESHOLDS = [float(value) for value in np.linspace(0.5, 0.95, 10)]
 RECALLS = [float(value) for value in np.linspace(0, 1, 101)]
 
 
 def _cases(seed: int, count: int) -> Iterator[tuple[Case, int, float]]:
-    """A case, the greatest number of detections per image and class, and the score threshold."""
+    """Yield a case, the greatest number of detections per image and class, and the score threshold."""
     random = np.random.default_rng(seed)
     for _ in range(count):
         yield random_scene(random), int(random.integers(1, 7)), float(random.choice([0.0, 0.25, 0.3]))
 
 
 def _ranked(found: list[ImageDetections], label: int, threshold: float, most: int) -> list[tuple[float, int, Box]]:
-    """(minus score, image, box) of the detections of a class that count, best first, then by image and number."""
+    """Return (minus score, image, box) of a class's detections that count, best first, then by image and number."""
     rows = []
     for image, given in enumerate(found):
         mine = [
@@ -52,7 +52,7 @@ def _ranked(found: list[ImageDetections], label: int, threshold: float, most: in
 
 
 def _objects(truth: list[Truth], label: int) -> list[list[tuple[Box, bool]]]:
-    """(box, difficult) of the objects of a class, by image."""
+    """Return (box, difficult) of the objects of a class, by image."""
     return [
         [
             (tuple(int(side) for side in box), difficult is not None and bool(difficult[number]))
@@ -81,12 +81,12 @@ def _overlap(one: Box, other: Box, pixel: int) -> Fraction:
 
 @cache
 def _binary_overlap(one: Box, other: Box, crowd: bool) -> float:
-    """COCO's: from edge to edge; with a crowd, the part of ``one`` that lies inside."""
+    """Return COCO's overlap, edge to edge. If ``other`` is a crowd, return the part of ``one`` inside it."""
     return float(Fraction(_shared(one, other, 0), _area(one, 0)) if crowd else _overlap(one, other, 0))
 
 
 def _voc_outcomes(rows: list[tuple[float, int, Box]], objects: list[list[tuple[Box, bool]]]) -> Outcomes:
-    """Each detection is held against the object that it overlaps most, the first of equals."""
+    """Return the outcomes by VOC's rule: compare a detection with the object it overlaps most, the first of equals."""
     claimed: set[tuple[int, int]] = set()
     outcomes: list[Outcome] = []
     for _, image, box in rows:
@@ -105,7 +105,7 @@ def _voc_outcomes(rows: list[tuple[float, int, Box]], objects: list[list[tuple[B
 def _coco_outcomes(
     rows: list[tuple[float, int, Box]], objects: list[list[tuple[Box, bool]]], threshold: float
 ) -> Outcomes:
-    """Each detection takes the object that it overlaps most of those that are free, the last of equals."""
+    """Return the outcomes by COCO's rule: a detection takes the free object it overlaps most, the last of equals."""
     taken: set[tuple[int, int]] = set()
     outcomes: list[Outcome] = []
     for _, image, box in rows:
@@ -123,7 +123,7 @@ def _coco_outcomes(
 
 
 def _curve(outcomes: Outcomes, wanted: int) -> list[tuple[Fraction, Fraction]]:
-    """(recall, precision) after each detection that counts."""
+    """Return (recall, precision) after each detection that counts."""
     points, right, counted = [], 0, 0
     for outcome in outcomes:
         if outcome is not None:
@@ -133,7 +133,7 @@ def _curve(outcomes: Outcomes, wanted: int) -> list[tuple[Fraction, Fraction]]:
 
 
 def _highest(points: list[tuple[Any, Any]], recall: Any) -> Any:
-    """The highest precision at this recall or beyond."""
+    """Return the highest precision at this recall or beyond."""
     return max((precision for reached, precision in points if reached >= recall), default=0)
 
 
@@ -157,7 +157,7 @@ def _coco(outcomes: Outcomes, wanted: int) -> float:
 
 
 def _slow(case: Case, most: int, threshold: float) -> dict[str, list[float | None]]:
-    """By measure, the figure of each class; None for a class without objects that count."""
+    """Return each metric's figures by class; None for a class without objects that count."""
     figures: dict[str, list[float | None]] = {"voc07": [], "voc10": [], "recall": [], "coco50": [], "coco": []}
     for label in range(len(CLASSES)):
         objects, rows = _objects(case[0], label), _ranked(case[1], label, threshold, most)
@@ -185,7 +185,7 @@ def _mean(values: list[float | None]) -> Any:
     return _close(sum(present) / len(present)) if present else None
 
 
-def test_all_measures_equal_the_slow_implementations() -> None:
+def test_all_metrics_equal_the_slow_implementations() -> None:
     seen: dict[str, set[float | None]] = {}
     for case, most, threshold in _cases(20, 2000):
         voc = evaluate_voc(*case, CLASSES, score_threshold=threshold, max_per_class=most)
@@ -227,7 +227,7 @@ def test_parts_of_any_split_give_exactly_the_figures_of_one_evaluation() -> None
 
 
 def test_coco_equals_another_package() -> None:
-    """faster-coco-eval matches and accumulates in C++ of its own."""
+    """faster-coco-eval matches and accumulates in its own C++ code."""
     package = pytest.importorskip("faster_coco_eval")
     for case, most, threshold in _cases(23, 400):
         found = [
@@ -248,7 +248,7 @@ def test_coco_equals_another_package() -> None:
             for number, box in enumerate(boxes)
         ]
         if not found or not objects:
-            continue  # it takes neither
+            continue  # faster-coco-eval accepts no empty list
         truth = package.COCO(
             {
                 "images": [{"id": image} for image in range(len(case[0]))],

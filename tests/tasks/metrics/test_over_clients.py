@@ -1,4 +1,4 @@
-"""Figures of a round over its clients, by literal numbers."""
+"""Figures of a round are weighted means over its clients, checked with literal numbers."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def test_train_loss_is_weighted_by_images_and_test_figures_by_test_images() -> N
     assert metrics.unweighted["per_class/chair"] == pytest.approx(0.3)
 
 
-def test_clients_that_share_an_evaluation_count_each() -> None:
+def test_each_client_of_a_shared_evaluation_counts() -> None:
     metrics = aggregate_metrics([], [_evaluation(("1", "2", "3"), 10, 0.4), _evaluation(("4",), 10, 0.8)])
     assert metrics.map50_voc10 == pytest.approx(0.5)
     assert metrics.unweighted["recall"] == pytest.approx(0.5)
 
 
-def test_one_shared_evaluation_comes_out_bit_for_bit() -> None:
+def test_the_figures_of_one_shared_evaluation_keep_their_bits() -> None:
     metrics = aggregate_metrics([], [_evaluation(tuple("12345"), 191, 0.1 + 0.2, loss=1 / 3, chair=0.7)])
     assert metrics.map50_voc10 == metrics.unweighted["map50_voc10"] == 0.1 + 0.2
     assert metrics.loss == 1 / 3
     assert metrics.per_class == {"chair": 0.7}
 
 
-def test_what_a_client_lacks_is_left_out_and_not_taken_for_zero() -> None:
+def test_a_figure_that_a_client_lacks_is_left_out_and_not_counted_as_zero() -> None:
     metrics = aggregate_metrics(
         [],
         [

@@ -1,4 +1,4 @@
-"""The figures on their way from an evaluation into records, means over clients, and the decision to stop."""
+"""The figures of an evaluation in records, in means over clients, and in the decision to stop."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _record(document: dict[str, object]) -> EvaluationRecord:
     return parse(EvaluationRecord, document, source="round.json", newest=1)
 
 
-def test_records_from_before_the_new_measures_are_read() -> None:
+def test_records_without_the_newer_metrics_are_read() -> None:
     old = _record(OLD_EVALUATION)
     assert [getattr(old, name) for name in MAPS] == [0.5, None, None, None]
     assert old.per_class_coco == old.per_class_recall == {}
     assert parse(Metrics, {"map50_voc10": 0.5}, source="round.json", newest=1).map_coco is None
 
 
-def test_new_figures_are_weighted_by_test_images_and_meaned_plainly() -> None:
+def test_newer_figures_have_a_weighted_and_a_plain_mean() -> None:
     first = _record(NEW_EVALUATION | {"clients": ["1"], "test_size": 10, "map_coco": 0.5, "map50_voc07": 0.75})
     metrics = aggregate_metrics([], [first, _record(NEW_EVALUATION)])
     assert metrics.map_coco == pytest.approx((10 * 0.5 + 30 * 0.125) / 40)
@@ -57,7 +57,7 @@ def test_new_figures_are_weighted_by_test_images_and_meaned_plainly() -> None:
     assert metrics.unweighted["map50_voc07"] == 0.5
 
 
-def test_a_client_without_the_new_figures_is_left_out_of_their_means() -> None:
+def test_a_client_without_the_newer_figures_is_left_out_of_their_means() -> None:
     metrics = aggregate_metrics([], [_record(OLD_EVALUATION), _record(NEW_EVALUATION)])
     assert metrics.map50_voc10 == 0.5
     assert metrics.map_coco == metrics.unweighted["map_coco"] == 0.125
@@ -65,7 +65,7 @@ def test_a_client_without_the_new_figures_is_left_out_of_their_means() -> None:
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_any_measure_can_be_the_target(name: str) -> None:
+def test_any_metric_can_be_the_target(name: str) -> None:
     spec = FederationSpec.model_validate({"target_map": 0.5, "target_metric": name})
     others = dict.fromkeys(MAPS, 0.9) | {name: 0.25}
     assert not decide_stop(spec, 1, [Metrics(), Metrics.model_validate(others)]).stop
@@ -75,7 +75,7 @@ def test_any_measure_can_be_the_target(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*MAPS, "loss"])
-def test_any_measure_can_be_that_of_patience(name: str) -> None:
+def test_any_metric_can_be_the_patience_metric(name: str) -> None:
     spec = FederationSpec.model_validate({"patience": 2, "patience_metric": name})
     better = -1 if name == "loss" else 1
     values = [0.5, 0.5 + better * 0.1, 0.5 + better * 0.1, 0.5]
@@ -84,7 +84,7 @@ def test_any_measure_can_be_that_of_patience(name: str) -> None:
     assert decide_stop(spec, 3, history).reason == "patience"
 
 
-def test_an_unknown_measure_is_refused_by_name() -> None:
+def test_an_unknown_metric_is_refused_by_name() -> None:
     for field in ("target_metric", "patience_metric"):
         with pytest.raises(SpecError, match=f"spec.yaml: {field}: expected .*'map_coco'.*, found 'map75'$"):
             parse_spec({field: "map75"}, source="spec.yaml")

@@ -1,4 +1,4 @@
-"""Truth survives its passage through a safetensors object, and difficult objects are part of a test set's digest."""
+"""Truth is read from a safetensors object as it was written. Difficult objects count for a test set's digest."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _sample(difficult: list[bool] | None) -> ImageSample:
     return ImageSample(Path("a.jpg"), 10, 10, boxes, np.array([0, 1]), "a", "0" * 64, marks)
 
 
-def test_test_sets_that_differ_in_what_is_difficult_do_not_share_an_evaluation() -> None:
+def test_test_sets_with_other_difficult_objects_do_not_share_an_evaluation() -> None:
     marks: list[list[bool] | None] = [None, [True, False], [False, True], [True, True]]
     assert len({samples_digest([_sample(difficult)]) for difficult in marks}) == 4
     assert samples_digest([_sample(None)]) == samples_digest([_sample([False, False])])

@@ -19,14 +19,14 @@ def _evaluate(truth: list[Truth], detections: list[ImageDetections], **options: 
 
 
 def test_area_under_the_envelope_by_hand() -> None:
-    # Right, wrong, right of four objects: points (1/4, 1), (1/4, 1/2), (1/2, 2/3).
+    # Detections right, wrong, right; four objects: points (1/4, 1), (1/4, 1/2), (1/2, 2/3).
     area = average_precision_voc10(np.array([0.25, 0.25, 0.5]), np.array([1.0, 0.5, 2 / 3]))
     assert area == pytest.approx(0.25 * 1 + 0.25 * 2 / 3)
     assert average_precision_voc10(np.zeros(0), np.zeros(0)) == 0.0
 
 
 def test_a_later_precision_lifts_an_earlier_one() -> None:
-    # Wrong, right, right of two: precision 1/2 at recall 1/2 is raised to the 2/3 at recall 1.
+    # Detections wrong, right, right; two objects: precision 1/2 at recall 1/2 is raised to the 2/3 at recall 1.
     result = _evaluate(
         [truth_of([SQUARE, [50, 50, 59, 59]])],
         [found_of([[200, 200, 209, 209], SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])],
@@ -49,14 +49,14 @@ def test_a_second_claim_on_an_object_is_wrong() -> None:
 
 
 def test_only_the_object_overlapped_most_can_be_claimed() -> None:
-    # Both detections overlap both objects by more than one half, but the first most: one stays unfound.
+    # Both detections overlap both objects by more than half, but the first object most. The other is not found.
     objects = [[0, 0, 9, 9], [3, 0, 12, 9]]
     result = _evaluate([truth_of(objects)], [found_of([[0, 0, 9, 9], [1, 0, 10, 9]], [0.9, 0.8])])
     assert result.recall == 0.5
     assert result.map50_voc10 == 0.5
 
 
-def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
+def test_difficult_objects_neither_need_to_be_found_nor_cost_precision() -> None:
     truth = [truth_of([SQUARE, [50, 50, 59, 59]], difficult=[True, False])]
     result = _evaluate(truth, [found_of([SQUARE, SQUARE, [50, 50, 59, 59]], [0.9, 0.8, 0.7])])
     assert result.map50_voc10 == 1.0
@@ -97,7 +97,7 @@ def test_the_score_threshold_cuts_map_and_recall() -> None:
     assert _evaluate(truth, found).map50_voc10 == 1.0
     cut = _evaluate(truth, found, score_threshold=0.5)
     assert cut.map50_voc10 == cut.recall == 0.5
-    assert _evaluate(truth, found, score_threshold=0.3).recall == 1.0  # at the threshold counts
+    assert _evaluate(truth, found, score_threshold=0.3).recall == 1.0  # a score at the threshold counts
 
 
 def test_the_limit_is_per_image_and_class_best_first() -> None:
@@ -111,7 +111,7 @@ def test_the_limit_is_per_image_and_class_best_first() -> None:
     assert result.recall_per_class == {"basket": 0.5, "carton": 1.0, "chair": None}
 
 
-def test_scores_and_boxes_that_are_not_finite_find_nothing() -> None:
+def test_detections_with_values_that_are_not_finite_find_nothing() -> None:
     nan, infinite = float("nan"), float("inf")
     found = found_of([SQUARE, [nan] * 4, [-infinite, 0, infinite, 9], SQUARE], [nan, 0.9, 0.8, 0.7])
     assert _evaluate([truth_of([SQUARE])], [found]).map50_voc10 == pytest.approx(1 / 3)
@@ -137,7 +137,10 @@ def test_bad_input_names_the_image(truth: list[Truth], found: list[ImageDetectio
 def _slow_average_precision(
     truth: list[Truth], found: list[ImageDetections], label: int, iou: float, threshold: float, most: int
 ) -> tuple[float | None, float | None]:
-    """One class, straight from the text of the kit: loops, and the area as a sum over the objects found."""
+    """Return average precision and recall of one class, in loops after the text of VOC's development kit.
+
+    The area is a sum over the found objects.
+    """
     rows = []
     for image, detections in enumerate(found):
         mine = [
@@ -181,7 +184,7 @@ def _slow_average_precision(
     return area, sum(outcomes) / wanted
 
 
-def test_random_cases_against_the_slow_implementation() -> None:
+def test_random_cases_equal_the_slow_implementation() -> None:
     random = np.random.default_rng(20)
     seen: set[float | None] = set()
     for _ in range(3000):
@@ -198,7 +201,7 @@ def test_random_cases_against_the_slow_implementation() -> None:
         expected = pytest.approx(sum(present) / len(present), abs=1e-12) if present else None
         assert result.map50_voc10 == expected
         seen.add(result.map50_voc10 if result.map50_voc10 is None else round(result.map50_voc10, 3))
-    assert len(seen) > 100  # the cases differ: most figures between nothing and everything come up
+    assert len(seen) > 100  # the cases differ
 
 
 def test_detections_merged_from_parts_give_exactly_the_same_figures() -> None:
@@ -214,7 +217,7 @@ def test_detections_merged_from_parts_give_exactly_the_same_figures() -> None:
     assert _evaluate(truth, in_order(merged, len(found))) == whole
 
 
-def test_many_pairs_are_compared_in_steps_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparing_many_pairs_in_steps_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(3)
     corners = generator.integers(0, 60, (50, 2))
     boxes = np.hstack([corners, corners + generator.integers(5, 40, (50, 2))]).astype(np.float32)

@@ -15,13 +15,14 @@ SQUARE, OTHER, FAR = [0, 0, 9, 9], [50, 50, 59, 59], [200, 200, 209, 209]
 def _evaluate(
     objects: list, boxes: list, scores: list[float], *, difficult: list[bool] | None = None, label: int = 0
 ) -> VocResult:
-    """One image; all objects are baskets, all detections of class ``label``."""
+    """Return the result of one image. All objects are baskets, all detections are of class ``label``."""
     truth, found = truth_of(objects, difficult=difficult), found_of(boxes, scores, [label] * len(boxes))
     return evaluate_voc([truth], [found], CLASSES, score_threshold=0.001, max_per_class=100)
 
 
 def test_eleven_points_by_hand() -> None:
-    # Right, wrong, right of four objects: precision 1 up to recall 1/4 (points 0 to 0.2), 2/3 up to 1/2 (0.3 to 0.5).
+    # Detections right, wrong, right; four objects. Precision is 1 up to recall 1/4, at the points 0 to 0.2, and 2/3 up
+    # to recall 1/2, at the points 0.3 to 0.5.
     recall, precision = np.array([0.25, 0.25, 0.5]), np.array([1.0, 0.5, 2 / 3])
     assert average_precision_voc07(recall, precision) == pytest.approx((3 * 1 + 3 * 2 / 3) / 11)
     assert average_precision_voc07(np.zeros(0), np.zeros(0)) == 0.0
@@ -69,7 +70,7 @@ def test_a_class_without_objects_has_no_figure() -> None:
     assert result.map50_voc07 == 0.0
 
 
-def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
+def test_difficult_objects_neither_need_to_be_found_nor_cost_precision() -> None:
     result = _evaluate([SQUARE, OTHER], [SQUARE, SQUARE, OTHER], [0.9, 0.8, 0.7], difficult=[True, False])
     assert result.map50_voc07 == 1.0
 
