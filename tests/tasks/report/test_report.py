@@ -1,4 +1,4 @@
-"""The report says every figure of the summary, loads nothing and escapes names; CSV and LaTeX say the same."""
+"""The report has every figure of the summary, loads nothing and escapes names. CSV and LaTeX have the same figures."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tasks.suite.summary import Spread, summarise
 from tests.tasks.suite.suite_results import ENVIRONMENT, between, cell, result
 
 VOID = {"meta", "img", "br", "path", "circle"}
-# Attributes from which a browser loads.
+# Attributes whose address a browser loads.
 LOADED = {"src", "srcset", "data", "poster", "background", "action"}
 
 
 class Page(HTMLParser):
-    """Tags that close as they opened, words, tables as rows of texts, addresses."""
+    """A parsed page: tags, words, and tables as rows of texts. It asserts that tags are closed in order."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_the_main_table_has_the_federation_between_its_references(page: Page) ->
     ]  # fmt: skip
 
 
-def test_every_figure_of_the_summary_is_in_it(page: Page) -> None:
+def test_the_report_has_every_figure_of_the_summary(page: Page) -> None:
     summary = summarise(between(own_tests=True))
     for row in (*summary.rows, *summary.experiments[0].devices):
         shown = [
@@ -124,7 +124,7 @@ def test_every_figure_of_the_summary_is_in_it(page: Page) -> None:
         assert word.lower() in page.words.lower()
 
 
-def test_nothing_is_loaded_from_elsewhere_and_there_is_no_script(source: str, page: Page) -> None:
+def test_the_report_loads_nothing_and_has_no_script(source: str, page: Page) -> None:
     assert "://" not in source
     assert "@import" not in source
     assert "url(" not in source
@@ -136,7 +136,7 @@ def test_nothing_is_loaded_from_elsewhere_and_there_is_no_script(source: str, pa
             assert base64.b64decode(data).startswith(b"<?xml")
 
 
-def test_it_can_be_read_without_seeing_and_on_a_phone(page: Page) -> None:
+def test_the_report_suits_screen_readers_and_phones(page: Page) -> None:
     tags = page.tags
     assert ("html", {"lang": "en"}) in tags
     assert any(attributes.get("name") == "viewport" for tag, attributes in tags if tag == "meta")
@@ -153,7 +153,7 @@ def test_it_can_be_read_without_seeing_and_on_a_phone(page: Page) -> None:
     )
 
 
-def test_what_failed_and_what_must_be_known_stands_first_and_is_escaped() -> None:
+def test_failures_and_notes_come_first_and_are_escaped() -> None:
     bad = between().model_copy(
         update={"failed": (FailedCell(cell="apart.s4", reason="<b>&lost"),), "missing": ("apart.s5", "apart.s6")}
     )
@@ -187,7 +187,7 @@ def test_one_seed_has_no_spread_and_a_run_links_to_its_mlflow_page() -> None:
     assert "Before comparing" not in page.words
 
 
-def test_experiments_are_told_by_where_they_differ() -> None:
+def test_a_table_shows_where_experiments_differ() -> None:
     specs = {
         "e1": FederationSpec(max_rounds=4),
         "e5": FederationSpec(max_rounds=4, training=TrainingSpec(local_epochs=5)),
@@ -202,7 +202,7 @@ def test_experiments_are_told_by_where_they_differ() -> None:
     assert "local_epochs: 5" in common  # the whole specification
 
 
-def test_an_earlier_result_is_held_against_this_one() -> None:
+def test_the_report_compares_with_an_earlier_result() -> None:
     before = result(cell("apart", "federated", 1, [0.5]), cell("gone", "federated", 1, [0.4]), suite_run="then")
     rows = Page(report_html(between(), before=before)).table("map50_voc10 at the last round, against then")
     assert rows == [
@@ -234,7 +234,7 @@ def test_the_csv_has_every_round_of_every_run() -> None:
     assert {row["device"] for row in rows if row["role"] == "local-only"} == {"1", "2"}
 
 
-def test_the_latex_tables_are_booktabs_with_mean_and_deviation() -> None:
+def test_the_latex_tables_use_booktabs_and_have_mean_and_deviation() -> None:
     tables = latex_tables(between())
     assert tables.count(r"\begin{table}") == tables.count(r"\end{table}") == 2
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
@@ -251,7 +251,7 @@ def test_the_latex_tables_are_booktabs_with_mean_and_deviation() -> None:
     assert tables.isascii()
 
 
-def test_the_caption_tells_the_number_of_seeds_that_all_have() -> None:
+def test_the_caption_gives_the_number_of_seeds_if_all_have_the_same() -> None:
     same = latex_tables(result(*(cell("a", "federated", seed, [0.1]) for seed in (1, 2))))
     assert "sample standard deviation over 2 seeds." in same
     assert r"a & -- & $0.100 \pm 0.000$ & -- & -- & -- \\" in same
@@ -276,7 +276,7 @@ def files_of(result: SuiteResult, *, notes: Sequence[str] = ()) -> dict[str, byt
     return {name: make() for name, make in report_parts(result, notes=notes).items()}
 
 
-def test_a_suite_of_which_nothing_ended_still_has_a_report() -> None:
+def test_a_suite_without_any_result_still_has_a_report() -> None:
     files = files_of(result(failed=(FailedCell(cell="a.s1", reason="no store"),)))
     assert list(files) == ["report.html", "rounds.csv", "table.tex"]
     page = Page(files["report.html"].decode())
