@@ -1,4 +1,4 @@
-"""Federated averaging, by literal arrays and against a double-precision sum; the updates that it refuses."""
+"""Federated averaging, by literal arrays and against a double-precision sum, and the updates it refuses."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_many_clients_against_a_sum_in_double_precision(tmp_path: Path) -> None:
     assert result["empty"].shape == (0, 4)
 
 
-def test_one_client_comes_out_bit_for_bit(tmp_path: Path) -> None:
+def test_the_mean_of_one_client_has_its_bits(tmp_path: Path) -> None:
     state = _state(1)
     average = FedAvg(reference_of(state))
     average.accumulate(_write(tmp_path, "1", state), 37, client="1")
@@ -83,7 +83,7 @@ def test_one_client_comes_out_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(result[name], tensor), name
 
 
-def test_clients_that_agree_give_their_weights_exactly(tmp_path: Path) -> None:
+def test_the_mean_of_equal_clients_has_their_bits(tmp_path: Path) -> None:
     state = _state(2)
     file, average = _write(tmp_path, "same", state), FedAvg()
     for number, size in enumerate((212, 344, 37, 122, 50)):
@@ -118,7 +118,7 @@ def test_half_precision_is_summed_in_float32(tmp_path: Path) -> None:
     assert result.item() == pytest.approx(1 + 0.0078125 / 3, rel=1e-6)
 
 
-def test_a_result_is_handed_over_and_the_next_round_starts_empty(tmp_path: Path) -> None:
+def test_a_result_is_returned_once_and_the_next_round_starts_empty(tmp_path: Path) -> None:
     average = FedAvg()
     average.accumulate(_write(tmp_path, "a", {"w": torch.tensor([1.0])}), 5, client="1")
     first = average.result()
@@ -144,7 +144,7 @@ def test_values_that_are_not_finite_leave_the_mean_as_it_was(tmp_path: Path, bad
     assert all(torch.equal(result[name], good[name]) for name in good)
 
 
-def test_a_spoiled_first_update_sets_nothing(tmp_path: Path) -> None:
+def test_a_refused_first_update_leaves_no_trace(tmp_path: Path) -> None:
     average = FedAvg()
     with pytest.raises(ClientError, match="client 1: tensor w"):
         average.accumulate(_write(tmp_path, "bad", {"w": torch.tensor([float("nan")])}), 10, client="1")
@@ -204,9 +204,9 @@ def test_a_file_that_is_no_update_is_refused(tmp_path: Path, content: str) -> No
         check_update(reference_of(_state(0)), file, client="4")
 
 
-def test_a_header_alone_is_read_by_the_check(tmp_path: Path) -> None:
+def test_the_check_reads_only_the_header(tmp_path: Path) -> None:
     state = _state(0)
-    state["scale"] = torch.tensor(float("nan"))  # would be refused if the values were looked at
+    state["scale"] = torch.tensor(float("nan"))  # a check of the values would refuse it
     check_update(reference_of(_state(0)), _write(tmp_path, "update", state), client="4")
 
 
