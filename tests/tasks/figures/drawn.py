@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def drawn(figure: Figure) -> Image.Image:
-    """Return ``figure`` as it is saved."""
+    """Return ``figure`` as the image that it is saved as."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer)

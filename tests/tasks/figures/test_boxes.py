@@ -1,4 +1,4 @@
-"""Detections drawn on an image: where the boxes are, in which colours, and what is left as it was."""
+"""Detections drawn on an image: places and colours of the boxes, and the pixels that stay unchanged."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_a_box_is_outlined_in_its_colour_with_a_tag_on_it(scale: int) -> None:
     pixels = np.asarray(drawn)
     assert tuple(pixels[300 * scale, 100 * scale]) == class_color(1)
     assert tuple(pixels[250 * scale, 200 * scale]) == GREY
-    assert (np.asarray(image) == 128).all()  # the image itself is as it was
+    assert (np.asarray(image) == 128).all()  # the given image is not changed
 
 
-def test_what_is_under_the_score_is_not_drawn() -> None:
+def test_detections_below_the_score_are_not_drawn() -> None:
     image = Image.new("L", (100, 80), 128)
     boxes = np.array([[10, 10, 40, 40], [50, 50, 90, 70]])
     found = ImageDetections(boxes, np.array([DRAWN_SCORE - 0.01, 0.1]), np.array([0, 0]))
@@ -43,7 +43,7 @@ def test_what_is_under_the_score_is_not_drawn() -> None:
     assert 40 <= bottom < 60
 
 
-def test_colours_differ_between_neighbouring_classes_and_come_again() -> None:
+def test_colours_differ_between_neighbouring_classes_and_repeat() -> None:
     assert len({class_color(label) for label in range(7)}) == 7
     assert class_color(7) == class_color(0)
 

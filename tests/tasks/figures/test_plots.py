@@ -1,4 +1,4 @@
-"""The plots show what the records say; the sheet draws what was found."""
+"""The plots show the figures of the records, and the sheet shows the detections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tasks.figures.drawn import drawn, xs, ys
 def record(
     number: int, map50: float | None, losses: dict[str, float] | None = None, dropped: tuple[str, ...] = ()
 ) -> RoundRecord:
-    """A round with these clients' train losses; round 0 has no plan."""
+    """Return the record of a round with these clients' train losses. Round 0 has no plan."""
     losses = losses or {}
     updates = tuple(update_record(client, round=number, train_loss=loss) for client, loss in losses.items())
     plan = round_plan(*losses, *dropped, round=number) if number else None
@@ -60,7 +60,7 @@ def test_rounds_plot_draws_every_figure_and_marks_the_best_round() -> None:
     assert drawn(figure).width > 1000
 
 
-def test_rounds_plot_marks_the_best_by_the_federations_own_measure() -> None:
+def test_rounds_plot_marks_the_best_round_by_the_federations_metric() -> None:
     decision = Decision(stop=False, best_round=1, best_metric="map_coco", best_value=0.2)
     records = []
     for number, score in enumerate((0.1, 0.2, 0.15)):
@@ -107,7 +107,7 @@ def test_class_by_device_without_boxes() -> None:
 
 @pytest.mark.parametrize(("classes", "devices"), [(1600, 2), (2, 1600)])
 def test_a_set_of_many_classes_or_devices_is_drawn(classes: int, devices: int) -> None:
-    """Agg takes no more than 65,536 dots, which 1,200 classes of the usual height would be."""
+    """Agg draws at most 65,536 dots; 1,200 classes of the usual height would need more."""
     counts = {f"d{device}": {f"c{number}": 1 + number for number in range(classes)} for device in range(devices)}
     image = drawn(class_by_device_plot(counts))
     assert max(image.size) < 7500
@@ -119,7 +119,7 @@ def test_the_losses_of_many_clients_are_drawn() -> None:
     assert image.height < 7500
 
 
-def test_client_losses_has_a_row_a_client_and_a_cross_where_one_was_dropped() -> None:
+def test_client_losses_has_a_row_for_each_client_and_a_cross_where_it_was_dropped() -> None:
     records = [record(0, 0.0)]
     for number in (1, 2):
         losses = {str(client): client / number for client in range(1, 21) if (client, number) != (3, 2)}
@@ -145,7 +145,7 @@ def _gray(width: int = 704, height: int = 576) -> Image.Image:
     return Image.new("RGB", (width, height), (128, 128, 128))
 
 
-def test_the_sheet_draws_truth_and_what_is_above_the_score() -> None:
+def test_the_sheet_draws_truth_and_detections_above_the_score() -> None:
     truth = (np.array([[100, 100, 300, 300]]), np.array([0]))
     certain = ImageDetections(np.array([[400, 300, 600, 500]]), np.array([0.9]), np.array([1]))
     unsure = ImageDetections(np.array([[400, 300, 600, 500]]), np.array([0.2]), np.array([1]))
@@ -187,7 +187,7 @@ def test_boxes_outside_the_image_and_out_of_order_are_drawn_inside_it() -> None:
     assert sheet.width == TILE_WIDTH + 24
 
 
-def test_a_sheet_of_nothing_and_an_unknown_class_are_refused() -> None:
+def test_an_empty_sheet_and_an_unknown_class_are_refused() -> None:
     with pytest.raises(DataError, match="sheet: expected at least one image, found none"):
         detection_sheet([], ["a"])
     with pytest.raises(DataError, match="sheet: labels: expected class indices from 0 to 0, found 4"):

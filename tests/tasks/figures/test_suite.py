@@ -1,4 +1,4 @@
-"""The plots of a suite show what its result says."""
+"""The plots of a suite show the figures of its result."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def test_a_federation_is_drawn_between_its_references_by_round() -> None:
     np.testing.assert_allclose(ys(federated), [0, 0.5, 0.61])
     np.testing.assert_allclose(ys(central), [0, 0.7, 0.82])
     np.testing.assert_allclose(ys(alone), [0, 0.1, 0.305])
-    # The band of the federation, from its least to its greatest seed in the last round.
+    # The federation's band reaches from the lowest to the highest seed in the last round.
     band = axes.collections[1].get_paths()[0].vertices
     assert {0.6, 0.62} <= {round(float(y), 6) for x, y in np.asarray(band) if x == 2}
-    # In grey print the lines differ by more than their colour.
+    # The lines differ in style too, for print without colour.
     assert len({line.get_linestyle() for line in axes.lines}) == 3
     assert drawn(figure).width < 700
 
 
-def test_by_bytes_references_are_level_lines_at_their_last_round() -> None:
+def test_plotted_over_bytes_references_are_level_lines_at_their_last_round() -> None:
     (axes,) = experiment_plot(between(), "apart", "bytes").axes
     assert axes.get_xlabel() == "MB of weights, clients up and down"
     central, federated, alone = axes.lines
@@ -51,7 +51,7 @@ def test_by_bytes_references_are_level_lines_at_their_last_round() -> None:
     assert "centralised (3 seeds), last round" in legend(axes)
 
 
-def test_by_time_every_role_has_its_own() -> None:
+def test_plotted_over_time_each_role_has_its_own_times() -> None:
     slow = cell("a", "federated", 1, [0.0, *[0.5] * 11])
     (axes,) = experiment_plot(result(slow, cell("a", "centralised", 1, [0.0, 0.7])), "a", "time").axes
     assert axes.get_xlabel() == "wall time, min"
@@ -59,14 +59,14 @@ def test_by_time_every_role_has_its_own() -> None:
     assert not axes.collections  # one seed has no band
 
 
-def test_rounds_that_are_not_as_many_passes_are_drawn_by_passes() -> None:
+def test_rounds_with_different_numbers_of_passes_are_plotted_over_passes() -> None:
     some = cell("a", "federated", 1, [0.0, 0.1, 0.2], step=0.5)
     (axes,) = experiment_plot(result(some, cell("a", "centralised", 1, [0.0, 0.4])), "a", "round").axes
     assert axes.get_xlabel() == "passes over the training images"
     assert list(xs(axes.lines[1])) == [0, 0.5, 1]
 
 
-def test_all_experiments_have_a_panel_of_one_scale_and_a_line_in_one_panel() -> None:
+def test_experiments_have_panels_of_one_scale_and_lines_in_a_common_panel() -> None:
     names = [f"e{number}" for number in range(8)]
     many = result(*(cell(name, "federated", 1, [0.0, number / 10]) for number, name in enumerate(names)))
     panels = [axes for axes in experiments_plot(many, "round").axes if axes.axison]
