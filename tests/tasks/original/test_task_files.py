@@ -1,4 +1,4 @@
-"""Task files of the original benchmark: as published, in odd places and forms, and wrong."""
+"""Task files of the original benchmark: as published, in unusual places and forms, and wrong ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write(path: Path, document: Any) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The original's root folder with its published task files."""
+    """Return the original's root folder with its published task files."""
     write(tmp_path / FOLDER / "yolo_task.json", SERVER)
     write(tmp_path / MODEL_PATH, MODEL)
     for number in range(1, 6):
@@ -93,7 +93,7 @@ def test_the_published_task_becomes_its_experiment(root: Path) -> None:
     assert not spec.participation.check_load
 
 
-def test_the_yaml_is_a_specification_that_tells_what_became_of_each_field(root: Path, tmp_path: Path) -> None:
+def test_the_yaml_is_a_specification_and_explains_each_original_field(root: Path, tmp_path: Path) -> None:
     conversion = convert_task(root / FOLDER / "yolo_task.json")
     file = write(tmp_path / "spec.yaml", conversion.to_yaml())
     assert load_spec(file) == conversion.spec
@@ -106,13 +106,13 @@ def test_the_yaml_is_a_specification_that_tells_what_became_of_each_field(root: 
     assert "images to a square" in became(conversion, "img_size")
 
 
-def test_a_clients_task_finds_the_servers(root: Path) -> None:
+def test_a_clients_task_file_finds_the_servers(root: Path) -> None:
     by_client = convert_task(root / FOLDER / "yolo_task3.json")
     assert by_client.spec == convert_task(root / FOLDER / "yolo_task.json").spec
     assert {row.file for row in by_client.rows} >= {"yolo_task3.json", "yolo_task.json", "yolo_model.json"}
 
 
-def test_files_alone_are_completed_as_published(tmp_path: Path) -> None:
+def test_missing_files_are_replaced_by_the_published_values(tmp_path: Path) -> None:
     model = write(tmp_path / "m.json", MODEL)
     server = convert_task(write(tmp_path / "a" / "task.json", SERVER), model)
     assert (server.spec.training.local_epochs, server.spec.training.batch_size) == (5, 1)
@@ -163,8 +163,8 @@ def test_the_model_file_is_found_beside_and_from_the_working_folder(
         ({"log_dir": "street_200"}, {"data.split": 5}),
     ],
 )
-def test_fields_of_either_file(tmp_path: Path, fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    """One file that has all of them, as in some copies."""
+def test_fields_of_both_files_are_converted(tmp_path: Path, fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Some copies of the original have all fields in one file."""
     task = write(tmp_path / "task.json", {"model_name": "yolo", "MAX_NUM_ROUNDS": 10, **fields})
     spec = convert_task(task).spec.model_dump(mode="json")
     for name, value in expected.items():
@@ -174,7 +174,7 @@ def test_fields_of_either_file(tmp_path: Path, fields: dict[str, Any], expected:
         assert found == value, name
 
 
-def test_what_is_unknown_is_listed_and_harms_nothing(tmp_path: Path) -> None:
+def test_unknown_fields_are_listed_and_change_nothing(tmp_path: Path) -> None:
     odd = {"momentum": 0.9, "a\nmax_rounds: 7\n": "x\u2028y", "nested": {"deep": [1, 2]}, "long": "z" * 500}
     conversion = convert_task(write(tmp_path / "task.json", {"MAX_NUM_ROUNDS": 1, **odd}))
     rows = [row for row in conversion.rows if row.became == "not carried over: unknown to this reader"]
@@ -192,7 +192,7 @@ def test_clients_that_differ_are_named(root: Path) -> None:
     assert line == "yolo_task1.json's for every client; not carried over: another one in yolo_task4.json"
 
 
-def test_the_originals_folders_of_devices_are_read_where_they_are(root: Path) -> None:
+def test_the_originals_folders_of_devices_are_read_in_place(root: Path) -> None:
     (root / "data" / "street_5" / "1" / "Annotations").mkdir(parents=True)
     data = convert_task(root / FOLDER / "yolo_task.json").spec.data
     assert data.model_dump()["form"] == "voc"
@@ -209,10 +209,10 @@ def cfg(
     return text
 
 
-def test_the_cfg_gives_the_network_its_anchors_and_scales(root: Path) -> None:
+def test_the_cfg_determines_network_anchors_and_scales(root: Path) -> None:
     write(root / "config" / "yolov3-custom-street.cfg", cfg())
     spec = convert_task(root / FOLDER / "yolo_task.json").spec
-    assert spec.detector.kind == "yolov3-tiny"  # what it holds, not what it is called
+    assert spec.detector.kind == "yolov3-tiny"  # the file's content decides, not its name
     assert spec.detector.masks == ((0,), (1,))
     assert spec.detector.anchors == ((round(10 / 416, 6), round(14 / 352, 6)), (round(23 / 416, 6), round(27 / 352, 6)))
 
@@ -233,12 +233,12 @@ def test_the_cfg_gives_the_network_its_anchors_and_scales(root: Path) -> None:
         ("\x00\x01", r"0 \[convolutional\]"),
     ],
 )  # fmt: skip
-def test_wrong_cfg_files(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_cfg_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         read_network(write(tmp_path / "net.cfg", text))
 
 
-def test_a_cfg_that_is_no_text(tmp_path: Path) -> None:
+def test_a_cfg_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.cfg"
     path.write_bytes(b"\xff\xfe[net]")
     with pytest.raises(SpecError, match="expected a Darknet cfg, found text that is not UTF-8"):
@@ -319,5 +319,5 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         convert_task(task)
 
 
-def test_no_rounds_give_the_head_alone() -> None:
+def test_the_csv_of_no_rounds_has_only_its_header() -> None:
     assert rounds_csv([]) == "round,train_loss,test_map,test_recall\n"

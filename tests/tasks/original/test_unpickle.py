@@ -1,4 +1,4 @@
-"""The original's pickles: every protocol reads to the same arrays, and nothing in a file is ever executed."""
+"""The original's pickles: every protocol gives the same arrays, and nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def file_of(folder: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     "form", [list, tuple, lambda items: OrderedDict((str(i), item) for i, item in enumerate(items))]
 )
-def test_every_protocol_and_form(tmp_path: Path, protocol: int, form: Callable[[Any], Any]) -> None:
+def test_every_protocol_and_form_is_read(tmp_path: Path, protocol: int, form: Callable[[Any], Any]) -> None:
     expected = arrays()
     for fix_imports in (True, False):
         content = pickle.dumps(form(expected), protocol=protocol, fix_imports=fix_imports)
@@ -52,10 +52,10 @@ def test_every_protocol_and_form(tmp_path: Path, protocol: int, form: Callable[[
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_names_of_older_numpy(tmp_path: Path, protocol: int) -> None:
+def test_names_of_older_numpy_are_read(tmp_path: Path, protocol: int) -> None:
     content = pickle.dumps(arrays(), protocol=protocol)
     new, old = b"numpy._core", b"numpy.core"
-    if protocol >= 4:  # a length stands before each name
+    if protocol >= 4:  # each name has its length before it
         for module in (b".multiarray", b".numeric"):
             content = content.replace(
                 bytes([len(new + module)]) + new + module, bytes([len(old + module)]) + old + module
@@ -68,7 +68,7 @@ def test_names_of_older_numpy(tmp_path: Path, protocol: int) -> None:
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, arrays(), strict=True))
 
 
-def test_pure_python_pickler_writes_the_same(tmp_path: Path) -> None:
+def test_pickles_of_the_pure_python_pickler_are_read(tmp_path: Path) -> None:
     path = tmp_path / "pure.pkl"
     for protocol in range(6):
         with path.open("wb") as file:
@@ -77,7 +77,7 @@ def test_pure_python_pickler_writes_the_same(tmp_path: Path) -> None:
 
 
 class Call:
-    """Pickles to a call of ``function``."""
+    """An object that pickles to a call of ``function``."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
         self.parts = (function, arguments) if state is None else (function, arguments, state)
@@ -146,7 +146,7 @@ def test_nothing_is_executed(tmp_path: Path, case: str, protocol: int) -> None:
 
 
 def build(shape: bytes, data: bytes, dtype: bytes = b"Vf4\n") -> bytes:
-    """A pickle of protocol 0 and 2, by hand: one array in a list."""
+    """Return a hand-written pickle of one array in a list, with instructions of protocols 0 and 2."""
     return (
         b"(lcnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR(I1\n("
         + shape + b"tcnumpy\ndtype\n(" + dtype + b"I00\nI01\ntRI00\n" + data + b"tba."
@@ -208,7 +208,7 @@ RAW: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", RAW)
-def test_damaged_and_hostile_files(tmp_path: Path, case: str) -> None:
+def test_damaged_and_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
     content, message = RAW[case]
     path = file_of(tmp_path, content)
     with pytest.raises(DataError) as caught:
@@ -219,7 +219,7 @@ def test_damaged_and_hostile_files(tmp_path: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_by_hand_is_read(tmp_path: Path) -> None:
+def test_a_pickle_written_by_hand_is_read(tmp_path: Path) -> None:
     (found,) = read_arrays(file_of(tmp_path, build(b"I1\nI1\n", b"V\\u0000\\u0000\\u0080\\u003f\n")))
     assert found.shape == (1, 1)
     assert found.item() == 1.0
@@ -233,7 +233,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path: Path, protocol: int) -> None:
             read_arrays(file_of(tmp_path, content[:length]))
 
 
-def test_text_that_is_used_again_and_again_does_not_fill_the_memory(tmp_path: Path) -> None:
+def test_repeated_text_does_not_fill_the_memory(tmp_path: Path) -> None:
     text = b"X" + struct.pack("<i", 1000) + b"a" * 1000 + b"q\x01"
     encode = b"c_codecs\nencode\nq\x00"
     again = b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R0" * 1000
@@ -242,18 +242,18 @@ def test_text_that_is_used_again_and_again_does_not_fill_the_memory(tmp_path: Pa
 
 
 def test_nested_keys_are_not_hashed(tmp_path: Path) -> None:
-    """A tuple of a tuple … each twice: its hash would take 2^60 steps."""
+    """Each tuple holds the one before it twice, so a hash would take 2^60 steps."""
     key = b")" + b"2\x86" * 60
     with pytest.raises(DataError, match="keys: expected names"):
         read_arrays(file_of(tmp_path, b"\x80\x02}" + key + b"K\x01s."))
 
 
-def test_too_many_instructions(tmp_path: Path) -> None:
+def test_too_many_instructions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="more than 1000000 instructions"):
         read_arrays(file_of(tmp_path, b"]0" * 500_001 + b"]."))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.pkl: the weight file cannot be read: No such file"):
         read_arrays(tmp_path / "none.pkl")
     with pytest.raises(DataError, match="the weight file cannot be read: Is a directory"):

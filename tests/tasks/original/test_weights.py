@@ -1,6 +1,6 @@
-"""The original's parameters in YOLOv3-tiny and YOLOv3, and BatchNorm's statistics estimated anew.
+"""The original's parameters in YOLOv3-tiny and YOLOv3, and new estimates of BatchNorm's statistics.
 
-The original's YOLOv3-tiny is written out here a second time, as plain functions over its list of parameters.
+As an oracle, this file implements the original's YOLOv3-tiny as plain functions over its list of parameters.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES, SIZE = 7, 64
 Arrays = list[np.ndarray[Any, Any]]
-# Input channels, output channels and side of each kernel, in the cfg's order; the outputs have no BatchNorm.
+# Input channels, output channels and side of each kernel, in the cfg's order. None marks an output, without BatchNorm.
 TINY = [
     (3, 16, 3), (16, 32, 3), (32, 64, 3), (64, 128, 3), (128, 256, 3), (256, 512, 3), (512, 1024, 3),
     (1024, 256, 1), (256, 512, 3), (512, None, 1), (256, 128, 1), (384, 256, 3), (256, None, 1),
 ]  # fmt: skip
-NUMBERS = [0, 2, 4, 6, 8, 10, 12, 13, 14, 15, 18, 21, 22]  # of these layers in the cfg
+NUMBERS = [0, 2, 4, 6, 8, 10, 12, 13, 14, 15, 18, 21, 22]  # the numbers of these layers in the cfg
 
 
 def tiny_arrays(classes: int = CLASSES, dtype: str = "f8") -> Arrays:
-    """Parameters as the original's server pickles them: float64 after the first round."""
+    """Return parameters as the original's server pickles them: float64 after the first round."""
     draw = np.random.default_rng(5)
     found: Arrays = []
     for inputs, outputs, side in TINY:
@@ -50,8 +50,10 @@ def tiny_arrays(classes: int = CLASSES, dtype: str = "f8") -> Arrays:
 
 
 def slow_tiny(arrays: Arrays, images: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-    """A training-mode forward pass of the original's network: each BatchNorm's batch mean and unbiased variance, and
-    the raw maps, coarse and fine."""
+    """Run the original's network forward in training mode.
+
+    Returns each BatchNorm's batch mean and unbiased variance, and the raw maps, coarse and fine.
+    """
     queue = [torch.from_numpy(array.astype(np.float32)) for array in arrays]
     statistics = []
 
@@ -101,7 +103,7 @@ def arrays() -> Arrays:
     return tiny_arrays()
 
 
-def test_parameters_and_statistics_are_those_of_the_network_written_out(arrays: Arrays, tmp_path: Path) -> None:
+def test_parameters_and_statistics_equal_those_of_the_oracle(arrays: Arrays, tmp_path: Path) -> None:
     path = tmp_path / "yolo_model.pkl"
     path.write_bytes(pickle.dumps(arrays))
     detector = detector_of()
@@ -145,7 +147,7 @@ def test_statistics_of_the_first_layer_by_hand(arrays: Arrays) -> None:
     torch.testing.assert_close(norm.running_var, variance.float(), rtol=1e-4, atol=1e-6)
 
 
-def test_estimating_again_forgets_what_was_there(arrays: Arrays) -> None:
+def test_a_new_estimate_replaces_the_old_one(arrays: Arrays) -> None:
     detector = detector_of().eval()
     load_parameters(detector, arrays, source="x")
     estimate_statistics(detector, batches(1))
@@ -167,7 +169,7 @@ def test_yolov3_has_as_many_parameters_as_its_cfg() -> None:
     assert sum(shape.numel() for shape in shapes) == 61_949_149
 
 
-def test_other_classes_leave_the_outputs_fresh(arrays: Arrays) -> None:
+def test_with_other_classes_the_outputs_keep_their_initial_weights(arrays: Arrays) -> None:
     detector, fresh = detector_of(3), detector_of(3)
     report = load_parameters(detector, arrays, source="x")
     assert report.other_classes == CLASSES
@@ -230,7 +232,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_lists_that_do_not_fit_change_nothing(case: str, arrays: Arrays) -> None:
+def test_lists_that_do_not_fit_are_refused_and_change_nothing(case: str, arrays: Arrays) -> None:
     detector, before = detector_of(), detector_of().state_dict()
     with pytest.raises(DataError) as caught:
         load_parameters(detector, wrong(case, arrays), source="x.pkl")
@@ -251,7 +253,7 @@ def test_statistics_need_images_and_finite_weights(arrays: Arrays) -> None:
     assert detector.training
 
 
-def test_only_batch_norm_is_in_training_mode_meanwhile() -> None:
+def test_only_batch_norm_is_in_training_mode_during_an_estimate() -> None:
     model = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(2))
     model[1].eval()
     images = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
