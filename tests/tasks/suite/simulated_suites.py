@@ -1,4 +1,4 @@
-"""Results of suites whose figures are drawn: means and spreads are known, so that a rule can be held against them."""
+"""Results of suites with randomly drawn figures. Their means and spreads are known, to test the regression rule."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def result_of(
 
 @dataclass(frozen=True)
 class SimulatedGroup:
-    """Where a group's figures are, and how far its seeds are apart (standard deviations)."""
+    """The means of a group's figures, and their spreads over seeds (standard deviations)."""
 
     experiment: str
     role: Role = "federated"
@@ -68,7 +68,7 @@ class SimulatedGroup:
     )
 
     def draw(self, rng: np.random.Generator, seed: int) -> CellResult:
-        """One run. Its figures go together: half of their spread (of variance) is common to all."""
+        """Draw one run. Its figures are correlated: half of their variance is common to all of them."""
         common = rng.normal()
 
         def noise() -> float:
@@ -90,5 +90,5 @@ class SimulatedGroup:
 def drawn(
     groups: Sequence[SimulatedGroup], seeds: Sequence[int], rng: np.random.Generator, run: str = "run"
 ) -> SuiteResult:
-    """A result of fresh, independent draws, whatever the seeds are called."""
+    """Return a result of new, independent draws. The seeds only name the cells."""
     return result_of([group.draw(rng, seed) for group in groups for seed in seeds], run=run)

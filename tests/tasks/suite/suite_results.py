@@ -1,4 +1,4 @@
-"""Results of suites, made by hand, for the tests of what is told of them."""
+"""Results of suites, made by hand, for the tests of summaries, reports and plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENVIRONMENT = Environment(
 
 
 def point(number: int, value: float | None, *, passes: float | None = None) -> Point:
-    """A round with ``value`` as its four mAPs; ``map_coco`` is half of it."""
+    """Return a round's point. ``value`` is each of its mAPs except ``map_coco``, which is half of it."""
     figures: dict[str, float | None] = dict.fromkeys((*MAP_NAMES, "recall"), value)
     figures |= {"map_coco": None if value is None else value / 2, "loss": 2.0, "train_loss": 3.0 if number else None}
     spent = float(number) if passes is None else passes
@@ -29,7 +29,7 @@ def cell(
     experiment: str, role: Role, seed: int, values: list[float | None], *, device: str | None = None, step: float = 1.0,
     **more: Any,
 ) -> CellResult:  # fmt: skip
-    """A run whose rounds have ``values``, each of ``step`` passes over its images."""
+    """Return a run whose rounds have ``values`` and make ``step`` passes over their images each."""
     hit = next((number for number, value in enumerate(values) if value is not None and value >= 0.5), None)
     fields: dict[str, Any] = {
         "federation": f"run-{experiment}-{role}-{seed}-{device}",
@@ -53,7 +53,7 @@ def result(*cells: CellResult, **more: Any) -> SuiteResult:
 
 
 def between(*, own_tests: bool = False) -> SuiteResult:
-    """One experiment of three seeds between its references; local only of two devices has the first two seeds."""
+    """Return one experiment of three seeds with its references. Local-only runs, of two devices, have two seeds."""
     own = {"1": dict.fromkeys((*MAP_NAMES, "recall", "loss"), 0.321), "2": {"map50_voc10": None}} if own_tests else {}
     cells = []
     for number, seed in enumerate((1, 2, 3)):

@@ -1,4 +1,4 @@
-"""The rule for regressions: noise between seeds is none, what was planted is one, and what a comparison says."""
+"""The rule for regressions: noise between seeds is no regression, planted losses are, and a comparison's texts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def metrics(comparison: Comparison) -> set[tuple[str, str, str]]:
     return {(item.experiment, item.role, item.metric) for item in comparison.regressions}
 
 
-# --- noise and what is planted ------------------------------------------------------------------------------
+# --- noise and planted losses -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", [SEEDS, (4, 5, 6)], ids=["same seeds", "other seeds"])
@@ -67,7 +67,7 @@ def test_slower_learning_is_a_regression_of_that_experiment_alone(seeds: tuple[i
         assert {group[:2] for group in found} == {("street", "federated")}
 
 
-def test_a_class_that_is_not_learned_any_more_is_named() -> None:
+def test_a_class_that_is_no_longer_learned_is_named() -> None:
     rng = np.random.default_rng(3)
     dropped = replace(GROUPS[0], classes={**GROUPS[0].classes, "chair": (0.0, 0.0)})
     reference = drawn(GROUPS, SEEDS, rng)
@@ -110,15 +110,15 @@ def test_one_seed_that_has_collapsed_does_not_hide_in_its_own_spread() -> None:
     assert compared(before, {**before, 3: 0.0}).regressions
 
 
-def test_a_loss_that_all_seeds_share_is_seen_in_the_pairs() -> None:
+def test_a_small_loss_of_all_seeds_shows_in_the_pairs() -> None:
     before = {1: 0.30, 2: 0.50, 3: 0.70, 4: 0.45, 5: 0.62}
     after = {seed: value - 0.04 for seed, value in before.items()}
     assert compared(before, after).regressions
     others = {seed + 10: value for seed, value in after.items()}
-    assert not compared(before, others).regressions  # of other seeds it is well within the spread
+    assert not compared(before, others).regressions  # between other seeds the loss is well within the spread
 
 
-def test_a_difference_under_the_floor_is_none_however_sure_it_is() -> None:
+def test_a_difference_below_the_floor_is_no_regression_however_certain() -> None:
     before = {1: 0.50, 2: 0.50, 3: 0.50}
     assert not compared(before, dict.fromkeys(before, 0.485)).regressions
     assert compared(before, dict.fromkeys(before, 0.47)).regressions
@@ -131,7 +131,7 @@ SEEDED = st.dictionaries(st.integers(0, 9), st.floats(0.2, 0.8), min_size=1, max
 
 @settings(max_examples=40, deadline=None)
 @given(before=SEEDED, after=SEEDED, less=st.floats(0, 0.2))
-def test_what_is_a_regression_is_one_when_all_is_still_worse(
+def test_a_regression_stays_one_if_all_values_get_worse(
     before: dict[int, float], after: dict[int, float], less: float
 ) -> None:
     if compared(before, after).regressions:
@@ -157,7 +157,7 @@ def test_equal_bits_are_neither_worse_nor_better(before: dict[int, float]) -> No
     assert "the same figures to the last bit: e federated" in comparison.notes
 
 
-def test_a_higher_loss_is_worse_as_a_part_of_the_accepted_one() -> None:
+def test_a_higher_loss_is_compared_relative_to_the_accepted_one() -> None:
     before = one_figure({1: 200.0, 2: 202.0, 3: 201.0}, name="loss")
     worse = compare_results(result_of(before), result_of(one_figure({1: 260.0, 2: 262.0, 3: 261.0}, name="loss")), RULE)
     (found,) = worse.regressions
@@ -174,14 +174,14 @@ def test_a_higher_loss_is_worse_as_a_part_of_the_accepted_one() -> None:
 # --- one seed -----------------------------------------------------------------------------------------------
 
 
-def test_with_one_seed_everywhere_the_floor_decides_and_a_note_says_so() -> None:
+def test_with_one_seed_in_all_cells_the_floor_decides_and_a_note_says_so() -> None:
     comparison = compared({1: 0.5}, {1: 0.47})
     assert [item.limit for item in comparison.regressions] == [pytest.approx(0.48)]
     assert any("the floors alone decide, no statistics: e federated" in note for note in comparison.notes)
     assert not compared({1: 0.5}, {2: 0.485}).regressions
 
 
-def test_one_seed_takes_the_spread_of_the_suites_other_cells() -> None:
+def test_a_cell_of_one_seed_gets_the_spread_of_the_suites_other_cells() -> None:
     many = one_figure({1: 0.48, 2: 0.50, 3: 0.52, 4: 0.49, 5: 0.51}, experiment="many")
     reference = result_of([*many, *one_figure({1: 0.5}, experiment="one")])
     comparison = compare_results(reference, result_of([*many, *one_figure({2: 0.46}, experiment="one")]), RULE)
@@ -232,14 +232,14 @@ def test_other_seeds_and_new_cells_are_noted() -> None:
     )
 
 
-def test_only_common_seeds_are_held_against_each_other_where_one_has_all_of_the_others() -> None:
+def test_only_common_seeds_are_compared_if_one_result_has_all_seeds_of_the_other() -> None:
     comparison = compared({1: 0.9, 2: 0.5, 3: 0.1}, {2: 0.5})
     assert "the same figures to the last bit: e federated" in comparison.notes
     worse = compared({1: 0.50, 2: 0.51, 3: 0.52}, {2: 0.1})
     assert [(item.seeds_before, item.before) for item in worse.regressions] == [(1, 0.51)]
 
 
-def test_another_specification_place_and_number_of_clients_are_noted() -> None:
+def test_another_specification_environment_and_number_of_clients_are_noted() -> None:
     before = cell_of("e", "federated", 1, {"map50_voc10": 0.5})
     after = cell_of("e", "federated", 1, {"map50_voc10": 0.5}, digest="c" * 64, clients=4)
     elsewhere = ENVIRONMENT.model_copy(update={"torch": "3"})
@@ -249,7 +249,7 @@ def test_another_specification_place_and_number_of_clients_are_noted() -> None:
     assert "environment: torch 2 → 3" in comparison.notes
 
 
-def test_local_only_runs_are_one_value_a_seed_and_a_device_that_is_gone_is_named() -> None:
+def test_local_only_runs_give_one_value_for_each_seed_and_a_missing_device_is_named() -> None:
     def local(device: str, value: float) -> CellResult:
         return cell_of("e", "local-only", 1, {"map50_voc10": value}, device=device)
 
@@ -264,7 +264,7 @@ def test_local_only_runs_are_one_value_a_seed_and_a_device_that_is_gone_is_named
     ]
 
 
-def test_a_figure_that_is_gone_is_a_regression_and_one_that_never_was_is_not() -> None:
+def test_a_lost_figure_is_a_regression_and_one_that_was_never_there_is_not() -> None:
     before = [cell_of("e", "federated", 1, {"map50_voc10": 0.5, "loss": None}, {"chair": 0.5, "table": None})]
     after = [cell_of("e", "federated", 1, {"map50_voc10": None, "loss": 1.0}, {"chair": None, "table": 0.1})]
     comparison = compare_results(result_of(before), result_of(after), RULE)
@@ -282,7 +282,7 @@ def test_results_of_two_suites_are_not_compared() -> None:
         compare_results(result_of(one_figure({1: 0.5})), other, RULE)
 
 
-def test_a_comparison_can_be_kept_and_read_again() -> None:
+def test_a_comparison_can_be_stored_and_read() -> None:
     comparison = compared({1: 0.5, 2: 0.5}, {1: 0.1, 2: 0.1})
     assert comparison.regressions
     assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
@@ -291,7 +291,7 @@ def test_a_comparison_can_be_kept_and_read_again() -> None:
 # --- the rule in the specification ----------------------------------------------------------------------------
 
 
-def test_the_rule_is_no_part_of_what_is_run() -> None:
+def test_the_rule_is_not_in_the_suites_digest() -> None:
     suite = SuiteSpec(experiments=(Experiment(name="e", spec=preset("smoke")),))
     other = suite.model_copy(update={"rule": RegressionRule(false_alarms=0.1, floors=Floors(loss=0.5), classes=False)})
     assert other.digest == suite.digest
@@ -309,8 +309,8 @@ def test_a_wrong_rule_is_refused_by_its_field() -> None:
 # --- spreads --------------------------------------------------------------------------------------------------
 
 
-def test_the_spread_of_a_family_is_found_again() -> None:
-    """Variances of 3 values each, whose true ones are scaled inverse chi-squared: Smyth's model."""
+def test_the_spread_of_a_family_is_estimated_correctly() -> None:
+    """Each group has 3 values. The groups' true variances are scaled inverse chi-squared, as in Smyth's model."""
     rng = np.random.default_rng(6)
     value, freedom = 0.04, 6.0
     own = {
@@ -321,10 +321,10 @@ def test_the_spread_of_a_family_is_found_again() -> None:
     }
     found = FamilySpread(own, least=1e-9).prior("new")
     assert found.value == pytest.approx(value, rel=0.2)
-    assert 2 < found.freedom < freedom * 1.2  # the groups' common luck is counted besides
+    assert 2 < found.freedom < freedom * 1.2  # the estimate also allows for luck that a group's figures share
 
 
-def test_a_figure_that_is_noisy_in_all_groups_is_expected_to_be_so_in_another() -> None:
+def test_a_figure_that_is_noisy_in_all_groups_is_expected_to_be_noisy_in_another() -> None:
     own = {(group, figure): Variance(1.0, 2) for group in "0123" for figure in range(6)}
     even = FamilySpread(own, least=1e-9)
     noisy = FamilySpread(own | {(group, 5): Variance(25.0, 2) for group in "0123"}, least=1e-9)
@@ -347,7 +347,7 @@ def test_a_variance_lies_between_its_own_and_the_familys(values: list[float]) ->
     assert family.of("new", -1) == family.prior(-1)
 
 
-def test_critical_values_are_those_of_the_tables() -> None:
+def test_critical_values_equal_those_of_tables() -> None:
     assert critical_t(0.05, 5) == pytest.approx(2.015, abs=1e-3)
     assert critical_t(0.001, 2) == pytest.approx(22.327, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""From records to a cell's result, and from any runs to experiments."""
+"""Make a cell's result from records, and experiments from any runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = {"1": 30, "2": 10}
 def record_of(
     number: int, score: float | None, sizes: dict[str, int] = SIZES, *, own_tests: bool = False
 ) -> RoundRecord:
-    """A round of 10 s in which each client needs 3 kB and sends 3 kB."""
+    """Return the record of a round of 10 s in which each client receives 3 kB and sends 3 kB."""
     clients = tuple(
         client_info(client, train_size=size, test_size=4, class_counts={"chair": size}, device="NVIDIA H100")
         for client, size in sizes.items()
@@ -111,12 +111,12 @@ def test_a_cell_has_every_round_with_its_costs() -> None:
     assert outcome([0.1, 0.2]).rounds_to_target is None
 
 
-def test_gpu_time_is_of_turns_where_the_specification_has_them_on_a_gpu() -> None:
+def test_gpu_time_is_the_turns_time_if_the_specification_uses_a_gpu() -> None:
     assert outcome([0.1, 0.2]).gpu_seconds == 0
     on_gpu = SPEC.model_copy(update={"training": TrainingSpec(local_epochs=2, device="cuda")})
-    # Two clients of 4 s in rounds 1 and 2, an evaluation of 0.5 s in each of three.
+    # Two clients take 4 s each in rounds 1 and 2. An evaluation takes 0.5 s in each of three rounds.
     assert outcome([0.1, 0.2, 0.3], on_gpu).gpu_seconds == 2 * 2 * 4 + 3 * 0.5
-    # The word of two clients, together more than a record holds, costs no result.
+    # Two clients claim more time than a record can hold. The result is still made.
     claims = [record_of(number, 0.1) for number in range(2)]
     updates = tuple(update.model_copy(update={"seconds": 1e10}) for update in claims[1].updates)
     cell = Cell(experiment="a", role="federated", seed=1, spec=on_gpu)
@@ -124,7 +124,7 @@ def test_gpu_time_is_of_turns_where_the_specification_has_them_on_a_gpu() -> Non
     assert cell_result(cell, "run-a", records, metric="map50_voc10", target=0.3).gpu_seconds == 1e10
 
 
-def test_clients_are_told_apart_only_where_their_test_sets_are() -> None:
+def test_clients_have_their_own_figures_only_with_their_own_test_sets() -> None:
     assert outcome([0.1, 0.2]).per_client == {}
     clients = outcome([0.1, 0.2], own_tests=True).per_client
     assert list(clients) == ["1", "2"]
@@ -134,7 +134,7 @@ def test_clients_are_told_apart_only_where_their_test_sets_are() -> None:
 
 
 @pytest.mark.parametrize(("numbers", "says"), [((), "found none"), ((0, 2), "found 0, 2")])
-def test_rounds_must_be_whole(numbers: tuple[int, ...], says: str) -> None:
+def test_a_result_needs_all_rounds(numbers: tuple[int, ...], says: str) -> None:
     cell = Cell(experiment="a", role="federated", seed=1, spec=SPEC)
     records = [record_of(number, 0.1) for number in numbers]
     with pytest.raises(FedbenchError, match=f"run-a: expected committed rounds from 0 to the last, {says}"):
@@ -156,7 +156,7 @@ def grouped(*runs: Run) -> list[tuple[str, str, int, str | None, str]]:
     return [(cell.experiment, cell.role, cell.seed, cell.device, run.name) for cell, run in cells_of_runs(runs)]
 
 
-def test_runs_that_differ_in_their_seed_are_one_experiment_with_their_references() -> None:
+def test_runs_that_differ_only_in_the_seed_are_one_experiment_with_their_references() -> None:
     runs = [
         run_of("central", twin(SPEC), seed=2),
         run_of("Street_5.s1", SPEC, seed=1),
@@ -173,7 +173,7 @@ def test_runs_that_differ_in_their_seed_are_one_experiment_with_their_references
     ]
 
 
-def test_a_second_run_of_one_seed_is_no_seed_more_and_a_twin_of_two_is_in_both() -> None:
+def test_a_second_run_of_a_seed_is_another_experiment_and_both_share_their_twin() -> None:
     runs = [run_of("first", SPEC), run_of("again", SPEC), run_of("central", twin(SPEC))]
     assert grouped(*runs) == [
         ("first", "federated", 1234, None, "first"),
@@ -183,12 +183,12 @@ def test_a_second_run_of_one_seed_is_no_seed_more_and_a_twin_of_two_is_in_both()
     ]
 
 
-def test_references_without_their_federation_or_its_images_stand_alone() -> None:
+def test_references_without_a_federation_of_the_same_images_stand_alone() -> None:
     other = SPEC.model_copy(update={"data": SyntheticStreet(seed=8)})
     runs = [
         run_of("alone-1", local_only(other, "1")),
         run_of("alone-2", local_only(other, "2")),
-        run_of("fewer", SPEC, {"1": 30}),  # a client never came
+        run_of("fewer", SPEC, {"1": 30}),  # one client never took part
         run_of("central", twin(SPEC)),
         run_of("device", local_only(SPEC, "2")),
     ]
@@ -201,7 +201,7 @@ def test_references_without_their_federation_or_its_images_stand_alone() -> None
     ]
 
 
-def test_experiments_of_any_runs_have_names_that_differ_and_fit() -> None:
+def test_experiments_of_any_runs_have_different_short_names() -> None:
     specs = [SPEC.model_copy(update={"max_rounds": number + 1}) for number in range(4)]
     names = ["A b.c".replace(" ", "_"), "a-b-c", "x" * 40, "x" * 39 + "y"]
     found = [row[0] for row in grouped(*(run_of(name, spec) for name, spec in zip(names, specs, strict=True)))]
@@ -210,7 +210,7 @@ def test_experiments_of_any_runs_have_names_that_differ_and_fit() -> None:
     assert max(map(len, found)) == 32
 
 
-def test_the_result_of_runs_is_that_of_a_suite() -> None:
+def test_the_result_of_runs_is_like_a_suites() -> None:
     runs = [run_of("first", SPEC), run_of("central", twin(SPEC))]
     result = result_of_runs(runs, metric="map50_voc10", target=0.2, created=NOW)
     assert result.suite_run == "first_and_central"

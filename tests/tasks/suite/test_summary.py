@@ -1,4 +1,4 @@
-"""Means, spreads, gaps and gains over seeds, against numpy and by hand."""
+"""Means, spreads, gaps and gains over seeds, checked against numpy and by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.present import present
 from tests.tasks.suite.suite_results import between, cell, result
 
 
-def test_mean_and_sample_deviation_are_numpys() -> None:
+def test_mean_and_sample_deviation_equal_numpys() -> None:
     values = [0.31, 0.29, 0.4, 0.11]
     spread = spread_of(values)
     assert spread is not None
@@ -24,7 +24,7 @@ def test_mean_and_sample_deviation_are_numpys() -> None:
     assert spread_of([None]) is None
 
 
-def test_each_role_is_summed_up_at_its_last_round() -> None:
+def test_each_role_is_summarised_at_its_last_round() -> None:
     summary = summarise(between())
     assert [(row.role, row.seeds, row.runs, row.devices) for row in summary.rows] == [
         ("centralised", (1, 2, 3), 3, ()),
@@ -35,7 +35,7 @@ def test_each_role_is_summed_up_at_its_last_round() -> None:
     assert present(federated.figures["map50_voc10"]).values == (0.6, 0.61, 0.62)
     assert present(central.figures["map_coco"]).mean == pytest.approx(0.41)
     assert present(federated.figures["train_loss"]).sd == 0
-    # Of a seed, the mean over devices of 0.2 and 0.4; then 0.01 more.
+    # A seed's value is the mean over devices of 0.2 and 0.4. The second seed has 0.01 more.
     assert present(alone.figures["map50_voc10"]).values == pytest.approx((0.3, 0.31))
     assert present(alone.figures["map50_voc10"]).sd == pytest.approx(np.std([0.3, 0.31], ddof=1))
     assert present(federated.per_class["chair"]).mean == pytest.approx(0.61)
@@ -61,14 +61,14 @@ def test_devices_alone_keep_their_own_figures() -> None:
 def test_gap_and_gain_are_paired_by_seed() -> None:
     (experiment,) = summarise(between()).experiments
     assert present(experiment.gap).difference.values == pytest.approx((-0.2, -0.21, -0.22))
-    assert present(experiment.gain).difference.values == pytest.approx((0.3, 0.3))  # of the two seeds that both have
+    assert present(experiment.gain).difference.values == pytest.approx((0.3, 0.3))  # the seeds that both roles have
     assert present(experiment.gap).passes == 2
     (bare,) = summarise(result(cell("a", "federated", 1, [0.1]), cell("a", "centralised", 2, [0.2]))).experiments
     assert bare.gap is bare.gain is None
 
 
-def test_pairs_are_held_to_the_same_number_of_image_passes() -> None:
-    # Half of the clients a round: after 3 rounds, 1.5 passes; centralised had 1 pass in round 1, 2 in round 2.
+def test_pairs_are_compared_after_the_same_number_of_passes() -> None:
+    # With half of the clients in a round, 3 rounds are 1.5 passes. Each round of centralised training is 1 pass.
     some = cell("a", "federated", 1, [0.0, 0.1, 0.2, 0.3], step=0.5)
     (experiment,) = summarise(result(some, cell("a", "centralised", 1, [0.0, 0.4, 0.9]))).experiments
     assert present(experiment.gap).passes == 1.5
@@ -82,7 +82,7 @@ def test_a_run_without_the_figure_is_in_no_pair() -> None:
     assert experiment.rows["federated"].figures["map50_voc10"] is experiment.rows["federated"].best is None
 
 
-def test_the_best_round_stands_beside_the_last() -> None:
+def test_a_row_has_the_best_round_and_the_last() -> None:
     (row,) = summarise(
         result(cell("a", "federated", 1, [0.0, 0.7, 0.4]), cell("a", "federated", 2, [0.9, None, 0.2]))
     ).rows
@@ -90,7 +90,7 @@ def test_the_best_round_stands_beside_the_last() -> None:
     assert present(row.figures["map50_voc10"]).values == (0.4, 0.2)
 
 
-def test_a_seed_at_which_a_device_is_missing_is_left_out_of_the_mean() -> None:
+def test_a_seed_without_all_devices_is_left_out_of_the_mean() -> None:
     cells = [cell("a", "local-only", 1, [0.1], device="1"), cell("a", "local-only", 1, [0.3], device="2")]
     cells.append(cell("a", "local-only", 2, [0.9], device="2"))
     (experiment,) = summarise(result(*cells)).experiments
@@ -99,7 +99,7 @@ def test_a_seed_at_which_a_device_is_missing_is_left_out_of_the_mean() -> None:
     assert [row.seeds for row in experiment.devices] == [(1,), (1, 2)]
 
 
-def test_clients_with_test_sets_of_their_own_have_rows_of_their_own() -> None:
+def test_clients_with_their_own_test_sets_have_their_own_rows() -> None:
     (experiment,) = summarise(between(own_tests=True)).experiments
     clients = experiment.rows["federated"].per_client
     assert list(clients) == ["1", "2"]
@@ -107,7 +107,7 @@ def test_clients_with_test_sets_of_their_own_have_rows_of_their_own() -> None:
     assert clients["2"]["map50_voc10"] is None
 
 
-def test_a_course_is_by_round_as_far_as_all_seeds_have_it() -> None:
+def test_a_course_has_the_rounds_that_all_seeds_have() -> None:
     longer = cell("a", "federated", 2, [0.2, None, 0.6, 0.9])
     course = present(course_of(result(cell("a", "federated", 1, [0.0, 0.3, 0.4]), longer), "a", "federated"))
     assert list(course.rounds) == [0, 1, 2]
