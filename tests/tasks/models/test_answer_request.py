@@ -1,4 +1,4 @@
-"""Answers to requests: what the detector finds, and what is refused by the limits. A real detector."""
+"""Answers to requests: the detections of a real detector, and requests beyond the limits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(model: ModelAnswers, images: list[str], **params: Any) -> list[dict[str,
     return model.answer(images, **({"score_threshold": 0.0, "max_detections": 7} | params))
 
 
-def test_it_gives_what_the_detector_gives_in_pixels_of_each_image(model: ModelAnswers) -> None:
+def test_answers_have_the_detectors_detections_in_pixels_of_each_image(model: ModelAnswers) -> None:
     images = [noise(200, 100, seed) if seed % 2 else noise(50, 90, seed) for seed in range(9)]  # two batches
     answers = ask(model, [encoded(image, "PNG") for image in images])
     assert len(answers) == 9
@@ -65,7 +65,7 @@ def test_it_gives_what_the_detector_gives_in_pixels_of_each_image(model: ModelAn
     json.dumps(answers)
 
 
-def test_parameters_limit_what_comes_back(model: ModelAnswers) -> None:
+def test_parameters_limit_the_detections(model: ModelAnswers) -> None:
     image = encoded(noise(64, 64), "PNG")
     every = ask(model, [image], max_detections=50)[0]["detections"]
     scores = [item["score"] for item in every]
@@ -77,7 +77,7 @@ def test_parameters_limit_what_comes_back(model: ModelAnswers) -> None:
     assert ask(model, [image], score_threshold=0.999)[0] == {"detections": []}
 
 
-def test_line_breaks_in_base64_and_grey_images_are_taken(model: ModelAnswers) -> None:
+def test_line_breaks_in_base64_and_grey_images_are_accepted(model: ModelAnswers) -> None:
     grey = noise(64, 64).convert("L")
     text = encoded(grey, "PNG")
     broken = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
@@ -115,7 +115,9 @@ def test_line_breaks_in_base64_and_grey_images_are_taken(model: ModelAnswers) ->
         ([], {"max_detections": 1001}, "params.max_detections: expected 1 to 1000, found 1001"),
     ],
 )
-def test_bad_requests_are_told(model: ModelAnswers, images: list[Any], params: dict[str, Any], message: str) -> None:
+def test_bad_requests_are_refused_with_the_reason(
+    model: ModelAnswers, images: list[Any], params: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestRefused) as caught:
         ask(model, images, **params)
     assert not caught.value.too_large
@@ -123,7 +125,7 @@ def test_bad_requests_are_told(model: ModelAnswers, images: list[Any], params: d
 
 
 def bomb(width: int, height: int) -> str:
-    """A PNG of one bit a pixel: kilobytes that say that they are ``width`` x ``height``."""
+    """Return a PNG of one bit a pixel: it has few kilobytes even if ``width`` and ``height`` are huge."""
     return encoded(Image.new("1", (width, height)), "PNG")
 
 
@@ -174,7 +176,7 @@ def test_only_one_request_is_computed_at_a_time(model: ModelAnswers, monkeypatch
     assert most == [1] * 8
 
 
-def test_images_are_turned_and_scaled_as_training_read_them(model: ModelAnswers) -> None:
+def test_images_are_turned_and_scaled_as_in_training(model: ModelAnswers) -> None:
     image = noise(90, 64)
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees, clockwise

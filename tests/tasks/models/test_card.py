@@ -1,4 +1,4 @@
-"""The card of a federation's model, and what its notes say of licences."""
+"""The card of a federation's model, and its notes about licences."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def record(**fields: Any) -> RoundRecord:
     return base.model_copy(update=fields)
 
 
-def test_the_card_has_what_the_record_says() -> None:
+def test_the_card_has_the_records_figures() -> None:
     spec = parse_spec({"data": {"kind": "coco", "name": "mine", "classes": ["b", "a"]}}, source="test")
     card = card_of(spec, record(), notes=("statistics re-estimated",))
-    assert card.classes == ("b", "a")  # by index, as the specification names them: a record's JSON is sorted
+    assert card.classes == ("b", "a")  # in the specification's order: a record's JSON is sorted
     assert card.detector == spec.detector
     assert (card.federation, card.round, card.spec_digest, card.code_version) == ("mine", 2, SHA, "0.1.0")
     assert card.data == spec.data.model_dump(mode="json")

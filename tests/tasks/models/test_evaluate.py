@@ -1,4 +1,4 @@
-"""A model on a data set outside of a run: shared test sets, classes matched by name, the figures of a run."""
+"""A model evaluated outside of a run: shared test sets, classes matched by name, and the same figures as in a run."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_class_of_the_model_without_truth_has_no_figure(detector: Detector, da
     assert tuple(record.per_class) == data.classes
 
 
-def test_what_does_not_fit_is_named(data: FederatedData) -> None:
+def test_data_that_do_not_fit_the_model_are_named(data: FederatedData) -> None:
     known = data.classes
     with pytest.raises(DataError) as caught:
         evaluation_sets(data, ("boat", *known[1:]))
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_named(data: FederatedData) -> None:
         evaluation_sets(empty, known)
 
 
-def test_an_evaluation_leaves_the_data_as_they_are(data: FederatedData, detector: Detector, tmp_path: Path) -> None:
+def test_an_evaluation_does_not_change_the_data(data: FederatedData, detector: Detector, tmp_path: Path) -> None:
     before = {client: samples_digest(samples) for client, samples in data.test.items()}
     scored(detector, data, data.classes, "1")
     assert {client: samples_digest(samples) for client, samples in data.test.items()} == before

@@ -1,4 +1,4 @@
-"""The model file: every detector comes back as it was; what is wrong with a file is said."""
+"""The model file: every detector is read as it was written, and errors name what is wrong with a file."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def good(tmp_path: Path, state: dict[str, Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("kind", list(DETECTORS))
-def test_a_detector_comes_back_with_its_weights_and_its_card(kind: str, tmp_path: Path) -> None:
+def test_a_detector_is_read_with_its_weights_and_its_card(kind: str, tmp_path: Path) -> None:
     spec = TINY[kind]
     detector = build_detector(spec, 3, seed=7)
     for name, buffer in detector.named_buffers():
         if name.endswith("running_mean"):
-            buffer.uniform_(-1, 1)  # statistics travel too
+            buffer.uniform_(-1, 1)  # the file must hold statistics too
     card = CARD.model_copy(update={"detector": spec, "classes": ("a", "b", "c")})
     path = tmp_path / "folder" / "model.safetensors"
     write_model(path, card, state_of(detector))
@@ -74,7 +74,7 @@ def test_a_detector_comes_back_with_its_weights_and_its_card(kind: str, tmp_path
     path.unlink()  # pytest keeps the folders of its last runs
 
 
-def test_it_is_read_without_this_package_and_twice_the_same_bytes(
+def test_the_file_is_readable_without_this_package_and_always_has_the_same_bytes(
     good: Path, tmp_path: Path, state: dict[str, Tensor]
 ) -> None:
     assert load_file(good).keys() == state.keys()
@@ -94,7 +94,7 @@ def test_a_card_without_a_run(tmp_path: Path, state: dict[str, Tensor]) -> None:
     assert "| --- |" not in text
 
 
-def test_the_text_has_origin_data_figures_classes_notes_and_use() -> None:
+def test_the_cards_text_has_origin_data_figures_classes_notes_and_use() -> None:
     text = card_text(CARD, uri="models:/mine-1@best")
     for row in (
         "| federation | mine-1 |",
@@ -105,7 +105,7 @@ def test_the_text_has_origin_data_figures_classes_notes_and_use() -> None:
         "| digest | – |",
         "| map50_voc10 | 0.4321 |",
         "| loss | – |",
-        "| gas&#124;tank | 0.25 |",  # no other cell begins
+        "| gas&#124;tank | 0.25 |",  # the bar in the name starts no cell
         "| chair | – |",
         "- one note",
         "- another",
@@ -117,7 +117,7 @@ def test_the_text_has_origin_data_figures_classes_notes_and_use() -> None:
     assert "mlflow models" not in card_text(CARD)
 
 
-def test_the_text_of_a_runs_model_says_what_is_vouched_for() -> None:
+def test_the_cards_text_of_a_runs_model_says_what_is_vouched_for() -> None:
     section = card_text(CARD).partition("## What is vouched for\n")[2].partition("\n## ")[0]
     for what in (
         "counts of images",
@@ -154,7 +154,7 @@ def _only_an_extra(state: dict[str, Tensor]) -> None:
 
 
 def _typed(written: str) -> Callable[[Path, dict[str, Tensor]], None]:
-    """A file whose header gives the first float32 tensor another type of 4 bytes; its bytes stay."""
+    """Return a writer of a file whose header gives the first float32 tensor another 4-byte type with the same bytes."""
 
     def write(path: Path, state: dict[str, Tensor]) -> None:
         write_model(path, CARD, state)
@@ -247,7 +247,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, dict[str, Tensor]], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_files(case: str, tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_bad_files_are_refused_with_the_reason(case: str, tmp_path: Path, state: dict[str, Tensor]) -> None:
     make, message = BAD_FILES[case]
     path = tmp_path / "bad.safetensors"
     make(path, state)
@@ -258,14 +258,14 @@ def test_bad_files(case: str, tmp_path: Path, state: dict[str, Tensor]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_was_cut_off(good: Path) -> None:
+def test_a_truncated_file_is_refused(good: Path) -> None:
     good.write_bytes(good.read_bytes()[:-100])
     for read in (read_card, load_model):
         with pytest.raises(DataError, match=r"good\.safetensors: expected a safetensors file"):
             read(good)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"file/model\.safetensors: the model file cannot be written"):
         write_model(tmp_path / "file" / "model.safetensors", CARD, state)

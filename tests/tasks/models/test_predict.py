@@ -1,4 +1,4 @@
-"""Image files in, detections in their pixels out: the same that an evaluation finds, whatever the file's form."""
+"""Detections of image files, in their pixels: the same as an evaluation finds, whatever the file's format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOW: dict[str, Any] = {"score": 0.2, "nms_iou": 0.5, "max_detections": 100, "dev
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    """Random weights, made so that what it finds depends on the image: scores of all sizes, boxes everywhere."""
+    """Return a detector of random weights whose detections depend on the image, with all scores and places."""
     made = build_detector(YoloV3TinySpec(width=96, height=64, batch_norm_momentum=1), 2, seed=5)
     with torch.no_grad():
         made.train()(torch.randint(256, (8, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)))
@@ -41,7 +41,7 @@ def detector() -> Detector:
 
 @pytest.fixture(scope="module")
 def pixels() -> Image.Image:
-    """160 x 90, no side or corner like another."""
+    """Return an image of 160 x 90 without any symmetry."""
     noise = torch.randint(256, (9, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     return Image.fromarray(noise.numpy()).resize((160, 90), Image.Resampling.BICUBIC)
 
@@ -52,7 +52,7 @@ def turned_exif() -> Image.Exif:
     return exif
 
 
-def test_it_finds_what_an_evaluation_finds(detector: Detector, pixels: Image.Image, tmp_path: Path) -> None:
+def test_a_prediction_finds_what_an_evaluation_finds(detector: Detector, pixels: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "turned.jpg"
     pixels.save(path, exif=turned_exif())
     content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -65,7 +65,7 @@ def test_it_finds_what_an_evaluation_finds(detector: Detector, pixels: Image.Ima
     assert len(found) == len(expected) > 5
     for name in ("boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    assert found.boxes[:, 2].max() > 96  # pixels of the image, not of the input
+    assert found.boxes[:, 2].max() > 96  # boxes are in pixels of the image, not of the input
     assert (found.boxes >= 0).all()
     assert (found.boxes <= [160, 90, 160, 90]).all()
 
@@ -74,7 +74,7 @@ def test_it_finds_what_an_evaluation_finds(detector: Detector, pixels: Image.Ima
 def test_forms_of_the_same_pixels_give_the_same_detections(
     detector: Detector, pixels: Image.Image, tmp_path: Path, form: str
 ) -> None:
-    few = pixels.quantize(64)  # what a palette can hold
+    few = pixels.quantize(64)  # few enough colours for a palette
     shown = few.convert("RGB")
     written = {"alpha.png": shown.convert("RGBA"), "palette.gif": few}.get(form, shown)
     options: dict[str, Any] = {"exif": turned_exif()} if form == "turned.png" else {}
@@ -88,7 +88,7 @@ def test_forms_of_the_same_pixels_give_the_same_detections(
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "1", "I;16"])
-def test_other_modes_are_read_as_training_reads_them(
+def test_other_modes_are_read_as_in_training(
     detector: Detector, pixels: Image.Image, tmp_path: Path, mode: str
 ) -> None:
     path = tmp_path / ("m.jpg" if mode == "CMYK" else "m.png")
@@ -103,7 +103,7 @@ def test_other_modes_are_read_as_training_reads_them(
     assert len(detect(detector, picture.image, **LOW)) > 0
 
 
-def test_a_higher_score_leaves_the_best(detector: Detector, pixels: Image.Image) -> None:
+def test_a_higher_score_threshold_leaves_the_best_detections(detector: Detector, pixels: Image.Image) -> None:
     all_found = detect(detector, pixels, **LOW)
     limit = float(np.median(all_found.scores))
     best = detect(detector, pixels, **{**LOW, "score": limit})
@@ -129,14 +129,14 @@ def test_a_file_that_is_no_image_is_named(pixels: Image.Image, tmp_path: Path) -
         assert "0x" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's own
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow warns too
 def test_damaged_exif_does_not_make_an_image_unreadable(pixels: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "odd.jpg"
     pixels.save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff\0\0")
     assert read_picture(path).image.size == (160, 90)
 
 
-def test_a_model_is_shown_what_its_training_was(pixels: Image.Image, tmp_path: Path) -> None:
+def test_a_model_gets_images_turned_as_in_its_training(pixels: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     pixels.save(path, exif=turned_exif())
     stored, applied = read_picture(path), read_picture(path, "applied")
@@ -148,7 +148,7 @@ def test_a_model_is_shown_what_its_training_was(pixels: Image.Image, tmp_path: P
     assert readings == ["as-stored", "as-stored", "applied"]
 
 
-def test_grey_of_16_bits_and_names_of_other_encodings(pixels: Image.Image, tmp_path: Path) -> None:
+def test_16_bit_grey_is_read_and_names_not_in_utf8_are_refused(pixels: Image.Image, tmp_path: Path) -> None:
     grey = np.asarray(pixels.convert("L")).astype(np.uint16)
     Image.fromarray(grey * 257).save(tmp_path / "grey.png")
     expected = np.asarray(pixels.convert("L").convert("RGB"))
@@ -181,7 +181,7 @@ def test_copies_keep_their_names_and_overwrite_no_original(tmp_path: Path) -> No
     assert drawn_files([one / "a.bmp"], one) == {one / "a.bmp": one / "a.png"}
 
 
-def test_pictures_are_written_in_the_form_of_their_suffix(pixels: Image.Image, tmp_path: Path) -> None:
+def test_pictures_are_written_in_the_format_of_their_suffix(pixels: Image.Image, tmp_path: Path) -> None:
     for name, form in (("a.jpg", "JPEG"), ("b.png", "PNG")):
         save_picture(pixels, tmp_path / "new" / name)
         with Image.open(tmp_path / "new" / name) as image:
