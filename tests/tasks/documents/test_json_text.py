@@ -1,4 +1,4 @@
-"""JSON in which a key stands twice, and where."""
+"""JSON with repeated keys is refused, and the error names the key and its lines."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ DOCUMENTS = st.recursive(
 
 
 @given(DOCUMENTS)
-def test_what_has_each_key_once_is_read_as_before(document: object) -> None:
+def test_json_without_repeated_keys_is_read_as_by_the_json_module(document: object) -> None:
     for text in (json.dumps(document), json.dumps(document, ensure_ascii=False, indent=1)):
         assert read_json(text) == document
 
 
-def test_options_are_those_of_json() -> None:
+def test_options_are_those_of_the_json_module() -> None:
     assert read_json("[1, 2]", parse_int=str) == ["1", "2"]
     with pytest.raises(json.JSONDecodeError):
         read_json('{"a": 1,}')

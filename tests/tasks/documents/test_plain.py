@@ -1,4 +1,4 @@
-"""What a plain scalar of YAML is, and which ones are refused because YAML 1.1 and 1.2 read them differently."""
+"""The values of YAML's plain scalars. Those that YAML 1.1 and 1.2 read differently are refused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ALIKE: dict[str, Any] = {
     "true": True, "False": False,
     "5": 5, "-5": -5, "+5": 5, "0": 0, "-0": 0, "0x1F": 31,
     "0.5": 0.5, ".5": 0.5, "5.": 5.0, "1.5e+3": 1500.0, "-0.25": -0.25, ".inf": math.inf, "-.inf": -math.inf,
-    # PyYAML takes these for text; JSON writes numbers so.
+    # PyYAML reads these as text, but JSON writes numbers like this.
     "1e3": 1000.0, "1e-05": 1e-05, "1.5E3": 1500.0, "1e+16": 1e16,
     "word": "word", "1.2.3": "1.2.3", "0x1G": "0x1G", "007-cam": "007-cam", "tRue": "tRue", "-": "-", "1:2:x": "1:2:x",
 }  # fmt: skip
-# What the message says of both versions.
+# The readings by YAML 1.1 and YAML 1.2 that the message gives.
 DIFFERENT: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("yes", "Yes", "YES", "y", "Y", "on", "On", "ON"), ("true", "a text")),
     **dict.fromkeys(("no", "No", "NO", "n", "N", "off", "Off", "OFF"), ("false", "a text")),
@@ -51,20 +51,20 @@ DIFFERENT: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("text", ALIKE)
-def test_what_both_versions_read_alike(text: str) -> None:
+def test_scalars_that_both_versions_read_alike_have_this_value(text: str) -> None:
     found = read_plain(text)
     assert (type(found), found) == (type(ALIKE[text]), ALIKE[text])
 
 
 @pytest.mark.parametrize("text", DIFFERENT)
-def test_what_they_read_differently_is_refused_with_both_readings(text: str) -> None:
+def test_scalars_that_the_versions_read_differently_are_refused_with_both_readings(text: str) -> None:
     old, new = DIFFERENT[text]
     with pytest.raises(DocumentError) as caught:
         Plain(text, "my.yaml: line 3").value("training.batch_size")
-    said = str(caught.value)
-    assert said.startswith(f"my.yaml: line 3: training.batch_size: {text} ")
-    assert f"is {old} in YAML 1.1 and {new} in YAML 1.2; expected quotes where text is meant" in said
-    assert ("leading zero" in said) == (text.lstrip("-")[:2] in ("00", "05", "08", "01"))
+    message = str(caught.value)
+    assert message.startswith(f"my.yaml: line 3: training.batch_size: {text} ")
+    assert f"is {old} in YAML 1.1 and {new} in YAML 1.2; expected quotes where text is meant" in message
+    assert ("leading zero" in message) == (text.lstrip("-")[:2] in ("00", "05", "08", "01"))
 
 
 @given(st.integers() | st.floats(allow_nan=False, allow_infinity=False))
@@ -77,8 +77,8 @@ NUMBER_LIKE = st.text("0123456789_.:+-eExobny~=TtRrUu", max_size=7)
 
 
 @given(NUMBER_LIKE)
-def test_what_is_read_is_what_pyyaml_reads_or_a_number_of_json(text: str) -> None:
-    """So no value of a file that was read before is another one now: it is the same, or refused."""
+def test_a_scalar_is_read_as_by_pyyaml_or_as_a_number_of_json(text: str) -> None:
+    """PyYAML read the files before. So a value in an existing file is read as before, or refused."""
     try:
         found = read_plain(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""YAML documents: keys that stand twice, texts as they stand, what is refused."""
+"""YAML documents: repeated keys, scalars as written, and refused documents."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED, ids=range(len(REFUSED)))
-def test_refused_documents(text: str) -> None:
+def test_bad_documents_are_refused(text: str) -> None:
     with pytest.raises(DocumentError, match=f"^{REFUSED[text]}"):
         read_document(text, "my.yaml")
 
 
-def test_plain_scalars_are_the_text_with_its_line_and_quoted_ones_text() -> None:
+def test_plain_scalars_keep_their_line_and_quoted_ones_are_text() -> None:
     found = read_document("010: [no, 'no', !!str no]\nb:\n- 1e3\n- ~\n-\n", "my.yaml")
     assert found == {"010": ["no", "no", "no"], "b": ["1e3", "~", None]}
     assert [isinstance(item, Plain) for item in found["010"]] == [True, False, False]
@@ -45,12 +45,12 @@ def test_json_is_read_as_json() -> None:
     assert found == {"a": 1e-05, "b": True, "c": "\N{GRINNING FACE}", "d": [None]}
 
 
-def test_what_only_looks_like_json_is_yaml() -> None:
+def test_a_document_that_only_looks_like_json_is_read_as_yaml() -> None:
     found = read_document("{a: 010, b: NaN}", "my.yaml")
     assert {name: type(value) for name, value in found.items()} == {"a": Plain, "b": Plain}
 
 
-def test_an_empty_document_is_none() -> None:
+def test_an_empty_document_gives_none() -> None:
     assert [read_document(text, "x") for text in ("", "# nothing\n", "null", "~")] == [None] * 4
 
 
