@@ -9,6 +9,6 @@ WIDTH, HEIGHT = 96, 64
 
 
 def picture(seed: int) -> Image.Image:
-    """Return coarse noise: far from any other seed's, and little changed by JPEG."""
+    """Return coarse noise. It differs much from that of any other seed, and JPEG changes it little."""
     pixels = np.random.default_rng(seed).integers(0, 255, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)

@@ -19,7 +19,7 @@ def draws(*, flip: bool = False, zoom: float = 1, shift_x: float = 0, shift_y: f
 
 
 def picture() -> tuple[Tensor, Tensor, Tensor]:
-    """A white rectangle on black, and its box."""
+    """Return an image of a white rectangle on black, its box and its label."""
     image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
     left, top, right, bottom = BOX
     image[:, top:bottom, left:right] = 255
@@ -48,7 +48,7 @@ def test_boxes_follow_the_pixels(change: Draws) -> None:
     assert new_image.dtype == torch.uint8
     assert new_labels.tolist() == [4]
     assert (new_boxes[0] - white_box(new_image)).abs().max() <= 1
-    assert torch.equal(white_box(image), torch.tensor(BOX).float())  # the input is as it was
+    assert torch.equal(white_box(image), torch.tensor(BOX).float())  # the input is not changed
 
 
 def test_zoom_and_shift_have_the_stated_size_and_direction() -> None:
@@ -78,11 +78,11 @@ def test_color_changes_pixels_and_no_box() -> None:
 def test_objects_that_are_mostly_out_of_view_are_dropped() -> None:
     boxes = torch.tensor(
         [
-            [-10.0, 10, 10, 30],  # half left
-            [-15.9, 10, 4, 30],  # a fifth left
-            [90, -15, 110, 5],  # a quarter left, exactly
-            [200, 10, 220, 30],  # none left
-            [118.5, 10, 124, 30],  # over a quarter, but 1.5 pixels wide
+            [-10.0, 10, 10, 30],  # half is in view
+            [-15.9, 10, 4, 30],  # a fifth is in view
+            [90, -15, 110, 5],  # exactly a quarter is in view
+            [200, 10, 220, 30],  # nothing is in view
+            [118.5, 10, 124, 30],  # over a quarter is in view, but it is only 1.5 pixels wide
         ]
     )
     cut, kept = clip_boxes(boxes, width=WIDTH, height=HEIGHT)
@@ -100,7 +100,7 @@ def test_an_image_may_lose_all_objects_or_have_none() -> None:
     assert none.shape == (0, 4)
 
 
-def test_draws_stay_within_the_settings_and_reach_both_sides() -> None:
+def test_random_changes_stay_within_the_settings_and_reach_both_limits() -> None:
     settings = Augmentation(flip=0.5, scale=0.25, translate=0.1, color=0.3)
     many = [draw(settings, np.random.default_rng(number)) for number in range(300)]
     assert 100 < sum(one.flip for one in many) < 200
@@ -118,7 +118,7 @@ def test_draws_stay_within_the_settings_and_reach_both_sides() -> None:
         assert values.max() > 0.8 * spread
 
 
-def test_switching_one_change_off_leaves_the_other_draws() -> None:
+def test_switching_one_change_off_does_not_change_the_others() -> None:
     everything = draw(Augmentation(), np.random.default_rng(1))
     less = draw(Augmentation(flip=0, color=0), np.random.default_rng(1))
     assert (less.zoom, less.shift_x, less.shift_y) == (

@@ -1,4 +1,4 @@
-"""What the check of a data set counts, and what it calls an error or worth a look."""
+"""The check of a data set: its counts, its errors and its warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tasks.data.pictures import HEIGHT, WIDTH, picture
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Images 1 to 4 on devices a and b, 5 and 6 for test; class cup on device b alone."""
+    """Return a COCO folder: images 1 to 4 on devices a and b, 5 and 6 for test, class cup only on device b."""
     root = tmp_path / "set"
     (root / "images").mkdir(parents=True)
     for number in range(1, 7):
@@ -67,7 +67,7 @@ def test_all_errors_are_collected_each_with_its_file(root: Path) -> None:
     cut = root / "images" / "2.jpg"
     cut.write_bytes(cut.read_bytes()[:-20])
     inner = root / "images" / "4.jpg"
-    picture(4).save(inner, format="PNG")  # a good header over damaged pixels
+    picture(4).save(inner, format="PNG")  # a good header before damaged pixels
     data = inner.read_bytes()
     inner.write_bytes(data[: len(data) // 2] + bytes(20) + data[len(data) // 2 + 20 :])
     edit(root, "test.json", "[1, 1, 20, 20]", "[1, 1, 20, 0]")
@@ -87,7 +87,7 @@ def test_all_errors_are_collected_each_with_its_file(root: Path) -> None:
     assert len(report.errors) == 6
 
 
-def test_device_without_images_and_broken_label_file(root: Path) -> None:
+def test_a_device_without_images_and_a_broken_label_file_are_errors(root: Path) -> None:
     (root / "train_label.json").write_text("[]")
     shutil.copyfile(root / "train_label.json", root / "test_label.json")
     (root / "Images").mkdir()
@@ -97,7 +97,7 @@ def test_device_without_images_and_broken_label_file(root: Path) -> None:
     assert report.boxes_by_device.keys() == {"1", "2", "3", "4", "5"}
 
 
-def test_same_bytes_and_whether_their_boxes_agree(root: Path) -> None:
+def test_images_of_the_same_bytes_are_reported_with_whether_their_boxes_agree(root: Path) -> None:
     shutil.copyfile(root / "images" / "1.jpg", root / "images" / "2.jpg")
     shutil.copyfile(root / "images" / "1.jpg", root / "images" / "6.jpg")
     warnings = [message for message in check(root).warnings if "same bytes" in message]
@@ -107,7 +107,7 @@ def test_same_bytes_and_whether_their_boxes_agree(root: Path) -> None:
     ]
 
 
-def test_near_duplicates_across_train_and_test(root: Path) -> None:
+def test_near_duplicates_across_train_and_test_are_reported(root: Path) -> None:
     picture(3).resize((WIDTH // 2, HEIGHT // 2)).resize((WIDTH, HEIGHT)).save(root / "images" / "5.jpg", quality=60)
     (message,) = (message for message in check(root).warnings if "near-duplicate" in message)
     assert message.startswith(
@@ -125,7 +125,7 @@ def test_difficult_and_absent_classes(root: Path) -> None:
     assert "class 'ufo' has no training box" in warnings
 
 
-def test_another_content_is_an_error_and_no_folder_a_refusal(root: Path) -> None:
+def test_another_content_is_an_error_and_a_missing_folder_is_refused(root: Path) -> None:
     report = check_data(Coco(name="mine", digest="0" * 64), root_of=lambda name: root, cache=root)
     assert any(f"expected content digest {'0' * 64}" in message for message in report.errors)
     with pytest.raises(DataError, match="no folder is known for data set 'mine'"):
@@ -133,7 +133,7 @@ def test_another_content_is_an_error_and_no_folder_a_refusal(root: Path) -> None
 
 
 def test_hash_of_a_gradient_by_hand(tmp_path: Path) -> None:
-    """Brighter to the right: no left neighbour is brighter. Mirrored: all are."""
+    """If an image gets brighter to the right, no left neighbour is brighter. In its mirror image, all are."""
     gradient = np.tile(np.arange(0, 255, 15, dtype=np.uint8), (16, 1))
     for name, pixels, bits in (("up", gradient, 0), ("down", gradient[:, ::-1], 256)):
         Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.png")

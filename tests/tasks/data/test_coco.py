@@ -1,4 +1,4 @@
-"""The reader of COCO's JSON: what it reads, and what it says of each mistake."""
+"""The reader of COCO's JSON: what it reads, and its error for each mistake."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def part(numbers: range, device: Callable[[int], Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def documents() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Training images 1 to 4 on devices east and west; 5 and 6 test everybody."""
+    """Return the documents of training (images 1 to 4, devices east and west) and of the shared test set (5 and 6)."""
     return part(range(1, 5), lambda n: ("east", "west")[n % 2]), part(range(5, 7), lambda n: None)
 
 
@@ -108,7 +108,7 @@ SPELT = ["./sub/{}", "sub\\{}", ".\\sub\\.\\{}", "images/sub/{}", "images\\sub\\
 
 
 @pytest.mark.parametrize("spelling", SPELT)
-def test_file_names_as_other_tools_write_them(root: Path, documents: Any, spelling: str) -> None:
+def test_file_names_as_other_tools_write_them_are_read(root: Path, documents: Any, spelling: str) -> None:
     expected = load_coco(root, SPEC)
     for document in documents:
         for image in document["images"]:
@@ -240,7 +240,7 @@ def test_mistakes_name_file_and_item(root: Path, documents: Any, case: str) -> N
         load_coco(root, SPEC)
 
 
-def test_all_mistakes_at_once_and_what_is_usable(root: Path, documents: Any) -> None:
+def test_all_mistakes_are_named_at_once_and_usable_images_are_kept(root: Path, documents: Any) -> None:
     train, test = documents
     train["annotations"][0]["category_id"] = 1
     train["annotations"][1]["bbox"] = [0, 0, 0, 0]
@@ -253,7 +253,7 @@ def test_all_mistakes_at_once_and_what_is_usable(root: Path, documents: Any) -> 
     assert [len(sample.labels) for samples in data.train.values() for sample in samples] == [0, 1, 0, 1]
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_lines(root: Path) -> None:
+def test_a_repeated_key_is_refused_with_its_lines(root: Path) -> None:
     text = json.dumps(json.loads((root / "train.json").read_text()), indent=0)
     (root / "train.json").write_text(text.replace('"id": 2,\n', '"id": 2,\n"id": 3,\n', 1))
     with pytest.raises(DataError, match=r"train\.json: images\.1\.id: .* twice on lines 11 and 12$"):
@@ -261,13 +261,13 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]", b"[" * 100_000])
-def test_files_that_are_no_annotations(root: Path, content: bytes) -> None:
+def test_files_that_are_no_annotations_are_refused(root: Path, content: bytes) -> None:
     (root / "test.json").write_bytes(content)
     with pytest.raises(DataError, match=r"test\.json: expected (JSON|a mapping with images)"):
         load_coco(root, SPEC)
 
 
-def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:
+def test_pycocotools_reads_the_written_files(tmp_path: Path) -> None:
     coco_api = pytest.importorskip("pycocotools.coco")
     spec = SyntheticStreet(train_images=40, test_images=5, width=96, height=80)
     data = drawn_data(spec, tmp_path / "cache")
@@ -286,6 +286,6 @@ def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(boxes[:, :2] + boxes[:, 2:], sample.boxes[:, 2:])
 
 
-def test_a_name_without_a_folder_tells_what_to_set(tmp_path: Path) -> None:
+def test_the_error_of_a_name_without_a_folder_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data set 'mine'.*'mine' in data_roots.*FEDBENCH_DATA_ROOTS"):
         load_data(SPEC, root_of=lambda name: None, cache=tmp_path)

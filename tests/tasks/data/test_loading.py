@@ -1,4 +1,4 @@
-"""Batches: geometry, caching, and draws that depend on nothing but their seeds."""
+"""Batches: geometry, caching, and random draws that depend only on their seeds."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_evaluation_is_in_order_with_boxes_in_input_pixels(samples: Samples) -> 
     assert [batch.indices for batch in got] == [[0, 1], [2, 3], [4]]
     assert got[0].images.dtype == torch.uint8
     assert got[0].images.shape == (2, 3, 192, 64)
-    # 128 x 96 to 64 x 192: halved across, doubled down.
+    # From 128 x 96 to 64 x 192, widths are halved and heights doubled.
     expected = samples[3].boxes * np.array([0.5, 2, 0.5, 2], dtype=np.float32)
     np.testing.assert_allclose(got[1].boxes[1].numpy(), expected)
     np.testing.assert_array_equal(got[1].labels[1].numpy(), samples[3].labels)
@@ -93,11 +93,11 @@ def test_decode_stretches_without_padding(samples: Samples) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_not_change_a_bit(samples: Samples, workers: int) -> None:
+def test_loader_processes_change_no_bit(samples: Samples, workers: int) -> None:
     assert_same(list(loader(samples, epochs=2)), list(loader(samples, epochs=2, workers=workers)))
 
 
-def test_torchs_global_generator_is_neither_used_nor_moved(samples: Samples) -> None:
+def test_torchs_global_generator_is_not_used(samples: Samples) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = list(loader(samples))
@@ -154,7 +154,7 @@ def test_no_augmentation_is_the_evaluation_image(samples: Samples) -> None:
         (3, True, [3]),
     ],
 )
-def test_cutting_leaves_no_single_image_when_avoidable(count: int, drop_last: bool, sizes: list[int]) -> None:
+def test_no_batch_has_a_single_image_if_avoidable(count: int, drop_last: bool, sizes: list[int]) -> None:
     cuts = cut_batches(count, 4, drop_last=drop_last)
     assert [cut.stop - cut.start for cut in cuts] == sizes
     assert [index for cut in cuts for index in range(cut.start, cut.stop)] == list(range(sum(sizes)))
@@ -175,23 +175,23 @@ def test_cache_is_bounded_and_drops_the_least_recently_used(samples: Samples) ->
     size = 3 * 32 * 32
     cache = ImageCache(2 * size / 1e6)
     a, b, c = samples[:3]
-    for sample in (a, b, a, c):  # b is the oldest when c comes
+    for sample in (a, b, a, c):  # b is the least recently used when c is added
         cache.get(sample, width=32, height=32)
     assert (len(cache), cache.bytes) == (2, 2 * size)
     kept = cache.get(a, width=32, height=32)
     assert cache.get(a, width=32, height=32) is kept
     assert len(cache) == 2
-    cache.get(a, width=64, height=64)  # larger than the bound: handed out, not kept
+    cache.get(a, width=64, height=64)  # larger than the bound: returned, but not kept
     assert (len(cache), cache.bytes) == (2, 2 * size)
     none = ImageCache(0)
     none.get(a, width=32, height=32)
     assert len(none) == 0
 
 
-def test_cache_travels_empty(samples: Samples) -> None:
+def test_a_cache_is_sent_empty_to_other_processes(samples: Samples) -> None:
     cache = ImageCache(1)
     cache.get(samples[0], width=32, height=32)
-    sent = copy.copy(cache)  # by the same protocol as between processes
+    sent = copy.copy(cache)  # copies by the protocol that sends objects to processes
     assert (len(sent), sent.bytes, sent.limit) == (0, 0, cache.limit)
 
 

@@ -1,4 +1,4 @@
-"""Divisions of training images: complete, seeded, of the asked sizes and mixes; and how they are specified."""
+"""Partitions of training images: complete, seeded, with the specified sizes and class mixes; their specification."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PARTITIONS: tuple[Partition, ...] = (
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=str)
-def test_every_image_once_by_seed_in_the_sets_order(partition: Partition) -> None:
+def test_each_image_goes_to_one_client_by_the_seed_in_the_sets_order(partition: Partition) -> None:
     parts = keys(THREE_CLASSES, partition)
     assert list(parts) == [str(number) for number in range(1, partition.clients + 1)]
     assert sorted(key for part in parts.values() for key in part) == list(range(300))
@@ -57,7 +57,7 @@ def test_every_image_once_by_seed_in_the_sets_order(partition: Partition) -> Non
     ),
 )
 @settings(max_examples=150, deadline=None)
-def test_no_client_without_images_whatever_the_labels(labels: list[list[int]], partition: Partition) -> None:
+def test_every_client_gets_images_whatever_the_labels(labels: list[list[int]], partition: Partition) -> None:
     parts = keys([sample(number, *own) for number, own in enumerate(labels)], partition)
     assert len(parts) == partition.clients
     assert all(parts.values())
@@ -78,7 +78,7 @@ def test_sizes_follow_the_power_law_or_the_shares() -> None:
 
 
 def spread(partition: Dirichlet) -> float:
-    """Mean total variation distance of the clients' class mixes from the common one."""
+    """Return the mean total variation distance of the clients' class mixes from the common one."""
     parts = keys(THREE_CLASSES, partition)
     mixes = np.array([np.bincount(np.array(part) % 3, minlength=3) / len(part) for part in parts.values()])
     return float(0.5 * np.abs(mixes - 1 / 3).sum(axis=1).mean())
@@ -100,12 +100,12 @@ def test_clients_have_the_mixes_that_were_drawn() -> None:
     rng.permutation(4000)
     expected = rng.dirichlet([0.5, 0.5], size=80)
     parts = keys(many, Dirichlet(clients=80, alpha=1.0, seed=3), classes=2)
-    # Not equal: 50 images sample a mix, and the last of them come from the class that is left.
+    # They are not equal: 50 images only sample a mix, and the last clients get the classes that are left.
     found = np.array([np.mean(np.array(part) % 2 == 0) for part in parts.values()])
     assert np.corrcoef(found, expected[:, 0])[0, 1] > 0.95
 
 
-def test_the_class_of_an_image() -> None:
+def test_the_class_of_an_image_is_its_most_frequent_label() -> None:
     assert image_class(sample(1, 2, 0, 0)) == 0
     assert image_class(sample(1, 2, 0, 0, 2)) == 2
     assert image_class(sample(1, 0, 2)) == 0
@@ -113,7 +113,7 @@ def test_the_class_of_an_image() -> None:
 
 
 @pytest.mark.parametrize("partition", [Iid(clients=3), Dirichlet(clients=3), BySize(clients=3)], ids=str)
-def test_more_clients_than_images(partition: Partition) -> None:
+def test_more_clients_than_images_are_refused(partition: Partition) -> None:
     with pytest.raises(DataError, match=r"data\.clients\.clients: expected at most 2, the number of .*, found 3"):
         partition_samples([sample(1, 0), sample(2, 0)], partition, classes=1)
 
@@ -133,7 +133,7 @@ WRONG_SPECS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("data", "message"), WRONG_SPECS)
-def test_wrong_specifications_of_own_data(data: dict[str, Any], message: str) -> None:
+def test_wrong_specifications_of_own_data_are_refused(data: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=rf"my\.yaml: .*({message})"):
         parse_spec({"data": data}, source="my.yaml")
 

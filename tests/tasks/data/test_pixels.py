@@ -1,4 +1,4 @@
-"""From the bytes of an image file to RGB: orientations, 16 bits, and JPEGs with something after or within them."""
+"""Reading RGB from the bytes of an image file: orientations, 16 bits, and JPEGs with data after or inside them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 40, 24
 PIXELS = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 GREY = np.linspace(0, 65535, WIDTH * HEIGHT).round().astype(np.uint16).reshape(HEIGHT, WIDTH)
 
-# What is shown of stored pixels [rows, columns, 3], as the standard has it: where row 0 and column 0 are shown.
+# How each orientation shows stored pixels [rows, columns, 3]. The EXIF standard says where row 0 and column 0 go.
 SHOWN: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
@@ -57,7 +57,7 @@ def test_pixels_are_as_stored_or_turned(form: str, orientation: int) -> None:
     assert turned(header.size, orientation) == shown.size
 
 
-def test_a_jpeg_is_turned_too_and_an_unknown_orientation_is_none() -> None:
+def test_a_jpeg_is_turned_too_and_an_unknown_orientation_is_ignored() -> None:
     data = oriented(6, "JPEG")
     stored, shown = np.asarray(read_rgb(data)), np.asarray(read_rgb(data, "applied"))
     np.testing.assert_array_equal(shown, SHOWN[6](stored))
@@ -66,14 +66,14 @@ def test_a_jpeg_is_turned_too_and_an_unknown_orientation_is_none() -> None:
         assert read_rgb(oriented(unknown, "JPEG"), "applied").size == (WIDTH, HEIGHT)
 
 
-def test_a_png_without_exif_is_not_decoded_for_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_the_header_of_a_png_without_exif_does_not_decode_it(monkeypatch: pytest.MonkeyPatch) -> None:
     data = written(Image.fromarray(PIXELS), "PNG")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     assert read_header(data) == Header((WIDTH, HEIGHT), orientation=1, deep=False, whole=True)
 
 
 def png_of_16_bits(values: NDArray[np.uint16]) -> bytes:
-    """Colour [rows, columns, 3] of 16 bits a channel, which Pillow reads but does not write."""
+    """Return a PNG of colours [rows, columns, 3] with 16 bits a channel. Pillow reads such files but writes none."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -102,7 +102,7 @@ DEEP: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("form", DEEP)
-def test_of_16_bits_the_upper_8_are_read(form: str) -> None:
+def test_the_upper_8_of_16_bits_are_read(form: str) -> None:
     data = DEEP[form]()
     expected = np.repeat((GREY // 256).astype(np.uint8)[:, :, None], 3, axis=2)
     assert len(np.unique(expected)) == 256
@@ -137,7 +137,7 @@ NOISE = Image.fromarray(np.random.default_rng(2).integers(0, 256, (120, 160, 3),
 
 
 def with_thumbnail() -> bytes:
-    """A JPEG whose header holds another whole JPEG, as cameras write it."""
+    """Return a JPEG whose header holds another complete JPEG, as cameras write them."""
     thumbnail = written(NOISE.resize((32, 24)), "JPEG")
     inner = b"Exif\0\0" + thumbnail
     return written(NOISE, "JPEG", exif=inner)
@@ -153,12 +153,12 @@ def test_a_jpeg_may_have_anything_after_its_end(options: dict[str, Any], trailer
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.999])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_a_jpeg_that_is_cut_is_none(options: dict[str, Any], part: float) -> None:
+def test_a_truncated_jpeg_is_recognised(options: dict[str, Any], part: float) -> None:
     whole = written(NOISE, "JPEG", **options)
     assert not read_header(whole[: int(len(whole) * part)]).whole
 
 
-def test_the_end_of_a_thumbnail_is_not_that_of_the_image() -> None:
+def test_the_end_of_a_thumbnail_is_not_taken_for_the_images_end() -> None:
     whole = with_thumbnail()
     assert whole.count(b"\xff\xd9") == 2
     assert read_header(whole).whole
@@ -169,6 +169,6 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_image() -> None:
 
 @pytest.mark.parametrize("read", [read_header, read_rgb])
 def test_a_program_is_no_image(read: Callable[[bytes], object]) -> None:
-    """Pillow has Ghostscript run an EPS file."""
+    """For an EPS file, Pillow would start Ghostscript, which runs it as a program."""
     with pytest.raises(ValueError, match="EPS"):
         read(written(Image.new("RGB", (8, 8)), "EPS"))

@@ -1,4 +1,4 @@
-"""What data cost figures without being wrong: how they are read, and what the check says of them."""
+"""Valid data that can still harm figures, such as empty boxes or turned images: how they are read and checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOXES: dict[str, list[list[float]]] = {"1": [[1, 1, 20, 20]], "2": [[2, 1, 20, 2
 
 
 class OwnData:
-    """A COCO set below ``root``: images 1 and 2 train, on devices a and b, image 3 tests."""
+    """A COCO set below ``root``: training images 1 and 2 on devices a and b, and test image 3."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,7 +68,7 @@ def own(tmp_path: Path) -> OwnData:
     return OwnData(tmp_path / "set")
 
 
-def test_a_set_without_any_of_it_has_no_warning(own: OwnData) -> None:
+def test_a_set_without_such_data_has_no_warning(own: OwnData) -> None:
     report = own.check()
     assert (report.errors, report.warnings) == ((), ())
 
@@ -83,7 +83,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("case", EMPTY)
-def test_boxes_that_are_emptied_are_left_out_and_counted(own: OwnData, case: str) -> None:
+def test_boxes_that_become_empty_are_left_out_and_counted(own: OwnData, case: str) -> None:
     own.boxes["1"].append(EMPTY[case])
     own.boxes["3"].append(EMPTY[case])
     data = own.load()
@@ -97,7 +97,7 @@ def test_boxes_that_are_emptied_are_left_out_and_counted(own: OwnData, case: str
 
 @pytest.mark.parametrize("side", [1e-7, 1e-6, 2e-6, 1e-4])
 def test_boxes_that_are_kept_have_an_area_at_every_input_size(own: OwnData, side: float) -> None:
-    """Short sides must not round to nothing where boxes are scaled, as in an epoch of any input size."""
+    """Scaling boxes to an input size must not round short sides to zero."""
     own.boxes["3"] = [[left, left / 2, WIDTH * side, HEIGHT * side] for left in np.linspace(0, WIDTH - 1, 200).tolist()]
     samples = own.load().test["a"]
     assert (len(samples[0].boxes) > 100) == (side > 1e-7)
@@ -112,7 +112,7 @@ def orient(own: OwnData, name: str, orientation: int) -> None:
     picture(int(name)).save(own.path(name), exif=exif)
 
 
-def test_orientations_whose_reading_the_sizes_do_not_tell(own: OwnData) -> None:
+def test_a_warning_names_turned_images_whose_sizes_fit_both_readings(own: OwnData) -> None:
     orient(own, "1", 3)
     orient(own, "3", 2)
     (warning,) = own.check().warnings
@@ -126,7 +126,7 @@ def test_orientations_whose_reading_the_sizes_do_not_tell(own: OwnData) -> None:
     assert "if the boxes were drawn on turned images, keep it, else set data.exif=as-stored: " in warning
 
 
-def test_orientations_whose_reading_the_sizes_tell(own: OwnData) -> None:
+def test_a_warning_names_the_reading_that_fits_the_annotated_sizes(own: OwnData) -> None:
     orient(own, "1", 6)
     orient(own, "2", 3)
     (warning,) = own.check().warnings
@@ -144,7 +144,7 @@ def test_orientations_whose_reading_the_sizes_tell(own: OwnData) -> None:
     assert "no reading fits all: write the pixels turned, without EXIF" in own.check().warnings[0]
 
 
-def test_applied_turns_pixels_and_size_and_as_stored_does_not(own: OwnData) -> None:
+def test_only_the_reading_applied_turns_pixels_and_size(own: OwnData) -> None:
     pixels = decode(own.load().train["a"][0], width=WIDTH, height=HEIGHT)
     orient(own, "1", 6)
     stored = own.load()
@@ -157,13 +157,13 @@ def test_applied_turns_pixels_and_size_and_as_stored_does_not(own: OwnData) -> N
     np.testing.assert_array_equal(decode(sample, width=HEIGHT, height=WIDTH), turned)
 
 
-def test_the_reading_is_part_of_what_is_kept_and_compared(own: OwnData) -> None:
-    """Equal test sets share an evaluation, equal images a place in the cache: these are not equal."""
+def test_images_in_different_readings_are_different(own: OwnData) -> None:
+    """Equal test sets share an evaluation, and equal images a cache entry. Images in two readings must differ."""
     orient(own, "1", 3)
     stored, applied = own.load(), own.load(exif="applied")
-    assert stored.digest == applied.digest  # of the files
+    assert stored.digest == applied.digest  # the digest of the files
     assert samples_digest(stored.train["a"]) != samples_digest(applied.train["a"])
-    assert samples_digest(stored.test["a"]) == samples_digest(applied.test["a"])  # nothing there to turn
+    assert samples_digest(stored.test["a"]) == samples_digest(applied.test["a"])  # no test image is turned
     cache = ImageCache(1)
     first, second = (cache.get(data.train["a"][0], width=WIDTH, height=HEIGHT) for data in (stored, applied))
     np.testing.assert_array_equal(second, first[:, ::-1, ::-1])
@@ -174,7 +174,7 @@ def grey_16_bits(seed: int, top: int) -> Image.Image:
     return Image.fromarray((values * (top / 255)).astype(np.uint16))
 
 
-def test_16_bits_are_scaled_and_mentioned(own: OwnData) -> None:
+def test_16_bits_are_scaled_with_a_warning(own: OwnData) -> None:
     for name in "13":
         grey_16_bits(int(name), top=65535).save(own.path(name))
     report = own.check()
@@ -186,7 +186,7 @@ def test_16_bits_are_scaled_and_mentioned(own: OwnData) -> None:
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
-def test_16_bits_of_which_few_are_used_are_nearly_black(own: OwnData) -> None:
+def test_a_warning_names_16_bit_images_that_become_nearly_black(own: OwnData) -> None:
     grey_16_bits(1, top=4095).save(own.path("1"))
     assert (
         "1 images of more than 8 bits a channel are nearly black once the upper 8 are read (no part is over 63 of "
@@ -205,7 +205,7 @@ def test_floats_are_refused_with_the_files_name(own: OwnData) -> None:
 def test_images_of_one_colour_are_no_near_duplicates(own: OwnData) -> None:
     for name, shade in (("1", 10), ("3", 200)):
         image = Image.new("RGB", (WIDTH, HEIGHT), (shade,) * 3)
-        image.paste((255, 0, 0), (20 * int(name), 5, 20 * int(name) + 8, 13))  # somewhere else in each
+        image.paste((255, 0, 0), (20 * int(name), 5, 20 * int(name) + 8, 13))  # each image has it elsewhere
         image.save(own.path(name))
     assert own.check().warnings == (
         "2 images are of one colour, or nearly so; they are not compared for near-duplicates: "
@@ -213,7 +213,7 @@ def test_images_of_one_colour_are_no_near_duplicates(own: OwnData) -> None:
     )
 
 
-def test_exact_duplicates_are_counted_and_dropped_on_demand(own: OwnData) -> None:
+def test_exact_duplicates_of_objects_are_counted_and_dropped_if_asked(own: OwnData) -> None:
     box = BOXES["1"][0]
     own.boxes["1"] = [box, [30, 30, 5, 5], box, box]
     own.boxes["3"] *= 2
@@ -230,7 +230,7 @@ def test_exact_duplicates_are_counted_and_dropped_on_demand(own: OwnData) -> Non
     assert "only the first of each is read" in own.check(drop_duplicate_objects=True).warnings[0]
 
 
-def test_the_street_in_either_form_is_read_so_too(tmp_path: Path) -> None:
+def test_both_forms_of_the_street_support_these_readings(tmp_path: Path) -> None:
     items = [{"class": "chair", "bbox": ["1", "2", "9", "10"]}] * 2
     train = [{"image_id": str(n), "device_1_id": str(n), "device_2_id": str(n), "items": items} for n in range(1, 6)]
     (tmp_path / "train_label.json").write_text(json.dumps(train))

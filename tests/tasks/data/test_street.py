@@ -1,4 +1,4 @@
-"""The reader of the published JSON: what it reads, and what it says of each mistake."""
+"""The reader of the published JSON: what it reads, and its error for each mistake."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_reads_devices_boxes_and_one_shared_test_set(street: Path) -> None:
     assert class_counts(data.train["1"], data.classes) == {"basket": 1, "chair": 1, "table": 1}
 
 
-def test_digest_is_of_the_content_not_of_the_place(street: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_digest_depends_on_the_content_and_not_on_the_place(
+    street: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     first = load_street(street, 5, name="street", expected_digest=None)
     elsewhere = tmp_path_factory.mktemp("other") / "copy"
     street.rename(elsewhere)
@@ -77,7 +79,7 @@ def test_digest_is_of_the_content_not_of_the_place(street: Path, tmp_path_factor
     assert str(elsewhere) in str(caught.value)
 
 
-def test_samples_digest_sees_boxes_labels_and_where_a_sample_ends(street: Path) -> None:
+def test_the_samples_digest_depends_on_boxes_labels_and_the_ends_of_samples(street: Path) -> None:
     a, b = load_street(street, 5, name="street", expected_digest=None).train["1"]
     digests = {samples_digest(samples) for samples in ((a, b), (b, a), (a,), (b,), ())}
     assert len(digests) == 5
@@ -219,13 +221,13 @@ def test_missing_parts_are_named(street: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b'[{"image_id"', b"\xff\xfe\x00", b"[" * 100_000], ids=["cut", "bytes", "deep"])
-def test_labels_that_are_no_json(street: Path, content: bytes) -> None:
+def test_labels_that_are_no_json_are_refused(street: Path, content: bytes) -> None:
     (street / "test_label.json").write_bytes(content)
     with pytest.raises(DataError, match=r"test_label\.json: expected JSON"):
         load_street(street, 5, name="street", expected_digest=None)
 
 
-def test_unreadable_and_truncated_images(street: Path) -> None:
+def test_unreadable_and_truncated_images_are_refused(street: Path) -> None:
     image = street / "Images" / "000004.jpg"
     good = image.read_bytes()
     image.write_bytes(good[: len(good) // 2])

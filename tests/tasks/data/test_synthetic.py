@@ -1,4 +1,4 @@
-"""The drawn street: shape of the set, determinism, cache, and the way from a specification to data."""
+"""The drawn street: its contents, determinism and cache, and loading data from a specification."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_set_has_the_asked_images_and_all_classes(cache: Path) -> None:
+def test_a_set_has_the_specified_images_and_all_classes(cache: Path) -> None:
     data = drawn_data(TINY, cache)
     train = [sample for samples in data.train.values() for sample in samples]
     assert data.classes == CLASSES == ("basket", "carton", "chair", "electrombile", "gastank", "sunshade", "table")
@@ -49,7 +49,7 @@ def test_set_has_the_asked_images_and_all_classes(cache: Path) -> None:
         assert (sample.boxes[:, 2:] - sample.boxes[:, :2]).min() >= 3
 
 
-def test_twenty_devices_nest_in_the_five_and_share_one_folder(cache: Path) -> None:
+def test_the_twenty_devices_divide_the_five_and_share_their_folder(cache: Path) -> None:
     five, twenty = drawn_data(TINY, cache), drawn_data(TINY.model_copy(update={"split": 20}), cache)
     assert five.digest == twenty.digest
     assert all(samples for samples in twenty.train.values())
@@ -59,7 +59,7 @@ def test_twenty_devices_nest_in_the_five_and_share_one_folder(cache: Path) -> No
     assert len(list((cache / "synthetic-street").iterdir())) == 1
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(cache: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_other_bytes(cache: Path, tmp_path: Path) -> None:
     assert drawn_data(TINY, tmp_path).digest == drawn_data(TINY, cache).digest
     assert drawn_data(TINY.model_copy(update={"seed": 8}), tmp_path).digest != drawn_data(TINY, cache).digest
 
@@ -104,7 +104,7 @@ def _flip(path: Path) -> None:
     ],
     ids=["a bit of an image", "an image is gone", "a bit of labels", "a bit of the list", "list", "empty", "no list"],
 )
-def test_the_next_process_draws_anew_what_is_damaged(
+def test_the_next_process_draws_a_damaged_set_again(
     damage: Callable[[Path], object], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = shutil.copytree(make_synthetic_street(TINY, cache / "synthetic-street"), tmp_path / "set")
@@ -119,7 +119,7 @@ def test_the_next_process_draws_anew_what_is_damaged(
     assert list(final.parent.iterdir()) == [final]
 
 
-def test_a_flipped_bit_is_not_trained_on(cache: Path, tmp_path: Path) -> None:
+def test_a_set_with_a_flipped_bit_is_not_trained_on(cache: Path, tmp_path: Path) -> None:
     own = tmp_path / "cache"
     shutil.copytree(cache, own)
     image = next((own / "synthetic-street").iterdir()) / "Images" / "000007.jpg"
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_not_trained_on(cache: Path, tmp_path: Path) -> None:
     assert f"{image}: damaged in the cache; the set is drawn anew" in done.stderr
 
 
-def test_two_at_once_leave_one_whole_set_and_nothing_else(cache: Path, tmp_path: Path) -> None:
+def test_two_processes_at_once_leave_only_one_whole_set(cache: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: make_synthetic_street(TINY, tmp_path), range(2))
     assert first == second
@@ -186,7 +186,7 @@ def test_smallest_plan_has_every_class_and_every_camera(seed: int) -> None:
     assert {plan.camera for plan in train} == set(range(20))
 
 
-def test_divide_gives_whole_parts_that_add_up() -> None:
+def test_divide_gives_integers_that_add_up() -> None:
     assert divide(765, STREET_IMAGES, least=1) == list(STREET_IMAGES)
     assert divide(10, [8, 1, 1], least=1) == [8, 1, 1]
     assert divide(4, [98, 1, 1], least=1) == [2, 1, 1]
@@ -196,7 +196,7 @@ def test_divide_gives_whole_parts_that_add_up() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_cut_outs_fill_their_boxes(name: str) -> None:
-    """So that the label's box is tight."""
+    """The label's box must be tight."""
     image = drawing.cut_out(name, 90, 70, np.random.default_rng(3))
     left, top, right, bottom = image.getchannel("A").point(lambda value: 255 * (value > 100)).getbbox() or (0,) * 4
     assert left <= 3
@@ -219,7 +219,7 @@ def test_images_are_jpeg_in_colour(cache: Path) -> None:
         assert (image.format, image.mode) == ("JPEG", "RGB")
 
 
-def test_unknown_folder_tells_what_to_set(tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_folder_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data set 'mine'.*FEDBENCH_STREET_DIR.*data_roots"):
         load_data(FederatedStreet(name="mine"), root_of=lambda name: None, cache=tmp_path)
 
@@ -243,7 +243,7 @@ def test_restrict_keeps_order_and_names_unknown_clients(cache: Path) -> None:
 
 
 def test_a_draft_is_stale_only_if_nobody_holds_it(tmp_path: Path) -> None:
-    old = time.time() - 2 * 3600  # as every draft seems when the clock is set ahead
+    old = time.time() - 2 * 3600  # every draft looks old if the clock is set ahead
     drafts = [tmp_path / f".digest.{name}" for name in ("live", "dead")]
     for draft in drafts:
         draft.mkdir()

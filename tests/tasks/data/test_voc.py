@@ -1,4 +1,4 @@
-"""The reader of PASCAL VOC folders, by device and as one folder; and the round trip of the synthetic set."""
+"""The reader of PASCAL VOC folders, one for each device or one for all, and the round trip of the synthetic set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tasks.drawn_data import drawn_data
 
 @pytest.fixture
 def by_device(tmp_path: Path) -> Path:
-    """Devices 2 and 10; their test sets are one and the same."""
+    """Return a folder of devices 2 and 10, which have the same test set."""
     for device, name in (("2", "a"), ("10", "b")):
         add_image(tmp_path / device, name, CHAIR, TABLE)
         add_image(tmp_path / device, "t", TABLE)
@@ -50,7 +50,7 @@ def test_devices_are_in_numeric_order_and_share_an_equal_test_set(by_device: Pat
     assert sample.difficult.tolist() == [False, True]
 
 
-def test_nothing_difficult_is_none(one_folder: Path) -> None:
+def test_without_difficult_objects_the_flags_are_none(one_folder: Path) -> None:
     data = load_voc(one_folder, VocFolders(name="mine", clients=Iid(clients=1)))
     assert data.train["1"][0].difficult is None
 
@@ -62,7 +62,7 @@ def test_different_test_sets_are_kept_apart(by_device: Path) -> None:
     assert {device: len(samples) for device, samples in data.test.items()} == {"2": 1, "10": 2}
 
 
-def test_digest_is_of_the_content_and_pinned(by_device: Path) -> None:
+def test_the_digest_depends_on_the_content_and_can_be_pinned(by_device: Path) -> None:
     first = load_voc(by_device, FOLDERS)
     assert load_voc(by_device, VocFolders(name="mine", digest=first.digest)).digest == first.digest
     annotation = by_device / "2" / "Annotations" / "a.xml"
@@ -71,7 +71,7 @@ def test_digest_is_of_the_content_and_pinned(by_device: Path) -> None:
         load_voc(by_device, VocFolders(name="mine", digest=first.digest))
 
 
-def test_devices_by_an_element_of_the_annotation(one_folder: Path) -> None:
+def test_devices_are_read_from_an_element_of_the_annotation(one_folder: Path) -> None:
     data = load_voc(one_folder, VocFolders(name="mine", clients=ByField(field="camera")))
     assert {device: [s.path.name for s in samples] for device, samples in data.train.items()} == {
         "A": ["a.png"], "B": ["b.png"], "C": ["c.png"],
@@ -97,7 +97,7 @@ LISTS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "message"), LISTS)
-def test_wrong_lists_of_clients(one_folder: Path, text: str, message: str) -> None:
+def test_wrong_lists_of_clients_are_refused(one_folder: Path, text: str, message: str) -> None:
     (one_folder / "clients.yaml").write_text(text)
     with pytest.raises(DataError, match=message):
         load_voc(one_folder, VocFolders(name="mine", clients=ByList()))
@@ -106,7 +106,7 @@ def test_wrong_lists_of_clients(one_folder: Path, text: str, message: str) -> No
 LIKE_NUMBERS = ("000010", "10", "1e3", "no")
 
 
-def test_devices_and_images_of_a_list_are_texts(tmp_path: Path) -> None:
+def test_devices_and_images_of_a_list_are_read_as_text(tmp_path: Path) -> None:
     for name in LIKE_NUMBERS:
         add_image(tmp_path, name, CHAIR)
     add_image(tmp_path, "007", CHAIR)
@@ -117,7 +117,7 @@ def test_devices_and_images_of_a_list_are_texts(tmp_path: Path) -> None:
     assert {device: samples[0].key for device, samples in data.train.items()} == owned
 
 
-def test_devices_by_a_list_whose_content_counts(one_folder: Path) -> None:
+def test_devices_are_read_from_a_list_which_counts_for_the_digest(one_folder: Path) -> None:
     spec = VocFolders(name="mine", clients=ByList(file="who.json"))
     with pytest.raises(DataError, match=r"who\.json: cannot be read: No such file"):
         load_voc(one_folder, spec)
@@ -197,20 +197,20 @@ def test_mistakes_name_file_and_what_was_expected(by_device: Path, case: str) ->
         load_voc(by_device, FOLDERS)
 
 
-def test_classes_of_the_specification_are_held_to(by_device: Path) -> None:
+def test_classes_of_the_specification_are_enforced(by_device: Path) -> None:
     assert load_voc(by_device, VocFolders(name="mine", classes=("table", "chair", "cat"))).classes[0] == "table"
     with pytest.raises(DataError, match=r"a\.xml: class 'table' .* expected one of chair"):
         load_voc(by_device, VocFolders(name="mine", classes=("chair",)))
 
 
-def test_a_plain_voc_folder_says_how_to_get_clients(one_folder: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_plain_voc_folder_explains_how_to_get_clients(one_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected a folder for each device.*set data\.clients\.kind to field, list"):
         load_voc(one_folder, FOLDERS)
     with pytest.raises(DataError, match=r"nowhere: the folder of data set 'mine' cannot be read"):
         load_voc(tmp_path / "nowhere", FOLDERS)
 
 
-def test_a_partition_of_one_folder(one_folder: Path) -> None:
+def test_one_folder_can_be_partitioned(one_folder: Path) -> None:
     data = load_voc(one_folder, VocFolders(name="mine", clients=Iid(clients=3)))
     assert sorted(s.key for samples in data.train.values() for s in samples) == ["a", "b", "c"]
     assert list(data.train) == ["1", "2", "3"]
@@ -260,7 +260,7 @@ def test_all_forms_load_to_the_same_samples(cache: Path, tmp_path: Path, split: 
         assert (read.test["1"] is read.test["5"]) == (test == "global")
 
 
-def test_a_missing_and_a_superfluous_street_device(cache: Path, tmp_path: Path) -> None:
+def test_a_missing_and_an_extra_street_device_are_named(cache: Path, tmp_path: Path) -> None:
     write_voc(drawn_data(TINY, cache), tmp_path / "street_5")
     (tmp_path / "street_5" / "3").rename(tmp_path / "street_5" / "6")
     load = partial(load_data, FederatedStreet(form="voc"), root_of=lambda name: tmp_path, cache=cache)

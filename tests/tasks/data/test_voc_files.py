@@ -1,4 +1,4 @@
-"""Which files a PASCAL VOC folder names: the image of each annotation, and the lines of its lists."""
+"""The files that a PASCAL VOC folder names: each annotation's image, and the images in its lists."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def name_file(root: Path, key: str, filename: str) -> None:
     path.write_text(path.read_text().replace("<size>", f"<filename>{filename}</filename><size>", 1))
 
 
-def test_what_is_no_image_is_skipped(one_folder: Path) -> None:
+def test_files_that_are_no_images_are_skipped(one_folder: Path) -> None:
     images = one_folder / "JPEGImages"
     expected = read_names(one_folder)
     for name in ("a.json", "a.txt", "b.JSON", "t.xml"):
         (images / name).write_text("{}")
     (images / "c").mkdir()
     assert read_names(one_folder) == expected
-    (images / "b.png").rename(images / "b.picture")  # no suffix of an image, but Pillow reads it
+    (images / "b.png").rename(images / "b.picture")  # not an image's suffix, but Pillow reads the file
     assert read_names(one_folder) == ["a.png", "b.picture", "c.png", "t.jpg"]
     (images / "b.picture").unlink()
     with pytest.raises(DataError, match=r"b\.JSON: expected a readable image"):
@@ -56,13 +56,13 @@ def test_the_annotation_names_its_image(one_folder: Path) -> None:
     assert line.startswith("1 images have several files, of which <filename> names one: ")
     assert line.endswith("a.xml: a.png, beside a.jpg")
     name_file(one_folder, "b", "C:\\set\\JPEGImages\\b.png")
-    name_file(one_folder, "c", "renamed.jpg")  # and is not there
+    name_file(one_folder, "c", "renamed.jpg")  # there is no such file
     assert read_names(one_folder) == ["a.png", "b.png", "c.png", "t.jpg"]
     (images / "c.png").rename(images / "renamed.jpg")
     assert read_names(one_folder) == ["a.png", "b.png", "renamed.jpg", "t.jpg"]
 
 
-def test_lists_with_a_byte_order_mark_and_suffixes(one_folder: Path) -> None:
+def test_lists_with_a_byte_order_mark_and_suffixes_are_read(one_folder: Path) -> None:
     expected = load_voc(one_folder, DIVIDED)
     lists = one_folder / "ImageSets" / "Main"
     (lists / "train.txt").write_bytes(b"\xef\xbb\xbfc.png\r\na\r\nb.xml\r\n")
