@@ -17,7 +17,7 @@ def packed(header: DarknetHeader) -> bytes:
 
 
 def darknet_bytes(detector: YoloNetwork, *, layers: int | None = None, header: DarknetHeader | None = None) -> int:
-    """Return the size of the file that :func:`save_darknet` writes; a detector on the meta device will do."""
+    """Return the size of the file that :func:`save_darknet` writes. The detector may be on the meta device."""
     return len(packed(header or DarknetHeader())) + FLOAT_BYTES * sum(item.numel() for item in _saved(detector, layers))
 
 
@@ -32,7 +32,7 @@ def save_darknet(
 
 
 def _saved(detector: YoloNetwork, layers: int | None) -> Iterator[Tensor]:
-    """Tensors of the convolutions in the file's order."""
+    """Yield the tensors of the convolutions in the file's order."""
     for name, module in detector.layers.items():
         if layers is not None and int(name) >= layers:
             continue

@@ -1,4 +1,4 @@
-"""YOLOv3's loss in plain Python, cell by cell: what the one of tensors is held against."""
+"""YOLOv3's loss in plain Python, cell by cell: the oracle for the loss in tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def complete_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """arXiv 1911.08287, equations 7 to 11."""
+    """Return the complete IoU (arXiv 1911.08287, equations 7 to 11)."""
     distance = ((a[0] + a[2] - b[0] - b[2]) ** 2 + (a[1] + a[3] - b[1] - b[3]) ** 2) / 4
     diagonal = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
     angle = math.atan((b[2] - b[0]) / (b[3] - b[1])) - math.atan((a[2] - a[0]) / (a[3] - a[1]))
@@ -37,14 +37,14 @@ def complete_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def in_pixels(scale: YoloScale, spec: YoloV3TinySpec) -> list[tuple[float, float]]:
-    """Width and height of a scale's anchors."""
+    """Return width and height, in pixels, of a scale's anchors."""
     return [(w * spec.width, h * spec.height) for w, h in scale.anchors]
 
 
 def answers(
     box: Sequence[float], scales: Sequence[YoloScale], shapes: Sequence[tuple[int, int]], spec: YoloV3TinySpec
 ) -> list[tuple[int, int, int, int]]:
-    """(scale, anchor, row, column) of the predictions that answer for an object."""
+    """Return (scale, anchor, row, column) of the predictions that answer for an object."""
     wide, high = box[2] - box[0], box[3] - box[1]
     found, best = [], -1.0
     for s, (scale, (rows, columns)) in enumerate(zip(scales, shapes, strict=True)):

@@ -1,4 +1,4 @@
-"""What the benchmark asks of a detector, of every one alike: seeds, state, loss, gradients, detections, averaging."""
+"""The benchmark's requirements for every detector: seeds, state, loss, gradients, detections, averaging."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_detectors_after() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=TINY)
 def name(request: pytest.FixtureRequest) -> str:
-    """Of the module, so that all tests of a detector follow each other and it is built but once."""
+    """Return a detector's name. Module scope groups the tests by detector, so that each is built only once."""
     return str(request.param)
 
 
@@ -43,19 +43,19 @@ def _built(name: str, seed: int) -> Detector:
 
 
 def detector_of(name: str) -> Detector:
-    """A copy of its own, as built from the first seed."""
+    """Return a new copy of the detector built from the first seed."""
     return copy.deepcopy(_built(name, FIRST))
 
 
 def images_of(count: int, seed: int = 0) -> Tensor:
-    """Noise, in each image a bright box over :func:`targets_of`'s first object."""
+    """Return images of noise. Each has a bright box over the first object of :func:`targets_of`."""
     images = noise(count, seed=seed, below=128)
     images[:, :, 10:42, 5:37] = 250
     return images
 
 
 def targets_of(*objects: int) -> Targets:
-    """For each image its number of objects, 0 to 2."""
+    """Return targets. ``objects`` is the number of objects in each image, 0 to 2."""
     boxes = torch.tensor([[5.0, 10, 37, 42], [26, 20, 60, 54]])
     labels = torch.tensor([0, 2])
     return Targets([boxes[:count] for count in objects], [labels[:count] for count in objects])
@@ -73,7 +73,7 @@ def test_no_detector_is_left_out() -> None:
     assert {spec.kind for spec in TINY.values()} == DETECTORS.keys()
 
 
-def test_the_seed_alone_tells_the_first_weights(name: str) -> None:
+def test_initial_weights_depend_only_on_the_seed(name: str) -> None:
     before = torch.get_rng_state()
     again = state_of(build_detector(TINY[name], CLASSES, seed=FIRST))
     first, second = state_of(_built(name, FIRST)), state_of(_built(name, SECOND))
@@ -105,26 +105,26 @@ def test_images_without_objects_give_finite_losses(name: str, training: bool) ->
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
 
 
-def test_a_model_that_one_huge_update_has_spoiled_gives_no_finite_loss_and_no_other_error(name: str) -> None:
+def test_a_model_spoiled_by_one_huge_update_gives_a_loss_that_is_not_finite(name: str) -> None:
     detector = detector_of(name).eval()
     with torch.no_grad():
         for tensor in detector.state_dict().values():
             if tensor.is_floating_point():
-                tensor.mul_(0.8).add_(2e37)  # one of five of 1e38
+                tensor.mul_(0.8).add_(2e37)  # as if one of five equal clients had sent 1e38
     with torch.inference_mode():
         assert not torch.isfinite(total(detector, images_of(2), targets_of(1, 0)))
 
 
 def test_a_few_steps_on_one_image_lower_its_loss(name: str) -> None:
     detector = detector_of(name).train()
-    # The proposals move with the weights, and more so than the loss can follow at the others' rate.
+    # Proposals move with the weights. At the other detectors' rate they move too much for the loss to fall.
     lr = 1e-4 if name.startswith("faster-rcnn") else 1e-3
     optimizer = build_optimizer(detector, AdamW(weight_decay=0), lr)
     images, targets = images_of(2), targets_of(1, 1)
     losses = []
     with torch.random.fork_rng():
         for _ in range(12):
-            torch.manual_seed(0)  # the same sample
+            torch.manual_seed(0)  # draw the same sample in each step
             loss = total(detector, images, targets)
             optimizer.zero_grad()
             loss.backward()
@@ -134,7 +134,7 @@ def test_a_few_steps_on_one_image_lower_its_loss(name: str) -> None:
     assert sum(losses[-3:]) / 3 < 0.9 * losses[0]
 
 
-def test_detections_are_in_the_image_best_first_and_few(name: str) -> None:
+def test_detections_are_in_the_image_best_first_and_limited(name: str) -> None:
     with torch.inference_mode():
         found = detected(detector_of(name).eval(), images_of(2))
     for item in found:
@@ -149,7 +149,7 @@ def test_detections_are_in_the_image_best_first_and_few(name: str) -> None:
         assert 0 < item.scores.min() <= item.scores.max() <= 1
 
 
-def test_evaluation_is_the_same_again_draws_nothing_and_leaves_a_detector_that_trains(name: str) -> None:
+def test_evaluation_is_repeatable_draws_nothing_and_allows_training_after_it(name: str) -> None:
     detector = detector_of(name).eval()
     images, targets = images_of(2), targets_of(2, 1)
     kept = state_of(_built(name, FIRST))
@@ -162,14 +162,14 @@ def test_evaluation_is_the_same_again_draws_nothing_and_leaves_a_detector_that_t
         only = detected(detector, images, most=5)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(term, again[key]) for key, term in first.items())
-    for mine, other in zip(found, only, strict=True):  # without a loss before it
+    for mine, other in zip(found, only, strict=True):  # predict gives the same without a call of loss before
         assert torch.equal(mine.boxes, other.boxes)
     assert all(torch.equal(tensor, kept[key]) for key, tensor in state_of(detector).items())
     with torch.random.fork_rng():
         total(detector.train(), images, targets).backward()
 
 
-def test_in_evaluation_an_image_does_not_see_its_batch(name: str) -> None:
+def test_in_evaluation_detections_do_not_depend_on_the_batch(name: str) -> None:
     detector = detector_of(name).eval()
     one, other = images_of(2, seed=1), images_of(2, seed=2)
     one[0] = other[0]
@@ -179,8 +179,8 @@ def test_in_evaluation_an_image_does_not_see_its_batch(name: str) -> None:
     assert torch.equal(mine.scores, theirs.scores)
 
 
-def test_another_size_of_the_input(name: str) -> None:
-    """As multi-scale training gives it."""
+def test_another_input_size_works(name: str) -> None:
+    """Multi-scale training uses several input sizes."""
     detector = detector_of(name).train()
     images = images_of(2)
     wide = torch.cat([images, images[..., :32]], dim=3)
@@ -191,7 +191,7 @@ def test_another_size_of_the_input(name: str) -> None:
     assert SIDE < max(float(item.boxes[:, 2].max()) for item in found) <= SIDE + 32
 
 
-def test_the_mean_of_two_states_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+def test_the_mean_of_two_states_is_read_from_its_file(name: str, tmp_path: Path) -> None:
     first, second = state_of(_built(name, FIRST)), state_of(_built(name, SECOND))
     strategy = FedAvg()
     strategy.accumulate_state(first, 10, client="1")
@@ -205,7 +205,7 @@ def test_the_mean_of_two_states_comes_back_from_its_file(name: str, tmp_path: Pa
         assert torch.equal(tensor, mean[key]), key
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, 0.25 * first[key] + 0.75 * second[key])
-    other.load_state_dict(mean)  # which is all that makes the detections
+    other.load_state_dict(mean)  # detections depend on the state alone
     with torch.inference_mode():
         for mine, theirs in zip(detected(detector, images_of(2)), detected(other, images_of(2)), strict=True):
             assert len(mine.boxes)

@@ -47,7 +47,7 @@ SMALL = numbered(
 
 
 def small(seed: int, classes: int = 7) -> YoloNetwork:
-    """Every tensor differs from every other, running statistics too."""
+    """Return a network whose tensors, also running statistics, all differ from each other."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = YoloNetwork(spec.YoloV3TinySpec(width=64, height=64), classes, SMALL)
@@ -59,7 +59,7 @@ def small(seed: int, classes: int = 7) -> YoloNetwork:
 
 
 def same(net: YoloNetwork, other: YoloNetwork, layers: set[int]) -> bool:
-    """Whether exactly the convolutions of ``layers`` are equal."""
+    """Return whether the convolutions of ``layers``, and no others, are equal."""
     ours, theirs = net.state_dict(), other.state_dict()
     equal = {
         number
@@ -76,7 +76,7 @@ def same(net: YoloNetwork, other: YoloNetwork, layers: set[int]) -> bool:
 ALL = {0, 2, 3, 7, 9, 10}
 
 
-def test_published_sizes() -> None:
+def test_files_have_the_published_sizes() -> None:
     with torch.device("meta"):
         full, tiny = YoloV3(spec.YoloV3Spec(), 80), YoloV3Tiny(spec.YoloV3TinySpec(), 80)
     assert darknet_bytes(full, layers=74) == 162_482_580
@@ -107,7 +107,7 @@ def test_a_file_of_the_published_size_loads(tmp_path: Path) -> None:
         (DarknetHeader(1, 0, 0, 3), 20),
     ],
 )
-def test_headers(tmp_path: Path, header: DarknetHeader, size: int) -> None:
+def test_headers_of_both_versions_are_read(tmp_path: Path, header: DarknetHeader, size: int) -> None:
     path = tmp_path / "net.weights"
     net = small(1)
     save_darknet(net, path, header=header)
@@ -119,7 +119,7 @@ def test_headers(tmp_path: Path, header: DarknetHeader, size: int) -> None:
     assert same(fresh, net, ALL)
 
 
-def test_order_of_the_values(tmp_path: Path) -> None:
+def test_values_are_in_darknets_order(tmp_path: Path) -> None:
     path = tmp_path / "net.conv.1"
     beta, gamma, mean, variance = (np.arange(4, dtype="<f4") + offset for offset in (10, 20, 30, 40))
     kernel = np.arange(4 * 3 * 9, dtype="<f4").reshape(4, 3, 3, 3)
@@ -138,7 +138,7 @@ def test_order_of_the_values(tmp_path: Path) -> None:
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_an_output_has_its_biases_first(tmp_path: Path) -> None:
+def test_biases_come_first_in_an_output(tmp_path: Path) -> None:
     net = small(1)
     save_darknet(net, tmp_path / "net")
     output = net.state_dict()["layers.10.weight"].numel()
@@ -147,7 +147,7 @@ def test_an_output_has_its_biases_first(tmp_path: Path) -> None:
     assert tail[36:].tolist() == net.state_dict()["layers.10.weight"].flatten().tolist()
 
 
-def test_another_class_count_leaves_the_outputs(tmp_path: Path) -> None:
+def test_with_another_class_count_the_outputs_are_not_loaded(tmp_path: Path) -> None:
     coco = small(1, classes=80)
     save_darknet(coco, tmp_path / "net.weights")
     net, before = small(2), small(2)
@@ -165,8 +165,8 @@ def test_another_class_count_leaves_the_outputs(tmp_path: Path) -> None:
     )
 
 
-def test_first_layers(tmp_path: Path) -> None:
-    """``X.conv.8`` reaches over an output into the neck, as yolov3-tiny.conv.15 does up to its own."""
+def test_a_file_of_the_first_layers_loads_only_those(tmp_path: Path) -> None:
+    """``X.conv.8`` goes past an output into the neck. yolov3-tiny.conv.15 goes up to its own output."""
     source = small(1)
     for name in ("net.conv.8", "renamed"):
         save_darknet(source, tmp_path / name, layers=8)
@@ -229,7 +229,7 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_opencv_computes_the_same(tmp_path: Path) -> None:
-    """OpenCV's own reader of cfg and weight files, as an oracle for order, wiring and the stride-1 pool."""
+    """OpenCV's reader of cfg and weight files is an oracle for order, wiring and the stride-1 pool."""
     cv2 = pytest.importorskip("cv2")
     if not hasattr(cv2.dnn, "readNetFromDarknet"):
         pytest.skip("this OpenCV reads no Darknet files")
@@ -258,7 +258,7 @@ def test_opencv_computes_the_same(tmp_path: Path) -> None:
         torch.manual_seed(2)
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.eps = 1e-6  # OpenCV's
+                module.eps = 1e-6  # the value in OpenCV
                 for tensor, low, high in (
                     (module.weight, 0.5, 1.5),
                     (module.bias, -0.3, 0.3),

@@ -1,4 +1,4 @@
-"""Faster R-CNN: torchvision's own as the oracle, and what is not torchvision's: anchors, freezing, samples, files."""
+"""Faster R-CNN, with torchvision's as the oracle. Anchors, freezing, samples and files have their own tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TARGETS = Targets(
 
 
 def oracle(spec: Any, classes: int) -> FasterRCNN:
-    """torchvision's detector with the specification's numbers, its inputs and weights laid out as ours."""
+    """Return torchvision's detector with the specification's values, and inputs and weights in our memory format."""
     options = {
         "_skip_resize": True,
         "min_size": SIDE,
@@ -92,10 +92,10 @@ def laid_out(model: FasterRCNN) -> FasterRCNN:
     ],
     ids=lambda spec: spec.kind,
 )
-def test_losses_and_detections_are_torchvisions(spec: Any) -> None:
+def test_losses_and_detections_equal_torchvisions(spec: Any) -> None:
     detector = built(spec)
     theirs = oracle(spec, 3)
-    theirs.load_state_dict(detector.state_dict())  # the same names
+    theirs.load_state_dict(detector.state_dict())  # tensors have the same names
     images = noise(3)
     listed = list(images.float() / 255)
     truth = [
@@ -138,10 +138,10 @@ def test_vgg16_has_the_papers_anchors() -> None:
     assert outputs.anchors.shape == (4 * 4 * 9, 4)
 
 
-def test_the_pooling_is_as_set() -> None:
+def test_the_pooling_is_the_specified_one() -> None:
     maps = {"0": torch.zeros(1, 1, 8, 8)}
     maps["0"][0, 0, 2:4, 2:4] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    box = [torch.tensor([[32.0, 32.0, 48.0, 48.0]])]  # cells 2 and 3 of either side
+    box = [torch.tensor([[32.0, 32.0, 48.0, 48.0]])]  # rows and columns 2 and 3
     pool = parts_of(tiny(VGG)).pool
     assert isinstance(pool, SingleMapRoIPool)
     pooled = pool(maps, box, [(128, 128)])
@@ -169,7 +169,7 @@ def test_the_full_vgg16_has_the_originals_size() -> None:
         (MOBILE, None, {f"backbone.body.{number}" for number in range(7)}),
     ],
 )
-def test_a_checkpoints_first_layers_are_frozen(kind: str, frozen: int | None, names: set[str]) -> None:
+def test_the_first_layers_of_a_checkpoint_are_frozen(kind: str, frozen: int | None, names: set[str]) -> None:
     detector = built(tiny(kind, weights=FILE, frozen_layers=frozen))
     fixed = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
     depth = 2 if kind == VGG else 3
@@ -188,7 +188,7 @@ def test_nothing_is_frozen_from_scratch_and_the_backbone_has_its_own_rate() -> N
         assert rates[id(parameter)] == pytest.approx(0.1 if name.startswith("backbone.") else 1.0)
 
 
-def test_normalisation_is_as_the_specification_names_it() -> None:
+def test_the_normalisation_is_the_specified_one() -> None:
     group = built(tiny(MOBILE))
     assert not list(group.buffers())
     assert {module.num_groups for module in group.modules() if isinstance(module, nn.GroupNorm)} == {8, 16, 32}
@@ -198,7 +198,7 @@ def test_normalisation_is_as_the_specification_names_it() -> None:
     before = {name: buffer.clone() for name, buffer in batch.named_buffers() if name.endswith("running_mean")}
     batch(images)
     moved = {name for name, buffer in batch.named_buffers() if name in before and not torch.equal(buffer, before[name])}
-    kept = {name for name in before if int(name.split(".")[2]) < 4}  # layers that are not trained
+    kept = {name for name in before if int(name.split(".")[2]) < 4}  # frozen layers
     assert moved
     assert moved == before.keys() - kept
 
@@ -227,8 +227,8 @@ def test_choices_that_do_not_fit_together_are_refused(kind: str, fields: dict[st
 # --- samples and losses -------------------------------------------------------------------------------------------
 
 
-def test_the_samplers_draw_anew_in_training_and_the_same_in_evaluation() -> None:
-    labels = [torch.arange(400) % 3 - 1]  # a third each: not drawn, background, object
+def test_samplers_draw_at_random_in_training_and_always_the_same_in_evaluation() -> None:
+    labels = [torch.arange(400) % 3 - 1]  # a third each: ignored, background, object
     sampler = built(tiny(MOBILE)).rpn.fg_bg_sampler
     assert isinstance(sampler, Sampler)
     before = torch.get_rng_state()
@@ -256,7 +256,7 @@ def test_the_test_loss_of_a_batch_is_the_mean_of_its_images() -> None:
     images = noise(3)
     with torch.inference_mode():
         whole = detector.loss(detector(images), TARGETS)
-        # As many at a time: the bits of a convolution may depend on that.
+        # Repeat an image to the same batch size: the bits of a convolution may depend on it.
         single = [
             detector.loss(
                 detector(images[i].expand(3, -1, -1, -1)), Targets([TARGETS.boxes[i]] * 3, [TARGETS.labels[i]] * 3)
@@ -281,7 +281,7 @@ def test_one_pass_serves_loss_and_detections_in_both_modes() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_boxes_without_area_count_as_none(training: bool) -> None:
+def test_boxes_without_area_are_ignored(training: bool) -> None:
     detector = built(tiny(MOBILE)).train(training)
     flat = torch.tensor([[20.0, 30, 20, 60], [10, 10, 10, 10]])
     images = noise(3)
@@ -301,7 +301,7 @@ def test_boxes_without_area_count_as_none(training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_without_a_proposal_there_is_nothing_to_find_and_a_finite_loss(training: bool) -> None:
+def test_without_proposals_there_are_no_detections_and_the_loss_is_finite(training: bool) -> None:
     detector = built(tiny(MOBILE, proposal_score=0.9)).train(training)
     outputs = detector(noise(3))
     assert not any(len(box) for box in outputs.proposals)

@@ -1,4 +1,4 @@
-"""The detector for laptops: its backbone against an unfolded one, its assignment and loss against slow ones."""
+"""The detector for laptops. Oracles: a backbone without folded norms, and a slow assignment and loss."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def detector_of(num_classes: int = 3, **fields: Any) -> FcosLite0:
 
 
 def slow_backbone(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-    """The network as the package's state dict has it: BatchNorm apart, TensorFlow's padding worked out by hand."""
+    """Return the maps of the backbone with the package's tensors: separate BatchNorm, TensorFlow's padding by hand."""
 
     def conv(x: Tensor, name: str, norm: str, stride: int, groups: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -86,7 +86,7 @@ def slow_backbone(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
 
 
 @installed
-def test_the_pretrained_backbone_is_the_packages_with_its_norms_folded() -> None:
+def test_the_pretrained_backbone_equals_the_packages_without_folded_norms() -> None:
     backbone = EfficientNetLite0()
     load_pretrained(backbone, lite0_file())
     images = noise(2, 64, 96)
@@ -99,7 +99,7 @@ def test_the_pretrained_backbone_is_the_packages_with_its_norms_folded() -> None
 
 
 @installed
-def test_the_first_detector_has_the_pretrained_backbone_and_a_head_from_the_seed() -> None:
+def test_the_initial_detector_has_the_pretrained_backbone_and_a_head_from_the_seed() -> None:
     def nowhere(name: str) -> Path:
         raise AssertionError(name)
 
@@ -111,17 +111,17 @@ def test_the_first_detector_has_the_pretrained_backbone_and_a_head_from_the_seed
     assert sum(tensor.numel() for tensor in one.values()) == 3_066_142
 
 
-def test_an_odd_pixel_of_padding_goes_right_and_below() -> None:
+def test_an_odd_pixel_of_padding_is_added_right_and_below() -> None:
     conv = SameConv2d(1, 1, 3, stride=2, bias=False)
     torch.nn.init.ones_(conv.weight)
     image = torch.zeros(1, 1, 4, 4)
     image[0, 0, 0, 0] = 1
     assert conv(image)[0, 0].tolist() == [[1, 0], [0, 0]]
-    image[0, 0, 3, 3] = 10  # in the last window only
+    image[0, 0, 3, 3] = 10  # only the last window covers this pixel
     assert conv(image)[0, 0].tolist() == [[1, 0], [0, 10]]
 
 
-def test_files_that_are_not_the_backbones(tmp_path: Path) -> None:
+def test_files_that_are_not_the_backbones_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with pytest.raises(DataError, match=r"weights\.pth: expected a state dict"):
         load_pretrained(EfficientNetLite0(), path)
@@ -162,7 +162,7 @@ def points_of() -> Points:
 
 
 def slow_assign(boxes: list[list[float]]) -> list[int]:
-    """Point by point, object by object."""
+    """Return the index of each point's object, -1 for none. Loop over points and objects."""
     places = []
     below = 0.0
     for (rows, columns), stride in zip(SHAPES, STRIDES, strict=True):
@@ -205,19 +205,19 @@ def random_boxes(generator: np.random.Generator) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_assignment_against_a_slow_one(seed: int) -> None:
+def test_assignment_equals_a_slow_one(seed: int) -> None:
     boxes = random_boxes(np.random.default_rng(seed))
     found = assign(points_of(), torch.tensor(boxes).reshape(-1, 4)).tolist()
     assert found == slow_assign(boxes)
 
 
-def test_every_object_has_a_point_also_when_it_lies_between_them() -> None:
+def test_every_object_has_a_point_even_if_it_lies_between_points() -> None:
     boxes = torch.tensor([[7.0, 7.0, 9.0, 9.0], [0.0, 0.0, 96.0, 64.0], [94.0, 62.0, 96.0, 64.0]])
     found = assign(points_of(), boxes)
     assert {0, 1, 2} <= set(found.tolist())
 
 
-def test_loss_against_a_slow_one() -> None:
+def test_loss_equals_a_slow_one() -> None:
     generator = torch.Generator().manual_seed(5)
     points = points_of()
     count = len(points.centres)
@@ -252,7 +252,7 @@ def test_loss_against_a_slow_one() -> None:
     assert float(found["box"]) == pytest.approx(2 * box_sum / positives, rel=1e-4)
 
 
-def test_varifocal_loss_weighs_positives_by_their_quality_and_leaves_sure_negatives() -> None:
+def test_varifocal_loss_weights_positives_by_quality_and_ignores_confident_negatives() -> None:
     logits = torch.tensor([0.0, 0.0, -10.0], requires_grad=True)
     loss = varifocal_loss(logits, torch.tensor([0.8, 0.0, 0.0]))
     expected = 0.8 * math.log(2) + 0.75 * 0.25 * math.log(2)
@@ -298,7 +298,7 @@ def test_detections_stay_in_the_image_and_best_come_first() -> None:
         assert item.scores.tolist() == sorted(item.scores.tolist(), reverse=True)
 
 
-def test_there_is_nothing_to_average_but_weights() -> None:
+def test_the_state_has_only_weights_to_average() -> None:
     detector = detector_of()
     assert not list(detector.buffers())
 

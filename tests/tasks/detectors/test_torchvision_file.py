@@ -1,4 +1,4 @@
-"""torchvision's checkpoints as initial weights: what is taken, what is drawn, what is refused, and where they are."""
+"""torchvision's checkpoints as initial weights: tensors that are loaded or drawn, refused files, and downloads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def saved(path: Path, state: State) -> Path:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole detector of 90 classes, with the names of torchvision's published files; no counts of batches."""
+    """Return the file of a whole detector of 90 classes, with the tensor names of torchvision's published files.
+
+    Like those files it has no counts of batches.
+    """
     state = {}
     for name, tensor in built(from_file(), classes=90, seed=9).state_dict().items():
         for part in ("rpn.head.conv", *(f"backbone.fpn.{blocks}.{n}" for blocks in FPN for n in (0, 1))):
@@ -60,7 +63,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_detector_for_other_classes_gives_all_but_its_outputs(coco: Path) -> None:
+def test_a_checkpoint_for_other_classes_gives_all_tensors_except_the_outputs(coco: Path) -> None:
     detector, fresh, source = built(from_file()), built(from_file()), built(from_file(), classes=90, seed=9)
     report = load_checkpoint(detector, coco)
     assert report.other_classes == 90
@@ -75,7 +78,7 @@ def test_a_detector_for_other_classes_gives_all_but_its_outputs(coco: Path) -> N
     )
 
 
-def test_a_detector_for_as_many_classes_gives_all(coco: Path) -> None:
+def test_a_checkpoint_for_the_same_number_of_classes_gives_all_tensors(coco: Path) -> None:
     detector, source = built(from_file(norm="batch-norm"), classes=90), built(from_file(), classes=90, seed=9)
     report = load_checkpoint(detector, coco)
     assert (report.drawn, report.other_classes) == ((), None)
@@ -94,7 +97,7 @@ def test_a_detector_for_as_many_classes_gives_all(coco: Path) -> None:
         (MOBILE, mobilenet_v3_large, "batch-norm"),
     ],
 )
-def test_a_classifier_gives_the_backbone(
+def test_a_classifiers_checkpoint_gives_the_backbone(
     kind: str, make: Callable[[], torch.nn.Module], norm: str, tmp_path: Path
 ) -> None:
     with torch.random.fork_rng():
@@ -113,7 +116,7 @@ def test_a_classifier_gives_the_backbone(
 
 
 @pytest.mark.parametrize("width", [32, 48])
-def test_vgg16s_classifier_gives_fc6_and_fc7_of_its_width(width: int, tmp_path: Path) -> None:
+def test_vgg16s_classifier_gives_fc6_and_fc7_if_the_width_fits(width: int, tmp_path: Path) -> None:
     source = built(from_file(VGG), seed=8).state_dict()
     state = {name.replace("backbone.", "features."): tensor for name, tensor in source.items() if "backbone" in name}
     for number, layer in ((0, "fc6"), (3, "fc7")):
@@ -171,7 +174,7 @@ def test_files_that_do_not_fit_are_refused_and_change_nothing(
     assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     for content in (None, b"", b"\x89PNG\r\n\x1a\n"):
         if content is not None:
@@ -200,7 +203,7 @@ def test_round_0_starts_from_the_file(coco: Path) -> None:
     assert f"torchvision checkpoint coco.pth (sha256 {digest}): its own licence" in note
 
 
-def test_a_file_that_is_missing_or_another_one(coco: Path) -> None:
+def test_a_missing_file_and_another_file_are_refused(coco: Path) -> None:
     settings = Settings(weights_dir=coco.parent)
 
     def named(name: str, **fields: str) -> FederationSpec:
@@ -220,7 +223,7 @@ def test_a_file_that_is_missing_or_another_one(coco: Path) -> None:
         pin_weights(named(other.name), settings)
 
 
-def test_the_published_files_are_torchvisions() -> None:
+def test_the_names_of_published_files_are_torchvisions() -> None:
     published = {
         (VGG, "imagenet"): VGG16_Weights.IMAGENET1K_V1,
         (RESNET, "imagenet"): ResNet50_Weights.IMAGENET1K_V1,
@@ -237,7 +240,7 @@ def test_the_published_files_are_torchvisions() -> None:
 
 @pytest.fixture
 def hub(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The one file that a server on loopback publishes, as torchvision's for MobileNet's detector."""
+    """Yield a file that a server on loopback publishes, in place of torchvision's for MobileNet's detector."""
     digest = hashlib.sha256(coco.read_bytes()).hexdigest()
     file = tmp_path / "hub" / f"detector-{digest[:8]}.pth"
     file.parent.mkdir()
@@ -257,7 +260,7 @@ def asked(**fields: str) -> FederationSpec:
     return FederationSpec(detector=tiny(MOBILE, weights={"kind": "torchvision-hub", "trained_on": "coco", **fields}))
 
 
-def test_a_download_happens_on_request_and_once(hub: Path, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once_and_only_if_requested(hub: Path, tmp_path: Path) -> None:
     name, digest = hub.name, hashlib.sha256(hub.read_bytes()).hexdigest()
     settings = Settings(home=tmp_path / "home")
     with pytest.raises(DataError, match=rf"weights\.name: {name}: .*cannot be read"):
@@ -267,7 +270,7 @@ def test_a_download_happens_on_request_and_once(hub: Path, tmp_path: Path) -> No
     damaged = bytearray(downloaded.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     downloaded.write_bytes(damaged)
-    assert pin_weights(asked(), settings) == pinned  # by another download
+    assert pin_weights(asked(), settings) == pinned  # the damaged file is downloaded again
     hub.unlink()
     require_weights(pinned, settings)
     assert [path.name for path in (tmp_path / "home" / "weights").iterdir()] == [name]
@@ -276,9 +279,7 @@ def test_a_download_happens_on_request_and_once(hub: Path, tmp_path: Path) -> No
     assert f"{name} (sha256 {digest})" in licence_notes(pinned)[0]
 
 
-def test_a_download_that_fails_or_is_another_file_leaves_none(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_or_wrong_download_leaves_no_file(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path / "home")
     whole = hub.read_bytes()
     digest = hashlib.sha256(whole).hexdigest()
@@ -290,14 +291,14 @@ def test_a_download_that_fails_or_is_another_file_leaves_none(
     hub.write_bytes(b"half of it")
     with pytest.raises(DataError, match=rf"expected sha256 {digest}, which torchvision has published, found"):
         pin_weights(asked(), settings)
-    # What has the digits of the name, and is not what was published.
+    # The file's digest starts with the digits of its name, but differs from the published one.
     hub.write_bytes(whole)
     monkeypatch.setitem(weight_file.PUBLISHED_SHA256, hub.name, digest[:-1] + "x")
     with pytest.raises(
         DataError, match=rf"expected sha256 {digest[:-1]}x, which torchvision has published, found {digest}"
     ):
         pin_weights(asked(), settings)
-    # The specification asks for another one: nothing is fetched.
+    # If the specification asks for another digest, nothing is downloaded.
     hub.unlink()
     with pytest.raises(DataError, match=rf"weights\.sha256: torchvision-hub: expected .*{hub.name}, found 0{{64}}"):
         require_weights(asked(sha256="0" * 64), settings)

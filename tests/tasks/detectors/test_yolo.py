@@ -1,4 +1,4 @@
-"""YOLOv3-tiny: its layers, decoding, assignment and loss, by hand and against a slow implementation in plain Python."""
+"""YOLOv3-tiny: layers, decoding, assignment and loss, by hand and against a slow implementation in plain Python."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.tasks.detectors.slow_yolo_loss import cross_entropy, overlap, slow_lo
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 64  # pixels
-PIXELS = (((10, 10), (40, 20)), ((60, 60),))  # anchors of each scale at SIDE x SIDE; a scale has them as fractions
+PIXELS = (((10, 10), (40, 20)), ((60, 60),))  # anchors of each scale in pixels; YoloScale has fractions of SIDE
 SCALES = tuple(
     YoloScale(stride, tuple((wide / SIDE, high / SIDE) for wide, high in anchors))
     for stride, anchors in zip((16, 32), PIXELS, strict=True)
@@ -59,7 +59,7 @@ def random_images(count: int, seed: int = 0) -> Tensor:
 # --- architecture ------------------------------------------------------------------------------------------
 
 
-def test_parameters_are_those_of_the_published_network() -> None:
+def test_parameters_match_the_published_network() -> None:
     detector = detector_of(num_classes=7)
     assert sum(parameter.numel() for parameter in detector.parameters()) == 8_683_736
     layers = {name: layer for name, layer in detector.layers.items() if hasattr(layer, "conv")}
@@ -83,8 +83,8 @@ def test_maps_are_at_strides_16_and_32() -> None:
     assert pixels.tolist()[1] == pytest.approx((0.068 * 64, 0.097 * 96))
 
 
-def test_anchors_go_with_the_size_of_the_input() -> None:
-    """A map of 6 x 8 cells of 16 pixels is that of an input of 128 x 96: widths go with 128, heights with 96."""
+def test_anchors_scale_with_the_input() -> None:
+    """A map of 6 x 8 cells of 16 pixels belongs to an input of 128 x 96. Widths scale with 128, heights with 96."""
     anchors = SCALES[0].anchor_tensor((6, 8), torch.zeros(1))
     assert anchors.tolist() == [[10 * 2, 10 * 1.5], [40 * 2, 20 * 1.5]]
 
@@ -103,7 +103,7 @@ def test_the_last_pool_keeps_its_size_and_pads_right_and_below() -> None:
             assert torch.equal(after[:, :, row, column], expected)
 
 
-def test_weights_come_from_the_seed_alone_and_move_no_generator() -> None:
+def test_weights_depend_only_on_the_seed_and_use_no_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = detector_of(seed=3).state_dict()
@@ -133,7 +133,7 @@ def test_decoding_by_hand(reach: float, offset: float) -> None:
     torch.testing.assert_close(scores[0, 0], torch.tensor([0.25, 0.25]))
 
 
-def test_a_wild_size_is_cut_and_boxes_end_at_the_image() -> None:
+def test_a_huge_size_is_cut_and_boxes_end_at_the_image() -> None:
     output = torch.full((1, 2, 4, 4, 5 + 2), 200.0)
     boxes, _ = decode(output, SCALES[0])
     assert boxes.isfinite().all()
@@ -159,8 +159,8 @@ def kept(scores: list[list[float]], **options: Any) -> list[tuple[float, int]]:
 
 def test_suppression_is_within_a_class_and_best_first() -> None:
     scores = [[0.6, 0.0], [0.7, 0.2], [0.0, 0.3], [0.9, 0.1]]
-    # Boxes 0 and 1 overlap by 9/11: of class 0 the better stays; class 1's box 1 is not touched by class 0.
-    # Box 3's 0.1 of class 1 is not above the threshold.
+    # Boxes 0 and 1 overlap by 9/11. In class 0 the better one stays; it does not suppress box 1 in class 1.
+    # Box 3's score of 0.1 for class 1 is not above the threshold.
     assert kept(scores) == [(0.9, 0), (0.7, 0), (0.3, 1), (0.2, 1)]
     assert kept(scores, nms_iou=0.9) == [(0.9, 0), (0.7, 0), (0.6, 0), (0.3, 1), (0.2, 1)]
     assert kept(scores, score_threshold=0.65) == [(0.9, 0), (0.7, 0)]
@@ -172,7 +172,7 @@ def test_detections_are_bounded_by_class() -> None:
     assert kept(scores, max_detections=2) == [(0.8, 0), (0.7, 0), (0.5, 1), (0.4, 1)]
 
 
-def test_only_the_best_candidates_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_best_candidates_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suppression, "MAX_CANDIDATES", 2)
     assert kept([[0.6, 0.3], [0.0, 0.0], [0.8, 0.2], [0.3, 0.7]]) == [(0.8, 0), (0.7, 1)]
 
@@ -181,7 +181,7 @@ def test_only_the_best_candidates_enter(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def cells(assignment: Any) -> set[tuple[int, int, int, int, int]]:
-    """(image, anchor, row, column, label) of each positive."""
+    """Return (image, anchor, row, column, label) of each positive."""
     columns = (assignment.image, assignment.anchor, assignment.row, assignment.column, assignment.labels)
     found = list(zip(*(column.tolist() for column in columns), strict=True))
     assert len(set(found)) == len(found)
@@ -203,14 +203,14 @@ def test_best_prior_by_hand() -> None:
 @pytest.mark.parametrize(
     ("box", "fine_cells", "coarse_cells"),
     [
-        # 12 x 12 at (9, 11): right of and below its cell's middle. 60 / 12 is too much for the coarse anchor.
+        # 12 x 12 at (9, 11), right of and below its cell's middle. 60 / 12 is too large a ratio for the coarse anchor.
         ((3, 5, 15, 17), {(0, 0), (0, 1), (1, 0)}, set()),
-        # 20 x 20 at (33, 22): left of the middle of column 2, above the middle of row 1.
+        # 20 x 20 at (33, 22), left of the middle of column 2 and above the middle of row 1.
         ((23, 12, 43, 32), {(1, 2), (1, 1), (0, 2)}, {(0, 1), (0, 0), (1, 1)}),
         # In a corner there is no neighbour beyond the border.
         ((0, 0, 6, 6), {(0, 0)}, set()),
         ((58, 58, 64, 64), {(3, 3)}, set()),
-        # 4 x 4: 40 / 4 is too much for anchor 1. 2 x 30: similar to none.
+        # 4 x 4: the ratio 40 / 4 is too large for anchor 1. 2 x 30 is similar to no anchor.
         ((30, 30, 34, 34), {(2, 2), (2, 1), (1, 2)}, set()),
         ((30, 10, 32, 40), set(), set()),
     ],
@@ -242,7 +242,7 @@ MODES = [
 
 @pytest.mark.parametrize(("assignment", "box_loss"), MODES)
 @pytest.mark.parametrize("ignore_iou", [0.3, 1.0])
-def test_loss_against_a_slow_implementation(assignment: Any, box_loss: Any, ignore_iou: float) -> None:
+def test_loss_equals_a_slow_implementation(assignment: Any, box_loss: Any, ignore_iou: float) -> None:
     anchors = ((0.15, 0.1), (0.3, 0.3), (0.6, 0.2), (0.3, 0.5), (0.8, 0.6))
     spec = YoloV3TinySpec(
         width=64, height=96, assignment=assignment, box_loss=box_loss, ignore_iou=ignore_iou,
@@ -263,7 +263,7 @@ def test_loss_against_a_slow_implementation(assignment: Any, box_loss: Any, igno
 
 
 def test_a_prediction_over_an_object_is_not_punished() -> None:
-    """Of anchors (0.5, 0.5) and (0.45, 0.45) of the input, the second answers; the first overlaps by 0.81."""
+    """Anchors are (0.5, 0.5) and (0.45, 0.45) of the input. The second answers; the first overlaps by 0.81."""
     fields: dict[str, Any] = {"width": 64, "height": 64, "anchors": ((0.5, 0.5), (0.45, 0.45)), "masks": ((0,), (1,))}
     outputs = [torch.full((1, 1, 4, 4, 6), -9.0), torch.full((1, 1, 2, 2, 6), -9.0)]
     outputs[0][0, 0, 1, 1, :5] = torch.tensor([9.0, 9.0, 0.0, 0.0, 3.0])  # centre (32, 32), 32 x 32
@@ -293,9 +293,9 @@ def test_images_without_objects_give_finite_gradients(assignment: Any, box_loss:
 # --- in use ------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_leaves_the_model_as_it_is() -> None:
+def test_evaluation_does_not_change_the_model() -> None:
     detector = detector_of().train()
-    detector(random_images(4, seed=3))  # statistics that are not the initial ones
+    detector(random_images(4, seed=3))  # change the initial statistics
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     samples = [
         ImageSample(Path("x"), 128, 96, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), str(n), "")

@@ -56,7 +56,7 @@ def images(width: int = 64, height: int = 64, count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
 
 
-def test_parameters() -> None:
+def test_the_numbers_of_parameters_are_the_published_ones() -> None:
     with torch.device("meta"):
         full, small = YoloV3(spec.YoloV3Spec(), 7), YoloV3Tiny(spec.YoloV3TinySpec(), 7)
         coco = YoloV3(spec.YoloV3Spec(), 80), YoloV3Tiny(spec.YoloV3TinySpec(), 80)
@@ -76,8 +76,8 @@ def test_state_keys_are_cfg_layers() -> None:
     assert small.state_dict()["layers.21.conv.weight"].shape == (256, 384, 3, 3)
 
 
-def test_tables_are_the_cfg_files() -> None:
-    """Landmarks of yolov3.cfg and yolov3-tiny.cfg by layer number."""
+def test_tables_match_the_cfg_files() -> None:
+    """Compare selected layers of yolov3.cfg and yolov3-tiny.cfg by number."""
     assert len(YOLOV3_LAYERS) == 107
     assert [n for n, layer in enumerate(YOLOV3_LAYERS) if isinstance(layer, Conv) and layer.stride == 2] == [
         1, 5, 12, 37, 62,
@@ -106,7 +106,7 @@ def parted(raw: Tensor) -> Tensor:
 
 
 def last_pool(x: Tensor) -> Tensor:
-    """Darknet's stride-1 pool: the maximum over (row, column) to (row + 1, column + 1), as far as there are any."""
+    """Return Darknet's stride-1 pool: the maximum over rows and columns n and n + 1, within the map."""
     down = torch.cat([torch.maximum(x[..., :-1, :], x[..., 1:, :]), x[..., -1:, :]], dim=2)
     return torch.cat([torch.maximum(down[..., :-1], down[..., 1:]), down[..., -1:]], dim=3)
 
@@ -145,7 +145,7 @@ def yolov3_by_hand(net: YoloNetwork, pixels: Tensor) -> list[Tensor]:
     return maps
 
 
-def test_tiny_runs_as_wired_by_hand_to_the_bit() -> None:
+def test_tiny_equals_layers_wired_by_hand_to_the_bit() -> None:
     net, pixels = tiny(width=96), images(width=96)
     ours, byhand = net(pixels), tiny_by_hand(net, pixels)
     assert [tuple(item.shape) for item in ours] == [(2, 3, 4, 6, 12), (2, 3, 2, 3, 12)]
@@ -158,7 +158,7 @@ def test_tiny_runs_as_wired_by_hand_to_the_bit() -> None:
     assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(*grads, strict=True))
 
 
-def test_yolov3_runs_as_wired_by_hand_to_the_bit(yolov3: YoloNetwork) -> None:
+def test_yolov3_equals_layers_wired_by_hand_to_the_bit(yolov3: YoloNetwork) -> None:
     with torch.no_grad():
         ours, byhand = yolov3(images()), yolov3_by_hand(yolov3, images())
     assert [tuple(item.shape) for item in ours] == [(2, 3, 8, 8, 12), (2, 3, 4, 4, 12), (2, 3, 2, 2, 12)]
@@ -179,7 +179,7 @@ def test_yolov3_trains_and_detects(yolov3: YoloNetwork) -> None:
     assert all(len(item.boxes) and float(item.boxes.max()) <= 64 for item in found)
 
 
-def test_registry_draws_from_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     before = torch.random.get_rng_state()
     first, second = tiny().state_dict(), tiny().state_dict()
     assert torch.equal(before, torch.random.get_rng_state())
@@ -195,7 +195,7 @@ def test_published_anchors_are_pixels_of_416() -> None:
 
 
 @pytest.mark.parametrize("fine", [(0, 1, 2), (1, 2, 3)])
-def test_both_copies_of_the_tiny_cfg(fine: tuple[int, ...]) -> None:
+def test_both_copies_of_the_tiny_cfg_are_supported(fine: tuple[int, ...]) -> None:
     net = tiny(anchors=spec.YOLOV3_TINY_ANCHORS, masks=(fine, (3, 4, 5)))
     assert [anchor[0] * 416 for anchor in net.scales[0].anchors] == pytest.approx(
         [(10, 23, 37, 81)[index] for index in fine]
@@ -230,7 +230,7 @@ def test_wrong_fields_are_refused(fields: dict[str, Any], message: str) -> None:
 
 def test_an_anchor_of_two_masks_answers_in_both() -> None:
     net = tiny(width=416, height=416, anchors=spec.YOLOV3_TINY_ANCHORS, masks=((1, 2, 3), (3, 4, 5)))
-    # Shapes of anchors 3, 5 and 0; no mask has 0, and 1 is the nearest to it.
+    # Shapes of anchors 3, 5 and 0. No mask has anchor 0; anchor 1 is the nearest.
     sizes = [(81.0, 82.0), (344.0, 319.0), (10.0, 14.0)]
     boxes = torch.tensor([[200 - w / 2, 200 - h / 2, 200 + w / 2, 200 + h / 2] for w, h in sizes])
     fine, coarse = assign_best_prior(Targets([boxes], [torch.tensor([0, 1, 2])]), net.scales, [(26, 26), (13, 13)])
@@ -242,7 +242,7 @@ def test_an_anchor_of_two_masks_answers_in_both() -> None:
 # Inputs of several sizes
 
 
-def test_anchors_go_with_the_input() -> None:
+def test_anchors_scale_with_the_input() -> None:
     net = tiny(width=416, height=416)
     for rows, columns in ((10, 10), (19, 13)):
         boxes, _ = decode(torch.zeros(1, 3, rows, columns, 12), net.scales[1])
@@ -292,7 +292,7 @@ SMALL = numbered(
 )  # fmt: skip
 
 
-def test_training_sees_the_sizes_and_is_repeatable() -> None:
+def test_training_uses_the_drawn_sizes_and_is_repeatable() -> None:
     batch = Batch(images(), [torch.tensor([[8.0, 8.0, 40.0, 40.0]])] * 2, [torch.tensor([1])] * 2, [0, 1])
     training = TrainingSpec(multi_scale=(64, 128), augmentation=Augmentation(flip=0), batch_size=2)
     runs = []

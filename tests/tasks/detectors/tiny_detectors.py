@@ -17,7 +17,7 @@ SIDE = 64
 _INPUT = {"width": SIDE, "height": SIDE}
 _PROPOSALS = {"train_proposals": 40, "test_proposals": 20, "sampled_proposals": 16}
 
-# Each detector by its kind, and those that a choice makes another network.
+# Each detector by its kind, and variants whose choices make another network.
 TINY: dict[str, DetectorSpec] = {
     "yolov3": YoloV3Spec(**_INPUT),
     "yolov3-tiny": YoloV3TinySpec(**_INPUT, assignment="side-ratio", box_loss="ciou"),
@@ -30,7 +30,7 @@ TINY: dict[str, DetectorSpec] = {
 
 
 def tiny(kind: str, **fields: Any) -> Any:
-    """Return the kind's small specification with other values. Weights of a file come with the norm that they need."""
+    """Return the kind's small specification with other values. With weights of a file it gets the norm they need."""
     if "weights" in fields and kind != VGG:
         fields = {"norm": "frozen-batch-norm", **fields}
     spec = TINY[kind]
