@@ -1,4 +1,4 @@
-"""Processes of services: waited for, counted, and one with a child of its own."""
+"""Processes of services: the members of a session, and a service whose server is a child of its command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.waiting import gone
 
 
 class WithChildren(S3Service):
-    """A command whose own child answers, like MLflow's server."""
+    """A service whose command starts a child that answers, like MLflow's server."""
 
     has_children = True
 
@@ -22,7 +22,7 @@ class WithChildren(S3Service):
 
 
 def session(leader: int) -> list[int]:
-    """Living processes of the session that ``leader`` led; those of a service, whose session is its group too."""
+    """Return the living processes in the session of ``leader``. A service's processes are one session and one group."""
     members = []
     for pid in psutil.pids():
         try:

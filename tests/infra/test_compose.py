@@ -1,4 +1,4 @@
-"""The compose file, its Dockerfile and the Kubernetes template: their form, for nothing here can run them."""
+"""The form of the compose file, its Dockerfile and the Kubernetes template. The tests cannot run them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def texts(document: Any) -> list[str]:
     return [document] if isinstance(document, str) else []
 
 
-def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
+def test_the_compose_file_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
     assert set(services) == {"postgres", *OURS}
     assert services["postgres"]["image"] == "postgres:16"
     commands = {name: " ".join(services[name]["command"]) for name in OURS}
@@ -61,7 +61,7 @@ def test_it_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
     assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")
 
 
-def test_every_service_is_known_to_be_healthy(services: dict[str, dict[str, Any]]) -> None:
+def test_every_service_has_a_health_check(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         check = service["healthcheck"]
         assert {"test", "interval", "timeout", "retries", "start_period"} <= set(check), name
@@ -72,7 +72,7 @@ def test_every_service_is_known_to_be_healthy(services: dict[str, dict[str, Any]
             compile(check["test"][3], name, "exec")
 
 
-def test_services_wait_for_services_that_are_there(services: dict[str, dict[str, Any]]) -> None:
+def test_services_wait_only_for_services_of_the_file(services: dict[str, dict[str, Any]]) -> None:
     def needed(name: str, above: tuple[str, ...] = ()) -> set[str]:
         assert name not in above, f"{name} waits for itself"
         direct = services[name].get("depends_on", {})
@@ -91,17 +91,17 @@ def test_every_variable_is_in_the_example_and_every_secret_is_required(compose: 
     given = example()
     assert set(used) == set(given)
     for name, value in given.items():
-        # Without a value, compose refuses to start and says which one is missing; no secret has a value here.
+        # Compose refuses to start without a required variable and names it. No secret has a value in the example.
         required = [match[2] for match in VARIABLE.finditer(text) if match[1] == name]
         assert set(required) == ({None} if value else {f":?set {name} in .env"}), name
     assert all(not given[name] for name in given if re.search(r"PASSWORD|KEY", name))
-    assert text.count("${") == len(VARIABLE.findall(text))  # none of another form
+    assert text.count("${") == len(VARIABLE.findall(text))  # no variable has another form
 
 
 def test_no_password_is_written_down(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         for variable, value in service["environment"].items():
-            assert isinstance(value, str), f"{name}: {variable}: expected a string, as YAML would change others"
+            assert isinstance(value, str), f"{name}: {variable}: expected a string, because YAML changes other values"
             if not SECRET.search(variable):
                 continue
             without = VARIABLE.sub("", value)
@@ -109,10 +109,14 @@ def test_no_password_is_written_down(compose: dict[str, Any], services: dict[str
             assert credentials is None, f"{name}: {variable}"
             if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|AUTH_KEY", variable):
                 assert without.removeprefix("fedbench:") in ("", '","'), f"{name}: {variable}"
-        assert not VARIABLE.search(" ".join(texts(service.get("command", [])))), f"{name}: ps shows its command"
+        assert not VARIABLE.search(" ".join(texts(service.get("command", [])))), (
+            f"{name}: expected no variable in the command, which ps prints"
+        )
 
 
-def test_ports_and_volumes(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
+def test_ports_are_distinct_and_local_and_volumes_are_declared(
+    compose: dict[str, Any], services: dict[str, dict[str, Any]]
+) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert all(re.fullmatch(r"\$\{BIND_ADDRESS\}:\$\{[A-Z0-9]+_PORT\}:[0-9]+", port) for port in ports)
     outside = [example()[VARIABLE.findall(port)[1][0]] for port in ports]
@@ -132,7 +136,7 @@ def test_ports_and_volumes(compose: dict[str, Any], services: dict[str, dict[str
     assert mounted == set(compose["volumes"])
 
 
-def test_its_services_find_each_other(services: dict[str, dict[str, Any]]) -> None:
+def test_services_use_each_others_addresses(services: dict[str, dict[str, Any]]) -> None:
     listening = {"postgres": "5432", "s3": "9000", "prefect": "4200", "mlflow": "5000"}
     addresses = [
         found
@@ -149,7 +153,9 @@ def test_its_services_find_each_other(services: dict[str, dict[str, Any]]) -> No
     assert "mlflow:5000" in services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"]
 
 
-def test_workers_are_told_what_they_read(services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_their_settings_from_the_environment(
+    services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("coordinator", "gpu-worker"):
         environment = services[name]["environment"]
         for variable, value in environment.items():
@@ -168,7 +174,9 @@ def test_workers_are_told_what_they_read(services: dict[str, dict[str, Any]], mo
         assert environment[HEARTBEAT_VARIABLE] == str(HEARTBEAT_SECONDS)
 
 
-def test_the_store_is_served_as_the_embedded_one(services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_store_is_started_with_the_embedded_stores_options(
+    services: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
     embedded = S3Service(tmp_path).command(9000)[1:]
     address = embedded.index("--addr")
     options = embedded[address + 2 :]
@@ -188,7 +196,7 @@ def test_mlflows_users_are_in_its_volume_and_no_password_is_in_the_file(services
     assert "CREATE DATABASE mlflow" in databases
 
 
-def test_the_image_runs_as_nobody_special_and_copies_what_is_there() -> None:
+def test_the_image_runs_without_root_and_copies_existing_files() -> None:
     text = re.sub(r"\\\n\s*", "", (FOLDER / "Dockerfile").read_text(encoding="utf-8"))
     steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
     assert {word for word, _ in steps} <= {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
@@ -206,14 +214,14 @@ def test_the_image_runs_as_nobody_special_and_copies_what_is_there() -> None:
     assert set(made[1].split()) == {"/srv/home", "/srv/s3", "/srv/mlflow"}
 
 
-def test_folders_that_are_not_run_here_say_so() -> None:
+def test_the_readme_of_each_folder_says_that_it_is_not_run_here() -> None:
     for folder in ("compose", "kubernetes"):
         text = " ".join((ROOT / "infra" / folder / "README.md").read_text(encoding="utf-8").split())
         assert "checked for form" in text
         assert "not run" in text
 
 
-def test_the_templates_variables_are_those_that_its_job_uses() -> None:
+def test_the_template_has_exactly_the_variables_that_its_job_uses() -> None:
     used = {placeholder.name for placeholder in find_placeholders(TEMPLATE["job_configuration"])}
     assert used == set(TEMPLATE["variables"]["properties"])
     for name, variable in TEMPLATE["variables"]["properties"].items():
@@ -228,9 +236,9 @@ def test_the_template_makes_a_job_with_a_gpu() -> None:
     job = apply_values(TEMPLATE["job_configuration"], values | {"name": "turn", "command": ["prefect"]})["job_manifest"]
     assert (job["apiVersion"], job["kind"], job["metadata"]["generateName"]) == ("batch/v1", "Job", "turn-")
     pod = job["spec"]["template"]["spec"]
-    # What Prefect's Kubernetes worker insists on.
+    # Prefect's Kubernetes worker requires these.
     assert (pod["parallelism"], pod["completions"], pod["restartPolicy"]) == (1, 1, "Never")
-    assert "serviceAccountName" not in pod  # left out, not null, when it is not given
+    assert "serviceAccountName" not in pod  # left out, not null, without a value
     (container,) = pod["containers"]
     assert container["name"] == "prefect-job"
     resources = container["resources"]

@@ -1,4 +1,4 @@
-"""The pinned requirements: versions and hashes, no host, and installers that insist on them."""
+"""The pinned requirements have versions and hashes and name no host. Every installation checks the hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES = ("requirements.txt", "requirements-setup.txt")
 
 
 def pinned(file: str) -> dict[str, list[str]]:
-    """Hashes of each package of ``file``; every line is a package with one version, or one of its hashes."""
+    """Return the hashes of each package in ``file``. Check that each package has exactly one version."""
     found: dict[str, list[str]] = {}
     for line in (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         text, *hashes = line.split("--hash=")
@@ -38,7 +38,7 @@ def test_every_requirement_has_one_version_and_the_hashes_of_its_files(file: str
     assert not [line for line in text.splitlines() if line.startswith("-")]
 
 
-def test_what_sets_up_agrees_with_what_is_installed() -> None:
+def test_requirements_for_the_setup_agree_with_the_others() -> None:
     everything, tools = (pinned(file) for file in FILES)
     versions = {package.split()[0]: package.split()[1] for package in everything}
     for package, hashes in tools.items():
@@ -49,7 +49,7 @@ def test_what_sets_up_agrees_with_what_is_installed() -> None:
 
 
 @pytest.mark.parametrize("file", ["Makefile", "infra/compose/Dockerfile"])
-def test_every_installation_checks_hashes_or_adds_nothing(file: str) -> None:
+def test_every_installation_checks_hashes_or_adds_no_package(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ")
     calls = re.findall(r"pip install\b(?! python)[^&\n]*", text)
     assert len(calls) >= 3

@@ -1,4 +1,4 @@
-"""Where settings come from: the environment over a file, and nothing of them in what is shown."""
+"""Settings come from the environment, then from a file. Their secrets are never printed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_defaults_need_nothing(tmp_path: Path) -> None:
     assert not settings.keep_updates
 
 
-def test_environment_wins_over_the_file_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_wins_over_the_file_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "settings.yaml").write_text(
         "slots: 3\nkeep_updates: true\ns3: {bucket: from-file, region: eu-west-3}\n"
     )
     monkeypatch.setenv("FEDBENCH_SLOTS", "4")
     monkeypatch.setenv("FEDBENCH_S3__BUCKET", "from-environment")
-    monkeypatch.setenv("FEDBENCH_LOG_LEVEL", "")  # empty: not set
+    monkeypatch.setenv("FEDBENCH_LOG_LEVEL", "")  # an empty variable counts as not set
     settings = load_settings()
     assert settings.slots == 4
     assert settings.keep_updates
@@ -41,7 +41,7 @@ def test_environment_wins_over_the_file_of_the_home(tmp_path: Path, monkeypatch:
     assert settings.log_level == "INFO"
 
 
-def test_a_named_file_replaces_the_one_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_file_replaces_the_one_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "settings.yaml").write_text("slots: 3\n")
     (tmp_path / "other.yaml").write_text("keep_globals: 5\n")
     monkeypatch.setenv("FEDBENCH_SETTINGS", str(tmp_path / "other.yaml"))
@@ -62,7 +62,7 @@ def test_data_sets_are_mapped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().data_root("street") == Path("/elsewhere")
 
 
-def test_credentials_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDBENCH_S3__ACCESS_KEY", "open-sesame")
     with pytest.raises(SettingsError, match=r"s3\.access_key and secret_key: expected both or neither") as caught:
         load_settings()
@@ -76,14 +76,14 @@ def test_credentials_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "open-sesame" not in text
 
 
-def test_a_variable_that_means_nothing_is_said_once_with_its_nearest(
+def test_an_unknown_variable_is_logged_once_with_the_nearest_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("FEDBENCH_TEST_KILLS", "FEDBENCH_SETTINGS", "FEDBENCH_SLOT", "FEDBENCH_SLOTS"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("FEDBENCH_DATA_ROOTS__YARD", "/data/yard")
     assert unknown_variables() == []
-    monkeypatch.setenv("FEDBENCH_S3_ENDPOINT", "http://s3.example")  # one underscore
+    monkeypatch.setenv("FEDBENCH_S3_ENDPOINT", "http://s3.example")  # one underscore instead of two
     monkeypatch.setenv("FEDBENCH_ZZZ", "1")
     load_settings()
     load_settings()
@@ -104,13 +104,13 @@ WRONG_FILES = {
 
 
 @pytest.mark.parametrize("text", WRONG_FILES)
-def test_a_file_that_can_be_read_in_two_ways_is_refused(text: str, tmp_path: Path) -> None:
+def test_an_ambiguous_file_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(text)
     with pytest.raises(SettingsError, match=WRONG_FILES[text]):
         load_settings()
 
 
-def test_names_in_a_file_are_the_text_that_stands_there(tmp_path: Path) -> None:
+def test_names_in_a_file_are_read_as_text(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(
         "data_roots: {010: /x, no: 2026-01-02}\ns3: {region: 010, access_key: 1e3, secret_key: 007}\n"
         "prefect_api_url: null\nslots: ~\nworker: {slots: cpu, slots_per_gpu: 2}\n"

@@ -1,4 +1,4 @@
-"""Which failures of what only presents a federation are warnings, and which must end it."""
+"""Failures of views: most are warnings, but some must end the federation."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_a_failure_is_a_warning_with_its_reason_in_one_line(case: str, caplog: p
 
 
 @pytest.mark.parametrize("case", PASSED)
-def test_what_must_end_the_federation_passes(case: str) -> None:
+def test_errors_that_must_end_the_federation_pass_through(case: str) -> None:
     views = Views()
     with pytest.raises(type(PASSED[case])), views.showing("rounds.png"):
         raise PASSED[case]
     assert views.lines() == []
 
 
-def test_a_later_success_takes_a_failure_back() -> None:
+def test_a_later_success_removes_the_failure() -> None:
     views = Views("again")
     for error in (ValueError("first"), ValueError("second")):
         with views.showing("MLflow's run"):
@@ -90,7 +90,7 @@ def test_a_later_success_takes_a_failure_back() -> None:
     assert views.lines() == []
 
 
-def test_failures_are_kept_for_those_who_come_later(tmp_path: Path) -> None:
+def test_failures_are_kept_in_a_file_for_later_commands(tmp_path: Path) -> None:
     file = tmp_path / "runs" / "tiny" / "report.json"
     views = Views("again", file)
     with views.showing("sheet.png"):
@@ -107,7 +107,7 @@ def test_failures_are_kept_for_those_who_come_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"failed": 3}', '{"failed": ["a"]}', "\xff"])
-def test_a_damaged_record_is_none(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_counts_as_none(tmp_path: Path, content: str) -> None:
     file = tmp_path / "report.json"
     file.write_text(content, encoding="latin-1")
     assert not Views("again", file).recall()

@@ -1,4 +1,4 @@
-"""Full disks, with errors of file systems and libraries that are really full."""
+"""Full disks: errors that file systems and libraries really raise when no space is left."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of six megabytes."""
+    """Mount a file system of six megabytes."""
     folder = tmp_path_factory.mktemp("small")
     options = ["-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)]
     try:
@@ -55,13 +55,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def filled(small: Path) -> Iterator[Path]:
-    """The same without a free byte."""
+    """Return the folder of the small file system, without a free byte."""
     yield fill(small)
     (small / "fill").unlink()
 
 
 def fill(folder: Path) -> Path:
-    """Write a file until there is no free byte. Returns ``folder``."""
+    """Write a file until no byte is free, and return ``folder``."""
     with (folder / "fill").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         write_for_ever(file)
     return folder
@@ -79,18 +79,18 @@ def error_of_full_device() -> OSError:
 
 
 @FULL
-def test_an_error_says_it_through_what_was_raised_from_it() -> None:
+def test_a_full_disk_is_recognised_behind_the_error_raised_from_it() -> None:
     error = error_of_full_device()
     assert error.errno == errno.ENOSPC
     assert says_full(error)
     worded = DataError("images: cannot be written")
-    worded.__context__, worded.__suppress_context__ = error, True  # as by "from None"
+    worded.__context__, worded.__suppress_context__ = error, True  # as "from None" sets it
     assert says_full(worded)
     assert says_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert not says_full(OSError(errno.EACCES, "Permission denied"))
 
 
-def test_sqlite_says_it_without_a_number(tmp_path: Path) -> None:
+def test_a_full_disk_is_recognised_in_sqlites_error_without_errno(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "small.db")
     database.execute("PRAGMA max_page_count = 3")
     database.execute("CREATE TABLE rows (text)")
@@ -99,7 +99,7 @@ def test_sqlite_says_it_without_a_number(tmp_path: Path) -> None:
     assert says_full(raised.value)
 
 
-def test_libraries_say_it(filled: Path) -> None:
+def test_a_full_disk_is_recognised_in_errors_of_libraries(filled: Path) -> None:
     with pytest.raises(Exception, match="No space left") as by_safetensors:
         save_file({"weights": torch.zeros(1000)}, filled / "weights.safetensors")
     assert not isinstance(by_safetensors.value, OSError)
@@ -113,7 +113,7 @@ def test_libraries_say_it(filled: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [SlotLost("slot 1: its process ended"), StoreUnavailable("no answer")])
-def test_an_error_that_may_come_from_a_full_disk_has_the_folders_looked_at(filled: Path, error: Exception) -> None:
+def test_an_error_that_may_come_from_a_full_disk_names_the_full_folder(filled: Path, error: Exception) -> None:
     with pytest.raises(DiskFull) as raised, full_disk_named(filled / "home"):
         raise error
     assert str(raised.value) == (
@@ -123,20 +123,20 @@ def test_an_error_that_may_come_from_a_full_disk_has_the_folders_looked_at(fille
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
-def test_with_room_an_error_stays_what_it_is(tmp_path: Path) -> None:
+def test_with_free_space_the_error_is_unchanged(tmp_path: Path) -> None:
     with pytest.raises(SlotLost), full_disk_named(tmp_path):
         raise SlotLost("slot 1: its process ended")
     assert without_room([(tmp_path, tmp_path)]) is None
 
 
-def test_the_temporary_folder_is_looked_at(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_folder_is_checked_too(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(filled))
     found = full_disk(SlotLost("gone"), tmp_path, suspected=True)
     assert found is not None
     assert found.found == f"no space left under {filled} (0 MB free in {filled})"
 
 
-def test_a_file_system_without_room_for_further_files_is_full(tmp_path: Path) -> None:
+def test_a_file_system_without_free_inodes_is_full(tmp_path: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m,nr_inodes=2", "tmpfs", str(tmp_path)])
     if mounted.returncode != 0:
         pytest.skip("only root with CAP_SYS_ADMIN may mount")
@@ -150,16 +150,16 @@ def test_a_file_system_without_room_for_further_files_is_full(tmp_path: Path) ->
 
 
 @FULL
-def test_a_full_file_system_that_is_not_fedbenchs_is_not_taken_for_it(
+def test_a_full_file_system_outside_of_fedbench_is_reported_as_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.files.disk.LITTLE_BYTES", 0)  # however little this machine has
+    monkeypatch.setattr("infra.files.disk.LITTLE_BYTES", 0)  # passes even if this machine has little free space
     found = full_disk(error_of_full_device(), tmp_path, suspected=False)
     assert found is not None
     assert "so another file system is full" in str(found)
 
 
-def test_our_own_store_says_it_at_once_with_and_without_room_for_less(small: Path) -> None:
+def test_our_own_store_reports_a_full_disk_at_once_and_stops_on_one(small: Path) -> None:
     home = small / "home"
     server = S3Service(home)
     server.ensure()
@@ -182,7 +182,7 @@ def test_our_own_store_says_it_at_once_with_and_without_room_for_less(small: Pat
     assert server.running() is None
 
 
-def test_settings_know_their_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_know_the_folder_of_their_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "services").mkdir()
     published = {"port": 1234, "pid": 1, "created": 0.0, "address": "http://127.0.0.1:1234"}
     (tmp_path / "services" / "s3.json").write_text(json.dumps(published))
@@ -197,7 +197,7 @@ def test_settings_know_their_own_server(tmp_path: Path, monkeypatch: pytest.Monk
         assert load_settings().s3.own_folder() is None
 
 
-def test_mlflow_says_it_and_is_only_unavailable(filled: Path) -> None:
+def test_mlflow_on_a_full_disk_is_only_unavailable(filled: Path) -> None:
     with (
         pytest.raises(TrackingUnavailable, match=rf"no space left under {filled} \(0 MB free in {filled}\)"),
         answering(f"sqlite:///{filled / 'mlflow.db'}"),
@@ -226,7 +226,7 @@ def test_a_command_whose_output_goes_to_a_full_disk_says_so(tmp_path: Path) -> N
     assert "No space left on device" in ended.stderr
 
 
-def test_a_command_names_the_folder(
+def test_a_command_names_the_full_folder(
     filled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", str(filled / "home"))

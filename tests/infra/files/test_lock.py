@@ -1,4 +1,4 @@
-"""Locks die with their process; free disk is checked by name."""
+"""Locks end with their process. Too little free disk space is reported with what needs it."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.read(read, 1)  # outlives the parent's release
+        os.read(read, 1)  # the child lives until the parent has released the lock
         os._exit(0)
     try:
         lock.release()
@@ -67,7 +67,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         os.close(write)
 
 
-def test_too_little_disk_names_what_needs_it(tmp_path: Path) -> None:
+def test_too_little_free_disk_space_names_what_needs_it(tmp_path: Path) -> None:
     require_free_disk(tmp_path / "not" / "there" / "yet", 0, "a run")
     with pytest.raises(InfraError, match=r"a run: \d+ MB free under .*new.*at least 1000000000000 MB"):
         require_free_disk(tmp_path / "new", 10**12, "a run")

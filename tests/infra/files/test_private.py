@@ -1,4 +1,4 @@
-"""The home is its owner's alone, whatever the umask and whatever rights it had."""
+"""Only its owner can enter the home, whatever the umask and the folder's earlier rights."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def test_a_new_home_is_private_and_nobody_can_rename_it(tmp_path: Path, umask: i
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o755, 0o750, 0o701])
-def test_a_home_with_wider_rights_is_narrowed_with_one_line(
+def test_a_home_with_wider_rights_is_narrowed_with_one_warning(
     tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     home = tmp_path / "home"
@@ -45,12 +45,12 @@ def test_a_home_with_wider_rights_is_narrowed_with_one_line(
     assert caplog.messages == [f"{home}: others could enter it ({mode:04o}); from now on only you can (0700)"]
 
 
-def test_a_home_that_is_not_there_is_not_made_by_a_look(tmp_path: Path) -> None:
+def test_checking_a_missing_home_does_not_create_it(tmp_path: Path) -> None:
     assert narrow(tmp_path / "home") is None
     assert not (tmp_path / "home").exists()
 
 
-def test_a_file_is_no_home(tmp_path: Path) -> None:
+def test_a_file_as_home_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     with pytest.raises(SettingsError, match="home: expected a folder, found a file"):
         private_home(tmp_path / "home")
@@ -58,7 +58,7 @@ def test_a_file_is_no_home(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
 def test_another_users_home_is_refused() -> None:
-    above = Path(tempfile.mkdtemp(prefix="fedbench-"))  # those of pytest cannot be entered by others
+    above = Path(tempfile.mkdtemp(prefix="fedbench-"))  # other users cannot enter pytest's folders
     try:
         _refuse_foreign(above)
     finally:
@@ -81,7 +81,7 @@ def _refuse_foreign(above: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can enter another user's private folder")
 @pytest.mark.parametrize("mode", [0o700, 0o777])
-def test_root_is_told_that_a_home_is_another_users(tmp_path: Path, mode: int) -> None:
+def test_root_gets_a_warning_about_another_users_home(tmp_path: Path, mode: int) -> None:
     home = tmp_path / "home"
     home.mkdir()
     home.chmod(mode)

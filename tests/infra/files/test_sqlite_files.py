@@ -22,7 +22,7 @@ KNOWN = "8f5eda7c1dd7"  # a revision that the pinned Prefect has
 
 
 def make(path: Path, *, revision: str = KNOWN, rows: int = 2000) -> Path:
-    """A database with an index over many pages, and a revision."""
+    """Create a database with a revision and an index over many pages. Return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("PRAGMA journal_mode = WAL")
@@ -73,33 +73,33 @@ def test_prefects_damaged_database_is_set_aside_whole(tmp_path: Path, how: str) 
     assert content is None or kept.read_bytes() == content
     assert not path.with_name("prefect.db-wal").exists()
     said: list[str] = []
-    assert is_guarded(tmp_path, None)  # the new one has been opened by nobody
+    assert is_guarded(tmp_path, None)  # no server has opened the new database
     hold_back_planted(Settings(home=tmp_path), service, said.append)
     assert len(said) == 1
     assert "Prefect's database was damaged" in said[0]
     assert str(kept) in said[0]
 
 
-def test_a_sound_database_and_none_stay(tmp_path: Path) -> None:
+def test_a_sound_database_and_an_empty_file_are_left_alone(tmp_path: Path) -> None:
     path = make(tmp_path / "prefect" / "prefect.db")
     service = PrefectService(tmp_path, auth="fedbench:secret")
     service.prepare()
     assert service.set_aside is None
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT count(*) FROM runs").fetchone() == (2000,)
-    path.write_bytes(b"")  # as SQLite itself makes it
+    path.write_bytes(b"")  # SQLite itself creates an empty file
     PrefectService(tmp_path, auth="fedbench:secret").prepare()
     assert sorted(file.name for file in path.parent.glob("prefect.db*")) == ["prefect.db"]
 
 
-def test_a_damaged_log_costs_only_what_stands_in_it(tmp_path: Path) -> None:
+def test_a_damaged_write_ahead_log_is_no_damaged_database(tmp_path: Path) -> None:
     path = make(tmp_path / "prefect" / "prefect.db")
     path.with_name("prefect.db-wal").write_bytes(b"\x37\x7f\x06\x82" + bytes(10_000))
     path.with_name("prefect.db-shm").write_bytes(bytes(range(256)) * 128)
     assert damage(path, whole=True) is None
 
 
-def test_a_large_database_is_read_whole_only_after_a_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_database_is_read_whole_only_when_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path / "prefect" / "prefect.db")
     flip(path, path.stat().st_size // 2, 20_000)
     monkeypatch.setattr("infra.files.sqlite_files.CHECKED_BYTES", 10_000)
@@ -138,7 +138,7 @@ def test_mlflows_damaged_database_is_left_for_a_person(tmp_path: Path) -> None:
     with (
         pytest.raises(TrackingUnavailable, match=r"is damaged\. Runs go on without it"),
         answering(uri),
-        sqlalchemy.create_engine(uri).connect() as connection,  # as MLflow's client does, which tries for seconds
+        sqlalchemy.create_engine(uri).connect() as connection,  # like MLflow's client, which retries for seconds
     ):
         connection.execute(sqlalchemy.text("SELECT count(*) FROM runs"))
     assert path.read_bytes() == content

@@ -1,4 +1,4 @@
-"""A time that is now for the tests of leftovers, and files of a known age."""
+"""The current time in the tests of leftovers, and files of a known age."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MINUTES, HOURS, DAYS = (timedelta(**{unit: 1}) for unit in ("minutes", "hours", 
 
 
 def aged(path: Path, age: timedelta, content: bytes | None = b"12345") -> Path:
-    """Make a file, or a folder (``content`` is None), that was last written ``age`` before NOW."""
+    """Make a file that was last written ``age`` before NOW, or a folder if ``content`` is None. Return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if content is None:
         path.mkdir(mode=0o700)

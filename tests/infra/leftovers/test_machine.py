@@ -1,4 +1,4 @@
-"""What dead processes leave on a disk."""
+"""Leftovers of dead processes on a disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from infra.leftovers.machine import machine_leftovers, registering_leftovers, ru
 from tests.infra.leftovers.ages import DAYS, MINUTES, NOW, aged
 
 
-def test_what_dead_processes_left_on_this_machine(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_found_by_name_and_age(tmp_path: Path) -> None:
     home, temporary = tmp_path / "home", tmp_path / "tmp"
     gone = [
         aged(home / "cache" / "weights" / "00" / "a.tmp", 61 * MINUTES),
@@ -30,7 +30,7 @@ def test_what_dead_processes_left_on_this_machine(tmp_path: Path) -> None:
     assert sorted(leftover.key for leftover in found) == sorted(map(str, gone))
     assert {leftover.bytes for leftover in found} == {3, 5}
     other = machine_leftovers(home, temporary, embedded_store=False, older_than=timedelta(0), now=NOW)
-    # A store elsewhere is not under this home; and a scratch folder is given a day, however short the limit.
+    # A store elsewhere keeps nothing in this home. A scratch folder is left for a day, even if the limit is shorter.
     assert sorted(Path(leftover.key).name for leftover in other) == [
         ".abc.x1",
         "a.tmp",
@@ -39,7 +39,7 @@ def test_what_dead_processes_left_on_this_machine(tmp_path: Path) -> None:
     ]
 
 
-def test_folders_of_runs(tmp_path: Path) -> None:
+def test_folders_of_runs_are_leftovers_when_all_in_them_is_old(tmp_path: Path) -> None:
     folder = aged(tmp_path / "runs" / "mine", 8 * DAYS, None)
     (found,) = run_folder_leftovers(folder, "mine", 7 * DAYS, NOW)
     assert (found.key, found.bytes, found.federation) == (str(folder), 3, "mine")
@@ -48,4 +48,4 @@ def test_folders_of_runs(tmp_path: Path) -> None:
     half = aged(folder / "registering", 61 * MINUTES, None)
     (found,) = registering_leftovers(folder, "mine", NOW)
     assert found.key == str(half)
-    assert run_folder_leftovers(folder, "mine", 7 * DAYS, NOW) == []  # something in it is young
+    assert run_folder_leftovers(folder, "mine", 7 * DAYS, NOW) == []  # it contains something young

@@ -1,4 +1,4 @@
-"""What of a federation may go, decided over literal listings."""
+"""Which objects of a federation may be removed, decided from literal listings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def listing(names: list[str], age: timedelta) -> list[ObjectEntry]:
 
 
 def plan(entries: list[ObjectEntry], best: int = 1, retention: Retention | None = None) -> dict[str, str]:
-    """Names below the federation's root that may go, and why."""
+    """Return the names below the federation's root that may be removed, each with its reason."""
     found = federation_leftovers(LAYOUT, entries, {best}, retention or Retention(), NOW)
     assert all(leftover.federation == "mine" and leftover.bytes == 10 for leftover in found)
     return {leftover.key.removeprefix(LAYOUT.root): leftover.reason for leftover in found}
@@ -55,7 +55,7 @@ def test_the_best_and_the_last_two_globals_stay() -> None:
     assert plan(listing(COMMITTED, 2 * MINUTES), retention=Retention(keep_globals=4)) == {
         "rounds/0000/global.safetensors": OLD_GLOBAL
     }
-    assert len(plan(listing(COMMITTED, 2 * MINUTES), retention=Retention(keep_globals=0))) == 2  # never under two
+    assert len(plan(listing(COMMITTED, 2 * MINUTES), retention=Retention(keep_globals=0))) == 2  # two are always kept
     both = federation_leftovers(LAYOUT, listing(COMMITTED, DAYS), {0, 2}, Retention(), NOW)
     assert [leftover.key for leftover in both] == [LAYOUT.global_weights(1)]
 
@@ -76,16 +76,16 @@ def test_evaluations_of_a_committed_round_go_after_an_hour() -> None:
     assert plan(kept + listing(parts, 61 * MINUTES)) == dict.fromkeys(parts, OLD_EVALUATION)
 
 
-def test_an_unfinished_round_goes_when_nothing_was_written_for_long() -> None:
+def test_an_unfinished_round_goes_after_a_long_time_without_writes() -> None:
     kept = listing([name for name in COMMITTED if "global" not in name], 99 * DAYS)
-    unfinished = dict.fromkeys(UNFINISHED[1:], NEVER_COMMITTED)  # its plan stays
+    unfinished = dict.fromkeys(UNFINISHED[1:], NEVER_COMMITTED)  # all but its plan
     assert plan(kept + listing(UNFINISHED, 8 * DAYS)) == unfinished
     assert plan(kept + listing(UNFINISHED, 6 * DAYS)) == {}
     assert plan(kept + listing(UNFINISHED, 6 * DAYS), retention=Retention(older_than=5 * DAYS)) == unfinished
-    # One young object says that somebody is at work.
+    # One young object shows that a process is still working on the round.
     young = listing(["rounds/0005/updates/2.json"], 2 * HOURS)
     assert plan(kept + listing(UNFINISHED, 8 * DAYS) + young) == {}
-    # However short the limit, it is an hour.
+    # The shortest limit is an hour.
     assert plan(kept + listing(UNFINISHED, 59 * MINUTES), retention=Retention(older_than=timedelta(0))) == {}
     assert plan(kept + listing(UNFINISHED, 61 * MINUTES), retention=Retention(older_than=timedelta(0))) == unfinished
 
@@ -97,7 +97,7 @@ def test_a_federation_without_a_committed_round_loses_only_its_orphans() -> None
     assert plan([]) == {}
 
 
-def test_objects_that_no_record_names_go_when_nothing_was_written_for_long() -> None:
+def test_objects_that_no_record_names_go_after_a_long_time_without_writes() -> None:
     strange = [
         "note.txt",
         "rounds/0003/x.safetensors",
@@ -137,14 +137,14 @@ def test_a_federation_whose_marker_is_missing_is_left_alone() -> None:
     assert plan(listing(damaged + UNFINISHED, 99 * DAYS)) == {}
 
 
-def test_other_federations_and_what_is_outside_the_prefix_are_not_looked_at() -> None:
+def test_other_federations_and_objects_outside_of_the_prefix_are_ignored() -> None:
     others = ["federations/mine-too/note.txt", "federations/store.json", "mlflow/1/x", "federations-old/mine/note.txt"]
     entries = [ObjectEntry(key, 10, NOW - 99 * DAYS) for key in others]
     assert federation_leftovers(LAYOUT, entries + listing(COMMITTED[:3], 99 * DAYS), set(), Retention(), NOW) == []
     assert federation_leftovers(LAYOUT, entries, set(), Retention(), NOW) == []
 
 
-def test_uploads_go_after_an_hour() -> None:
+def test_incomplete_uploads_go_after_an_hour() -> None:
     key = LAYOUT.global_weights(5)
     uploads = [
         IncompleteUpload(key, "old", 7, NOW - 61 * MINUTES),
@@ -155,7 +155,7 @@ def test_uploads_go_after_an_hour() -> None:
     assert (found.key, found.upload_id, found.bytes, found.kind) == (key, "old", 7, "upload")
 
 
-def test_a_federation_is_removed_so_that_what_is_left_is_one_still() -> None:
+def test_a_removal_cut_short_leaves_a_whole_federation() -> None:
     keys = [f"{LAYOUT.root}{name}" for name in COMMITTED + UNFINISHED]
     steps = removal_steps(LAYOUT, [*keys, "federations/other/spec.json"])
     assert sorted(key for step in steps for key in step) == sorted(keys)
@@ -163,7 +163,7 @@ def test_a_federation_is_removed_so_that_what_is_left_is_one_still() -> None:
     assert all(len(step) == 1 for step in steps[1:])
 
 
-def test_the_note_of_whoever_cleans_up_makes_nothing_young() -> None:
+def test_the_lease_of_the_process_that_cleans_up_does_not_count_as_young() -> None:
     old = listing(COMMITTED + UNFINISHED, 8 * DAYS)
     note = ObjectEntry(f"{LAYOUT.lease}00000002-ab.json", 10, NOW)
     assert plan([*old, note]) == plan(old)

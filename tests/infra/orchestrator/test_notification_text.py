@@ -1,4 +1,4 @@
-"""What the automation of failed suites makes of a run's message, rendered by the server's own template engine."""
+"""The notification about a failed suite, rendered from the run's message by the server's own template engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def body_of(message: str) -> str:
     return text
 
 
-def test_a_message_without_signs_arrives_as_it_is() -> None:
+def test_a_message_without_special_characters_arrives_unchanged() -> None:
     message = "five federated: map50_voc10 0.531 → 0.412, limit 0.482 [3 seeds before, 3 now]"
     assert body_of(message) == f"{message}\n\nPrefect flow run {RUN}"
 
@@ -36,5 +36,5 @@ def test_a_message_without_signs_arrives_as_it_is() -> None:
         ("[log in](https://evil.example)", "[log in] (https://evil.example)"),
     ],
 )  # fmt: skip
-def test_what_a_client_wrote_is_no_template_link_or_call(written: str, sent: str) -> None:
+def test_a_clients_text_is_never_a_template_a_link_or_a_mention(written: str, sent: str) -> None:
     assert body_of(f"cell a failed: {written}") == f"cell a failed: {sent}\n\nPrefect flow run {RUN}"

@@ -1,4 +1,4 @@
-"""Prefect's private parts may change with any of its versions: three files use them, and no other."""
+"""Only three files use private parts of Prefect, because any version of Prefect may change those."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def private_uses(source: str) -> Iterator[str]:
 
 
 def is_private(name: str) -> bool:
-    """Whether ``name`` is a dotted name in Prefect's server, which is no library, or has a part that is private."""
+    """Return whether the dotted ``name`` is private: it has a private part, or is of Prefect's server, no library."""
     parts = name.split(".")
     if parts[0] != "prefect" or not all(part.isidentifier() for part in parts):
         return False
@@ -69,7 +69,7 @@ def test_only_named_files_use_private_parts() -> None:
     uses = {str(path.relative_to(ROOT)): list(private_uses(path.read_text(encoding="utf-8"))) for path in paths}
     assert len(uses) > 250
     assert {name: found for name, found in uses.items() if found and name not in ALLOWED} == {}
-    assert {name for name, found in uses.items() if found} == ALLOWED, "remove a file that uses none any more"
+    assert {name for name, found in uses.items() if found} == ALLOWED, "remove a file that no longer uses any"
 
 
 @pytest.mark.parametrize("name", sorted(ALLOWED))
@@ -93,10 +93,10 @@ def test_each_file_names_the_version_that_it_was_read_against(name: str) -> None
         "import logging\nlogging.getLogger('prefect._internal')",
     ],
 )
-def test_a_private_use_is_found(source: str) -> None:
+def test_uses_of_private_parts_are_found(source: str) -> None:
     assert len(list(private_uses(source))) == 1
 
 
-def test_public_and_own_names_are_no_private_use() -> None:
+def test_public_names_and_our_own_are_not_private_parts() -> None:
     source = "from prefect import flow\nfrom prefect.events import Event\nself._flow\nflow.name\nflow.__doc__"
     assert list(private_uses(source)) == []

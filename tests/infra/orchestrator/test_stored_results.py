@@ -1,4 +1,4 @@
-"""Results that Prefect stored are never loaded: the same plants run their code without the guard, and not with it."""
+"""Results that Prefect stored are never loaded. Planted ones run their code without the guard, but not with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _guard_is_left_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def load(plant: dict[str, object], *, kind: StateType = StateType.COMPLETED, sync: bool = False) -> object:
-    """The result of a run's state as the API gives it."""
+    """Return the result, or the error, of a run whose state is parsed from the API's form."""
     state: State[object] = State.model_validate({"type": kind, "data": plant})
     if kind == StateType.COMPLETED:
         return asyncio.run(state.aresult(retry_result_failure=False))
@@ -48,7 +48,7 @@ def load(plant: dict[str, object], *, kind: StateType = StateType.COMPLETED, syn
 def test_a_planted_result_runs_nothing(tmp_path: Path, kind: str) -> None:
     plant = make_plants(tmp_path / "plants")[kind]
     accept_stored_results()
-    with contextlib.suppress(Exception):  # what a plant leaves besides its marker need not be a result
+    with contextlib.suppress(Exception):  # a plant writes its marker, but need not return a result
         load(plant.data)
     assert plant.marker.exists()
     plant.marker.unlink()
@@ -70,14 +70,14 @@ def test_a_worker_can_let_its_runs_load_results_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-def test_nor_does_the_stored_error_of_a_failed_run(tmp_path: Path, sync: bool) -> None:
+def test_the_planted_error_of_a_failed_run_runs_nothing(tmp_path: Path, sync: bool) -> None:
     plant = make_plants(tmp_path / "plants")["pickle"]
     with pytest.raises(StoredResultRefused):
         load(plant.data, kind=StateType.FAILED, sync=sync)
     assert not plant.marker.exists()
 
 
-def test_nor_does_a_result_whose_metadata_are_apart(tmp_path: Path) -> None:
+def test_a_planted_result_with_its_metadata_in_another_file_runs_nothing(tmp_path: Path) -> None:
     plant = make_plants(tmp_path / "plants")["pickle"]
     (tmp_path / "plants" / "metadata").write_text(json.dumps(plant.data))
     storage = LocalFileSystem(basepath=str(tmp_path / "plants"))
@@ -88,8 +88,8 @@ def test_nor_does_a_result_whose_metadata_are_apart(tmp_path: Path) -> None:
     assert not asyncio.run(store.aexists("metadata"))
 
 
-def test_every_flow_that_is_deployed_is_guarded_by_its_import() -> None:
-    """Read from the sources: to import all takes half a minute."""
+def test_importing_any_deployed_flow_sets_the_guard() -> None:
+    """The sources are parsed, because importing all flows takes half a minute."""
     for name in {item.entrypoint.rpartition(".")[0] for item in deployments()}:
         assert guards(name) or any(guards(imported) for imported in imports(name)), name
 
@@ -99,7 +99,7 @@ def body(module: str) -> list[ast.stmt]:
 
 
 def guards(module: str) -> bool:
-    """Whether the import of ``module`` calls the guard."""
+    """Return whether importing ``module`` calls the guard."""
     return any(ast.unparse(statement) == "refuse_stored_results()" for statement in body(module))
 
 

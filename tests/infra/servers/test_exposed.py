@@ -1,4 +1,4 @@
-"""Which databases only servers with credentials have opened."""
+"""Databases count as guarded when only servers with credentials have opened them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_fresh_database_is_guarded_from_its_first_server_on(home: Path) -> None:
+def test_a_new_database_is_guarded_from_its_first_server_on(home: Path) -> None:
     assert not is_guarded(home, None)
     PrefectService(home, auth="fedbench:secret").prepare()
     assert is_guarded(home, None)
@@ -27,7 +27,7 @@ def test_a_fresh_database_is_guarded_from_its_first_server_on(home: Path) -> Non
     assert is_guarded(home, None)
 
 
-def test_a_database_that_an_earlier_version_made_is_not_until_it_is_looked_through(home: Path) -> None:
+def test_a_database_of_an_earlier_version_is_guarded_only_after_a_check(home: Path) -> None:
     (home / "prefect" / "prefect.db").touch()
     PrefectService(home, auth="fedbench:secret").prepare()
     assert not is_guarded(home, None)
@@ -35,9 +35,9 @@ def test_a_database_that_an_earlier_version_made_is_not_until_it_is_looked_throu
     assert is_guarded(home, None)
 
 
-def test_each_database_counts_for_itself_and_no_password_is_written(home: Path) -> None:
+def test_each_database_is_listed_by_itself_and_without_its_password(home: Path) -> None:
     PrefectService(home, auth="fedbench:secret", database_url=POSTGRESQL).prepare()
-    assert not is_guarded(home, POSTGRESQL)  # whether it is fresh is not known
+    assert not is_guarded(home, POSTGRESQL)  # it may not be new
     note_guarded(home, POSTGRESQL)
     assert is_guarded(home, POSTGRESQL)
     assert not is_guarded(home, None)
@@ -58,7 +58,7 @@ def test_a_flood_of_plants_is_counted_and_not_printed(tmp_path: Path) -> None:
     assert lines[-2] == "  490 more of kind block"
 
 
-def test_whoever_starts_a_server_of_its_own_has_its_database_looked_through() -> None:
+def test_every_module_that_starts_a_server_has_its_database_checked() -> None:
     sources = {path: path.read_text(encoding="utf-8") for path in Path("flows").rglob("*.py")}
     starters = {str(path) for path, text in sources.items() if ".prefect_environment()" in text}
     assert starters >= {"flows/coordinator/session.py", "flows/commands/pages.py", "flows/cli/cleaning.py"}

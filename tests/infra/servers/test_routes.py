@@ -1,6 +1,6 @@
-"""The embedded Prefect and MLflow servers for real: half a minute to start, so not among the unit tests.
+"""The real embedded Prefect and MLflow servers. They take half a minute to start, so these are no unit tests.
 
-The servers are started once, and another user of the machine tries all that they list (:mod:`strangers`).
+The servers are started once. Another user of the machine tries every route that they list (:mod:`strangers`).
 """
 
 import json
@@ -52,18 +52,17 @@ class Servers:
         return self.services.prefect
 
     def client(self) -> httpx.Client:
-        """Of Prefect's API, with the credentials."""
+        """Return a client of Prefect's API with the credentials."""
         headers = basic_auth(read_keys(self.home / "services").prefect_auth)
         return httpx.Client(base_url=self.services.prefect_api_url, headers=headers, timeout=60, trust_env=False)
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    folder = Path(
-        tempfile.mkdtemp(prefix="fedbench-")
-    )  # pytest's own are private, the home's rights would prove nothing
+    # Not a folder of pytest's: those are private, so they would hide the effect of the home's own rights.
+    folder = Path(tempfile.mkdtemp(prefix="fedbench-"))
     folder.chmod(0o755)
-    home = folder / "a home?x=1#2 50%20[b] é:3"  # what URLs, shells and rich read otherwise
+    home = folder / "a home?x=1#2 50%20[b] é:3"  # characters that are special in URLs, shells and rich
     try:
         with EmbeddedServices(Settings(home=home), prefect=False) as store:
             mlflow = MlflowService(home, store.s3_endpoint())
@@ -88,7 +87,7 @@ def _get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_a_home_of_any_name_has_its_databases(servers: Servers) -> None:
+def test_a_home_of_any_name_contains_its_databases(servers: Servers) -> None:
     found = {path.relative_to(servers.home.parent) for path in servers.home.parent.rglob("*.db")}
     databases = ("mlflow.db", "prefect/prefect.db", "services/mlflow-auth.db")
     assert found == {Path(servers.home.name, name) for name in databases}
@@ -108,7 +107,7 @@ def test_prefects_page_is_open_and_its_data_are_not(servers: Servers) -> None:
     assert (servers.home / "prefect" / "prefect.db").exists()
 
 
-def test_the_login_page_logs_in_who_has_the_credentials(servers: Servers) -> None:
+def test_the_login_page_accepts_only_the_credentials(servers: Servers) -> None:
     def log_in(auth: str, to: str = "/runs") -> httpx.Response:
         form = urlencode({"auth": auth, "to": to})
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": "null"}
@@ -140,15 +139,15 @@ def test_nobody_without_credentials_gets_anything_but_static_files(servers: Serv
         ("mlflow", servers.mlflow_routes, servers.mlflow, MLFLOW_PUBLIC, 500),
     ):
         routes, sockets = listing.read()
-        assert len(routes) >= least  # else the listing has gone wrong, and nothing is proved
+        assert len(routes) >= least  # with fewer, the listing is wrong and the test proves nothing
         targets[name] = Target(service.port, routes, [*sockets, "/", "/anything"], public)
     assert {"/api/events/in", "/api/events/out", "/api/logs/out"} <= set(targets["prefect"].sockets)
     found = Stranger().try_all(MARKER, targets)
     assert found == {name: [] for name in ("prefect", "prefect sockets", "mlflow", "mlflow sockets")}
 
 
-def test_no_page_of_another_origin_reads_what_the_browser_may(servers: Servers) -> None:
-    """Credentials that a browser keeps are sent by foreign pages too, those of other ports of this machine included."""
+def test_pages_of_other_origins_cannot_read_with_the_browsers_credentials(servers: Servers) -> None:
+    """Browsers send the credentials that they keep for foreign pages too, such as those of other ports of a machine."""
     tracked, api = f"{servers.mlflow.address}/api/2.0/mlflow", servers.services.prefect_api_url
     experiments = f"{tracked}/experiments/get-by-name?experiment_name={MARKER}"
     artifacts = f"{servers.mlflow.address}/api/2.0/mlflow-artifacts/artifacts?path=mlflow"
@@ -177,8 +176,8 @@ def test_another_user_cannot_enter_the_home(servers: Servers) -> None:
     assert stranger.try_all(MARKER, {}, servers.home) == {"home": []}
 
 
-def test_writers_at_once_are_not_refused_on_sqlite(servers: Servers) -> None:
-    """With Prefect's own server some of these are answered by 503."""
+def test_concurrent_writers_are_not_refused_on_sqlite(servers: Servers) -> None:
+    """Prefect's own server answers some of these requests with 503."""
 
     def life(flow: str) -> list[int]:
         with servers.client() as client:

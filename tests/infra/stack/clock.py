@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Clock:
-    """Seconds that pass only when the test adds them to ``now``."""
+    """A clock whose seconds pass only when the test adds them to ``now``."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Which crashes are old enough to go on from, whatever the clocks say."""
+"""Which crashed runs are resumed: those that crashed long enough ago, even when a clock is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.infra.stack.clock import Clock
 HOUR = 3600.0
 
 
-def test_a_crash_whose_clock_is_ahead_counts_from_when_it_was_seen() -> None:
+def test_a_crash_with_a_clock_ahead_counts_from_its_first_sighting() -> None:
     clock = Clock()
     sightings = Sightings(clock)
     assert sightings.look({"crash": -2 * HOUR}) == set()
@@ -16,7 +16,7 @@ def test_a_crash_whose_clock_is_ahead_counts_from_when_it_was_seen() -> None:
     assert sightings.look({"crash": -2 * HOUR + SETTLED_SECONDS}) == {"crash"}
 
 
-def test_a_crash_whose_clock_is_behind_is_not_forgotten_if_it_happened_meanwhile() -> None:
+def test_a_crash_with_a_clock_behind_counts_if_it_is_new_since_the_last_look() -> None:
     clock = Clock()
     sightings = Sightings(clock)
     assert sightings.look({"old": 2 * HOUR}) == set()
@@ -26,7 +26,7 @@ def test_a_crash_whose_clock_is_behind_is_not_forgotten_if_it_happened_meanwhile
     assert sightings.look({"old": 2 * HOUR}) == set()
 
 
-def test_a_clock_that_is_set_between_two_looks_changes_nothing() -> None:
+def test_setting_the_clock_between_two_looks_changes_nothing() -> None:
     clock = Clock()
     sightings = Sightings(clock)
     sightings.look({})
@@ -37,6 +37,6 @@ def test_a_clock_that_is_set_between_two_looks_changes_nothing() -> None:
     assert sightings.look({"crash": 24 * HOUR}) == {"crash"}  # set ahead
 
 
-def test_crashes_by_right_clocks() -> None:
+def test_with_right_clocks_the_age_of_a_crash_decides() -> None:
     ages = {"young": SETTLED_SECONDS - 1, "settled": SETTLED_SECONDS, "late": HOUR, "forgotten": HOUR + 1}
     assert Sightings(Clock()).look(ages) == {"settled", "late"}

@@ -1,4 +1,4 @@
-"""Embedded services: started, shared, brought back on their port, and ended with their starter."""
+"""Embedded services are started, shared, restarted on their port, and ended with their starter."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_secrets_are_private_and_not_on_the_command_line(services: EmbeddedServi
         assert (home / "services" / file).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_killed_server_comes_back_on_its_port_and_the_store_rides_it_out(
+def test_a_killed_server_is_restarted_on_its_port_and_requests_wait_for_it(
     services: EmbeddedServices,
 ) -> None:
     assert services.s3 is not None
@@ -82,7 +82,7 @@ def test_a_killed_server_comes_back_on_its_port_and_the_store_rides_it_out(
     assert store.get_bytes("a") == b"kept"
 
 
-def test_a_taken_port_is_not_waited_for(services: EmbeddedServices) -> None:
+def test_a_restart_does_not_wait_for_a_taken_port(services: EmbeddedServices) -> None:
     assert services.s3 is not None
     home = services.settings.home
     published = _published(home)
@@ -107,7 +107,7 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_another_run_shares_it_and_takes_over_when_the_holder_is_killed(tmp_path: Path) -> None:
+def test_another_run_shares_a_service_and_takes_it_over_from_a_killed_holder(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     second = S3Service(tmp_path)
     try:
@@ -129,7 +129,7 @@ def test_another_run_shares_it_and_takes_over_when_the_holder_is_killed(tmp_path
 
 
 def test_a_service_left_behind_is_ended_only_when_it_is_ours(tmp_path: Path) -> None:
-    # As after a SIGKILL where the kernel does not end the children of the dead.
+    # Like a service whose starter was killed, on a system that does not end its children.
     stray = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)", "--addr=127.0.0.1:45999"],
         start_new_session=True,
@@ -144,7 +144,7 @@ def test_a_service_left_behind_is_ended_only_when_it_is_ours(tmp_path: Path) -> 
             service.ensure()
             service.stop()
             assert stray.poll() is None
-        # Its start since the machine's own counts: the other one moves when the clock is set.
+        # The start is compared as seconds since boot, because setting the clock changes the other time.
         since_boot = created - psutil.boot_time()
         note = {"port": 45999, "pid": stray.pid, "created": created + 7200.0, "since_boot": since_boot}
         (tmp_path / "services" / "s3.json").write_text(json.dumps(note), encoding="utf-8")
@@ -156,7 +156,7 @@ def test_a_service_left_behind_is_ended_only_when_it_is_ours(tmp_path: Path) -> 
         stray.wait()
 
 
-class _SlowAtItsSecondStart(S3Service):
+class _SlowAtSecondStart(S3Service):
     starts = 0
 
     def command(self, port: int) -> list[str]:
@@ -164,8 +164,8 @@ class _SlowAtItsSecondStart(S3Service):
         return ["/bin/sleep", "60"] if self.starts == 2 else super().command(port)
 
 
-def test_killed_again_while_it_comes_back_it_still_keeps_its_port(tmp_path: Path) -> None:
-    service = _SlowAtItsSecondStart(tmp_path)
+def test_a_server_killed_again_during_its_restart_keeps_its_port(tmp_path: Path) -> None:
+    service = _SlowAtSecondStart(tmp_path)
     try:
         service.ensure()
         address = service.address
@@ -188,7 +188,7 @@ class _Broken(S3Service):
         return [sys.executable, "-c", "import sys; sys.exit('no such bucket of bolts')"]
 
 
-def test_a_service_that_does_not_come_up_shows_the_end_of_its_log(tmp_path: Path) -> None:
+def test_the_error_of_a_service_that_fails_to_start_has_the_end_of_its_log(tmp_path: Path) -> None:
     service = _Broken(tmp_path)
     with pytest.raises(ServiceFailed, match=r"s3: ended with status 1, 3 times; log .*s3.log ends:\nno such bucket"):
         service.ensure()
@@ -223,7 +223,7 @@ def test_the_children_of_a_service_end_with_it(tmp_path: Path) -> None:
     assert eventually(lambda: session(leader) == [], 30)
 
 
-def test_settings_that_name_services_start_none(tmp_path: Path) -> None:
+def test_no_service_is_started_when_the_settings_name_one(tmp_path: Path) -> None:
     store = S3Settings(endpoint="http://s3.example:9000", access_key="a", secret_key="b")
     settings = Settings(home=tmp_path, s3=store, prefect_api_url="http://prefect.example/api")
     with EmbeddedServices(settings) as services:
@@ -245,14 +245,14 @@ def test_commands_and_variables_of_the_servers(tmp_path: Path) -> None:
     prefect = PrefectService(tmp_path)
     assert prefect.address_at(4200) == "http://127.0.0.1:4200/api"
     assert prefect.environment(5000)["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
-    keys = read_keys(tmp_path / "services")  # drawn by whoever needs them first
+    keys = read_keys(tmp_path / "services")  # drawn by the first service that needs them
     assert prefect.environment(5000)["PREFECT_SERVER_API_AUTH_STRING"] == keys.prefect_auth
     assert mlflow.environment(5000)["MLFLOW_AUTH_ADMIN_PASSWORD"] == keys.mlflow_password
     for service in (mlflow, prefect):
         assert not any(word in " ".join(service.command(5000)) for word in keys.model_dump().values())
 
 
-def test_runs_that_start_at_once_draw_the_same_credentials(tmp_path: Path) -> None:
+def test_runs_that_start_at_the_same_time_share_their_credentials(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from infra.servers.credentials import draw_keys; "
     script += "sys.stdin.readline(); print(draw_keys(Path(sys.argv[1])).model_dump_json())"
     command = [sys.executable, "-c", script, str(tmp_path / "services")]
@@ -267,7 +267,7 @@ def test_runs_that_start_at_once_draw_the_same_credentials(tmp_path: Path) -> No
 
 
 class TakesAnybody(S3Service):
-    """A server that answers whoever asks, as those of older versions did."""
+    """A server that answers without credentials, like those of older versions."""
 
     healthy = frozenset({200})
 
@@ -280,7 +280,7 @@ class AsksForCredentials(TakesAnybody):
         return basic_auth("fedbench:password")
 
 
-def test_a_server_without_credentials_of_an_older_run_is_not_shared(tmp_path: Path) -> None:
+def test_an_older_runs_server_without_credentials_is_not_shared(tmp_path: Path) -> None:
     older = TakesAnybody(tmp_path)
     older.ensure()
     try:

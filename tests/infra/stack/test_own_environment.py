@@ -1,4 +1,4 @@
-"""What of a hostile environment reaches the clients of a run: nothing for the run's own servers, all for named ones."""
+"""Which of the user's variables reach a run's clients: none for the run's own servers, all for servers named by URL."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ REMOTE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """This process's environment without proxies; as it was, afterwards."""
+    """Remove proxies from this process's environment, and restore the environment afterwards."""
     before = dict(os.environ)
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         del os.environ[name]
@@ -67,7 +67,7 @@ def left(prefixes: tuple[str, ...]) -> set[str]:
     return {name for name in HOSTILE if name.upper().startswith(prefixes) and name in os.environ}
 
 
-def test_of_own_servers_nothing_that_is_for_others_is_left(tmp_path: Path) -> None:
+def test_for_own_servers_all_variables_of_other_servers_are_removed(tmp_path: Path) -> None:
     os.environ.update(HOSTILE)
     use_own_environment(Settings(home=tmp_path))
     assert left(("PREFECT_", "MLFLOW_", "AWS_")) == set()
@@ -82,7 +82,7 @@ def test_of_own_servers_nothing_that_is_for_others_is_left(tmp_path: Path) -> No
     ("named", "prefixes"),
     [("prefect_api_url", ("PREFECT_",)), ("mlflow_tracking_uri", ("MLFLOW_",)), ("s3", ("AWS_",))],
 )
-def test_of_a_named_server_the_users_variables_stay(named: str, prefixes: tuple[str, ...], tmp_path: Path) -> None:
+def test_for_a_named_server_the_users_variables_stay(named: str, prefixes: tuple[str, ...], tmp_path: Path) -> None:
     os.environ.update(HOSTILE)
     use_own_environment(Settings(home=tmp_path, **{named: REMOTE[named]}))
     expected = {name for name in HOSTILE if name.upper().startswith(prefixes)}
@@ -90,7 +90,7 @@ def test_of_a_named_server_the_users_variables_stay(named: str, prefixes: tuple[
     assert left(("PREFECT_", "MLFLOW_", "AWS_")) == expected
 
 
-def test_a_stack_that_the_settings_name_as_its_environment_file_does_is_the_homes_own(tmp_path: Path) -> None:
+def test_settings_with_the_address_of_the_homes_stack_mean_own_servers(tmp_path: Path) -> None:
     address = "http://127.0.0.1:4200/api"
     write_state(tmp_path, StackState(up=True, addresses={"prefect": address}))
     os.environ.update(HOSTILE)
@@ -98,7 +98,7 @@ def test_a_stack_that_the_settings_name_as_its_environment_file_does_is_the_home
     assert left(("PREFECT_",)) == set()
 
 
-def test_deploying_without_a_stack_is_to_the_users_own_prefect(tmp_path: Path) -> None:
+def test_deploying_without_a_stack_uses_the_users_own_prefect(tmp_path: Path) -> None:
     os.environ.update(HOSTILE, ALL_PROXY="socks5://proxy.example:1")
     use_own_environment(Settings(home=tmp_path), deploys=True)
     assert left(("PREFECT_", "MLFLOW_")) == {name for name in HOSTILE if name.upper().startswith("PREFECT_")}
@@ -132,7 +132,7 @@ with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
 
 
 @pytest.mark.parametrize("kept", [{"no_proxy": "a.example, b.example"}, {"NO_PROXY": "a.example,b.example"}, {}])
-def test_every_client_asks_loopback_itself_and_others_through_the_proxy(kept: dict[str, str]) -> None:
+def test_every_client_asks_loopback_directly_and_others_through_the_proxy(kept: dict[str, str]) -> None:
     os.environ.update({"http_proxy": PROXY, "HTTPS_PROXY": PROXY, **kept})
     bypass_proxies(os.environ, ["192.0.2.7"])
     bypass_proxies(os.environ, ["192.0.2.7"])
@@ -147,7 +147,7 @@ def test_every_client_asks_loopback_itself_and_others_through_the_proxy(kept: di
         assert client._transport_for_url(httpx.URL(url)) is client._transport, url
         if "::1" not in url:
             assert get_environ_proxies(url) == {}, url
-            assert urllib.request.proxy_bypass(httpx.URL(url).netloc.decode()), url  # urllib's and websockets'
+            assert urllib.request.proxy_bypass(httpx.URL(url).netloc.decode()), url  # used by urllib and websockets
     assert websockets.proxy.get_proxy(websockets.uri.parse_uri("ws://127.0.0.1:1/x")) is None
     assert websockets.proxy.get_proxy(websockets.uri.parse_uri("wss://prefect.example/x")) == PROXY
     for url in ("http://s3.example/x", "https://s3.example/x"):
@@ -156,7 +156,7 @@ def test_every_client_asks_loopback_itself_and_others_through_the_proxy(kept: di
         assert client._transport_for_url(httpx.URL(url)) is not client._transport, url
 
 
-def test_a_users_exception_for_everything_stays() -> None:
+def test_a_users_no_proxy_for_everything_stays() -> None:
     environment = {"no_proxy": "*"}
     bypass_proxies(environment)
     assert environment == {"no_proxy": "*", "NO_PROXY": "*"}
@@ -189,7 +189,7 @@ def test_with_a_server_elsewhere_every_proxy_stays(named: dict[str, Any], tmp_pa
     assert os.environ["ALL_PROXY"] == "socks5://proxy.example:1"
 
 
-def test_what_is_no_url_is_left_to_those_who_use_it(tmp_path: Path) -> None:
+def test_a_proxy_that_is_no_url_stays_only_for_named_servers(tmp_path: Path) -> None:
     os.environ["HTTP_PROXY"] = "http://[no"
     use_own_environment(Settings(home=tmp_path, mlflow_tracking_uri="http://[no"))
     assert os.environ["HTTP_PROXY"] == "http://[no"
@@ -197,14 +197,14 @@ def test_what_is_no_url_is_left_to_those_who_use_it(tmp_path: Path) -> None:
     assert "HTTP_PROXY" not in os.environ
 
 
-def test_a_store_elsewhere_is_never_asked_without_the_proxy_that_is_meant_for_it(tmp_path: Path) -> None:
+def test_with_a_store_elsewhere_the_proxy_that_its_client_reads_stays(tmp_path: Path) -> None:
     os.environ.update({name: "socks5://proxy.example:1" for name in ("ALL_PROXY", "https_proxy")})
     use_own_environment(Settings(home=tmp_path, s3=S3Settings(endpoint="https://s3.example")))
     assert "ALL_PROXY" not in os.environ  # the store's client does not read it
     assert os.environ["https_proxy"] == "socks5://proxy.example:1"
 
 
-def test_the_address_that_a_stack_listens_at_is_asked_directly(tmp_path: Path) -> None:
+def test_the_address_at_which_a_stack_listens_is_asked_directly(tmp_path: Path) -> None:
     os.environ["http_proxy"] = PROXY
     use_own_environment(Settings(home=tmp_path, ports=PortSettings(host="192.0.2.7")))
     assert urllib.request.proxy_bypass("192.0.2.7")
@@ -243,7 +243,7 @@ def test_a_shell_that_sources_a_stacks_file_asks_its_servers_directly(before: st
         assert subprocess.check_output(["bash", "-c", script, "-", str(path)], env=variables, text=True) == after
 
 
-def test_mlflows_server_has_awss_own_way_to_find_keys_only_where_there_are_none(tmp_path: Path) -> None:
+def test_mlflows_server_gets_the_users_aws_profile_only_without_keys(tmp_path: Path) -> None:
     own = {"AWS_PROFILE": "work", "AWS_CA_BUNDLE": "/ca", "AWS_DEFAULT_REGION": "elsewhere"}
     os.environ.update(own)
     store = S3Settings(endpoint="https://s3.example", region="here")
@@ -258,7 +258,9 @@ def test_mlflows_server_has_awss_own_way_to_find_keys_only_where_there_are_none(
 # The store's client.
 
 
-def test_with_keys_neither_a_profile_nor_a_variable_of_aws_counts(s3_settings: S3Settings, tmp_path: Path) -> None:
+def test_with_keys_the_stores_client_ignores_aws_profiles_and_variables(
+    s3_settings: S3Settings, tmp_path: Path
+) -> None:
     (tmp_path / "config").write_text("[default]\ns3 =\n  use_accelerate_endpoint = true\nretry_mode = nonsense\n")
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "config").write_text((tmp_path / "config").read_text())
@@ -281,7 +283,7 @@ def test_with_keys_neither_a_profile_nor_a_variable_of_aws_counts(s3_settings: S
         assert store.get_bytes("hostile/a") == b"one"
 
 
-def test_without_keys_awss_own_way_to_find_them_is_used(tmp_path: Path) -> None:
+def test_without_keys_the_stores_client_uses_the_aws_profile(tmp_path: Path) -> None:
     os.environ["AWS_PROFILE"] = "nope"
     store = ObjectStore(S3Settings(endpoint="http://127.0.0.1:9"), outage_seconds=0.0)
     with pytest.raises(SettingsError, match=r"config profile \(nope\) could not be found"):
@@ -309,7 +311,7 @@ def test_a_store_elsewhere_is_asked_through_the_proxy() -> None:
     assert asked[0].startswith(b"HEAD http://s3.example/fedbench/a ")
 
 
-def test_helpers_of_a_run_import_nothing_from_its_folder_and_flows_of_workers_what_they_like() -> None:
+def test_the_working_folder_is_kept_out_of_imports_until_it_is_allowed() -> None:
     environment: dict[str, str] = {}
     keep_folder_out_of_imports(environment)
     assert environment["PYTHONSAFEPATH"]

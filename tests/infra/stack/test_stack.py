@@ -1,4 +1,4 @@
-"""Detached services outlive their starter, hold their own lock, and are shared, healed and ended from anywhere."""
+"""Detached services outlive their starter and hold their own lock. Any process can share, restart and end them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def _start(home: Path, port: int) -> tuple[str, int]:
-    """Address and process id of a detached S3 server, whose starter has ended."""
+    """Start a detached S3 server from a process that then ends. Return the server's address and process id."""
     output = subprocess.check_output([sys.executable, "-c", STARTER, str(home), str(port)], text=True).split()
     running = S3Service(home).running()
     assert running is not None
@@ -54,7 +54,7 @@ def _kill(home: Path, pid: int) -> None:
     assert eventually(lambda: S3Service(home).running() is None, 30)
 
 
-def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
+def test_a_server_outlives_its_starter_and_any_process_can_end_it(home: Path) -> None:
     port = free_port(None)
     address, pid = _start(home, port)
     assert address == f"http://127.0.0.1:{port}"
@@ -62,7 +62,7 @@ def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
     second = S3Service(home, detached=True)
     assert second.ensure()
     assert (second.address, second.is_holder) == (address, False)
-    second.stop()  # which is for what this process runs
+    second.stop()  # ends only what this process itself started
     assert not gone(pid)
     assert S3Service(home).end()
     assert gone(pid)
@@ -70,7 +70,7 @@ def test_it_outlives_its_starter_and_is_ended_from_anywhere(home: Path) -> None:
     assert not S3Service(home).end()
 
 
-def test_one_that_was_killed_is_started_again_on_its_port(home: Path) -> None:
+def test_a_killed_server_is_started_again_on_its_port(home: Path) -> None:
     port = free_port(None)
     address, pid = _start(home, port)
     service = S3Service(home, detached=True)
@@ -85,7 +85,7 @@ def test_one_that_was_killed_is_started_again_on_its_port(home: Path) -> None:
     assert (home / "s3" / "fedbench").is_dir()
 
 
-def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> None:
+def test_a_process_with_a_reused_id_is_left_alone(home: Path) -> None:
     _, pid = _start(home, free_port(None))
     _kill(home, pid)
     stray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
@@ -107,7 +107,7 @@ def test_a_process_id_that_is_now_another_process_is_left_alone(home: Path) -> N
         stray.wait()
 
 
-def test_the_children_of_one_that_was_killed_end_before_the_next_starts(home: Path) -> None:
+def test_children_of_a_killed_server_end_before_the_next_one_starts(home: Path) -> None:
     service = WithChildren(home, port=free_port(None), detached=True)
     service.ensure()
     running = service.running()
@@ -143,7 +143,7 @@ class _Protected(S3Service):
         return {"Authorization": "Basic bm9ib2R5"}
 
 
-def test_one_that_refuses_the_credentials_is_said_at_once(home: Path) -> None:
+def test_a_server_that_refuses_the_credentials_fails_at_once(home: Path) -> None:
     service = _Protected(home, port=free_port(None), detached=True)
     with pytest.raises(ServiceFailed, match=r"s3: http://.* refuses the credentials in .*services"):
         service.ensure()
@@ -164,7 +164,7 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
             ("down", None),
         ]
         assert not Stack(settings).down(print)
-        assert run.ensure() == []  # still there
+        assert run.ensure() == []  # nothing had to be restarted
         with pytest.raises(HomeInUse, match="a run of"):
             S3Service(home, detached=True).ensure()
     _start(home, free_port(None))
@@ -172,7 +172,7 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
         S3Service(home).ensure()
 
 
-def test_runs_use_a_stack_bring_it_back_and_go_on_alone_when_it_is_down(home: Path) -> None:
+def test_runs_use_a_stack_restart_it_and_go_on_alone_when_it_is_down(home: Path) -> None:
     settings = Settings(home=home)
     address, pid = _start(home, free_port(None))
     port = int(address.rpartition(":")[2])
@@ -186,7 +186,7 @@ def test_runs_use_a_stack_bring_it_back_and_go_on_alone_when_it_is_down(home: Pa
         assert run.ensure() == ["s3"]
     assert run.s3 is not None
     running = run.s3.running()
-    assert running is not None  # it is left running
+    assert running is not None  # a stack's server keeps running after the run
     named = settings.model_copy(update={"s3": settings.s3.model_copy(update={"endpoint": address})})
     with EmbeddedServices(named, prefect=False) as run:  # as in a shell that sourced stack.env
         assert run.uses_stack

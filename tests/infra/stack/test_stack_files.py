@@ -1,4 +1,4 @@
-"""What a stack keeps: state and ports, credentials, the environment file; and the databases' URLs."""
+"""The files of a stack (state, ports, credentials, environment), and the URLs of the databases."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_a_shell_that_sources_the_environment_file_has_the_variables(tmp_path: P
     remove_environment(home)
 
 
-def test_only_addresses_of_the_own_stack_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_addresses_of_the_own_stack_are_removed_from_the_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     keys = draw_keys(tmp_path / "services")
     for name, value in stack_environment(tmp_path, ADDRESSES, STORE, keys).items():
         monkeypatch.setenv(name, value)
@@ -133,7 +135,7 @@ def test_databases_are_sqlite_unless_a_url_is_set(tmp_path: Path) -> None:
         ("postgresql+asyncpg://u:hidden@db:port/p", "Port could not be cast"),
     ],
 )
-def test_a_prefect_url_that_is_none_is_refused_without_its_password(tmp_path: Path, url: str, message: str) -> None:
+def test_a_wrong_prefect_url_is_refused_without_printing_its_password(tmp_path: Path, url: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         prefect_database_url(_settings(tmp_path, prefect_database_url=url))
     assert str(caught.value).startswith("prefect_database_url: expected ")
@@ -163,13 +165,13 @@ def test_a_password_on_the_command_line_is_refused(url: str) -> None:
     refuse_password("postgresql://u@db/p", "--prefect-database-url")
 
 
-def test_what_is_shown_of_a_url() -> None:
+def test_a_printed_url_has_no_password() -> None:
     assert shown("postgresql+asyncpg://u:hidden@db:5433/p?password=hidden") == "PostgreSQL u@db:5433/p"
     assert shown("postgresql://u@/p?host=/run/postgresql") == "PostgreSQL u@/run/postgresql/p"
     assert shown("sqlite:////home/me/mlflow.db") == "SQLite /home/me/mlflow.db"
 
 
-def test_a_database_that_is_not_there_is_said_without_its_password() -> None:
+def test_a_missing_database_is_named_without_its_password() -> None:
     with pytest.raises(
         InfraError, match=r"mlflow_database_url: PostgreSQL u@127\.0\.0\.1:9/p cannot be reached"
     ) as caught:
@@ -177,7 +179,7 @@ def test_a_database_that_is_not_there_is_said_without_its_password() -> None:
     assert "hidden" not in str(caught.value)
 
 
-def test_damaged_settings_show_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_about_damaged_settings_have_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
     (tmp_path / "settings.yaml").write_text("ports: {postgres: 5432}\n")
     with pytest.raises(SettingsError, match=r"ports\.postgres: no such setting; expected one of: prefect, mlflow, s3"):
@@ -188,7 +190,7 @@ def test_damaged_settings_show_no_password(tmp_path: Path, monkeypatch: pytest.M
     assert "20261125" not in str(caught.value)
 
 
-def test_the_end_of_a_log_and_what_follows(tmp_path: Path) -> None:
+def test_a_log_is_read_from_its_end_and_followed(tmp_path: Path) -> None:
     path = tmp_path / "s3.log"
     assert last_lines(path, 3) == ([], 0)
     path.write_text("".join(f"line {number}\n" for number in range(20_000)))
@@ -243,7 +245,7 @@ def test_the_servers_listen_where_the_settings_say(tmp_path: Path, monkeypatch: 
     assert "203.0.113.7:*" in variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "http://203.0.113.7:1234"
     assert prefect.environment(1234)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://203.0.113.7:1234"
-    # Whoever opens the page on this machine may call it by either name; no other machine's name is taken.
+    # A browser on this machine may use either name for it. Names of other machines are refused.
     local = stack_mlflow(settings, StackState(), STORE).environment(1234)
     assert local["MLFLOW_SERVER_ALLOWED_HOSTS"] == "localhost,localhost:*,127.0.0.1,127.0.0.1:*"
     both = "http://127.0.0.1:1234,http://localhost:1234"
@@ -252,7 +254,9 @@ def test_the_servers_listen_where_the_settings_say(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "224.0.0.1", "example"])
-def test_an_address_that_is_no_machines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_an_address_that_no_machine_can_have_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
     monkeypatch.setenv("FEDBENCH_PORTS__HOST", host)
     with pytest.raises(SettingsError, match=r"ports\.host: "):
@@ -272,7 +276,7 @@ def test_a_stack_that_is_up_stays_at_its_address(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "a?b=c", "a#b", "50%20", "100%", "a:b@c", "é", "[b]x", "%3F"])
-def test_a_database_is_where_its_path_says_whatever_the_name(name: str, tmp_path: Path) -> None:
+def test_a_home_of_any_name_contains_mlflows_database(name: str, tmp_path: Path) -> None:
     home = tmp_path / name
     home.mkdir()
     url = mlflow_database_uri(Settings(home=home))

@@ -1,4 +1,4 @@
-"""The stack's supervisor brings back what died, where it was, with pauses, and keeps out of `up`'s and `down`'s way."""
+"""The stack's supervisor restarts dead servers on their ports, with pauses, and never while `up` or `down` runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.waiting import eventually, gone
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """Of a stack of which only the store is real: this process has the locks of the other servers."""
+    """Make the home of a stack with a real store. This process holds the locks of the other servers."""
     home = tmp_path / "home"
     others = [FileLock(home / "services" / f"{name}.lock") for name in ("prefect", "mlflow")]
     assert all(lock.acquire() for lock in others)
@@ -54,7 +54,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def _pid(home: Path) -> int | None:
-    """Of the store, which answers where clients look for it; None: it does not."""
+    """Return the process id of the store; None if it does not answer at the address that clients use."""
     running, address = S3Service(home).running(), read_state(home).addresses["s3"]
     if running is None or not S3Service(home).answers_at(address):
         return None
@@ -70,7 +70,7 @@ def _kill(home: Path) -> int:
     return pid
 
 
-def test_what_died_is_back_where_it_was_and_the_next_time_later(home: Path) -> None:
+def test_a_dead_server_is_restarted_on_its_port_and_the_second_time_after_a_pause(home: Path) -> None:
     clock, before = Clock(), _pid(home)
     supervisor = Supervisor(Settings(home=home), back_off=BackOff(clock))
     assert supervisor.look()
@@ -82,13 +82,13 @@ def test_what_died_is_back_where_it_was_and_the_next_time_later(home: Path) -> N
     killed = _kill(home)
     assert supervisor.look()
     assert _pid(home) is None
-    assert not psutil.pid_exists(killed)  # it was this process's child, and is no zombie
+    assert not psutil.pid_exists(killed)  # this process's child, which has been waited for
     clock.now += 2.0
     assert supervisor.look()
     assert _pid(home) is not None
 
 
-def test_a_server_waits_for_its_port(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_restart_waits_for_the_servers_port(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     supervisor = Supervisor(Settings(home=home), back_off=BackOff(clock))
     port = read_state(home).ports["s3"].chosen
@@ -105,7 +105,7 @@ def test_a_server_waits_for_its_port(home: Path, caplog: pytest.LogCaptureFixtur
     assert _pid(home) is not None
 
 
-def test_nothing_is_started_while_up_or_down_is_at_work_nor_afterwards(home: Path) -> None:
+def test_nothing_is_restarted_during_up_or_down_nor_after_down(home: Path) -> None:
     supervisor = Supervisor(Settings(home=home))
     _kill(home)
     lock = stack_lock(home)
@@ -113,7 +113,7 @@ def test_nothing_is_started_while_up_or_down_is_at_work_nor_afterwards(home: Pat
     assert supervisor.look()
     lock.release()
     assert _pid(home) is None
-    write_state(home, read_state(home).model_copy(update={"addresses": {}}))  # an `up` was killed
+    write_state(home, read_state(home).model_copy(update={"addresses": {}}))  # as a killed `up` leaves it
     assert supervisor.look()
     assert Stack(Settings(home=home)).down(print)
     assert not supervisor.look()
@@ -126,7 +126,7 @@ def test_workers_wait_for_prefects_server(home: Path) -> None:
     assert not any((home / "logs" / f"{name}.log").exists() for name in WORKERS)
 
 
-def test_its_process_brings_back_and_ends_with_the_stack(home: Path) -> None:
+def test_the_supervisors_process_restarts_servers_and_ends_with_the_stack(home: Path) -> None:
     service = SupervisorService(home)
     service.ensure()
     before = _kill(home)
@@ -142,7 +142,7 @@ def test_its_process_brings_back_and_ends_with_the_stack(home: Path) -> None:
     assert service.running() is None
 
 
-def test_it_ends_by_itself_when_the_stack_is_no_more(home: Path) -> None:
+def test_the_supervisor_ends_by_itself_when_the_stack_is_down(home: Path) -> None:
     service = SupervisorService(home)
     service.ensure()
     write_state(home, StackState())
@@ -150,7 +150,7 @@ def test_it_ends_by_itself_when_the_stack_is_no_more(home: Path) -> None:
     assert "the stack has been ended" in service.log_path.read_text()
 
 
-def test_the_pauses_grow_and_are_forgotten() -> None:
+def test_pauses_grow_and_start_again_after_a_stable_time() -> None:
     clock = Clock()
     back_off = BackOff(clock)
     assert back_off.wait("s3") == 0.0
@@ -168,7 +168,7 @@ def test_the_pauses_grow_and_are_forgotten() -> None:
     assert back_off.wait("s3") == 2.0
 
 
-def test_it_imports_nothing_heavy() -> None:
+def test_the_supervisor_imports_nothing_heavy() -> None:
     script = "import sys, infra.stack.supervision; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(subprocess.check_output([sys.executable, "-c", script], text=True).split())
     assert "infra" in loaded

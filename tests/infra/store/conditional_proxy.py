@@ -1,7 +1,7 @@
 """A store that honours conditional writes: a real HTTP proxy before a real rclone, which does not.
 
-It keeps the ETags of what was written through it, and decides and forwards one request at a time. ``only``: the
-conditions that it honours; it can also refuse and write all the same, as the worst of stores would.
+It remembers the ETags of objects written through it, and handles one request at a time. ``only`` names the
+conditions that it honours. With ``writes_refused`` it writes what it refuses, like the worst of stores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BOTH = ("If-None-Match", "If-Match")
 
 
 class ConditionalProxy:
-    """A context manager; ``address`` is the endpoint."""
+    """A context manager that runs the proxy. ``address`` is its endpoint."""
 
     def __init__(self, upstream: str, only: Collection[str] = BOTH, *, writes_refused: bool = False) -> None:
         proxy, where = self, urlsplit(upstream).netloc
@@ -42,7 +42,7 @@ class ConditionalProxy:
                     self.wfile.write(content)
 
             def __getattr__(self, name: str) -> object:
-                if name.startswith("do_"):  # whatever the method
+                if name.startswith("do_"):  # any HTTP method
                     return self.handle_any
                 raise AttributeError(name)
 

@@ -1,4 +1,4 @@
-"""A clock that is wrong: what a store answers then, over HTTP and TLS."""
+"""A wrong clock: errors that name it when a store refuses for the time, over HTTP and TLS."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DENIED = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Request
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Refuses everything, with ``body`` (but none to a HEAD), at the time of a server ``ahead`` seconds ahead."""
+    """A server that refuses every request with ``body`` (without it for HEAD). Its clock is ``ahead`` seconds ahead."""
 
     body = SKEWED
     ahead = 0.0
@@ -72,7 +72,7 @@ def store(url: str) -> ObjectStore:
 
 @pytest.mark.parametrize("body", [SKEWED, DENIED], ids=["by code", "by date alone"])
 @pytest.mark.parametrize(("ahead", "words"), [(2 * HOURS, "2 h 0 min behind"), (-2 * HOURS, "2 h 0 min ahead of")])
-def test_a_store_that_refuses_for_the_time_has_the_difference_measured(
+def test_a_refusal_for_a_wrong_clock_names_the_difference(
     server: tuple[ThreadingHTTPServer, type[Answer]], body: bytes, ahead: float, words: str
 ) -> None:
     http, answer = server
@@ -87,7 +87,7 @@ def test_a_store_that_refuses_for_the_time_has_the_difference_measured(
     assert answer.asked == 3  # not asked again: the clock stays wrong
 
 
-def test_a_refusal_at_the_right_time_is_one_of_the_credentials(
+def test_a_refusal_with_right_clocks_is_about_the_credentials(
     server: tuple[ThreadingHTTPServer, type[Answer]],
 ) -> None:
     http, answer = server
@@ -104,7 +104,7 @@ def test_a_refusal_at_the_right_time_is_one_of_the_credentials(
     ],
     ids=["the clock", "the certificate"],
 )
-def test_a_certificate_that_is_not_valid_at_our_time(
+def test_a_certificate_not_valid_at_our_time_is_reported_as_a_wrong_clock(
     server: tuple[ThreadingHTTPServer, type[Answer]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,7 +129,7 @@ def test_a_certificate_that_is_not_valid_at_our_time(
 
 
 def certificate(path: Path, *, days: int) -> Path:
-    """A certificate of ``localhost``, valid from ``days`` days on, with its key."""
+    """Write a certificate of ``localhost``, valid from ``days`` days from now on, with its key."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),

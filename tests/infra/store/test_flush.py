@@ -1,4 +1,4 @@
-"""What must be on the disk, and in which order: seen by every os.fsync, beside every request to a real store."""
+"""What is synced to the disk, and in which order: every os.fsync is recorded, with a real store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infra.store.objects import ObjectStore
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch, s3_home: Path) -> list[str]:
-    """Paths below the server's folder that were synced, in order."""
+    """Return a list that gets the synced paths in order, below the server's folder where they are in it."""
     found: list[str] = []
     fsync = os.fsync
 
@@ -31,7 +31,7 @@ def synced(monkeypatch: pytest.MonkeyPatch, s3_home: Path) -> list[str]:
     return found
 
 
-def test_the_own_server_is_known_by_its_settings(s3_settings: S3Settings, s3_home: Path) -> None:
+def test_settings_of_the_own_server_have_its_folder(s3_settings: S3Settings, s3_home: Path) -> None:
     assert isinstance(s3_settings, LocalS3Settings)
     assert s3_settings.folder == s3_home / "s3"
     assert with_folder(S3Settings(prefix="p"), s3_home).folder == s3_home / "s3"
@@ -46,7 +46,7 @@ def test_a_file_is_synced_before_its_folder_and_new_folders_up_to_the_bucket(
     flush(object_store, ["flush/a/one", "flush/a/two"])
     expected = [f"{bucket}/flush/a/one", f"{bucket}/flush/a/two", f"{bucket}/flush/a", f"{bucket}/flush", bucket]
     assert synced[:5] == expected
-    assert synced[5:] in ([], ["s3"])  # of the session's bucket once
+    assert synced[5:] in ([], ["s3"])  # once for the session's bucket
     del synced[:]
     object_store.put_bytes("flush/b/three", b"x")
     flush(object_store, ["flush/a/one", "flush/b/three"])
@@ -55,7 +55,7 @@ def test_a_file_is_synced_before_its_folder_and_new_folders_up_to_the_bucket(
     ]  # fmt: skip
 
 
-def test_what_is_removed_stays_removed(object_store: ObjectStore, synced: list[str]) -> None:
+def test_a_removal_is_synced_in_the_objects_folder(object_store: ObjectStore, synced: list[str]) -> None:
     for key in ("flush/c/d/one", "flush/c/two"):
         object_store.put_bytes(key, b"x")
     object_store.delete(["flush/c/d/one"])
@@ -64,7 +64,7 @@ def test_what_is_removed_stays_removed(object_store: ObjectStore, synced: list[s
     assert synced in ([folder], [f"{folder}/d"])  # the server may have removed the folder with its last object
 
 
-def test_an_object_that_is_not_there_is_no_commit(object_store: ObjectStore) -> None:
+def test_a_missing_object_cannot_be_synced(object_store: ObjectStore) -> None:
     with pytest.raises(StoreCorrupt, match=r"^flush/none: missing in .*fedbench"):
         flush(object_store, ["flush/none"])
 
@@ -80,7 +80,7 @@ def test_a_disk_that_refuses_is_named(object_store: ObjectStore, monkeypatch: py
         flush(object_store, ["flush/bad"])
 
 
-def test_another_store_promises_by_itself(s3_settings: S3Settings, synced: list[str]) -> None:
+def test_nothing_is_synced_for_another_store(s3_settings: S3Settings, synced: list[str]) -> None:
     fields = {name: getattr(s3_settings, name) for name in S3Settings.model_fields}
     foreign = ObjectStore(S3Settings(**fields))
     foreign.put_bytes("flush/foreign", b"x")

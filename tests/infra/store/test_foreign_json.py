@@ -1,4 +1,4 @@
-"""What a document of a silo may hold: all that is read can be written again and computed with."""
+"""Which JSON of silos is accepted: everything that is read can be written again and used in computations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nested(depth: int) -> Any:
     ids=["all kinds", "text", "number", "empty", "deep"],
 )
 @pytest.mark.parametrize("ascii_only", [False, True])
-def test_a_document_comes_back(document: Any, ascii_only: bool) -> None:
+def test_a_read_document_can_be_written_and_read_again(document: Any, ascii_only: bool) -> None:
     assert read_foreign(json.dumps(document, ensure_ascii=ascii_only).encode()) == document
 
 
@@ -47,7 +47,7 @@ def test_a_document_comes_back(document: Any, ascii_only: bool) -> None:
         (b"", "Expecting value"),
     ],
 )
-def test_what_no_record_can_hold_is_refused(body: bytes, problem: str) -> None:
+def test_values_that_no_record_can_hold_are_refused(body: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         read_foreign(body)
 

@@ -63,6 +63,6 @@ def test_no_client_can_have_the_name_of_a_partial_sum() -> None:
         TypeAdapter(ClientId).validate_python(name)
 
 
-def test_federations_are_those_with_a_spec() -> None:
+def test_only_folders_with_a_spec_are_federations() -> None:
     keys = ["f/b/spec.json", "f/a/spec.json", "f/c/best.json", "g/d/spec.json", "f/a/x/spec.json"]
     assert federations("f", keys) == ["a", "b"]

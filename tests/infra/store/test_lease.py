@@ -1,6 +1,6 @@
-"""One holder for a federation: leases in a real embedded store, and in one that honours conditional writes.
+"""A federation has one holder. The leases are in a real embedded store, and in one that honours conditional writes.
 
-Two homes stand for two machines. Seconds are shortened; nothing is asserted about how long anything takes.
+Two homes stand for two machines. Waiting times are shortened; no test asserts how long anything takes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def proxy(s3_settings: S3Settings) -> Iterator[ConditionalProxy]:
 
 
 class Federation:
-    """One whose lease homes want. ``said``: what they were told of waiting."""
+    """A federation whose lease several homes ask for. ``said`` has the messages about waiting."""
 
     def __init__(self, objects: ObjectStore, name: str, folder: Path) -> None:
         self.objects, self.name, self.folder = objects, name, folder
@@ -57,7 +57,7 @@ class Federation:
         return list(self.objects.list(self.notes))
 
     def elsewhere(self, generation: int = 1, **fields: object) -> str:
-        """A note as another machine wrote it. Returns its key."""
+        """Write a note like another machine's. Return its key."""
         key = f"{self.notes}{generation:08d}-ab.json"
         note = {"what": "fedbench run", "host": "host-b", "process": 17, "home": "/b", "boot": "another", **fields}
         self.objects.put_json(key, {"generation": generation, "expiry_seconds": 0.4, "released": False, **note})
@@ -86,20 +86,22 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Any:
     return seconds
 
 
-def test_what_a_store_does_counts_and_not_what_it_answers(s3_settings: S3Settings, object_store: ObjectStore) -> None:
+def test_a_stores_support_of_conditions_is_judged_by_what_it_writes(
+    s3_settings: S3Settings, object_store: ObjectStore
+) -> None:
     def asked(**options: Any) -> bool:
         assert s3_settings.endpoint is not None
         with ConditionalProxy(s3_settings.endpoint, **options) as proxy:
             return honours_conditions(ObjectStore(s3_settings.model_copy(update={"endpoint": proxy.address})), "probed")
 
-    assert honours_conditions(object_store, "probed") is False  # answers 200 to all, and writes
+    assert honours_conditions(object_store, "probed") is False  # it answers 200 to every request, and writes
     assert asked() is True
     assert [asked(only=(condition,)) for condition in BOTH] == [False, False]
     assert asked(writes_refused=True) is False
     assert object_store.list("probed/") == {}
 
 
-def test_it_is_given_back_at_the_end(federation: Federation, seconds: Any) -> None:
+def test_a_lease_is_given_back_at_the_end(federation: Federation, seconds: Any) -> None:
     seconds(renew=60)
     for number, home in enumerate("aba", 1):
         with federation.at(home) as lease:
@@ -109,7 +111,7 @@ def test_it_is_given_back_at_the_end(federation: Federation, seconds: Any) -> No
     assert len(federation.all_notes()) == 1
 
 
-def test_a_holder_that_lives_is_named(federation: Federation, seconds: Any) -> None:
+def test_the_error_names_a_living_holder(federation: Federation, seconds: Any) -> None:
     seconds(renew=0.2)
     with federation.at("a") as lease:
         lease.acquire()
@@ -121,7 +123,7 @@ def test_a_holder_that_lives_is_named(federation: Federation, seconds: Any) -> N
     assert federation.at("b").is_free()
 
 
-def test_one_that_does_not_renew_is_taken_over_and_writes_nothing_more(federation: Federation, seconds: Any) -> None:
+def test_a_holder_that_stops_renewing_is_taken_over_and_cannot_write(federation: Federation, seconds: Any) -> None:
     seconds(renew=60, expiry=0.3)
     old, new = federation.at("a"), federation.at("b")
     old.acquire()
@@ -142,21 +144,23 @@ def test_one_that_does_not_renew_is_taken_over_and_writes_nothing_more(federatio
         new.confirm()
 
 
-def test_a_write_is_held_back_after_a_while_without_a_look(federation: Federation, seconds: Any) -> None:
+def test_a_write_long_after_the_last_look_checks_the_lease_first(federation: Federation, seconds: Any) -> None:
     seconds(renew=60, expiry=0.3)
     old = federation.at("a")
     old.acquire()
     store = LeasedStore(federation.objects, old)
     with federation.at("b") as new:
         new.acquire()
-        old._looked -= leases.UNSURE_SECONDS + 1  # as when it was stopped
+        old._looked -= leases.UNSURE_SECONDS + 1  # as if the process had been stopped
         with pytest.raises(RunLocked, match="taken over"):
             store.put_json("leases/x", {})
 
 
-def test_one_of_another_machine_is_dead_when_its_note_stays_the_same(federation: Federation, seconds: Any) -> None:
+def test_another_machines_holder_counts_as_dead_when_its_note_stays_the_same(
+    federation: Federation, seconds: Any
+) -> None:
     seconds(renew=60)
-    key = federation.elsewhere(renewed="2999-01-01T00:00:00+00:00")  # its clock says nothing
+    key = federation.elsewhere(renewed="2999-01-01T00:00:00+00:00")  # another machine's clock does not matter
     with federation.at("a") as lease:
         lease.acquire()
         assert lease.generation == 2
@@ -242,7 +246,7 @@ def ask(process: subprocess.Popen[str], line: str) -> str:
     return process.stdout.readline().strip()
 
 
-def test_two_that_race_never_both_have_it(federation: Federation, tmp_path: Path) -> None:
+def test_two_racing_processes_never_hold_the_lease_together(federation: Federation, tmp_path: Path) -> None:
     asked = {"renew": 0.2, "expiry": 60.0, "inside": str(tmp_path / "inside")}
     with contextlib.ExitStack() as stack:
         racing = [stack.enter_context(holder(federation, home, RACING, **asked)) for home in "ab"]
@@ -255,9 +259,7 @@ def test_two_that_race_never_both_have_it(federation: Federation, tmp_path: Path
         assert [ask(process, "") for process in racing] == ["25", "25"]
 
 
-def test_one_that_was_stopped_for_long_does_not_commit_after_it_was_taken_over(
-    federation: Federation, seconds: Any
-) -> None:
+def test_a_holder_stopped_for_long_cannot_commit_after_a_takeover(federation: Federation, seconds: Any) -> None:
     seconds(renew=60)
     first, second = (f"leases/{federation.name}/round-{number}.json" for number in (1, 2))
     with holder(federation, "a", STOPPED, renew=0.1, expiry=0.5) as process:
@@ -287,31 +289,33 @@ def test_a_killed_holder_of_this_machine_is_not_waited_for(federation: Federatio
     assert federation.said == []
 
 
-def test_whoever_has_the_same_lock_file_need_not_wait(federation: Federation, seconds: Any, tmp_path: Path) -> None:
+def test_a_process_with_the_holders_lock_file_does_not_wait(
+    federation: Federation, seconds: Any, tmp_path: Path
+) -> None:
     seconds(renew=60)
     lock = tmp_path / "a.lock"
     lock.touch()
-    federation.at("a", lock).acquire()  # and is gone, this test says
+    federation.at("a", lock).acquire()  # this holder counts as dead
     with federation.at("a", lock) as lease:
         lease.acquire()
     assert federation.said == []
 
 
-def test_what_another_committed_is_not_written_over(federation: Federation, seconds: Any) -> None:
+def test_another_holders_commit_is_not_overwritten(federation: Federation, seconds: Any) -> None:
     seconds(renew=60)
     marker = f"leases/{federation.name}/round.json"
     with federation.at("a") as lease:
         lease.acquire()
         lease.commit(marker, {"round": 1})
-        lease.commit(marker, {"round": 1})  # asked for again, after a lost answer
-        federation.objects.put_bytes(marker, b'{"round"')  # torn: it commits nothing
+        lease.commit(marker, {"round": 1})  # repeated, as after a lost answer
+        federation.objects.put_bytes(marker, b'{"round"')  # a torn marker commits nothing
         lease.commit(marker, {"round": 2})
         with pytest.raises(RunLocked, match=rf"{marker} was committed by another"):
             lease.commit(marker, {"round": 3})
     assert federation.objects.get_json(marker) == {"round": 2}
 
 
-def test_a_federation_that_was_removed_is_lost(federation: Federation, seconds: Any) -> None:
+def test_the_lease_of_a_removed_federation_is_lost(federation: Federation, seconds: Any) -> None:
     seconds(renew=60)
     with federation.at("a") as lease:
         lease.acquire()
@@ -321,7 +325,7 @@ def test_a_federation_that_was_removed_is_lost(federation: Federation, seconds: 
     assert federation.all_notes() == []
 
 
-def test_what_goes_on_is_cancelled_when_the_lease_is_lost(federation: Federation, seconds: Any) -> None:
+def test_work_is_cancelled_when_the_lease_is_lost(federation: Federation, seconds: Any) -> None:
     seconds(renew=0.1)
 
     async def scene() -> None:
@@ -333,7 +337,7 @@ def test_what_goes_on_is_cancelled_when_the_lease_is_lost(federation: Federation
         asyncio.run(scene())
 
 
-def test_a_gap_in_watching_counts_as_little_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_gap_between_two_looks_counts_as_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(lease_note.time, "monotonic", lambda: now)
     note, watch = read_note("k", 1, b'{"expiry_seconds": 20}'), Watch()
@@ -349,11 +353,11 @@ def test_a_gap_in_watching_counts_as_little_of_it(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("expiry", [True, "5", -1, 0, float("nan"), 1e9, None])
-def test_a_note_cannot_ask_for_a_wait_without_end(expiry: object) -> None:
+def test_a_note_cannot_ask_for_an_endless_wait(expiry: object) -> None:
     assert read_note("k", 1, json.dumps({"expiry_seconds": expiry}).encode()).expiry == lease_note.EXPIRY_SECONDS
 
 
-def test_who_is_dead_is_known_of_this_machine_alone(tmp_path: Path) -> None:
+def test_only_processes_of_this_machine_are_known_to_be_dead(tmp_path: Path) -> None:
     own = Holder(str(tmp_path), "fedbench run", "ab")
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
@@ -363,7 +367,7 @@ def test_who_is_dead_is_known_of_this_machine_alone(tmp_path: Path) -> None:
 
     assert not dead()  # this very process
     assert dead(process=ended.pid)
-    assert dead(process_started="1")  # its number was given to another
+    assert dead(process_started="1")  # another process now has its number
     assert not dead(process=ended.pid, boot="of another machine")
     assert not dead(process=ended.pid, processes="pid:[1]")  # in another container
     assert not dead(process_started="")

@@ -1,4 +1,4 @@
-"""The object store against a real S3 server, in good order and not."""
+"""The object store with a real S3 server, and its errors."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from infra.store.objects import ObjectStore
 from infra.store.transfers import PART_BYTES, WHOLE_BYTES
 
 
-def test_bytes_json_sizes_and_removal(object_store: ObjectStore) -> None:
+def test_objects_are_written_read_listed_and_removed(object_store: ObjectStore) -> None:
     object_store.put_bytes("objects/a/1.bin", b"one")
     object_store.put_bytes("objects/a/1.bin", b"four")
     object_store.put_json("objects/a/2.json", {"ü": [1, None], "a": 0.5})
@@ -38,7 +38,7 @@ def test_more_objects_than_one_page_of_the_listing(object_store: ObjectStore, s3
     keys = [f"pages/{number:04d}" for number in range(1005)]
     folder = s3_home / "s3" / object_store.bucket
     (folder / "pages").mkdir(parents=True)
-    for key in keys:  # by hand: the server shows what is on the disk, after a second at most
+    for key in keys:  # written as files: the server lists what is on the disk, after a second at most
         (folder / key).write_bytes(b"x")
     deadline = time.monotonic() + 20.0
     while not object_store.list("pages/") and time.monotonic() < deadline:
@@ -155,9 +155,9 @@ def test_no_endpoint_is_refused_at_once() -> None:
         ObjectStore(S3Settings())
 
 
-def test_it_pickles_and_survives_a_fork(object_store: ObjectStore) -> None:
+def test_the_store_can_be_pickled_and_used_after_a_fork(object_store: ObjectStore) -> None:
     object_store.put_bytes("objects/fork.bin", b"parent")
-    # A deep copy goes through the state that pickling takes, which is what a slot is handed.
+    # A deep copy uses the same state as pickling, by which a slot gets its store.
     assert copy.deepcopy(object_store).get_bytes("objects/fork.bin") == b"parent"
     child = os.fork()
     if child == 0:
@@ -171,7 +171,7 @@ def test_it_pickles_and_survives_a_fork(object_store: ObjectStore) -> None:
     assert object_store.get_bytes("objects/fork.bin") == b"child"
 
 
-def test_ensure_bucket_makes_it_once(s3_settings: S3Settings) -> None:
+def test_ensure_bucket_creates_the_bucket_once(s3_settings: S3Settings) -> None:
     store = ObjectStore(s3_settings.model_copy(update={"bucket": "made-here"}))
     store.ensure_bucket()
     store.put_bytes("a", b"kept")

@@ -1,4 +1,4 @@
-"""Keys of suites and accepted results, and that nothing takes them for a federation's."""
+"""Keys of suites and accepted results, which are never mistaken for a federation's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_keys() -> None:
     assert ReferenceLayout("", "street").accepted == "_references/street/accepted.json"
 
 
-def test_history_is_in_the_order_of_time_whatever_the_zone() -> None:
+def test_history_is_sorted_by_time_in_any_time_zone() -> None:
     tokyo = timezone(timedelta(hours=9))
     times = [TIME + timedelta(hours=hours) for hours in range(30)]
     keys = [REFERENCE.history(time.astimezone(tokyo) if number % 2 else time) for number, time in enumerate(times)]
@@ -48,7 +48,7 @@ def test_history_is_in_the_order_of_time_whatever_the_zone() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_runs_and_suites_are_those_with_their_first_object() -> None:
+def test_only_folders_with_their_first_object_are_runs_and_suites() -> None:
     other = SuiteLayout("federations", "day")
     keys = [*KEYS, other.suite, SuiteLayout("federations", "begun").result, SuiteLayout("x", "far").suite]
     keys += [LAYOUT.report("suite.json"), ReferenceLayout("federations", "none").history(TIME)]
@@ -58,7 +58,7 @@ def test_runs_and_suites_are_those_with_their_first_object() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "federations", "a/b"])
-def test_no_federation_can_be_there_and_none_is_found(prefix: str) -> None:
+def test_a_suites_keys_are_no_federations(prefix: str) -> None:
     suite, reference = SuiteLayout(prefix, "spec.json"), ReferenceLayout(prefix, "spec.json")
     keys = [suite.suite, suite.result, suite.cell("a" * 64, "spec"), suite.report("spec.json"), reference.accepted]
     keys += [SuiteLayout(prefix, "any").report("spec.json"), FederationLayout(prefix, "mine").spec]

@@ -1,4 +1,4 @@
-"""Weights: checked on the way in, cached by content, down once per machine."""
+"""Weights are checked when they arrive, cached by content, and downloaded once per machine."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ def _cache(objects: ObjectStore, folder: Path, megabytes: int = 100) -> WeightSt
     return WeightStore(objects, folder, megabytes)
 
 
-def test_what_is_put_is_in_the_cache(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_stored_weights_are_in_the_cache(object_store: ObjectStore, tmp_path: Path) -> None:
     content = _weights(1)
     store = _cache(object_store, tmp_path)
     ref = store.put("weights/1.safetensors", content)
@@ -73,10 +73,10 @@ def test_a_damaged_object_is_refused_and_not_cached(damage: str, object_store: O
     assert [path for path in (tmp_path / "b").rglob("*") if path.suffix != ".lock" and path.is_file()] == []
 
 
-def test_no_more_is_written_than_the_record_says(
+def test_no_more_bytes_are_written_than_the_record_says(
     object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sizes on both sides of PART_BYTES, from which objects travel in parts; the second grows after HEAD."""
+    """Objects below and above PART_BYTES, from which on they travel in parts. The second one grows after HEAD."""
     for size in (1000, PART_BYTES + 1000):
         object_store.put_bytes("weights/grown", bytes(size + 2_000_000))
         with pytest.raises(StoreCorrupt, match=rf"weights/grown: expected at most {size} bytes"):
@@ -110,7 +110,7 @@ def test_a_cached_file_of_the_wrong_size_is_replaced(object_store: ObjectStore, 
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "zeros", "cut short"])
-def test_what_is_damaged_in_the_cache_is_not_used_by_the_next_process(
+def test_the_next_process_does_not_use_a_damaged_file_of_the_cache(
     damage: str, object_store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = _weights(5)
@@ -120,17 +120,17 @@ def test_what_is_damaged_in_the_cache_is_not_used_by_the_next_process(
     middle = len(content) // 2
     bad = {
         "a flipped bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-        "zeros": bytes(len(content)),  # what a power failure leaves: the size, without the blocks
+        "zeros": bytes(len(content)),  # as after a power failure: the right size, but no content
         "cut short": content[:middle],
     }
     path.write_bytes(bad[damage])
-    following = _cache(object_store, tmp_path)  # as another process has it: it has hashed nothing yet
+    following = _cache(object_store, tmp_path)  # like another process's: no file is hashed yet
     fetched = following.get(ref.key, ref.sha256, ref.bytes)
     assert fetched.downloaded == ref.bytes
     assert fetched.path.read_bytes() == content
     assert any(f"{path}: this file of the weight cache is damaged" in message for message in caplog.messages)
     assert following.get(ref.key, ref.sha256, ref.bytes).downloaded == 0
-    # Gone from the store too, there is nothing to derive it from.
+    # If the object is missing from the store too, it cannot be restored.
     path.chmod(0o600)
     path.write_bytes(bad[damage])
     object_store.delete([ref.key])
@@ -206,15 +206,15 @@ def test_processes_of_one_machine_download_once(
     assert downloaded == [0, 0, ref.bytes]
 
 
-def test_the_longest_unused_go_first_and_none_in_use(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_the_longest_unused_files_go_first_and_those_in_use_stay(object_store: ObjectStore, tmp_path: Path) -> None:
     store = _cache(object_store, tmp_path, megabytes=1)
     refs = [store.put(f"weights/e{seed}.safetensors", _weights(seed, 100_000)) for seed in range(10, 14)]
     paths = [store.path(ref.sha256) for ref in refs]
-    assert all(path.exists() for path in paths)  # 1.6 MB, over the limit, but all just used
+    assert all(path.exists() for path in paths)  # 1.6 MB are over the limit, but all files were just used
     old = time.time() - 10 * IN_USE_SECONDS
     for age, path in zip((30, 20, 10), paths, strict=False):
         os.utime(path, (old - age, old - age))
-    store.get(refs[0].key, refs[0].sha256, refs[0].bytes)  # used again: now among the youngest
+    store.get(refs[0].key, refs[0].sha256, refs[0].bytes)  # used again, so among the youngest
     leftover = tmp_path / "00" / "dead.tmp"
     leftover.write_bytes(b"x")
     os.utime(leftover, (1.0, 1.0))
@@ -223,7 +223,7 @@ def test_the_longest_unused_go_first_and_none_in_use(object_store: ObjectStore, 
     assert not leftover.exists()
 
 
-def test_what_is_forgotten_leaves_the_cache_alone(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_forgotten_weights_are_removed_from_the_cache_only(object_store: ObjectStore, tmp_path: Path) -> None:
     store = _cache(object_store, tmp_path)
     ref = store.put("weights/forgotten.safetensors", _weights(9))
     store.forget([ref.sha256, "0" * 64])
@@ -231,7 +231,7 @@ def test_what_is_forgotten_leaves_the_cache_alone(object_store: ObjectStore, tmp
     assert store.get(ref.key, ref.sha256, ref.bytes).downloaded == ref.bytes
 
 
-def test_the_cache_is_looked_through_once_enough_was_added(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_the_cache_is_cleaned_once_enough_was_added(object_store: ObjectStore, tmp_path: Path) -> None:
     store = _cache(object_store, tmp_path, megabytes=1)
     old = store.put("weights/old.safetensors", _weights(10, 240_000))
     long_ago = time.time() - 2 * IN_USE_SECONDS

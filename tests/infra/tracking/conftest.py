@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs. MLflow's schema takes seconds to create: once, then copied."""
+    """Create an MLflow database without runs, for tests to copy: creating MLflow's schema takes seconds."""
     from tests.infra.tracking.lookup import find_run
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -19,6 +19,6 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def uri(empty_database: Path, tmp_path: Path) -> str:
-    """Address of a copy of that database, ``mlflow.db`` in the test's folder."""
+    """Return the URI of a copy of the empty database, ``mlflow.db`` in the test's folder."""
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     return f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -1,4 +1,4 @@
-"""What tests look up in MLflow."""
+"""Look up runs and model versions in MLflow."""
 
 from __future__ import annotations
 

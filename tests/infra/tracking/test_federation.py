@@ -70,12 +70,12 @@ def artifact(uri: str, tracker: Tracker, path: str) -> bytes:
     return (folder / path).read_bytes()
 
 
-def test_import_is_cheap() -> None:
+def test_importing_tracking_does_not_import_mlflow() -> None:
     code = "import sys, infra.tracking.federation; sys.exit('mlflow' in sys.modules or 'boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_open_creates_the_run_with_parameters_tags_and_specification(uri: str) -> None:
+def test_opening_creates_the_run_with_parameters_tags_and_specification(uri: str) -> None:
     tracker = open_tracker(uri)
     run = tracker._client.get_run(tracker.run_id)
     assert (run.info.run_name, run.info.status) == ("street", "RUNNING")
@@ -110,7 +110,7 @@ def test_a_killed_run_is_reopened_and_extended(uri: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_close_ends_the_run(uri: str, status: EndStatus) -> None:
+def test_closing_ends_the_run(uri: str, status: EndStatus) -> None:
     tracker = open_tracker(uri)
     tracker.close(status)
     assert tracker._client.get_run(tracker.run_id).info.status == status
@@ -133,7 +133,7 @@ def test_page(uri: str) -> None:
     assert find_page(uri, "streets", "nobody", "http://h:5000") is None
 
 
-def test_a_round_logged_again_doubles_nothing(uri: str) -> None:
+def test_logging_a_round_again_adds_nothing(uri: str) -> None:
     tracker = open_tracker(uri)
     metrics = {"global/loss": 2.0, "a/none": None, "a/nan": float("nan"), "a/inf": float("inf")}
     tracker.log_round(logged(1, metrics))
@@ -177,7 +177,7 @@ def test_an_ordinary_name_is_its_own_part_of_a_metrics_name(name: str) -> None:
 
 
 @given(st.lists(st.text("ab_.!? -/x\n", max_size=8), unique=True, max_size=8))
-def test_parts_of_metrics_names_are_as_many_as_the_names(names: list[str]) -> None:
+def test_different_names_have_different_parts_of_metrics_names(names: list[str]) -> None:
     parts = [metric_part(name) for name in names]
     assert len(set(parts)) == len(names)
     assert all(re.fullmatch(r"[\w.\- :]{1,100}", part) and part.strip(". ") == part for part in parts)
@@ -203,7 +203,7 @@ def test_artifacts_and_references(uri: str) -> None:
     assert tags["fedbench.best.sha256"] == SHA
 
 
-def test_many_at_once_create_one_experiment(uri: str) -> None:
+def test_concurrent_runs_create_one_experiment(uri: str) -> None:
     client, together = client_at(uri), Barrier(4)
 
     def create() -> str:
@@ -215,7 +215,7 @@ def test_many_at_once_create_one_experiment(uri: str) -> None:
     assert len(set(found)) == 1
 
 
-def test_a_deleted_experiment_names_the_remedy(uri: str) -> None:
+def test_the_error_about_a_deleted_experiment_names_the_remedy(uri: str) -> None:
     tracker = open_tracker(uri)
     tracker._client.delete_experiment(tracker.experiment_id)
     with pytest.raises(TrackingUnavailable, match=r"'streets' was deleted: restore it .* mlflow_experiment"):

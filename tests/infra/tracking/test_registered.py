@@ -1,4 +1,4 @@
-"""Models of a real registry (SQLite, artifacts in a folder), brought to this machine by version and alias."""
+"""Models are downloaded from a real registry (SQLite, artifacts in a folder) by version and alias."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORE = S3Settings()
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two versions of the model ``street``, each a folder with a file; the first one is ``best``."""
+    """Return the URI of a registry with two versions of the model ``street``; the first one has the alias ``best``."""
     from mlflow import MlflowClient
 
     root = tmp_path_factory.mktemp("mlflow")
@@ -43,7 +43,7 @@ def test_a_version_is_downloaded_whole(uri: str, tmp_path: Path, version: str, n
     ("name", "version"),
     [("street", "3"), ("street", "@worst"), ("nobody", "1"), ("nobody", "@best"), ("nobody", "latest")],
 )
-def test_what_the_registry_does_not_have_is_none(uri: str, tmp_path: Path, name: str, version: str) -> None:
+def test_a_version_that_the_registry_does_not_have_is_none(uri: str, tmp_path: Path, name: str, version: str) -> None:
     assert fetch_registered(uri, STORE, name, version, tmp_path) is None
 
 
@@ -51,6 +51,6 @@ def test_the_registry_is_listed(uri: str) -> None:
     assert registered_models(uri) == ["street@best", "street/1", "street/2"]
 
 
-def test_a_registry_that_does_not_answer_is_told(tmp_path: Path) -> None:
+def test_a_registry_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrackingUnavailable, match="check mlflow_tracking_uri"):
         fetch_registered("http://127.0.0.1:9", STORE, "street", "1", tmp_path)

@@ -1,4 +1,4 @@
-"""Registration on a real SQLite database and a folder of artifacts: once a model, and whole or not at all."""
+"""A model is registered once, and whole or not at all. The database is real SQLite, the artifacts are in a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.infra.tracking.lookup import best_version
 
 SHA, OTHER = "a" * 64, "b" * 64
 
-# A pyfunc model from code: it answers with the bytes of its file and what it was given.
+# A pyfunc model from code: it answers with the bytes of its file and its input.
 CODE = """
 from pathlib import Path
 import mlflow
@@ -94,7 +94,7 @@ def versions(tracker: Tracker) -> list[Any]:
 
 def test_a_model_is_registered_once(tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path) -> None:
     assert best_version(uri, "street.1") is None
-    (tmp_path / "scratch" / "mlflow").mkdir(parents=True)  # as a killed process leaves it
+    (tmp_path / "scratch" / "mlflow").mkdir(parents=True)  # as after a killed process
     assert register_best(tracker, make(), tmp_path / "scratch") == "1"
     assert register_best(tracker, make(), tmp_path / "scratch") == "1"
     (version,) = versions(tracker)
@@ -117,12 +117,14 @@ def test_the_alias_goes_to_the_best(tracker: Tracker, uri: str, make: Callable[.
     register_best(tracker, make(), tmp_path / "scratch")
     assert register_best(tracker, make(OTHER, round=5), tmp_path / "scratch") == "2"
     assert best_version(uri, "street.1") == "2"
-    assert register_best(tracker, make(), tmp_path / "scratch") == "1"  # known already: no third version
+    assert (
+        register_best(tracker, make(), tmp_path / "scratch") == "1"
+    )  # registered already, so there is no third version
     assert best_version(uri, "street.1") == "1"
     assert [version.tags["fedbench.round"] for version in versions(tracker)] == ["3", "5"]
 
 
-def test_what_is_registered_needs_no_pickle_and_no_checkout(
+def test_a_registered_model_needs_no_pickle_and_no_checkout(
     tracker: Tracker, make: Callable[..., BestModel], tmp_path: Path
 ) -> None:
     register_best(tracker, make(), tmp_path / "scratch")
@@ -139,7 +141,7 @@ def test_what_is_registered_needs_no_pickle_and_no_checkout(
     assert document["run_id"] == tracker.run_id
 
 
-def test_it_is_loaded_by_its_uri_and_has_a_signature(
+def test_a_registered_model_is_loaded_by_its_uri_and_has_a_signature(
     tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -164,7 +166,7 @@ def test_it_is_loaded_by_its_uri_and_has_a_signature(
     assert [column.name for column in loaded.metadata.signature.outputs] == ["detections"]
 
 
-def test_what_fails_leaves_no_version_and_is_made_up_for(
+def test_a_failed_registration_leaves_no_version_and_can_be_repeated(
     tracker: Tracker, make: Callable[..., BestModel], tmp_path: Path
 ) -> None:
     def fail(path: Path) -> None:
@@ -189,7 +191,7 @@ def test_an_artifact_store_that_fails_is_tracking_unavailable(
     assert versions(tracker) == []
 
 
-def test_a_long_card_is_shortened_in_the_description_alone(
+def test_a_long_card_is_shortened_in_the_description_only(
     tracker: Tracker, make: Callable[..., BestModel], tmp_path: Path
 ) -> None:
     card = "".join(f"| class {number} | 0.5 |\n" for number in range(400))
@@ -200,7 +202,7 @@ def test_a_long_card_is_shortened_in_the_description_alone(
     assert (Path(version.source) / "MODEL_CARD.md").read_text() == card
 
 
-def test_local_versions_are_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_pinned_without_their_local_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_folder.metadata, "version", lambda name: "2.9.1+cpu")
     assert pinned(("torch",)) == ["torch==2.9.1"]
 
@@ -221,7 +223,7 @@ def test_equal_parts_and_origins_give_equal_bytes(make: Callable[..., BestModel]
     one, two, three = (contents(folder) for folder in folders)
     assert one == two
     assert {path for path in one if one[path] != three[path]} == {"MLmodel"}
-    assert str(tmp_path) not in one["MLmodel"].decode()  # no path of this machine
+    assert str(tmp_path) not in one["MLmodel"].decode()  # no path of this machine is in it
     assert read_origin(one["MLmodel"].decode()) == ORIGIN
     assert read_origin(three["MLmodel"].decode()) == other
 
@@ -235,7 +237,7 @@ def test_equal_parts_and_origins_give_equal_bytes(make: Callable[..., BestModel]
         ("'2026-01-02 03:04:05.678901'", "!!python/object/apply:os.system [x]"),
     ],
 )
-def test_an_origin_has_values_of_its_form_alone(
+def test_an_origin_with_a_malformed_value_is_refused(
     make: Callable[..., BestModel], tmp_path: Path, line: str, instead: str
 ) -> None:
     text = (

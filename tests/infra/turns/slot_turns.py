@@ -1,6 +1,6 @@
-"""Turns for the tests of slots: module-level functions of one argument, in a module that imports almost nothing.
+"""Turns for the tests of slots: functions of one argument, in a module that imports almost nothing.
 
-As a program, ``python slot_turns.py FOLDER``, it fills two slots, prints their processes, and works on until killed.
+Run as ``python slot_turns.py FOLDER``, it fills two slots, prints their process ids, and works until it is killed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def variable(name: str) -> str | None:
 
 
 def work(marker: str) -> None:
-    """Leave this process's number in ``marker``, and be busy."""
+    """Write this process's id into ``marker``, and stay busy."""
     Path(marker).write_text(str(os.getpid()))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -48,7 +48,7 @@ def outlive_interrupt(argument: object) -> str:
 
 
 def meet(argument: tuple[str, int]) -> int:
-    """Return when ``count`` turns are here at once; each leaves a file in the folder."""
+    """Return when ``count`` turns run at the same time. Each writes a file into the folder."""
     folder, count = Path(argument[0]), argument[1]
     (folder / str(os.getpid())).touch()
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Slots, with real processes: what a dead, late or cancelled turn leaves, and that no slot outlives its coordinator."""
+"""Slots with real processes: dead, late and cancelled turns, and slots that end with their coordinator."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_a_slot_stays_warm_and_gets_its_environment() -> None:
         assert await slots.run(slot_turns.process, None) == first
         assert await slots.run(slot_turns.variable, "FEDBENCH_TEST_SECRET") == "for slots only"
         assert "FEDBENCH_TEST_SECRET" not in os.environ
-        # A turn's own error comes through, and its process lives on.
+        # An error of the turn itself is raised here, and the slot's process lives on.
         with pytest.raises(LookupError, match="client 3"):
             await slots.run(slot_turns.fail, "client 3")
         assert await slots.run(slot_turns.process, None) == first
-        # Ctrl-C in a terminal reaches slots too; only the coordinator decides what it means.
+        # Ctrl-C in a terminal reaches slots too, which ignore it: the coordinator decides what to do.
         assert await slots.run(slot_turns.outlive_interrupt, None) == "done"
         await slots.close()
         await came_true(lambda: gone(first))
@@ -108,7 +108,7 @@ def test_a_slot_killed_while_idle_is_lost_once() -> None:
     with_slots(1, use)
 
 
-def test_a_deadline_is_kept_by_ending_the_process(tmp_path: Path) -> None:
+def test_the_process_of_a_late_turn_is_ended(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
 
     async def use(slots: LocalSlots) -> None:
@@ -149,14 +149,14 @@ def test_slots_end_when_their_coordinator_is_killed(tmp_path: Path) -> None:
         markers = [tmp_path / f"work{number}" for number in range(2)]
         asyncio.run(came_true(lambda: all(marker.exists() for marker in markers)))
         family = {child.pid for child in psutil.Process(host.pid).children(recursive=True)}
-        assert set(slots) <= family  # and their server, and the resource tracker
+        assert set(slots) <= family  # the fork server and the resource tracker are in it too
     finally:
         host.kill()
         host.wait()
     asyncio.run(came_true(lambda: all(gone(pid) for pid in family)))
 
 
-def test_slots_import_nothing_from_the_folder_that_a_run_is_started_in(tmp_path: Path) -> None:
+def test_slots_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
     script, folder, ran = tmp_path / "start.py", tmp_path / "folder", tmp_path / "ran"
     folder.mkdir()
     planted = f"import os\nopen({str(ran)!r}, 'a').write('ran')\nos._exit(3)\n"
@@ -166,7 +166,7 @@ def test_slots_import_nothing_from_the_folder_that_a_run_is_started_in(tmp_path:
         "from infra.turns.local import start_fork_server\n"
         "if __name__ == '__main__':\n"
         "    context = start_fork_server([])\n"
-        "    lock = context.Lock()\n"  # has the resource tracker started
+        "    lock = context.Lock()\n"  # starts the resource tracker
         "    process = context.Process(target=print)\n"
         "    process.start()\n"
         "    process.join(30)\n"

@@ -1,4 +1,4 @@
-"""A resident takes no turn before its store and its code have proved to be the coordinator's."""
+"""A resident takes turns only after it has found the coordinator's session in its store, with its own code."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def session(object_store: ObjectStore) -> str:
     return "s"
 
 
-def test_the_same_code_may_take_turns(object_store: ObjectStore, session: str) -> None:
+def test_a_resident_with_the_same_code_may_take_turns(object_store: ObjectStore, session: str) -> None:
     require_session(object_store, LAYOUT, "slots", session, "0.1.0-00000001")
 
 
-def test_another_checkout_of_the_same_version_may_not(object_store: ObjectStore, session: str) -> None:
+def test_other_code_of_the_same_version_is_refused(object_store: ObjectStore, session: str) -> None:
     with pytest.raises(SettingsError, match=r"code, 0\.1\.0-00000001, this worker has 0\.1\.0-00000002; install"):
         require_session(object_store, LAYOUT, "slots", session, "0.1.0-00000002")
 
 
-def test_a_session_that_is_not_in_the_store_may_be_in_another(object_store: ObjectStore, session: str) -> None:
+def test_a_missing_session_hints_at_another_store(object_store: ObjectStore, session: str) -> None:
     close_session(object_store, LAYOUT, "slots", session)
     with pytest.raises(SettingsError, match="expected the coordinator's store"):
         require_session(object_store, LAYOUT, "slots", session, "0.1.0-00000001")

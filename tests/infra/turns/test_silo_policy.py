@@ -1,4 +1,4 @@
-"""A silo's policy against every request that its turns send to a store, recorded at the client that sends them."""
+"""A silo's policy allows exactly the requests that its turns send to a store, as recorded at their client."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPEC = FederationSpec(
     evaluation=EvaluationSpec(batch_size=2),
 )
 NAME, POOL, SESSION, OWN = "silo-policy", "silo-b", "a-session", ("4", "5")
-# What IAM calls the permission that a request needs.
+# The name in IAM of the permission that each request needs.
 PERMISSION = {
     "GetObject": "s3:GetObject",
     "HeadObject": "s3:GetObject",
@@ -52,7 +52,7 @@ PERMISSION = {
 
 
 class RecordingStore(ObjectStore):
-    """Keeps (operation, key) of each request."""
+    """A store that records each request as (operation, key)."""
 
     def __init__(self, store: S3Settings) -> None:
         super().__init__(store)
@@ -69,7 +69,7 @@ class RecordingStore(ObjectStore):
 
 
 def allows(policy: dict[str, Any], action: str, bucket: str, key: str) -> bool:
-    """As IAM: a statement with the action and a pattern of the resource, in which ``*`` stands for anything."""
+    """Return whether a statement has the action and a pattern of the resource; ``*`` matches any text, as in IAM."""
     resource = f"arn:aws:s3:::{bucket}/{key}"
     return any(
         action in statement["Action"]
@@ -92,7 +92,7 @@ def handles(object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory)
 def requests(
     handles: Handles, object_store: ObjectStore, settings: S3Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[str, str]]:
-    """Those of a resident with clients 4 and 5, from its first act to the last, on a machine with an empty cache."""
+    """Return all requests of a resident with clients 4 and 5, from first to last. Its machine's cache is empty."""
     home, store = tmp_path_factory.mktemp("silo"), RecordingStore(settings)
     site = Site(Settings(home=home, s3=settings))
     site.objects, site.weights = store, WeightStore(store, home / "cache" / "weights", 100)
@@ -128,7 +128,7 @@ def requests(
     return store.requests
 
 
-def test_all_that_a_silo_does_is_allowed(requests: list[tuple[str, str]], settings: S3Settings) -> None:
+def test_every_request_of_a_silo_is_allowed(requests: list[tuple[str, str]], settings: S3Settings) -> None:
     policy = silo_policy(settings.bucket, "phases", POOL, OWN)
     assert {operation for operation, _ in requests} <= PERMISSION.keys()
     refused = [
@@ -139,14 +139,14 @@ def test_all_that_a_silo_does_is_allowed(requests: list[tuple[str, str]], settin
     assert refused == []
 
 
-def test_nothing_is_allowed_that_no_silo_does(requests: list[tuple[str, str]], settings: S3Settings) -> None:
+def test_nothing_else_is_allowed(requests: list[tuple[str, str]], settings: S3Settings) -> None:
     policy = silo_policy(settings.bucket, "phases", POOL, OWN)
     patterns = {
         (action, pattern)
         for statement in policy["Statement"]
         for action in statement["Action"]
         for pattern in statement["Resource"]
-        if action != "s3:AbortMultipartUpload"  # of an upload that fails
+        if action != "s3:AbortMultipartUpload"  # needed only when an upload fails
     }
     done = {(PERMISSION[operation], f"arn:aws:s3:::{settings.bucket}/{key}") for operation, key in requests}
     idle = {
@@ -154,7 +154,7 @@ def test_nothing_is_allowed_that_no_silo_does(requests: list[tuple[str, str]], s
         for action, pattern in patterns
         if not any(action == other and fnmatch.fnmatchcase(resource, pattern) for other, resource in done)
     }
-    # Only the first client of a turn gives a partial sum, or a part of an evaluation, its place.
+    # A partial sum and a part of an evaluation are stored under the first client of a turn only.
     rounds = f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/"
     assert idle == {
         ("s3:PutObject", f"{rounds}updates/_sum-5.safetensors"),
@@ -162,7 +162,7 @@ def test_nothing_is_allowed_that_no_silo_does(requests: list[tuple[str, str]], s
     }
 
 
-def test_what_is_others_is_refused() -> None:
+def test_objects_of_others_are_refused() -> None:
     policy, layout = silo_policy("fedbench", "federations", POOL, OWN), FederationLayout("federations", "street")
     written = [
         layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),

@@ -1,4 +1,4 @@
-"""The warm process, for real: forks, ends, signals, what is left behind, replacement. Mostly without torch's import."""
+"""The real warm process: its children, their ends and signals, and its replacement. Only one test imports torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infra.worker.warm_process import LOST, Child, ForkRequest
 from tests.waiting import came_true, gone
 
 ROOT = Path(__file__).resolve().parents[3]
-# Stands where Prefect's engine does: a child runs the module of this name that its folder has.
+# Replaces Prefect's engine, the module that a child runs.
 ENGINE = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -43,8 +43,8 @@ sys.exit({"seven": 7, "words": "that was it"}.get(what))
 
 
 @pytest.fixture(autouse=True)
-def _ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The warm process imports this checkout, and a package of the test's in the place of Prefect."""
+def our_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the warm process import this checkout, and a package of the test's in place of Prefect."""
     fake = tmp_path / "path" / "prefect"
     fake.mkdir(parents=True)
     (fake / "__init__.py").touch()
@@ -69,7 +69,7 @@ def with_forks(use: Callable[[Forks], Awaitable[None]], *preload: str, runs: int
 
 
 async def lingering(forks: Forks, folder: Path, descriptor: int | None = None) -> tuple[Child, int]:
-    """A child, and the number of a process that it started."""
+    """Fork a child that starts a process of its own. Return the child, and that process's id."""
     child = await forks.fork(request(folder, "linger"), descriptor)
     await came_true((folder / "numbers").exists)
     pid, helper = json.loads((folder / "numbers").read_text())
@@ -86,7 +86,7 @@ def test_a_child_ends_with_the_engines_exit_code(tmp_path: Path, what: str, code
     with_forks(use)
 
 
-def test_a_child_has_the_runs_variables_folder_and_a_session(tmp_path: Path) -> None:
+def test_a_child_has_the_runs_variables_and_folder_and_its_own_session(tmp_path: Path) -> None:
     async def use(forks: Forks) -> None:
         asked = request(tmp_path, "report")
         child = await forks.fork(asked)
@@ -94,13 +94,13 @@ def test_a_child_has_the_runs_variables_folder_and_a_session(tmp_path: Path) -> 
         folder, first, variables, session = json.loads((tmp_path / "report").read_text())
         assert (folder, first, session) == (str(tmp_path), str(tmp_path), child.pid)
         assert variables.items() >= asked.environment.items()
-        assert "PYTEST_CURRENT_TEST" not in variables  # nothing of the worker's own
+        assert "PYTEST_CURRENT_TEST" not in variables  # the worker's own variables are not inherited
 
     with_forks(use)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-def test_a_killed_childs_end_is_told_when_all_of_it_is_gone(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_killed_child_has_ended_only_when_all_its_processes_are_gone(tmp_path: Path, number: signal.Signals) -> None:
     async def use(forks: Forks) -> None:
         child, helper = await lingering(forks, tmp_path)
         began = time.monotonic()
@@ -123,7 +123,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) 
     with_forks(use)
 
 
-def test_the_slots_lock_is_the_childs(tmp_path: Path) -> None:
+def test_the_child_holds_the_slots_lock_until_it_ends(tmp_path: Path) -> None:
     async def use(forks: Forks) -> None:
         lock, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
         assert lock.acquire()
@@ -150,7 +150,7 @@ def test_children_die_with_the_warm_process_and_a_new_one_is_started(tmp_path: P
     with_forks(use)
 
 
-def test_stopping_ends_all(tmp_path: Path) -> None:
+def test_stopping_ends_all_processes(tmp_path: Path) -> None:
     pids: list[int] = []
 
     async def use(forks: Forks) -> None:
@@ -161,7 +161,7 @@ def test_stopping_ends_all(tmp_path: Path) -> None:
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_warm_process_that_cannot_import_is_said(tmp_path: Path) -> None:
+def test_a_warm_process_that_cannot_import_is_an_error(tmp_path: Path) -> None:
     async def use(forks: Forks) -> None:
         with pytest.raises(ForkServerLost):
             await forks.start()
@@ -169,7 +169,7 @@ def test_a_warm_process_that_cannot_import_is_said(tmp_path: Path) -> None:
     with_forks(use, "no_such_module_anywhere")
 
 
-def test_it_is_replaced_after_so_many_runs_and_ends_with_its_last(tmp_path: Path) -> None:
+def test_the_warm_process_is_replaced_after_some_runs_and_ends_with_its_last(tmp_path: Path) -> None:
     async def use(forks: Forks) -> None:
         first = await forks.start()
         child, _ = await lingering(forks, tmp_path)
@@ -192,7 +192,7 @@ os.register_at_fork(before=lambda: kept.append(bytearray(os.urandom(1 << 20) * 4
 """
 
 
-def test_it_is_replaced_when_it_has_grown(tmp_path: Path) -> None:
+def test_the_warm_process_is_replaced_when_it_has_grown(tmp_path: Path) -> None:
     (tmp_path / "path" / "growing.py").write_text(GROWING)
 
     async def use(forks: Forks) -> None:
@@ -206,10 +206,10 @@ def test_it_is_replaced_when_it_has_grown(tmp_path: Path) -> None:
 QUICKER_AT_LEAST = 20
 
 
-def test_a_child_is_there_long_before_an_interpreter_with_torch_is(
+def test_a_child_starts_much_faster_than_an_interpreter_with_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the warm process has called no CUDA, and has one thread, so that it may fork."""
+    """The warm process has one thread and has not initialised CUDA; otherwise it must not fork."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True)

@@ -1,4 +1,4 @@
-"""What NVML says, read from recorded answers: there is no GPU where these tests run."""
+"""GPUs are read from recorded answers of nvidia-smi, because these tests run without a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TWO = """\
 GPUS = parse_smi(TWO)
 
 
-def test_rows_of_nvidia_smi_are_gpus() -> None:
+def test_rows_of_nvidia_smi_are_read_as_gpus() -> None:
     uuid = "GPU-5a1c7f0e-8b6f-9f43-27f1-6d9f1c0b2a11"
     assert GPUS[0] == Gpu(0, uuid, "NVIDIA A100-SXM4-80GB", 81920)
     assert [gpu.index for gpu in GPUS] == [0, 1]
@@ -39,18 +39,18 @@ def test_rows_of_nvidia_smi_are_gpus() -> None:
         (GPUS[0].uuid, [0]),
     ],
 )
-def test_cuda_visible_devices_narrows_them(setting: str | None, indexes: list[int]) -> None:
+def test_cuda_visible_devices_selects_gpus(setting: str | None, indexes: list[int]) -> None:
     assert [gpu.index for gpu in visible_gpus(GPUS, setting)] == indexes
 
 
 @pytest.mark.parametrize("setting", ["2", "GPU-5a1c", "MIG-7d4e0b4c", "all"])
-def test_a_gpu_that_is_not_there_is_named(setting: str) -> None:
+def test_the_error_names_a_missing_gpu(setting: str) -> None:
     with pytest.raises(SettingsError, match=f"CUDA_VISIBLE_DEVICES: expected .* there is 0 .*; found {setting}"):
         visible_gpus(GPUS, setting)
 
 
-def test_nvidia_smi_is_asked_for_what_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's program is the boundary: here it is one that answers as recorded, if it is asked as recorded."""
+def test_nvidia_smi_is_called_with_the_recorded_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script replaces the driver's program. It answers as recorded, if its arguments are the recorded ones."""
     program = tmp_path / "nvidia-smi"
     asked = "--query-gpu=index,uuid,name,memory.total --format=csv,noheader,nounits"
     program.write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] || exit 2\nprintf \'%s\' "{TWO}"\n')

@@ -1,4 +1,4 @@
-"""Slots of a worker: what they are by setting, what is refused, and that two never have one, across processes."""
+"""Slots of a worker: how settings define them, what is refused, and that no two processes share one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_slots_are_gpus_fractions_or_cpu_threads() -> None:
     assert planned([], 2, count=8)[7] == Slot("cpu-8", 1)
 
 
-def test_what_the_machine_has_not_is_named() -> None:
+def test_settings_that_the_machine_cannot_meet_are_named() -> None:
     with pytest.raises(SettingsError, match=r"worker\.slots: expected cpu or auto, .* found gpu"):
         planned([], 4, slots="gpu")
     with pytest.raises(SettingsError, match=r"worker\.threads: expected at most 4, .* found 5"):
@@ -65,7 +65,7 @@ def test_a_run_sees_only_its_slot() -> None:
         (Need(gpu_megabytes=20481), QUARTER, False),
     ],
 )
-def test_a_slot_has_what_is_asked_or_not(need: Need, slot: Slot, met: bool) -> None:
+def test_a_need_is_met_by_a_slot_that_has_enough(need: Need, slot: Slot, met: bool) -> None:
     assert need.met_by(slot) is met
 
 
@@ -74,7 +74,7 @@ def test_a_third_of_a_gpu_is_met_by_one_of_three_slots() -> None:
     assert Need(gpus=1 / 3).met_by(planned([GPU], 3, slots_per_gpu=3)[2])
 
 
-def test_a_refusal_names_what_is_asked_and_what_there_is(tmp_path: Path) -> None:
+def test_a_refusal_names_the_need_and_the_slots(tmp_path: Path) -> None:
     leases = SlotLeases([QUARTER, QUARTER], tmp_path)
     with pytest.raises(SlotRefused) as caught:
         asyncio.run(leases.acquire(Need("cuda", 1, 40000, 4)))
@@ -107,8 +107,8 @@ sys.stdin.read()
 """
 
 
-def test_a_lease_lasts_as_long_as_the_child_has_its_file(tmp_path: Path) -> None:
-    """Also when the process that took it has given it up, as a killed worker does."""
+def test_a_lease_lasts_as_long_as_the_child_has_its_file_open(tmp_path: Path) -> None:
+    """It lasts even after the process that took it has released it, as when a worker is killed."""
 
     def child_of(lease: Lease) -> subprocess.Popen[str]:
         child = subprocess.Popen(
@@ -136,15 +136,15 @@ def test_a_lease_lasts_as_long_as_the_child_has_its_file(tmp_path: Path) -> None
     asyncio.run(use())
 
 
-def test_a_killed_workers_runs_are_found_once_and_only_when_they_are_gone(tmp_path: Path) -> None:
+def test_the_ended_runs_of_a_killed_worker_are_found_once(tmp_path: Path) -> None:
     async def use() -> None:
         leases = SlotLeases([CPU, Slot("cpu-2", 1)], tmp_path)
         lost, kept = await leases.acquire(Need()), await leases.acquire(Need())
         lost.note("run 1")
         kept.note("run 2")
         assert leases.left_behind() == []
-        os.close(os.dup(kept.descriptor))  # closing a copy frees nothing
-        lost._lock.release()  # as the kernel does; a note is left
+        os.close(os.dup(kept.descriptor))  # closing a copy of the descriptor does not free the lock
+        lost._lock.release()  # as the kernel does when a process dies: the note stays
         assert leases.left_behind() == ["run 1"]
         assert leases.left_behind() == []
         kept.release()

@@ -1,4 +1,4 @@
-"""A forked run has the settings of Prefect that its own variables and files name, read or not. Prefect's own code."""
+"""A forked run has the Prefect settings of its own variables and files. Prefect's own code reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-# Prepared once, as the warm process is; then entered as a child would be. Says whether the settings were read again.
+# Prepares like the warm process, enters like a child, and prints whether the settings were read again.
 CHILD = """
 import json, os, sys
 import prefect.engine
@@ -49,7 +49,7 @@ def entered(folder: Path, **variables: str) -> list[object]:
     ],
     ids=["the same", "a variable", "another server", "a file"],
 )
-def test_settings_are_read_again_where_they_differ(
+def test_settings_are_read_again_only_if_they_differ(
     tmp_path: Path, variables: dict[str, str], toml: str, expected: list[object]
 ) -> None:
     if toml:
