@@ -1,4 +1,4 @@
-"""docs/specification.md describes the models as they are."""
+"""docs/specification.md describes the current models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS: tuple[type[BaseModel], ...] = (FederationSpec, SuiteSpec, Settings)
 
 
 def described(model: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each model and each field of ``model`` and of the models below it, by name, with its JSON schema."""
+    """Yield the name and JSON schema of ``model``, of the models below it, and of each of their fields."""
     schema = model.model_json_schema()
     for name, part in {model.__name__: schema, **schema["$defs"]}.items():
         yield name, part
@@ -33,10 +33,10 @@ def test_each_model_and_each_field_has_a_description(model: type[BaseModel]) -> 
     assert not [name for name, part in parts.items() if not part.get("description")]
 
 
-def test_the_page_is_made_of_the_models() -> None:
+def test_the_page_is_up_to_date() -> None:
     page = runpy.run_path(str(DOCS / "specification.py"))["page"]()
     kept = (DOCS / "specification.md").read_text(encoding="utf-8")
-    assert page == kept, "docs/specification.md differs from the models: make docs writes it anew"
+    assert page == kept, "docs/specification.md differs from the models: run make docs, which writes it again"
 
 
 def test_the_page_names_every_field() -> None:
