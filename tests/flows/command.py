@@ -8,5 +8,5 @@ from flows.cli.app import app
 
 
 def fedbench(*words: object) -> Result:
-    """Run ``fedbench`` with these arguments, each as its text."""
+    """Run ``fedbench`` with these arguments, each converted to text. Return the result."""
     return CliRunner().invoke(app, [str(word) for word in words])

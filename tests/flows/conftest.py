@@ -1,4 +1,4 @@
-"""Fixtures for the tests of flows: names, settings and an environment of the test's own."""
+"""Fixtures for the tests of flows: a name, settings and an environment for each test."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from infra.settings import S3Settings, Settings
 
 @pytest.fixture
 def own_name(request: pytest.FixtureRequest) -> str:
-    """The test's name in letters and digits; no other test of its file has it."""
+    """Return the test's name with all other characters than letters and digits replaced. It is unique in its file."""
     return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
 
 
 @pytest.fixture
 def own_prefix(request: pytest.FixtureRequest, own_name: str) -> str:
-    """A prefix of keys that no other test has: the tests of a session share one bucket."""
+    """Return a prefix of keys that no other test uses: the tests of a session share one bucket."""
     return f"{request.node.path.stem}/{own_name}"
 
 
 @pytest.fixture
 def settings(tmp_path: Path, s3_settings: S3Settings, own_prefix: str) -> Settings:
-    """Settings of a home of the test's own, whose store has a prefix of its own."""
+    """Return settings with a home and a prefix of the store for this test alone."""
     return Settings(home=tmp_path, s3=s3_settings.model_copy(update={"prefix": own_prefix}))
 
 
 @pytest.fixture
 def command_settings(s3_home: Path, own_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of the session's store with a prefix of the test's own, which commands of the test have too."""
+    """Return settings of the session's store with a prefix for this test. Commands that the test runs use them too."""
     monkeypatch.setenv("FEDBENCH_HOME", str(s3_home))
     monkeypatch.setenv("FEDBENCH_S3__PREFIX", own_prefix)
     return Settings(home=s3_home, s3=S3Settings(prefix=own_prefix))
@@ -47,5 +47,5 @@ def own_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the homes of the file's tests."""
+    """Return a folder for the homes of the test file."""
     return tmp_path_factory.mktemp("home")

@@ -1,7 +1,7 @@
-"""Small federations run by the real rounds, phases, site and store, in this process: no Prefect, no learning.
+"""Small federations in this process, with real rounds, phases, site and store, but without Prefect and learning.
 
-Flows and tasks are called as plain functions. Instead of training, a client adds a constant of its own and its seed's
-to the weights, so that no two updates are equal; an evaluation reads its batches and detects nothing.
+Flows and tasks are called as plain functions. Instead of training, a client adds a constant to the weights, which
+depends on client and seed, so no two updates are equal. An evaluation reads its batches and detects nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SPEC = FederationSpec(
 
 
 class Here:
-    """Runs turns in this process, one after the other. ``after`` is called with each request that was answered."""
+    """Slots that run turns in this process, one after the other. ``after`` is called with each answered request."""
 
     count = 1
 
@@ -77,7 +77,7 @@ class Here:
 
 @dataclasses.dataclass
 class Said:
-    """What the user is told, and which clients were asked again."""
+    """A reporter that records its messages and the retried clients."""
 
     messages: list[str] = dataclasses.field(default_factory=list)
     retried: list[str] = dataclasses.field(default_factory=list)
@@ -95,7 +95,7 @@ class Said:
 
 
 class EmptyFederation:
-    """``name`` below ``prefix`` in a real store; ``home`` has this machine's cache of weights."""
+    """The federation ``name`` below ``prefix`` in a real store. ``home`` contains this machine's cache of weights."""
 
     def __init__(self, store: S3Settings, home: Path, prefix: str, name: str, spec: FederationSpec = SPEC) -> None:
         self.settings = Settings(home=home, s3=store.model_copy(update={"prefix": prefix}))
@@ -107,9 +107,9 @@ class EmptyFederation:
         self.site = Site(self.settings.model_copy(update={"home": home / "site"}))
 
     def run(self, after: Callable[[Any], None] = lambda request: None, *, cold: bool = False) -> list[RoundRecord]:
-        """Claim the name and go on to the end. ``cold``: on a machine that has none of the weights.
+        """Claim the name, run to the end and return the records. With ``cold``, this machine's cache is empty at first.
 
-        The site's cache is another one than the coordinator's, as a silo's is.
+        The site has its own cache, like a silo.
         """
         settings, site = self.settings, self.site
         if cold:
@@ -140,7 +140,7 @@ class EmptyFederation:
 
 
 def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For as long as ``monkeypatch`` is in force."""
+    """Call flows and tasks as plain functions and replace training and evaluation, until ``monkeypatch`` is undone."""
     for module, names in (
         (flows.federation, ("wake_up", "initial_round", "federated_round")),
         (flows.round, ("check_client_resource", "request_update", "stop_and_eval", "decide")),

@@ -1,4 +1,4 @@
-"""A model that cannot be used is never committed: which updates are dropped for it, in which order, and who is not."""
+"""An unusable model is never committed: which updates are dropped for it, in which order, and which are kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_
 
 SPEC = FederationSpec()
 COHORT = ("1", "2", "3", "4", "5")
-# A model with a larger value than this gives no finite loss.
+# The loss of a model with a larger value than this is not finite.
 LARGEST = 1e9
 
 
@@ -47,7 +47,7 @@ def diverged(*clients: str) -> list[ClientFailure]:
 
 
 class Round:
-    """Round 3 of five clients; what each of them stores, and a test set that some models give no finite loss on."""
+    """Round 3 with five clients and their stored updates. On its test set, the loss of some models is not finite."""
 
     def __init__(self, objects: ObjectStore, folder: Path, name: str) -> None:
         self.handles, self.notes = make_handles(objects, folder, name)
@@ -88,22 +88,22 @@ class Round:
 
 @pytest.fixture
 def round3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_name: str) -> Round:
-    async def without_a_task_run(*arguments: Any) -> Any:  # which would need Prefect's server
+    async def without_a_task_run(*arguments: Any) -> Any:  # a task run would need Prefect's server
         return await aggregate.fn(*(item.unquote() if isinstance(item, quote) else item for item in arguments))
 
     monkeypatch.setattr(flows.new_model, "aggregate", without_a_task_run)
     return Round(object_store, tmp_path, f"usable-{own_name}")
 
 
-def test_a_usable_model_is_made_once(round3: Round, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.new_model, "largest_update", None)  # nothing asks for a norm
+def test_a_usable_model_is_aggregated_once(round3: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows.new_model, "largest_update", None)  # no norm may be computed
     updates = [round3.update(client, float(client)) for client in COHORT]
     new = round3.run(updates)
     assert (new.updates, new.dropped, new.unscored) == (updates, [], [])
     assert (round3.scored, round3.laps, new.bytes_down, new.bytes_up) == ([""], ["aggregate", "stop_and_eval"], 7, 3)
 
 
-def test_the_update_that_spoils_the_model_is_dropped_and_nobody_else(round3: Round) -> None:
+def test_only_the_update_that_spoils_the_model_is_dropped(round3: Round) -> None:
     good = [round3.update(client, float(client)) for client in "1245"]
     expected = round3.bits(round3.run(good))
     round3.scored, round3.laps = [], []
@@ -117,24 +117,24 @@ def test_the_update_that_spoils_the_model_is_dropped_and_nobody_else(round3: Rou
         "the new global model of 5 updates cannot be used (test loss is nan at batch 1); this update is the farthest "
         "from the last model (L2 norm 2e+38)"
     )
-    assert new.unscored == []  # the evaluation that found out blames nobody
+    assert new.unscored == []  # no client is dropped for the evaluation that failed
     assert round3.scored == ["", " · attempt 2"]
     assert round3.laps == ["aggregate", "stop_and_eval"] * 2
     assert (new.bytes_down, new.bytes_up) == (14, 6)
     assert ("aggregate", "3", "client-error", dropped.reason) in round3.notes.of("client_failed")
-    # What was decided follows from the plan and the stored updates: a resumed round does the same.
+    # The decision depends only on the plan and the stored updates, so a resumed round decides the same.
     again = round3.run([*good, spoiler])
     assert (again.updates, again.dropped, round3.bits(again)) == (new.updates, new.dropped, expected)
 
 
-def test_statistics_of_a_model_spoil_it_too(round3: Round) -> None:
+def test_statistics_that_spoil_the_model_are_found_too(round3: Round) -> None:
     updates = [round3.update(client, 100.0) for client in "1234"]
     new = round3.run([*updates, round3.update("5", 0.0, var=1e30)])
     assert [item.client for item in new.dropped] == ["5"]
 
 
 def test_a_small_update_cannot_have_the_others_dropped(round3: Round) -> None:
-    # Nearer to the last model than any honest update, and no root of the mean variance.
+    # This update is nearer to the last model than any honest one, but the mean variance has no square root.
     updates = [round3.update(client, 100.0) for client in "1234"]
     new = round3.run([*updates, round3.update("5", 0.0, var=-10.0)])
     assert [(item.client, item.reason) for item in new.dropped] == [
@@ -143,7 +143,7 @@ def test_a_small_update_cannot_have_the_others_dropped(round3: Round) -> None:
     assert new.updates == updates
 
 
-def test_the_largest_goes_first_until_the_model_can_be_used(round3: Round) -> None:
+def test_the_largest_updates_are_dropped_first_until_the_model_is_usable(round3: Round) -> None:
     values = {"1": 2e12, "2": 1.0, "3": 5e20, "4": 1e15, "5": 1.0}
     round3.spec = FederationSpec(participation=Participation(min_updates=2))
     new = round3.run([round3.update(client, value) for client, value in values.items()])
@@ -153,7 +153,7 @@ def test_the_largest_goes_first_until_the_model_can_be_used(round3: Round) -> No
     assert "of 3 updates" in new.dropped[2].reason
 
 
-def test_a_round_that_loses_its_quorum_ends_with_one_line_that_says_how_to_go_on(round3: Round) -> None:
+def test_a_round_that_loses_its_quorum_ends_with_the_command_to_go_on(round3: Round) -> None:
     values = {"1": 1.0, "2": 1.0, "3": 5e20, "4": 1e15, "5": 2e13}
     before = [failure("9", "deadline", "no answer")]
     with pytest.raises(FedbenchError) as caught:
@@ -168,8 +168,8 @@ def test_a_round_that_loses_its_quorum_ends_with_one_line_that_says_how_to_go_on
     assert text.endswith(f"train again: fedbench resume {name} --retrain 3 --retrain 4 --retrain 5")
 
 
-def test_a_round_without_its_quorum_for_updates_that_do_not_fit_says_how_to_go_on_too(round3: Round) -> None:
-    """They are in the store, so the round would fail in the same way again and again."""
+def test_a_round_without_a_quorum_of_valid_updates_ends_with_the_command_to_go_on(round3: Round) -> None:
+    """The invalid updates are in the store, so the round would fail again in the same way."""
     bad = [round3.update(client, float("nan")) for client in "124"]
     name = round3.plan.federation
     for updates, says in (
@@ -199,7 +199,7 @@ def test_a_partial_sum_is_dropped_whole(round3: Round) -> None:
     assert round3.scored == ["", " · attempt 2"]
 
 
-def test_an_update_that_does_not_fit_is_on_record_beside_those_that_spoil(round3: Round) -> None:
+def test_an_invalid_update_is_recorded_with_those_that_spoil_the_model(round3: Round) -> None:
     updates = [round3.update("1", 1.0), round3.update("2", float("nan")), round3.update("3", 1e20)]
     new = round3.run([*updates, round3.update("4", 1.0), round3.update("5", 1.0)])
     assert [item.client for item in new.dropped] == ["2", "3"]
@@ -231,32 +231,32 @@ def test_a_model_that_is_not_finite_is_neither_stored_nor_evaluated(
     assert (round3.scored, stored) == ([" · attempt 4"], [3])
 
 
-# --- what tells that a model cannot be used ----------------------------------------------------------------------
+# --- how an unusable model is recognised -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("evaluations", "unscored", "fault"),
     [
         ([evaluation("1")], [], None),
-        ([evaluation("1")], diverged("2"), None),  # one's word against another's
+        ([evaluation("1")], diverged("2"), None),  # one client's evaluation against another's
         ([evaluation("1")], diverged("2", "3"), "test loss is nan at batch 1"),
         ([evaluation("1", "2")], diverged("3", "4"), None),
         ([], diverged("1", "2"), "test loss is nan at batch 1"),
         ([], [failure("1", "deadline", "late"), *diverged("2")], "test loss is nan at batch 1"),
         ([evaluation("1", loss=None)], [], "the test loss is not finite"),
-        # Nobody could tell: no reason to drop anybody.
+        # No client could evaluate the model, which is no reason to drop an update.
         ([], [], None),
         ([], [failure("1", "deadline", "late"), failure("2", "infrastructure-lost", "lost 3 times")], None),
         ([], [failure("1", "client-error", "its test set has changed")], None),
     ],
 )
-def test_only_a_loss_that_is_not_finite_speaks_against_a_model(
+def test_only_a_loss_that_is_not_finite_makes_a_model_unusable(
     evaluations: list[EvaluationRecord], unscored: list[ClientFailure], fault: str | None
 ) -> None:
     assert model_fault(evaluations, unscored) == fault
 
 
-def test_one_silo_cannot_pass_off_a_model_that_is_dead_for_the_others(round3: Round) -> None:
+def test_one_silo_cannot_save_a_model_that_is_unusable_for_the_others(round3: Round) -> None:
     good = [round3.update(client, float(client)) for client in "1245"]
     honest = round3.evaluate
 

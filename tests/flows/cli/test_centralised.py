@@ -1,4 +1,4 @@
-"""``fedbench run --centralised``: its default name, its one line, and what it refuses."""
+"""``fedbench run --centralised``: its default name, its description, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.spec.references import twin
 from tests.flows.command import fedbench
 
 
-def test_a_twin_has_a_name_of_its_own_and_says_what_it_is() -> None:
+def test_a_twin_has_its_own_name_and_is_described_as_centralised() -> None:
     spec = preset("smoke")
     centralised = twin(spec)
     assert default_name("smoke", spec) == f"smoke-{spec.digest[:8]}"
@@ -22,7 +22,7 @@ def test_a_twin_has_a_name_of_its_own_and_says_what_it_is() -> None:
     assert " · centralised · " in describe(centralised)
 
 
-def test_what_is_centralised_already_is_refused_before_anything_starts(
+def test_an_already_centralised_specification_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path / "home"))

@@ -1,4 +1,4 @@
-"""The log of a command, and what must not reach the terminal beside it."""
+"""The log of a command, and log messages that must not reach the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root = logging.getLogger()
     handlers, level, raises = root.handlers, root.level, logging.raiseExceptions
     for name in ("PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_CONFIGURE_LOGGING"):
-        monkeypatch.setenv(name, "false")  # what log_to sets is put back afterwards
+        monkeypatch.setenv(name, "false")  # log_to sets it; monkeypatch restores it after the test
     yield
     root.handlers, logging.raiseExceptions = handlers, raises
     root.setLevel(level)
@@ -29,7 +29,7 @@ def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
-def test_logs_that_prefect_cannot_send_are_told_to_those_who_ask_only(
+def test_prefects_errors_about_sending_logs_are_printed_only_with_verbose(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], verbose: int
 ) -> None:
     log_to(tmp_path / "run.log", Settings(home=tmp_path), verbose)
@@ -40,7 +40,7 @@ def test_logs_that_prefect_cannot_send_are_told_to_those_who_ask_only(
     assert ("Error logging to API" in capfd.readouterr().err) is bool(verbose)
 
 
-# A process of its own, because MLflow sets up its logging when it is imported.
+# Runs in a process of its own, because MLflow sets up its logging when it is imported.
 MLFLOW_FAILS = """
 import logging, sys
 from pathlib import Path
@@ -57,7 +57,7 @@ for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "sqlalchemy.e
 """
 
 
-def test_what_mlflow_logs_is_in_the_log_alone(tmp_path: Path) -> None:
+def test_mlflows_messages_go_to_the_log_only(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MLFLOW_FAILS, str(tmp_path / "run.log"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("", "")

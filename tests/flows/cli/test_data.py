@@ -1,4 +1,4 @@
-"""``fedbench data``: exit codes, what is printed and written; and pinning of data whose devices only they tell."""
+"""``fedbench data``: exit codes, output and files. Also pinning of data that define their own devices."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def call(*words: object) -> Result:
 
 @pytest.fixture(scope="module")
 def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny set in all forms, each in the folder of its name."""
+    """Make the tiny data set in all forms. Return the folder with one folder for each form."""
     root = tmp_path_factory.mktemp("made")
     old = os.environ.get("FEDBENCH_HOME")
     for form in FORMS:
@@ -56,7 +56,7 @@ def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_forms_load_to_the_same_samples(made: Path) -> None:
+def test_all_forms_load_as_the_same_samples(made: Path) -> None:
     found = {}
     for form, spec in FORMS.items():
         data = load_data(spec, root_of={"mine": made / form}.get, cache=made / "unused")
@@ -96,13 +96,13 @@ def test_errors_exit_1_and_are_all_printed(made: Path, tmp_path: Path, home: Pat
         root.rename(made / "voc")
 
 
-def test_fields_divide_a_folder_otherwise(made: Path) -> None:
+def test_fields_change_how_a_folder_is_divided(made: Path) -> None:
     result = call("check", made / "coco", "-s", "clients.kind=dirichlet", "-s", "clients.clients=3")
     assert result.exit_code == 0, result.output
     assert "3 devices · 7 classes · 40 training images" in result.output
 
 
-def test_names_like_numbers_are_names(tmp_path: Path) -> None:
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("000009", "000010", "000011"):
@@ -118,8 +118,8 @@ def test_names_like_numbers_are_names(tmp_path: Path) -> None:
     assert [line.split()[0] for line in result.output.splitlines()[2:4]] == ["010", "no"]
 
 
-def test_class_names_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
-    """Line ends, formulas of matplotlib, markup of rich, and names of any length."""
+def test_class_names_are_printed_unchanged(made: Path, tmp_path: Path) -> None:
+    """The names contain line ends, formulas of matplotlib and markup of rich, or are very long."""
     shutil.copytree(made / "coco", tmp_path / "set")
     names = ["car\n", "a$b_$c", "[/b]", "[red]car", "car!", "$\\frac{1$", "x" * 300]
     for file in ("train.json", "test.json"):
@@ -136,7 +136,7 @@ def test_class_names_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_a_picture_that_cannot_be_drawn_leaves_the_report(
+def test_the_report_is_printed_without_a_picture_that_cannot_be_drawn(
     made: Path, tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(counts: object) -> None:
@@ -151,7 +151,9 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_report(
     assert "classes by device: " not in result.output
 
 
-def test_presets_and_files_name_data(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_presets_and_of_specification_files_are_checked(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEDBENCH_DATA_ROOTS", f'{{"mine": "{made / "coco"}"}}')
     spec = tmp_path / "mine.yaml"
     spec.write_text("data: {kind: coco, name: mine}\n")
@@ -182,7 +184,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_was_asked_wrongly_exits_2(made: Path, tmp_path: Path, case: str) -> None:
+def test_wrong_arguments_exit_2(made: Path, tmp_path: Path, case: str) -> None:
     words, message = WRONG[case]
     result = call(*(word.format(made=made, tmp=tmp_path) for word in words))
     assert result.exit_code == 2, result.output
@@ -190,7 +192,7 @@ def test_what_was_asked_wrongly_exits_2(made: Path, tmp_path: Path, case: str) -
     assert "Traceback" not in result.output
 
 
-def test_devices_that_only_the_data_tell_are_pinned(made: Path, home: Path) -> None:
+def test_devices_that_only_the_data_define_are_pinned(made: Path, home: Path) -> None:
     settings = Settings(home=home, data_roots={"mine": made / "voc"})
     spec = FederationSpec(data=VocFolders(name="mine"))
     assert "· all clients ·" in describe(spec)
@@ -208,14 +210,14 @@ def test_devices_that_only_the_data_tell_are_pinned(made: Path, home: Path) -> N
             pin_data(spec.model_copy(update={"participation": participation}), settings)
 
 
-def test_known_devices_are_left_to_the_specification(made: Path, home: Path) -> None:
+def test_devices_that_the_specification_defines_are_not_pinned(made: Path, home: Path) -> None:
     settings = Settings(home=home, data_roots={"mine": made / "street"})
     pinned = pin_data(FederationSpec(data=FederatedStreet(name="mine", split=20)), settings)
     assert pinned.participation.clients is None
     assert len(pinned.clients or ()) == 20
 
 
-def test_a_run_says_at_its_start_what_its_data_may_cost(made: Path, home: Path, tmp_path: Path) -> None:
+def test_a_run_prints_warnings_about_its_data_at_its_start(made: Path, home: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "coco", tmp_path / "set")
     document = json.loads((tmp_path / "set" / "test.json").read_text())
     document["annotations"] += [{**item, "id": item["id"] + 1000} for item in document["annotations"]]

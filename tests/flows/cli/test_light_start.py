@@ -1,4 +1,4 @@
-"""What imports no torch: commands that only read or start servers, and a coordinator until it starts its own."""
+"""Commands that only read or start servers import no torch, nor does a coordinator before it starts its servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = ("torch", "torchvision", "mlflow")
 
-# Runs a command or imports modules, and prints which of the packages are imported then.
+# Runs a command or imports modules, then prints which of the packages are imported.
 SCRIPT = """
 import importlib, sys
 from flows.cli.app import app
@@ -44,7 +44,7 @@ print("imported:", *(name for name in heavy if name in sys.modules))
     ],
     ids=" ".join,
 )
-def test_it_is_imported_only_when_it_is_needed(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_heavy_packages_are_imported_only_when_needed(words: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, ",".join(HEAVY), *words],
         env={**os.environ, "FEDBENCH_HOME": str(tmp_path / "home")},

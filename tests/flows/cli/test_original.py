@@ -1,4 +1,4 @@
-"""``fedbench original`` and ``fedbench export``: files written, what is printed, exit codes."""
+"""``fedbench original`` and ``fedbench export``: files, output and exit codes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_model_file_may_be_given(task: Path, tmp_path: Path) -> None:
 
 
 class Source:
-    """A network with weights of its own, and its parameters as the original pickles them."""
+    """A detector with random weights, and its parameters in the form that the original pickles."""
 
     def __init__(self) -> None:
         self.detector = build_detector(SPEC.detector, 7, seed=99)
@@ -146,7 +146,7 @@ def test_a_weight_file_becomes_a_model_that_detects_the_same(source: Source, tmp
         assert stored.get_tensor("layers.0.norm.num_batches_tracked").item() == 2
 
 
-def test_outputs_for_other_classes_are_told(source: Source, tmp_path: Path) -> None:
+def test_outputs_for_a_different_number_of_classes_are_reported(source: Source, tmp_path: Path) -> None:
     arrays = [array[:24] if array.shape[0] == 36 else array for array in source.arrays]
     file, output = pickled(tmp_path, arrays), tmp_path / "model.safetensors"
     result = fedbench("original", "weights", file, "--spec", spec_file(tmp_path), "-o", output, "--images", 8)
@@ -195,7 +195,7 @@ def test_wrong_weights_exit_2(source: Source, tmp_path: Path) -> None:
         (("export", "../x"), "expected letters, digits"),
     ],
 )
-def test_what_was_asked_wrongly_exits_2(
+def test_wrong_arguments_exit_2(
     words: tuple[str, ...], message: str, task: Path, source: Source, tmp_path: Path
 ) -> None:
     values = {"task": task, "tmp": tmp_path, "spec": spec_file(tmp_path), "pkl": pickled(tmp_path, source.arrays)}
@@ -210,7 +210,7 @@ def test_what_was_asked_wrongly_exits_2(
 def stored(
     object_store: ObjectStore, s3_settings: S3Settings, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> FederationLayout:
-    """A federation of the session's store: rounds 0 to 2, of which round 2 has no figures."""
+    """Store a federation with rounds 0 to 2, without figures for round 2. Return its layout."""
     prefix = f"original/{request.node.name}"
     assert s3_settings.access_key is not None
     assert s3_settings.secret_key is not None
@@ -248,7 +248,7 @@ def test_a_runs_rounds_are_written_as_the_originals_table(stored: FederationLayo
     assert f"written: {file}, 2 rounds" in result.output
 
 
-def test_runs_that_are_not_there_exit_2(stored: FederationLayout, tmp_path: Path) -> None:
+def test_missing_runs_exit_2(stored: FederationLayout, tmp_path: Path) -> None:
     nobody = fedbench("export", "nobody")
     assert nobody.exit_code == 2
     assert "nobody: no such federation in the store; expected one of: mine" in nobody.output

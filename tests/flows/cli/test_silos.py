@@ -1,4 +1,4 @@
-"""Federations whose clients have pools of their own: what is refused at the start; the policy that is printed."""
+"""Federations whose clients have their own pools: what is refused at the start, and the printed policy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAMERAS = VocFolders(name="cameras", classes=("chair", "table"))
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Of a coordinator that has no data; devices 1 and 2 are in silos."""
+    """Return settings of a coordinator without data, with devices 1 and 2 in silos."""
     return Settings(home=tmp_path, pools=PoolSettings(turns="gpu", silos={"1": "silo-a", "2": "silo-b"}))
 
 
@@ -33,27 +33,27 @@ def spec(data: Any = CAMERAS, *, clients: tuple[str, ...] | None = ("1", "2"), c
     return FederationSpec(data=data, participation=Participation(clients=clients, check_load=check))
 
 
-def test_silos_keep_their_data_to_themselves(settings: Settings, tmp_path: Path) -> None:
+def test_the_coordinator_needs_no_data_of_silos(settings: Settings, tmp_path: Path) -> None:
     assert pin(spec(), settings) == spec()
-    # Nor are the coordinator's own images, which are not all, held against theirs.
+    # The coordinator's own folder is not read either, because it has only a part of the images.
     own = settings.model_copy(update={"data_roots": {"cameras": tmp_path / "not-there"}})
     assert pin(spec(), own) == spec()
     assert pin(spec(clients=("1", "7")), own) == spec(clients=("1", "7"))
 
 
-def test_without_silos_the_data_are_read_as_ever(settings: Settings) -> None:
+def test_without_silos_the_data_are_read_at_the_start(settings: Settings) -> None:
     with pytest.raises(DataError, match="no folder is known for data set 'cameras'"):
         pin(spec(clients=("7", "8"), check=False), settings)
     with pytest.raises(DataError, match="no folder is known for data set 'cameras'"):
         pin(spec(check=False), settings.model_copy(update={"pools": PoolSettings()}))
 
 
-def test_the_load_of_silos_is_checked(settings: Settings) -> None:
+def test_silos_require_the_check_of_the_load(settings: Settings) -> None:
     with pytest.raises(SpecError, match=r"participation\.check_load: expected true, .*pools\.silos: 1\), found false"):
         pin(spec(clients=("7", "1"), check=False), settings)
 
 
-def test_clients_are_named_when_no_one_place_tells_them(settings: Settings) -> None:
+def test_with_silos_the_clients_must_be_named(settings: Settings) -> None:
     with pytest.raises(SpecError, match=r"participation\.clients: expected the devices by name.*found none"):
         pin(spec(clients=None), settings)
 
@@ -61,7 +61,7 @@ def test_clients_are_named_when_no_one_place_tells_them(settings: Settings) -> N
 @pytest.mark.parametrize(
     "data", [FederatedStreet(), VocFolders(name="mine", clients=Iid(clients=2))], ids=["published", "divided"]
 )
-def test_a_set_that_each_silo_must_have_whole_is_named_by_its_content(
+def test_a_data_set_that_each_silo_has_whole_needs_its_content_digest(
     settings: Settings, data: FederatedStreet | VocFolders
 ) -> None:
     with pytest.raises(SpecError, match=rf"data\.digest: expected the content digest of data set {data.name}"):

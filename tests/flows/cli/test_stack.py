@@ -1,4 +1,4 @@
-"""``fedbench up``, ``down``, ``status`` and ``logs`` where nothing runs: what they say and refuse."""
+"""``fedbench up``, ``down``, ``status`` and ``logs`` while nothing runs: what they print and refuse."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.usefixtures("own_environment")
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path / "home"))
-    # `up` hands its URLs on through the environment, which ends with the command: here it must end with the test.
+    # `up` sets its URLs in this process's environment. monkeypatch removes them after the test.
     for setting in ("PREFECT", "MLFLOW"):
         monkeypatch.setenv(f"FEDBENCH_{setting}_DATABASE_URL", "")
     return tmp_path / "home"
 
 
-def test_nothing_is_up_and_nothing_is_made_by_looking(home: Path) -> None:
+def test_status_and_down_without_a_stack_create_nothing(home: Path) -> None:
     result = fedbench("status")
     assert result.exit_code == 1
     rows = [line.split()[:2] for line in result.output.splitlines()[1:]]
@@ -39,14 +39,14 @@ def test_a_url_with_a_password_is_refused_before_anything_starts(home: Path) -> 
     assert not home.exists()
 
 
-def test_a_url_that_prefect_does_not_take_is_refused(home: Path) -> None:
+def test_a_database_url_that_prefect_cannot_use_is_refused(home: Path) -> None:
     result = fedbench("up", "--prefect-database-url", "mysql://db/name")
     assert result.exit_code == 2
     assert "prefect_database_url: expected a URL that starts with postgresql+asyncpg://" in result.output
     assert not (home / "logs").exists()
 
 
-def test_logs_of_all_or_of_one(home: Path) -> None:
+def test_logs_of_all_services_or_of_one_are_printed(home: Path) -> None:
     assert "no log yet" in fedbench("logs").output
     result = fedbench("logs", "postgres")
     assert result.exit_code == 2

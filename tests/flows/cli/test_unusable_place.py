@@ -1,4 +1,4 @@
-"""Every command, where it cannot work: one line that says what is wrong, exit status 2, and no traceback."""
+"""Every command with an unusable home or folder prints one line with the error, and exits 2 without a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flows.cli.app import main
 from flows.cli.shared import home_option
 from infra.settings import Settings
 
-# By name: the arguments. Files and runs that they name need not exist, because the place is looked at first.
+# The arguments of each command. Their files and runs need not exist, because home and folder are checked first.
 COMMANDS = {
     "run": ["run", "smoke"],
     "resume": ["resume", "x"],
@@ -45,7 +45,7 @@ COMMANDS = {
     "data check": ["data", "check", "smoke"],
     "data make": ["data", "make", "made"],
 }
-# These only read the home, or need none.
+# Commands that only read the home, or need none.
 WRITE_NOTHING = {"down", "status", "logs", "silo-policy", "deploy"}
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
@@ -53,7 +53,7 @@ every_command = pytest.mark.parametrize("command", COMMANDS)
 
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands change this process's environment."""
+    """Undo what commands change in this process's environment. The working folder is the test's own."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     yield
@@ -62,7 +62,7 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The only line of a command that ends with status 2."""
+    """Run a command that exits 2 with one line of output. Return that line."""
     monkeypatch.setattr(sys, "argv", ["fedbench", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -76,7 +76,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 
 @every_command
 @pytest.mark.parametrize("below", [False, True], ids=["file", "below a file"])
-def test_a_home_that_is_a_file(
+def test_a_home_that_is_a_file_is_refused(
     command: str, below: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
@@ -87,9 +87,9 @@ def test_a_home_that_is_a_file(
     assert line == f"error: home: expected a folder, found a file{' above it' if below else ''}: {home}"
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where root too can make no folder")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where even root cannot make a folder")
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WRITE_NOTHING))
-def test_a_home_that_cannot_be_made(
+def test_a_home_that_cannot_be_made_is_refused(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDBENCH_HOME", "/proc/x")
@@ -98,7 +98,7 @@ def test_a_home_that_cannot_be_made(
 
 
 @every_command
-def test_a_working_folder_that_was_removed(
+def test_a_removed_working_folder_is_refused(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gone").mkdir()
@@ -116,7 +116,7 @@ VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BU
     ("command", "variable"),
     [*((command, "SSL_CERT_FILE") for command in COMMANDS), *(("list", variable) for variable in VARIABLES[1:])],
 )
-def test_certificates_that_are_not_there_for_servers_over_tls(
+def test_missing_certificates_are_refused_for_servers_over_tls(
     command: str, variable: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (
@@ -131,8 +131,8 @@ def test_certificates_that_are_not_there_for_servers_over_tls(
     assert line == f"error: {variable}: expected a file of certificates (PEM), found no such file: /no/such/file"
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where root too can make no folder")
-def test_counts_are_printed_without_a_home_for_the_picture(
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where even root cannot make a folder")
+def test_counts_are_printed_even_if_the_picture_has_no_home(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = [item for field in ("train_images=40", "test_images=5", "width=64", "height=64") for item in ("-s", field)]
@@ -153,12 +153,12 @@ def test_counts_are_printed_without_a_home_for_the_picture(
     assert "failed: home: /proc/x cannot be made" in line
 
 
-def test_a_command_to_go_on_with_is_one_that_a_shell_takes(tmp_path: Path) -> None:
+def test_the_home_in_a_printed_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
     home = tmp_path / "my [b]home[/b] 'x'"
     assert shlex.split(home_option(Settings(home=home))) == ["--home", str(home)]
 
 
-def test_settings_of_certificates_that_are_none(tmp_path: Path) -> None:
+def test_variables_with_unusable_certificates_are_refused_over_tls_only(tmp_path: Path) -> None:
     from infra.environment.certificates import use_certificates
     from infra.errors import SettingsError
 

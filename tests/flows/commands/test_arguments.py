@@ -15,7 +15,7 @@ from tasks.spec.names import name_of_file
     ("file", "name"),
     [
         ("yards.yaml", "yards"),
-        ("my.spec_2-.yaml", "my.spec_2-"),  # what may be a name stays
+        ("my.spec_2-.yaml", "my.spec_2-"),  # valid names stay unchanged
         ("my spec.yaml", "my-spec"),
         ("Übersicht (2).yaml", "Ubersicht-2"),
         ("[b]a?b#c%20:d[b].yaml", "b-a-b-c-20-d-b"),
@@ -27,7 +27,7 @@ from tasks.spec.names import name_of_file
         (f"{'ä ' * 100}.yaml", ("a-" * 35).rstrip("-")),
     ],
 )
-def test_a_file_of_any_name_names_a_federation(file: str, name: str, tmp_path: Path) -> None:
+def test_a_file_with_any_name_gives_a_valid_federation_name(file: str, name: str, tmp_path: Path) -> None:
     assert name_of_file(Path(file)) == name
     if len(file.encode()) < 250:
         path = tmp_path / file

@@ -1,4 +1,4 @@
-"""``fedbench compare``: what it says of runs in a real store, and what it writes."""
+"""``fedbench compare``: its tables and messages about runs in a real store, and its files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPEC = FederationSpec(max_rounds=4, training=TrainingSpec(local_epochs=2))
 TWIN = twin(SPEC)
 OTHER = "b" * 64
 WEIGHTS = WeightRef(key="k", sha256=SHA, bytes=5_000_000)
-# Training images by client: 40 in all.
+# Training images of each client, 40 in total.
 SIZES = {"1": 25, "2": 15}
 POOLED = {"all": 40}
 
@@ -38,7 +38,7 @@ POOLED = {"all": 40}
 def record_of(
     name: str, number: int, score: float | None, sizes: dict[str, int], test: str, cohort: tuple[str, ...] | None = None
 ) -> RoundRecord:
-    """A round of ``cohort``: 10 s, each client 5 MB down and 5 MB up; ``map_coco`` falls while the others rise."""
+    """Return a round of ``cohort`` with 10 s and 5 MB each way per client. ``map_coco`` falls while the others rise."""
     clients = tuple(
         client_info(
             client, train_size=size, test_size=8, test_digest=test, class_counts={"chair": 2 * size, "table": 0}
@@ -80,7 +80,7 @@ def record_of(
 
 
 class Store:
-    """A prefix of the session's store, with the runs that a test puts there."""
+    """A prefix of the session's store, with the runs that a test stores there."""
 
     def __init__(self, objects: ObjectStore, settings: Settings) -> None:
         self.objects, self.settings = objects, settings
@@ -105,7 +105,7 @@ def store(object_store: ObjectStore, command_settings: Settings) -> Store:
 
 
 def rows(compared: list[compare.Compared], metric: Any = "map50_voc10") -> dict[str, list[str]]:
-    """The table's cells by their row's label."""
+    """Return the table's cells by the label of their row."""
     console = Console(file=io.StringIO(), width=200, record=True)
     table = compare.comparison_table(compared, metric)
     console.print(table)
@@ -123,7 +123,7 @@ def test_figures_costs_and_differences_against_the_first(store: Store) -> None:
     assert found["rounds"] == ["4/4", "2/4"]
     assert found["clients"] == ["2", "centralised"]
     assert found["image passes"] == ["8", "4"]
-    assert found["best round"] == ["2", "2"]  # the first of equals
+    assert found["best round"] == ["2", "2"]  # the first of equally good rounds
     assert found["map50_voc10 best"] == ["0.250", "0.375 (+0.125)"]
     assert found["map50_voc10 last"] == ["0.100", "0.375 (+0.275)"]
     assert found["map_coco"] == ["0.250", "0.125 (−0.125)"]
@@ -155,7 +155,7 @@ def test_the_gap_to_the_twin_is_at_equal_image_passes(store: Store) -> None:
     store.put("other", parse_spec({"seed": 3}, source="x"), [0.0, 0.2], SIZES)
     assert compare.gaps(store.read("apart", "other"), "map50_voc10") == []
     assert compare.gaps(store.read("apart", "other", "twin"), "map50_voc10") == [f"apart: {line}"]
-    store.put("fewer", SPEC, [0.0, 0.2], {"1": 25})  # a client never came: other images
+    store.put("fewer", SPEC, [0.0, 0.2], {"1": 25})  # a client never took part, so the images differ
     assert compare.gaps(store.read("fewer", "twin"), "map50_voc10") == []
     store.put("blind", SPEC, [None, None], SIZES)
     assert compare.gaps(store.read("blind", "twin"), "map50_voc10") == [
@@ -163,7 +163,7 @@ def test_the_gap_to_the_twin_is_at_equal_image_passes(store: Store) -> None:
     ]
 
 
-def test_rounds_of_some_clients_are_parts_of_an_image_pass(store: Store) -> None:
+def test_a_round_of_some_clients_counts_as_a_part_of_an_image_pass(store: Store) -> None:
     store.put("some", SPEC, [0.0, 0.1, 0.2], SIZES, cohort=("1",))
     store.put("twin", TWIN, [0.0, 0.3, 0.5], POOLED)
     some, _ = compared = store.read("some", "twin")
@@ -172,7 +172,7 @@ def test_rounds_of_some_clients_are_parts_of_an_image_pass(store: Store) -> None
     assert compare.gaps(compared, "map50_voc10")[0].startswith("gap to centralised: −0.100 map50_voc10 after 2.5 ")
 
 
-def test_other_test_sets_and_rules_are_warned_of_and_fields_are_named(store: Store) -> None:
+def test_different_test_sets_and_rules_give_warnings_that_name_the_fields(store: Store) -> None:
     lenient = parse_spec({**SPEC.model_dump(), "evaluation": {"score_threshold": 0.05}}, source="x")
     store.put("first", SPEC, [0.1, 0.2], SIZES)
     store.put("same", SPEC, [0.1, 0.2], SIZES)
@@ -190,7 +190,7 @@ def test_other_test_sets_and_rules_are_warned_of_and_fields_are_named(store: Sto
     ]
 
 
-def test_the_gain_over_local_only_is_over_the_seeds_that_have_it(store: Store) -> None:
+def test_the_gain_over_local_only_uses_the_seeds_that_have_both(store: Store) -> None:
     for seed in (1, 2):
         spec = SPEC.model_copy(update={"seed": seed})
         store.put(f"apart-{seed}", spec, [0.0, 0.2, 0.4 + seed / 10], SIZES)
@@ -243,7 +243,7 @@ def test_the_command_prints_all_and_writes_a_report_plots_and_every_round(store:
     assert table[5]["map50_coco"] == ""
 
 
-def test_without_out_the_folder_is_named_for_the_runs(store: Store) -> None:
+def test_without_out_the_folder_is_named_after_the_runs(store: Store) -> None:
     settings = store.settings
     assert compare.default_folder(settings, ["a", "b"]) == settings.home / "comparisons" / "a+b"
     long = compare.default_folder(settings, ["a" * 90, "b" * 90])
@@ -261,7 +261,7 @@ def test_without_out_the_folder_is_named_for_the_runs(store: Store) -> None:
         (("one", "../x"), "federation: expected letters, digits"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(store: Store, names: tuple[str, ...], says: str) -> None:
+def test_runs_that_cannot_be_compared_are_refused(store: Store, names: tuple[str, ...], says: str) -> None:
     store.put("one", SPEC, [0.1], SIZES)
     store.put("empty", SPEC, [], SIZES)
     result = fedbench("compare", *names)
@@ -280,5 +280,5 @@ def test_a_folder_that_cannot_be_written_is_refused(store: Store, tmp_path: Path
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0004, "0.000"), (-0.0004, "0.000"), (-0.043, "−0.043"), (1, "+1.000")])
-def test_a_difference_has_its_sign_unless_it_rounds_to_nothing(value: float, shown: str) -> None:
+def test_a_difference_has_a_sign_unless_it_rounds_to_zero(value: float, shown: str) -> None:
     assert compare.signed(value) == shown

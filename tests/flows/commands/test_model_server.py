@@ -1,4 +1,4 @@
-"""The model server over a real socket: MLflow's forms of a request, and what is refused by which status."""
+"""The model server over a real socket: MLflow's forms of a request, and the status of refused requests."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_form_of_a_request_gives_the_same_answer(served: Served, image: st
     assert [len(item["detections"]) for item in answer["predictions"]] == [5, 5]
 
 
-def test_the_other_routes_are_those_of_mlflow(served: Served) -> None:
+def test_the_other_routes_are_the_same_as_mlflows(served: Served) -> None:
     assert served.get("/ping") == served.get("/health") == (200, b"\n")
     assert served.get("/version")[0] == 200
     assert served.get("/invocations")[0] == 405
@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_used_is_refused_with_400(served: Served, case: str) -> None:
+def test_unusable_requests_are_refused_with_400(served: Served, case: str) -> None:
     document, message = WRONG[case]
     status, answer = served.post(document)
     assert status == 400
@@ -126,11 +126,11 @@ def test_what_cannot_be_used_is_refused_with_400(served: Served, case: str) -> N
     assert answer["error_code"] == "INVALID_PARAMETER_VALUE"
 
 
-def test_what_is_too_large_is_refused_with_413(served: Served) -> None:
+def test_requests_that_are_too_large_are_refused_with_413(served: Served) -> None:
     assert served.post({"inputs": ["x"] * 4})[0] == 413
     status, answer = served.post({"inputs": ["A" * BODY_BYTES]})
     assert (status, answer["message"]) == (413, f"body: expected at most {BODY_BYTES} bytes, found more")
-    # A client that sends in pieces, without a length; and one that asks before it sends.
+    # One client sends chunks without a length; another waits for 100 Continue.
     chunked = (b"x" * 50_000 for _ in range(100))
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)) as connection:
         connection.request("POST", "/invocations", chunked, {"Content-Type": "application/json"})
@@ -148,8 +148,8 @@ def test_many_small_values_are_refused_before_they_are_parsed() -> None:
     tracemalloc.stop()
 
 
-def test_texts_of_different_length_take_their_own_memory_alone() -> None:
-    """As MLflow parses these forms, each of the rows took four times the longest one."""
+def test_a_long_text_does_not_multiply_the_memory_of_short_ones() -> None:
+    """With MLflow's own parser, each row of these forms took four times the memory of the longest text."""
     for form, document in forms("A" * 1_000_000, "").items():
         body = json.dumps(document).encode()
         tracemalloc.start()
@@ -159,20 +159,20 @@ def test_texts_of_different_length_take_their_own_memory_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/csv", "application/vnd.apache.parquet", "", "application/jsonx"])
-def test_other_types_than_json_are_refused(served: Served, kind: str) -> None:
+def test_content_types_other_than_json_are_refused(served: Served, kind: str) -> None:
     status, answer = served.post(b"image\n", **{"Content-Type": kind})
     assert status == 415
     assert "expected application/json" in answer["message"]
 
 
-def test_a_slow_body_ends_and_waiting_requests_are_limited(served: Served, image: str) -> None:
+def test_slow_bodies_time_out_and_waiting_requests_are_limited(served: Served, image: str) -> None:
     slow = [socket.create_connection(("127.0.0.1", served.port), 30) for _ in range(2)]
     for connection in slow:
         connection.sendall(
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
     status = 200
-    for _ in range(100):  # until both have arrived
+    for _ in range(100):  # wait until both have arrived
         status, answer = served.post({"inputs": [image]})
         if status == 503:
             break
@@ -184,7 +184,7 @@ def test_a_slow_body_ends_and_waiting_requests_are_limited(served: Served, image
     assert served.post({"inputs": [image]})[0] == 200
 
 
-def test_a_fault_of_the_model_is_no_words_to_the_client(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_model_is_not_sent_to_the_client(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.answers, "answer", lambda images, **params: 1 / 0)
     status, answer = served.post({"inputs": []})
     assert status == 500

@@ -1,4 +1,4 @@
-"""Models by run, round and file, the messages when there is none, and the commands over a model file. A real store."""
+"""Models are opened by run, round or file, and commands use a model file. The store is real."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SPEC = FederationSpec(
     detector=YoloV3TinySpec(width=64, height=64),
 )
 CLASSES = ("basket", "carton", "chair", "electrombile", "gastank", "sunshade", "table")
-KEPT = (1, 2)  # of rounds 0 to 2; round 1 is the best
+KEPT = (1, 2)  # the rounds, of 0 to 2, whose weights are kept; round 1 is the best
 
 
 def detector_of(number: int) -> Detector:
@@ -63,7 +63,7 @@ def record_of(number: int, model: WeightRef) -> RoundRecord:
 
 @pytest.fixture(scope="module")
 def settings(s3_settings: S3Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A store with the run ``mine`` of three rounds, and the run ``young``, which has no round yet."""
+    """Return settings of a store with the run ``mine`` of three rounds, and the run ``young`` without a round."""
     resolved = s3_settings.model_copy(update={"prefix": "models"})
     place = Settings(home=tmp_path_factory.mktemp("home"), s3=resolved)
     objects = ObjectStore(resolved)
@@ -100,7 +100,7 @@ def assert_same_weights(one: Detector, other: Detector) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_run_gives_its_best_round_or_the_one_asked_for(settings: Settings) -> None:
+def test_a_run_is_opened_at_its_best_round_or_at_the_given_one(settings: Settings) -> None:
     best = open_model("mine", settings)
     assert (best.title, best.card.round, best.data) == ("mine, round 1", 1, SPEC.data)
     assert best.card.classes == CLASSES
@@ -111,7 +111,7 @@ def test_a_run_gives_its_best_round_or_the_one_asked_for(settings: Settings) -> 
     assert_same_weights(other.detector, detector_of(2))
 
 
-def test_a_file_gives_the_same_as_the_run_that_it_came_from(settings: Settings, file: Path) -> None:
+def test_a_model_file_has_the_weights_of_its_run(settings: Settings, file: Path) -> None:
     opened = open_model(str(file), settings)
     assert opened.title == f"{file} (mine, round 1)"
     assert (opened.spec, opened.record, opened.data) == (None, None, SPEC.data)
@@ -136,7 +136,9 @@ WRONG: dict[str, tuple[str, int | None, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_model_is_told_with_what_was_tried(settings: Settings, file: Path, picture: Path, case: str) -> None:
+def test_the_error_about_no_model_names_what_was_tried(
+    settings: Settings, file: Path, picture: Path, case: str
+) -> None:
     reference, number, message = WRONG[case]
     with pytest.raises(SpecError) as caught:
         open_model(reference.format(file=file, picture=picture, folder=picture.parent), settings, number)
@@ -154,12 +156,12 @@ def test_a_missing_or_damaged_file_is_named(settings: Settings, tmp_path: Path) 
         assert str(caught.value).startswith(f"{path}: ")
 
 
-# The commands, over a model file: no service is started.
+# Commands with a model file, which start no service.
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, home: Path) -> Callable[..., Result]:
-    """The command, with a home of the file's own and wide tables."""
+    """Return a function that runs the command with the test file's home and wide tables."""
     monkeypatch.setenv("FEDBENCH_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "200")
     return fedbench
@@ -224,7 +226,7 @@ def test_evaluate_takes_a_folder_and_matches_its_classes_by_name(call: Any, file
     assert "found boat; classes of the model that the data set does not have: gastank" in result.output
 
 
-def test_predict_draws_copies_and_goes_on_after_a_bad_image(
+def test_predict_draws_on_copies_and_continues_after_a_bad_image(
     call: Any, file: Path, picture: Path, tmp_path: Path
 ) -> None:
     folder, bad = tmp_path / "in", tmp_path / "in" / "bad.png"
@@ -252,7 +254,7 @@ def test_predict_draws_copies_and_goes_on_after_a_bad_image(
         assert drawn.tobytes() != image.convert("RGB").tobytes()
 
 
-def test_predict_says_what_it_found_and_of_a_turned_image_that_it_is_not_turned(
+def test_predict_prints_its_detections_and_warns_of_a_rotated_image(
     call: Any, file: Path, picture: Path, tmp_path: Path
 ) -> None:
     turned = tmp_path / "turned.jpg"
@@ -289,7 +291,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_was_asked_wrongly_exits_2(call: Any, file: Path, picture: Path, tmp_path: Path, case: str) -> None:
+def test_wrong_arguments_exit_2(call: Any, file: Path, picture: Path, tmp_path: Path, case: str) -> None:
     words, message = REFUSED[case]
     result = call(*(word.format(file=file, picture=picture, images=picture.parent, tmp=tmp_path) for word in words))
     assert result.exit_code == 2, result.output
@@ -298,7 +300,7 @@ def test_what_was_asked_wrongly_exits_2(call: Any, file: Path, picture: Path, tm
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_device_that_is_not_there_is_refused(call: Any, file: Path, picture: Path) -> None:
+def test_a_missing_device_is_refused(call: Any, file: Path, picture: Path) -> None:
     for words in (("evaluate", file), ("predict", file, picture)):
         result = call(*words, "--device", "cuda")
         assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Registered models compared with the store's records: a real store, MLflow on SQLite, and what an intruder changes."""
+"""Registered models, changed by an intruder, are compared with the store's records. Store and MLflow are real."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CODE = "import pathlib\npathlib.Path({marker!r}).touch()\n"
 
 @dataclass(frozen=True)
 class Registered:
-    """Two rounds of the run ``mine``, the first one the best, and its model as MLflow has it."""
+    """The run ``mine`` of two rounds, the first one the best, and its model as registered in MLflow."""
 
     settings: Settings
     folder: Path
@@ -101,7 +101,7 @@ def registered(s3_settings: S3Settings, tmp_path_factory: pytest.TempPathFactory
 
 
 def replaced(path: Path, content: bytes | str) -> None:
-    """Other content in a file of its own: those of a copy are links."""
+    """Write ``content`` into a new file at ``path``: files of a copy are hard links to the original's."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -122,7 +122,9 @@ def test_a_model_as_it_was_registered_has_no_difference(registered: Registered, 
         assert verified.differences == verified.notes == ()
     assert verified.title == "models:/mine/latest (mine, round 0)"
     assert saved.stat().st_mode & 0o777 == 0o700
-    replaced(saved / "registered_model_meta", "model_name: mine\nmodel_version: '1'\n")  # as MLflow's download has it
+    replaced(
+        saved / "registered_model_meta", "model_name: mine\nmodel_version: '1'\n"
+    )  # MLflow adds this file to a download
     assert registered.verify(saved).differences == ()
     saved.chmod(0o777)
     assert "others can write to" in registered.verify(saved).notes[0]
@@ -216,7 +218,7 @@ def test_a_changed_model_file_is_named(registered: Registered, tmp_path: Path, c
     assert verified.title.endswith(" (mine)")
 
 
-def test_the_card_in_the_model_file_counts_too(registered: Registered, tmp_path: Path) -> None:
+def test_a_changed_card_in_the_model_file_is_found_too(registered: Registered, tmp_path: Path) -> None:
     folder = registered.copy(tmp_path / "model")
     path = folder / "artifacts" / "model.safetensors"
     state = load_file(path)
@@ -256,7 +258,7 @@ def test_a_changed_mlmodel_is_named(registered: Registered, tmp_path: Path, case
     assert set(differences) <= {"conda.yaml", "python_env.yaml"}
 
 
-def test_ids_time_and_python_version_of_the_registration_are_free(registered: Registered, tmp_path: Path) -> None:
+def test_ids_time_and_python_version_of_a_registration_may_differ(registered: Registered, tmp_path: Path) -> None:
     folder = registered.copy(tmp_path / "model")
     text = (folder / "MLmodel").read_text()
     for old, new in (("b" * 32, "a" * 32), (f"m-{'1' * 32}", f"m-{'c' * 32}"), ("2026-01-02", "2027-01-02")):
@@ -265,7 +267,10 @@ def test_ids_time_and_python_version_of_the_registration_are_free(registered: Re
     replaced(folder / "MLmodel", text)
     assert registered.verify(folder).differences == ()
     replaced(folder / "MLmodel", text.replace("3.12.1", "3.13.0"))
-    assert found(registered.verify(folder)).keys() == {"conda.yaml", "python_env.yaml"}  # they say the same version
+    assert found(registered.verify(folder)).keys() == {
+        "conda.yaml",
+        "python_env.yaml",
+    }  # both have the old Python version
 
 
 def test_another_runs_model_and_an_unknown_one_are_refused(registered: Registered, tmp_path: Path) -> None:
@@ -281,7 +286,7 @@ def test_another_runs_model_and_an_unknown_one_are_refused(registered: Registere
         registered.verify("models:/mine@best", save=tmp_path)
 
 
-def test_the_command_says_what_differs_and_exits_2(
+def test_the_command_prints_the_differences_and_exits_2(
     registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.cli.models.machine_settings", lambda home: registered.settings)
@@ -297,7 +302,7 @@ def test_the_command_says_what_differs_and_exits_2(
     assert "files, 1 differ: do not serve this model" in bad.output
 
 
-def test_a_registered_model_is_opened_without_its_code_and_with_weights_on_record_alone(
+def test_a_registered_model_is_opened_without_its_code_if_its_weights_are_on_record(
     registered: Registered, tmp_path: Path
 ) -> None:
     folder = registered.copy(tmp_path / "planted")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are never lost, wherever they meet the process."""
+"""Ctrl-C and SIGTERM are never lost, whatever the process is doing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_deferred_signal_raises_at_the_next_check(number: signal.Signals) -> N
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_deferred_signal_raises_at_the_end(number: signal.Signals) -> None:
+def test_a_deferred_signal_raises_at_the_end_of_the_block(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), interrupts_deferred():
         signal.raise_signal(number)
 
@@ -57,7 +57,7 @@ def test_a_signal_within_a_finalizer_is_neither_printed_nor_lost(monkeypatch: py
     assert printed == []
 
 
-def test_another_error_goes_before_a_deferred_signal() -> None:
+def test_another_error_is_raised_instead_of_a_deferred_signal() -> None:
     def work() -> None:
         with interrupts_deferred():
             signal.raise_signal(signal.SIGINT)
@@ -67,7 +67,7 @@ def test_another_error_goes_before_a_deferred_signal() -> None:
         work()
 
 
-def test_the_handlers_from_before_are_back() -> None:
+def test_the_earlier_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
     with interrupts_deferred():
         assert [signal.getsignal(number) for number in NUMBERS] != before
@@ -84,7 +84,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_that_met_a_finalizer_comes_again(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_raised_in_a_finalizer_is_raised_again(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     printed: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", printed.append)
 
@@ -111,7 +113,7 @@ def test_other_errors_of_finalizers_are_printed(monkeypatch: pytest.MonkeyPatch)
     assert [type(what.exc_value) for what in printed] == [ValueError]
 
 
-def test_sigterm_is_an_interrupt() -> None:
+def test_sigterm_raises_keyboard_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
         signal.raise_signal(signal.SIGTERM)

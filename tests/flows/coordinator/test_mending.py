@@ -1,4 +1,4 @@
-"""Torn and damaged objects: each is derived again, to the same bits, or named in one line. A real store."""
+"""Damaged objects are either derived again, to the same bits, or named in one line. The store is real."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAMAGES: dict[str, Damage] = {
     "missing": lambda content: None,
     "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
-    # In the middle of an object, and of a digit of a record's: still JSON, of the same fields.
+    # Flip a bit in the middle of an object; in a record, a bit of a digit, so that it stays JSON with the same fields.
     "bit": lambda content: _with_a_bit_flipped(content),
 }
 
@@ -35,7 +35,7 @@ def _with_a_bit_flipped(content: bytes) -> bytes:
 
 
 def figures(records: list[RoundRecord]) -> list[object]:
-    """All of the records that does not tell of time, or of where the federation is."""
+    """Return what must be equal in the records: all but times and the federation's name and keys."""
     return [
         (record.round, record.model.sha256, record.metrics, record.decision, [u.weights.sha256 for u in record.updates])
         for record in records
@@ -52,7 +52,7 @@ def empty_turns() -> Iterator[None]:
 
 
 class Killed(BaseException):
-    """The coordinator's process ends here."""
+    """Raised to end the coordinator, as a kill would."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def undisturbed(s3_settings: S3Settings, home: Path) -> list[RoundRecord]:
 
 @pytest.fixture(scope="module")
 def interrupted(shared: EmptyFederation) -> dict[str, bytes]:
-    """Objects of a federation that was killed just before the commit of round 3, its last; all below its prefix."""
+    """Return all objects, by key, of a federation killed just before it committed round 3, its last."""
     federation = shared
     commit = flows.round.commit
 
@@ -103,7 +103,7 @@ def damage(federation: EmptyFederation, key: str, how: Damage) -> bytes | None:
 
 
 def aside(federation: EmptyFederation) -> dict[str, bytes]:
-    """What is kept of damaged objects, by its key below ``damaged/0001/``, ``damaged/0002/``, …"""
+    """Return the damaged objects that were set aside, by their key below ``damaged/0001/``, ``damaged/0002/``, …"""
     folder = federation.layout.damaged
     found = federation.objects.list(folder)
     return {key.removeprefix(folder)[5:]: federation.objects.get_bytes(key) for key in found}
@@ -118,10 +118,10 @@ def test_an_interruption_alone_changes_nothing(federation: EmptyFederation, undi
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_what_can_be_derived_is_derived_again(
+def test_damaged_objects_that_can_be_derived_are_derived_again(
     federation: EmptyFederation, undisturbed: list[RoundRecord], how: str
 ) -> None:
-    """All at once: the open round's plan, updates, evaluation and model, ``best.json`` and ``store.json``."""
+    """Damaged together: the open round's plan, updates, evaluation and model, ``best.json`` and ``store.json``."""
     layout = federation.layout
     (part,) = federation.objects.list(layout.evaluations(3))
     keys = [
@@ -147,7 +147,7 @@ def test_the_round_of_a_damaged_marker_is_done_again(
     marker = federation.layout.marker(2)
     content = damage(federation, marker, DAMAGES[how])
     assert figures(federation.run(cold=True)) == figures(undisturbed)
-    if content is None:  # as before its commit
+    if content is None:  # without its marker, the round is not committed
         assert federation.said.messages == []
         return
     (line,) = federation.said.messages
@@ -165,7 +165,7 @@ def test_the_round_of_damaged_global_weights_is_done_again(
 ) -> None:
     key = federation.layout.global_weights(2)
     content = damage(federation, key, DAMAGES[how])
-    damage(federation, federation.layout.plan(2), DAMAGES[how])  # the marker has it too
+    damage(federation, federation.layout.plan(2), DAMAGES[how])  # the plan can be read from the marker too
     assert figures(federation.run(cold=True)) == figures(undisturbed)
     (line,) = federation.said.messages
     assert line.startswith(f"{key}: damaged: ")
@@ -175,7 +175,7 @@ def test_the_round_of_damaged_global_weights_is_done_again(
 
 
 @pytest.mark.parametrize("how", ["missing", "half"])
-def test_global_weights_that_this_machine_has_are_put_back(
+def test_damaged_global_weights_are_restored_from_this_machines_cache(
     federation: EmptyFederation, undisturbed: list[RoundRecord], how: str
 ) -> None:
     key = federation.layout.global_weights(2)
@@ -187,7 +187,7 @@ def test_global_weights_that_this_machine_has_are_put_back(
     assert aside(federation) == ({} if content is None else {"0002/global.safetensors": content})
 
 
-def test_round_0_is_drawn_again(federation: EmptyFederation, undisturbed: list[RoundRecord]) -> None:
+def test_a_damaged_round_0_is_done_again(federation: EmptyFederation, undisturbed: list[RoundRecord]) -> None:
     layout = federation.layout
     later = [key for key in federation.objects.list(layout.rounds) if not key.startswith(layout.round(0))]
     federation.objects.delete(later)
@@ -197,7 +197,9 @@ def test_round_0_is_drawn_again(federation: EmptyFederation, undisturbed: list[R
 
 
 @pytest.mark.parametrize("how", ["empty", "bit"])
-def test_a_record_that_others_follow_is_named_and_nothing_is_touched(federation: EmptyFederation, how: str) -> None:
+def test_a_damaged_record_before_other_rounds_is_named_and_nothing_changes(
+    federation: EmptyFederation, how: str
+) -> None:
     marker = federation.layout.marker(1)
     damage(federation, marker, DAMAGES[how])
     before = federation.objects.list("mending/cut/")
@@ -213,7 +215,7 @@ def test_a_record_that_others_follow_is_named_and_nothing_is_touched(federation:
         read_history(federation.objects, federation.layout)
 
 
-def test_with_the_round_before_damaged_too_nothing_is_touched(federation: EmptyFederation) -> None:
+def test_when_the_round_before_is_damaged_too_nothing_changes(federation: EmptyFederation) -> None:
     layout = federation.layout
     for key in (layout.global_weights(1), layout.global_weights(2)):
         damage(federation, key, DAMAGES["half"])
@@ -226,7 +228,7 @@ def test_with_the_round_before_damaged_too_nothing_is_touched(federation: EmptyF
 
 
 @pytest.mark.parametrize("how", ["half", "bit"])
-def test_a_damaged_specification_is_written_again_from_the_same_one_only(
+def test_a_damaged_specification_is_replaced_by_the_same_one_only(
     federation: EmptyFederation, undisturbed: list[RoundRecord], how: str
 ) -> None:
     key = federation.layout.spec
@@ -244,7 +246,7 @@ def test_a_damaged_specification_is_written_again_from_the_same_one_only(
     assert aside(federation) == {"spec.json": content}
 
 
-def test_resume_takes_this_machine_s_copy_of_a_damaged_specification(federation: EmptyFederation) -> None:
+def test_resume_restores_a_damaged_specification_from_this_machines_copy(federation: EmptyFederation) -> None:
     keep_spec(federation.settings, "it", SPEC)
     content = damage(federation, federation.layout.spec, DAMAGES["half"])
     assert stored_spec(federation.settings, "it") == SPEC
@@ -260,10 +262,10 @@ def test_resume_takes_this_machine_s_copy_of_a_damaged_specification(federation:
 
 
 @pytest.mark.parametrize("how", ["missing", "bit"])
-def test_an_update_that_is_damaged_after_its_answer_is_asked_for_again(
+def test_an_update_damaged_after_its_reply_is_requested_again(
     federation: EmptyFederation, undisturbed: list[RoundRecord], how: str
 ) -> None:
-    """The coordinator has to fetch it from the store, as from a silo."""
+    """The coordinator must fetch the update from the store, as it fetches a silo's."""
     layout, left = federation.layout, [1]
     federation.objects.delete(list(federation.objects.list(layout.updates(3))))
 
@@ -276,7 +278,7 @@ def test_an_update_that_is_damaged_after_its_answer_is_asked_for_again(
     assert federation.said.retried == ["4"]
 
 
-def test_records_of_before_there_were_digests_are_read_and_a_torn_one_is_found(
+def test_old_records_without_digests_are_read_and_a_torn_one_is_found(
     federation: EmptyFederation, undisturbed: list[RoundRecord]
 ) -> None:
     for key, content in ((key, federation.objects.get_bytes(key)) for key in federation.objects.list("mending/cut/")):

@@ -1,4 +1,4 @@
-"""After which errors a federation goes on by itself, how often, and how long it waits."""
+"""Errors after which a federation restarts by itself, how often, and after which pause."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.errors import DataError
 @pytest.mark.parametrize(
     "error", [StoreUnavailable("no answer"), ServiceFailed("s3: gone"), httpx.ConnectError("refused")]
 )
-def test_it_goes_on_after_what_may_come_back_but_not_for_ever(error: Exception) -> None:
+def test_a_federation_restarts_after_passing_errors_a_limited_number_of_times(error: Exception) -> None:
     restarts, pauses = Restarts(), []
     while restarts.allow(error):
         pauses.append(restarts.pause)
@@ -40,13 +40,13 @@ def test_it_goes_on_after_what_may_come_back_but_not_for_ever(error: Exception) 
         ValueError("no"),
     ],
 )
-def test_it_ends_after_what_would_happen_again(error: Exception) -> None:
+def test_a_federation_ends_after_errors_that_would_happen_again(error: Exception) -> None:
     restarts = Restarts()
     assert not restarts.allow(error)
     assert restarts.count == 0
 
 
-def test_what_lies_below_an_error_counts() -> None:
+def test_the_cause_of_an_error_counts() -> None:
     error = RuntimeError("a task failed\nwith many lines")
     error.__cause__ = InfraError("the store is away")
     restarts = Restarts()

@@ -1,4 +1,4 @@
-"""What ``fedbench resume`` does before it goes on: rounds put aside, stored updates discarded. A real store."""
+"""Before it goes on, ``fedbench resume`` puts rounds aside and discards stored updates. The store is real."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tasks.handles import Handles
 from tasks.spec.records import RoundPlan, WeightRef
 from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 
-# map50_voc10 and the best round so far, of rounds 0 to 4; the weights of 2, 3 and 4 are kept.
+# map50_voc10 and the best round so far, for rounds 0 to 4. The weights of rounds 2, 3 and 4 are kept.
 BEST = (0, 0, 2, 2, 2)
 
 
 @pytest.fixture
 def handles(object_store: ObjectStore, settings: Settings) -> Handles:
-    """Five committed rounds, and a round 5 that was interrupted."""
+    """Return handles of a federation with five committed rounds and an interrupted round 5."""
     handles = handles_of(object_store, settings, "mine")
     claim_name(object_store, handles.layout, SPEC)
     for number, best in enumerate(BEST):
@@ -57,7 +57,7 @@ def open_plan(handles: Handles, **fields: Any) -> RoundPlan:
 
 
 def names(handles: Handles, folder: str = "") -> set[str]:
-    """Keys below a folder of the federation."""
+    """Return the keys below ``folder``, which is below the federation's root."""
     root = handles.layout.root + folder
     return {key.removeprefix(root) for key in handles.objects.list(root)}
 
@@ -91,7 +91,7 @@ def test_later_rounds_are_put_aside_whole(handles: Handles) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 9])
-def test_only_a_round_whose_weights_are_kept_is_gone_back_to(handles: Handles, number: int) -> None:
+def test_only_rounds_whose_weights_are_kept_can_be_resumed_from(handles: Handles, number: int) -> None:
     before = names(handles)
     says = rf"--from: expected a round whose global weights are kept \(2, 3, 4\), found {number}"
     with pytest.raises(SpecError, match=says):
@@ -99,7 +99,7 @@ def test_only_a_round_whose_weights_are_kept_is_gone_back_to(handles: Handles, n
     assert names(handles) == before
 
 
-def test_from_the_last_round_only_what_was_begun_after_it_is_put_aside(handles: Handles) -> None:
+def test_from_the_last_round_only_the_open_round_is_put_aside(handles: Handles) -> None:
     (line,) = go_back(handles.objects, handles.layout, 4)
     assert line.endswith("superseded/0001/: 5")
     assert [record.round for record in read_history(handles.objects, handles.layout)] == [0, 1, 2, 3, 4]
@@ -117,12 +117,13 @@ def test_a_best_round_without_weights_is_reported(object_store: ObjectStore, set
     assert handles.objects.get_json(handles.layout.best)["round"] == 1
 
 
-# best.json, superseded.json, then the rounds 5, 4 and 3: a copy an object, the marker's removal, that of the rest.
+# The requests: best.json, superseded.json, then for rounds 5, 4 and 3 a copy of each object, the removal of the
+# marker, and the removal of the rest.
 @pytest.mark.parametrize("deaths", [1, 2, 3, 9, 10, 11, 14, 15, 16, 20, 21])
-def test_wherever_it_is_cut_short_the_federation_is_whole_and_the_same_call_ends_it(
+def test_after_an_interruption_the_federation_is_whole_and_the_same_call_finishes(
     handles: Handles, monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
-    """The store dies at one request after the other."""
+    """In each case the store fails at another request."""
     left = deaths
     before = {key: handles.objects.get_bytes(key) for key in handles.objects.list(handles.layout.rounds)}
 
@@ -156,7 +157,7 @@ def test_wherever_it_is_cut_short_the_federation_is_whole_and_the_same_call_ends
         assert content in [after.get(name) for name in where], key
 
 
-def test_a_damaged_record_is_put_aside_and_the_message_about_it_says_how(handles: Handles, settings: Settings) -> None:
+def test_a_damaged_record_is_put_aside_by_the_command_in_its_error(handles: Handles, settings: Settings) -> None:
     marker = handles.layout.marker(4)
     handles.objects.put_json(marker, {**handles.objects.get_json(marker), "bytes_up": 10**400})
     with pytest.raises(SpecError) as caught:
@@ -180,10 +181,10 @@ def test_a_stored_update_is_discarded_and_no_other(handles: Handles) -> None:
     assert names(handles, "rounds/0005/updates/") == {"1.json", "1.safetensors", "3.json", "3.safetensors"}
 
 
-def test_what_is_discarded_or_put_aside_is_so_after_a_power_failure_too(
+def test_discarding_and_putting_aside_survive_a_power_failure(
     handles: Handles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies are synced before the round's marker goes, and the folder once an update has gone."""
+    """Copies are synced before the round's marker is removed. A folder is synced after an update is removed."""
     steps: list[str] = []
     fsync, delete, root = os.fsync, handles.objects.delete, handles.layout.root
 
@@ -220,7 +221,7 @@ def test_a_partial_sum_is_discarded_with_the_records_of_all_its_clients(handles:
     (line,) = discard_updates(handles.objects, layout, ["3"])
     assert line == "client 3: its update of round 5 is discarded, with those of 1 in the same partial sum"
     assert names(handles, "rounds/0005/updates/") == {"2.json", "_sum-2.safetensors"}
-    # A record that names others than its turn's takes nobody's.
+    # A record with clients outside of its turn removes no other client's record.
     handles.objects.put_json(layout.update_record(5, "1"), {"shard": ["1", "4", "../x"]})
     handles.objects.put_json(layout.update_record(5, "4"), {"shard": ["4"]})
     discard_updates(handles.objects, layout, ["1"])
@@ -230,14 +231,14 @@ def test_a_partial_sum_is_discarded_with_the_records_of_all_its_clients(handles:
 @pytest.mark.parametrize(
     "record", [b"[" * 9_000, b"null", b"\xff", b"{}" * 20_000, b'{"shard": ["1", "2", "3"], "version": 1'.ljust(10**6)]
 )
-def test_a_record_that_is_none_is_discarded_too(handles: Handles, record: bytes) -> None:
+def test_an_unreadable_record_is_discarded_too(handles: Handles, record: bytes) -> None:
     handles.objects.put_bytes(handles.layout.update_record(5, "2"), record)
     (line,) = discard_updates(handles.objects, handles.layout, ["2"])
     assert line == "client 2: its update of round 5 is discarded"
     assert names(handles, "rounds/0005/updates/") == {"1.json", "1.safetensors", "3.json", "3.safetensors"}
 
 
-def test_only_a_client_of_an_open_round_is_retrained(handles: Handles) -> None:
+def test_only_clients_of_an_open_round_can_be_retrained(handles: Handles) -> None:
     with pytest.raises(SpecError, match=r"--retrain: expected a client of round 5 \(1, 2, 3, 4\), found 9"):
         discard_updates(handles.objects, handles.layout, ["1", "9"])
     assert "1.json" in names(handles, "rounds/0005/updates/")

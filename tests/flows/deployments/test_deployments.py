@@ -1,4 +1,4 @@
-"""The table of deployments against prefect.yaml, the flows that it names, and Prefect's check of parameters."""
+"""The table of deployments agrees with prefect.yaml and with its flows. Prefect's check accepts its parameters."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
 def test_prefect_yaml_describes_the_same_deployments() -> None:
     text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
     document = yaml.safe_load(text)
-    assert document["pull"] == []  # an empty list: the flows are installed; left out, Prefect would guess a folder
+    assert document["pull"] == []  # not left out: Prefect would then guess a folder, but the flows are installed
     entries = {}
     for entry in document["deployments"]:
         flow = entry["entrypoint"].rpartition(".")[2].replace("_", "-")
@@ -70,10 +70,10 @@ def test_prefect_yaml_describes_the_same_deployments() -> None:
         when = item.schedule
         expected = when and {"cron": when.cron, "timezone": when.timezone, "active": when.active, "slug": SCHEDULE}
         assert entry["schedules"] == ([expected] if expected else None)
-    assert text == prefect_yaml(), "write it anew: python -m flows.deployments.table > prefect.yaml"
+    assert text == prefect_yaml(), "write it again: python -m flows.deployments.table > prefect.yaml"
 
 
-def test_each_names_a_flow_and_a_pool() -> None:
+def test_each_deployment_has_a_flow_and_a_pool() -> None:
     known = {pool.name: pool.type for pool in pools()}
     assert known == {"fedbench": PROCESS, "gpu": GPU_WORKER}
     for item in TABLE.values():
@@ -81,25 +81,25 @@ def test_each_names_a_flow_and_a_pool() -> None:
         assert item.pool in known
         assert item.description
         assert "fedbench" in item.tags
-        assert item.schedule is None or not item.schedule.active  # none runs by itself unless somebody says so
+        assert item.schedule is None or not item.schedule.active  # no schedule is active by default
 
 
-def test_a_silo_has_a_pool_and_a_resident_of_its_own() -> None:
+def test_a_silo_has_its_own_pool_and_resident() -> None:
     names = PoolNames(silos=("silo-3", "gpu"))
     assert [(pool.name, pool.type) for pool in pools(names)][1:] == [("gpu", GPU_WORKER), ("silo-3", GPU_WORKER)]
     assert [item.pool for item in deployments(names) if item.full_name == "resident/silo-3"] == ["silo-3"]
 
 
-def test_presets_are_whole_in_their_deployments(schema: dict[str, Any]) -> None:
+def test_deployments_have_the_whole_specification_of_their_preset(schema: dict[str, Any]) -> None:
     assert [item.name for item in FEDERATIONS] == [name.replace("_", "-") for name in PRESETS]
     for item, preset in zip(FEDERATIONS, PRESETS.values(), strict=True):
         spec = FederationSpec.model_validate(item.parameters["spec"])
         assert (spec, spec.digest) == (preset(), preset().digest)
         validate(item.parameters, schema, raise_on_error=True)
-        assert "name" not in item.parameters  # so that each scheduled run is a new one
+        assert "name" not in item.parameters  # so each scheduled run is a new federation
 
 
-def test_prefect_takes_the_whole_specification_nulls_too(schema: dict[str, Any]) -> None:
+def test_prefect_accepts_whole_specifications_with_nulls(schema: dict[str, Any]) -> None:
     for preset in PRESETS.values():
         validate({"name": None, "spec": preset().model_dump(mode="json")}, schema, raise_on_error=True)
     validate({"name": "mine"}, schema, raise_on_error=True)
@@ -117,7 +117,7 @@ def test_prefect_takes_the_whole_specification_nulls_too(schema: dict[str, Any])
     ],
     ids=["too small", "unknown", "choice", "type", "in a union", "kind"],
 )
-def test_prefect_refuses_a_wrong_field_by_its_name(
+def test_prefect_refuses_a_wrong_field_and_names_it(
     schema: dict[str, Any], spec: dict[str, Any], says: tuple[str, ...]
 ) -> None:
     with pytest.raises(ValidationError) as refused:
@@ -125,7 +125,7 @@ def test_prefect_refuses_a_wrong_field_by_its_name(
     assert all(part in str(refused.value) for part in says), refused.value
 
 
-def test_a_file_is_a_deployment_of_its_own(tmp_path: Path, schema: dict[str, Any]) -> None:
+def test_a_specification_file_gives_a_deployment(tmp_path: Path, schema: dict[str, Any]) -> None:
     (tmp_path / "my_yards.yaml").write_text("max_rounds: 3\ndetector: {kind: fcos-lite0}\n")
     (tmp_path / "my yards.yaml").write_bytes((tmp_path / "my_yards.yaml").read_bytes())
     assert of_file(tmp_path / "my yards.yaml", "fedbench").full_name == "federation/my-yards"
@@ -163,7 +163,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, name: str, text: str, says: str
     assert says in str(refused.value)
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_files_with_the_same_name_are_refused(tmp_path: Path) -> None:
     files = [tmp_path / "my_yards.yaml", tmp_path / "my-yards.yaml"]
     for file in files:
         file.write_text("max_rounds: 3")
@@ -172,7 +172,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert [item.full_name for item in with_files([], files[:1], "fedbench")] == ["federation/my-yards"]
 
 
-def test_schedules_are_asked_for_by_name() -> None:
+def test_schedules_are_chosen_by_name() -> None:
     table = list(TABLE.values())
     asked = with_schedules(table, ["street5-laptop=0 3 * * *", "federation/smoke = off"], "Europe/Berlin")
     assert asked == {
@@ -191,14 +191,14 @@ def test_schedules_are_asked_for_by_name() -> None:
         with_schedules(table, ["street5=0 3 * * *", "street5=0 4 * * *"], "UTC")
 
 
-def test_a_schedule_that_cannot_be_read() -> None:
+def test_an_unreadable_schedule_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--schedule: expected five cron fields, as in 0 3 \* \* \*, found '0 3'"):
         cron_schedule(CronTimes("0 3"))
     with pytest.raises(SpecError, match=r"--timezone: expected a time zone, as in Europe/Berlin, found 'Mars'"):
         cron_schedule(CronTimes("0 3 * * *", "Mars"))
 
 
-def test_without_a_server_there_is_nothing_to_deploy_to(tmp_path: Path) -> None:
+def test_deploying_needs_a_prefect_server(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with (
         temporary_settings({PREFECT_API_URL: None}),
@@ -210,7 +210,7 @@ def test_without_a_server_there_is_nothing_to_deploy_to(tmp_path: Path) -> None:
         assert address == PREFECT_API_URL.value() == "http://127.0.0.1:9/api"
 
 
-def test_an_error_that_is_not_prefects_stays_what_it_is(tmp_path: Path) -> None:
+def test_only_prefects_errors_are_translated(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api")
     with pytest.raises(RuntimeError, match="mine"), prefect_api(settings):
         raise RuntimeError("mine")

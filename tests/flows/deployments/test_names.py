@@ -1,4 +1,4 @@
-"""The names of flows, written out where nothing may import Prefect, are those that the flows have."""
+"""The names of flows in flows.deployments.names, which may not import Prefect, are the real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.deployments.table import deployments
 from flows.suite import flow
 
 
-def test_all_flows_are_named() -> None:
+def test_the_names_of_all_flows_are_listed() -> None:
     modules = (clean_up, federation, resident, round, flow)
     found = {item.name for module in modules for item in vars(module).values() if isinstance(item, Flow)}
     assert found == set(FLOWS)
@@ -19,7 +19,7 @@ def test_all_flows_are_named() -> None:
 
 
 @pytest.mark.parametrize("item", deployments(), ids=lambda item: item.full_name)
-def test_deployments_are_of_these_flows(item) -> None:  # type: ignore[no-untyped-def]
+def test_deployments_use_only_listed_flows(item) -> None:  # type: ignore[no-untyped-def]
     name = item.full_name.partition("/")[0]
     assert name in FLOWS
     if name == RESIDENT_FLOW:

@@ -1,4 +1,4 @@
-"""A federation of the store that cannot be read does not keep the others from being listed, compared or removed."""
+"""An unreadable federation does not prevent commands from listing, comparing or removing others in its store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.records import round_record
 SPEC = FederationSpec(max_rounds=1)
 SPEC_JSON = SPEC.model_dump(mode="json")
 WHOLE = json.dumps(SPEC_JSON).encode()
-# What the object `spec.json` holds, and what is said of it.
+# The content of `spec.json`, and a part of the error about it.
 BAD_SPECS = {
     "torn": (WHOLE[:-20], "expected JSON in bucket"),
     "empty": (b"", "expected JSON in bucket"),
@@ -47,7 +47,7 @@ BAD_SPECS = {
 
 
 def marker(name: str, number: int) -> bytes:
-    """The record of a committed round."""
+    """Return the record of a committed round as JSON."""
     record = round_record(
         number,
         federation=name,
@@ -63,7 +63,7 @@ def marker(name: str, number: int) -> bytes:
 def settings(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, s3_settings: S3Settings
 ) -> Settings:
-    """Of a home that uses the session's store, as the commands read them too."""
+    """Return settings of a home with the session's store. Commands read the same settings."""
     prefix = f"damaged/{request.node.name}"
     assert s3_settings.endpoint is not None
     assert s3_settings.access_key is not None
@@ -136,9 +136,7 @@ def test_unreadable_rounds_are_listed_with_the_reason(object_store: ObjectStore,
     assert (kinds["strangers"], kinds["good"]) == (StoredRun, StoredRun)
 
 
-def test_what_is_damaged_of_the_last_round_keeps_no_resume_from_mending_it(
-    object_store: ObjectStore, settings: Settings
-) -> None:
+def test_resume_can_mend_a_damaged_last_round(object_store: ObjectStore, settings: Settings) -> None:
     layout = put_good(object_store, settings, "torn")
     object_store.put_bytes(layout.marker(1), marker("torn", 1)[:-9])
     with pytest.raises(SpecError, match="to do this round again: fedbench resume torn\n"):
@@ -149,7 +147,7 @@ def test_what_is_damaged_of_the_last_round_keeps_no_resume_from_mending_it(
         stored_spec(settings, "torn")
 
 
-def test_only_a_finished_federation_is_reported(
+def test_only_finished_federations_are_reported(
     object_store: ObjectStore, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = FederationLayout(settings.s3.prefix, "it")
@@ -165,7 +163,7 @@ def test_only_a_finished_federation_is_reported(
     assert "found one that is running; wait for its end\n" in capsys.readouterr().err
 
 
-def test_what_is_asked_of_the_others_works_and_the_damaged_one_can_be_removed(
+def test_commands_work_for_the_others_and_a_damaged_federation_can_be_removed(
     object_store: ObjectStore, settings: Settings
 ) -> None:
     for name in ("one", "two"):

@@ -28,7 +28,9 @@ from tests.infra.leftovers.ages import DAYS, NOW, aged
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs a file that nobody can remove")
-def test_what_cannot_be_removed_is_said_and_the_others_go(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_leftovers_that_cannot_be_removed_are_reported_and_the_others_go(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
     keys = ["clean-up/failing/1", "clean-up/failing/2"]
     for key in keys:
         object_store.put_bytes(key, b"x")
@@ -43,7 +45,7 @@ def test_what_cannot_be_removed_is_said_and_the_others_go(object_store: ObjectSt
     assert object_store.list("clean-up/failing/") == {}
 
 
-def test_a_store_that_is_gone_keeps_nothing_else_from_going(tmp_path: Path) -> None:
+def test_leftovers_of_this_machine_go_even_if_the_store_is_gone(tmp_path: Path) -> None:
     gone = ObjectStore(S3Settings(endpoint="http://127.0.0.1:9"), outage_seconds=0.0)
     path = aged(tmp_path / "x", DAYS)
     failed = remove_leftovers(gone, [Leftover("a", 1, "r"), Leftover(str(path), 1, "r", kind="path")])
@@ -52,7 +54,7 @@ def test_a_store_that_is_gone_keeps_nothing_else_from_going(tmp_path: Path) -> N
     assert not path.exists()
 
 
-def test_a_store_that_has_had_no_upload_in_parts_has_no_incomplete_one(tmp_path: Path) -> None:
+def test_a_store_without_uploads_in_parts_has_no_incomplete_one(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with opened_store(settings) as objects:
         assert objects.incomplete_uploads("federations/") == []
@@ -91,7 +93,7 @@ def test_a_table_has_a_row_for_each_federation_and_reason() -> None:
 
 
 def stored(objects: ObjectStore, settings: Settings, name: str, rounds: int = 4) -> FederationLayout:
-    """A federation of which everything was kept; round 1 is the best."""
+    """Store a federation whose objects are all kept, with round 1 as the best. Return its layout."""
     handles = handles_of(objects, settings.model_copy(update={"keep_updates": True, "keep_globals": 99}), name)
     claim_name(objects, handles.layout, SPEC)
     for number in range(rounds):
@@ -118,7 +120,7 @@ def test_a_store_is_cleaned_federation_by_federation(object_store: ObjectStore, 
     assert [record.round for record in read_history(object_store, kept)] == [0, 1, 2, 3]
 
 
-def test_damaged_federations_are_left_alone_and_said(object_store: ObjectStore, settings: Settings) -> None:
+def test_damaged_federations_are_left_alone_and_reported(object_store: ObjectStore, settings: Settings) -> None:
     gap, torn, newer = (stored(object_store, settings, name) for name in ("gap", "torn", "newer"))
     object_store.delete([gap.marker(1)])
     object_store.put_bytes(torn.marker(3), b"{")
@@ -132,7 +134,7 @@ def test_damaged_federations_are_left_alone_and_said(object_store: ObjectStore, 
     assert torn.marker(3) in result.notes[2]
 
 
-def test_best_json_of_before_a_kill_counts_too(object_store: ObjectStore, settings: Settings) -> None:
+def test_an_outdated_best_json_of_a_killed_run_counts_too(object_store: ObjectStore, settings: Settings) -> None:
     layout = stored(object_store, settings, "killed", rounds=5)
     object_store.put_json(layout.best, {"version": 1, "round": 0})
     clean(settings, apply=True, names=["killed"])
@@ -147,7 +149,7 @@ def test_a_store_of_a_newer_version_is_not_cleaned(object_store: ObjectStore, se
         clean(settings, apply=True, temporary=settings.home)
 
 
-def test_names_must_be_there(object_store: ObjectStore, settings: Settings) -> None:
+def test_names_must_be_in_the_store(object_store: ObjectStore, settings: Settings) -> None:
     stored(object_store, settings, "mine", rounds=1)
     with pytest.raises(SpecError, match="yours: no such federation in the store; expected one of: mine"):
         clean(settings, apply=True, names=["mine", "yours"])
@@ -174,13 +176,13 @@ def test_folders_of_forgotten_runs_go_only_when_asked(object_store: ObjectStore,
 
 @pytest.fixture
 def elsewhere(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Another home with the same store, which looks and renews often."""
+    """Return settings of another home with the same store. Its leases are checked and renewed often."""
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
     monkeypatch.setattr(lease, "LOOK_SECONDS", 0.05)
     return settings.model_copy(update={"home": tmp_path / "another-home"})
 
 
-def test_what_another_home_runs_is_neither_removed_nor_cleaned(
+def test_federations_running_from_another_home_are_neither_removed_nor_cleaned(
     object_store: ObjectStore, settings: Settings, elsewhere: Settings
 ) -> None:
     layout, other = (stored(object_store, settings, name) for name in ("mine", "other"))
@@ -204,13 +206,11 @@ def test_what_another_home_runs_is_neither_removed_nor_cleaned(
     assert object_store.exists(other.spec)
 
 
-def test_whoever_removes_is_not_interfered_with(
-    object_store: ObjectStore, settings: Settings, elsewhere: Settings
-) -> None:
+def test_no_run_can_start_during_a_removal(object_store: ObjectStore, settings: Settings, elsewhere: Settings) -> None:
     stored(object_store, settings, "mine")
     with (
         federation_held(object_store, settings, "mine", "fedbench remove"),
         pytest.raises(RunLocked, match="held by fedbench remove on"),
         federation_held(object_store, elsewhere, "mine", "fedbench run"),
     ):
-        pytest.fail("two at once")
+        pytest.fail("two processes hold the federation together")

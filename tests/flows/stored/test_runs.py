@@ -1,4 +1,4 @@
-"""The commit and what follows it, names and their owners, and reading federations back. A real store."""
+"""Commits and the clean-up after them, claims of names, and reading federations from a real store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def handles_of(objects: ObjectStore, settings: Settings, name: str) -> Handles:
         objects=objects,
         weights=WeightStore(objects, settings.home / "cache", 10),
         layout=FederationLayout(settings.s3.prefix, name),
-        slots=LocalSlots(1, []),  # none is started: no turn is taken
+        slots=LocalSlots(1, []),  # no slot is started, because no turn is taken
         take_turn=no_turn,
         reporter=None,  # type: ignore[arg-type]
         committed=lambda record: None,
@@ -46,7 +46,7 @@ def handles_of(objects: ObjectStore, settings: Settings, name: str) -> Handles:
 
 
 def record_of(handles: Handles, number: int, **decision: Any) -> RoundRecord:
-    """A round with its global weights, an update and an evaluation part in the store."""
+    """Store global weights, an update and a part of an evaluation. Return the round's record."""
     layout = handles.layout
     stored = handles.weights.put(layout.global_weights(number), f"weights of {number}".encode())
     handles.objects.put_bytes(layout.update_weights(number, "1"), b"u")
@@ -95,7 +95,7 @@ def test_updates_and_more_globals_are_kept_by_setting(object_store: ObjectStore,
 def test_a_history_without_any_figure_is_a_failure(object_store: ObjectStore, settings: Settings) -> None:
     handles = handles_of(object_store, settings, "unscored")
     history = [record_of(handles, number) for number in range(3)]
-    require_scores("unscored", history)  # no client had test images: nothing was tried
+    require_scores("unscored", history)  # no client had test images, so no evaluation was tried
     failures = [
         (ClientFailure(client=client, phase="stop_and_eval", kind="client-error", reason=reason),)
         for client, reason in (("1", "out of memory"), ("2", "test loss is nan"))
@@ -128,9 +128,7 @@ def test_a_name_belongs_to_one_experiment(object_store: ObjectStore, settings: S
     assert object_store.get_json(layout.spec)["max_rounds"] == 8
 
 
-def test_a_federation_stops_for_good_unless_only_its_rounds_were_over(
-    object_store: ObjectStore, settings: Settings
-) -> None:
+def test_a_stopped_federation_goes_on_only_if_max_rounds_grew(object_store: ObjectStore, settings: Settings) -> None:
     handles = handles_of(object_store, settings, "stops")
     longer = SPEC.model_copy(update={"max_rounds": 9})
     last = record_of(handles, 5, stop=True, reason="max_rounds")
@@ -141,7 +139,7 @@ def test_a_federation_stops_for_good_unless_only_its_rounds_were_over(
     assert stopped(longer, [record_of(handles, 3, stop=True, reason="target_map")])
 
 
-def test_runs_are_listed_with_their_state(object_store: ObjectStore, settings: Settings) -> None:
+def test_runs_are_listed_with_their_status(object_store: ObjectStore, settings: Settings) -> None:
     assert read_runs(object_store, settings) == []
     for name, rounds in (("done", 6), ("half", 2), ("busy", 1)):
         handles = handles_of(object_store, settings, name)
@@ -171,7 +169,7 @@ def test_slots_are_cores_over_threads_unless_set(settings: Settings) -> None:
 
 def test_a_named_data_set_is_pinned_by_its_content(settings: Settings) -> None:
     small = FederationSpec(data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64))
-    assert pin_data(small, settings) == small  # drawn from its own fields: nothing to pin
+    assert pin_data(small, settings) == small  # drawn from the specification's own fields, so there is nothing to pin
     drawn = next((settings.home / "cache" / "data" / "synthetic-street").iterdir())
     named = FederationSpec(data=FederatedStreet())
     pinned = pin_data(named, settings.model_copy(update={"street_dir": drawn}))
@@ -184,7 +182,7 @@ def test_a_named_data_set_is_pinned_by_its_content(settings: Settings) -> None:
         pin_data(named, settings)
 
 
-def test_a_rounds_table_shows_every_client_and_why_one_is_missing(
+def test_the_table_of_a_round_has_every_client_and_why_one_was_dropped(
     object_store: ObjectStore, settings: Settings
 ) -> None:
     rows = client_table(record_of(handles_of(object_store, settings, "table"), 1))
@@ -201,7 +199,7 @@ def test_a_clock_gives_each_phase_its_own_time() -> None:
     assert all(0 <= seconds < 60 for seconds in clock.laps.values())
 
 
-def test_of_many_names_those_most_like_the_wanted_one_are_listed() -> None:
+def test_the_names_most_like_the_wanted_one_are_listed() -> None:
     assert listed([], "street") == "(none yet)"
     assert listed(["yards", "street"], "street") == "yards, street"
     names = [f"run-{number}" for number in range(40)] + ["street5-0a1b"]
@@ -234,4 +232,4 @@ def test_a_commit_has_the_weights_on_the_disk_before_the_marker(
     assert in_round == [
         f"sync {weights}", "sync rounds/0001", "sync rounds", f"put {marker}", f"sync {marker}", "sync rounds/0001",
     ]  # fmt: skip
-    assert steps[-1] == "put best.json"  # it follows from the marker
+    assert steps[-1] == "put best.json"  # written last, because it can be derived from the marker

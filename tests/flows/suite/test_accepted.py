@@ -1,4 +1,4 @@
-"""Accepted results: objects of a real store, and what ``fedbench accept`` says of them."""
+"""Accepted results in a real store, and the output of ``fedbench accept``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def result_of(run: str, scores: list[float], **more: object) -> SuiteResult:
 
 
 class Handles:
-    """A prefix of the session's store, which commands of the test find too."""
+    """A prefix of the session's store, which commands of the test use too."""
 
     def __init__(self, objects: ObjectStore, settings: Settings) -> None:
         self.objects, self.settings, self.prefix = objects, settings, settings.s3.prefix
@@ -76,7 +76,7 @@ def command(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_what_is_accepted_is_read_again_and_what_it_replaces_is_kept(handles: Handles) -> None:
+def test_an_accepted_result_can_be_read_and_the_replaced_one_is_kept(handles: Handles) -> None:
     objects, prefix = handles.objects, handles.prefix
     assert accepted_result(objects, prefix, "street") is None
     assert accepted_before(objects, prefix, "street") == []
@@ -94,7 +94,7 @@ def test_what_is_accepted_is_read_again_and_what_it_replaces_is_kept(handles: Ha
     assert accepted_result(objects, prefix, "other") is None
 
 
-def test_a_result_is_held_against_the_accepted_one(handles: Handles) -> None:
+def test_a_result_is_compared_with_the_accepted_one(handles: Handles) -> None:
     handles.put("one", [0.5, 0.51])
     accept(handles.objects, handles.prefix, "one", by="ada", note="")
     worse = result_of("two", [0.1, 0.11])
@@ -104,13 +104,13 @@ def test_a_result_is_held_against_the_accepted_one(handles: Handles) -> None:
     assert (comparison.reference_run, comparison.result_run) == ("one", "two")
 
 
-def test_the_rule_is_the_suite_runs(handles: Handles) -> None:
+def test_the_rule_is_the_one_of_the_suite_run(handles: Handles) -> None:
     handles.start("one")
     assert suite_rule(handles.objects, handles.prefix, "one") == SUITE.rule
     assert suite_rule(handles.objects, handles.prefix, "none") == RegressionRule()
 
 
-def test_a_result_with_failed_or_missing_cells_is_refused_unless_it_is_asked_for(handles: Handles) -> None:
+def test_an_incomplete_result_is_refused_unless_incomplete_is_set(handles: Handles) -> None:
     lacking = {"failed": (FailedCell(cell="five.s8", reason="no slot"),), "missing": ("five.s9",)}
     handles.put("part", [0.5], **lacking)
     with pytest.raises(SpecError, match=r"part: expected a result of all cells, found 2 without: five\.s8 failed, five\.s9 is missing"):  # fmt: skip  # noqa: E501
@@ -160,7 +160,7 @@ def test_clean_up_and_lists_leave_suites_alone(handles: Handles) -> None:
         assert "expected letters, digits" in refused.output
 
 
-def test_the_command_tells_what_it_accepts_what_it_replaces_and_how_they_compare(handles: Handles) -> None:
+def test_the_command_prints_the_accepted_and_the_replaced_result_compared(handles: Handles) -> None:
     handles.put("one", [0.50, 0.51])
     code, told = command("one", "--note", "[the] first")
     assert code == 0
@@ -181,7 +181,7 @@ def test_the_command_tells_what_it_accepts_what_it_replaces_and_how_they_compare
     assert "note: five.s7: failed: no slot; not in the accepted result" in lines
 
 
-def test_the_command_shows_what_is_accepted_and_what_was(handles: Handles) -> None:
+def test_the_command_prints_the_accepted_result_and_earlier_ones(handles: Handles) -> None:
     for run in ("one", "two", "three"):
         handles.put(run, [0.5])
         assert command(run)[0] == 0
@@ -194,7 +194,7 @@ def test_the_command_shows_what_is_accepted_and_what_was(handles: Handles) -> No
 
 
 @pytest.mark.parametrize("arguments", [(), ("one", "--show", "street")])
-def test_the_command_wants_a_run_or_a_suite(handles: Handles, arguments: tuple[str, ...]) -> None:
+def test_the_command_needs_a_run_or_a_suite(handles: Handles, arguments: tuple[str, ...]) -> None:
     code, told = command(*arguments)
     assert code == 2
     assert "SUITE_RUN: expected the name of a suite run, or --show SUITE" in told

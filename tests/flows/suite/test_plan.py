@@ -1,4 +1,4 @@
-"""A suite run in the store: begun, gone on with, refused. A real store."""
+"""Suite runs in a real store: how they start, how they go on, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prefix(request: pytest.FixtureRequest) -> str:
     return f"suites/{request.node.name}"
 
 
-def test_a_suite_run_is_begun_once_and_gone_on_with(s3_settings: S3Settings, prefix: str) -> None:
+def test_a_suite_run_starts_once_and_then_goes_on(s3_settings: S3Settings, prefix: str) -> None:
     objects = ObjectStore(s3_settings)
     plan = claim(objects, prefix, default_name(SUITE), SUITE)
     begun = read_start(objects, prefix, plan.name).started
@@ -70,7 +70,7 @@ def test_a_suite_run_is_begun_once_and_gone_on_with(s3_settings: S3Settings, pre
     assert read_plan(objects, prefix, plan.name).suite == SUITE
 
 
-def test_what_other_code_has_run_is_read_but_not_gone_on_with(
+def test_cells_of_other_code_are_read_but_run_again(
     s3_settings: S3Settings, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = ObjectStore(s3_settings)
@@ -89,13 +89,15 @@ def test_what_other_code_has_run_is_read_but_not_gone_on_with(
             ended=datetime(2026, month, 1, tzinfo=UTC),
         )
         plan.keep(record)
-    assert read_plan(objects, prefix, "test").code == "0.1.0-00000001"  # its own, though another's is newer
+    assert (
+        read_plan(objects, prefix, "test").code == "0.1.0-00000001"
+    )  # this code's own cell, although the other code's is newer
     monkeypatch.setattr("flows.suite.plan.code_version", lambda: "0.1.0-00000003")
     assert read_plan(objects, prefix, "test").code == "0.1.0-00000002"
     assert claim(objects, prefix, "test", SUITE).record(cell) is None
 
 
-def test_a_name_is_one_suites(s3_settings: S3Settings, prefix: str) -> None:
+def test_a_name_belongs_to_one_suite(s3_settings: S3Settings, prefix: str) -> None:
     objects = ObjectStore(s3_settings)
     claim(objects, prefix, "mine", SUITE)
     other = SUITE.model_copy(update={"experiments": SUITE.experiments[:1]})
@@ -109,24 +111,26 @@ def test_a_name_is_one_suites(s3_settings: S3Settings, prefix: str) -> None:
         read_start(objects, prefix, "yours")
 
 
-def test_data_are_read_before_anything_runs(tmp_path: Path) -> None:
+def test_data_are_checked_before_anything_runs(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     street = FederationSpec(data=FederatedStreet())
     for spec, says in ((street, "data.name: no folder is known"), (FederationSpec(data=Coco(name="mine")), "'mine'")):
         asked = SuiteSpec(name="test", experiments=(Experiment(name="a", spec=SPEC), Experiment(name="b", spec=spec)))
         with pytest.raises(DataError, match=says):
             pinned(asked, settings)
-    assert pinned(SUITE, settings) == SUITE  # synthetic data are drawn from what the specification says
+    assert (
+        pinned(SUITE, settings) == SUITE
+    )  # synthetic data are drawn from the specification, so there is nothing to pin
 
 
 def flipped(content: bytes) -> bytes:
-    """One bit of a digit of the record, not of its digest."""
-    at = content.index(b"20")  # of a year
+    """Flip a bit in a digit of the record, not of its digest."""
+    at = content.index(b"20")  # the start of a year
     return content[:at] + b"3" + content[at + 1 :]
 
 
 @pytest.mark.parametrize("damage", [flipped, lambda content: content[: len(content) // 2]], ids=["bit", "half"])
-def test_a_damaged_cell_is_run_again_and_a_damaged_start_written_again(
+def test_a_damaged_cell_runs_again_and_a_damaged_start_is_written_again(
     s3_settings: S3Settings, prefix: str, damage: Callable[[bytes], bytes]
 ) -> None:
     prefix = prefix.replace("[", "-").replace("]", "")
@@ -141,7 +145,7 @@ def test_a_damaged_cell_is_run_again_and_a_damaged_start_written_again(
     for key in (plan.layout.cell(cell.spec.digest, plan.code), plan.layout.suite):
         objects.put_bytes(key, damage(objects.get_bytes(key)))
     torn = objects.get_bytes(plan.layout.suite)
-    other = SUITE.model_copy(update={"experiments": SUITE.experiments[1:]})  # not that of the cell
+    other = SUITE.model_copy(update={"experiments": SUITE.experiments[1:]})  # without the experiment of the cell
     with pytest.raises(SpecError, match=f"{plan.layout.suite}: damaged: "):
         claim(objects, prefix, "mine", other)
     again = claim(objects, prefix, "mine", SUITE)

@@ -1,4 +1,4 @@
-"""Which cell runs when, and what is said of the time left."""
+"""When the cells of a suite run, and the estimate of the time left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CELLS = cells_of(
 WEIGHTS = {cell.name: slots_of(cell, 2) for cell in CELLS}
 
 
-def test_a_federation_takes_all_slots_and_a_reference_one() -> None:
+def test_a_federation_takes_all_slots_and_a_reference_takes_one() -> None:
     assert {cell.role: WEIGHTS[cell.name] for cell in CELLS} == {"federated": 2, "centralised": 1, "local-only": 1}
     few = SPEC.model_copy(update={"participation": Participation(clients_per_round=3)})
     packed = SPEC.model_copy(update={"participation": Participation(shards=2)})
@@ -43,7 +43,7 @@ def test_cells_share_the_slots_and_all_are_run() -> None:
     assert (most, used) == (2, 0)
 
 
-def test_what_a_cell_raises_ends_the_others() -> None:
+def test_an_error_in_a_cell_ends_the_others() -> None:
     ended = []
 
     async def run(cell: Cell) -> None:
@@ -60,7 +60,7 @@ def test_what_a_cell_raises_ends_the_others() -> None:
     assert ended == ["a.s1-local-1"]
 
 
-def test_the_time_left_is_told_from_cells_that_are_alike() -> None:
+def test_the_time_left_is_estimated_from_similar_cells() -> None:
     now = 0.0
     estimate = Estimate(WEIGHTS, 2, clock=lambda: now)
     by_name = {cell.name: cell for cell in CELLS}
@@ -68,13 +68,13 @@ def test_the_time_left_is_told_from_cells_that_are_alike() -> None:
     assert estimate.left(CELLS) is None
     estimate.began(first, 2)
     now = 30.0
-    assert estimate.left([]) is None  # it has committed nothing since
+    assert estimate.left([]) is None  # the cell has committed no round since its start
     estimate.stands_at(first, 5)
-    assert estimate.left([]) == pytest.approx(5 * 10)  # 10 s a round, both slots
+    assert estimate.left([]) == pytest.approx(5 * 10)  # 10 s a round, on both slots
     assert estimate.left([second]) == pytest.approx(15 * 10)
     estimate.ended(first, 120.0)
     assert estimate.left([second]) == pytest.approx(120)
-    # One slot each: two at a time, ten rounds of twelve seconds.
+    # Each takes one slot, so both run together, each with ten rounds of 12 s.
     centralised = [by_name["a.s1-central"], by_name["a.s2-central"]]
     assert estimate.left(centralised) == pytest.approx(120)
     estimate.ended(centralised[0], 300.0)
@@ -91,10 +91,10 @@ def test_the_time_left_falls_within_a_round() -> None:
     now = 14.0
     estimate.stands_at(cell, 1)
     assert estimate.left([]) == pytest.approx(9 * 10 - 4)
-    now = 45.0  # late: the round is about to end, however long that has been said
+    now = 45.0  # a late round counts as about to end
     assert estimate.left([]) == pytest.approx(8 * 10)
 
 
-def test_durations() -> None:
+def test_durations_are_formatted() -> None:
     assert [duration(seconds) for seconds in (8.4, 240, 4799)] == ["8 s", "4 min", "80 min"]
     assert duration(5400) == "1 h 30 min"

@@ -1,4 +1,4 @@
-"""A stream that says it is a terminal."""
+"""A stream that counts as a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 
 class Terminal(io.StringIO):
-    """Text that is written to a terminal."""
+    """A text stream that counts as a terminal."""
 
     def isatty(self) -> bool:
         return True

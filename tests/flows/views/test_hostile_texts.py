@@ -52,23 +52,23 @@ from tests.hostile_texts import HOSTILE, Html, commands, hostile
 from tests.records import client_info, evaluation_record, round_record
 
 SHA = "a" * 64
-LONGEST_NAME = 500  # of a class in a record
+LONGEST_NAME = 500  # the longest name of a class in a record
 
 
 def on_terminal(show: Callable[[PlainConsole], None]) -> str:
-    """What ``show`` writes to a terminal with colours."""
+    """Return what ``show`` writes to a terminal with colours."""
     stream = Terminal()
     show(PlainConsole(file=stream, force_terminal=True, color_system="truecolor", width=200, height=50))
     return stream.getvalue()
 
 
 def letters(output: str) -> str:
-    """Without colours, and white space as one space."""
+    """Return ``output`` without colours, with each run of white space as one space."""
     return " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).split())
 
 
 def record(text: str) -> RoundRecord:
-    """A round in which everything that a client or the store can word says ``text``, as far as records take it."""
+    """Return a round with ``text`` in every field that a client or the store can word, as far as records allow."""
     text = text.encode(errors="replace").decode()[:LONGEST_NAME]
     per_class = {text: 0.5}
     return round_record(
@@ -100,7 +100,7 @@ def play(progress: Progress, text: str) -> None:
 
 @hostile
 @pytest.mark.parametrize("kind", [LineProgress, LiveProgress])
-def test_progress_gives_the_terminal_no_more_commands_than_for_harmless_texts(
+def test_progress_sends_the_terminal_no_more_commands_than_for_harmless_texts(
     kind: Callable[[PlainConsole], Progress], text: str
 ) -> None:
     output = on_terminal(lambda console: play(kind(console), text))
@@ -134,18 +134,18 @@ def test_a_dropped_clients_reason_takes_one_line(text: str) -> None:
     ],
     ids=["string", "Text", "classes of a round", "classes of an evaluation"],
 )
-def test_the_console_prints_letters_alone(text: str, shown: Callable[[str], object]) -> None:
+def test_the_console_prints_no_commands_and_no_markup(text: str, shown: Callable[[str], object]) -> None:
     def printed(words: str) -> str:
-        return on_terminal(lambda console: console.print(shown(words), highlight=False))  # no colours for numbers
+        return on_terminal(lambda console: console.print(shown(words), highlight=False))  # without colours for numbers
 
     output = printed(text)
     assert commands(output) <= commands(printed("harmless")) | {"\t"}
-    if not commands(text):  # neither [bold] nor :bomb: has become something else
+    if not commands(text):  # [bold] and :bomb: are printed unchanged
         assert plain(text, NAME_LIMIT).removesuffix("…").strip()[:60] in letters(output)
 
 
 @hostile
-def test_errors_without_a_traceback(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_without_a_traceback_have_no_commands(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     shared.print_error("failed", text)
     assert commands(capsys.readouterr().err) <= {"\t"}
     assert commands(first_line(RuntimeError(text))) == set()
@@ -167,7 +167,7 @@ def test_a_traceback_has_no_commands(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_the_command_line_relies_on_no_markup() -> None:
-    """Its consoles print markup as it stands: a style comes from Text."""
+    """Its consoles print markup as plain text. Styles come from Text."""
     for path in Path(shared.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -181,7 +181,7 @@ def test_the_command_line_relies_on_no_markup() -> None:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
-    """The file that a run's log goes to."""
+    """Return the log file of a run."""
     root = logging.getLogger()
     handlers, level, httpx = root.handlers, root.level, logging.getLogger("httpx").level
     try:
@@ -194,9 +194,9 @@ def log(tmp_path: Path) -> Iterator[Path]:
         logging.captureWarnings(False)
 
 
-def test_no_text_in_the_log_is_a_command_or_a_record_of_its_own(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_in_the_log_is_a_command_or_starts_a_record(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PREFECT_LOGGING_ROOT_HANDLERS", "MLFLOW_CONFIGURE_LOGGING"):
-        monkeypatch.setenv(name, os.environ[name])  # what log_to has set is put back afterwards
+        monkeypatch.setenv(name, os.environ[name])  # log_to sets it; monkeypatch restores it after the test
     for text in HOSTILE.values():
         try:
             raise RuntimeError(text)
@@ -210,7 +210,7 @@ def test_no_text_in_the_log_is_a_command_or_a_record_of_its_own(log: Path, monke
 
 
 @hostile
-def test_the_log_on_prefects_page(text: str) -> None:
+def test_the_log_on_prefects_page_has_no_commands(text: str) -> None:
     lines: list[str] = []
 
     class Lines(logging.Handler):
@@ -230,8 +230,8 @@ def test_the_log_on_prefects_page(text: str) -> None:
 
 
 @hostile
-def test_the_tables_on_prefects_page(text: str) -> None:
-    """Prefect's page takes texts in the cells of a table for Markdown."""
+def test_tables_on_prefects_page_have_no_markup_of_clients(text: str) -> None:
+    """Prefect's page renders the cells of a table as Markdown."""
     told = record(text)
     (_, dropped) = client_table(told)
     page = Html(MarkdownIt("commonmark", {"html": True}).enable("table").render(str(dropped["dropped"])))
@@ -240,8 +240,8 @@ def test_the_tables_on_prefects_page(text: str) -> None:
     assert commands(str(dropped)) == set()
 
 
-def test_the_summary_on_prefects_page_holds_no_text_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.views.prefect_page._curves", lambda history: [])  # a picture, which takes seconds
+def test_the_summary_on_prefects_page_has_no_text_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.views.prefect_page._curves", lambda history: [])  # drawing the picture takes seconds
     source = summary(
         "street", [record("<evil>")], Leavings({}, "models:/street@best", "http://127.0.0.1:5/#/x"), Views()
     )
@@ -250,7 +250,7 @@ def test_the_summary_on_prefects_page_holds_no_text_of_clients(monkeypatch: pyte
 
 
 @hostile
-def test_mlflow_takes_the_names_of_metrics(text: str) -> None:
+def test_names_of_metrics_are_valid_for_mlflow(text: str) -> None:
     for name in round_figures(record(text).model_copy(update={"plan": None})).figures:
         assert re.fullmatch(r"[\w.\- :/]{1,250}", name)
 
@@ -259,7 +259,7 @@ def test_mlflow_takes_the_names_of_metrics(text: str) -> None:
 
 
 @hostile
-def test_reasons_go_on_record_as_one_line(text: str) -> None:
+def test_reasons_are_recorded_as_one_line(text: str) -> None:
     request = ResourceRequest(federation="f", spec=FederationSpec(), clients=("2",))
     failure = ClientFailure.model_construct(client="2", phase="wake_up", kind="client-error", reason=text)
     (found,) = checked(request, TurnReply.model_construct(failures=(failure,))).failures
@@ -267,14 +267,14 @@ def test_reasons_go_on_record_as_one_line(text: str) -> None:
 
 
 @hostile
-def test_what_is_on_record_already_is_read_as_it_stands(text: str) -> None:
+def test_stored_records_are_read_unchanged(text: str) -> None:
     document = record(text).model_dump(mode="json")
     assert parse(RoundRecord, document, source="round.json", newest=RECORD_VERSION).model_dump(mode="json") == document
 
 
 @hostile
-def test_errors_of_places_and_of_data_are_printable(text: str) -> None:
-    """What a resident says of its failure is a SlotLost's message, what a file holds a DataError's."""
+def test_errors_of_services_and_of_data_are_printable(text: str) -> None:
+    """Their messages contain foreign text: a SlotLost a resident's failure, a DataError a file's content."""
     for error in (SlotLost(text), PoolUnusable(text), StoreUnavailable(text), DataError(text), SpecError(text)):
         assert str(error) == visible(text)
 
@@ -286,21 +286,21 @@ def test_the_layers_agree_on_what_is_printable() -> None:
     assert commands(visible(every)) == {"\t"}
 
 
-def test_names_that_nobody_can_have_are_not_listed() -> None:
+def test_invalid_names_are_not_listed() -> None:
     keys = [f"p/{name}/spec.json" for name in ("street5", "<img src=x>", "a b", "\x1b[2J", "..", "_suites", "x" * 101)]
     assert federations("p", keys) == ["street5"]
     assert suite_runs("p", ["p/_suites/one/suite.json", "p/_suites/\x1b[2J/suite.json"]) == ["one"]
     assert accepted_suites("p", ["p/_references/one/accepted.json", "p/_references/a|b/accepted.json"]) == ["one"]
 
 
-def test_the_errors_of_places_stay_readable() -> None:
+def test_errors_of_services_stay_readable() -> None:
     assert first_line(StoreUnavailable("bucket b at http://x does not answer\nmore")) == (
         "bucket b at http://x does not answer"
     )
 
 
-def test_a_file_name_that_is_no_utf_8_does_not_keep_a_round_from_the_store(object_store: ObjectStore) -> None:
-    name = b"camera-\xff.jpg".decode(errors="surrogateescape")  # as the file system gives it
+def test_a_round_with_a_file_name_that_is_no_utf_8_can_be_stored(object_store: ObjectStore) -> None:
+    name = b"camera-\xff.jpg".decode(errors="surrogateescape")  # as Python decodes it from the file system
     reply = TurnReply(failures=(failure_of("wake_up", "1", str(DataError(f"{name}: no image"))),))
     object_store.put_json("hostile/reasons.json", reply.model_dump(mode="json"))
     (stored,) = TurnReply.model_validate(object_store.get_json("hostile/reasons.json")).failures

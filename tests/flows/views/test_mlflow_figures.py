@@ -1,4 +1,4 @@
-"""The figures of rounds and suites as MLflow gets them."""
+"""The figures of rounds and suites that are logged to MLflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = WeightRef(key="federations/street/rounds/0003/global.safetensors", sha
 
 
 def record(number: int = 3, *, evaluations: int = 1) -> RoundRecord:
-    """A round of clients 1 and 2, in which client 3 was dropped."""
+    """Return a round of clients 1 and 2, in which client 3 was dropped."""
     plan = round_plan("1", "2", "3", round=max(number, 1), model=WEIGHTS, created=COMMITTED)
     updates = tuple(
         update_record(
@@ -77,7 +77,7 @@ def record(number: int = 3, *, evaluations: int = 1) -> RoundRecord:
     )
 
 
-# Each of these was the name of another class in MLflow.
+# Names of classes, several of which once got the same name in MLflow.
 EQUAL_ONCE_CLEANED = (
     *("car!", "car?", "car_", "car_-xe3214ece4878", "car\n", "car.", " car", "car"),
     *("y" * 100, "y" * 101, "y" * 250, "y" * 300),
@@ -85,14 +85,14 @@ EQUAL_ONCE_CLEANED = (
 )
 
 
-def test_the_best_is_logged_by_the_measure_of_choice_too() -> None:
+def test_the_best_value_of_the_chosen_metric_is_logged_too() -> None:
     other = Decision(stop=False, best_round=1, best_map50_voc10=0.3, best_metric="map_coco", best_value=0.0)
     metrics = round_figures(record().model_copy(update={"decision": other})).figures
     best = {name: value for name, value in metrics.items() if name.startswith("best/")}
     assert best == {"best/round": 1.0, "best/map50_voc10": 0.3, "best/map_coco": 0.0}
 
 
-def test_round_figures() -> None:
+def test_a_round_has_these_figures() -> None:
     metrics = round_figures(record()).figures
     assert metrics == {
         "train/loss": 2.5,
@@ -124,8 +124,8 @@ def test_round_figures() -> None:
     }
 
 
-def test_classes_that_are_equal_once_cleaned_are_metrics_of_their_own(tmp_path: Path) -> None:
-    """In the database too, and whichever classes there are beside them."""
+def test_classes_with_names_equal_once_cleaned_have_different_metrics(tmp_path: Path) -> None:
+    """They differ in the database too, and do not depend on the other classes."""
     per_class = {name: index / 10 for index, name in enumerate(EQUAL_ONCE_CLEANED)}
     unweighted = {f"per_class/{name}": value for name, value in per_class.items()}
     metrics = record().metrics.model_copy(update={"per_class": per_class, "unweighted": unweighted})
@@ -145,7 +145,7 @@ def test_classes_that_are_equal_once_cleaned_are_metrics_of_their_own(tmp_path: 
         assert found[key] == value
 
 
-def test_round_figures_of_the_initial_model_and_of_two_test_sets() -> None:
+def test_figures_of_the_initial_model_and_of_two_test_sets() -> None:
     initial = round_figures(record(0)).figures
     assert "train/learning_rate" not in initial
     assert not [name for name in initial if name.startswith("client/")]

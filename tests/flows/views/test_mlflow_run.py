@@ -1,4 +1,4 @@
-"""What a run's report gives to MLflow while the rounds go on, and what becomes of a run whose report fails."""
+"""A run's report to MLflow during the rounds, and runs whose report fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def record_of(number: int) -> RoundRecord:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow's with its tables, which take seconds to make."""
+    """Create a database with MLflow's tables, once, because that takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     find_run(f"sqlite:///{path}", "fedbench", "none")
     return path
@@ -53,7 +53,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def uri(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)  # MLflow's artifacts
+    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts into the working folder
     shutil.copy(database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
@@ -75,7 +75,7 @@ def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(tmp
     records = [record_of(number) for number in range(3)]
     first = opened(*records)
     assert opened(*records) == opened(*records[:3]) == first
-    # Round 2 was put aside, and done again.
+    # Round 2 was put aside and done again.
     again = records[2].model_copy(update={"committed": records[2].committed + timedelta(days=1)})
     second = opened(records[0], records[1], again)
     assert first is not None
@@ -85,12 +85,12 @@ def test_a_federation_that_went_back_gets_a_run_without_the_rounds_put_aside(tmp
     with answering(uri) as client:
         assert client.get_run(first).info.run_name == "street (superseded)"
         assert client.get_run(first).data.tags[TAG_SUPERSEDED] == "street"
-    third = opened(records[0])  # put aside, and nothing done since
+    third = opened(records[0])  # rounds 1 and 2 were put aside, and none was done again
     assert third not in (first, second)
     assert points(third) == [(0, 1000 * records[0].committed.timestamp())]
 
 
-def test_rounds_are_logged_beside_the_next_ones_and_all_before_the_end(tmp_path: Path, uri: str) -> None:
+def test_all_rounds_are_logged_before_the_run_ends(tmp_path: Path, uri: str) -> None:
     settings = Settings(home=tmp_path, prefect_api_url="http://127.0.0.1:9/api", mlflow_tracking_uri=uri)
     report = RunReport("street", SPEC, settings, NamedServices(settings), tmp_path / "street")
     report.open([])
@@ -104,10 +104,10 @@ def test_rounds_are_logged_beside_the_next_ones_and_all_before_the_end(tmp_path:
         assert client.get_run(run).info.status == "KILLED"
 
 
-# --- what only presents a federation does not fail it -------------------------------------------------------
+# --- a failing view does not fail the federation ------------------------------------------------------------
 
 
-class Heard:
+class Warnings:
     """A reporter that keeps the warnings."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class Heard:
 
 @pytest.fixture
 def report(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunReport:
-    """Of a federation whose best model can be registered, and whose pictures are drawn at once."""
+    """Return a report whose best model can be registered, and whose pictures take no time to draw."""
     monkeypatch.setattr(
         "flows.views.mlflow_run.register", lambda *arguments: SimpleNamespace(uri="models:/street@best")
     )
@@ -145,13 +145,13 @@ def handles_of(report: RunReport) -> Any:
     return SimpleNamespace(
         history=[record_of(number) for number in range(3)],
         objects=SimpleNamespace(bucket="fedbench"),
-        reporter=Heard(),
+        reporter=Warnings(),
         views=report.views,
     )
 
 
 def finished(report: RunReport) -> Leavings:
-    """The whole of a run's report: begun, told of rounds, ended."""
+    """Make the whole report of a run: open it, report the rounds, and finish it."""
     handles = handles_of(report)
     report.open(handles.history[:1])
     report.flow_started("run")
@@ -161,7 +161,7 @@ def finished(report: RunReport) -> Leavings:
 
 
 ALL = {"rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"}
-# What is broken, the views that fail by it, and the files that are missing.
+# The broken function, the views that fail because of it, and the missing files.
 BROKEN: dict[str, tuple[str, set[str], set[str]]] = {
     "plot of rounds": ("flows.views.mlflow_run.rounds_plot", {"rounds.png"}, {"rounds.png"}),
     "plot of classes": (
@@ -189,7 +189,7 @@ def broken(*arguments: object, **options: object) -> None:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_one_broken_part_of_the_report_leaves_the_others(
+def test_one_broken_part_of_the_report_does_not_affect_the_others(
     report: RunReport, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, failed, missing = BROKEN[case]
@@ -200,7 +200,7 @@ def test_one_broken_part_of_the_report_leaves_the_others(
     assert all("ZeroDivisionError: broken on purpose" in reason for reason in report.views.failed.values())
     assert set(leavings.plots) == ALL - missing
     assert {path.name for path in report.folder.glob("*.png")} == ALL - missing
-    # Once more, as `fedbench report street` does.
+    # Make the report again, like `fedbench report street`.
     again = report_at(report.settings.mlflow_tracking_uri or "", report.folder.parent)
     assert asyncio.run(again.finish(handles_of(again))).model == "models:/street@best"
     assert again.views.failed == {}
@@ -226,7 +226,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["answers 500", "is gone"])
-def test_a_federation_whose_mlflow_fails_is_drawn(
+def test_plots_are_drawn_even_if_mlflow_fails(
     report: RunReport, server: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -239,8 +239,8 @@ def test_a_federation_whose_mlflow_fails_is_drawn(
     assert hint.endswith("fedbench report street draws and tracks it again")
 
 
-def test_a_federation_whose_prefect_page_fails_goes_on(server: str) -> None:
-    """Every artifact of a federation, at a server that takes none."""
+def test_a_federation_goes_on_even_if_its_prefect_page_fails(server: str) -> None:
+    """Every artifact of a federation is sent to a server that refuses it."""
     history = [record_of(number) for number in range(3)]
     views = Views("again")
     handles: Any = SimpleNamespace(views=views)
@@ -262,7 +262,7 @@ def test_a_federation_whose_prefect_page_fails_goes_on(server: str) -> None:
     }
 
 
-def test_the_summary_does_without_a_plot_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_is_made_without_a_plot_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.figures.plots.rounds_plot", broken)
     views = Views()
     text = prefect_page.summary("street", [record_of(0)], Leavings({}, None, None), views)
@@ -270,10 +270,10 @@ def test_the_summary_does_without_a_plot_that_cannot_be_drawn(monkeypatch: pytes
     assert set(views.failed) == {"the plot of rounds on Prefect's page"}
 
 
-def test_a_store_that_fails_while_the_report_is_made_still_ends_the_attempt(
+def test_a_store_that_fails_during_the_report_ends_the_attempt(
     report: RunReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the store is started again, and the federation goes on."""
+    """The store is then started again, and the federation goes on."""
 
     def gone(*arguments: object) -> None:
         raise StoreUnavailable("bucket fedbench does not answer")

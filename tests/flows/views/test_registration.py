@@ -1,4 +1,4 @@
-"""What a finished run notes of its registered model, and the model as MLflow loads it."""
+"""A finished run's note about its registered model, and the model that MLflow loads."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_the_served_model_refuses_with_a_status(served: ServedDetector, images: 
     assert json.loads(caught.value.serialize_as_json())["error_code"] == "INVALID_PARAMETER_VALUE"
 
 
-def test_the_requirements_name_all_that_is_imported() -> None:
-    """What this file and the part of ``tasks`` that it loads import, but the standard library and ``tasks``."""
+def test_the_requirements_are_exactly_the_imported_packages() -> None:
+    """Imports of served_model.py and of the modules of ``tasks`` that it loads, without the standard library's."""
     code = (
         "import sys, flows.views.served_model as served; "
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('tasks') and m.__file__), served.__file__)"
@@ -85,7 +85,7 @@ def test_the_requirements_name_all_that_is_imported() -> None:
     assert {distributions.get(name, name) for name in tops} == set(REQUIREMENTS)
 
 
-def test_a_note_counts_for_the_weights_that_it_names(tmp_path: Path) -> None:
+def test_a_note_counts_only_for_the_weights_that_it_names(tmp_path: Path) -> None:
     history: Any = [SimpleNamespace(decision=SimpleNamespace(best_round=0), model=SimpleNamespace(sha256=SHA))]
     assert noted(tmp_path, history) is None
     note = {"uri": "models:/x@best", "version": "1", "weights_sha256": SHA}

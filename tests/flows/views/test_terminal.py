@@ -1,4 +1,4 @@
-"""Progress: plain lines, the live display as it is drawn, and the table of rounds."""
+"""The progress as plain lines and as a live display, and the tables of rounds and classes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def record(number: int, score: float | None, updates: int = 2) -> RoundRecord:
-    """A committed round: a cohort of two clients, of which ``updates`` answered."""
+    """Return a committed round with two clients, of which ``updates`` sent an update."""
     plan = round_plan("1", "2", round=max(1, number), learning_rate=0.1, created=NOW)
     return round_record(
         number,
@@ -48,7 +48,7 @@ def record(number: int, score: float | None, updates: int = 2) -> RoundRecord:
 
 
 def play(progress: Progress) -> None:
-    """Two clients of round 1: one answers, one is lost twice and dropped."""
+    """Report round 1 with two clients: one answers, the other is lost twice and dropped."""
     progress.federation_started("street", "synthetic street, 2 devices", 3)
     progress.resumed(0, [record(0, 0.0)])
     progress.round_started(1)
@@ -72,7 +72,7 @@ def draw(progress: LiveProgress, width: int = 100, height: int = 40) -> str:
     return output.getvalue()
 
 
-def test_lines() -> None:
+def test_the_progress_is_printed_as_lines() -> None:
     stream = io.StringIO()
     play(LineProgress(Console(file=stream, width=40)))
     lines = stream.getvalue().splitlines()
@@ -109,7 +109,7 @@ def test_quiet_prints_nothing_and_keeps_the_records() -> None:
     assert [kept.round for kept in progress.records] == [0, 1]
 
 
-def test_the_kind_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kind_of_progress_depends_on_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     assert type(make_progress(Console(file=Terminal()), quiet=False)) is LiveProgress
     assert type(make_progress(Console(file=io.StringIO()), quiet=False)) is LineProgress
@@ -118,7 +118,7 @@ def test_the_kind_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(make_progress(Console(file=io.StringIO()), quiet=False)) is LineProgress
 
 
-def test_live_display_in_the_middle_of_a_phase() -> None:
+def test_the_live_display_in_the_middle_of_a_phase() -> None:
     progress = LiveProgress(Console(file=io.StringIO()))
     progress.federation_started("street", "synthetic street, 2 devices", 3)
     try:
@@ -140,7 +140,7 @@ def test_live_display_in_the_middle_of_a_phase() -> None:
     assert re.search(r"1 +2/2 +2\.500 +3\.250 +0\.125 +0\.500", text)
 
 
-def test_live_display_counts_many_clients() -> None:
+def test_the_live_display_counts_many_clients() -> None:
     progress = LiveProgress(Console(file=io.StringIO()))
     progress.phase_started("request_update", 20)
     for client in range(10):
@@ -152,7 +152,7 @@ def test_live_display_counts_many_clients() -> None:
 
 
 @pytest.mark.parametrize("height", [16, 24])
-def test_live_display_fits_the_screen(height: int) -> None:
+def test_the_live_display_fits_the_screen(height: int) -> None:
     progress = LiveProgress(Console(file=io.StringIO()))
     progress.federation_started("street", "synthetic " * 30, 1000)
     progress.close()
@@ -168,7 +168,7 @@ def test_live_display_fits_the_screen(height: int) -> None:
     assert any("map50_voc10  " in line or "map50_voc10 " in line for line in lines)
 
 
-def test_live_prints_failures_above_and_leaves_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_display_prints_failures_above_and_is_erased_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = Terminal()
     progress = make_progress(Console(file=stream, width=120, force_terminal=True), quiet=False)
@@ -176,10 +176,10 @@ def test_live_prints_failures_above_and_leaves_no_display(monkeypatch: pytest.Mo
     progress.close()
     text = stream.getvalue()
     assert "client 2 dropped (infrastructure-lost): [Errno 111] no answer" in text
-    assert text.endswith("\x1b[2K")  # the last thing is the display's lines erased
+    assert text.endswith("\x1b[2K")  # at the end, the display's lines are erased
 
 
-def test_live_events_from_many_threads_do_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_from_many_threads_do_not_block_the_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     progress = make_progress(Console(file=Terminal(), width=80, force_terminal=True), quiet=False)
     assert isinstance(progress, LiveProgress)
@@ -202,7 +202,7 @@ def test_live_events_from_many_threads_do_not_block(monkeypatch: pytest.MonkeyPa
     assert len(progress.done) == 200
 
 
-def test_table() -> None:
+def test_the_table_of_rounds() -> None:
     console = Console(file=io.StringIO(), width=80, record=True)
     console.print(round_table([record(0, None), record(1, 0.25), record(2, 0.125, updates=1)]))
     lines = console.export_text().splitlines()
@@ -213,11 +213,11 @@ def test_table() -> None:
     assert lines[3].split() == ["2", "1/2", "2.500", "3.250", "0.125", "0.500", "34.7", "35.6", "5.5"]
 
 
-def test_clock() -> None:
+def test_times_are_formatted_as_hours_minutes_and_seconds() -> None:
     assert [clock(seconds) for seconds in (0, 59.9, 3723.4)] == ["0:00:00", "0:00:59", "1:02:03"]
 
 
-def test_the_wide_table_has_all_four_maps_within_its_columns() -> None:
+def test_the_wide_table_of_rounds_fits_all_four_maps() -> None:
     maps = {"map50_voc10": 0.5, "map50_voc07": 0.375, "map50_coco": 0.25, "map_coco": 0.125}
     decision = Decision(stop=False, best_round=1, best_metric="map_coco", best_value=0.125)
     rows = []
@@ -246,7 +246,7 @@ def test_the_wide_table_has_all_four_maps_within_its_columns() -> None:
     ]
     assert lines[3].split()[4:9] == ["0.500", "0.375", "0.250", "0.125", "0.500"]
     assert lines[2].split()[4:9] == ["-", "-", "-", "-", "0.500"]
-    assert re.findall(r"\x1b\[1;32m([0-9.]+)", styled) == ["0.125"]  # the best, by the measure that counts
+    assert re.findall(r"\x1b\[1;32m([0-9.]+)", styled) == ["0.125"]  # the best round, by the chosen metric
     assert best_line(decision) == "round 1, map_coco 0.125"
     assert best_line(Decision(stop=False, best_round=0)) is None
     assert best_line(Decision(stop=False, best_round=4, best_map50_voc10=0.5)) == "round 4, map50_voc10 0.500"
@@ -271,7 +271,7 @@ def test_the_table_of_classes() -> None:
     assert lines[4:6] == [["chair", "-", "0.250", "0.125", "0.750"], ["table", "-", "-", "-", "-"]]
 
 
-def test_a_terminal_that_is_gone_fails_no_event() -> None:
+def test_no_event_fails_when_the_terminal_is_gone() -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError(5, "Input/output error")
@@ -287,7 +287,7 @@ def test_a_terminal_that_is_gone_fails_no_event() -> None:
     assert views.lines() == ["the progress on the terminal failed: OSError: [Errno 5] Input/output error"]
 
 
-def test_a_run_outlives_what_reads_its_output(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_outlives_the_process_that_reads_its_output(capfd: pytest.CaptureFixture[str]) -> None:
     reading, writing = os.pipe()
     with open(writing, "w") as file:
         console = PlainConsole(file=file)
