@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real object store, started once for the session, and only when a test asks."""
+"""Fixtures for all tests, among them a real object store that starts once, when a test first requests it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# Tests must not see the settings of whoever runs them; those that need the real data set ask for `street_dir`.
-# Under other names what is for the tests reaches the processes that they are shared out to.
+# Remove the user's own settings, so that they do not change the results of tests. Variables that are meant for the
+# tests get another prefix first: pytest-xdist's worker processes import this file again, and inherit only those.
 FOR_TESTS = "OF_FEDBENCH_TESTS_"
 for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
     _value = os.environ.pop(_name)
@@ -20,8 +20,8 @@ for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
 STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
 SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 
-# Files that ask for the session's fixture `undisturbed`, or for one that needs it.
-OF_THE_UNDISTURBED_RUN = {
+# Test files that use the session's fixture `undisturbed`, directly or through another fixture.
+UNDISTURBED_RUN_FILES = {
     "test_cleaning.py",
     "test_failing_client.py",
     "test_failing_views.py",
@@ -34,7 +34,7 @@ OF_THE_UNDISTURBED_RUN = {
     "test_serving.py",
 }
 
-# What takes longest, longest first: begun first, it does not outlast all else at the end. Names are those of `scope`.
+# The slowest scopes, as `scope` names them, slowest first. They start first, so that none runs on alone at the end.
 LONGEST = (
     "undisturbed",
     "tests/integration/test_suite.py",
@@ -56,13 +56,13 @@ if TYPE_CHECKING:
 
 
 def scope(nodeid: str) -> str:
-    """Return what the test belongs to whose tests all go to one process: its file, or the undisturbed run."""
+    """Return the scope of a test: its file, or "undisturbed". All tests of a scope run in one process."""
     file = Path(nodeid.partition("::")[0])
-    return "undisturbed" if file.parent.name == "integration" and file.name in OF_THE_UNDISTURBED_RUN else str(file)
+    return "undisturbed" if file.parent.name == "integration" and file.name in UNDISTURBED_RUN_FILES else str(file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the scopes that take longest, then those of most tests."""
+    """Sort the tests: first the scopes of :data:`LONGEST`, then the scopes with the most tests."""
     tests = Counter(scope(item.nodeid) for item in items)
 
     def order(item: pytest.Item) -> tuple[int, int]:
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out whole scopes, in the order of their tests."""
+    """Return a scheduler that distributes whole scopes, in the order of their tests."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixtures(LoadScopeScheduling):
@@ -84,13 +84,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     if config.getvalue("dist") != "loadfile":
         return None
-    config.option.loadscopereorder = False  # it would begin with the scopes of most tests, however short they are
+    config.option.loadscopereorder = False  # True would start with the scopes of most tests, however short they are
     return ByFixtures(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """What a test has written reaches the process that reports it: xdist sends no text with a lone surrogate."""
+    """Escape lone surrogates in a test's captured output: xdist cannot send them to the reporting process."""
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
@@ -98,7 +98,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session")
 def street_dir() -> Path:
-    """Folder of the real Federated Street."""
+    """Return the folder of the real Federated Street. Skip the test if it is not set."""
     if not STREET_DIR:
         pytest.skip("FEDBENCH_STREET_DIR is not set: the real Federated Street is not at hand")
     return Path(STREET_DIR)
@@ -120,7 +120,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder for what a browser has shown: the one that ``FEDBENCH_SCREENSHOTS`` names, else a temporary one."""
+    """Return the folder for screenshots: the value of ``FEDBENCH_SCREENSHOTS``, else a temporary one."""
     folder = Path(SCREENSHOTS).absolute() if SCREENSHOTS else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -128,13 +128,13 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Home of the session's object store; its buckets are the folders of ``<home>/s3``."""
+    """Return the home of the session's object store. Its buckets are the folders of ``<home>/s3``."""
     return tmp_path_factory.mktemp("s3-home")
 
 
 @pytest.fixture(scope="session")
 def s3_settings(s3_home: Path) -> Iterator[S3Settings]:
-    """Resolved settings of an embedded rclone, its bucket made."""
+    """Start an embedded rclone, create its bucket, and yield its resolved settings."""
     from infra.settings import Settings
     from infra.stack.embedded import EmbeddedServices
     from infra.store.objects import ObjectStore
@@ -147,7 +147,7 @@ def s3_settings(s3_home: Path) -> Iterator[S3Settings]:
 
 @pytest.fixture(scope="session")
 def object_store(s3_settings: S3Settings) -> ObjectStore:
-    """A store in that bucket. Shared by the session: use keys of your own test."""
+    """Return a store in that bucket. The whole session shares it, so each test must use its own keys."""
     from infra.store.objects import ObjectStore
 
     return ObjectStore(s3_settings, outage_seconds=10.0)

@@ -26,7 +26,7 @@ class _Fail(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def failing_server() -> Iterator[str]:
-    """Its address, ``http://127.0.0.1:PORT``."""
+    """Run the server during the block. Yield its address, ``http://127.0.0.1:PORT``."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Fail) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

@@ -1,4 +1,4 @@
-"""Texts that a client, a data file or the store may hold, and what the tests of their showing need."""
+"""Hostile texts that a client, a data file or the store may hold, and helpers for tests that display them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-# By what they try. Each has letters before and after, by which a test finds it.
+# Keyed by what they attempt. Each contains "begin" and ends with "end", by which a test finds it.
 HOSTILE = {
     "clear the screen": "begin\x1b[2J\x1b[1;1H\x1b[7;35mend",
     "link of the terminal": "begin\x1b]8;;https://evil.example\x07click\x1b]8;;\x07end",
@@ -44,7 +44,7 @@ _COMMAND = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 
 
 def commands(output: str) -> set[str]:
-    """All in ``output`` that a terminal does rather than shows: escape sequences, and other letters without a glyph."""
+    """Return what a terminal would execute instead of printing: escape sequences and other control characters."""
     rest = _COMMAND.sub("", output)
     return set(_COMMAND.findall(output)) | {letter for letter in rest if unicodedata.category(letter)[0] == "C"} - {
         "\n"
@@ -52,7 +52,7 @@ def commands(output: str) -> set[str]:
 
 
 class Html(HTMLParser):
-    """Tags with their attributes, in order, and the text of an HTML document."""
+    """A parsed HTML document: its tags and attributes, in order, and its text."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)

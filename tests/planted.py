@@ -1,4 +1,4 @@
-"""Results that somebody else stored. Each makes a file when Prefect loads it, or already when it parses a state."""
+"""Results that an attacker stored. Each creates a file when Prefect loads it, or already when it parses the state."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Importable where the folder of the plants is on the path, as an installed module with effects of its own is.
+# Importable if the plants' folder is on the path. It stands for an installed module whose import has side effects.
 MODULE = "planted_module"
 
 
 @dataclass(frozen=True)
 class Plant:
-    """A stored result. ``data`` is what the state of a run says of it; ``marker`` exists once its code has run."""
+    """A stored result. ``data`` refers to it in a run's state; ``marker`` exists once its code has run."""
 
     data: dict[str, Any]
     marker: Path
 
 
 class _Touch:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self._marker = marker
@@ -35,7 +35,10 @@ class _Touch:
 
 
 def make_plants(folder: Path) -> dict[str, Plant]:
-    """Records in ``folder``, which may be that of another user: pickle, JSON that calls, and an import by name."""
+    """Write hostile results into ``folder``, which may be another user's. Return them by name.
+
+    They are a pickle, JSON that calls a function, and two that import a module by its name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("parsed", "named"):
         module = f"from pathlib import Path\nPath({str(folder / f'{name}.ran')!r}).touch()\n"
@@ -46,7 +49,7 @@ def make_plants(folder: Path) -> dict[str, Plant]:
     pickled = base64.encodebytes(pickle.dumps(_Touch(folder / "pickle.ran"))).decode()
     return {
         "pickle": _plant(folder, "pickle", {"type": "pickle"}, pickled),
-        # The decoder takes any function for a class, and calls it.
+        # The decoder accepts any function as a class, and calls it.
         "json": _plant(
             folder, "json", {"type": "json"}, json.dumps({"__class__": "subprocess.check_call", "data": [call]})
         ),
@@ -63,6 +66,6 @@ def _plant(folder: Path, name: str, serializer: dict[str, Any], result: str) -> 
 
 
 def forget_modules() -> None:
-    """So that the next import runs their code again."""
+    """Remove the planted modules from ``sys.modules``, so that the next import runs their code again."""
     for name in [name for name in sys.modules if name.startswith(MODULE)]:
         del sys.modules[name]

@@ -1,4 +1,4 @@
-"""A value that a test needs not to be None."""
+"""Unwrap an optional value in a test."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""``make quick``: style, types, and the tests that are nearest to what changed, in half a minute.
+"""``make quick``: check style and types, and run the tests nearest to the changed files, in half a minute.
 
     python -m tests.quick [--since COMMIT] [--seconds 24]
 
-Changed is what differs from ``COMMIT`` (by default the last one, or the one before it where nothing differs). Its tests
-are, in this order: test files that changed; those named after a changed module; those that import one. A few tests of
-the whole layout come last. What does not fit into the time is left out, and the last line says how much.
+Changed files are those that differ from ``COMMIT`` (by default the last commit, or the one before it if nothing
+differs). The tests are, in this order: changed test files; test files named after a changed module; test files that
+import one. A few tests of the whole layout come last. Tests that do not fit into the time are left out; the last line
+gives their number.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-SECONDS = 24.0  # when the last test ends; style and types are checked meanwhile
-MOST_FILES = 20  # to collect a file takes up to a second: what it imports
-# What a change anywhere may break, in seconds.
+SECONDS = 24.0  # until the tests stop; style and types are checked meanwhile
+MOST_FILES = 20  # collecting a file takes up to a second, for its imports
+# Tests of a few seconds that any change may break.
 ALWAYS = ("tests/test_pages.py", "tests/tasks/spec/test_digests_held.py", "tests/tasks/test_core_imports.py")
 CHECKS = (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))
 
 
 def changed(since: str | None) -> list[str]:
-    """Return the paths that differ from ``since``, and those that git does not know yet."""
+    """Return the paths that differ from ``since``, and untracked files."""
     fresh = _git("ls-files", "--others", "--exclude-standard")
     if since is not None:
         return _git("diff", "--name-only", since) + fresh
@@ -65,12 +66,12 @@ def nearest(paths: Iterable[str], root: Path = ROOT) -> list[str]:
 
 
 def module_of(path: str) -> str:
-    """``tasks/data/coco.py`` as ``tasks.data.coco``."""
+    """Return the module of a path: ``tasks.data.coco`` for ``tasks/data/coco.py``."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _subject(path: str) -> str:
-    """The module that the test file ``path`` is named after, whether there is one or not."""
+    """Return the module that the test file ``path`` is named after, even if it does not exist."""
     return module_of(path.removeprefix("tests/")).replace(".test_", ".").removeprefix("test_")
 
 
@@ -85,7 +86,7 @@ def _imported(file: Path) -> set[str]:
 
 
 class Limit:
-    """A pytest plugin: runs the tests in the order of their files, until the time is over."""
+    """A pytest plugin that runs the tests in the order of their files and stops when the time is over."""
 
     def __init__(self, files: Sequence[str], seconds: float) -> None:
         self._rank = {str(ROOT / file): rank for rank, file in enumerate(files)}
@@ -140,7 +141,7 @@ def main() -> int:
 
 
 def run_checks() -> tuple[bool, str]:
-    """Run every one of :data:`CHECKS`. Return whether all are clean, and what they print."""
+    """Run all :data:`CHECKS`. Return whether all passed, and their output."""
     clean, text = True, ""
     for command, *arguments in CHECKS:
         done = subprocess.run([BIN / command, *arguments], cwd=ROOT, capture_output=True, text=True)

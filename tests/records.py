@@ -1,4 +1,4 @@
-"""Records of federations and suites that never ran. Every field has a default; name those that a test is about."""
+"""Made-up records of federations and suites. Every field has a default; a test names the fields that it is about."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVIRONMENT = Environment(fedbench="0", python="3", torch="2", torchvision="0", 
 
 
 def client_info(client: str = "1", **fields: Any) -> ClientInfo:
-    """Return what a ready client of 10 training and 5 test images answers."""
+    """Return the answer of a ready client with 10 training and 5 test images."""
     defaults = {
         "train_size": 10, "test_size": 5, "test_digest": SHA, "class_counts": {}, "host": "h", "device": "cpu",
     }  # fmt: skip

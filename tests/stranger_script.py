@@ -1,7 +1,7 @@
-"""What another user of the machine tries without credentials: every route of a server, and the files of a home.
+"""Try every route of a server and the files of a home, as another user of the machine without credentials.
 
-Run by an interpreter of that user as ``python -I -S -c``, so the standard library alone. A JSON document on stdin says
-what to try (:class:`strangers.Stranger`), one on stdout what was let through.
+That user's interpreter runs this text with ``python -I -S -c``, so it needs only the standard library. It reads a JSON
+document with the targets from stdin (:class:`strangers.Stranger`), and prints one with all that was not refused.
 """
 
 import base64
@@ -22,15 +22,15 @@ REFUSED = (401, 403)
 
 
 def try_routes(port: int, routes: list, public: list, marker: str) -> list:
-    """Requests that were answered otherwise than by a refusal, and not of the paths that ``public`` matches.
+    """Return the requests that were not refused, except for paths that match a pattern of ``public``.
 
-    marker: what must stand in no answer, not even in a public one.
+    marker: text that no answer may contain, not even a public one.
     """
     let_through = []
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     for number, (path, methods) in enumerate(routes):
         asked = re.sub(r"\{[^}]*\}|<[^>]*>", "00000000-0000-0000-0000-000000000000", path)
-        guesses = [WRONG] if number % 100 == 0 else []  # each is hashed slowly, so that guessing takes long
+        guesses = [WRONG] if number % 100 == 0 else []  # rare, because the server hashes each password slowly
         for method in methods:
             for headers in ({}, FOREIGN, *guesses):
                 body = None if method in ("GET", "HEAD") else "{}"
@@ -47,7 +47,7 @@ def try_routes(port: int, routes: list, public: list, marker: str) -> list:
 
 
 def try_sockets(port: int, paths: list) -> list:
-    """Websockets that were neither refused nor closed before they sent anything."""
+    """Return the websockets that were neither refused nor closed before they sent anything."""
     let_through = []
     for path in paths:
         asked = re.sub(r"\{[^}]*\}", "x", path)
@@ -62,7 +62,7 @@ def try_sockets(port: int, paths: list) -> list:
 
 
 def knock(port: int, path: str, headers: dict, message: dict, subprotocol: bool) -> int:
-    """The status with which the socket is refused, or the opcode of the first frame that comes after ``message``."""
+    """Return the status that refuses the websocket, or the opcode of the first frame after ``message`` was sent."""
     lines = [f"GET {path} HTTP/1.1", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
     lines += [f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}"]
     lines += ["Sec-WebSocket-Protocol: prefect"] if subprotocol else []
@@ -76,15 +76,16 @@ def knock(port: int, path: str, headers: dict, message: dict, subprotocol: bool)
         if status != 101:
             return status
         payload = json.dumps(message).encode()
-        mask = bytes(4)  # a client's frames are masked, if with zeros
+        mask = bytes(4)  # a client must mask its frames; zeros leave the payload as it is
         connection.sendall(struct.pack("!BB", 0x80 | TEXT, 0x80 | len(payload)) + mask + payload)
         first = stream.read(1)
         return first[0] & 0x0F if first else CLOSE
 
 
 def try_files(home: str) -> list:
-    """Files and folders of ``home`` that can be listed, read or written. Its parent must be readable, else it proves
-    nothing.
+    """Return the files and folders of ``home`` that this user can list, read or write.
+
+    The parent of ``home`` must be readable, otherwise the attempts prove nothing.
     """
     os.listdir(Path(home).parent)
     let_through = []

@@ -1,4 +1,4 @@
-"""Another user of this machine, who has no credentials, and the routes of Prefect's and MLflow's servers to try."""
+"""Another user of this machine without credentials, and the routes of Prefect's and MLflow's servers to try."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infra.servers.credentials import basic_auth
 
 SCRIPT = Path(__file__).with_name("stranger_script.py")
 NOBODY = 65534
-# What may answer without credentials, as patterns of paths. None has data of a run.
+# Patterns of the paths that may answer without credentials. None of them returns a run's data.
 PREFECT_PUBLIC = ["/", "/ui-settings", "/api/health", "/api/ready"]
 MLFLOW_PUBLIC = ["/health", "/(ajax-)?api/3.0/mlflow/server-info", "/static-files/<path:path>"]
 
@@ -55,7 +55,7 @@ found += [(str(rule), sorted(rule.methods - {"HEAD", "OPTIONS"})) for rule in ap
 
 
 class Listing:
-    """The routes that a server's own application lists, read by a process of its own while the server starts."""
+    """The routes that a server's application lists. A separate process reads them while the server starts."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         """kind: ``prefect`` or ``mlflow``. folder: for what the application writes."""
@@ -81,7 +81,7 @@ class Listing:
         )  # fmt: skip
 
     def read(self) -> tuple[Routes, list[str]]:
-        """Routes with their methods, and paths of websockets."""
+        """Return the routes with their methods, and the paths of websockets."""
         output, _ = self._process.communicate(timeout=120)
         found = json.loads(output.splitlines()[-1])
         routes = [(path, methods) for path, methods in found if methods]
@@ -90,7 +90,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Target:
-    """A server on loopback, and what to try at it."""
+    """A server on loopback, and the routes and websockets to try."""
 
     port: int
     routes: Routes
@@ -99,7 +99,7 @@ class Target:
 
 
 def prefect_target(page: str, auth: str) -> Target:
-    """A running server's routes as it describes them itself to whoever has ``auth``, and its websockets."""
+    """Return a running Prefect server with its websockets and the routes that it describes, read with ``auth``."""
     request = urllib.request.Request(f"{page}/api/openapi.json", headers=basic_auth(auth))
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
         described = json.load(answer)["paths"]
@@ -110,7 +110,7 @@ def prefect_target(page: str, auth: str) -> Target:
 
 
 def mlflow_target(page: str) -> Target:
-    """Some of a running server's routes, one of each kind: it does not describe them itself."""
+    """Return a running MLflow server with a route of each kind. MLflow does not describe its routes."""
     routes = [("/", ["GET"]), ("/version", ["GET"]), ("/graphql", ["POST"]), ("/signup", ["GET"])]
     routes += [("/api/2.0/mlflow/experiments/search", ["GET", "POST"]), ("/v1/traces", ["POST"])]
     routes += [("/get-artifact", ["GET"]), ("/model-versions/get-artifact", ["GET"])]
@@ -120,7 +120,7 @@ def mlflow_target(page: str) -> Target:
 
 
 class Stranger:
-    """Tries things as user 65534, where this process may become another user; else as itself, without credentials."""
+    """A user without credentials: user 65534 if this process may change its user, else this process's user."""
 
     def __init__(self) -> None:
         self.is_another = os.getuid() == 0 and shutil.which("setpriv") is not None and self._runs()
@@ -130,12 +130,12 @@ class Stranger:
         return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
 
     def _runs(self) -> bool:
-        """Whether the other user can start this interpreter, which may be in a private folder."""
+        """Return whether the other user can start this interpreter, which may be in a private folder."""
         command = [*self._prefix, sys.executable, "-I", "-S", "-c", "pass"]
         return subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, check=False).returncode == 0
 
     def try_all(self, marker: str, servers: Mapping[str, Target], home: Path | None = None) -> dict[str, Any]:
-        """Return what was let through, by server, and what of ``home``. ``marker``: no answer may contain it."""
+        """Return everything that was not refused, by server, and for ``home``. No answer may contain ``marker``."""
         task = {
             "marker": marker,
             "home": None if home is None else str(home),

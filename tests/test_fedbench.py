@@ -1,4 +1,4 @@
-"""Where another project's package hides one of fedbench's, each process says so instead of failing inside it."""
+"""If another project's package hides one of fedbench's, each process reports it instead of failing inside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIND_TYPE = "from prefect.workers.base import BaseWorker as b; print(b.get_worke
 def run(
     *arguments: str, folder: Path, search: Path | None = None, passed: tuple[int, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Start Python with ``arguments`` in ``folder``. It finds modules below ``search`` before all installed ones."""
+    """Run Python with ``arguments`` in ``folder``. It finds modules below ``search`` before all installed ones."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [*([search] if search else []), *_not_installed()]))
     command = [sys.executable, *arguments]
@@ -30,7 +30,7 @@ def run(
 
 
 def _not_installed() -> list[Path]:
-    """The checkout, unless it is installed so that ``fedbench`` is found anyway."""
+    """Return the checkout, unless fedbench is installed and Python finds it anyway."""
     done = subprocess.run([sys.executable, "-I", "-c", "import fedbench"], capture_output=True)
     return [] if done.returncode == 0 else [ROOT]
 
@@ -42,12 +42,12 @@ def make_package(folder: Path, name: str) -> Path:
     return package
 
 
-def test_all_packages_are_looked_at() -> None:
+def test_all_packages_are_checked() -> None:
     assert fedbench.PACKAGES == PACKAGES
     fedbench.require_own_packages()
 
 
-def test_what_is_installed_is_in_the_image_too() -> None:
+def test_the_image_has_all_installed_packages() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["packages"] == [*PACKAGES, "fedbench.py"]
     image = (ROOT / "infra" / "compose" / "Dockerfile").read_text()
@@ -79,7 +79,7 @@ def test_a_module_hides_a_package_too(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_installed_command_does_not_mind_its_folder(tmp_path: Path) -> None:
+def test_packages_in_the_working_folder_do_not_disturb_the_installed_command(tmp_path: Path) -> None:
     for name in PACKAGES:
         make_package(tmp_path, name)
     done = run("-P", "-m", "fedbench", "version", folder=tmp_path)
@@ -97,18 +97,18 @@ def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path) -> None:
 def test_prefect_prints_why_the_worker_type_is_missing(tmp_path: Path) -> None:
     hiding = make_package(tmp_path, "infra")
     done = run("-c", LOAD_COLLECTIONS, folder=tmp_path)
-    assert done.returncode == 0, done.stderr  # Prefect itself works on, for the other project
+    assert done.returncode == 0, done.stderr  # Prefect itself still works for the other project
     assert f"'fedbench': PackageHidden: {hiding} hides fedbench's package infra" in done.stdout
 
 
-def test_a_worker_may_stand_beside_flows_of_another_project(tmp_path: Path) -> None:
+def test_a_worker_may_start_beside_another_projects_package_flows(tmp_path: Path) -> None:
     make_package(tmp_path, "flows")
     done = run("-c", FIND_TYPE, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "<class 'infra.worker.gpu_worker.GpuWorker'>"
 
 
-def test_the_warm_process_of_a_worker_says_so_too(tmp_path: Path) -> None:
+def test_a_workers_warm_process_reports_the_hidden_package_too(tmp_path: Path) -> None:
     hiding = make_package(tmp_path, "flows")
     ours, theirs = socket.socketpair()
     with ours, theirs:

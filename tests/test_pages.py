@@ -1,4 +1,4 @@
-"""The pages for who works on fedbench name files that are there."""
+"""The pages for developers of fedbench name only files and make targets that exist."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("CONTRIBUTING.md", "docs/architecture.md", "docs/words.md", "tests/README.md")
-# In code marks: a path below one of these, a file of these kinds, or a target of make.
+# In code marks, a path is a text that starts with one of these folders, or a file name with one of these endings.
 FOLDERS = ("flows/", "infra/", "tasks/", "tests/", "docs/", ".ci/")
 FILE = re.compile(r"[\w./-]+\.(py|md|toml|yaml|yml|txt|png|css)")
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 
 
 def paths(page: str) -> Iterator[Path]:
-    """Every path that ``page`` names: in code marks from the root, in links from the page itself."""
+    """Yield every path that ``page`` names. Paths in code marks start at the root, those of links at the page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for code in re.findall(r"`([^`\s]+)`", plain):
@@ -30,14 +30,14 @@ def paths(page: str) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_path_is_there(page: str) -> None:
+def test_every_named_path_exists(page: str) -> None:
     found = list(paths(page))
     assert len(found) > 5
     assert not [str(path.relative_to(ROOT)) for path in found if not path.exists()]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_target_of_make_is_there(page: str) -> None:
+def test_every_named_make_target_exists(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)", (ROOT / page).read_text(encoding="utf-8")))
     assert named <= targets

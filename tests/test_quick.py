@@ -1,4 +1,4 @@
-"""Which tests ``make quick`` takes for the nearest to a change."""
+"""``make quick`` chooses the tests that are nearest to a change."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def test_the_nearest_come_first(root: Path, changed: list[str], expected: list[s
     assert quick.nearest(changed, root) == expected
 
 
-def test_what_is_always_run_is_there() -> None:
+def test_the_files_that_always_run_exist() -> None:
     assert all((quick.ROOT / file).is_file() for file in quick.ALWAYS)

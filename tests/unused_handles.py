@@ -1,4 +1,4 @@
-"""Stand-ins for those of a federation's handles that a test does not use."""
+"""Stand-ins for a federation's handles that a test does not use."""
 
 from __future__ import annotations
 

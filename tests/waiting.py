@@ -1,4 +1,4 @@
-"""Waiting for what other processes do."""
+"""Wait for other processes and tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether ``condition`` comes true within ``seconds``."""
+    """Wait until ``condition`` is true. Return False if it is not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -20,15 +20,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 
 async def came_true(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Waits while other tasks of the loop go on; fails when ``condition`` does not come true within ``seconds``."""
+    """Wait until ``condition`` is true, while other tasks of the loop run. Fail if it is not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"the condition did not come true within {seconds:g} s"
         await asyncio.sleep(0.02)
 
 
 def gone(pid: int) -> bool:
-    """Whether the process has ended, though its parent may not have asked yet."""
+    """Return whether the process has ended, even if its parent has not collected its status yet."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
