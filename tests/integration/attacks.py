@@ -1,4 +1,4 @@
-"""Another user who can write to a Prefect server: results planted in runs' states, and in the rest of its database."""
+"""An attacker with write access to a Prefect server plants results in runs' states, and code in its database."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from infra.orchestrator.plain_api import PrefectJson
 from infra.servers.credentials import basic_auth
 from tests.planted import Plant, make_plants
 
-# With what a run that was set to Completed says why it ends.
+# The reason that a run logs when it ends because somebody set it to Completed.
 REFUSED = "expected a run that has not begun, found state Completed with a result"
 
 
 def current_access() -> PrefectJson:
-    """To the server that this process's Prefect is turned to."""
+    """Return access to the Prefect server that this process's settings name."""
     auth = PREFECT_API_AUTH_STRING.value()
     return PrefectJson(str(PREFECT_API_URL.value()), {} if auth is None else basic_auth(str(auth)))
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """Can write to the server of ``api``; has ``folder``, with plants."""
+    """An attacker who can write to the server of ``api`` and has plants in ``folder``."""
 
     api: PrefectJson
     folder: Path
     plants: dict[str, Plant]
 
     def plant(self, run: str, kind: str) -> None:
-        """Set the run to Completed, with a result."""
+        """Set the run to Completed, with the plant ``kind`` as its result."""
         state = {"type": "COMPLETED", "name": "Completed", "data": self.plants[kind].data}
         self.api.ask("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": True})
 
     def ran(self) -> list[str]:
-        """Plants whose code has run."""
+        """Return the plants whose code has run."""
         return sorted(path.name for path in self.folder.glob("*.ran"))
 
 
 def attacker(api: PrefectJson, folder: Path, block_name: str = "planted") -> Attacker:
-    """One with all plants; that of ``block`` is reached through a file-system block of the server."""
+    """Make an attacker with all plants. The plant "block" is loaded through a file-system block of the server."""
     plants = make_plants(folder)
     block_type = api.ask("GET", "/block_types/slug/local-file-system")
     (schema,) = api.ask(
@@ -57,7 +57,7 @@ def attacker(api: PrefectJson, folder: Path, block_name: str = "planted") -> Att
 
 
 class Attack:
-    """Sets every run that is about to begin to Completed, until it is left. ``hit`` are the runs' ids."""
+    """A context that sets every chosen pending run to Completed. ``hit`` lists the ids of these runs."""
 
     def __init__(self, by: Attacker, kind: str, chosen: Callable[[dict[str, Any]], bool] = lambda run: True) -> None:
         self.hit: list[str] = []
@@ -84,7 +84,7 @@ class Attack:
 
 
 def plant_in_database(by: Attacker) -> dict[str, str]:
-    """A deployment, one of fedbench's changed, a run of each, job templates, an automation and more. Returns ids."""
+    """Plant a deployment, change one of fedbench's, add runs, job templates, an automation and more. Return the ids."""
     ask, made = by.api.ask, {}
 
     def touch(name: str) -> str:
@@ -125,7 +125,7 @@ def plant_in_database(by: Attacker) -> dict[str, str]:
 
 
 def found_in(made: dict[str, str]) -> list[str]:
-    """What is printed of that."""
+    """Return the lines that a command prints about what :func:`plant_in_database` ``made``."""
     return [
         f"deployment evil/evil; paused; remove: prefect deployment delete --id {made['foreign']}",
         "deployment clean-up/store; put back: pull_steps, job_variables.command",

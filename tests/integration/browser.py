@@ -1,6 +1,4 @@
-"""A real browser, Chromium without a window, driven over its DevTools protocol as a person drives it: by mouse and
-keyboard, looking at what is on the screen.
-"""
+"""A real browser, headless Chromium. Its DevTools protocol sends mouse and keyboard events and reads the screen."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CONTROL = 2  # DevTools' bit of the key
+CONTROL = 2  # DevTools' bit for the Ctrl key
 
-# Defined in every page. `seen` says where to click an element: its middle, when no other lies over it.
+# Defined in every page. `seen` returns where to click an element: its middle, or null if another element covers it.
 _HELPERS = """
 window.seen = e => {
   if (!e || e.disabled || !e.getClientRects().length) return null;
@@ -40,7 +38,7 @@ window.after = (place, nodes) =>
 
 
 class Browser:
-    """One page. Everything waits, at most ``patience`` seconds."""
+    """A page. Every method waits until it can act, for at most ``patience`` seconds."""
 
     def __init__(self, socket: Connection, patience: float = 60.0) -> None:
         self._socket = socket
@@ -63,7 +61,7 @@ class Browser:
                 return result
 
     def open_page(self, width: int, height: int) -> None:
-        # The window's own page: one behind it gets no frames.
+        # Use the window's own page: a page in the background gets no frames.
         pages = [info for info in self.call("Target.getTargets")["targetInfos"] if info["type"] == "page"]
         target = pages[0]["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -85,7 +83,7 @@ class Browser:
         self.call("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
@@ -99,25 +97,25 @@ class Browser:
         return str(self.run("location.href"))
 
     def wait_for(self, script: str, what: str, seconds: float | None = None) -> Any:
-        """Until the expression is true; its value, or True for an element."""
+        """Wait until the expression ``script`` is true. Return its value, or True for an element."""
         deadline = time.monotonic() + (seconds or self.patience)
         while True:
             with contextlib.suppress(AssertionError):  # the page is being replaced
                 value = self.run(f"(value => value instanceof Node || value)({script})")
                 if value:
                     return value
-            assert time.monotonic() < deadline, f"{what}: waited in vain; the page says: {self.text()[:600]}"
+            assert time.monotonic() < deadline, f"{what}: did not appear; the page has: {self.text()[:600]}"
             time.sleep(0.2)
 
     def wait_for_text(self, text: str, seconds: float | None = None) -> None:
         self.wait_for(f"document.body && document.body.innerText.includes({json.dumps(text)})", text, seconds)
 
     def cut_off(self) -> int:
-        """Pixels by which the page is wider than the window."""
+        """Return by how many pixels the page is wider than the window."""
         return int(self.run("document.documentElement.scrollWidth - window.innerWidth"))
 
     def look(self, selector: str | None = None) -> Image.Image:
-        """What is on the screen, or where the element is on it."""
+        """Return a picture of the screen, or of the part with the element."""
         png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         image = Image.open(io.BytesIO(png)).convert("RGB")
         if selector is None:
@@ -126,7 +124,7 @@ class Browser:
         return image.crop(self.run(script + "return [r.left, r.top, r.right, r.bottom]; })()"))
 
     def settled(self) -> Image.Image:
-        """What is on the screen, when two looks in a row show the same: nothing is loaded or drawn any more."""
+        """Return a picture of the screen after two equal ones in a row: nothing is loading or being drawn any more."""
         deadline = time.monotonic() + self.patience
         before = self.look()
         while True:
@@ -145,12 +143,12 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
 
     def click(self, selector: str, text: str = "") -> None:
-        """Click the first element that matches and is seen, with ``text`` in it."""
+        """Click the first visible element that matches ``selector`` and contains ``text``."""
         found = f"found({json.dumps(selector)}, {json.dumps(text)})"
         self.press_at(*self.wait_for(f"seen({found})", f"{selector} with {text!r}"))
 
     def open_tab(self, text: str) -> None:
-        """Click a tab until it is the open one: what is loaded meanwhile may move it from under the mouse."""
+        """Click a tab until it is open. Content that loads meanwhile may move it away from the mouse."""
         deadline = time.monotonic() + self.patience
         opened = f"found('[role=tab]', {json.dumps(text)})?.getAttribute('aria-selected') === 'true'"
         while not self.run(opened):
@@ -159,7 +157,7 @@ class Browser:
             time.sleep(0.5)
 
     def move_away(self) -> None:
-        """The mouse into a corner, where nothing changes below it."""
+        """Move the mouse into a corner, where it changes nothing."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
 
     def key(self, key: str, text: str = "", modifiers: int = 0, **more: Any) -> None:
@@ -168,7 +166,7 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, modifiers=modifiers)
 
     def write(self, text: str) -> None:
-        """Key by key, in place of all that the field with the focus holds."""
+        """Replace the text of the field with the focus, key by key."""
         self.key("a", modifiers=CONTROL, commands=["selectAll"])
         for character in text:
             self.key(character, text=character)
@@ -178,7 +176,7 @@ class Browser:
         self.write(text)
 
     def label(self, text: str, section: str | None = None) -> str:
-        """A script that gives the field labelled ``text``, the first one below the heading ``section``."""
+        """Return a script for the field labelled ``text``, the first one below the heading ``section``."""
         headings = (
             f"[...document.querySelectorAll('label, span, p')].filter(e => e.innerText === {json.dumps(section)})"
         )
@@ -204,13 +202,13 @@ class Browser:
 
 @contextlib.contextmanager
 def browser(profile: Path, width: int = 1400, height: int = 1000) -> Iterator[Browser]:
-    """Chromium with an empty ``profile``, and a page in it. It reaches no other machine."""
+    """Run Chromium with an empty ``profile``. Yield a page of it. It cannot reach other machines."""
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--lang=en-US"]
     command += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--no-proxy-server"]
     command += ["--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    # A mouse: without one, Plotly lays its buttons over every plot.
+    # Have a mouse: without one, Plotly lays its buttons over every plot.
     command += [
         "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
     ]

@@ -1,4 +1,4 @@
-"""Homes that several files share: an undisturbed run, with which the disturbed ones are compared."""
+"""Homes that several files share, with an undisturbed run that the disturbed ones are compared with."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tasks.spec.records import RoundRecord
 from tests.integration.databases import set_origin
 from tests.integration.homes import TINY, Home, tiny
 
-# Rounds of the kill test, and of the undisturbed run that it is compared with.
+# Rounds of the kill test and of the undisturbed run that it is compared with.
 MANY_ROUNDS = 6
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that ended by itself, and what it printed."""
+    """A run that ended by itself, and its output."""
 
     home: Home
     name: str
@@ -35,7 +35,7 @@ class FinishedRun:
 
 
 def images_of(run: FinishedRun) -> list[Path]:
-    """Files of the run's own images, in order: other tests leave damaged data sets in the same home."""
+    """Return the files of the run's own images, in order. Other tests leave damaged data sets in the same home."""
     data = load_data(load_spec(run.spec).data, root_of=lambda name: None, cache=run.home.path / "cache" / "data")
     samples = [sample for part in (data.train, data.test) for client in part.values() for sample in client]
     return sorted({sample.path for sample in samples})
@@ -43,15 +43,15 @@ def images_of(run: FinishedRun) -> list[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def databases(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """New homes get databases that are made once. Processes that share the tests share them too."""
+    """Give new homes copies of databases that are made once for all of pytest's processes."""
     base = tmp_path_factory.getbasetemp()
     set_origin((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "databases")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
-    """Three rounds on two slots, on a fresh home that others may enter, by a user whose files are open to all."""
-    home = Home(tmp_path_factory.mktemp("undisturbed") / "home", databases=False)  # a user's first run
+    """Run three rounds on two slots, in a new home that other users may enter, with a umask that opens files to all."""
+    home = Home(tmp_path_factory.mktemp("undisturbed") / "home", databases=False)  # as in a user's first run
     home.path.chmod(0o777)
     spec = home.spec_file(TINY)
     result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)
@@ -62,14 +62,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRu
 
 @pytest.fixture(scope="session")
 def shared_home(undisturbed: FinishedRun) -> Iterator[Home]:
-    """The undisturbed run's home, its services held by this process, so that further runs need not start any."""
+    """Yield the undisturbed run's home. This process keeps its services up, so that further runs need not start any."""
     with EmbeddedServices(Settings(home=undisturbed.home.path)):
         yield undisturbed.home
 
 
 @pytest.fixture(scope="session")
 def one_slot(shared_home: Home) -> FinishedRun:
-    """The same experiment on one slot, its images prepared by a process of their own."""
+    """Run the same experiment on one slot. A loader process prepares its images."""
     spec = shared_home.spec_file(tiny(training={"loader_workers": 1}), "workers")
     result = shared_home.run("run", spec, "--name", "workers", "--slots", 1, "-q")
     assert result.returncode == 0, result.stdout
@@ -78,7 +78,7 @@ def one_slot(shared_home: Home) -> FinishedRun:
 
 @pytest.fixture(scope="session")
 def extended(one_slot: FinishedRun) -> FinishedRun:
-    """The run on one slot, extended on two."""
+    """Extend the run on one slot by more rounds, on two slots."""
     home, spec = one_slot.home, one_slot.spec
     result = home.run("run", spec, "--name", one_slot.name, "--slots", 2, "--max-rounds", MANY_ROUNDS)
     assert result.returncode == 0, result.stdout

@@ -1,6 +1,6 @@
-"""Databases as the first start of their servers leaves them: made once for all tests, and copied into new homes.
+"""Databases as their servers create them on the first start: made once for all tests, and copied into new homes.
 
-Prefect's server takes twice the CPU time to start where it has to make its database; so does MLflow's client.
+Prefect's server takes twice the CPU time to start if it has to create its database; so does MLflow's client.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from infra.servers.prefect_server import PrefectService
 
 MADE_SECONDS = 600.0
 
-# Folder of the home that they are copied from; the processes that tests are distributed to share it.
+# Folder of the home that they are copied from. All of pytest-xdist's processes share it.
 _origin: Path | None = None
 
 
 def set_origin(folder: Path) -> None:
-    """Keep the databases in ``folder``, and make them there when a home first needs them."""
+    """Use ``folder`` for the databases. They are made there when a home first needs them."""
     global _origin
     _origin = folder
 
 
 def copy_databases(home: Path) -> None:
-    """Put migrated databases of Prefect and MLflow into the new home ``home``. One that has Prefect's is left alone."""
+    """Copy migrated databases of Prefect and MLflow into the new home ``home``, unless it has a folder for Prefect."""
     if _origin is None or (home / "prefect").exists():
         return
     _make(_origin)
@@ -64,6 +64,6 @@ def _make_tracking(folder: Path) -> None:
 
 
 def _close(database: Path) -> None:
-    """Have all that SQLite keeps beside ``database`` in the file itself, which is then copied alone."""
+    """Move SQLite's write-ahead log into the file ``database`` itself, so that this file alone can be copied."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

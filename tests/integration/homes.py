@@ -1,4 +1,4 @@
-"""A home of one's own for a real ``fedbench``, and what its runs have left there."""
+"""A home for a real ``fedbench`` command, and access to the files and processes of its runs."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from tests.integration.databases import copy_databases
 from tests.waiting import eventually
 
 FEDBENCH = Path(sys.executable).parent / "fedbench"
-# In the environment of every process of a home's runs, orphans too: by it they are found.
+# This variable is in the environment of every process of a home's runs, orphans too, so that tests find them all.
 MARK = "INTEGRATION_TEST_HOME"
 
-# Seconds a round: images of a few pixels, and the three devices with the fewest of them.
+# A round takes seconds: the images have few pixels, and the three devices are those with the fewest images.
 TINY: dict[str, Any] = {
     "max_rounds": 3,
     "data": {"kind": "synthetic-street", "train_images": 40, "test_images": 10, "width": 96, "height": 80},
     "detector": {"kind": "yolov3-tiny", "width": 64, "height": 64},
     "training": {"batch_size": 4},
     "evaluation": {"batch_size": 4},
-    # Kills land faster than a turn ends: with the default of 2 a client could be dropped, which changes the weights.
+    # Kills come faster than turns end: with the default of 2, a client could be dropped, which changes the weights.
     "participation": {"clients": ["3", "4", "5"], "turn_retries": 20},
 }
 
 
 def tiny(**fields: Any) -> dict[str, Any]:
-    """``TINY`` with whole top-level fields replaced, mappings merged."""
+    """Return ``TINY`` with ``fields`` replaced. Mappings are merged with those of ``TINY``."""
     document = dict(TINY)
     for name, value in fields.items():
         document[name] = {**document[name], **value} if isinstance(value, dict) else value
@@ -52,10 +52,10 @@ def tiny(**fields: Any) -> dict[str, Any]:
 
 
 class Home:
-    """``FEDBENCH_HOME`` for the tests of one file. ``name`` below is a federation's."""
+    """A ``FEDBENCH_HOME`` for the tests of a file. ``name`` below is the name of a federation."""
 
     def __init__(self, path: Path, *, databases: bool = True) -> None:
-        """databases: a new home gets migrated databases, which spares its servers seconds; False: they make them."""
+        """databases: copy migrated databases into a new home, which saves seconds; False: its servers create them."""
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         if databases:
@@ -66,7 +66,7 @@ class Home:
         return str(self.path)
 
     def environment(self) -> dict[str, str]:
-        """This process's, without its services and settings."""
+        """Return this process's environment without its services and settings, and with this home."""
         foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return kept | {"FEDBENCH_HOME": str(self.path), "COLUMNS": "160", "NO_COLOR": "1", MARK: self.mark}
@@ -84,7 +84,7 @@ class Home:
         folder: Path | None = None,
         umask: int = -1,
     ) -> subprocess.CompletedProcess[str]:
-        """The command ``fedbench`` to its end, in ``folder``; stdout and stderr are one text. umask: -1: the same."""
+        """Run ``fedbench`` in ``folder`` to its end. stdout and stderr are one text. umask: -1: this process's."""
         return subprocess.run(
             [FEDBENCH, *map(str, arguments)],
             env=environment or self.environment(),
@@ -100,7 +100,7 @@ class Home:
         )
 
     def start(self, *arguments: object, output: Path) -> subprocess.Popen[bytes]:
-        """The command in the background, in a process group of its own, as a shell would start it."""
+        """Start the command in the background, in a process group of its own, as a shell would."""
         with output.open("ab") as file, interruptible():
             return subprocess.Popen(
                 [FEDBENCH, *map(str, arguments)],
@@ -111,13 +111,13 @@ class Home:
                 start_new_session=True,
             )
 
-    # What is in the store: rclone keeps an object as a file below its bucket's folder.
+    # The store: rclone keeps each object as a file below its bucket's folder.
 
     def object_path(self, key: str) -> Path:
         return self.path / "s3" / "fedbench" / key
 
     def document(self, key: str) -> dict[str, Any]:
-        """A JSON object's content, checked against the digest that it carries."""
+        """Return the content of a JSON object. Check it against the digest that it carries."""
         document, sealed = unseal(json.loads(self.object_path(key).read_bytes()))
         assert sealed, key
         found: dict[str, Any] = document
@@ -132,7 +132,7 @@ class Home:
         return sorted(str(path.relative_to(bucket)) for path in found if path.is_file())
 
     def records(self, name: str) -> list[RoundRecord]:
-        """Validated records of all committed rounds."""
+        """Return the validated records of all committed rounds."""
         layout = self.layout(name)
         numbers = layout.committed_rounds(self.keys(name))
         assert numbers == list(range(len(numbers)))
@@ -142,19 +142,19 @@ class Home:
         key = self.layout(name).spec
         return parse_spec(self.document(key), source=key)
 
-    # What Prefect has: read from its database, which needs no server.
+    # Prefect: read from its database, which needs no server.
 
     def _prefect(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with contextlib.closing(sqlite3.connect(self.path / "prefect" / "prefect.db", timeout=30)) as database:
             return database.execute(query, values).fetchall()
 
     def flow_runs(self, name: str) -> list[tuple[str, str]]:
-        """(flow run's name, state) of the federation and its rounds."""
+        """Return (name, state) of the flow runs of the federation and its rounds."""
         query = "SELECT name, state_type FROM flow_run WHERE name = ? OR name LIKE ? ORDER BY name"
         return [(run, str(state)) for run, state in self._prefect(query, name, f"{name} · %")]
 
     def artifact(self, key: str) -> tuple[str, Any]:
-        """(type, data) of the newest Prefect artifact of this key."""
+        """Return (type, data) of the newest Prefect artifact with this key."""
         query = "SELECT type, data FROM artifact WHERE key = ? ORDER BY created DESC LIMIT 1"
         ((kind, data),) = self._prefect(query, key)
         data = json.loads(data)
@@ -163,7 +163,7 @@ class Home:
     # Processes.
 
     def processes(self) -> list[psutil.Process]:
-        """Living processes of this home's runs, whosever children they are by now."""
+        """Return the living processes of this home's runs, orphans too."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -174,19 +174,19 @@ class Home:
         return found
 
     def open_to_others(self) -> list[str]:
-        """The home, and files and folders below it, that give others any right."""
+        """Return those files and folders of the home, itself included, that give other users any right."""
         found = [path for path in (self.path, *self.path.rglob("*")) if not path.is_symlink()]
         return [f"{path}: {path.stat().st_mode & 0o777:03o}" for path in found if path.stat().st_mode & 0o077]
 
     def remove_weights(self) -> None:
-        """Hundreds of megabytes that pytest would keep for the next runs; the logs stay."""
+        """Remove the weights: pytest would keep hundreds of megabytes for its next runs. The logs stay."""
         for folder in ("cache", "s3"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C has its effect on what is started in here, even when these tests were started to ignore it (``&``)."""
+    """Let Ctrl-C interrupt processes that start in this block, even if the tests ignore it (started with ``&``)."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -195,14 +195,17 @@ def interruptible() -> Iterator[None]:
 
 
 def assert_no_process_left(home: Home) -> None:
-    # A loader's worker looks for its dead parent every five seconds.
+    # A loader's worker checks every five seconds whether its parent has died.
     eventually(lambda: not home.processes(), 15)
     left = [" ".join(process.cmdline()) for process in home.processes()]
     assert not left, left
 
 
 def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
-    """The store of a finished run: every round's record follows from the one before; weights as retention has them."""
+    """Check a finished run's store. Return its records.
+
+    Every round's record follows from the one before, and the store has just the weights that retention keeps.
+    """
     records = home.records(name)
     spec = home.stored_spec(name)
     assert [record.round for record in records] == list(range(rounds + 1))
@@ -233,12 +236,12 @@ def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
 
 
 def digests(records: list[RoundRecord]) -> list[str]:
-    """sha256 of the global weights of every round."""
+    """Return the sha256 of the global weights of each round."""
     return [record.model.sha256 for record in records]
 
 
 def assert_tracked_once(home: Home, name: str, status: str, records: list[RoundRecord]) -> Any:
-    """Exactly one MLflow run of the federation, in ``status``, with each round's points once. Returns it."""
+    """Check that the federation has one MLflow run, in ``status``, with each round's points once. Return the run."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home.path / 'mlflow.db'}")

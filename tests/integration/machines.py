@@ -1,6 +1,7 @@
-"""Two machines, played by network, mount and UTS namespaces of this one: neither sees the other's files or loopback.
+"""Two simulated machines: network, mount and UTS namespaces. Neither sees the other's files or loopback.
 
-Root's, on Linux. What runs in a machine is ended by its mark in the environment, and the namespaces are removed.
+They need root on Linux. At the end, processes with the machine's mark in their environment are killed, and the
+namespaces are removed.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from tests.waiting import eventually
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_", "CUDA_")
 
-# Its host name, an empty folder over each folder that is another machine's, and a loopback of its own that is up.
+# Set the host name, mount an empty folder over each hidden one, and run the command.
 _ENTER = 'hostname "$1"; shift; while [ "$1" != -- ]; do mount -t tmpfs none "$1"; shift; done; shift; exec "$@"'
 
 
 def why_not() -> str | None:
-    """What is missing to play two machines here."""
+    """Return what is missing here to simulate two machines. None: nothing."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "namespaces need root on Linux"
     if any(shutil.which(program) is None for program in ("ip", "unshare", "hostname", "mount")):
@@ -43,12 +44,12 @@ def why_not() -> str | None:
     return None
 
 
-LOOPBACK = "0100007F:"  # 127.0.0.1, as /proc/net/tcp has it
+LOOPBACK = "0100007F:"  # 127.0.0.1 in the format of /proc/net/tcp
 
 
 @dataclass(frozen=True)
 class Machine:
-    """hidden: folders that are empty there."""
+    """A simulated machine. hidden: folders that are empty in it."""
 
     name: str
     address: str
@@ -66,14 +67,14 @@ class Machine:
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         for name in [name for name in kept if name.lower().endswith("_proxy")]:
-            del kept[name]  # no way leads to one from there
+            del kept[name]  # the machine cannot reach a proxy
         own = {"HOME": str(self.folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "160", MARK: self.mark}
         return {**kept, **own, **variables}
 
     def run(
         self, *arguments: object, timeout: float = 900.0, variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """A command to its end; stdout and stderr are one text."""
+        """Run a command to its end. stdout and stderr are one text."""
         return subprocess.run(
             self._command(arguments), env=self.environment(variables or {}), cwd=self.folder,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
@@ -88,7 +89,7 @@ class Machine:
             )  # fmt: skip
 
     def listening(self) -> list[str]:
-        """Addresses, in the kernel's form, at which something there can be reached from outside."""
+        """Return the addresses, in the kernel's form, at which the machine accepts connections from outside."""
         text = self.run("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
         rows = [line.split() for line in text.splitlines()]
         found = [row[1] for row in rows if len(row) > 3 and row[3] == "0A"]
@@ -103,7 +104,7 @@ class Machine:
         return found
 
     def end(self, seconds: float = 20.0) -> None:
-        """End all that runs there, asked first."""
+        """Terminate all processes of the machine, and kill those that still run after ``seconds``."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.terminate()
@@ -118,7 +119,7 @@ class Machine:
 
 @contextlib.contextmanager
 def two_machines(folder: Path, *, hidden: Sequence[Path] = ()) -> Iterator[tuple[Machine, Machine]]:
-    """Two machines with a cable between them. Each has a folder of its own, and sees none of ``hidden``."""
+    """Create two machines with a network link between them. Each has its own folder, and sees none of ``hidden``."""
     run = uuid.uuid4().hex[:6]
     names, network = (f"fb{run}a", f"fb{run}b"), int(run[:2], 16)
     addresses = tuple(f"10.213.{network}.{number}" for number in (1, 2))

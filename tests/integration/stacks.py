@@ -1,4 +1,4 @@
-"""``fedbench up`` in a home of a test's own, and its Prefect server asked from this process."""
+"""``fedbench up`` in a test's home, and requests from this process to its servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A stack that is up: the ports that it was asked for, what `up` printed, its environment file's variables."""
+    """A running stack: the requested ports, the output of `up`, and the variables of its environment file."""
 
     home: Home
     ports: dict[str, int]
@@ -42,12 +42,12 @@ class RunningStack:
 
     @property
     def prefect(self) -> str:
-        """URL of Prefect's page."""
+        """Return the URL of Prefect's page."""
         return self.variables["PREFECT_API_URL"].removesuffix("/api")
 
     @property
     def mlflow(self) -> str:
-        """URL of MLflow's page."""
+        """Return the URL of MLflow's page."""
         return self.variables["MLFLOW_TRACKING_URI"]
 
     @property
@@ -55,8 +55,9 @@ class RunningStack:
         return read_keys(self.home.path / "services")
 
     def call(self, path: str, body: dict[str, Any] | None = None, *, known: bool = True) -> Any:
-        """The JSON that Prefect's API (``/api/…``) or MLflow's (``/api/2.0/…``) answers; without credentials if not
-        ``known``.
+        """Return the JSON answer of Prefect's API (``/api/…``) or MLflow's (``/api/2.0/…``).
+
+        known: send the credentials.
         """
         tracking = path.startswith("/api/2.0/")
         auth = self.keys.mlflow_auth if tracking else self.keys.prefect_auth
@@ -70,20 +71,20 @@ class RunningStack:
             return json.load(answer)
 
     def tracked(self) -> dict[str, dict[str, Any]]:
-        """What MLflow's server says of each run, by its name."""
+        """Return MLflow's data about each run, by the run's name."""
         experiment = self.call("/api/2.0/mlflow/experiments/get-by-name?experiment_name=fedbench")["experiment"]
         body = {"experiment_ids": [experiment["experiment_id"]], "max_results": 100}
         runs = self.call("/api/2.0/mlflow/runs/search", body)["runs"]
         return {run["info"]["run_name"]: run["info"] for run in runs}
 
     def states(self) -> tuple[int, dict[str, str]]:
-        """Exit code of `status`, and each service's state."""
+        """Return the exit code of `status`, and the state of each service."""
         result = self.home.run("status", timeout=PATIENCE)
         rows = [line.split() for line in result.stdout.splitlines()]
         return result.returncode, {row[0]: row[1] for row in rows if row and row[0] in SERVICES}
 
     def ask(self, question: Callable[[PrefectClient], Awaitable[Answer]]) -> Answer:
-        """The answer of its Prefect server."""
+        """Return the result of ``question``, called with a client of the stack's Prefect server."""
 
         async def run() -> Answer:
             async with get_client() as client:
@@ -94,7 +95,7 @@ class RunningStack:
             return asyncio.run(run())
 
     def start(self, deployment: str, parameters: dict[str, Any]) -> UUID:
-        """A run of the deployment, due now."""
+        """Create a run of the deployment, due now."""
 
         async def create(client: PrefectClient) -> UUID:
             found = await client.read_deployment_by_name(deployment)
@@ -106,11 +107,11 @@ class RunningStack:
         return self.ask(lambda client: client.read_flow_run(run))
 
     def runs(self) -> list[FlowRun]:
-        """All flow runs."""
+        """Return all flow runs."""
         return self.ask(lambda client: client.read_flow_runs(limit=200))
 
     def runs_of(self, name: str) -> dict[str, str]:
-        """State of each flow run of a federation, by its name."""
+        """Return the state of each flow run of a federation, by the flow run's name."""
         mine = [run for run in self.runs() if run.name == name or run.name.startswith(f"{name} · ")]
         return {run.name: run.state.type.value for run in mine if run.state is not None}
 
@@ -119,7 +120,7 @@ class RunningStack:
         return pid
 
     def pids(self) -> dict[str, int]:
-        """Of the servers."""
+        """Return the process ids of the servers."""
         return {name: self.pid(name) for name in SERVERS}
 
 
@@ -132,7 +133,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment_of(home: Home) -> dict[str, str]:
-    """The variables that a shell has which sources the stack's file."""
+    """Return the variables that the stack's file sets in a shell that sources it."""
     script = 'source "$1"; exec "$2" -c "import json, os; print(json.dumps(dict(os.environ)))"'
     command = ["bash", "-c", script, "-", str(home.path / "stack.env"), sys.executable]
     found: dict[str, str] = json.loads(subprocess.check_output(command, text=True, env={}))
@@ -143,9 +144,9 @@ def environment_of(home: Home) -> dict[str, str]:
 def running_stack(
     path: Path, *options: str, settings: dict[str, Any] | None = None, databases: bool = True
 ) -> Iterator[RunningStack]:
-    """``fedbench up`` with ``options``, on free ports unless the settings name some; ``fedbench down`` afterwards.
+    """``fedbench up`` with ``options``, on free ports unless the settings name some. Then ``fedbench down``.
 
-    databases: as :class:`Home` has it.
+    databases: passed to :class:`Home`.
     """
     home = Home(path, databases=databases)
     document = {"ports": dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)), **(settings or {})}
@@ -161,6 +162,6 @@ def running_stack(
 
 
 def in_a_slot(process: psutil.Process) -> bool:
-    """Whether it is a run's, forked from a worker's warm process: its command line is still that one's."""
+    """Return whether the process is a run: forked from a worker's warm process, whose command line it still has."""
     parent = process.parent()
     return parent is not None and all(FORK_SERVER in other.cmdline() for other in (process, parent))

@@ -1,4 +1,4 @@
-"""The automation that closes dead runs, at a real Prefect server: two minutes of waiting, which is the point."""
+"""The automation that closes dead runs, on a real Prefect server. It waits two minutes for missed heartbeats."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ Api = dict[str, str]
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A Prefect server with the automation, as its clients' environment has it."""
-    store = S3Settings(endpoint="http://127.0.0.1:9")  # none is needed
+    """Start a Prefect server with the automation. Yield the environment of its clients."""
+    store = S3Settings(endpoint="http://127.0.0.1:9")  # no store is needed
     home = Home(tmp_path_factory.mktemp("automations"))
     with EmbeddedServices(Settings(home=home.path, s3=store)) as services:
         yield services.prefect_environment()
 
 
 def at(api: Api, question: Callable[[Any], Any]) -> Any:
-    """What the Prefect server at ``api`` answers a client."""
+    """Return the result of ``question``, called with a client of the Prefect server at ``api``."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -81,7 +81,7 @@ def state(api: Api, run: str) -> str:
 
 
 def heartbeats(api: Api, run: str) -> int:
-    """Heartbeats of the run that the server has seen."""
+    """Return how many heartbeats of the run the server has received."""
     wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
     answer = at(api, lambda client: client.request("POST", "/events/filter", json={"filter": wanted}))
     return int(answer.json()["total"])
@@ -122,7 +122,7 @@ def test_it_is_made_once_and_brought_up_to_date(api: Api) -> None:
 
     before = changed_at()
     assert ensured(api) == first
-    assert changed_at() == before  # a change would make the server forget the heartbeats that it has seen
+    assert changed_at() == before  # a change would make the server forget the heartbeats that it has received
     changed = dead_run_automation(("another",))
     changed.trigger.within = timedelta(seconds=3600)  # type: ignore[union-attr]
     assert ensured(api, changed) == first
@@ -133,7 +133,7 @@ def test_it_is_made_once_and_brought_up_to_date(api: Api) -> None:
     assert ensured(api) == first
     (found,) = at(api, lambda client: client.read_automations_by_name(NAME))
     assert found.trigger.within == timedelta(seconds=SILENCE_SECONDS)
-    assert not found.enabled  # somebody's decision
+    assert not found.enabled  # a user disabled it
     at(api, lambda client: client.resume_automation(first))
 
 
@@ -150,7 +150,7 @@ def test_a_killed_run_is_closed_and_a_starved_one_is_not(api: Api, tmp_path: Pat
         killed.process.kill()
         foreign.process.kill()
         died = time.monotonic()
-        # A machine asked too much: the run gets no time at all for more than two heartbeats.
+        # As on an overloaded machine: the run gets no CPU time for more than two heartbeats.
         starved.process.send_signal(signal.SIGSTOP)
         time.sleep(2.5 * HEARTBEAT_SECONDS)
         starved.process.send_signal(signal.SIGCONT)
@@ -158,7 +158,7 @@ def test_a_killed_run_is_closed_and_a_starved_one_is_not(api: Api, tmp_path: Pat
         assert eventually(lambda: state(api, names[0]) == "CRASHED", SILENCE_SECONDS)
         assert time.monotonic() - died >= SILENCE_SECONDS - 2 * HEARTBEAT_SECONDS
         assert state(api, names[1]) == "RUNNING"
-        assert state(api, names[2]) == "RUNNING"  # not ours to judge
+        assert state(api, names[2]) == "RUNNING"  # not a flow of fedbench
         message = at(api, lambda client: client.read_flow_run(UUID(names[0]))).state.message
         assert "No heartbeat for 120 s" in message
         starved.end.touch()

@@ -1,7 +1,7 @@
-"""What a person does in a browser: start a federation from its form, watch it, read its artifacts, compare two runs.
+"""A user's work in a browser: start a federation from its form, watch it, read its artifacts, compare two runs.
 
-``fedbench up`` has all that it needs; Chromium is driven by mouse and keyboard. Screenshots go to the folder that
-``FEDBENCH_SCREENSHOTS`` names, else to a temporary one; the test prints which.
+``fedbench up`` starts everything that it needs. The tests drive Chromium by mouse and keyboard. Screenshots go to the
+folder ``FEDBENCH_SCREENSHOTS``, or else to a temporary one; the tests print their paths.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FORM, API = "from-the-form", "through-the-api"
 DATA = {"train_images": 40, "test_images": 10, "width": 96, "height": 80}
 # The lines of each of MLflow's charts: name and number of points.
 _DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(line => [line.name, line.x.length]))"
-PREFECT_GREEN = (34, 158, 77)  # what Completed looks like
+PREFECT_GREEN = (34, 158, 77)  # the colour of Completed
 
 
 @pytest.fixture(scope="module")
 def stack(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, screenshots: Path
 ) -> Iterator[RunningStack]:
-    """Servers, deployments and workers of a fresh home, on ports of its own."""
+    """Start servers, deployments and workers of a new home on free ports."""
     with running_stack(tmp_path_factory.mktemp("browser") / "home") as found:
         try:
             yield found
@@ -70,7 +70,7 @@ def page(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def shoot(screenshots: Path, page: Browser) -> Callable[[str], Image.Image]:
-    """Keep what is on the screen as ``name``.png, when it has come to rest; nothing may be cut off at its side."""
+    """Return a function that saves the screen as ``name``.png once it no longer changes. Nothing may be cut off."""
 
     def keep(name: str) -> Image.Image:
         picture = page.settled()
@@ -83,7 +83,7 @@ def shoot(screenshots: Path, page: Browser) -> Callable[[str], Image.Image]:
 
 @pytest.fixture(scope="module")
 def started(stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]) -> dict[str, Any]:
-    """The flow run that the form has started."""
+    """Start a flow run with the form. Return it."""
     _log_in(stack, page)
     page.click("a", "Deployments")
     page.click("a", "smoke")
@@ -113,7 +113,7 @@ def _runs_of_deployment(stack: RunningStack) -> list[dict[str, Any]]:
 
 
 def _start_through_the_api(stack: RunningStack, like: dict[str, Any]) -> None:
-    """A second federation, with one field other than the first; it waits for the first to end."""
+    """Start a second federation that differs from the first in one field. It waits until the first has ended."""
     spec = like["parameters"]["spec"]
     changed = {**spec, "training": {**spec["training"], "local_epochs": 2}}
     body = {"name": API, "parameters": {"name": API, "spec": changed}, "state": {"type": "SCHEDULED"}}
@@ -130,18 +130,16 @@ def _log_in(stack: RunningStack, page: Browser) -> None:
     page.wait_for_text("Logout")
 
 
-def test_the_form_starts_a_federation_with_what_was_written_into_it(
-    started: dict[str, Any], stack: RunningStack
-) -> None:
+def test_the_form_starts_a_federation_with_the_entered_values(started: dict[str, Any], stack: RunningStack) -> None:
     assert started["parameters"]["name"] == FORM
     spec = FederationSpec.model_validate(started["parameters"]["spec"])
     deployed = FederationSpec.model_validate(stack.call("/api/deployments/name/federation/smoke")["parameters"]["spec"])
     data = deployed.data.model_copy(update=DATA)
     changed = {"seed": 4321, "max_rounds": 3, "best_metric": "map50_coco", "data": data}
-    assert spec == deployed.model_copy(update=changed)  # and nothing else
+    assert spec == deployed.model_copy(update=changed)  # and no other field
 
 
-def test_its_page_follows_it_until_it_is_completed(
+def test_prefects_page_follows_the_run_until_it_is_completed(
     started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     address = f"{stack.prefect}/v2/runs/flow-run/{started['id']}"
@@ -153,14 +151,14 @@ def test_its_page_follows_it_until_it_is_completed(
     page.wait_for(f"{badges}.some(text => ['Running', 'Completed'].includes(text))", "it runs", PATIENCE)
     _start_through_the_api(stack, started)
     page.wait_for(f"{badges}.includes('Completed')", "it ends", PATIENCE)
-    page.go(address)  # a timeline that was watched from the first second is not always drawn anew at the end
+    page.go(address)  # a timeline that has been open from the start is not always redrawn at the end
     page.wait_for_text(FORM)
     page.wait_for("document.querySelector('canvas')", "the timeline")
     page.open_tab("Artifacts")
     page.wait_for_text("Round 3 of 3")
     page.run("window.scrollTo(0, 0)")
     shoot("prefect-run")
-    assert eventually(lambda: _share(page.look("canvas"), PREFECT_GREEN) > 0.005, PATIENCE), "bars of the rounds"
+    assert eventually(lambda: _share(page.look("canvas"), PREFECT_GREEN) > 0.005, PATIENCE), "no green bars of rounds"
     run = flow_run(stack, FORM)
     assert (run["id"], run["state_type"]) == (started["id"], "COMPLETED")
     assert stack.home.flow_runs(FORM)[0] == (FORM, "COMPLETED")
@@ -172,7 +170,7 @@ def test_its_page_follows_it_until_it_is_completed(
 
 
 def _share(picture: Image.Image, colour: tuple[int, int, int]) -> float:
-    """Part of the pixels that are about of this colour."""
+    """Return the share of pixels that have about this colour."""
     pixels = list(picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST).getdata())
     near = sum(all(abs(a - b) < 24 for a, b in zip(pixel, colour, strict=True)) for pixel in pixels)
     return near / len(pixels)
@@ -185,7 +183,7 @@ def _open_artifact(page: Browser, stack: RunningStack, key: str, flow_run: str, 
     page.wait_for_text(key)
 
 
-def test_its_summary_shows_the_rounds_with_their_plots(
+def test_the_runs_summary_has_the_rounds_and_plots(
     started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     page.click("a", f"federation-{FORM}")
@@ -194,7 +192,7 @@ def test_its_summary_shows_the_rounds_with_their_plots(
     assert rows == [["0", "0"], ["1", "5"], ["2", "5"], ["3", "5"]]
     pictures = "[...document.querySelectorAll('img')].filter(i => i.src.startsWith('data:'))"
     both = f"({pictures}.length === 2 && {pictures}.every(i => i.complete && i.naturalWidth > 500))"
-    # The page draws its pictures anew while the run goes on: what is asked of them is asked while they are there.
+    # The page redraws its pictures while the run goes on, so wait for them and read the text in the same expression.
     assert page.wait_for(f"{both} && {pictures}[0].alt", "plots").startswith("Loss, recall")
     shoot("prefect-summary")
     for number, name in enumerate(("plots", "sheet")):
@@ -211,7 +209,7 @@ def test_its_summary_shows_the_rounds_with_their_plots(
     assert link.endswith(stack.tracked()[FORM]["run_id"])
 
 
-def test_progress_and_the_clients_of_a_round_are_artifacts_too(
+def test_progress_and_each_rounds_clients_are_artifacts_too(
     started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
 ) -> None:
     _open_artifact(page, stack, f"progress-{FORM}", started["id"])
@@ -261,7 +259,7 @@ def test_mlflow_compares_the_two_runs(stack: RunningStack, page: Browser, shoot:
     page.go(f"{stack.mlflow}/#/compare-runs?{query}&workflowType=machine_learning")
     page.wait_for_text("Comparing 2 Runs from 1 Experiment")
     page.wait_for_text("Run details")
-    for text in (FORM, API, "training.local_epochs"):  # the field that differs
+    for text in (FORM, API, "training.local_epochs"):  # the field in which the runs differ
         page.wait_for_text(text)
     shoot("mlflow-compare-runs")
 
@@ -272,7 +270,7 @@ def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
     shoot: Callable[[str], Image.Image],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in stack.variables.items():  # as a shell has them that sourced the stack's file
+    for name, value in stack.variables.items():  # as in a shell that sourced the stack's file
         if name.startswith(("MLFLOW_", "AWS_")):
             monkeypatch.setenv(name, value)
     names = {FORM: "smoke.s1", API: "smoke.s2"}
@@ -284,7 +282,7 @@ def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
     pages = track_suite(stack.mlflow, "fedbench", suite, {})
     assert pages is not None
     page.go(pages.children)
-    page.wait_for_text("2 matching runs")  # without the parent
+    page.wait_for_text("2 matching runs")  # the parent run does not match
     shown = f"{_DRAWN}.some(lines => {json.dumps(list(names.values()))}.every(n => lines.some(line => line[0] === n)))"
     page.wait_for(shown, "both cells in a chart")
     shoot("mlflow-suite")
@@ -294,18 +292,18 @@ def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
 
 
 def test_one_click_opens_each_page_logged_in(stack: RunningStack, tmp_path: Path) -> None:
-    """In a browser that has seen neither, from the page that only the owner of the home can read."""
+    """A new browser starts from the page that only the owner of the home can read."""
     login = login_path(stack.home.path, "up").as_uri()
     assert login in stack.output
     with browser(tmp_path / "profile") as page:
         page.patience = 120
         page.go(login)
         page.click("button", "Open Prefect")
-        page.wait_for_text("Event Feed")  # beside the page's login there is no menu
+        page.wait_for_text("Event Feed")  # Prefect's login page has no menu
         assert page.address().startswith(stack.prefect)
         page.go(login)
         page.click("a", "Open MLflow")
-        time.sleep(5)  # another tab opens; from now on the browser has the credentials
+        time.sleep(5)  # another tab opens, and the browser then has the credentials
         page.go(stack.mlflow)
         page.wait_for_text("Experiments")
         assert "Failed to" not in page.text()

@@ -1,4 +1,4 @@
-"""Clean-up of a store with the run of a killed process in it: what is left is all that the run needs to go on."""
+"""Clean-up of a store with a killed run in it: the run can still be resumed from the remaining objects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEEK = 8 * 86400
 
 
 class KeepingHome(Home):
-    """A home whose runs keep every update and global model. Its processes are those of its own commands alone."""
+    """A home whose runs keep every update and global model. It has a mark of its own for its processes."""
 
     @property
     def mark(self) -> str:
@@ -37,7 +37,7 @@ class KeepingHome(Home):
 
 
 class CleaningHome(Home):
-    """Its clean-up sees no scratch folders but the test's own."""
+    """A home whose clean-up sees only the test's own scratch folders."""
 
     temporary: Path
 
@@ -48,14 +48,14 @@ class CleaningHome(Home):
         return super().run(*arguments, timeout=timeout, **options)
 
     def snapshot(self) -> dict[str, tuple[int, int]]:
-        """All objects of all federations: size and time of writing."""
+        """Return the size and time of writing of every object of every federation."""
         bucket = self.path / "s3" / "fedbench" / "federations"
         files = [path for path in bucket.rglob("*") if path.is_file()]
         return {str(path.relative_to(bucket)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 def still(path: Path) -> bool:
-    """Whether nothing in the folder changes for a second: a server writes on what a killed client has sent."""
+    """Return whether nothing in the folder changes for a second. A server still writes what a killed client sent."""
 
     def state() -> list[tuple[str, int, int]]:
         files = [(str(file), file.stat()) for file in path.rglob("*")]
@@ -76,7 +76,7 @@ def age(path: Path, seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def home(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> CleaningHome:
-    """The shared home, with a run in it that was killed in its second or third round, eight days ago."""
+    """Return the shared home with a run that was killed in its second or third round, eight days ago."""
     keeping = KeepingHome(shared_home.path)
     spec, output = keeping.spec_file(TINY, NAME), tmp_path_factory.mktemp("killed") / "output.txt"
     process = keeping.start("run", spec, "--name", NAME, "--slots", 2, output=output)
@@ -96,11 +96,11 @@ def home(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Cleanin
     finally:
         process.kill()
         process.wait()
-    # A running federation is untouched, whatever of it could go.
+    # A running federation is left untouched, even if some of its objects could be removed.
     assert while_running.notes == [f"{NAME}: running, left alone"]
     assert while_running.leftovers == []
     assert eventually(lambda: not keeping.processes(), 60), keeping.processes()
-    # The kill may have left an upload in parts, of which the server keeps a file; here is one in any case.
+    # The kill may have left an incomplete upload in parts, which the server keeps as a file. Make one in any case.
     with opened_store(settings) as objects:
         unfinished = len(layout.committed_rounds(keeping.keys(NAME)))
         bucket, key, s3 = objects.bucket, layout.update_weights(unfinished, "5"), objects._s3()
@@ -113,7 +113,7 @@ def home(shared_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Cleanin
     return cleaning
 
 
-def test_the_killed_run_has_left_what_is_to_be_removed(home: CleaningHome) -> None:
+def test_the_killed_run_has_left_objects_to_remove(home: CleaningHome) -> None:
     keys, layout = home.keys(NAME), home.layout(NAME)
     assert layout.global_weights(0) in keys
     assert layout.update_weights(1, "3") in keys
@@ -125,7 +125,7 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> str:
     return result.stdout
 
 
-def test_a_dry_run_tells_what_would_go_and_changes_nothing(home: CleaningHome) -> None:
+def test_a_dry_run_prints_what_it_would_remove_and_changes_nothing(home: CleaningHome) -> None:
     before = home.snapshot()
     printed = succeeded(home.run("clean", NAME, "--keys"))
     assert home.snapshot() == before
@@ -139,7 +139,7 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(home: CleaningHome) -
     assert "nothing to remove" in printed
 
 
-def test_what_is_removed_is_not_missed(home: CleaningHome, undisturbed: FinishedRun) -> None:
+def test_a_run_resumes_without_the_removed_objects(home: CleaningHome, undisturbed: FinishedRun) -> None:
     layout = home.layout(NAME)
     unfinished = len(home.layout(NAME).committed_rounds(home.keys(NAME)))
     left = home.object_path(layout.updates(unfinished)) / ".rclone_temp_put_of-a-killed-server"
@@ -156,7 +156,7 @@ def test_what_is_removed_is_not_missed(home: CleaningHome, undisturbed: Finished
 
     printed = succeeded(home.run("clean", "--apply"))
     assert "removed: " in printed
-    assert "Beginning flow run" not in printed  # that is in the log
+    assert "Beginning flow run" not in printed  # only the log has it
     assert f"{left}: removed ({SERVER_TEMPORARY})" in (home.path / "logs" / "clean-up.log").read_text()
     keys, after = home.keys(NAME), home.snapshot()
     assert not [key for key in keys if "/updates/" in key or "/evaluations/" in key]
@@ -197,7 +197,7 @@ def test_a_cleaned_run_is_shown_evaluated_and_extended(home: CleaningHome) -> No
 
 def test_a_federation_is_removed_when_nobody_runs_it(home: CleaningHome) -> None:
     before = home.snapshot()
-    asked = home.run("remove", NAME)  # nobody answers
+    asked = home.run("remove", NAME)  # nobody answers the question
     assert asked.returncode != 0
     assert f"remove {NAME}: " in asked.stdout
     with run_lock(home.path, NAME):
@@ -216,7 +216,7 @@ def test_a_federation_is_removed_when_nobody_runs_it(home: CleaningHome) -> None
     assert "Traceback" not in asked.stdout + refused.stdout + again.stdout
 
 
-def test_wrong_names_and_numbers_are_told(home: CleaningHome) -> None:
+def test_wrong_names_and_numbers_are_refused(home: CleaningHome) -> None:
     unknown = home.run("clean", "nobody", "--apply")
     assert unknown.returncode == 2
     assert "nobody: no such federation in the store" in unknown.stdout

@@ -1,4 +1,4 @@
-"""``fedbench deploy`` and ``prefect deploy --all`` on a real server: pools, deployments, what users change, runs."""
+"""``fedbench deploy`` and ``prefect deploy --all`` on a real server: pools, deployments, users' changes, runs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def delete(name: str) -> None:
 
 
 def command(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command on this test's server, as a user has it who is nowhere near a checkout."""
+    """Run a command against this test's server, as a user does outside a checkout."""
     foreign = ("FEDBENCH_", "PREFECT_", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     environment = kept | {
@@ -80,7 +80,7 @@ def first_deploy(home: Path, *arguments: str) -> str:
 
 
 def deploy(home: Path, *arguments: str) -> str:
-    """The same command in this process, which has imported what it needs."""
+    """Run the same command in this process, which has already imported all modules."""
     variables = {
         "FEDBENCH_HOME": str(home / "home"),
         **client_variables(),
@@ -94,7 +94,7 @@ def deploy(home: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for the commands, and a fresh server that has been deployed to once."""
+    """Return a folder for the commands. A new server is running, and its deployments have been made."""
     with prefect_server(tmp_path_factory.mktemp("server")):
         folder = tmp_path_factory.mktemp("user")
         would = first_deploy(folder, "--dry-run")
@@ -108,7 +108,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def described(name: str) -> dict[str, Any]:
-    """What both commands are to agree about."""
+    """Return the fields of a deployment that must be the same from both commands."""
     found = read(name).model_dump(mode="json")
     limit = found["global_concurrency_limit"]
     same = ("name", "description", "tags", "entrypoint", "work_pool_name", "parameters", "parameter_openapi_schema")
@@ -128,7 +128,7 @@ def test_prefects_own_command_makes_the_same(home: Path) -> None:
 
 
 def test_a_second_time_nothing_is_made_and_what_users_changed_stays(home: Path) -> None:
-    deploy(home)  # the other command leaves another version
+    deploy(home)  # the other command has set another version
     before = read(PRESET)
     template = ask(lambda client: client.read_work_pool("fedbench")).base_job_template
     template["variables"]["properties"]["env"]["default"] = {"MINE": "1"}
@@ -150,8 +150,8 @@ def test_schedules_are_added_changed_and_ended(home: Path) -> None:
 
     assert schedules("federation/street5-laptop") == [("0 3 * * *", "UTC", False)]
     asked = ("--schedule", "street5-laptop=0 4 * * *", "--schedule", "federation/smoke=0 5 * * 1")
-    told = deploy(home, *asked, "--timezone", "Asia/Tokyo")
-    assert "runs at 0 4 * * * (Asia/Tokyo)" in told
+    printed = deploy(home, *asked, "--timezone", "Asia/Tokyo")
+    assert "runs at 0 4 * * * (Asia/Tokyo)" in printed
     assert schedules("federation/street5-laptop") == [("0 4 * * *", "Asia/Tokyo", True)]
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", True)]
     deploy(home)
@@ -160,14 +160,14 @@ def test_schedules_are_added_changed_and_ended(home: Path) -> None:
     assert schedules(PRESET) == [("0 5 * * 1", "Asia/Tokyo", False)]
 
 
-def test_a_suite_of_ones_own_is_scheduled_and_stays(home: Path) -> None:
+def test_a_users_suite_is_scheduled_and_stays(home: Path) -> None:
     file = home / "suite.yaml"
     file.write_text("{name: yards, experiments: [{name: e1, spec: smoke, seeds: [1]}]}\n")
-    told = deploy(home, str(file), "--schedule", "suite/yards=0 1 * * 6")
-    assert "runs at 0 1 * * 6 (UTC)" in told
+    printed = deploy(home, str(file), "--schedule", "suite/yards=0 1 * * 6")
+    assert "runs at 0 1 * * 6 (UTC)" in printed
     before = read("suite/yards")
     assert before.parameters["spec"]["experiments"][0]["name"] == "e1"
-    assert "suite/yards" not in deploy(home)  # without the file nothing is said of it, or done to it
+    assert "suite/yards" not in deploy(home)  # without the file, the command leaves the suite alone
     assert read("suite/yards").updated == before.updated
     file.write_text("{name: yards, experiments: [{name: e2, spec: smoke, seeds: [1]}]}\n")
     assert deploy(home, str(file)).count("brought up to date") == 1
@@ -203,7 +203,7 @@ def test_a_pool_of_another_type_is_refused(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("federation/")])
-def test_a_run_is_taken_with_the_presets_values(home: Path, name: str) -> None:
+def test_a_run_is_accepted_with_the_presets_values(home: Path, name: str) -> None:
     item = read(name)
     run = ask(lambda client: client.create_flow_run_from_deployment(item.id, state=Pending()))
     assert run.parameters == item.parameters
@@ -227,7 +227,7 @@ def test_a_wrong_parameter_is_refused_by_its_name(home: Path) -> None:
 
 
 def lives(*endings: list[State[Any]]) -> list[FlowRun]:
-    """Runs of a preset's deployment that have gone through these states."""
+    """Create runs of a preset's deployment and take each through its states."""
     item = read(PRESET)
 
     async def play(client: PrefectClient) -> list[FlowRun]:
@@ -254,22 +254,22 @@ def crashed_runs() -> CrashedRuns:
     return CrashedRuns(variables["PREFECT_API_URL"], basic_auth(variables["PREFECT_API_AUTH_STRING"]))
 
 
-def test_crashed_runs_go_on_when_all_has_been_said(home: Path) -> None:
+def test_crashed_runs_are_resumed_once_their_workers_have_reported(home: Path) -> None:
     began: list[State[Any]] = [Running(), Crashed()]
     late = [*began, AwaitingRetry(), Crashed(message="Its worker said so again.")]
     runs = lives([Crashed()], began, late, [Running(), Cancelled()], [Running(), *[Crashed()] * (MOST_CRASHES + 1)])
     crashed, now = crashed_runs(), datetime.now(UTC)
-    crashed.go_on(RESUMED_FLOWS, now)  # the worker may still be about to say something
+    crashed.go_on(RESUMED_FLOWS, now)  # too early: the worker may still report
     as_they_were = ["Crashed", "Crashed", "Crashed", "Cancelled", "Crashed"]
     assert states_of(runs) == as_they_were
-    assert crashed.go_on(RESUMED_FLOWS, now + timedelta(hours=2)) == []  # nobody knows what for any more
+    assert crashed.go_on(RESUMED_FLOWS, now + timedelta(hours=2)) == []  # too late: the crash is old
     later = now + timedelta(seconds=SETTLED_SECONDS + 5)
     assert {runs[1].name, runs[2].name} <= set(crashed.go_on(RESUMED_FLOWS, later))
     assert states_of(runs) == ["Crashed", "AwaitingRetry", "AwaitingRetry", "Cancelled", "Crashed"]
     assert not {run.name for run in runs} & set(crashed.go_on(RESUMED_FLOWS, later))
 
 
-def test_one_crashed_run_goes_on_a_number_of_times(home: Path) -> None:
+def test_a_crashed_run_is_started_a_limited_number_of_times(home: Path) -> None:
     crashed, (run,) = crashed_runs(), lives([Running(), Crashed()])
     assert not crashed.go_on_with(str(run.id))
     for count in range(2, MOST_STARTS + 2):
@@ -277,11 +277,11 @@ def test_one_crashed_run_goes_on_a_number_of_times(home: Path) -> None:
         assert crashed.go_on_with(str(run.id), later)
         assert states_of([run]) == ["AwaitingRetry" if count <= MOST_STARTS else "Crashed"], count
         ask(lambda client: client.set_flow_run_state(run.id, Running(), force=True))
-        assert crashed.go_on_with(str(run.id), later)  # it runs: nothing to do
+        assert crashed.go_on_with(str(run.id), later)  # it is running, so there is nothing to do
         ask(lambda client: client.set_flow_run_state(run.id, Crashed(), force=True))
 
 
-def test_the_hook_of_a_crashed_run_has_it_go_on(home: Path) -> None:
+def test_the_hook_resumes_a_crashed_run(home: Path) -> None:
     run, cancelled = lives([Running(), Crashed()], [Running(), Cancelled()])
 
     async def hooks(client: PrefectClient) -> None:
@@ -290,4 +290,4 @@ def test_the_hook_of_a_crashed_run_has_it_go_on(home: Path) -> None:
 
     ask(hooks)
     assert eventually(lambda: states_of([run]) == ["AwaitingRetry"], 10 * SETTLED_SECONDS)
-    assert states_of([cancelled]) == ["Cancelled"]  # somebody's decision
+    assert states_of([cancelled]) == ["Cancelled"]  # a user cancelled it

@@ -1,4 +1,4 @@
-"""Clients that fail by their own fault are dropped with the reason on record; a round needs its quorum."""
+"""Clients that fail by their own fault are dropped, and the record has the reason. A round needs its quorum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 BAD = "3"
 CLIENTS = ["1", "2", "3", "4", "5"]
-# Images of its own: those of the shared home's other runs stay whole.
+# A seed of its own gives it its own images, so that those of the shared home's other runs stay undamaged.
 FAILING = tiny(max_rounds=2, data={"seed": 8}, participation={"clients": CLIENTS})
 
 
@@ -30,16 +30,16 @@ def training_images(home: Home, spec: FederationSpec, client: str) -> list[Path]
 
 @pytest.fixture(scope="module")
 def bad_home(shared_home: Home) -> Home:
-    """Client 3's images are damaged, which it does not see before it trains on them."""
+    """Return the shared home with damaged images of client 3. The client notices only when it trains on them."""
     for path in training_images(shared_home, parse_spec(FAILING, source="test"), BAD):
         damage(path)
     return shared_home
 
 
 def damage(path: Path) -> None:
-    """A good header, so that the data set loads, and a Huffman table that no decoder takes.
+    """Damage a JPEG: keep its header, so that the data set loads, but give it a Huffman table that no decoder accepts.
 
-    The set's list of hashes has the damaged file, else the set would be drawn again.
+    Put the hash of the damaged file into the set's list of hashes, otherwise the set would be drawn again.
     """
     data = bytearray(path.read_bytes())
     table = data.index(b"\xff\xc4") + 5
@@ -54,7 +54,7 @@ def damage(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both_failing(bad_home: Home) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """The run that needs all five clients, beside the test of the one that does not."""
+    """Start the run that needs all five clients. It runs beside the test of the run that does not."""
     spec = bad_home.spec_file({**FAILING, "participation": {"clients": CLIENTS, "min_updates": 5}}, "strict")
     output = bad_home.path / "strict.txt"
     process = bad_home.start("run", spec, "--name", "strict", "--slots", 1, output=output)
@@ -63,7 +63,7 @@ def both_failing(bad_home: Home) -> Iterator[tuple[subprocess.Popen[bytes], Path
     process.wait()
 
 
-def test_one_of_five_always_fails_and_the_run_ends(
+def test_a_run_completes_although_one_of_five_clients_always_fails(
     bad_home: Home, both_failing: tuple[subprocess.Popen[bytes], Path]
 ) -> None:
     result = bad_home.run("run", bad_home.spec_file(FAILING, "failing"), "--name", "failing", "--slots", 2)
@@ -88,7 +88,7 @@ def test_one_of_five_always_fails_and_the_run_ends(
         assert f"round {record.round}: {reason}" in shown.stdout.splitlines()
 
 
-def test_without_the_quorum_the_run_fails_and_names_who_is_missing(
+def test_without_its_quorum_a_run_fails_and_names_the_missing_clients(
     bad_home: Home, both_failing: tuple[subprocess.Popen[bytes], Path]
 ) -> None:
     process, output = both_failing
@@ -110,7 +110,7 @@ def test_without_the_quorum_the_run_fails_and_names_who_is_missing(
     ]
 
 
-def test_a_deadline_that_nobody_keeps_is_named(shared_home: Home) -> None:
+def test_the_error_names_a_deadline_that_no_client_keeps(shared_home: Home) -> None:
     late = {**TINY, "participation": {"clients": ["4", "5"], "turn_deadline": 0.02}}
     result = shared_home.run("run", shared_home.spec_file(late, "late"), "--name", "late", "--slots", 2)
     assert result.returncode == 1, result.stdout
@@ -122,7 +122,7 @@ def test_a_deadline_that_nobody_keeps_is_named(shared_home: Home) -> None:
     assert "fedbench resume late" in result.stdout
 
 
-def test_a_run_without_any_figure_has_failed_and_registers_nothing(shared_home: Home) -> None:
+def test_a_run_without_any_figure_fails_and_registers_no_model(shared_home: Home) -> None:
     document = {**tiny(max_rounds=1, data={"seed": 9}), "participation": {"clients": ["4", "5"]}}
     data = load_data(
         parse_spec(document, source="test").data,

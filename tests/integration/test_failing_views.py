@@ -1,4 +1,4 @@
-"""A run whose MLflow server fails and whose plots cannot be drawn trains all the same, and is reported afterwards."""
+"""A run trains even if its MLflow server fails and its plots cannot be drawn. ``fedbench report`` makes both later."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.integration.homes import Home, assert_tracked_once, digests, tiny
 pytestmark = pytest.mark.integration
 
 
-def test_what_fails_to_present_a_run_is_a_warning_and_is_made_later(
+def test_failed_tracking_and_plots_are_warnings_and_can_be_made_later(
     undisturbed: FinishedRun, shared_home: Home, tmp_path: Path
 ) -> None:
     home, name = shared_home, "unseen"
     spec, folder = home.spec_file(tiny(max_rounds=1), name), home.path / "runs" / name
-    # A user's own settings of matplotlib, which ask for a LaTeX that is not there.
+    # The user's matplotlib settings require LaTeX, which is not installed.
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     with failing_server() as server:
         failing = home.environment() | {
@@ -33,7 +33,7 @@ def test_what_fails_to_present_a_run_is_a_warning_and_is_made_later(
         warnings = [line.partition("warning: ")[2] for line in result.stdout.splitlines() if "warning: " in line]
         failed = json.loads((folder / "report.json").read_text())["failed"]
         assert {"MLflow's run", "rounds.png", "class-by-device.png", "client-losses.png"} <= set(failed)
-        # At the end, after those of the rounds.
+        # These come at the end, after the warnings of the rounds.
         assert warnings[-1 - len(failed) : -1] == [f"{what} failed: {reason}" for what, reason in failed.items()]
         assert warnings[-1].endswith(f"fedbench report {name} --home {home.path} draws and tracks it again")
         assert "500 error" in failed["MLflow's run"]
@@ -41,7 +41,7 @@ def test_what_fails_to_present_a_run_is_a_warning_and_is_made_later(
         again = home.run("report", name, "-q", environment=failing)
         assert again.returncode == 1, again.stdout
         assert [line.removeprefix("warning: ") for line in again.stdout.splitlines() if line.startswith("warning: ")]
-    # The committed bits are those of the run that nothing disturbed.
+    # The committed weights have the bits of the undisturbed run.
     records = home.records(name)
     assert digests(records) == digests(undisturbed.records)[:2]
     result = home.run("report", name)
@@ -56,7 +56,7 @@ def test_what_fails_to_present_a_run_is_a_warning_and_is_made_later(
     assert_tracked_once(home, name, "FINISHED", records)
 
 
-def test_only_a_finished_run_is_reported(shared_home: Home) -> None:
+def test_report_needs_a_finished_run(shared_home: Home) -> None:
     result = shared_home.run("report", "nobody")
     assert result.returncode == 2
     assert "nobody: no such federation" in result.stdout

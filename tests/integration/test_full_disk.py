@@ -14,7 +14,7 @@ from tests.integration.homes import Home, digests
 
 pytestmark = pytest.mark.integration
 
-# Room for the drawn images and Prefect's and MLflow's databases, and for no model of 35 MB.
+# Enough for the drawn images and for Prefect's and MLflow's databases, too little for a model of 35 MB.
 FULL_MEGABYTES = 30
 
 
@@ -33,15 +33,15 @@ def small_home(tmp_path: Path) -> Iterator[Home]:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
+def test_a_full_disk_stops_a_run_which_resumes_when_there_is_room(
     small_home: Home, undisturbed: FinishedRun, shared_home: Home
 ) -> None:
-    # Its flow runs lie in the shared home's Prefect, so it has a name of its own there.
+    # Its flow runs are in the shared home's Prefect server, so it needs a name of its own.
     home, name = small_home, "filled"
     spec = home.path.parent / "tiny.yaml"
     spec.write_bytes(undisturbed.spec.read_bytes())
     prefect = PrefectService(shared_home.path)
-    prefect.ensure()  # this process holds it
+    prefect.ensure()  # this process keeps it up
     environment = home.environment() | {
         "FEDBENCH_MIN_FREE_MEGABYTES": "0",
         "FEDBENCH_PREFECT_API_URL": prefect.address,

@@ -1,4 +1,4 @@
-"""A federation with a record that nobody can read goes on from an earlier round, to the undisturbed weights."""
+"""A federation with an unreadable record resumes from an earlier round and reaches the undisturbed weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NAME, ROUNDS = "back", 2
 
 
-def test_a_damaged_round_is_put_aside_and_done_again(shared_home: Home, undisturbed: FinishedRun) -> None:
+def test_a_damaged_round_is_set_aside_and_run_again(shared_home: Home, undisturbed: FinishedRun) -> None:
     home, layout = shared_home, shared_home.layout(NAME)
     first = home.run("run", home.spec_file(tiny(max_rounds=ROUNDS), NAME), "--name", NAME, "--slots", 2, "-q")
     assert first.returncode == 0, first.stdout
     marker = home.object_path(layout.marker(ROUNDS))
     document = home.document(layout.marker(ROUNDS))
     document["updates"][0]["train_size"] = 10**400
-    marker.write_bytes(seal(document))  # as a fedbench without such bounds would have written it
+    marker.write_bytes(seal(document))  # as an earlier fedbench without these bounds would have written it
 
     refused = home.run("resume", NAME, "-q")
     assert refused.returncode == 2, refused.stdout
@@ -31,13 +31,13 @@ def test_a_damaged_round_is_put_aside_and_done_again(shared_home: Home, undistur
     back = home.run("resume", NAME, "--from", ROUNDS - 1, "--slots", 2, "-q")
     assert back.returncode == 0, back.stdout
     assert f"goes on from round 1; rounds put aside in {layout.superseded}0001/: 2" in back.stdout
-    records = assert_consistent_but_for_what_was_put_aside(home)
+    records = assert_consistent_without_superseded(home)
     assert digests(records) == digests(undisturbed.records[: ROUNDS + 1])
     assert home.document(layout.put_aside(layout.marker(ROUNDS), 1)) == document
     assert_tracked_once(home, NAME, "FINISHED", records)
     assert_tracked(home, f"{NAME} (superseded)")
 
-    # As a round that was interrupted before its commit.
+    # Now the round looks as if it was interrupted before its commit.
     marker.unlink()
     again = home.run("resume", NAME, "--retrain", "3", "--slots", 2, "-q")
     assert again.returncode == 0, again.stdout
@@ -45,7 +45,7 @@ def test_a_damaged_round_is_put_aside_and_done_again(shared_home: Home, undistur
     assert digests(home.records(NAME)) == digests(records)
 
 
-def assert_consistent_but_for_what_was_put_aside(home: Home) -> list[RoundRecord]:
+def assert_consistent_without_superseded(home: Home) -> list[RoundRecord]:
     aside = home.layout(NAME).superseded
 
     class WithoutAside(Home):

@@ -1,4 +1,4 @@
-"""A run with servers of its own in an environment that names other servers, keys, profiles and proxies."""
+"""A run with its own servers in an environment whose variables name other servers, keys, profiles and proxies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 
 class RecordingProxy:
-    """Takes connections on loopback, keeps what each asks first, and refuses it."""
+    """A proxy on loopback that records the first bytes of each connection and refuses the request."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -45,7 +45,7 @@ def proxy() -> Iterator[RecordingProxy]:
     proxy.close()
 
 
-def test_a_run_uses_its_own_servers_and_keys_alone(proxy: RecordingProxy, tmp_path: Path) -> None:
+def test_a_run_uses_only_its_own_servers_and_keys(proxy: RecordingProxy, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     home, abroad = Home(tmp_path / "home"), tmp_path / "abroad"
@@ -83,7 +83,7 @@ def test_a_run_uses_its_own_servers_and_keys_alone(proxy: RecordingProxy, tmp_pa
     records = assert_consistent(home, "alone", 1)
     assert_tracked_once(home, "alone", "FINISHED", records)
     log = (home.path / "runs" / "alone" / "run.log").read_text()
-    assert "infra.views" not in log, log  # nothing that presents the run failed
+    assert "infra.views" not in log, log  # tracking and plots did not fail
 
     registry = MlflowClient(f"sqlite:///{home.path / 'mlflow.db'}")
     assert int(registry.get_model_version_by_alias("alone", "best").version) == 1

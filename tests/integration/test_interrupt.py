@@ -1,4 +1,4 @@
-"""Ctrl-C: nothing committed is lost, nothing is left behind, and the run goes on to the same weights."""
+"""Ctrl-C loses no committed round and leaves no process behind, and the resumed run reaches the same weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_ctrl_c_and_resume(undisturbed: FinishedRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_at_once_while_services_start(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_ends_a_run_at_once_while_services_start(tmp_path: Path, number: signal.Signals) -> None:
     home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
     process = home.start("run", home.spec_file(TINY), "--name", "tiny", output=output)
     try:

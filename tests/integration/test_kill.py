@@ -1,4 +1,4 @@
-"""The kill test: SIGKILLs of random processes at random moments, and not one bit of the result changes."""
+"""The kill test: SIGKILLs of random processes at random moments change no bit of the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STUCK_SECONDS = 120.0
 
 
 def what(process: psutil.Process) -> str:
-    """Which part of a run it is, for the test's own report."""
+    """Return which part of a run the process is, for the test's output."""
     line = " ".join(process.cmdline())
     marks = {
         "serve s3": "store",
@@ -38,7 +38,7 @@ def what(process: psutil.Process) -> str:
 
 
 def kill_one(home: Home, rng: random.Random) -> str | None:
-    """SIGKILL one of the run's processes; None when there is none, or it has just ended."""
+    """SIGKILL one of the run's processes. Return which, or None if there is none or it has just ended."""
     processes = sorted(home.processes(), key=lambda process: process.pid)
     if not processes:
         return None
@@ -54,8 +54,8 @@ def kill_one(home: Home, rng: random.Random) -> str | None:
 def wait_for_moment(process: subprocess.Popen[bytes], output: Path, rng: random.Random) -> None:
     """Wait for the next moment to kill, or for the run's end.
 
-    A quarter of the moments are a random time from now, so that starts and recoveries get their part; the others come
-    a random number of printed events later and a little after, so that all phases do, on machines of any speed.
+    A quarter of the moments come after a random time, so that kills hit starts and recoveries too. The others come
+    shortly after a random number of printed events, so that kills hit all phases on machines of any speed.
     """
     if rng.random() < 0.25:
         lines, pause = 0, rng.uniform(0.0, 8.0)
@@ -103,7 +103,7 @@ def test_kills_change_nothing(extended: FinishedRun, tmp_path: Path, most: int) 
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     print(f"{starts} starts; {dict(Counter(kills))}")
-    assert len(kills) == most, "the run ended before all kills had landed: it needs more rounds"
+    assert len(kills) == most, "the run ended before the last kill: it needs more rounds"
     assert "\nfailed:" not in output.read_text()
     assert_no_process_left(home)
     records = assert_consistent(home, "tiny", rounds=MANY_ROUNDS)

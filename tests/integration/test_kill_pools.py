@@ -1,6 +1,6 @@
-"""SIGKILLs on the path over work pools: what dies is brought back, and not one bit of the result changes.
+"""SIGKILLs of a run over work pools: killed processes are restarted, and no bit of the result changes.
 
-``FEDBENCH_TEST_KILLS`` is how many; the default keeps the test short.
+``FEDBENCH_TEST_KILLS`` is the number of kills. The default keeps the test short.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("OF_FEDBENCH_TESTS_TEST_KILLS", "5"))
 ROUNDS = 4 * KILLS
 SEED = 7
 KINDS = ("worker", "resident", "store", "prefect", "coordinator")
-MOST_COORDINATORS = 4  # a run is started five times at most
+MOST_COORDINATORS = 4  # a run starts at most five times
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def stack(tmp_path: Path) -> Iterator[RunningStack]:
 
 
 def kind_of(process: psutil.Process) -> str | None:
-    """Which part of the system it is; None for launchers and helpers."""
+    """Return which part of the system the process is. None for launchers and helpers."""
     with contextlib.suppress(psutil.Error):
         line, environment = " ".join(process.cmdline()), process.environ()
         if in_a_slot(process):
@@ -65,7 +65,7 @@ def kill_one(stack: RunningStack, kind: str, rng: random.Random) -> bool:
 
 
 def ended(stack: RunningStack, run: UUID) -> bool:
-    with contextlib.suppress(Exception):  # the server may be the one that was killed
+    with contextlib.suppress(Exception):  # the killed process may be the server
         state = stack.read(run).state
         return state is not None and state.is_completed()
     return False
@@ -73,7 +73,7 @@ def ended(stack: RunningStack, run: UUID) -> bool:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> list[str]:
-    """Digests of the rounds, on slots of a home of its own."""
+    """Run the federation on slots in a home of its own. Return the digests of its rounds."""
     home = Home(tmp_path / "undisturbed")
     spec = home.spec_file({**TINY, "max_rounds": ROUNDS})
     result = home.run("run", spec, "--name", "alone", "-q", timeout=PATIENCE)
@@ -95,9 +95,9 @@ def test_kills_change_nothing(undisturbed: list[str], stack: RunningStack) -> No
         if len(kills) < KILLS and kill_one(stack, kind, rng):
             kills.append(kind)
             print(f"{time.strftime('%X')} kill {len(kills)}: {kind}; {len(home.records('killed'))} rounds", flush=True)
-        time.sleep(rng.uniform(0.5, 6.0))  # the stack's supervisor brings back what is not the run's own
+        time.sleep(rng.uniform(0.5, 6.0))  # the stack's supervisor restarts processes that the run did not start
     print(dict(Counter(kills)))
-    assert len(kills) == KILLS, "the run ended before all kills had landed: it needs more rounds"
+    assert len(kills) == KILLS, "the run ended before the last kill: it needs more rounds"
     records = assert_consistent(home, "killed", rounds=ROUNDS)
     assert digests(records) == undisturbed
     assert eventually(lambda: slots_are_free(stack), 120)

@@ -1,4 +1,4 @@
-"""What can be done with the models of a real run: by its name, by a model file, by MLflow's registry."""
+"""``evaluate`` and ``predict`` with a real run's models: by run name, from a model file, from MLflow's registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 def evaluated(home: Home, path: Path, *words: object) -> dict[str, Any]:
-    """What ``fedbench evaluate`` writes as JSON."""
+    """Return the JSON that ``fedbench evaluate`` writes."""
     result = home.run("evaluate", *words, "--json", path)
     assert result.returncode == 0, result.stdout
     found: dict[str, Any] = json.loads(path.read_text())
@@ -26,7 +26,7 @@ def evaluated(home: Home, path: Path, *words: object) -> dict[str, Any]:
 
 
 def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """All that an evaluation measured, but its seconds."""
+    """Return all that an evaluation measured except its seconds."""
     return [{**evaluation, "seconds": 0} for evaluation in found["evaluations"]]
 
 
@@ -47,7 +47,7 @@ def model_file(undisturbed: FinishedRun, shared_home: Home, tmp_path_factory: py
     return path
 
 
-def test_an_evaluation_gives_to_the_bit_what_the_run_recorded(
+def test_an_evaluation_returns_the_runs_recorded_figures_to_the_bit(
     undisturbed: FinishedRun, shared_home: Home, tmp_path: Path
 ) -> None:
     best, last = best_of(undisturbed), undisturbed.records[-1]
@@ -59,7 +59,7 @@ def test_an_evaluation_gives_to_the_bit_what_the_run_recorded(
         assert found["metrics"] == untrained
 
 
-def test_a_model_file_is_evaluated_as_its_run_was(
+def test_a_model_file_is_evaluated_like_its_run(
     undisturbed: FinishedRun, shared_home: Home, model_file: Path, tmp_path: Path
 ) -> None:
     best = best_of(undisturbed)
@@ -71,7 +71,7 @@ def test_a_model_file_is_evaluated_as_its_run_was(
     assert found == expected
 
 
-def test_a_model_predicts_the_same_by_name_by_file_and_from_the_registry(
+def test_a_model_predicts_the_same_by_name_from_a_file_and_from_the_registry(
     undisturbed: FinishedRun, shared_home: Home, model_file: Path, tmp_path: Path
 ) -> None:
     images = images_of(undisturbed)[0].parent
@@ -91,7 +91,7 @@ def test_a_model_predicts_the_same_by_name_by_file_and_from_the_registry(
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_a_wrong_name_and_a_lost_round_are_told(shared_home: Home) -> None:
+def test_unknown_models_are_refused(shared_home: Home) -> None:
     result = shared_home.run("evaluate", "nobody")
     assert result.returncode == 2, result.stdout
     assert "nobody: no such model: no run of this name in the store (it has: " in result.stdout

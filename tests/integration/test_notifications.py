@@ -1,4 +1,4 @@
-"""``fedbench deploy --notify``: what a failed suite says arrives at a webhook, through a real Prefect server."""
+"""``fedbench deploy --notify``: a failed suite's message reaches a webhook through a real Prefect server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def received() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Address of a webhook, and what was sent to it."""
+    """Serve a webhook. Yield its address, and the list of messages that it receives."""
     found: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,7 +46,7 @@ def received() -> Iterator[tuple[str, list[dict[str, str]]]]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing on the terminal."""
+            """Print nothing on the terminal."""
 
     webhook = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=webhook.serve_forever)
@@ -86,7 +86,7 @@ def automations() -> list[str]:
         ("secret/word", "--notify secret/word: expected a notification block"),
     ],
 )
-def test_a_block_that_cannot_notify_is_refused_before_anything_is_made(
+def test_a_block_that_cannot_notify_is_refused_before_any_change(
     server: str, tmp_path: Path, block: str, says: str
 ) -> None:
     Secret(value="x").save("word", overwrite=True)
@@ -98,7 +98,7 @@ def test_a_block_that_cannot_notify_is_refused_before_anything_is_made(
 
 
 @pytest.mark.slow
-def test_what_a_failed_suite_says_arrives_and_other_failures_do_not(
+def test_a_failed_suites_message_arrives_and_other_failures_send_none(
     server: str, tmp_path: Path, received: tuple[str, list[dict[str, str]]]
 ) -> None:
     address, sent = received
@@ -112,7 +112,7 @@ def test_what_a_failed_suite_says_arrives_and_other_failures_do_not(
         assert word in line
     assert len(automations()) == 1
     assert deploy(tmp_path).returncode == 0
-    assert len(automations()) == 1  # without --notify it stays as it is
+    assert len(automations()) == 1  # a deploy without --notify leaves it as it is
 
     @flow(name="suite", flow_run_name="night")
     def suite() -> None:

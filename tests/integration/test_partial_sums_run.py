@@ -1,4 +1,4 @@
-"""Partial sums with the real command: the figures of single updates for fewer bytes; kills of no effect."""
+"""Partial sums with the real command: the same figures as single updates for fewer bytes. Kills change nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUNDS = 2
 
 
 def document(**participation: Any) -> dict[str, Any]:
-    """Five clients in two turns."""
+    """Return a specification of five clients in two turns."""
     fields = {"clients": CLIENTS, "shards": 2, **participation}
     return tiny(max_rounds=ROUNDS, data={"train_images": 40}, participation=fields)
 
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 @pytest.fixture(scope="module")
 def summed(home: Home) -> list[RoundRecord]:
-    """The undisturbed run with partial sums."""
+    """Run the federation undisturbed with partial sums. Return its records."""
     result = home.run("run", home.spec_file(document(partial_sums=True), "summed"), "--name", "summed", "--slots", 2)
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("5/5") == ROUNDS
@@ -58,14 +58,14 @@ def test_fewer_bytes_and_the_same_figures(home: Home, summed: list[RoundRecord])
         assert {update.shard for update in record.updates} == set(record.plan.shards)
         assert len({update.weights.key for update in record.updates}) == 2
         assert [update.train_size for update in record.updates] == [update.train_size for update in other.updates]
-        # The objects of the evaluation are a few kilobytes.
+        # The evaluation's objects add only a few kilobytes.
         assert (record.bytes_up / size, other.bytes_up / size) == (
             pytest.approx(2, abs=0.05),
             pytest.approx(5, abs=0.05),
         )
         assert record.metrics.train_loss == pytest.approx(other.metrics.train_loss, rel=1e-2)
         assert record.metrics.loss == pytest.approx(other.metrics.loss, rel=1e-2)
-    # Round 1 starts from the same weights: the clients' losses are the same to the bit, the result to float rounding.
+    # Round 1 starts from the same weights, so the clients' losses are equal to the bit, and the result up to rounding.
     assert [update.train_loss for update in summed[1].updates] == [update.train_loss for update in own[1].updates]
     first, second = (load_file(home.object_path(records[1].model.key)) for records in (summed, own))
     assert first.keys() == second.keys()
@@ -76,7 +76,7 @@ def test_fewer_bytes_and_the_same_figures(home: Home, summed: list[RoundRecord])
     assert sum(row["MB up"] for row in rows) == pytest.approx(2 * summed[-1].model.bytes / 1e6, abs=0.02)
 
 
-def test_kills_in_the_middle_of_rounds_change_nothing(home: Home, summed: list[RoundRecord], tmp_path: Path) -> None:
+def test_kills_during_rounds_change_nothing(home: Home, summed: list[RoundRecord], tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
     layout, (_, first, second) = home.layout("killed"), summed
     assert first.plan is not None
@@ -91,7 +91,7 @@ def test_kills_in_the_middle_of_rounds_change_nothing(home: Home, summed: list[R
         return home.object_path(key).exists()
 
     def kill_when(moment: Callable[[], bool]) -> None:
-        # One slot: the turns of a round come one after the other.
+        # On one slot, the turns of a round run one after the other.
         process = home.start(
             "run", home.spec_file(document(partial_sums=True), "summed"), "--name", "killed", "--slots", 1,
             output=output,

@@ -1,4 +1,4 @@
-"""What another user writes to Prefect's server runs no code: set as the state of runs, and left in its database."""
+"""Fedbench runs no code that another user wrote to Prefect's server, neither in runs' states nor in the database."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KINDS = ("pickle", "json", "named", "parsed", "block")
 
 @pytest.fixture(scope="module")
 def bare_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A home in which nothing was run, its services held by this process."""
+    """Yield a home without runs. This process keeps its services up."""
     home = Home(tmp_path_factory.mktemp("bare") / "home")
     with EmbeddedServices(Settings(home=home.path)):
         yield home
@@ -53,7 +53,7 @@ def bare_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 @pytest.fixture(scope="module")
 def other(bare_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacker]:
-    """One who can write to the Prefect server of that home, which this process's Prefect is turned to."""
+    """Yield an attacker who can write to that home's Prefect server. This process uses the same server."""
     folder, services = tmp_path_factory.mktemp("others"), bare_home.path / "services"
     publication = read_publication(services / "prefect.json")
     assert publication is not None
@@ -93,7 +93,7 @@ def test_a_run_set_to_completed_fails_with_one_line(other: Attacker, kind: str, 
 
 
 def test_without_the_guard_the_same_runs_code(other: Attacker) -> None:
-    """So that the tests of this file can fail."""
+    """Without the guard, planted code does run, so the tests of this file can fail."""
     accept_stored_results()
     try:
         run = new_run()
@@ -108,7 +108,7 @@ def test_without_the_guard_the_same_runs_code(other: Attacker) -> None:
 
 
 def test_values_pass_in_memory_and_stored_ones_are_computed_again(other: Attacker, tmp_path: Path) -> None:
-    """What a flow with stored results has of its tasks is the same; only an earlier run's results are not taken."""
+    """A flow with stored results gets the same values from its tasks, but uses no results of an earlier run."""
     calls = tmp_path / "calls"
 
     @task(persist_result=True, cache_policy=INPUTS)
@@ -131,7 +131,7 @@ def test_values_pass_in_memory_and_stored_ones_are_computed_again(other: Attacke
     assert calls.read_text() == "...."
 
 
-def test_a_database_is_looked_through_and_what_is_planted_is_held_back(other: Attacker, tmp_path: Path) -> None:
+def test_plants_in_a_database_are_found_and_disabled(other: Attacker, tmp_path: Path) -> None:
     made = plant_in_database(other)
     findings, path = hold_back(other.api, own(Settings(home=tmp_path)), tmp_path)
     assert path is not None

@@ -1,4 +1,4 @@
-"""What others planted while a home's Prefect server asked for no credentials is not run by a later `fedbench up`."""
+"""`fedbench up` runs nothing that others planted while the home's Prefect server required no credentials."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESIDENT = {"federation": "none", "session": "none", "pool": "gpu", "number": 1}
 
 @dataclass(frozen=True)
 class Up:
-    """A stack on a home that was open to ``other``, who had planted ``made``, and has its password now."""
+    """A stack on a home in which the attacker ``other`` planted ``made``. The attacker now has its password too."""
 
     stack: RunningStack
     other: Attacker
@@ -44,20 +44,20 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         made = plant_in_database(attacker(PrefectJson(service.address, service.health_headers()), folder))
     finally:
         service.stop()
-    (home / "prefect" / LIST).unlink(missing_ok=True)  # earlier versions had none, and asked for no credentials
+    (home / "prefect" / LIST).unlink(missing_ok=True)  # earlier versions had no such list and required no credentials
     with running_stack(home) as stack:
         api = PrefectJson(stack.variables["PREFECT_API_URL"], basic_auth(stack.keys.prefect_auth))
         other = attacker(api, folder, "again")
         yield Up(stack, other, made)
 
 
-def test_up_names_what_was_planted_and_holds_it_back(up: Up) -> None:
+def test_up_prints_and_disables_all_plants(up: Up) -> None:
     assert [words for words in found_in(up.made) if words not in up.stack.output] == [], up.stack.output
     assert "\x1b" not in up.stack.output
     assert_held_back(up.other, up.made)
 
 
-def test_it_does_so_once(up: Up) -> None:
+def test_up_does_so_only_once(up: Up) -> None:
     result = up.stack.home.run("up", timeout=PATIENCE)
     assert result.returncode == 0, result.stdout
     assert "planted" not in result.stdout
@@ -75,7 +75,7 @@ def test_a_run_of_a_worker_that_is_set_to_completed_fails(up: Up, deployment: st
     assert up.other.ran() == []
 
 
-def test_the_workers_run_what_nobody_touches_and_nothing_that_was_planted(up: Up) -> None:
+def test_workers_complete_an_untouched_run_and_run_no_plant(up: Up) -> None:
     run = up.stack.start("clean-up/store", {})
     assert eventually(lambda: up.state(run)["type"] == "COMPLETED", 120), up.state(run)
     assert up.other.ran() == []

@@ -1,4 +1,4 @@
-"""Federations whose turns go to a work pool: the real stack, its real workers, started from shell and deployment."""
+"""Federations whose turns go to a work pool, with a real stack and workers, started from a shell and a deployment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 @pytest.fixture(scope="module")
 def local(stack: RunningStack) -> list[str]:
-    """Digests of the rounds of the same federation on slots of its own, with the stack's servers."""
+    """Run the same federation on its own slots, with the stack's servers. Return the digests of its rounds."""
     home = stack.home
     without_pools = home.path / "local.yaml"
     without_pools.write_text("{}")
@@ -54,7 +54,7 @@ def ended(stack: RunningStack, run: UUID) -> FlowRun:
 
 
 def slots_are_free(stack: RunningStack) -> bool:
-    """Whether no process has a slot of the worker's."""
+    """Return whether no process has a slot of the worker."""
     locks = [FileLock(path) for path in (stack.home.path / "slots").glob("*.lock")]
     assert locks
     taken = [lock for lock in locks if not lock.acquire()]
@@ -94,7 +94,7 @@ def test_a_run_from_the_shell_has_its_turns_in_residents(stack: RunningStack, lo
     assert eventually(lambda: slots_are_free(stack), 30)
 
 
-def test_a_run_of_a_deployment_is_the_same_and_shows_how_it_goes(stack: RunningStack, local: list[str]) -> None:
+def test_a_run_of_a_deployment_has_the_same_bits_and_shows_its_progress(stack: RunningStack, local: list[str]) -> None:
     run = ended(stack, stack.start("federation/smoke", {"spec": TINY}))
     assert run.state_name == "Completed", run.state
     assert run.name.startswith("smoke-2")
@@ -107,7 +107,7 @@ def test_a_run_of_a_deployment_is_the_same_and_shows_how_it_goes(stack: RunningS
     assert "[MLflow run](http://127.0.0.1" in shown[f"federation-{key}"]
 
 
-def test_what_is_wrong_is_told_before_a_slot_is_taken(stack: RunningStack) -> None:
+def test_a_mistake_is_reported_before_a_slot_is_taken(stack: RunningStack) -> None:
     specification = {**TINY, "data": {"kind": "federated-street", "name": "nowhere"}}
     run = ended(stack, stack.start("federation/smoke", {"name": "wrong", "spec": specification}))
     assert run.state is not None
@@ -136,7 +136,7 @@ def test_a_cancelled_federation_gives_its_slots_back(stack: RunningStack) -> Non
     assert final <= {"Completed", "Cancelled"}
 
 
-def test_an_idle_resident_and_one_of_nobody(stack: RunningStack) -> None:
+def test_a_resident_without_a_coordinator_fails(stack: RunningStack) -> None:
     parameters = {"federation": "nobody", "session": "none", "pool": "gpu", "number": 1, "idle_seconds": 1.0}
     lost = ended(stack, stack.start("resident/gpu", parameters))
     assert lost.state is not None
@@ -169,7 +169,7 @@ def test_a_second_coordinator_is_refused_and_the_dead_ones_turn_is_taken(
     assert digests(assert_consistent(home, "twice", rounds=12))[:4] == local
 
 
-@pytest.mark.slow  # as those of test_kill_pools.py
+@pytest.mark.slow  # like the tests of test_kill_pools.py
 def test_a_killed_resident_and_a_killed_worker_change_nothing(
     stack: RunningStack, local: list[str], tmp_path: Path
 ) -> None:
@@ -178,7 +178,7 @@ def test_a_killed_resident_and_a_killed_worker_change_nothing(
     assert eventually(lambda: len(home.records("killed")) > 0, PATIENCE)
     next(process for process in home.processes() if in_a_slot(process)).kill()
     assert eventually(lambda: len(home.records("killed")) > 1, PATIENCE)
-    psutil.Process(stack.pid("worker")).kill()  # the stack's supervisor starts another one
+    psutil.Process(stack.pid("worker")).kill()  # the stack's supervisor starts another
     assert ended(stack, run).state_name == "Completed"
     assert digests(assert_consistent(home, "killed", rounds=3)) == local
     assert eventually(lambda: slots_are_free(stack), 60)

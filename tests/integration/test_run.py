@@ -1,4 +1,4 @@
-"""A run that nothing disturbs, from the command line to what it leaves in the store, MLflow and Prefect."""
+"""An undisturbed run: its output, and its results in the store, MLflow and Prefect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.integration
 
 
-def test_it_prints_its_rounds_and_where_all_is(undisturbed: FinishedRun) -> None:
+def test_a_run_prints_its_rounds_and_where_its_results_are(undisturbed: FinishedRun) -> None:
     lines = undisturbed.result.stdout.splitlines()
     header = next(number for number, line in enumerate(lines) if line.split()[:2] == ["round", "clients"])
     table = [line.split() for line in lines[header + 1 : header + 5]]
@@ -35,13 +35,13 @@ def test_it_prints_its_rounds_and_where_all_is(undisturbed: FinishedRun) -> None
     assert_no_process_left(undisturbed.home)
 
 
-def test_the_home_is_private_whatever_it_was_and_whatever_the_umask(undisturbed: FinishedRun) -> None:
+def test_the_home_becomes_private_whatever_its_mode_and_the_umask(undisturbed: FinishedRun) -> None:
     assert undisturbed.open_to_others == ()
     said = f"{undisturbed.home.path}: others could enter it (0777); from now on only you can (0700)"
     assert undisturbed.result.stdout.count(said) == 1
 
 
-def test_it_says_once_how_to_log_in_and_not_the_password(undisturbed: FinishedRun) -> None:
+def test_a_run_prints_once_how_to_log_in_but_not_the_password(undisturbed: FinishedRun) -> None:
     page, keys = login_path(undisturbed.home.path, "run"), read_keys(undisturbed.home.path / "services")
     assert undisturbed.result.stdout.count(how_to_log_in(page)) == 1
     log = (undisturbed.home.path / "runs" / "tiny" / "run.log").read_text()
@@ -61,7 +61,7 @@ def test_the_store_holds_every_round_and_the_best_and_last_weights(undisturbed: 
     assert records[-1].decision.reason == "max_rounds"
 
 
-def test_mlflow_has_one_finished_run_with_all_of_it(undisturbed: FinishedRun) -> None:
+def test_mlflow_has_one_finished_run_with_parameters_metrics_and_artifacts(undisturbed: FinishedRun) -> None:
     run = assert_tracked_once(undisturbed.home, "tiny", "FINISHED", undisturbed.records)
     spec = undisturbed.home.stored_spec("tiny")
     assert run.data.params == {name: str(value) for name, value in flatten(spec.model_dump(mode="json")).items()}
@@ -83,10 +83,10 @@ def test_mlflow_has_one_finished_run_with_all_of_it(undisturbed: FinishedRun) ->
     }
 
 
-def test_prefect_has_a_completed_flow_run_a_round_and_its_table_of_clients(undisturbed: FinishedRun) -> None:
+def test_prefect_has_a_completed_flow_run_and_a_table_of_clients_for_each_round(undisturbed: FinishedRun) -> None:
     rounds = [f"tiny · round {number}" for number in (1, 2, 3)]
     names = ["tiny", "tiny · initial model", *rounds]
-    # Other tests may have had the same command run again, which starts the federation's flow alone.
+    # Other tests may have run the same command again, which starts only the federation's flow.
     assert sorted(set(undisturbed.home.flow_runs("tiny"))) == [(name, "COMPLETED") for name in names]
     kind, rows = undisturbed.home.artifact("round-tiny")
     assert kind == "table"
@@ -134,7 +134,7 @@ def test_fewer_rounds_are_refused(undisturbed: FinishedRun, shared_home: Home) -
     assert "Traceback" not in result.stdout
 
 
-def test_more_rounds_extend_it(extended: FinishedRun, one_slot: FinishedRun) -> None:
+def test_more_rounds_extend_a_run(extended: FinishedRun, one_slot: FinishedRun) -> None:
     home, name = extended.home, extended.name
     assert "resumed: round 3 is committed, going on from there" in extended.result.stdout
     assert "round 3 request_update" not in extended.result.stdout
@@ -146,7 +146,7 @@ def test_more_rounds_extend_it(extended: FinishedRun, one_slot: FinishedRun) -> 
     assert {state for _, state in home.flow_runs(name)} == {"COMPLETED"}
 
 
-def test_two_at_once_with_one_name_are_refused(shared_home: Home, tmp_path: Path) -> None:
+def test_a_second_run_of_the_same_name_at_once_is_refused(shared_home: Home, tmp_path: Path) -> None:
     spec = shared_home.spec_file(TINY)
     output = tmp_path / "first.txt"
     first = shared_home.start("run", spec, "--name", "twice", "--slots", 2, output=output)

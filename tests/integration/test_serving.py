@@ -1,4 +1,4 @@
-"""The best model of a finished run: registered once, and served where fedbench is not installed."""
+"""The best model of a finished run is registered once, and can be served where fedbench is not installed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def best(records: list[RoundRecord]) -> RoundRecord:
 
 
 def versions(home: Home, name: str) -> tuple[dict[str, Any], str]:
-    """The registered versions by number, and the one that the alias names."""
+    """Return the registered versions by number, and the version of the alias."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home.path / 'mlflow.db'}")
@@ -92,7 +92,7 @@ def test_without_mlflow_a_run_ends_well_and_the_next_command_registers(
 ) -> None:
     before = versions(shared_home, "tiny")[0].keys()
     folder, settings = shared_home.path / "runs" / "tiny", shared_home.path / "settings.yaml"
-    (folder / "model.json").unlink()  # as on another machine: MLflow is asked
+    (folder / "model.json").unlink()  # as on another machine: fedbench must ask MLflow
     settings.write_text("mlflow_tracking_uri: http://127.0.0.1:9\n")
     try:
         without = shared_home.run("run", undisturbed.spec, "--name", "tiny", "--slots", 2)
@@ -106,7 +106,7 @@ def test_without_mlflow_a_run_ends_well_and_the_next_command_registers(
     assert later.returncode == 0, later.stdout
     assert "model: models:/tiny@best" in later.stdout
     assert "round 1 request_update" not in later.stdout
-    assert versions(shared_home, "tiny")[0].keys() == before  # found by its weights
+    assert versions(shared_home, "tiny")[0].keys() == before  # found by the digest of its weights
 
 
 def test_an_extended_run_moves_the_alias_to_its_best(extended: FinishedRun, one_slot: FinishedRun) -> None:
@@ -124,7 +124,7 @@ class Server:
     output: Path
 
     def post(self, document: Any) -> tuple[int, Any]:
-        """Status and JSON of the answer to an invocation."""
+        """Return the status and JSON of the answer to an invocation."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/invocations",
             json.dumps(document).encode(),
@@ -143,7 +143,7 @@ class Server:
 
 
 def serving_environment(s3: S3Settings, tracking_uri: str) -> dict[str, str]:
-    """This process's environment, with what MLflow's command needs to find the model and its files."""
+    """Return this process's environment with the variables by which MLflow's command finds the model and its files."""
     assert s3.access_key is not None
     assert s3.secret_key is not None
     keys = s3.access_key.get_secret_value(), s3.secret_key.get_secret_value()
@@ -181,10 +181,10 @@ def started(command: list[Any], port: int, output: Path, **options: Any) -> Iter
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``bin`` of an environment with this one's packages, but without fedbench.
+    """Return ``bin`` of an environment with this one's packages, but without fedbench.
 
-    Folders that a ``.pth`` file names are searched, their own ``.pth`` files are not read: so an editable fedbench is
-    not there.
+    Its ``.pth`` file names this environment's folders. Python does not read ``.pth`` files in these folders, so it does
+    not find an editable fedbench.
     """
     path = tmp_path_factory.mktemp("foreign") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
@@ -198,7 +198,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(undisturbed: FinishedRun, shared_home: Home, foreign: Path, tmp_path_factory: Any) -> Iterator[Server]:
-    """``mlflow models serve`` in that environment, far from the checkout."""
+    """Run ``mlflow models serve`` in that environment, outside the checkout."""
     with EmbeddedServices(Settings(home=shared_home.path), prefect=False) as services:
         environment = serving_environment(services.s3_endpoint(), services.mlflow_tracking_uri)
         environment["PATH"] = os.pathsep.join((str(foreign), os.environ["PATH"]))
@@ -219,7 +219,7 @@ def served(undisturbed: FinishedRun, shared_home: Home, foreign: Path, tmp_path_
 
 @pytest.fixture(scope="module")
 def images(undisturbed: FinishedRun) -> list[tuple[Image.Image, str]]:
-    """A JPEG of the data set, and a PNG of another size and mode; each with its base64."""
+    """Return a JPEG of the data set and a PNG of another size and mode, each with its base64 text."""
     first, second = images_of(undisturbed)[:2]
     grey = Image.open(second).convert("L").resize((150, 61))
     buffer = io.BytesIO()
@@ -230,7 +230,7 @@ def images(undisturbed: FinishedRun) -> list[tuple[Image.Image, str]]:
     ]
 
 
-def test_it_is_served_and_finds_what_the_detector_finds(
+def test_a_served_model_returns_the_detections_of_the_detector(
     served: Server, undisturbed: FinishedRun, images: list[tuple[Image.Image, str]]
 ) -> None:
     rows = [{"image": text} for _, text in images]
@@ -249,7 +249,7 @@ def test_it_is_served_and_finds_what_the_detector_finds(
         ratio = torch.tensor([image.width / spec.width, image.height / spec.height] * 2)
         assert len(given["detections"]) == 20
         for item in given["detections"]:
-            # The server may compute with another number of threads: bits and near ties may differ.
+            # The server may use another number of threads, so last bits and the order of near ties may differ.
             same = torch.tensor([classes[int(label)] == item["class"] for label in found.labels])
             near = ((found.boxes * ratio - torch.tensor(item["box"])).abs() < 0.05).all(dim=1) & same
             assert near.any(), item
@@ -257,7 +257,7 @@ def test_it_is_served_and_finds_what_the_detector_finds(
         assert given["detections"][0]["score"] == pytest.approx(float(found.scores[0]), rel=1e-3)
 
 
-def test_the_default_parameters_keep_confident_detections_alone(
+def test_the_default_parameters_keep_only_confident_detections(
     served: Server, images: list[tuple[Image.Image, str]]
 ) -> None:
     status, answer = served.post({"inputs": [{"image": images[0][1]}]})
@@ -281,7 +281,7 @@ def test_the_default_parameters_keep_confident_detections_alone(
         ),
     ],
 )
-def test_bad_requests_are_told(served: Server, document: Any, message: str) -> None:
+def test_bad_requests_get_an_error_with_the_reason(served: Server, document: Any, message: str) -> None:
     status, answer = served.post(document)
     assert status == 400
     assert message in answer["message"]
@@ -291,7 +291,7 @@ def test_bad_requests_are_told(served: Server, document: Any, message: str) -> N
 
 @pytest.fixture
 def planted(undisturbed: FinishedRun, shared_home: Home, tmp_path: Path) -> Iterator[Path]:
-    """Code in files of the registered model that MLflow would run; the path is there when some of it ran."""
+    """Plant code in files of the registered model that MLflow would run. Yield a path that exists once it has run."""
     marker = tmp_path / "ran"
     found, alias = versions(shared_home, "tiny")
     location = found[alias].source.removeprefix("s3://fedbench/")
@@ -309,7 +309,7 @@ def planted(undisturbed: FinishedRun, shared_home: Home, tmp_path: Path) -> Iter
             objects.put_file(key, file)
 
 
-def test_the_command_serves_it_too_and_runs_no_code_of_the_store(
+def test_fedbench_serve_serves_the_model_and_runs_no_code_of_the_store(
     shared_home: Home, planted: Path, images: list[tuple[Image.Image, str]], tmp_path: Path
 ) -> None:
     request = {"dataframe_records": [{"image": images[0][1]}], "params": {"score_threshold": 0.0}}
@@ -337,7 +337,7 @@ def test_a_model_is_verified_before_mlflow_serves_it(shared_home: Home, tmp_path
     assert (tmp_path / "model" / "MLmodel").is_file()
 
 
-def test_a_planted_model_does_not_pass(shared_home: Home, planted: Path, tmp_path: Path) -> None:
+def test_a_model_with_planted_code_fails_verification(shared_home: Home, planted: Path, tmp_path: Path) -> None:
     bad = shared_home.run("verify", "models:/tiny@best", "--save", tmp_path / "model")
     assert bad.returncode == 2, bad.stdout
     assert "served_model.py: line 1: expected " in bad.stdout
@@ -346,8 +346,8 @@ def test_a_planted_model_does_not_pass(shared_home: Home, planted: Path, tmp_pat
     assert not planted.exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the children of a killed process on Linux alone")
-def test_nothing_is_left_of_a_killed_command(shared_home: Home, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the children of a killed process")
+def test_a_killed_serve_leaves_no_process(shared_home: Home, tmp_path: Path) -> None:
     class Marked(Home):
         mark = "served"
 
@@ -360,7 +360,7 @@ def test_nothing_is_left_of_a_killed_command(shared_home: Home, tmp_path: Path) 
         assert eventually(lambda: not home.processes(), 30), home.processes()
 
 
-def test_nothing_is_served_of_an_unknown_federation_or_at_a_taken_port(shared_home: Home) -> None:
+def test_serve_refuses_an_unknown_federation_and_a_taken_port(shared_home: Home) -> None:
     result = shared_home.run("serve", "nobody", "--port", free_port())
     assert result.returncode == 2, result.stdout
     assert "nobody: no such model: no run of this name in the store" in result.stdout

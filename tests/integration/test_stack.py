@@ -1,4 +1,4 @@
-"""``fedbench up`` for real: one stack that a run uses, that is killed, comes back whole, and ends without a trace."""
+"""``fedbench up``: a real stack that runs use. Its killed servers come back, and ``down`` leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SERVICES = (*SERVERS, "supervisor")
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A home with a run from before, then its stack; another process has MLflow's port."""
+    """Start a stack in a home that already has a run. Another process has MLflow's port."""
     home = Home(tmp_path_factory.mktemp("stack") / "home")
     before = home.run("run", home.spec_file(TINY | {"max_rounds": 1}), "--name", "before", "-q", timeout=PATIENCE)
     assert before.returncode == 0, before.stdout
@@ -51,7 +51,7 @@ def secrets(stack: RunningStack) -> set[str]:
     return {*stack.keys.model_dump().values(), S3Service(stack.home.path).keys().secret_key}
 
 
-def test_it_says_where_everything_is_and_which_port_was_taken(stack: RunningStack) -> None:
+def test_up_prints_the_addresses_and_which_port_was_taken(stack: RunningStack) -> None:
     port = stack.mlflow.rpartition(":")[2]
     assert f"mlflow: port {stack.ports['mlflow']} is taken, {port} is used instead" in stack.output
     for name in ("s3", "prefect"):
@@ -61,7 +61,7 @@ def test_it_says_where_everything_is_and_which_port_was_taken(stack: RunningStac
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
 
 
-def test_credentials_are_on_no_command_line_in_no_log_and_in_private_files(stack: RunningStack) -> None:
+def test_credentials_are_only_in_private_files(stack: RunningStack) -> None:
     processes = stack.home.processes()
     assert len(processes) >= 6  # S3, Prefect, the supervisor; MLflow: launcher, command, uvicorn
     lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes().decode() for process in processes]
@@ -75,7 +75,7 @@ def test_credentials_are_on_no_command_line_in_no_log_and_in_private_files(stack
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
-def test_nothing_is_answered_without_credentials(stack: RunningStack) -> None:
+def test_servers_refuse_requests_without_credentials(stack: RunningStack) -> None:
     for path, body in (("/api/flow_runs/filter", {}), ("/api/2.0/mlflow/experiments/search?max_results=1", None)):
         with pytest.raises(urllib.error.HTTPError) as caught:
             stack.call(path, body, known=False)
@@ -89,17 +89,17 @@ def test_nothing_is_answered_without_credentials(stack: RunningStack) -> None:
     assert found == {name: [] for server in targets for name in (server, f"{server} sockets")}
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(stack.variables["FEDBENCH_S3__ENDPOINT"])
-    assert caught.value.code in (400, 403)  # unsigned
+    assert caught.value.code in (400, 403)  # an unsigned request
 
 
-def test_what_was_run_before_is_there(stack: RunningStack) -> None:
+def test_the_earlier_run_is_in_the_stacks_servers(stack: RunningStack) -> None:
     assert statuses(stack) == {"before": "FINISHED"}
     assert stack.runs_of("before")["before"] == "COMPLETED"
     listed = stack.home.run("list").stdout
     assert any(line.split()[:2] == ["before", "finished"] for line in listed.splitlines())
 
 
-def test_up_again_changes_nothing_even_twice_at_once(stack: RunningStack, tmp_path: Path) -> None:
+def test_up_again_changes_nothing_even_if_two_run_at_once(stack: RunningStack, tmp_path: Path) -> None:
     before = stack.pids()
     both = [stack.home.start("up", "--servers-only", output=tmp_path / f"{number}.txt") for number in (1, 2)]
     assert [process.wait(PATIENCE) for process in both] == [0, 0]
@@ -108,7 +108,7 @@ def test_up_again_changes_nothing_even_twice_at_once(stack: RunningStack, tmp_pa
     assert stack.pids() == before
 
 
-def test_a_run_uses_it_and_leaves_it_running(stack: RunningStack) -> None:
+def test_a_run_uses_the_stack_and_leaves_it_running(stack: RunningStack) -> None:
     before = stack.pids()
     spec = stack.home.spec_file(TINY | {"max_rounds": 1})
     result = stack.home.run("run", spec, "--name", "through", "-q", timeout=PATIENCE)
@@ -120,7 +120,7 @@ def test_a_run_uses_it_and_leaves_it_running(stack: RunningStack) -> None:
     assert stack.runs_of("through")["through · round 1"] == "COMPLETED"
 
 
-def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_path: Path) -> None:
+def test_ui_and_serve_use_the_stacks_servers_too(stack: RunningStack, tmp_path: Path) -> None:
     before = stack.pids()
     pages = tmp_path / "pages.txt"
     with _until_interrupted(stack.home, "ui", "through", "--no-browser", output=pages) as ui:
@@ -151,7 +151,7 @@ def test_pages_and_the_served_model_are_the_stacks_too(stack: RunningStack, tmp_
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
 
 
-def test_commands_in_a_shell_that_sourced_the_file_use_it(stack: RunningStack) -> None:
+def test_commands_in_a_shell_that_sourced_the_file_use_the_stack(stack: RunningStack) -> None:
     beside = Path(sys.executable).parent
     script = f"""
     source {stack.home.path}/stack.env
@@ -185,22 +185,22 @@ def test_logs_are_shown(stack: RunningStack) -> None:
     assert " | " not in only
 
 
-def test_what_was_killed_comes_back_by_itself(stack: RunningStack) -> None:
+def test_killed_servers_come_back_by_themselves(stack: RunningStack) -> None:
     before = stack.pids()
     os.kill(before["mlflow"], signal.SIGKILL)  # its launcher: the server itself is left behind
     for name in ("s3", "prefect"):
         os.kill(before[name], signal.SIGKILL)
     assert eventually(lambda: not set(stack.pids().values()) & set(before.values()), PATIENCE)
     assert eventually(lambda: stack.states() == (0, dict.fromkeys(SERVICES, "up")), PATIENCE)
-    told = [line for line in stack.home.run("logs", "supervisor").stdout.splitlines() if "had died" in line]
+    lines = [line for line in stack.home.run("logs", "supervisor").stdout.splitlines() if "had died" in line]
     names = {"s3": "FEDBENCH_S3__ENDPOINT", "prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
-    assert len(told) == len(SERVERS)
+    assert len(lines) == len(SERVERS)
     for name in SERVERS:
-        assert any(line.endswith(f"{name} had died; it is back at {stack.variables[names[name]]}") for line in told)
+        assert any(line.endswith(f"{name} had died; it is back at {stack.variables[names[name]]}") for line in lines)
     assert statuses(stack) == {"before": "FINISHED", "through": "FINISHED"}
 
 
-def test_without_its_supervisor_one_is_crashed_and_up_brings_back_both(stack: RunningStack) -> None:
+def test_without_the_supervisor_killed_servers_stay_crashed_until_the_next_up(stack: RunningStack) -> None:
     before, addresses = stack.pids(), stack.variables
     for pid in (stack.pid("supervisor"), before["prefect"]):
         os.kill(pid, signal.SIGKILL)
@@ -222,7 +222,7 @@ def test_without_its_supervisor_one_is_crashed_and_up_brings_back_both(stack: Ru
     assert store.exists(stack.home.layout("through").marker(1))
 
 
-def test_a_run_goes_on_when_the_stack_is_ended_and_nothing_is_left(stack: RunningStack, tmp_path: Path) -> None:
+def test_a_run_goes_on_when_the_stack_is_ended_and_no_process_is_left(stack: RunningStack, tmp_path: Path) -> None:
     output = tmp_path / "run.txt"
     run = stack.home.start("run", stack.home.spec_file(TINY | {"max_rounds": 2}), "--name", "alone", output=output)
     try:
@@ -248,7 +248,7 @@ def test_a_run_goes_on_when_the_stack_is_ended_and_nothing_is_left(stack: Runnin
 
 @contextlib.contextmanager
 def _until_interrupted(home: Home, *arguments: object, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in the background; Ctrl-C ends it well."""
+    """Run the command in the background during the block. Then end it with Ctrl-C, and check that it exits with 0."""
     process = home.start(*arguments, output=output)
     try:
         yield process

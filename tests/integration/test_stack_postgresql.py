@@ -1,4 +1,4 @@
-"""``fedbench up`` over Debian's PostgreSQL: Prefect's and MLflow's databases by URL."""
+"""``fedbench up`` over Debian's PostgreSQL: the settings name Prefect's and MLflow's databases by URL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSWORD = "not-on-a-command-line"
 
 @dataclass(frozen=True)
 class Database:
-    """A PostgreSQL server of the tests' own, with the empty databases ``prefect`` and ``mlflow`` of user ``bench``."""
+    """A PostgreSQL server for these tests, with empty databases ``prefect`` and ``mlflow`` of the user ``bench``."""
 
     binaries: Path
     folder: Path
@@ -46,7 +46,7 @@ class Database:
         ).stdout
 
     def ask(self, database: str, query: str) -> str:
-        """The one value that ``query`` gives."""
+        """Return the single value that ``query`` selects."""
         arguments = ("-h", self.folder, "-p", self.port, "-U", "keeper", "-d", database, "-Atc", query)
         return self.command("psql", *arguments).strip()
 
@@ -55,7 +55,7 @@ class Database:
 
 
 def _binaries() -> Path | None:
-    """Folder of PostgreSQL's programs; Debian keeps most of them off PATH."""
+    """Return the folder of PostgreSQL's programs. Debian keeps most of them off PATH."""
     if (pg_ctl := shutil.which("pg_ctl")) is not None:
         return Path(pg_ctl).resolve().parent
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
@@ -68,12 +68,12 @@ def database() -> Iterator[Database]:
     if binaries is None:
         pytest.skip("PostgreSQL's server (pg_ctl) is not installed")
     account = None
-    if os.geteuid() == 0:  # the server does not run as root
+    if os.geteuid() == 0:  # the server refuses to run as root
         try:
             account = pwd.getpwnam("postgres").pw_name
         except KeyError:
             pytest.skip("PostgreSQL's server does not run as root, and there is no user postgres")
-    folder = Path(tempfile.mkdtemp(prefix="fedbench-postgresql-"))  # pytest's own are closed to other users
+    folder = Path(tempfile.mkdtemp(prefix="fedbench-postgresql-"))  # other users cannot enter pytest's folders
     if account is not None:
         shutil.chown(folder, account)
     (port,) = free_ports(1)
@@ -96,7 +96,7 @@ def database() -> Iterator[Database]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_server_is_looked_at_before_anything_starts(database: Database) -> None:
+def test_an_unusable_database_is_refused_with_the_reason(database: Database) -> None:
     check_postgresql(database.url("postgresql+asyncpg", "prefect"), "prefect_database_url", trigrams=True)
     for name, password, reason in (
         ("prefect", "wrong", "password authentication failed"),

@@ -1,4 +1,4 @@
-"""The suite ``smoke``, and a cell that fails: killed and gone on with, its report, its runs in MLflow."""
+"""The suite ``smoke`` with a cell that fails: it is killed and resumed. Its report, and its runs in MLflow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
-# A loss that is not finite drops every client, so that the round fails.
+# Every client is dropped because its loss is not finite, so the round fails.
 DIVERGES = {
     **TINY,
     "participation": {"clients": ["4", "5"]},
@@ -36,10 +36,10 @@ LAYOUT = SuiteLayout("federations", "first")
 
 @dataclass(frozen=True)
 class Finished:
-    """A suite run that was killed once, and what the command said when it had gone on."""
+    """A suite run that was killed once, and the output of the command that resumed and finished it."""
 
     home: Home
-    said: str
+    output: str
     code: int
     done_before: dict[str, CellRecord]
     path: Path
@@ -80,11 +80,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(home, done.stdout, done.returncode, before, path)
 
 
-def test_a_killed_suite_goes_on_where_it_was(finished: Finished) -> None:
+def test_a_killed_suite_resumes_where_it_stopped(finished: Finished) -> None:
     records = finished.records()
     assert set(records) == CELLS | {"diverges.s1"}
     for name, record in finished.done_before.items():
-        assert records[name] == record  # not run again
+        assert records[name] == record  # it was not run again
     assert all(records[name].state == "done" for name in CELLS)
     assert_no_process_left(finished.home)
 
@@ -94,8 +94,8 @@ def test_a_failed_cell_does_not_stop_the_others(finished: Finished) -> None:
     assert record.state == "failed"
     assert "loss is" in (record.reason or "")
     assert finished.code == 1
-    assert "failed: cell diverges.s1 failed: " in finished.said
-    assert "7 of 7 cells" in finished.said
+    assert "failed: cell diverges.s1 failed: " in finished.output
+    assert "7 of 7 cells" in finished.output
 
 
 def test_the_result_has_every_run_with_its_rounds(finished: Finished) -> None:
@@ -144,7 +144,7 @@ def test_mlflow_has_a_parent_with_the_federations_below_it(finished: Finished) -
     assert parent.info.status == "FAILED"  # one cell has no result
 
 
-def test_what_the_store_has_is_shown_without_running(finished: Finished, tmp_path: Path) -> None:
+def test_show_list_and_report_read_the_store_and_run_nothing(finished: Finished, tmp_path: Path) -> None:
     shown = finished.home.run("suite", "show", "first")
     assert shown.returncode == 0, shown.stdout
     assert "laptop" in shown.stdout
@@ -163,7 +163,7 @@ def test_what_the_store_has_is_shown_without_running(finished: Finished, tmp_pat
 def test_a_result_that_is_worse_than_the_accepted_one_fails(finished: Finished) -> None:
     home, again = finished.home, ("suite", "run", finished.path, "--name", "first")
     assert home.run("accept", "first", "--incomplete", "--note", "as it is").returncode == 0
-    # What was accepted is made better than it was: now the same figures are worse.
+    # Improve the accepted figures, so that the same result is now worse.
     key = ReferenceLayout("federations", "smoke").accepted
     accepted = AcceptedResult.model_validate(home.document(key))
     better = accepted.result.model_dump(mode="json")

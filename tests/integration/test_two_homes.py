@@ -1,4 +1,4 @@
-"""Two homes, one store, no common Prefect: what the one runs, the other neither runs nor removes."""
+"""Homes that share a store but no Prefect server: none runs or removes a federation that another is running."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.integration
 
 NAME = "of-two-homes"
-ROUNDS = 500  # it is interrupted long before
+ROUNDS = 500  # the run is interrupted long before
 
 
 class Guest(Home):
-    """A home whose store is that of ``host``, while a run there serves it; all else is its own."""
+    """A home that uses the store of the home ``host`` while a run there serves it. All else is its own."""
 
     host: Path
 
@@ -38,7 +38,7 @@ class Guest(Home):
 
 @pytest.fixture
 def homes(tmp_path: Path) -> Iterator[tuple[Home, list[Guest]]]:
-    """One that has the store, and two others: commands of one home would find each other's lock."""
+    """Return the home with the store, and two guests. Two commands of one home would find each other's lock."""
     host, guests = Home(tmp_path / "host"), [Guest(tmp_path / name) for name in ("guest", "visitor")]
     for guest in guests:
         guest.host = host.path
@@ -47,14 +47,16 @@ def homes(tmp_path: Path) -> Iterator[tuple[Home, list[Guest]]]:
         home.remove_weights()
 
 
-def test_what_one_home_runs_others_neither_run_nor_remove(homes: tuple[Home, list[Guest]], tmp_path: Path) -> None:
+def test_a_home_neither_runs_nor_removes_a_federation_that_another_runs(
+    homes: tuple[Home, list[Guest]], tmp_path: Path
+) -> None:
     host, guests = homes
     spec, output = host.spec_file(tiny(max_rounds=ROUNDS)), tmp_path / "output.txt"
     running = host.start("run", spec, "--name", NAME, "--slots", 1, output=output)
     try:
         assert eventually(lambda: len(host.layout(NAME).committed_rounds(host.keys(NAME))) > 0, 200), output.read_text()
         asked = (("remove", NAME, "--yes"), ("run", str(spec), "--name", NAME, "--slots", "1"))
-        with ThreadPoolExecutor() as threads:  # each waits until the host renews
+        with ThreadPoolExecutor() as threads:  # each command waits until the host renews its lease
             both = list(threads.map(lambda guest, command: guest.run(*command), guests, asked))
         for refused in both:
             assert refused.returncode == 2, refused.stdout
@@ -67,7 +69,7 @@ def test_what_one_home_runs_others_neither_run_nor_remove(homes: tuple[Home, lis
         running.send_signal(signal.SIGINT)
         running.wait(60)
     assert "the store honours conditional writes: no" in (host.path / "runs" / NAME / "run.log").read_text()
-    removed = host.run("remove", NAME, "--yes")  # it has given its lease back
+    removed = host.run("remove", NAME, "--yes")  # the run has released its lease
     assert removed.returncode == 0, removed.stdout
     assert host.keys(NAME) == []
     assert_no_process_left(host)

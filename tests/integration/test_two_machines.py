@@ -1,7 +1,7 @@
-"""Two machines, no common path: servers, coordinator and one silo in the one, another silo in the other.
+"""Two machines without a common path: one has the servers, the coordinator and a silo, the other has another silo.
 
-Each silo has its own home, its own half of the devices, and a worker that serves a pool of its own. The weights are
-those of the same federation on one machine that has all devices.
+Each silo has its own home, its own part of the devices, and a worker for its own pool. The weights must be those of
+the same federation on one machine with all devices.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SPEC: dict[str, Any] = {
     "data": {"kind": "voc-folders", "name": "cameras", "classes": list(CLASSES), "clients": {"kind": "folders"}},
     "detector": {"kind": "yolov3-tiny", "width": 64, "height": 64},
     "training": {"batch_size": 4},
-    "evaluation": {"batch_size": 2},  # several parts, so that both silos evaluate
-    # The load of a machine that runs other tests beside must not keep anybody out.
+    "evaluation": {"batch_size": 2},  # this makes several parts, so that both silos evaluate
+    # The load of other tests on this machine must not exclude a client.
     "participation": {
         "clients": [device for half in DEVICES for device in half], "turn_retries": 5,
         "check_load": True, "max_load": 1000.0,
@@ -56,7 +56,7 @@ def spec_file(folder: Path, stem: str, document: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole data set: a folder for each device."""
+    """Make the whole data set, with a folder for each device. Return its folder."""
     folder = tmp_path_factory.mktemp("cameras")
     fields = [part for field in DRAWN for part in ("-s", field)]
     made = Home(folder / "home").run("data", "make", folder / "all", "--form", "voc", *fields)
@@ -66,7 +66,7 @@ def cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Silos:
-    """Both machines with what runs in them; ``server`` is the home of servers and coordinator, on the first."""
+    """Both machines and their processes. ``server`` is the home of servers and coordinator, on the first machine."""
 
     machines: tuple[Machine, Machine]
     server: Home
@@ -80,7 +80,7 @@ class Silos:
     def federate(self, name: str, document: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         return self.fedbench("run", spec_file(self.machines[0].folder, name, document), "--name", name)
 
-    def told(self) -> str:
+    def log_ends(self) -> str:
         return "\n".join(f"{log}:\n{log.read_text(errors='replace')[-3000:]}" for log in self.logs)
 
 
@@ -104,13 +104,13 @@ def silos(cameras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         up = silos.fedbench("up", "--servers-only")
         assert up.returncode == 0, up.stdout
         assert f"listening at {machines[0].address}, not on loopback alone" in up.stdout
-        silos.environment = _told_to_silos(server.path / "stack.env")
+        silos.environment = _variables_for_silos(server.path / "stack.env")
         made = silos.fedbench("deploy")
         assert made.returncode == 0, made.stdout
         for machine, pool in zip(machines, POOLS, strict=True):
             silos.logs.append(_start_worker(machine, pool, silos.environment))
         for log in silos.logs:
-            assert eventually(lambda log=log: "started!" in log.read_text(), PATIENCE), silos.told()  # type: ignore[misc]
+            assert eventually(lambda log=log: "started!" in log.read_text(), PATIENCE), silos.log_ends()  # type: ignore[misc]
         try:
             yield silos
         finally:
@@ -122,8 +122,8 @@ def silos(cameras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
                     shutil.rmtree(cache, ignore_errors=True)
 
 
-def _told_to_silos(path: Path) -> dict[str, str]:
-    """Of the stack's environment file, what a silo is given: where Prefect and the store are, and credentials."""
+def _variables_for_silos(path: Path) -> dict[str, str]:
+    """Return the variables that a silo needs from the stack's file: addresses and credentials of Prefect and store."""
     script = f'. "{path}"; exec "{sys.executable}" -c "import json, os; print(json.dumps(dict(os.environ)))"'
     found = json.loads(subprocess.check_output(["sh", "-c", script], text=True, env={}))
     return {name: found[name] for name in found if name.startswith(("FEDBENCH_S3__", "PREFECT_API_"))}
@@ -148,7 +148,7 @@ def _start_worker(machine: Machine, pool: str, environment: dict[str, str]) -> P
 
 @pytest.fixture(scope="module")
 def on_one(silos: Silos, cameras: Path) -> list[RoundRecord]:
-    """The same federation on the first machine alone, as if it had all devices, in slots of its own."""
+    """Run the same federation on the first machine alone, with all devices and its own slots. Return its records."""
     machine = replace(silos.machines[0], hidden=())
     settings = machine.folder / "alone.yaml"
     settings.write_text(yaml.safe_dump({"home": str(silos.server.path), "data_roots": {"cameras": str(cameras)}}))
@@ -162,11 +162,11 @@ def on_one(silos: Silos, cameras: Path) -> list[RoundRecord]:
 @pytest.fixture(scope="module")
 def on_two(silos: Silos) -> list[RoundRecord]:
     result = silos.federate("two", SPEC)
-    assert result.returncode == 0, result.stdout + silos.told()
+    assert result.returncode == 0, result.stdout + silos.log_ends()
     return assert_consistent(silos.server, "two", rounds=ROUNDS)
 
 
-def test_neither_machine_sees_the_others_files_or_has_its_devices(silos: Silos, cameras: Path) -> None:
+def test_neither_machine_has_the_others_files_or_devices(silos: Silos, cameras: Path) -> None:
     for machine, other, devices in zip(silos.machines, reversed(silos.machines), DEVICES, strict=True):
         assert machine.run("ls", machine.folder / "images").stdout.split() == list(devices)
         for folder in (other.folder, cameras.parent):
@@ -182,7 +182,7 @@ def test_each_silo_trains_its_own_devices(silos: Silos, on_two: list[RoundRecord
     assert silos.server.stored_spec("two").data.digest is None  # type: ignore[union-attr]
 
 
-def test_the_load_is_asked_of_each_silo(on_two: list[RoundRecord]) -> None:
+def test_each_silo_reports_its_load(on_two: list[RoundRecord]) -> None:
     for record in on_two[1:]:
         assert record.plan is not None
         (draw,) = record.plan.draws
@@ -196,17 +196,17 @@ def test_the_other_machine_only_connects_outwards(silos: Silos, on_two: list[Rou
     assert silos.machines[1].listening() == []
 
 
-def test_the_same_weights_as_on_one_machine(on_one: list[RoundRecord], on_two: list[RoundRecord]) -> None:
+def test_the_weights_are_the_same_as_on_one_machine(on_one: list[RoundRecord], on_two: list[RoundRecord]) -> None:
     assert digests(on_two) == digests(on_one)
     for one, two in zip(on_one, on_two, strict=True):
         assert [info.client for info in two.clients] == SPEC["participation"]["clients"]
         assert [update.train_loss for update in two.updates] == [update.train_loss for update in one.updates]
-        ((first,), (second,)) = (one.evaluations, two.evaluations)  # one test set, that both silos have
+        ((first,), (second,)) = (one.evaluations, two.evaluations)  # both silos have the same test set
         different = {"seconds"}
         assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
 
 
-def test_a_federation_that_would_not_check_the_load_is_refused(silos: Silos) -> None:
+def test_a_federation_without_a_load_check_is_refused(silos: Silos) -> None:
     participation = {**SPEC["participation"], "check_load": False}
     result = silos.federate("unchecked", {**SPEC, "participation": participation})
     assert result.returncode == 2
@@ -215,14 +215,14 @@ def test_a_federation_that_would_not_check_the_load_is_refused(silos: Silos) -> 
 
 
 @pytest.mark.slow
-def test_a_client_whose_images_are_not_there_is_left_out_and_named(silos: Silos, on_two: list[RoundRecord]) -> None:
+def test_a_client_without_its_images_is_left_out_and_named(silos: Silos, on_two: list[RoundRecord]) -> None:
     images = silos.machines[1].folder / "images"
     (images / "4").rename(images.with_name("away"))
     try:
         result = silos.federate("less", {**SPEC, "max_rounds": 1})
     finally:
         images.with_name("away").rename(images / "4")
-    assert result.returncode == 0, result.stdout + silos.told()
+    assert result.returncode == 0, result.stdout + silos.log_ends()
     record = silos.server.records("less")[-1]
     assert [info.client for info in record.clients] == ["1", "2", "3", "5"]
     (failure,) = record.dropped

@@ -1,4 +1,4 @@
-"""The GPU worker over a real Prefect server, started by Prefect's own command: runs, slots, kills, cancellation."""
+"""The GPU worker on a real Prefect server, started by Prefect's command: runs, slots, kills, cancellation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLOWS = ("look", "hold", "linger", "vanish")
 
 @pytest.fixture(scope="module")
 def flows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, UUID]]:
-    """A server with a pool, ``slots``, and a deployment of each flow on it."""
+    """Start a server with the pool ``slots`` and a deployment of each flow on it. Yield the deployments' ids."""
     with prefect_server(tmp_path_factory.mktemp("server")):
         make_pool("slots", GpuWorker.type, GpuWorker.get_default_base_job_template())
         yield {name: deploy(f"worker_flows.py:{name}", Path(__file__).parent, "slots") for name in FLOWS}
@@ -47,7 +47,7 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def worker(flows: dict[str, UUID], port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A worker of one CPU slot with a health check."""
+    """Start a worker with one CPU slot and a health check."""
     server = {"PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1"}
     made = Worker(tmp_path_factory.mktemp("worker"), "slots", "--with-healthcheck", FEDBENCH_SLOTS="1", **server)
     try:
@@ -89,7 +89,7 @@ def test_a_run_sees_its_slot_and_its_logs_arrive(flows: dict[str, UUID], worker:
     assert eventually(lambda: "looking around in slot cpu-1" in logs_of(run))
 
 
-def test_it_says_that_it_is_healthy(worker: Worker, port: int) -> None:
+def test_the_worker_reports_that_it_is_healthy(worker: Worker, port: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/health")
     assert connection.getresponse().status == 200
@@ -114,11 +114,11 @@ def test_a_killed_run_is_crashed_and_frees_its_slot(
     began = time.monotonic()
     os.kill(child, number)
     crashed = ended(run, 30)
-    assert time.monotonic() - began < 15  # an API that answers takes a fraction of a second
+    assert time.monotonic() - began < 15  # it takes a fraction of a second while the API answers
     assert crashed.state_name == "Crashed"
     assert f"-{int(number)}" in message_of(crashed)
     assert number != signal.SIGKILL or "SIGKILL" in message_of(crashed)
-    assert eventually(lambda: not alive(helper))  # what the run had started does not keep the slot
+    assert eventually(lambda: not alive(helper))  # a process that the run started must not keep the slot
     hook = marker.with_suffix(".crashed")
     assert eventually(hook.exists)
     assert f"-{int(number)}" in hook.read_text()
@@ -155,7 +155,7 @@ def test_a_running_run_is_cancelled(flows: dict[str, UUID], worker: Worker, tmp_
     ],
     ids=["threads", "GPU", "GPU memory", "command"],
 )
-def test_a_run_that_asks_for_too_much_is_refused(
+def test_a_run_that_requests_too_much_is_refused(
     flows: dict[str, UUID], worker: Worker, tmp_path: Path, asked: dict[str, object], words: tuple[str, ...]
 ) -> None:
     marker = tmp_path / "never"
@@ -165,7 +165,9 @@ def test_a_run_that_asks_for_too_much_is_refused(
     assert not marker.exists()
 
 
-def test_a_run_that_reports_no_end_is_crashed(flows: dict[str, UUID], worker: Worker, tmp_path: Path) -> None:
+def test_a_run_that_ends_without_a_final_state_is_crashed(
+    flows: dict[str, UUID], worker: Worker, tmp_path: Path
+) -> None:
     crashed = ended(submit(flows["vanish"], {"marker": str(tmp_path / "none")}))
     assert crashed.state_name == "Crashed"
     assert "reported no final state" in message_of(crashed)
@@ -197,7 +199,7 @@ def test_the_warm_process_is_started_again(flows: dict[str, UUID], worker: Worke
     assert [process.pid for process in psutil.Process(worker.process.pid).children()] != [server.pid]
 
 
-def test_a_killed_worker_takes_its_runs_along_and_the_next_one_closes_them(
+def test_runs_die_with_a_killed_worker_and_the_next_worker_closes_them(
     flows: dict[str, UUID], worker: Worker, tmp_path: Path
 ) -> None:
     marker = tmp_path / "numbers"
@@ -218,7 +220,7 @@ def test_a_killed_worker_takes_its_runs_along_and_the_next_one_closes_them(
         successor.kill()
 
 
-def test_a_stopped_worker_finishes_what_runs_and_takes_no_more(flows: dict[str, UUID], tmp_path: Path) -> None:
+def test_a_stopped_worker_finishes_its_runs_and_accepts_no_more(flows: dict[str, UUID], tmp_path: Path) -> None:
     worker = Worker(tmp_path / "home", "slots", FEDBENCH_SLOTS="2", FEDBENCH_WORKER__DRAIN_SECONDS="6").await_ready()
     try:
         short, long = tmp_path / "short", tmp_path / "long"

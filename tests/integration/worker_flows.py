@@ -1,4 +1,4 @@
-"""Flows that a worker's runs execute, in a folder of their own: they import nothing of fedbench."""
+"""Flows for a worker's runs. They are copied to another folder and import nothing of fedbench."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mark_crashed(flow: Any, flow_run: Any, state: Any) -> None:
 
 @flow
 async def look(marker: str) -> None:
-    """Write what this run sees of its slot."""
+    """Write the slot, devices, threads and variables that this run sees."""
     import torch
 
     get_run_logger().info("looking around in slot %s", os.environ["FEDBENCH_SLOT"])
@@ -41,7 +41,7 @@ async def look(marker: str) -> None:
 
 @flow
 async def hold(marker: str, seconds: float) -> None:
-    """Write when this run began and when it ended, on the machine's monotonic clock."""
+    """Write when this run began and ended, by the machine's monotonic clock."""
     began = time.monotonic()
     Path(marker).write_text("began")
     await asyncio.sleep(seconds)
@@ -50,7 +50,7 @@ async def hold(marker: str, seconds: float) -> None:
 
 @flow(on_cancellation=[mark_cancelled], on_crashed=[mark_crashed])
 def linger(marker: str) -> None:
-    """Leave the numbers of this process and of one that it started, and stay."""
+    """Write the ids of this process and of one that it started, and keep running."""
     helper = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
     temporary = Path(marker).with_suffix(".tmp")
     temporary.write_text(json.dumps([os.getpid(), helper.pid]))
@@ -60,5 +60,5 @@ def linger(marker: str) -> None:
 
 @flow
 async def vanish(marker: str) -> None:
-    """End the process as if all were well, before anything is reported."""
+    """End the process with status 0 before it has reported a final state."""
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A real Prefect server, real workers on it, and their runs, for the tests and the benchmark of the worker."""
+"""A real Prefect server, its workers and their runs, for the tests and the benchmark of the worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TYPE = "fedbench-gpu"
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """A server, and this process's Prefect client turned to it."""
+    """Start a server, and direct this process's Prefect client to it."""
     service = PrefectService(home)
     home.mkdir(parents=True, exist_ok=True)
     copy_databases(home)
@@ -44,7 +44,7 @@ def prefect_server(home: Path) -> Iterator[str]:
 
 
 def client_variables() -> dict[str, str]:
-    """Variables with which a process has this context's Prefect server, with its credentials."""
+    """Return variables that name this context's Prefect server and its credentials for another process."""
     auth = PREFECT_API_AUTH_STRING.value()
     named = {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
     return named if auth is None else {**named, "PREFECT_API_AUTH_STRING": auth}
@@ -70,7 +70,7 @@ class Worker:
             **variables,
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, *arguments]
-        # The launcher gives it the signal handlers that a terminal would, and ends it with this process.
+        # The launcher sets the signal handlers that a terminal would set, and ends the worker with this process.
         launcher = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -81,7 +81,7 @@ class Worker:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """Its descendants: the warm process and what was forked from it."""
+        """Return the worker's descendants: the warm process and the processes forked from it."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def await_ready(self) -> Worker:
@@ -113,7 +113,7 @@ def make_pool(name: str, kind: str, template: dict[str, Any]) -> None:
 
 
 def deploy(entrypoint: str, folder: Path, pool: str) -> UUID:
-    """A deployment of ``file.py:flow`` in ``folder`` on ``pool``."""
+    """Deploy ``entrypoint`` (``file.py:flow``), in ``folder``, on ``pool``. Return the deployment's id."""
 
     async def make() -> UUID:
         flow: Flow[..., Any] = await Flow.afrom_source(str(folder), entrypoint)
@@ -125,7 +125,7 @@ def deploy(entrypoint: str, folder: Path, pool: str) -> UUID:
 
 
 def submit(deployment: UUID, parameters: dict[str, Any], **variables: Any) -> UUID:
-    """A run of it, due now. ``variables`` are job variables."""
+    """Create a run of the deployment, due now. Return its id. ``variables`` are job variables."""
 
     async def make() -> UUID:
         async with get_client() as client:
@@ -146,7 +146,7 @@ def read(run: UUID) -> FlowRun:
 
 
 def ended(run: UUID, seconds: float = 120.0) -> FlowRun:
-    """The run, when its state is final."""
+    """Wait until the run's state is final. Return the run."""
     found: list[FlowRun] = []
 
     def final() -> bool:
