@@ -1,4 +1,4 @@
-"""The command: draws faults, carries them out, notes and prints the results."""
+"""The command: draw faults, carry them out, store and print the results."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .results import append_result, markdown_table, read_results
 from .runs import FaultyRun, Result
 from .warm import ROOT, Warm, unmount_left
 
-MOST_ATTEMPTS = 8  # to draw a fault that meets something
+MOST_ATTEMPTS = 8  # draws of a fault until one hits something
 
 
 class Job:
-    """Carries out one fault after the other, in a home of its own and in one with a stack."""
+    """A thread's work: carry out one fault after the other, in a home without a stack or in one with a stack."""
 
     def __init__(self, number: int, warm: Warm, folder: Path, scratch: Path) -> None:
         self.warm, self.folder = warm, folder
@@ -34,7 +34,7 @@ class Job:
         self.stopping = False
 
     def do(self, seed: int, number: int) -> tuple[Fault, Result] | None:
-        """Fault ``number``, drawn again while it meets nothing; None when it was interrupted."""
+        """Carry out fault ``number``; draw it again while it hits nothing. Return None if it was interrupted."""
         for attempt in range(MOST_ATTEMPTS):
             name = f"fault-{number}-{attempt}"
             output = self.folder / "outputs" / f"{name}.txt"
@@ -67,7 +67,7 @@ class Job:
             place.remove()
 
     def interrupt(self) -> None:
-        """Kill what runs, so that the fault that is under way ends."""
+        """Kill the processes of both homes, so that the current fault ends."""
         self.stopping = True
         for place in (self.own, self.stack):
             place.kill_all()
@@ -83,7 +83,7 @@ class Job:
         return self.stack
 
     def _keep(self, place: Place, name: str) -> None:
-        """What a failure leaves: logs, and the run's objects."""
+        """Keep the logs and the run's objects of a failed fault."""
         kept = self.folder / "failures" / name
         shutil.rmtree(kept, ignore_errors=True)
         federation = place.bucket / "federations" / name
@@ -93,7 +93,7 @@ class Job:
 
 
 def report(seed: int, fault: Fault, result: Result) -> str:
-    """A line for a fault; for one that failed, all that is needed to do it again."""
+    """Return a line for a fault. If it failed, the line has all that is needed to repeat it."""
     line = f"{fault.number:4d}  {result.outcome:8} {result.seconds:5.0f} s  {fault}"
     if result.outcome == "failed":
         line += f"\n      {result.did}\n      statuses {result.statuses}: {result.reason}"
@@ -102,7 +102,7 @@ def report(seed: int, fault: Fault, result: Result) -> str:
 
 
 def carry_out(options: argparse.Namespace, folder: Path, scratch: Path) -> bool:
-    """All that are not done yet, on ``options.jobs`` threads. Returns whether none failed."""
+    """Carry out all remaining faults on ``options.jobs`` threads. Return whether none failed."""
     results = folder / "results.jsonl"
     done = {} if options.only else read_results(results, options.seed)
     numbers = options.only or [number for number in range(options.faults) if number not in done]
@@ -144,7 +144,7 @@ def carry_out(options: argparse.Namespace, folder: Path, scratch: Path) -> bool:
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", flush=True)
+        print("stopped; run the same command to continue", flush=True)
         for job in jobs:
             job.interrupt()
         for thread in threads:
@@ -155,13 +155,17 @@ def carry_out(options: argparse.Namespace, folder: Path, scratch: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=100, metavar="N", help="how many [100]")
-    parser.add_argument("--seed", type=int, default=1, help="draws them [1]")
-    parser.add_argument("--only", type=int, action="append", metavar="K", help="fault K alone, again; may be repeated")
-    parser.add_argument("--jobs", type=int, default=2, help="at a time [2]")
-    parser.add_argument("--minutes", type=float, default=60.0, help="after which no further fault is begun [60]")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".faults", help="of results and outputs [.faults]")
-    parser.add_argument("--table", action="store_true", help="print the results as a table and end")
+    parser.add_argument("--faults", type=int, default=100, metavar="N", help="how many faults [100]")
+    parser.add_argument("--seed", type=int, default=1, help="seed that draws them [1]")
+    parser.add_argument(
+        "--only", type=int, action="append", metavar="K", help="repeat only fault K; may be given several times"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time [2]")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start no further fault after this time [60]")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".faults", help="folder for results and outputs [.faults]"
+    )
+    parser.add_argument("--table", action="store_true", help="only print the results so far as a table")
     options = parser.parse_args()
     folder = options.folder.absolute()
     if options.table:

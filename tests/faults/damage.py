@@ -1,4 +1,4 @@
-"""What disks do to files at rest: flipped bits, torn halves, and what was never synced."""
+"""Damage that disks do to stored files: flipped bits, files cut in half, and lost files that were never synced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 
 
 def flip_bit(path: Path, rng: Random) -> int:
-    """Flip one bit of a file in place. Returns the position of its byte."""
+    """Flip one bit of a file in place. Return the position of its byte."""
     path.chmod(path.stat().st_mode | 0o200)
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -24,7 +24,7 @@ def flip_bit(path: Path, rng: Random) -> int:
 
 
 def tear(path: Path) -> int:
-    """Cut a file in half in place. Returns the bytes that are left."""
+    """Cut a file in half in place. Return how many bytes are left."""
     size = path.stat().st_size // 2
     os.truncate(path, size)
     return size
@@ -32,10 +32,10 @@ def tear(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Lasting:
-    """What is on the disk for good at some time: inodes with the time of their last write, folders with their entries.
+    """The contents and folder entries that a power loss at some time would keep.
 
-    contents: (inode, time of its last change) of files that were synced after it.
-    entries: (folder, name, inode) that were in a folder when it was synced.
+    contents: (inode, time of its last change) of each file that was synced after this change.
+    entries: (folder, name, inode) of each entry that was in its folder when the folder was synced.
     """
 
     contents: frozenset[tuple[int, int]]
@@ -43,7 +43,7 @@ class Lasting:
 
 
 def all_lasting(root: Path) -> Lasting:
-    """All below ``root`` as it is now, as after a sync of the whole disk."""
+    """Return everything that is below ``root`` now, as after a sync of the whole disk."""
     contents, entries = set(), {(str(root.parent), root.name, root.stat().st_ino)}
     for path in root.rglob("*"):
         status = path.stat()
@@ -53,7 +53,7 @@ def all_lasting(root: Path) -> Lasting:
 
 
 def synced_since(log: Path, before: Lasting) -> Lasting:
-    """``before`` and the syncs that the hook has noted in ``log`` (:mod:`sitecustomize`)."""
+    """Return ``before`` with the syncs that the hook has written to ``log`` (:mod:`sitecustomize`)."""
     contents, entries = set(before.contents), set(before.entries)
     for text in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         line = json.loads(text)
@@ -63,9 +63,9 @@ def synced_since(log: Path, before: Lasting) -> Lasting:
 
 
 def drop_unsynced(root: Path, lasting: Lasting) -> Sequence[str]:
-    """Remove each file below ``root`` whose content, name or folder was not synced after it came. Returns them.
+    """Remove each file below ``root`` whose content, name or folder was not synced after its last change. Return them.
 
-    A folder's name counts as a file's does: one that was made and whose own folder was not synced goes with all in it.
+    Folders have names too: a new folder whose parent was not synced is removed with everything in it.
     """
     dropped: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Faults, drawn by seed: what happens, when, and where the turns of the run are."""
+"""Faults, drawn by seed: what happens, when, and whether the run's turns are in local slots or in a work pool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPEC: dict[str, Any] = {
 }
 
 PLACES = ("local", "pools")
-# Kind: how often it is drawn, beside the others.
+# Each kind with its relative frequency.
 KINDS = {
     "kill": 5,
     "power": 2,
@@ -39,24 +39,24 @@ KINDS = {
     "torn": 3,
     "full-disk": 3,
 }
-# Made by a proxy; and full disks, where no file system can be mounted.
+# Kinds that a proxy makes. It makes full disks too, if no file system can be mounted.
 PROXIED = ("503", "reset", "lost-answer", "short-answer", "short-upload", "cut-upload", "flipped-answer")
 VICTIMS = {
     "local": ("coordinator", "slot", "store", "prefect"),
     "pools": ("coordinator", "slot", "worker", "store", "prefect", "mlflow", "supervisor"),
 }
-# Objects that are flipped or torn at rest, of the newest round that has one.
+# Kinds of stored objects that are flipped or torn. Of each kind, the newest round's object is hit.
 OBJECTS = ("plan", "round", "global", "update", "record", "best", "lease", "spec")
 CACHES = ("weights", "data")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. Of ``victim``, ``objects``, ``plan``, ``hold`` it has what its kind needs.
+    """A fault. ``victim``, ``objects``, ``plan`` and ``hold`` are set only if its kind needs them.
 
-    objects: kinds of objects, or caches, in the order in which they are looked for; the first that is there is hit.
-    stops: the coordinator is killed first, so that the damage is found by a resumed run.
-    plan: of a proxy, as :class:`Plan` has it. hold: seconds that a disk stays full; spare: bytes that are left on it.
+    objects: kinds of objects, or caches, in the order in which they are searched for. The first that exists is hit.
+    stops: the coordinator is killed first, so that the resumed run finds the damage.
+    plan: fields of the proxy's :class:`Plan`. hold: seconds for which the disk stays full; spare: bytes left on it.
     """
 
     number: int
@@ -91,11 +91,11 @@ class Fault:
 
 
 def draw(seed: int, number: int, attempt: int, requests: Sequence[tuple[str, str]] = ()) -> Fault:
-    """Fault ``number`` of ``seed``; one that met nothing is drawn again by its next ``attempt``.
+    """Return fault ``number`` of ``seed``. A fault that hit nothing is drawn again with the next ``attempt``.
 
-    Kind and place stay: all kinds come before any comes again as often, and both places alternate.
+    The kind and place of a fault are the same in all attempts; see :func:`kind_and_place`.
 
-    requests: those that an undisturbed run makes at its place, by method and kind; none for a fault that hits none.
+    requests: method and kind of each request of an undisturbed run at this place. Empty for a fault that hits none.
     """
     kind, place = kind_and_place(seed, number)
     rng = Random(f"{seed}/{number}/{attempt}")
@@ -108,7 +108,7 @@ def draw(seed: int, number: int, attempt: int, requests: Sequence[tuple[str, str
         return Fault(number, kind, place, moment, objects=tuple(rng.sample(CACHES, 2)), stops=rng.random() < 0.5)
     if kind in ("flipped-object", "torn"):
         stops = kind == "torn" or rng.random() < 0.5
-        # A run that goes on has the records in memory: it ends well, and cannot know what became of them.
+        # A run that is not killed has the records in memory, so it cannot notice a damaged one and ends well.
         names = [name for name in rng.sample(OBJECTS, len(OBJECTS)) if stops or name != "round"]
         return Fault(number, kind, place, moment, objects=tuple(names), stops=stops)
     if kind == "full-disk":
@@ -118,18 +118,18 @@ def draw(seed: int, number: int, attempt: int, requests: Sequence[tuple[str, str
 
 
 def hits_requests(kind: str, *, mounts: bool) -> bool:
-    """Whether such faults are made by a proxy. mounts: whether a file system can be mounted, and so be filled."""
+    """Return whether a proxy makes faults of this kind. mounts: a file system can be mounted, and so filled."""
     return kind in PROXIED or (kind == "full-disk" and not mounts)
 
 
 def needs_own_home(kind: str, place: str, *, mounts: bool) -> bool:
-    """Whether such a fault hits a run that has services of its own; else it is one beside a stack."""
+    """Return whether such a fault needs a run with its own services. Others hit a run that uses a stack."""
     own = kind in ("kill", "power", "unsynced", "full-disk")
     return place == "local" and own and not hits_requests(kind, mounts=mounts)
 
 
 def kind_and_place(seed: int, number: int) -> tuple[str, str]:
-    """Kind and place of fault ``number``: a deck of all, shuffled anew when it is through."""
+    """Return the kind and place of fault ``number``, dealt from a deck of all. It is reshuffled after its last card."""
     deck = [(kind, place) for kind, count in KINDS.items() for _ in range(count) for place in PLACES]
     rng = Random(f"{seed}/deck/{number // len(deck)}")
     rng.shuffle(deck)
@@ -137,7 +137,7 @@ def kind_and_place(seed: int, number: int) -> tuple[str, str]:
 
 
 def _victim(seed: int, number: int, place: str) -> str:
-    """Each once before any comes again."""
+    """Return the victim of a kill. Each victim comes once before any comes again."""
     before = sum(kind_and_place(seed, other) == ("kill", place) for other in range(number))
     victims = list(VICTIMS[place])
     Random(f"{seed}/{place}/victims/{before // len(victims)}").shuffle(victims)
@@ -153,7 +153,7 @@ def _moment(rng: Random) -> Moment:
 
 
 def _plan(kind: str, rng: Random, requests: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Which of the requests are hit: each pair of method and kind is as likely as any other."""
+    """Draw which requests are hit. All pairs of method and kind are equally likely."""
     usable = [request for request in requests if _can_be_hit(kind, *request)]
     method, what = rng.choice(sorted(set(usable)))
     nth = rng.randrange(sum(request == (method, what) for request in usable))

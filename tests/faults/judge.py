@@ -1,4 +1,4 @@
-"""What a run has left in the store, held against an undisturbed one; what it printed, held against the rules."""
+"""Check the results of a run in the store against an undisturbed run, and its output against the rules."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Of a round's record: what has to be the same in every run of the specification.
+# The fields of a round's record that must be the same in every run of the specification.
 FIGURES = ("round", "spec_digest", "metrics", "decision", "dropped")
 OF_UPDATES = ("client", "seed", "train_size", "train_loss", "model", "shard", "steps")
 
 
 def bits_of(bucket: Path, name: str) -> list[dict[str, Any]]:
-    """Digest and figures of each committed round of ``name``, in order."""
+    """Return the digest and figures of each committed round of ``name``, in order."""
     rounds: list[dict[str, Any]] = []
     for path in sorted((bucket / "federations" / name / "rounds").glob("*/round.json")):
         try:
@@ -31,7 +31,7 @@ def bits_of(bucket: Path, name: str) -> list[dict[str, Any]]:
 
 
 def difference(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> str | None:
-    """What differs first; None when the bits are the same."""
+    """Return the first difference. None: the bits are the same."""
     if len(found) != len(expected):
         return f"expected {len(expected)} committed rounds, found {len(found)}"
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):
@@ -42,9 +42,9 @@ def difference(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[st
 
 
 def damaged_globals(bucket: Path, name: str, spared: str | None) -> str | None:
-    """The first global that is kept and is not what its record says; ``spared``: one that a fault has damaged itself.
+    """Return the first stored global model that differs from its record. None: there is none.
 
-    The last round's must be there.
+    The last round's model must exist. spared: a model that is not checked, because the fault itself damaged it.
     """
     folder = bucket / "federations" / name / "rounds"
     last = max(folder.glob("*/round.json"), default=None)
@@ -60,9 +60,10 @@ def damaged_globals(bucket: Path, name: str, spared: str | None) -> str | None:
 
 
 def faults_of_output(text: str, status: int | None, *, killed: bool) -> str | None:
-    """What is wrong with how a command ended: it hung, printed a traceback, or stopped without one line that says why.
+    """Return what is wrong with the end of a command. None: nothing.
 
-    killed: it was ended by the fault itself, and had no chance to print anything.
+    A command must not hang or print a traceback. If it fails, it must print one line with the reason, and nothing after
+    it. killed: the fault itself ended the command, so it could print nothing.
     """
     if status is None:
         return "it hangs"

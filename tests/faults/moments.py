@@ -1,4 +1,4 @@
-"""Where a run stands, seen from the objects in its bucket alone."""
+"""How far a run has got, judged only by the objects in its bucket."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of a round, in their order: what is there when each has come.
+# The phases of a round, in order.
 PHASES = ("begun", "planned", "updating", "updated", "aggregated", "evaluated", "committed")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """``pause`` seconds after ``phase`` of ``round`` has come; phase "start": after the command was started."""
+    """The moment ``pause`` seconds after ``round`` reached ``phase``; phase "start": after the start of the command."""
 
     round: int
     phase: str
@@ -25,14 +25,14 @@ class Moment:
 
 
 class Watch:
-    """Sees how far the federation ``name`` in ``bucket`` has come. clients: of each round."""
+    """Watch how far the federation ``name`` in ``bucket`` has got. clients: number of clients in each round."""
 
     def __init__(self, bucket: Path, name: str, clients: int) -> None:
         self.folder = bucket / "federations" / name
         self.clients = clients
 
-    def has_come(self, number: int, phase: str) -> bool:
-        """Whether the phase of the round has come, or a later one."""
+    def has_reached(self, number: int, phase: str) -> bool:
+        """Return whether the round has reached the phase, or a later one."""
         return any(self._is_there(number, later) for later in PHASES[PHASES.index(phase) :])
 
     def _is_there(self, number: int, phase: str) -> bool:
@@ -56,12 +56,12 @@ class Watch:
         return self.folder / "rounds" / f"{number:04d}" / "round.json"
 
     def committed(self) -> int:
-        """Rounds that are committed, the initial one included."""
+        """Return the number of committed rounds, the initial one included."""
         return sum(path.is_file() for path in self.folder.glob("rounds/*/round.json"))
 
     def wait(self, moment: Moment, alive: Callable[[], bool]) -> bool:
-        """Wait for the moment. Whether it came while the run was ``alive``."""
-        while moment.phase != "start" and not self.has_come(moment.round, moment.phase):
+        """Wait for the moment. Return whether it came while the run was ``alive``."""
+        while moment.phase != "start" and not self.has_reached(moment.round, moment.phase):
             if not alive():
                 return False
             time.sleep(0.005)

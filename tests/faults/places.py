@@ -1,4 +1,4 @@
-"""Homes for the runs of faults: copied warm, on a file system of their own where possible, with a stack or without."""
+"""Homes for runs with faults: copies of a warm home, on their own file systems if possible, with or without a stack."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .proxy import Proxy
 
 FEDBENCH = Path(sys.executable).parent / "fedbench"
 HOOK = Path(__file__).resolve().parent / "hook"
-MARK = "FAULTS_HOME"  # in the environment of every process of a home, orphans too: by it they are found
+MARK = "FAULTS_HOME"  # in the environment of every process of a home, orphans too, so that they can be found
 SIZE = "300m"  # of a home's own file system
 FOREIGN = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_", "FAULTS_")
-PATIENCE = 240.0  # seconds that a command may take before it hangs
+PATIENCE = 240.0  # seconds after which a command counts as hanging
 
 
 class Place:
-    """A ``FEDBENCH_HOME`` in ``folder``. What its processes sync is noted in ``folder/synced.jsonl``."""
+    """A ``FEDBENCH_HOME`` in ``folder``. The hook writes the syncs of its processes to ``folder/synced.jsonl``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,11 +36,11 @@ class Place:
 
     @property
     def bucket(self) -> Path:
-        """Where the embedded store keeps the objects, a file each."""
+        """Return the folder in which the embedded store keeps each object as a file."""
         return self.home / "s3" / "fedbench"
 
     def create(self, template: Path | None) -> None:
-        """Make the home anew, as ``template`` has it."""
+        """Create the home as a copy of ``template``, or empty if there is none."""
         self.remove()
         self.home.mkdir(parents=True)
         _mount(self.home)
@@ -49,7 +49,7 @@ class Place:
             shutil.copytree(template, self.home, dirs_exist_ok=True, symlinks=True)
 
     def remove(self) -> None:
-        """Kill what is left of it and remove it."""
+        """Kill its remaining processes and remove it."""
         self.kill_all()
         if self.proxy is not None:
             self.proxy.close()
@@ -59,7 +59,7 @@ class Place:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def environment(self, *, proxied: bool = False) -> dict[str, str]:
-        """Variables of its commands. proxied: their store is the proxy before the stack's."""
+        """Return the variables of its commands. proxied: their store is the proxy in front of the stack's store."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         own = {
             "FEDBENCH_HOME": str(self.home),
@@ -85,7 +85,7 @@ class Place:
     def start(
         self, *arguments: object, output: Path, pools: bool = False, proxied: bool = False
     ) -> subprocess.Popen[bytes]:
-        """The command ``fedbench`` in the background. pools: its turns go to the stack's work pool."""
+        """Start ``fedbench`` in the background. pools: its turns go to the stack's work pool."""
         more = {"FEDBENCH_POOLS__TURNS": "gpu"} if pools else {}
         with output.open("ab") as file:
             return subprocess.Popen(
@@ -98,23 +98,23 @@ class Place:
             )
 
     def run(self, *arguments: object, output: Path, pools: bool = False, proxied: bool = False) -> int | None:
-        """The command to its end. Returns its status, None when it hangs and was killed."""
+        """Run the command to its end. Return its status, or None if it hung and was killed."""
         return ended(self.start(*arguments, output=output, pools=pools, proxied=proxied))
 
     # A stack.
 
     def up(self, output: Path) -> None:
-        """``fedbench up``, with a proxy before its store that workers and runs use.
+        """Run ``fedbench up``, with a proxy in front of its store for workers and runs.
 
         Raises:
-            RuntimeError: it did not come up.
+            RuntimeError: the stack did not start.
         """
         settings = self.home / "settings.yaml"
         if not settings.exists():
             settings.write_text(f"ports: {json.dumps(_free_ports())}\n")
             settings.chmod(0o600)
         if self.proxy is None:
-            # The store's port is the one that the settings ask for, so the proxy can be there first.
+            # The settings fix the store's port, so the proxy can start before the store.
             port = json.loads(settings.read_text().partition(":")[2])["s3"]
             self.proxy = Proxy(("127.0.0.1", port))
         environment = self.environment() | {"FAULTS_S3": self.proxy.address}
@@ -134,7 +134,7 @@ class Place:
     # Processes.
 
     def processes(self) -> list[psutil.Process]:
-        """Those of this home that live."""
+        """Return the living processes of this home."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -143,7 +143,7 @@ class Place:
         return found
 
     def kill_all(self) -> int:
-        """SIGKILL all at once, as a power loss does. Returns how many there were."""
+        """SIGKILL all processes at once, as a power loss does. Return how many there were."""
         killed: set[int] = set()
         deadline = time.monotonic() + 30
         while (left := self.processes()) and time.monotonic() < deadline:
@@ -156,7 +156,7 @@ class Place:
 
 
 def ended(process: subprocess.Popen[bytes], seconds: float = PATIENCE) -> int | None:
-    """Its status when it has ended; None when it hangs: then its group has been killed."""
+    """Wait until the process ends. Return its status, or kill its group and return None if it hangs."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -167,7 +167,7 @@ def ended(process: subprocess.Popen[bytes], seconds: float = PATIENCE) -> int | 
 
 
 def part_of(process: psutil.Process, command: int) -> str | None:
-    """Which part of a run or a stack a process is; None for launchers and helpers. command: the coordinator's id."""
+    """Return which part of a run or stack the process is. None for launchers and helpers. command: coordinator's id."""
     if process.pid == command:
         return "coordinator"
     line, parent = process.cmdline(), process.parent()
@@ -197,7 +197,7 @@ def _free_ports() -> dict[str, int]:
 
 
 def _mount(folder: Path) -> bool:
-    """Have a small file system of its own at ``folder``. Whether that is possible here."""
+    """Mount a small file system at ``folder``. Return whether that succeeded."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=700", "fedbench-faults", str(folder)]
     try:
         return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
@@ -206,7 +206,7 @@ def _mount(folder: Path) -> bool:
 
 
 def can_mount(folder: Path) -> bool:
-    """Whether a file system can be mounted, as root can in most places. Tried below ``folder``."""
+    """Return whether a file system can be mounted, by trying it below ``folder``. It mostly takes root."""
     tried = folder / "tried"
     tried.mkdir(exist_ok=True)
     mounted = _mount(tried)
@@ -218,7 +218,7 @@ def can_mount(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def filled(folder: Path, spare: int) -> Iterator[int]:
-    """Fill the file system of ``folder`` up to ``spare`` bytes. Gives the bytes that were written."""
+    """Fill the file system of ``folder`` except for ``spare`` bytes. Yield how many bytes were written."""
     path, written = folder / ".filled", 0
     try:
         with path.open("wb", buffering=0) as file:

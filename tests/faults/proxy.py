@@ -1,7 +1,7 @@
-"""An HTTP proxy in front of an S3 server that does to chosen requests what networks and stores do at their worst.
+"""An HTTP proxy in front of an S3 server that disturbs chosen requests as failing networks and stores do.
 
-One request after the other on a connection, bodies read whole: the objects of a fault's run are small. The Host header
-is left as the client signed it, so the store takes the signature.
+It serves a connection's requests one after the other and reads whole bodies, as the objects of these runs are small. It
+keeps the Host header that the client signed, so the store accepts the signature.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ UNAVAILABLE = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>ServiceUnavailable</Code>'
     b"<Message>a fault of the test</Message></Error>"
 )
-# What rclone answers when its disk is full.
+# The answer of rclone when its disk is full.
 NO_SPACE = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>InternalError</Code>'
     b"<Message>write: no space left on device</Message></Error>"
 )
-# Each is done to a request and its answer; see _Connection.
+# What the proxy can do to a request and its answer; see Proxy._one.
 ACTIONS = ("503", "reset", "lost-answer", "short-answer", "short-upload", "cut-upload", "flipped-answer", "no-space")
 
 
 @dataclass
 class Plan:
-    """Which requests a fault hits: from the ``nth`` of those like ``method`` and ``kind`` on, ``count`` of them.
+    """Which requests a fault hits: ``count`` of those with ``method`` and ``kind``, from the ``nth`` (0, 1, …) on.
 
-    kind: as :func:`name_request` names it; "*": any request.
-    seconds: for how long after the first hit any request is hit too; 0: only like ones count.
-    place: where in a body it is cut or flipped, 0 to 1.
+    kind: a name of :func:`name_request`; "*": any request.
+    seconds: hit every request for this long after the first hit; 0: only those with ``method`` and ``kind``.
+    place: where a body is cut or flipped, from 0 to 1.
     """
 
     action: str
@@ -51,7 +51,7 @@ class Plan:
     until: float = 0.0
 
     def takes(self, request: Request) -> bool:
-        """Whether this request is to be hit; counts it."""
+        """Count the request. Return whether the fault hits it."""
         if self.seconds and time.monotonic() < self.until:
             return True
         if self.kind != "*" and (request.method, request.kind) != (self.method, self.kind):
@@ -65,7 +65,7 @@ class Plan:
 
 
 class Proxy:
-    """Listens on a free port of loopback, in a thread of its own. ``target``: (host, port) of the store."""
+    """A proxy on a free port of loopback, in a thread of its own. ``target``: (host, port) of the store."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
@@ -84,7 +84,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def faulty(self, plan: Plan) -> Iterator[Plan]:
-        """Do ``plan`` to the requests that come meanwhile."""
+        """Apply ``plan`` to the requests that arrive during the block."""
         self.requests, self.plan = [], plan
         try:
             yield plan
@@ -112,7 +112,7 @@ class Proxy:
             writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serve one request. Returns whether the connection goes on."""
+        """Serve one request. Return whether the connection stays open."""
         head = await reader.readuntil(b"\r\n\r\n")
         method, path, headers = _parsed(head)
         if headers.get("expect", "").lower() == "100-continue":
@@ -154,7 +154,7 @@ class Proxy:
                     bit = 1 << int(place * 8191) % 8
                     answer = answer[:at] + bytes([answer[at] ^ bit]) + answer[at + 1 :]
                 else:
-                    done = None  # there is nothing to flip
+                    done = None  # the answer has no body to flip
             writer.write(answer)
             await writer.drain()
             return True
@@ -163,7 +163,10 @@ class Proxy:
                 plan.hits.append(f"{method} {request.key or request.kind}")
 
     async def _forward(self, head: bytes, body: bytes, named: int) -> bytes:
-        """The store's answer, head and body; nothing when it broke off. ``named``: the length that it is told."""
+        """Send a request to the store. Return its answer, head and body; empty if the store closed the connection.
+
+        named: the Content-Length to send, which may be more than the length of ``body``.
+        """
         reader, writer = await asyncio.open_connection(*self.target, limit=2**20)
         lines = head.split(b"\r\n")
         kept = [
@@ -215,7 +218,7 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 
 
 def _with_length(head: bytes, content: bytes, *, keep: bool) -> bytes:
-    """The head of an answer for a connection that goes on. keep: the length that it names stays, as for HEAD."""
+    """Return the head of an answer with the length of ``content``. keep: leave its Content-Length, as for HEAD."""
     dropped = [b"connection", b"transfer-encoding", *([] if keep else [b"content-length"])]
     lines = [line for line in head.split(b"\r\n")[:-2] if line.split(b":")[0].lower() not in dropped]
     return b"\r\n".join([*lines, *([] if keep else [b"Content-Length: %d" % len(content)]), b"", b""])

@@ -1,4 +1,4 @@
-"""Names for requests to the store that are the same in every run: what kind of object they are about."""
+"""Names for requests to the store, by kind of object, that are the same in every run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
-# Of a key below a federation's folder; the first that fits. "{}" is the round.
+# Patterns of keys below a federation's folder, with their kinds. The first match counts. "{}" is the round.
 _KINDS = (
     (r"rounds/([0-9]+)/plan\.json", "plan {}"),
     (r"rounds/([0-9]+)/global\.safetensors", "global {}"),
@@ -24,7 +24,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A request: its method (LIST for a listing), the kind of what it is about, and the key itself."""
+    """A request: its method (LIST for a listing), the kind of its object, and the key."""
 
     method: str
     kind: str
@@ -32,7 +32,7 @@ class Request:
 
 
 def name_request(method: str, path: str) -> Request:
-    """The request ``method path``, where the path begins with the bucket's name."""
+    """Return the request ``method path``. The path starts with the bucket's name."""
     parts = urlsplit(path)
     query = parse_qs(parts.query, keep_blank_values=True)
     _, _, key = unquote(parts.path).lstrip("/").partition("/")
@@ -44,7 +44,7 @@ def name_request(method: str, path: str) -> Request:
 
 
 def kind_of_key(key: str) -> str:
-    """What an object is: ``plan 2``, ``update 1``, ``letter``, ``spec``; ``bucket`` for none."""
+    """Return the kind of an object: ``plan 2``, ``update 1``, ``letter``, ``spec``; ``bucket`` for an empty key."""
     if not key:
         return "bucket"
     head, _, rest = key.partition("/")

@@ -1,4 +1,4 @@
-"""The results of faults, a JSON line each, and the table that is made of them."""
+"""The results of faults, each a line of JSON, and a table of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OUTCOMES = ("itself", "resumed", "failed")
 
 
 def read_results(path: Path, seed: int | None = None) -> dict[int, dict[str, Any]]:
-    """By number: the last result of each fault of ``seed``; a line that a kill has cut short is left out."""
+    """Return the last result of each fault of ``seed``, by number. A line that a kill has cut short is skipped."""
     found: dict[int, dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -31,7 +31,7 @@ def append_result(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def markdown_table(results: Iterable[Mapping[str, Any]]) -> str:
-    """A row for each kind of fault and place, and one for all."""
+    """Return a table with a row for each kind and place, and one for all."""
     lines = list(results)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in sorted(lines, key=lambda line: (line["kind"], line["place"])):

@@ -1,4 +1,4 @@
-"""One fault: a run, what happens to it, and whether it ends in the undisturbed bits."""
+"""Carry out a fault: start a run, disturb it, and check that it ends with the undisturbed bits."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ MOST_RESUMES = 3
 
 @dataclass
 class Result:
-    """How a fault ended: ``itself``, ``resumed``, ``failed`` or ``not met``; ``did``: what really happened."""
+    """The outcome of a fault: ``itself``, ``resumed``, ``failed`` or ``not met``. ``did``: the fault's real effect."""
 
     outcome: str
     did: str
     reason: str = ""
     statuses: list[int | None] = field(default_factory=list)
     seconds: float = 0.0
-    spoilt: bool = False  # the place must be made anew
+    spoilt: bool = False  # the place must be created again
 
 
 class NotMet(Exception):
-    """The fault hit nothing: the run had ended, or what it is about was not there."""
+    """The fault hit nothing: the run had ended, or its target did not exist."""
 
 
 class FaultyRun:
-    """A run of ``name`` at ``place`` with ``fault``. bits: those of an undisturbed run."""
+    """A run of ``name`` at ``place`` with ``fault``. bits: the results of an undisturbed run."""
 
     def __init__(
         self, place: Place, fault: Fault, spec: Path, name: str, bits: Sequence[dict[str, Any]], output: Path
@@ -51,8 +51,8 @@ class FaultyRun:
         self.pools = fault.place == "pools"
         self.watch = Watch(place.bucket, name, len(CLIENTS))
         self.rng = Random(f"{fault.number}/{fault}")
-        self.killed = False  # the coordinator, by the fault
-        self.down = False  # all of the place, by the fault
+        self.killed = False  # the fault killed the coordinator
+        self.down = False  # the fault killed all processes of the place
         self.spared: str | None = None
         self.statuses: list[int | None] = []
 
@@ -202,7 +202,7 @@ class FaultyRun:
         return did
 
     def _found(self) -> Path:
-        """A file to damage."""
+        """Return the file to damage."""
         for what in self.fault.objects:
             paths = [path for path in self._paths(what) if path.is_file() and path.stat().st_size > 1]
             if paths:

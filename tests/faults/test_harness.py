@@ -1,4 +1,4 @@
-"""The harness can fail: its faults are real ones, and its judge sees wrong bits and bad ends."""
+"""Tests of the harness: its faults really happen, and its judge notices wrong bits and bad ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTENT = bytes(range(256)) * 40
 
 @pytest.fixture
 def proxy(s3_settings: S3Settings) -> Iterator[Proxy]:
-    """Before the session's store, whose bucket has ``CONTENT`` at ``KEY``."""
+    """Start a proxy in front of the session's store, whose bucket has ``CONTENT`` at ``KEY``."""
     client_of(s3_settings, str(s3_settings.endpoint)).put_object(Bucket=s3_settings.bucket, Key=KEY, Body=CONTENT)
     host, _, port = str(s3_settings.endpoint).removeprefix("http://").partition(":")
     proxy = Proxy((host, int(port)))
@@ -39,7 +39,7 @@ def proxy(s3_settings: S3Settings) -> Iterator[Proxy]:
 
 
 def client_of(settings: S3Settings, endpoint: str) -> Any:
-    """A client that does not try again."""
+    """Return a client that does not retry."""
     assert settings.access_key is not None
     assert settings.secret_key is not None
     config = Config(
@@ -78,7 +78,7 @@ def test_each_fault_of_the_proxy_reaches_a_client(s3_settings: S3Settings, proxy
         ("short-answer", ResponseStreamingError),
     ):
         with proxy.faulty(Plan(action, "GET", "plan 1", nth=1)) as plan:
-            assert read() == CONTENT  # the first one is let through
+            assert read() == CONTENT  # the plan does not hit the first request
             with pytest.raises(error):
                 read()
             assert read() == CONTENT
@@ -93,17 +93,17 @@ def test_each_fault_of_the_proxy_reaches_a_client(s3_settings: S3Settings, proxy
     assert read(direct) == CONTENT
     with proxy.faulty(Plan("cut-upload", "PUT", "plan 1", nth=0)), pytest.raises(ConnectionClosedError):
         write(CONTENT * 2)
-    assert read(direct) == CONTENT, "the store took an upload that broke off"
+    assert read(direct) == CONTENT, "the store accepted an incomplete upload"
     with proxy.faulty(Plan("lost-answer", "PUT", "plan 1", nth=0)), pytest.raises(ConnectionClosedError):
         write(CONTENT[1:])
-    assert read(direct) == CONTENT[1:], "the request was to be carried out"
+    assert read(direct) == CONTENT[1:], "the store did not carry out the request"
     with proxy.faulty(Plan("short-upload", "PUT", "plan 1", nth=0, place=0.5)):
         write(CONTENT)
     assert read(direct) == CONTENT[: len(CONTENT) // 2]
 
 
 @pytest.mark.parametrize("way", ["bytes", "condition", "file", "file in parts"])
-def test_a_store_that_gets_half_of_an_upload_is_sent_it_again(
+def test_an_upload_of_which_the_store_got_half_is_sent_again(
     s3_settings: S3Settings, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     path = tmp_path / "sent.bin"
@@ -111,12 +111,12 @@ def test_a_store_that_gets_half_of_an_upload_is_sent_it_again(
     objects = ObjectStore(s3_settings.model_copy(update={"endpoint": proxy.address}), outage_seconds=10)
     put: dict[str, Callable[[], object]] = {
         "bytes": lambda: objects.put_bytes(KEY, CONTENT[::-1]),
-        "condition": lambda: objects.put_if(KEY, CONTENT[::-1], '"x"'),  # this store takes any
+        "condition": lambda: objects.put_if(KEY, CONTENT[::-1], '"x"'),  # this store accepts any ETag
         "file": lambda: objects.put_file(KEY, path),
         "file in parts": lambda: objects.put_file(KEY, path),
     }
     if way == "file in parts":
-        monkeypatch.setattr("infra.store.transfers.WHOLE_BYTES", 0)  # boto3's transfer takes no digest
+        monkeypatch.setattr("infra.store.transfers.WHOLE_BYTES", 0)  # boto3's transfer sends no digest
     with proxy.faulty(Plan("short-upload", "PUT", "plan 1", nth=0, count=2, place=0.5)) as plan:
         put[way]()
     assert len(plan.hits) == 2
@@ -124,7 +124,7 @@ def test_a_store_that_gets_half_of_an_upload_is_sent_it_again(
 
 
 @pytest.mark.parametrize("way", ["bytes", "limited bytes", "tagged", "json", "file", "limited file"])
-def test_an_answer_that_breaks_off_is_asked_for_again(
+def test_a_request_whose_answer_breaks_off_is_sent_again(
     s3_settings: S3Settings, proxy: Proxy, tmp_path: Path, way: str
 ) -> None:
     objects = ObjectStore(s3_settings.model_copy(update={"endpoint": proxy.address}), outage_seconds=10)
@@ -150,7 +150,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     assert len(plan.hits) == 2
 
 
-def test_requests_have_names_that_every_run_has() -> None:
+def test_requests_have_the_same_names_in_every_run() -> None:
     names = {
         ("GET", "/b/federations/x/rounds/0012/plan.json"): ("GET", "plan 12"),
         ("PUT", "/b/federations/x/rounds/0000/global.safetensors"): ("PUT", "global 0"),
@@ -166,8 +166,8 @@ def test_requests_have_names_that_every_run_has() -> None:
         assert (found.method, found.kind) == expected
 
 
-# What a program does whose syncs the hook notes: of four files, one is only written, one is changed after its sync, one
-# has its content synced and not its name, and one all of it.
+# A program whose syncs the hook writes down. It writes four files: one is never synced, one is changed after its sync,
+# one has its content synced but not its name, and one has both synced.
 PROGRAM = """
 import os, pathlib
 root = pathlib.Path(os.environ["ROOT"])
@@ -199,7 +199,7 @@ sync(root / "unsynced-folder")
 """
 
 
-def test_exactly_what_was_not_synced_is_dropped(tmp_path: Path) -> None:
+def test_exactly_the_unsynced_files_are_dropped(tmp_path: Path) -> None:
     root, log = tmp_path / "root", tmp_path / "synced.jsonl"
     root.mkdir()
     for name in ("old", "old-written-over", "old-renamed-over"):
@@ -221,10 +221,10 @@ def test_exactly_what_was_not_synced_is_dropped(tmp_path: Path) -> None:
     assert (root / "new" / "kept").read_text() == "all of it"
 
 
-def test_damage_at_rest_changes_what_it_says(tmp_path: Path) -> None:
+def test_damage_changes_one_bit_or_cuts_the_file_in_half(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(CONTENT)
-    path.chmod(0o400)  # as cached weights are
+    path.chmod(0o400)  # read-only, as cached weights are
     at = flip_bit(path, Random(1))
     found = path.read_bytes()
     assert [place for place in range(len(CONTENT)) if found[place] != CONTENT[place]] == [at]
@@ -232,7 +232,7 @@ def test_damage_at_rest_changes_what_it_says(tmp_path: Path) -> None:
     assert tear(path) == len(CONTENT) // 2 == path.stat().st_size
 
 
-def test_every_kind_is_drawn_at_every_place_and_the_same_again() -> None:
+def test_every_kind_is_drawn_at_every_place_and_a_seed_repeats_its_faults() -> None:
     requests = [(method, kind) for method in ("GET", "PUT", "LIST") for kind in ("plan 1", "global 1")]
 
     def drawn(seed: int, number: int) -> Fault:
@@ -246,7 +246,7 @@ def test_every_kind_is_drawn_at_every_place_and_the_same_again() -> None:
     assert faults != [drawn(4, number) for number in range(deck)]
 
 
-def test_the_judge_sees_other_bits_and_bad_ends(tmp_path: Path) -> None:
+def test_the_judge_notices_wrong_bits_and_bad_ends(tmp_path: Path) -> None:
     rounds = [{"round": number, "digests": [f"d{number}"], "metrics": {"loss": 0.5}} for number in range(3)]
     assert difference(rounds, rounds) is None
     assert "committed rounds" in str(difference(rounds[:2], rounds))

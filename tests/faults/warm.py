@@ -1,4 +1,4 @@
-"""What all runs of faults start from: a warm home, and what an undisturbed run gives at each place."""
+"""What all faults start from: a warm home, and the results of an undisturbed run at each place."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .places import Place, can_mount
 from .proxy import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of a warm home, what the next run is to make itself, or what belongs to the home that it was.
+# Paths to leave out of a warm home: the next run must create them itself, or they belong to the original home.
 NOT_KEPT = ("logs", "runs", "locks", "cache/weights", "s3/fedbench/federations")
 
 
 class Warm:
-    """Below ``folder``: a home whose databases are migrated, the specification, and what undisturbed runs give.
+    """A home with migrated databases, the specification, and the results of undisturbed runs, all below ``folder``.
 
-    All is made anew when the sources have changed. scratch: where homes are made.
+    They are made again after a change of the sources. scratch: folder for temporary homes.
     """
 
     def __init__(self, folder: Path, scratch: Path) -> None:
@@ -40,7 +40,7 @@ class Warm:
         self._one_at_a_time = threading.Lock()
 
     def prepare(self) -> None:
-        """Have the home and the bits.
+        """Make the home and run the undisturbed run, unless they are up to date.
 
         Raises:
             RuntimeError: the undisturbed run failed.
@@ -67,10 +67,12 @@ class Warm:
         self.bits = json.loads(json.dumps(bits))
 
     def requests(self, where: str, place: Place) -> Sequence[tuple[str, str]]:
-        """Method and kind of each request of an undisturbed run ``where``: "local" or "pools". place: with a stack.
+        """Return the method and kind of each request of an undisturbed run.
+
+        where: "local" or "pools". place: a home with a running stack.
 
         Raises:
-            RuntimeError: the run failed, or its bits are others than without a stack.
+            RuntimeError: the run failed, or its bits differ from those of the run without a stack.
         """
         with self._one_at_a_time:
             known = self._known(f"requests-{where}")
@@ -86,7 +88,7 @@ class Warm:
                 _succeed(status, output)
                 wrong = difference(bits_of(place.bucket, name), self.bits)
                 if wrong:
-                    raise RuntimeError(f"an undisturbed run ({where}) has other bits: {wrong}")
+                    raise RuntimeError(f"an undisturbed run ({where}) has different bits: {wrong}")
                 known = self._note(f"requests-{where}", requests=found)
             return [(method, kind) for method, kind in known["requests"]]
 
@@ -116,7 +118,7 @@ def _digest_of_sources() -> str:
 
 
 def unmount_left(scratch: Path) -> None:
-    """Unmount file systems that a killed harness has left below ``scratch``."""
+    """Unmount the file systems that a killed harness left below ``scratch``."""
     for path in scratch.glob("*/home"):
         if path.is_mount():
             subprocess.run(["umount", "-l", path], check=False)

@@ -1,12 +1,12 @@
-"""What each Python process of a fault's run does otherwise: its turns learn nothing, and it notes what it syncs.
+"""Changes to each Python process of a run with a fault: its turns learn nothing, and it writes down its syncs.
 
-This folder stands on ``PYTHONPATH``, so Python imports this file when it starts: in the coordinator, in its slots, in
-Prefect's servers and workers and in their runs. Nothing of fedbench has to know of it.
+This folder is on ``PYTHONPATH``, so Python imports this file when it starts: in the coordinator, in its slots, in
+Prefect's servers and workers and in their runs. fedbench itself needs no change for it.
 
-- Turns neither train nor evaluate (:mod:`turns`), and the detector has an eighth of its channels: a round takes
+- Turns neither train nor evaluate (:mod:`turns`), and the detector has an eighth of its channels, so a round takes
   a fraction of a second.
-- Each ``os.fsync`` and ``os.fdatasync`` is written to the file that ``FAULTS_SYNCED`` names, a JSON line each. rclone,
-  which is not Python, syncs nothing.
+- Each ``os.fsync`` and ``os.fdatasync`` adds a line of JSON to the file that ``FAULTS_SYNCED`` names. rclone is not
+  Python, but syncs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import stat
 import sys
 from typing import Any
 
-# Module that is imported: what is called with it at once.
+# Module: the function of `turns` that changes it as soon as it is imported.
 _CHANGES = {
     "tasks.detectors.yolo_network": "narrow_layers",
     "tasks.client_update": "learn_nothing",
@@ -28,7 +28,7 @@ _CHANGES = {
 
 
 class _Loader(importlib.abc.Loader):
-    """The loader of a module, and its change afterwards."""
+    """A module's loader that changes the module after it has loaded it."""
 
     def __init__(self, loader: Any, change: str) -> None:
         self._loader, self._change = loader, change
@@ -54,7 +54,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _synced(descriptor: int) -> dict[str, Any]:
-    """What a sync of ``descriptor`` makes lasting: a file's content, or a folder's entries, as they are now."""
+    """Return what a sync of ``descriptor`` makes lasting: a file's content or a folder's entries, as they are now."""
     status = os.fstat(descriptor)
     line = {"path": os.readlink(f"/proc/self/fd/{descriptor}"), "inode": status.st_ino, "time": status.st_mtime_ns}
     if stat.S_ISDIR(status.st_mode):
@@ -66,7 +66,7 @@ def _note(log: str, call: Any) -> Any:
     def noted(descriptor: Any) -> None:
         number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
         try:
-            line = _synced(number)  # before the call: what is written during it may not be synced
+            line = _synced(number)  # before the call: it may not sync data that is written during it
         except OSError:
             line = None
         call(descriptor)
@@ -82,5 +82,5 @@ if os.environ.get("FAULTS_SYNCED"):
     for _name in ("fsync", "fdatasync"):
         setattr(os, _name, _note(os.environ["FAULTS_SYNCED"], getattr(os, _name)))
 if os.environ.get("FAULTS_S3") and "worker" in sys.orig_argv:
-    # A stack's worker is told of the stack's own store; faults are in the proxy before it.
+    # `fedbench up` gives its worker the address of the store itself, but the faults are in the proxy in front of it.
     os.environ["FEDBENCH_S3__ENDPOINT"] = os.environ["FAULTS_S3"]

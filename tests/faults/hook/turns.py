@@ -1,8 +1,9 @@
-"""Turns without learning, whose every figure still follows from all that the turn has read.
+"""Turns without learning, whose figures still depend on everything that the turn has read.
 
-A client adds to one tensor a number drawn from the pixels and boxes of its images, its seed and its learning rate; an
-evaluation's loss is drawn from the weights and the pixels. So a wrong global, image, plan or seed gives other bits,
-and a round costs nearly nothing. What is drawn has few bits: sums of it are exact in float32 whatever their order.
+A client adds a number to one tensor; the number is drawn from the pixels and boxes of its images, its seed and its
+learning rate. An evaluation's loss is drawn from the weights and the pixels. So a wrong global model, image, plan or
+seed gives different bits, and a round costs nearly nothing. The numbers have few bits, so that their sums are exact in
+float32 in any order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 
 def _draw(*parts: bytes) -> float:
-    """A number from 0 to 1 that depends on all ``parts``."""
+    """Return a number from 0 to 1 that depends on all ``parts``."""
     digest = 0
     for part in parts:
         digest = zlib.crc32(part, digest)
