@@ -1,13 +1,12 @@
 """Aggregating 5 and 20 updates of YOLOv3's size: time against reading the same bytes once, peak memory.
 
-    pytest tests/benchmarks/bench_aggregation.py     # holds the limits
+    pytest tests/benchmarks/bench_aggregation.py     # checks the limits
     python -m tests.benchmarks.bench_aggregation     # prints the figures
 
-The updates are hard links to four distinct files (1 GB on disk), all in the page cache, for the aggregation
-as for the plain read that it is compared with. Each measurement is a fresh process of one thread. Memory is
-counted over what the process holds after its imports, in sizes of one update: ``resident`` includes the pages
-of the mapped update, which the system may take back; ``anonymous`` is what it may not. It needs Linux's
-``/proc``.
+The updates are hard links to four distinct files (1 GB on disk). All are in the page cache, both for the aggregation
+and for the plain read that it is compared with. Each measurement is a new process with one thread. Memory is counted
+in sizes of an update, beyond the memory after the imports: ``resident`` includes the pages of the mapped update, which
+the system may take back; ``anonymous`` is the memory that it may not. This needs Linux's ``/proc``.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from tests.benchmarks.figures_text import line
 CLIENTS = (5, 20)
 DISTINCT_FILES = 4
 MODELS_AT_MOST = 3.0
-# The check reads an update, the sum reads it again, and reads and writes the accumulator: 5 times is usual.
+# The check reads each update, then the sum reads it again and reads and writes the accumulator. 5 is usual.
 TIMES_A_READ_AT_MOST = 15.0
 
 
 def yolov3_state(seed: int, classes: int = 7) -> dict[str, torch.Tensor]:
-    """Random tensors with the shapes of YOLOv3's state (arXiv 1804.02767).
+    """Return random tensors with the shapes of YOLOv3's state (arXiv 1804.02767).
 
     61.6 M values in 222 parameters, and the statistics of 72 BatchNorms.
     """
@@ -53,7 +52,7 @@ def yolov3_state(seed: int, classes: int = 7) -> dict[str, torch.Tensor]:
         (512, 0),
         (256, 256),
         (128, 128),
-    ):  # the three heads, each below fed from the one above
+    ):  # the three heads; each feeds the next
         entry = 1024 if not extra else 3 * width
         if extra:
             layers.append((2 * width, width, 1))
@@ -75,7 +74,7 @@ def yolov3_state(seed: int, classes: int = 7) -> dict[str, torch.Tensor]:
 
 
 def write_updates(folder: Path, clients: int) -> list[Path]:
-    """One file a client, hard links to DISTINCT_FILES distinct ones."""
+    """Write a file for each client: hard links to DISTINCT_FILES distinct files."""
     files = []
     for client in range(clients):
         source, file = (
@@ -96,9 +95,9 @@ def _memory() -> dict[str, int]:
 
 
 class _PeakMemory:
-    """Largest resident and anonymous memory while it runs, looked at every 2 ms.
+    """The largest resident and anonymous memory during a block, sampled every 2 ms.
 
-    Not getrusage: its maximum is inherited from the process that started this one.
+    getrusage cannot be used: this process inherits its maximum from the parent process.
     """
 
     def __init__(self) -> None:
@@ -141,9 +140,9 @@ def _aggregate(files: list[Path]) -> float:
 
 
 def _measure_here(files: list[Path], what: str) -> dict[str, float]:
-    """``time``: reads and aggregations by turns, the quicker of two counts; ``memory``: the peaks."""
+    """Measure in this process. ``time``: the best of two alternating reads and aggregations; ``memory``: the peaks."""
     torch.set_num_threads(1)
-    # The first use of each operation loads code; that belongs to the process, not to the aggregation.
+    # The first use of each operation loads code. Do it before the measurement.
     with tempfile.TemporaryDirectory() as folder:
         save_file({"w": torch.ones(10)}, Path(folder, "small"))
         for_warmth = FedAvg(reference_of({"w": torch.ones(10)}))
@@ -159,7 +158,7 @@ def _measure_here(files: list[Path], what: str) -> dict[str, float]:
 
 
 def measure(files: list[Path], what: str) -> dict[str, float]:
-    """Run one measurement in a fresh process."""
+    """Run a measurement in a new process."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, __file__, "--measure", what, *map(str, files)]
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -186,7 +185,7 @@ def figures(folder: Path, clients: int) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:  # not pytest's, which keeps the last three: gigabytes
+    with tempfile.TemporaryDirectory() as name:  # pytest's tmp_path would keep gigabytes of the last three runs
         yield Path(name)
 
 

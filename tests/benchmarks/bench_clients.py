@@ -1,12 +1,13 @@
-"""Many clients: seconds a client and the coordinator's memory, from 10 to 1,000 clients.
+"""Many clients: seconds per client and the coordinator's memory, from 10 to 1,000 clients.
 
-    pytest tests/benchmarks/bench_clients.py                         # holds the limits
+    pytest tests/benchmarks/bench_clients.py                         # checks the limits
     python -m tests.benchmarks.bench_clients                         # prints the table
     python -m tests.benchmarks.bench_clients --clients 10 100
 
-Each client has two images of 64 x 64 pixels and trains a detector of 0.14 MB (:mod:`tests.benchmarks.narrow_detector`),
-for real, in the command ``fedbench`` with its embedded services; a turn has up to 50 clients. Seconds are medians of
-the rounds after the first; memory is the coordinator's, resident, at its most in a round.
+Each client has two images of 64 x 64 pixels and really trains a detector of 0.14 MB
+(:mod:`tests.benchmarks.narrow_detector`), in the command ``fedbench`` with its embedded services. A turn has up to 50
+clients. Seconds are medians of the rounds after the first; memory is the coordinator's largest resident memory in a
+round.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from tests.benchmarks.measured_runs import HERE, MEGABYTE, data_of, run, write_d
 
 CLIENTS = (10, 100, 1000)
 ROUNDS = 4
-IMAGES = 2  # of a client
+IMAGES = 2  # of each client
 CLIENTS_A_TURN = 50
-# Seconds a client at the most clients, in those at 100; a machine that is busy for one of them alone tells nothing.
+# Largest ratio of the seconds per client at one size to those at a tenth of it. The ratio is meaningless if the machine
+# is busy during only one of the two runs.
 SECONDS_AT_MOST = 1.5
-# Growth of the coordinator's most memory from the second round to the last, as a part of it.
+# Relative growth of the coordinator's largest memory from the second round to the last.
 GROWTH_AT_MOST = 0.1
 
 
@@ -46,7 +48,7 @@ def spec_of(clients: int, rounds: int) -> FederationSpec:
 
 
 def figures(folder: Path, clients: int, rounds: int) -> dict[str, Any]:
-    """One row of the table."""
+    """Return a row of the table."""
     data = write_data(folder, IMAGES * clients, 8)
     found = run(
         folder / f"home-{clients}",

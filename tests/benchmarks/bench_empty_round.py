@@ -1,18 +1,19 @@
-"""What coordination costs: rounds in which nothing is learned, ours against Flower's simulation.
+"""The cost of coordination: rounds without learning, fedbench's compared with those of Flower's simulation.
 
-    pytest tests/benchmarks/bench_empty_round.py                          # holds the limits, all sizes
+    pytest tests/benchmarks/bench_empty_round.py                          # checks the limits, all sizes
     python -m tests.benchmarks.bench_empty_round                          # prints the tables
     python -m tests.benchmarks.bench_empty_round --sizes tiny-5 --rounds 6 --no-flower
 
-Training adds one constant to one tensor, evaluation detects nothing; all else is real. Ours is the command
-``fedbench`` with its embedded S3, Prefect and MLflow (:mod:`tests.benchmarks.empty_turns`): weights moved, checked,
-aggregated, committed, tracked, and in the store when a round ends. Flower's is FedAvg in its simulation with Ray
-(:mod:`tests.benchmarks.flower_app`), training and evaluation on all clients, with arrays of the same shapes; it keeps
-nothing. Both have all cores. Seconds are medians of the rounds after the first, processor seconds (of all processes)
-their mean.
+Training adds a constant to one tensor and evaluation detects nothing; all else is real. Fedbench's run is the command
+``fedbench`` with its embedded S3, Prefect and MLflow (:mod:`tests.benchmarks.empty_turns`): it moves, checks,
+aggregates, commits and tracks the weights, and they are in the store when a round ends. Flower's run is FedAvg in its
+simulation with Ray (:mod:`tests.benchmarks.flower_app`), with training and evaluation on all clients and arrays of the
+same shapes; it stores nothing. Both may use all cores. Seconds are medians of the rounds after the first; processor
+seconds (of all processes) are their means.
 
-Flower's requirements collide with Prefect's, so it has a virtual environment of its own: the one that
-``FEDBENCH_FLOWER_VENV`` names, else one made below the user's cache folder; without it, Flower's half is skipped.
+Flower's requirements conflict with Prefect's, so it has a virtual environment of its own: the one that
+``FEDBENCH_FLOWER_VENV`` names, else one below the user's cache folder. If that cannot be made, the comparison is
+skipped.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from tests.benchmarks.measured_runs import (
 FLOWER = "flwr[simulation]==1.42.*"
 TIMES_THE_WRITING = 1.3
 ROUNDS = 5
-CLASSES = 7  # of the synthetic street
+CLASSES = 7  # number of classes of the synthetic street
 
 
 class Size(NamedTuple):
@@ -75,7 +76,7 @@ def cores() -> int:
 
 
 def participations() -> dict[str, Participation]:
-    """How updates travel: one object each, from as many turns or from one a slot; or one sum a turn."""
+    """Return ways to send updates: one object each, from a turn per client or per slot; or one sum per turn."""
     return {
         "updates": Participation(),
         "updates, a turn a slot": Participation(shards=cores()),
@@ -100,27 +101,27 @@ def our_run(home: Path, name: str, size: Size, participation: Participation, rou
     found = run(home, name, spec, data, command=(str(HERE / "empty_turns.py"),))
     for record in found.records[1:]:
         assert len(record.updates) == size.clients, record.dropped
-        assert {update.train_seconds for update in record.updates} == {0.0}, "these turns have trained"
+        assert {update.train_seconds for update in record.updates} == {0.0}, "these turns really trained"
         assert record.plan is not None
         objects = len(record.plan.shards) if participation.partial_sums else size.clients
-        assert len({update.weights.sha256 for update in record.updates}) == objects, "equal objects"
+        assert len({update.weights.sha256 for update in record.updates}) == objects, "some updates are equal"
     for before, after in itertools.pairwise(found.records):
         assert before.model.sha256 != after.model.sha256
     return found
 
 
 def writing(home: Path, size: Size, repeats: int = 3) -> float:
-    """Median seconds to write a round's updates to the store, with nothing else."""
+    """Return the median seconds to write a round's updates to the store and do nothing else."""
     content = save(state_of(build_detector(size.detector(), CLASSES, seed=1)))
     with opened_store(Settings(home=home)) as objects:
         return statistics.median(write_seconds(objects, content, size.clients, cores()) for _ in range(repeats))
 
 
 def flower_python() -> Path:
-    """Python of an environment that has Flower, made where there is none.
+    """Return the Python of an environment with Flower. Make the environment if there is none.
 
     Raises:
-        RuntimeError: it cannot be made.
+        RuntimeError: Flower cannot be installed.
     """
     named = os.environ.get("FEDBENCH_FLOWER_VENV")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -144,7 +145,7 @@ def _imports_flower(python: Path) -> bool:
 
 
 def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> tuple[float, float]:
-    """Median seconds of Flower's rounds after the first, and their mean processor seconds."""
+    """Return the median seconds of Flower's rounds after the first, and their mean processor seconds."""
     state = state_of(build_detector(size.detector(), CLASSES, seed=1))
     shapes = folder / f"{size.detector.__name__}.json"
     shapes.write_text(json.dumps([[list(tensor.shape), str(tensor.numpy().dtype)] for tensor in state.values()]))
@@ -166,7 +167,7 @@ def flower_seconds(python: Path, folder: Path, size: Size, rounds: int) -> tuple
 
 
 def figures(folder: Path, name: str, rounds: int, *, flower: bool = True) -> list[dict[str, Any]]:
-    """One row for each way of sending updates, and one for Flower."""
+    """Return a row for each way to send updates, and one for Flower."""
     size = SIZES[name]
     rows: list[dict[str, Any]] = []
     for number, (way, participation) in enumerate(participations().items()):
@@ -198,7 +199,7 @@ def test_an_empty_round_against_flower(name: str, capsys: pytest.CaptureFixture[
         flower_python()
     except RuntimeError as error:
         pytest.skip(str(error))
-    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:  # not pytest's, which keeps gigabytes
+    with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:  # pytest's tmp_path would keep gigabytes
         rows = figures(Path(folder), name, ROUNDS)
     with capsys.disabled():
         print("\n" + table(rows))

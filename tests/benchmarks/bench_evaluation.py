@@ -1,12 +1,12 @@
-"""What an evaluation costs beside the model and the metric.
+"""The cost of an evaluation beyond the model and the metric.
 
-    pytest tests/benchmarks/bench_evaluation.py                    # holds the limit
+    pytest tests/benchmarks/bench_evaluation.py                    # checks the limit
     python -m tests.benchmarks.bench_evaluation --detector KIND    # prints the figures of a detector
 
-The evaluation is whole, as a round has it: weights from the cache, the test set's digest, batches, losses,
-detections, their way to an S3 server on loopback and back, and all figures. Model and metric alone are written out
-here: a loop over the same batches, and the two metrics. They go by turns, on one thread, and the median ratio counts.
-The weights are untrained, so that detections are many.
+The evaluation is complete, as in a round: weights from the cache, the test set's digest, batches, losses,
+detections, their way to an S3 server on loopback and back, and all figures. This file has its own loop for the model
+and the metric alone, over the same batches with the two metrics. Both alternate, on one thread, and the median ratio
+counts. The weights are untrained, which gives many detections.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from tests.unused_handles import no_turn, nothing_left
 
 SLOWER_AT_MOST = 0.10
 REPEATS = 5
-IMAGES = 191  # as Street has
+IMAGES = 191  # as many as Street's test set
 
 
 class Silent:
-    """Nobody looks on."""
+    """A reporter that ignores every event."""
 
     def __getattr__(self, name: str) -> object:
         return lambda *arguments: None
 
 
 def alone(site: Site, spec: FederationSpec, client: str) -> Seconds:
-    """Model and metric: losses and detections of every batch, then VOC's figures and COCO's."""
+    """Compute the losses and detections of every batch, then VOC's and COCO's figures. Return the seconds."""
     model = build_detector(spec.detector, CLASSES, seed=spec.seed).eval()
     samples, rules = site.data(spec.data).test[client], spec.evaluation
     loader = evaluation_batches(site, spec, samples)
@@ -93,7 +93,7 @@ def alone(site: Site, spec: FederationSpec, client: str) -> Seconds:
 
 
 def evaluation(site: Site, spec: FederationSpec, client: str, model: WeightRef) -> Seconds:
-    """A round's evaluation of one test set in one part, from its request to its record."""
+    """Evaluate a test set in one part, as a round does, from the request to the record. Return the seconds."""
     data = site.data(spec.data)
     samples = data.test[client]
     digest = samples_digest(samples)
@@ -133,7 +133,7 @@ def evaluation_figures(home: Path, detector: str, repeats: int, images: int = IM
         data = site.data(spec.data)
         client = next(name for name in data.test if data.test[name])
         count = len(data.test[client])
-        for _ in evaluation_batches(site, spec, data.test[client]):  # every image is decoded once, for both
+        for _ in evaluation_batches(site, spec, data.test[client]):  # decode every image before both measurements
             pass
         pairs = by_turns(lambda: alone(site, spec, client), lambda: evaluation(site, spec, client, model), repeats)
     found = ratios(pairs)

@@ -1,7 +1,7 @@
-"""The rule for regressions on the noise of real training: small federations over eight seeds.
+"""The regression rule on the noise of real training: small federations over eight seeds.
 
-Three seeds are the accepted result, three others a rerun, in all ways there are. Planted are half the learning rate,
-and a class whose training boxes are gone. A run takes half a minute of one core: eight minutes in all.
+Three seeds are the accepted result and three others a rerun, in all combinations. The planted regressions are half the
+learning rate, and a class without training boxes. A run takes half a minute of one core, so all take eight minutes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.benchmarks.small_federations import train_federation
 SEEDS, ACCEPTED = (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3)
 DROPPED = "sunshade"
 
-# The pretrained detector learns enough in four rounds that half a learning rate is a loss; a small network from scratch
-# does not.
+# In four rounds, the pretrained detector learns enough that half the learning rate lowers its figures. A small network
+# trained from scratch does not.
 FIELDS = {
     "max_rounds": 4,
     "data.train_images": 200,
@@ -59,7 +59,7 @@ def figures(run: Metrics) -> dict[str, float | None]:
 
 
 @pytest.mark.benchmark
-def test_noise_between_seeds_is_no_regression_and_what_is_planted_is(tmp_path: Path) -> None:
+def test_noise_between_seeds_is_no_regression_but_planted_losses_are(tmp_path: Path) -> None:
     spec = with_fields(smoke(), FIELDS, source="small")
     slow = with_fields(spec, {"training.optimizer.lr": 0.0005}, source="small")
 

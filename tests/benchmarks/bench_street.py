@@ -1,11 +1,11 @@
-"""Four rounds of real Street-5 for three seeds, held against what was measured on the original benchmark.
+"""Four rounds of real Street-5 with three seeds, compared with measurements of the original benchmark.
 
 Run as a script (about ten minutes on two cores)::
 
     FEDBENCH_STREET_DIR=/path/to/street python -m tests.benchmarks.bench_street
 
-or as a test, ``make bench``. The figures of the original were taken on a machine like this one (two cores): a round
-284 s, of which 34 % evaluation; ``map50`` over detections with score at least 0.05 is 0.076 after four rounds.
+or as a test with ``make bench``. The original was measured on a machine with two cores: a round takes 284 s, of which
+34 % is evaluation; ``map50`` over detections with a score of at least 0.05 is 0.076 after four rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORIGINAL_EVALUATION_SECONDS = 0.34 * ORIGINAL_ROUND_SECONDS
 
 
 def run_seed(seed: int, home: Path, street: Path) -> list[RoundRecord]:
-    """One federation in a process of its own, as a user runs it; its records."""
+    """Run a federation in a process of its own, as a user does. Return its records."""
     name = f"four-rounds-{seed}"
     command = [str(Path(sys.executable).with_name("fedbench")), "run", str(SPEC), "--seed", str(seed), "--name", name]
     environment = {**os.environ, "FEDBENCH_STREET_DIR": str(street)}
@@ -41,7 +41,7 @@ def run_seed(seed: int, home: Path, street: Path) -> list[RoundRecord]:
 
 
 def measure(home: Path, street: Path) -> dict[str, float]:
-    """Figures over the seeds, printed as they come."""
+    """Return the figures over all seeds. Print each seed's figures when they are ready."""
     final, rounds, evaluations, bytes_up = [], [], [], []
     for seed in SEEDS:
         records = run_seed(seed, home, street)

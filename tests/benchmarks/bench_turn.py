@@ -1,13 +1,13 @@
-"""What federation costs: a client's turn against a bare PyTorch loop, and a round's parts that are not learning.
+"""The cost of federation: a client's turn compared with a bare PyTorch loop, and a round's time beyond learning.
 
-    pytest tests/benchmarks/bench_turn.py                          # holds the limits
+    pytest tests/benchmarks/bench_turn.py                          # checks the limits
     python -m tests.benchmarks.bench_turn                          # prints the figures
-    python -m tests.benchmarks.bench_turn --detector KIND          # of a turn of this detector alone
-    python -m tests.benchmarks.bench_turn --run NAME --home HOME   # the parts of the rounds of a run that is there
+    python -m tests.benchmarks.bench_turn --detector KIND          # only a turn of this detector
+    python -m tests.benchmarks.bench_turn --run NAME --home HOME   # parts of the rounds of a finished run
 
-The turn is whole: weights from the cache, detector, training, check, sha256, and the upload to an S3 server on
-loopback. The bare loop is written out here, over the same model and loader, and only the loop is timed. They go by
-turns, on one thread, and the median ratio counts: whatever else the machine does meets both.
+The turn is complete: weights from the cache, detector, training, check, sha256, and the upload to an S3 server on
+loopback. The bare loop is in this file. It uses the same model and loader, and only the loop is timed. Both alternate
+on one thread, so that other load on the machine affects both, and the median ratio counts.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from tests.benchmarks.measured_detectors import (
 )
 
 RATIO_AT_LEAST = 0.97
-# Of the smallest run that there is, the smoke test's; of a real round it is a few per cent.
+# For the smallest run, the smoke test's. In a real round, the rest is a few per cent.
 REST_AT_MOST = 0.5
 REPEATS = 5
-# Street's mean client has 153 images; one of five clients then has about as many.
+# Street's mean client has 153 images. With 350 images in all, one of the five clients has about as many.
 CLIENT_IMAGES, IMAGES = 153, 350
 LR, ROUND, SEED = 1e-3, 2, 11
 
@@ -75,7 +75,7 @@ def loader_of(site: Site, spec: FederationSpec, client: str) -> TrainingLoader:
 
 
 def bare_loop(site: Site, spec: FederationSpec, client: str) -> Seconds:
-    """The loop that anyone would write."""
+    """Train with the plainest loop. Return its seconds."""
     model = build_detector(spec.detector, CLASSES, seed=spec.seed).train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
@@ -96,7 +96,7 @@ def bare_loop(site: Site, spec: FederationSpec, client: str) -> Seconds:
 
 
 def turn(site: Site, spec: FederationSpec, client: str, model: WeightRef) -> Seconds:
-    """A client's turn, from its request to its record."""
+    """Take a client's turn, from its request to its record. Return its seconds."""
     request = UpdateRequest(
         federation="bench",
         spec=spec,
@@ -113,12 +113,12 @@ def turn(site: Site, spec: FederationSpec, client: str, model: WeightRef) -> Sec
 
 
 def turn_figures(home: Path, detector: str, repeats: int, images: int = IMAGES) -> dict[str, float]:
-    """``images`` are those of all clients."""
+    """Return the figures of a turn against the bare loop. ``images``: number of images of all clients."""
     spec = experiment(detector, images=images)
     with measured_site(home, spec) as (site, model):
         train = site.data(spec.data).train
         client = min(train, key=lambda name: abs(len(train[name]) - CLIENT_IMAGES))
-        for _ in loader_of(site, spec, client):  # every image is decoded once, for both
+        for _ in loader_of(site, spec, client):  # decode every image before both measurements
             pass
         pairs = by_turns(lambda: bare_loop(site, spec, client), lambda: turn(site, spec, client, model), repeats)
     count = len(train[client])
@@ -131,7 +131,7 @@ def turn_figures(home: Path, detector: str, repeats: int, images: int = IMAGES) 
 
 
 def round_figures(records: list[RoundRecord]) -> dict[str, float]:
-    """Mean seconds of a round (from one commit to the next) and of its parts; ``rest`` is neither of the learning's."""
+    """Return the mean seconds of a round (from commit to commit) and of its parts; ``rest`` is all but learning."""
     walls = [(record.committed - before.committed).total_seconds() for before, record in itertools.pairwise(records)]
     phases = {name: statistics.mean(record.seconds[name] for record in records[1:]) for name in records[-1].seconds}
     wall = statistics.mean(walls)
@@ -168,7 +168,7 @@ def test_a_turn_against_the_bare_loop(detector: str, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.benchmark
-def test_what_a_round_costs_beside_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_of_a_round_beyond_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = round_figures(smoke_records(tmp_path))
     with capsys.disabled():
         print("\n" + line(found))

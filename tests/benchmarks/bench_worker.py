@@ -1,12 +1,12 @@
-"""Warm start: from submitting a run to its flow's first line, our worker against Prefect's process worker.
+"""Warm start: the time from submitting a run to its flow's first line, compared with Prefect's process worker.
 
-    pytest tests/benchmarks/bench_worker.py                  # holds the limits; SQLite
+    pytest tests/benchmarks/bench_worker.py                  # checks the limits; SQLite
     python -m tests.benchmarks.bench_worker                  # prints the figures
     python -m tests.benchmarks.bench_worker --postgres URL   # postgresql+asyncpg://…, an empty database with pg_trgm
 
-One server, both workers on pools of their own, asked by turns: whatever else the machine does meets both. Both look
-for work every second, and their runs are of one flow that imports torch and torchvision. Of several runs at once, the
-time until the last one's first line counts. Nothing is submitted before the processes of the runs before are gone.
+Both workers use one server and have pools of their own. Their runs alternate, so that other load on the machine affects
+both. Both look for work every second, and run the same flow, which imports torch and torchvision. For several runs
+at once, the time until the last one's first line counts. The next run is submitted when no process of the last is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.integration.workers import Worker, deploy, ended, make_pool, submit
 from tests.waiting import eventually
 
 AT_ONCE = 4
-# Process worker ÷ ours: one run; four at once.
+# Least ratio of the process worker's time to ours: for one run, and for four at once.
 LIMITS = {"sqlite": (10.0, 4.0), "postgresql": (10.0, 6.0)}
 REPEATS = 3
 
@@ -43,7 +43,7 @@ class OnPostgres(PrefectService):
 
 
 class Figures(NamedTuple):
-    """Seconds: medians of each worker, ours first, for one run and for four at once."""
+    """Median seconds of our worker and of Prefect's, in this order, for one run and for four at once."""
 
     one: tuple[float, float]
     four: tuple[float, float]
@@ -95,7 +95,7 @@ def measure(folder: Path, postgres: str | None, repeats: int = REPEATS) -> Figur
                 eventually(lambda: [descendants(worker) for worker in workers] == idle, 120)
                 return seconds_to_first_line(deployment, folder, count)
 
-            for deployment in deployments:  # the first run of each compiles, and fills the disk's cache
+            for deployment in deployments:  # each worker's first run compiles code and fills the disk's cache
                 measured(deployment, 1)
             medians = []
             for count in (1, AT_ONCE):
@@ -114,7 +114,7 @@ def measure(folder: Path, postgres: str | None, repeats: int = REPEATS) -> Figur
 def test_warm_start(tmp_path: Path, database: str) -> None:
     postgres = os.environ.get("POSTGRES_URL") if database == "postgresql" else None
     if database == "postgresql" and postgres is None:
-        pytest.skip("POSTGRES_URL is not set: no PostgreSQL server at hand")
+        pytest.skip("POSTGRES_URL is not set: there is no PostgreSQL server to test with")
     figures = measure(tmp_path, postgres)
     print(text(figures, database))
     one, four = LIMITS[database]

@@ -1,10 +1,10 @@
-"""Turns without learning: a process that imports this neither trains nor evaluates in its turns.
+"""Turns without learning: a process that imports this module neither trains nor evaluates in its turns.
 
-Instead of training, each client adds a constant of its own to one tensor, so that no two updates are equal; an
-evaluation reads its batches and detects nothing. All else is what a turn does: weights are fetched, loaded, checked,
-serialised and stored, records written.
+Instead of training, each client adds a constant of its own to one tensor, so that no two updates are equal. An
+evaluation reads its batches and detects nothing. All else is real: a turn fetches, loads, checks, serialises and
+stores weights, and writes records.
 
-    python tests/benchmarks/empty_turns.py run SPEC --name NAME …     # the command fedbench, over such turns
+    python tests/benchmarks/empty_turns.py run SPEC --name NAME …     # the command fedbench with such turns
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures as text."""
+"""Format figures as text."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""An empty federation in Flower's simulation, for :mod:`bench_empty_round`; it runs in an environment with ``flwr``.
+"""An empty federation in Flower's simulation, for :mod:`bench_empty_round`. It needs an environment with ``flwr``.
 
     python flower_app.py SHAPES.json CLIENTS ROUNDS CORES
 
-SHAPES.json lists shape and type of each array of the model. Training adds the client's own constant to one array and
-returns all of them; evaluation returns at once. FedAvg, every client in both. Prints one line of JSON: the time of
-each round's end, round 0 first.
+SHAPES.json lists the shape and type of each array of the model. Training adds the client's own constant to one array
+and returns all arrays; evaluation returns at once. The strategy is FedAvg with every client in both. It prints a line
+of JSON with the time of each round's end, round 0 first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     @server_app.main()
     def run(grid: Grid, context: Context) -> None:
         generator = np.random.default_rng(1)
-        # Random values: a store or a transport that compresses must not gain from zeros.
+        # Random values, because a store or transport that compresses would gain from zeros.
         arrays = [
             generator.standard_normal(shape, dtype=np.float32) if kind == "float32" else np.zeros(shape, kind)
             for shape, kind in shapes

@@ -1,4 +1,4 @@
-"""What the benchmarks of turns measure: an experiment for each detector, a site on a machine of its own, and clocks."""
+"""The measured subjects of the benchmarks of turns: an experiment for each detector, a site, and clocks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tasks.spec.records import WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 
 CLASSES = 7
-# Those that a CPU trains in minutes are held to the limits; the others are measured when they are asked for.
+# The detectors that a CPU trains in minutes. Tests check their limits; the others are measured only on request.
 MEASURED = ("yolov3-tiny", "fcos-lite0", "faster-rcnn-mobilenetv3-320-fpn")
-# At the inputs of the presets, YOLO's at the original's scale.
+# With the input sizes of the presets; YOLO's at the original's scale.
 DETECTORS: dict[str, DetectorSpec] = {
     "yolov3-tiny": YoloV3TinySpec(width=320, height=320, assignment="side-ratio", box_loss="ciou"),
     "yolov3": YoloV3Spec(width=416, height=352),
@@ -39,7 +39,7 @@ DETECTORS: dict[str, DetectorSpec] = {
 
 
 class Seconds(NamedTuple):
-    """By the clock, and of the processor: the second does not count what others do on a busy machine."""
+    """Seconds by the clock and of the processor. The latter do not count the load of other processes."""
 
     wall: float
     processor: float
@@ -54,7 +54,7 @@ class Seconds(NamedTuple):
 
 
 def experiment(detector: str, *, images: int, test_images: int = 5) -> FederationSpec:
-    """``images`` are the training images of all five clients together."""
+    """Return an experiment of five clients. ``images``: number of their training images together."""
     return FederationSpec(
         data=SyntheticStreet(train_images=images, test_images=test_images),
         detector=DETECTORS[detector],
@@ -65,7 +65,7 @@ def experiment(detector: str, *, images: int, test_images: int = 5) -> Federatio
 
 @contextlib.contextmanager
 def measured_site(home: Path, spec: FederationSpec) -> Iterator[tuple[Site, WeightRef]]:
-    """A site with an S3 server on loopback, which has the first weights; torch has the threads of the turn."""
+    """Yield a site and the first weights, in an S3 server on loopback. torch uses a turn's number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(spec.training.threads)
     settings = Settings(home=home)
@@ -81,7 +81,7 @@ def measured_site(home: Path, spec: FederationSpec) -> Iterator[tuple[Site, Weig
 
 
 def by_turns(bare: Callable[[], Seconds], whole: Callable[[], Seconds], repeats: int) -> list[tuple[Seconds, Seconds]]:
-    """Pairs (bare, whole), each first as often as the other."""
+    """Return measured pairs (bare, whole). Each of the two goes first equally often."""
     pairs = []
     for number in range(repeats):
         if number % 2:
@@ -94,7 +94,7 @@ def by_turns(bare: Callable[[], Seconds], whole: Callable[[], Seconds], repeats:
 
 
 def ratios(pairs: Sequence[tuple[Seconds, Seconds]]) -> dict[str, float]:
-    """How much of the whole the bare part is: medians over the pairs, and the extremes."""
+    """Return the ratio of the bare part to the whole: medians over the pairs, and the extremes."""
     walls = [bare.wall / whole.wall for bare, whole in pairs]
     return {
         "ratio": statistics.median(walls),

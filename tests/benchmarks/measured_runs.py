@@ -1,4 +1,4 @@
-"""Federations of the benchmarks: their data, the command in a process of its own, and what it took."""
+"""Federations of the benchmarks: their data, the command in a process of its own, and its time and memory."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """Records of a run that has ended.
+    """A run that has ended: its records and samples over its whole duration.
 
-    memory: (time, resident bytes) of its coordinator, all along.
-    processor: (time, processor seconds) of the coordinator and all that it has started, all along.
+    memory: (time, resident bytes) of its coordinator.
+    processor: (time, processor seconds) of the coordinator and all its descendants.
     """
 
     records: list[RoundRecord]
@@ -47,14 +47,14 @@ class MeasuredRun:
 
     @property
     def round_seconds(self) -> list[float]:
-        """From one commit to the next: rounds 1, 2, …"""
+        """Return the seconds of rounds 1, 2, …, each from the commit before to its own."""
         return [
             (after.committed - before.committed).total_seconds() for before, after in itertools.pairwise(self.records)
         ]
 
     @property
     def phases(self) -> dict[str, float]:
-        """Median seconds by phase of the rounds after the first; the rest is commit, tracking and Prefect's runs."""
+        """Return median seconds by phase, without the first round. The rest is commit, tracking and Prefect's runs."""
         records = self.records[2:]
         phases = {
             name: statistics.median(record.seconds[name] for record in records) for name in self.records[-1].seconds
@@ -67,22 +67,22 @@ class MeasuredRun:
 
     @property
     def seconds(self) -> float:
-        """Median seconds of the rounds after the first."""
+        """Return the median seconds of the rounds after the first."""
         return statistics.median(self.round_seconds[1:])
 
     @property
     def processor_seconds(self) -> float:
-        """Mean processor seconds of the rounds after the first, of all processes: services, slots, coordinator."""
+        """Return the mean processor seconds of the rounds after the first: coordinator, slots and services."""
         return processor_seconds(self.processor, [record.committed.timestamp() for record in self.records[1:]])
 
     def peak_memory(self, number: int) -> int:
-        """Most resident bytes of the coordinator between two commits, the second being round ``number``'s."""
+        """Return the coordinator's largest resident bytes from the commit before round ``number`` to its own."""
         began, ended = (self.records[at].committed.timestamp() for at in (number - 1, number))
         return max(size for moment, size in self.memory if began <= moment <= ended)
 
 
 def write_data(folder: Path, images: int, test_images: int) -> Path:
-    """Synthetic street images of the smallest size in COCO's form, to be divided among any number of clients."""
+    """Write synthetic street images of the smallest size, in COCO's form, for any number of clients."""
     street = SyntheticStreet(train_images=max(images, 40), test_images=test_images, width=64, height=64)
     root = folder / f"street-{images}-{test_images}"
     if not root.exists():
@@ -97,7 +97,7 @@ def data_of(clients: int) -> Coco:
 def run(
     home: Path, name: str, spec: FederationSpec, data: Path, *, command: Sequence[str] = ("-m", "flows.cli")
 ) -> MeasuredRun:
-    """``fedbench run`` (or ``command``, an own main program's arguments to Python) to its end."""
+    """Run ``fedbench run`` to its end. command: arguments to Python that name another main program."""
     home.mkdir(parents=True, exist_ok=True)
     file = home / f"{name}.yaml"
     file.write_text(spec.to_yaml(), encoding="utf-8")
@@ -122,14 +122,14 @@ def run(
 
 
 def environment_of(own: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without the services and settings of whoever measures."""
+    """Return this process's environment without the user's services and settings, and with ``own``."""
     foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "AWS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | dict(own)
 
 
 @contextlib.contextmanager
 def watched(pid: int, memory: list[tuple[float, int]], processor: list[tuple[float, float]]) -> Iterator[None]:
-    """While the block goes on: resident bytes of process ``pid``, processor seconds of it and its offspring."""
+    """Sample process ``pid`` during the block: its resident bytes, and its and its descendants' processor seconds."""
     thread = threading.Thread(target=_watch, args=(pid, memory, processor))
     thread.start()
     yield
@@ -156,17 +156,17 @@ def _watch(pid: int, memory: list[tuple[float, int]], processor: list[tuple[floa
 
 
 def processor_seconds(samples: Sequence[tuple[float, float]], ends: Sequence[float]) -> float:
-    """Mean processor seconds of the rounds between the times ``ends``."""
+    """Return the mean processor seconds of the rounds between the times ``ends``."""
     times, used = zip(*samples, strict=True)
     return float(np.interp(ends[-1], times, used) - np.interp(ends[0], times, used)) / (len(ends) - 1)
 
 
 def write_seconds(objects: ObjectStore, content: bytes, count: int, writers: int) -> float:
-    """Seconds to put ``content`` as ``count`` objects, ``writers`` at a time: what the store alone takes."""
+    """Return the seconds to put ``content`` as ``count`` objects, ``writers`` at a time: the store's cost alone."""
     from concurrent.futures import ThreadPoolExecutor
 
     keys = [f"written/{number}" for number in range(count)]
-    objects.put_bytes(keys[0], content[:1])  # the first call makes the client
+    objects.put_bytes(keys[0], content[:1])  # the first call creates the client
     began = time.perf_counter()
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(lambda key: objects.put_bytes(key, content), keys))

@@ -1,4 +1,4 @@
-"""Small federations trained in one process, round by round, by the parts that a real run is made of; no services."""
+"""Small federations, trained round by round in one process, with the parts of a real run but without services."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tasks.training.seeds import derive_seed
 
 
 def no_root(name: str) -> None:
-    """Synthetic data are drawn, and have no folder."""
+    """Return no folder: synthetic data are drawn and need none."""
 
 
 def without_class(data: FederatedData, name: str) -> FederatedData:
-    """``data`` whose training images have lost the boxes of class ``name``; the test images keep theirs."""
+    """Return ``data`` without the boxes of class ``name`` in the training images. The test images keep theirs."""
     label = data.classes.index(name)
     train_images = {client: tuple(map(partial(_without, label), own)) for client, own in data.train.items()}
     return dataclasses.replace(data, train=train_images)
@@ -41,7 +41,7 @@ def _without(label: int, sample: ImageSample) -> ImageSample:
 
 
 def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | None = None) -> Metrics:
-    """Figures after the last round of ``spec``, all clients in every round."""
+    """Train ``spec`` with all clients in every round. Return the figures after the last round."""
     torch.set_num_threads(spec.training.threads)
     data = load_data(spec.data, root_of=no_root, cache=cache)
     if dropped_class is not None:

@@ -1,4 +1,4 @@
-"""The flow whose start is measured: it imports what a training flow imports, and its first line writes the time."""
+"""The flow whose start is measured. It imports the modules of a training flow, and its first line writes the time."""
 
 from __future__ import annotations
 
