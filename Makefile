@@ -1,5 +1,5 @@
 # make run    set up .venv, then train the default federation (synthetic street, four minutes on two cores)
-# make test   set up .venv, then check style, types and documentation and run all tests but slow ones and benchmarks
+# make test   set up .venv, then check style, types and documentation, and run all tests except slow ones and benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
@@ -14,18 +14,18 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --g
 help:
 	@echo "make setup        create .venv and install fedbench and its pinned requirements"
 	@echo "make run          set up, then run the default federation (ARGS='--help' lists the options)"
-	@echo "make test         set up, then lint, docs, unit and integration: all that CI checks"
-	@echo "make quick        lint, and the tests nearest to what changed (half a minute)"
+	@echo "make test         set up, then run lint, docs, unit and integration: all checks of CI"
+	@echo "make quick        lint, and the tests nearest to the changed files (half a minute)"
 	@echo "make lint         ruff and mypy"
-	@echo "make docs         write docs/specification.md anew and build the documentation into site/; a dead link fails"
+	@echo "make docs         write docs/specification.md, then build the documentation into site/; a dead link is an error"
 	@echo "make unit         unit tests (minutes)"
 	@echo "make integration  tests that start real services and runs (a quarter of an hour)"
-	@echo "make slow         integration tests that wait, or kill, for many minutes each"
+	@echo "make slow         integration tests that take many minutes each"
 	@echo "make faults       the fault matrix, docs/faults.md (ARGS='--faults 20 --seed 3'; an hour for 100)"
 	@echo "make bench        benchmarks"
 	@echo "make lock         compile requirements.txt and requirements-setup.txt again, to the newest versions"
 	@echo "make clean        remove .venv, site/ and the tools' caches"
-	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13) that .venv is made with"
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 to 3.13) for .venv"
 
 setup: .venv/.installed
 
@@ -41,8 +41,8 @@ $(BIN)/uv:
 	$(PYTHON) -m venv .venv
 	$(INSTALL_TOOLS)
 
-# The requirements with all that they need are pinned, with the hashes of their files, and so are uv and what fedbench
-# itself is built with; it is installed over them, adding none.
+# requirements.txt pins all direct and indirect requirements with the hashes of their files; requirements-setup.txt does
+# the same for uv and the build tools. fedbench is installed last, without dependencies, so it adds no other package.
 .venv/.installed: requirements.txt requirements-setup.txt pyproject.toml | $(BIN)/uv
 	$(INSTALL_TOOLS)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.txt
@@ -66,7 +66,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Written to another file first, so that a failure leaves the page as it was.
+# Write to another file first, so that a failure leaves the page unchanged.
 docs: setup
 	$(BIN)/python docs/specification.py > .venv/specification.md
 	cp .venv/specification.md docs/specification.md

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NAME, ROUNDS = "back", 2
 
 
-def test_a_damaged_round_is_set_aside_and_run_again(shared_home: Home, undisturbed: FinishedRun) -> None:
+def test_a_damaged_round_is_put_aside_and_run_again(shared_home: Home, undisturbed: FinishedRun) -> None:
     home, layout = shared_home, shared_home.layout(NAME)
     first = home.run("run", home.spec_file(tiny(max_rounds=ROUNDS), NAME), "--name", NAME, "--slots", 2, "-q")
     assert first.returncode == 0, first.stdout
