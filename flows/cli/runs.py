@@ -53,7 +53,9 @@ def run(
         list[str] | None,
         typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field of the specification; repeatable."),
     ] = None,
-    max_rounds: Annotated[int | None, typer.Option(help="The last round; raise it to extend a finished run.")] = None,
+    max_rounds: Annotated[
+        int | None, typer.Option(help="The last round. To extend a run: resume RUN --max-rounds.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
     centralised: Annotated[
