@@ -114,7 +114,7 @@ class YoloV3TinySpec(YoloSpec, title="YOLOv3-tiny"):
 
 
 class FcosLite0Spec(Frozen, title="FCOS, EfficientNet-Lite0"):
-    """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0; 3.2 M parameters.
+    """An anchor-free detector for laptops: FCOS (arXiv 1904.01355) over EfficientNet-Lite0; 3.1 M parameters.
 
     BatchNorm is folded into the backbone's convolutions, and the head has GroupNorm, so there are no running statistics
     that could differ between clients.
