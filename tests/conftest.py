@@ -15,7 +15,7 @@ import pytest
 FOR_TESTS = "OF_FEDBENCH_TESTS_"
 for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
     _value = os.environ.pop(_name)
-    if _name in ("FEDBENCH_STREET_DIR", "FEDBENCH_SCREENSHOTS", "FEDBENCH_TEST_KILLS"):
+    if _name in ("FEDBENCH_STREET_DIR", "FEDBENCH_SCREENSHOTS", "FEDBENCH_TEST_KILLS", "FEDBENCH_FLOWER_VENV"):
         os.environ[FOR_TESTS + _name.removeprefix("FEDBENCH_")] = _value
 STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
 SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")

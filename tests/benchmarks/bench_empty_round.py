@@ -123,7 +123,7 @@ def flower_python() -> Path:
     Raises:
         RuntimeError: Flower cannot be installed.
     """
-    named = os.environ.get("FEDBENCH_FLOWER_VENV")
+    named = os.environ.get("FEDBENCH_FLOWER_VENV", os.environ.get("OF_FEDBENCH_TESTS_FLOWER_VENV"))  # run by pytest
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named) if named else cache / "fedbench" / "flower"
     python = folder / "bin" / "python"
