@@ -91,7 +91,7 @@ def session_folder(layout: FederationLayout, pool: str, session: str) -> str:
 
 def open_session(objects: ObjectStore, layout: FederationLayout, pool: str, session: str, code: str) -> None:
     """Write the session's object, before any resident is requested: it gives the coordinator's code."""
-    document = {"version": MAILBOX_VERSION, "code": code}
+    document = {"version": MAILBOX_VERSION, "code_version": code}
     objects.put_json(f"{session_folder(layout, pool, session)}session.json", document)
 
 
@@ -108,10 +108,10 @@ def require_session(objects: ObjectStore, layout: FederationLayout, pool: str, s
             f"s3: no {key} in bucket {objects.bucket} at {objects.settings.endpoint}: expected the coordinator's "
             "store; either this worker's settings FEDBENCH_S3__… name another store, or the coordinator has ended"
         )
-    if document.get("code") != code:
+    if document.get("code_version") != code:
         raise SettingsError(
-            f"fedbench: expected the coordinator's code, {document.get('code')}, this worker has {code}; install "
-            "the same code on both machines, and start this worker again"
+            f"fedbench: expected the coordinator's code, {document.get('code_version')}, this worker has {code}; "
+            "install the same code on both machines, and start this worker again"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 from infra.errors import SettingsError
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from infra.turns.mailbox import close_session, open_session, require_session
+from infra.turns.mailbox import MAILBOX_VERSION, close_session, open_session, require_session, session_folder
 
 LAYOUT = FederationLayout("", "mailbox")
 
@@ -31,3 +31,9 @@ def test_a_missing_session_hints_at_another_store(object_store: ObjectStore, ses
     close_session(object_store, LAYOUT, "slots", session)
     with pytest.raises(SettingsError, match="expected the coordinator's store"):
         require_session(object_store, LAYOUT, "slots", session, "0.1.0-00000001")
+
+
+def test_a_resident_of_an_older_fedbench_finds_the_code_where_it_looks(object_store: ObjectStore, session: str) -> None:
+    """It compares ``code_version`` with its own version, so it refuses, and its error names both."""
+    document = object_store.get_json(f"{session_folder(LAYOUT, 'slots', session)}session.json")
+    assert document == {"version": MAILBOX_VERSION, "code_version": "0.1.0-00000001"}
