@@ -177,7 +177,8 @@ class _Look:
             elif item["base_job_template"] != template:
                 path = f"/work_pools/{quote(item['name'], safe='')}"
                 self._api.ask("PATCH", path, {"base_job_template": template})
-                self._found("work pool", item["name"], item, "its job template was put back")
+                if _without_descriptions(item["base_job_template"]) != _without_descriptions(template):
+                    self._found("work pool", item["name"], item, "its job template was put back")
 
     def deployments(self) -> None:
         flows = {item["id"]: item["name"] for item in self._api.all("flows")}
@@ -245,6 +246,22 @@ class _Look:
             self._found("block", name, item, "", f"prefect block delete --id {item['id']}")
         for item in self._api.all("variables"):
             self._found("variable", item["name"], item, "", f"prefect variable delete {quoted(item['name'])}")
+
+
+def _without_descriptions(template: Any) -> Any:
+    """Return a job template without the descriptions of its variables, which another version of fedbench may word anew.
+
+    A template of another form is returned as it is.
+    """
+    try:
+        variables = template["variables"]
+        fields = {
+            name: {key: value for key, value in field.items() if key != "description"}
+            for name, field in variables["properties"].items()
+        }
+        return {**template, "variables": {**variables, "properties": fields}}
+    except (AttributeError, KeyError, TypeError):
+        return template
 
 
 def quoted(name: str) -> str:

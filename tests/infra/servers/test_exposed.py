@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from infra.servers.exposed import LIST, Finding, is_guarded, note_guarded, report
+from infra.orchestrator.plain_api import PrefectJson
+from infra.servers.exposed import LIST, Finding, Own, hold_back, is_guarded, note_guarded, report
 from infra.servers.prefect_server import PrefectService
 
 POSTGRESQL = "postgresql+asyncpg://user:hidden@db/prefect"
@@ -56,6 +59,52 @@ def test_a_flood_of_plants_is_counted_and_not_printed(tmp_path: Path) -> None:
     lines = report([Finding("block", f"slack/{number}", "") for number in range(500)], tmp_path / "all.json")
     assert len(lines) == 13
     assert lines[-2] == "  490 more of kind block"
+
+
+class _PoolsServer:
+    """Answers as a Prefect server that has nothing but one work pool."""
+
+    def __init__(self, template: Any) -> None:
+        self.pool = {"name": "gpu", "base_job_template": template}
+
+    def all(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        return [dict(self.pool)] if kind == "work_pools" else []
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        if method == "PATCH":
+            self.pool |= body
+        return {"default_result_storage_block_id": None}
+
+
+def _template(**field: Any) -> dict[str, Any]:
+    return {
+        "job_configuration": {"command": "{{ command }}"},
+        "variables": {"type": "object", "properties": {"command": {"title": "Command", **field}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "is_reported"),
+    [
+        (_template(description="Not used."), False),
+        (_template(description="Never used.", default="rm -rf ~"), True),
+        ({**_template(description="Never used."), "job_configuration": {"command": "rm -rf ~"}}, True),
+        ({"variables": {"properties": {"command": None}}}, True),
+        ({}, True),
+    ],
+    ids=["other words", "default", "configuration", "other form", "empty"],
+)
+def test_a_job_template_in_other_words_is_put_back_without_alarm(
+    found: dict[str, Any], is_reported: bool, tmp_path: Path
+) -> None:
+    """An older fedbench had other descriptions of the same variables."""
+    ours = _template(description="Never used.")
+    own = Own(deployments={}, job_variables={}, schedule="fedbench", pools={"gpu": ours}, automations={})
+    server = _PoolsServer(json.loads(json.dumps(found)))
+    findings, path = hold_back(cast(PrefectJson, server), own, tmp_path)
+    assert server.pool["base_job_template"] == ours
+    assert [finding.done for finding in findings] == ["its job template was put back"] * is_reported
+    assert (path is not None) == is_reported
 
 
 def test_every_module_that_starts_a_server_has_its_database_checked() -> None:
