@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,15 @@ class FasterRcnnOutputs:
     scored: tuple[Sequence[Tensor], Sequence[Tensor]] | None
     size: tuple[int, int]
     amp: bool
+
+
+class _Sample(NamedTuple):
+    """By image: proposals and true boxes, the indices drawn from them, and the labels and deltas wanted there."""
+
+    boxes: list[Tensor]
+    chosen: list[Tensor]
+    labels: list[Tensor]
+    wanted: Sequence[Tensor]
 
 
 class Sampler(nn.Module):
@@ -214,16 +224,14 @@ class FasterRcnn(Detector):
             [torch.cat(pair) for pair in zip(of_proposals, of_truth, strict=True)]
             for of_proposals, of_truth in zip(scored, added, strict=True)
         )
-        _, chosen, labels, wanted = self._sample(outputs.proposals, truth)
+        sample = self._sample(outputs.proposals, truth)
         return [
-            _head_terms([logits[i][index]], [deltas[i][index]], [labels[i]], [wanted[i]])
-            for i, index in enumerate(chosen)
+            _head_terms([logits[i][index]], [deltas[i][index]], [sample.labels[i]], [sample.wanted[i]])
+            for i, index in enumerate(sample.chosen)
         ]
 
-    def _sample(
-        self, proposals: list[Tensor], truth: list[dict[str, Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[Tensor]]:
-        """Return, image by image: proposals and truth, the drawn indices, and the labels and deltas wanted there."""
+    def _sample(self, proposals: list[Tensor], truth: list[dict[str, Tensor]]) -> _Sample:
+        """Draw the proposals that the box head is trained on, and find what it must return for them."""
         true_boxes = [item["boxes"] for item in truth]
         boxes = self.roi_heads.add_gt_proposals(proposals, true_boxes)
         matched, labels = self.roi_heads.assign_targets_to_proposals(
@@ -236,7 +244,7 @@ class FasterRcnn(Detector):
             [box[match[index]] for box, match, index in zip(some, matched, chosen, strict=True)],
             [box[index] for box, index in zip(boxes, chosen, strict=True)],
         )
-        return boxes, chosen, [label[index] for label, index in zip(labels, chosen, strict=True)], wanted
+        return _Sample(boxes, chosen, [label[index] for label, index in zip(labels, chosen, strict=True)], wanted)
 
     def predict(
         self, outputs: FasterRcnnOutputs, *, score_threshold: float, nms_iou: float, max_detections: int
