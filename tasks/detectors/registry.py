@@ -24,8 +24,9 @@ DETECTORS: dict[str, str] = {
 
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:
     """Build a detector with weights drawn from ``seed`` alone. torch's global generator is left as it was."""
+    kind = resolve_name(DETECTORS[spec.kind])  # first, so that an import cannot draw from the seeded generator
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator too
-        detector: Detector = resolve_name(DETECTORS[spec.kind])(spec, num_classes)
+        detector: Detector = kind(spec, num_classes)
     # Convolutions on CPU and on tensor cores run faster with channels innermost.
     return detector.to(memory_format=torch.channels_last)
