@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from importlib import import_module
 
 import uvicorn
 from rich.console import Console
@@ -67,6 +68,7 @@ def serve_model(
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
         )
+        import_module("torchvision.ops")  # detectors import it late: the first request need not wait for it
         line = f"{opened.title}: {address.url}/invocations (Ctrl-C ends it)"
         console.print(line, soft_wrap=True, highlight=False, markup=False)
         try:

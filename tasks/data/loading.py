@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,6 +205,8 @@ def training_loader(
     sampler = _EpochSampler(
         len(samples), batch_size, epochs, seed=seed, round=round, client=client, drop_last=drop_last
     )
+    if workers:
+        import_module("torchvision.transforms.v2")  # augmentation imports it late: a forked worker inherits it
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,
