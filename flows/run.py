@@ -24,7 +24,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.whole import DamagedObject
 
 # Modules for training and tracking that this process needs. Their import takes seconds.
-LEARNING = ("torch", "torchvision.ops", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure")
+LEARNING = ("torch", "mlflow.tracking", "mlflow.pyfunc", "matplotlib.figure")
 
 
 def run_federation(

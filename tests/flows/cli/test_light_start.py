@@ -53,3 +53,22 @@ def test_heavy_packages_are_imported_only_when_needed(words: tuple[str, ...], tm
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported:", done.stdout
+
+
+def test_a_coordinator_imports_no_torchvision() -> None:
+    """It aggregates and draws a YOLO network's first weights; torchvision's import takes seconds."""
+    script = """
+import sys
+from flows.run import LEARNING
+import importlib
+for name in (*LEARNING, "flows.coordinator.until_done", "flows.federation"):
+    importlib.import_module(name)
+from tasks.detectors.initial import initial_detector
+from tasks.spec.detector import YoloV3TinySpec
+
+initial_detector(YoloV3TinySpec(), 7, seed=0, file_of=lambda name: None)
+print("imported:", *(name for name in ("torchvision",) if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported:", done.stdout
