@@ -64,7 +64,7 @@ quick: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # Write to another file first, so that a failure leaves the page unchanged.
 docs: setup
