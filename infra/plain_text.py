@@ -37,6 +37,6 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type's name if it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+def first_line(error: BaseException, limit: int = REASON_LIMIT) -> str:
+    """Return the first line of an error's text as by :func:`printable`, or its type's name if it has no text."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0], limit)

@@ -9,11 +9,14 @@ from functools import partial
 
 from torch import Tensor
 
-from tasks.data.loading import training_loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.loading import TrainingLoader, training_loader
+from tasks.data.samples import ImageSample
 from tasks.detectors.state import check_finite, load_state, state_of, write_state
 from tasks.errors import ClientError, DataError
 from tasks.replies import failure_of
 from tasks.site import Site
+from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.fedavg import FedAvg
@@ -72,6 +75,29 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
     )
 
 
+def training_batches(
+    images: ImageCache, spec: FederationSpec, samples: Sequence[ImageSample], *, round: int, client: str
+) -> TrainingLoader:
+    """Return the batches of ``samples`` for a turn of ``client`` by ``spec``.
+
+    Raises:
+        ClientError: the client has no images.
+    """
+    return training_loader(
+        samples,
+        width=spec.detector.width,
+        height=spec.detector.height,
+        batch_size=spec.training.batch_size,
+        epochs=spec.training.local_epochs,
+        seed=spec.seed,
+        round=round,
+        client=client,
+        augmentation=spec.training.augmentation,
+        workers=spec.training.loader_workers,
+        cache=images,
+    )
+
+
 def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Trained, dict[str, Tensor]]:
     """Train one client. Return the result and the trained state.
 
@@ -89,19 +115,7 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     fetched = site.weights.get(request.model.key, request.model.sha256, request.model.bytes)
     detector = site.detector(spec, len(data.classes))
     load_state(detector, fetched.path)
-    batches = training_loader(
-        samples,
-        width=detector.width,
-        height=detector.height,
-        batch_size=spec.training.batch_size,
-        epochs=spec.training.local_epochs,
-        seed=spec.seed,
-        round=request.round,
-        client=client,
-        augmentation=spec.training.augmentation,
-        workers=spec.training.loader_workers,
-        cache=site.images,
-    )
+    batches = training_batches(site.images, spec, samples, round=request.round, client=client)
     result = train(
         detector,
         batches,

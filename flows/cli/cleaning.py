@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.shared import EXIT_FAILED, Home, RunName, err, log_to, machine_settings, out, plain_errors, say
 from infra.errors import InfraError
+from infra.plain_text import first_line
 from infra.settings import Settings
 from tasks.errors import FedbenchError
 
@@ -106,8 +107,7 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
         except (FedbenchError, InfraError):
             raise
         except Exception as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InfraError(f"Prefect at {services.prefect_api_url}: {cause}; log: {path}") from error
+            raise InfraError(f"Prefect at {services.prefect_api_url}: {first_line(error)}; log: {path}") from error
 
 
 def _table(result: CleanUp) -> Table:

@@ -22,9 +22,9 @@ from infra.errors import (
     TrackingUnavailable,
 )
 from infra.files.disk import full_disk_named
+from infra.plain_text import first_line
 from infra.store.clock import is_too_early_or_late
 from tasks.errors import FedbenchError
-from tasks.plain_text import plain
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Restarts:
         return True
 
     def message(self, error: Exception) -> str:
-        return f"{first_line(error)}: going on from the last commit (restart {self.count})"
+        return f"{first_line(error, 200)}: going on from the last commit (restart {self.count})"
 
 
 class Attempts:
@@ -125,9 +125,3 @@ def servers_failed(error: BaseException) -> bool:
             return False
         current = current.__cause__ or current.__context__
     return False
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, safe to show, at most 200 characters."""
-    text = str(error).strip() or type(error).__name__
-    return plain(text.splitlines()[0], 200)

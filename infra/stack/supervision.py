@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from infra.errors import InfraError
-from infra.plain_text import printable
+from infra.plain_text import first_line, printable
 from infra.processes.ports import LOOPBACK
 from infra.processes.service import Service
 from infra.servers.credentials import read_keys
@@ -172,7 +172,7 @@ class Supervisor:
                     try:
                         step(attempt.service)
                     except InfraError as error:
-                        attempt.failed = str(error).splitlines()[0]
+                        attempt.failed = first_line(error)
         for name, service, failed in ((attempt.name, attempt.service, attempt.failed) for attempt in attempts):
             self._back_off.started(name)
             if failed is None:

@@ -28,8 +28,8 @@ from torch import nn
 from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
-from tasks.client_update import train_client
-from tasks.data.loading import TrainingLoader, training_loader
+from tasks.client_update import train_client, training_batches
+from tasks.data.loading import TrainingLoader
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.site import Site
@@ -58,20 +58,8 @@ CLIENT_IMAGES, IMAGES = 153, 350
 LR, ROUND, SEED = 1e-3, 2, 11
 
 
-def loader_of(site: Site, spec: FederationSpec, client: str) -> TrainingLoader:
-    return training_loader(
-        site.data(spec.data).train[client],
-        width=spec.detector.width,
-        height=spec.detector.height,
-        batch_size=spec.training.batch_size,
-        epochs=1,
-        seed=spec.seed,
-        round=ROUND,
-        client=client,
-        augmentation=spec.training.augmentation,
-        workers=0,
-        cache=site.images,
-    )
+def turn_batches(site: Site, spec: FederationSpec, client: str) -> TrainingLoader:
+    return training_batches(site.images, spec, site.data(spec.data).train[client], round=ROUND, client=client)
 
 
 def bare_loop(site: Site, spec: FederationSpec, client: str) -> Seconds:
@@ -83,7 +71,7 @@ def bare_loop(site: Site, spec: FederationSpec, client: str) -> Seconds:
     decay = spec.training.optimizer.weight_decay
     groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, foreach=True)
-    loader = loader_of(site, spec, client)
+    loader = turn_batches(site, spec, client)
     started = Seconds.now()
     for batch in loader:
         outputs = model(batch.images)
@@ -118,7 +106,7 @@ def turn_figures(home: Path, detector: str, repeats: int, images: int = IMAGES) 
     with measured_site(home, spec) as (site, model):
         train = site.data(spec.data).train
         client = min(train, key=lambda name: abs(len(train[name]) - CLIENT_IMAGES))
-        for _ in loader_of(site, spec, client):  # decode every image before both measurements
+        for _ in turn_batches(site, spec, client):  # decode every image before both measurements
             pass
         pairs = by_turns(lambda: bare_loop(site, spec, client), lambda: turn(site, spec, client, model), repeats)
     count = len(train[client])

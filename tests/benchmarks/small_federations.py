@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tasks.client_update import training_batches
 from tasks.data.catalog import load_data
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import training_loader
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import state_of
@@ -56,19 +56,7 @@ def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | 
             detector.load_state_dict(before)
             train(
                 detector,
-                training_loader(
-                    samples,
-                    width=detector.width,
-                    height=detector.height,
-                    batch_size=spec.training.batch_size,
-                    epochs=spec.training.local_epochs,
-                    seed=spec.seed,
-                    round=number,
-                    client=client,
-                    augmentation=spec.training.augmentation,
-                    workers=0,
-                    cache=images,
-                ),
+                training_batches(images, spec, samples, round=number, client=client),
                 spec.training,
                 lr=learning_rate(spec.training.optimizer.lr, spec.training.schedule, number),
                 warmup_steps=spec.training.schedule.warmup_steps if number == 1 else 0,

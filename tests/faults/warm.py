@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from tasks.code_version import installed_code
+
 from .draws import SPEC
 from .judge import bits_of, difference
 from .places import Place, can_mount
@@ -110,10 +112,9 @@ def _succeed(status: int | None, output: Path) -> None:
 
 
 def _digest_of_sources() -> str:
-    digest = hashlib.sha256(repr(SPEC).encode())
-    for folder in ("flows", "infra", "tasks", "tests/faults/hook"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    digest = hashlib.sha256(repr((SPEC, installed_code())).encode())
+    for path in sorted((ROOT / "tests" / "faults" / "hook").rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from flows.cli import app as command_line
 from flows.cli import shared
 from flows.cli.console import PlainConsole
 from flows.commands.evaluate_model import classes_table
-from flows.coordinator.restarts import first_line, servers_failed
+from flows.coordinator.restarts import servers_failed
 from flows.views.live import LiveProgress
 from flows.views.mlflow_figures import round_figures
 from flows.views.prefect_page import client_table, summary
@@ -27,6 +27,7 @@ from flows.views.progress import Progress
 from flows.views.tables import class_table
 from flows.views.terminal import LineProgress, LogProgress
 from infra.errors import PoolUnusable, SlotLost, StoreUnavailable
+from infra.plain_text import first_line
 from infra.settings import Settings
 from infra.store.layout import federations
 from infra.store.objects import ObjectStore
