@@ -31,6 +31,7 @@ class NewModel:
     """A round's new global model, with the updates and evaluations that count.
 
     dropped: clients whose updates do not count. unscored: clients without an evaluation.
+    server, shared: the server's new states, if the method keeps any.
     """
 
     model: WeightRef
@@ -40,6 +41,8 @@ class NewModel:
     unscored: list[ClientFailure]
     bytes_down: int
     bytes_up: int
+    server: WeightRef | None = None
+    shared: WeightRef | None = None
 
 
 async def usable_model(
@@ -78,7 +81,15 @@ async def usable_model(
             spoiled = model_fault(evaluated.records, evaluated.unscored)
             if spoiled is None:
                 return NewModel(
-                    new.model, new.counted, refused, evaluated.records, evaluated.unscored, bytes_down, bytes_up
+                    new.model,
+                    new.counted,
+                    refused,
+                    evaluated.records,
+                    evaluated.unscored,
+                    bytes_down,
+                    bytes_up,
+                    new.server,
+                    new.shared,
                 )
             fault = spoiled
             handles.weights.forget({new.model.sha256} - {update.weights.sha256 for update in new.counted})

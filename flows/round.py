@@ -151,6 +151,9 @@ def round_record(
         updates=tuple(new.updates),
         dropped=not_counted(dropped, new.updates, new.evaluations),
         model=new.model,
+        server=new.server,
+        shared=new.shared,
+        states=current_states(handles, new.updates),
         evaluations=tuple(new.evaluations),
         metrics=metrics,
         decision=decision,
@@ -160,6 +163,12 @@ def round_record(
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
+
+
+def current_states(handles: Handles, updates: Sequence[UpdateRecord]) -> dict[str, WeightRef]:
+    """Return the state of each client after a round with ``updates``: a new one, or that of its last counted round."""
+    before = handles.history[-1].states if handles.history else {}
+    return before | {update.client: update.state for update in updates if update.state is not None}
 
 
 async def gather_updates(handles: Handles, spec: FederationSpec, plan: RoundPlan) -> GatheredUpdates:
@@ -235,7 +244,7 @@ def commit(handles: Handles, record: RoundRecord) -> None:
     """
     objects, layout = handles.objects, handles.layout
     marker, document = layout.marker(record.round), record.model_dump(mode="json")
-    flush(objects, [record.model.key])
+    flush(objects, [ref.key for ref in (record.model, *record.state_refs)])
     if handles.lease is None:
         objects.put_json(marker, document)
     else:
@@ -247,21 +256,26 @@ def commit(handles: Handles, record: RoundRecord) -> None:
 
 def clear_up(handles: Handles, record: RoundRecord) -> None:
     """Remove what retention does not keep from the store, and a committed round's updates from this machine's cache."""
-    apply_retention(handles, record.round, record.decision.best_round)
+    apply_retention(handles, record)
     handles.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
 
 
-def apply_retention(handles: Handles, newest: int, best: int) -> None:
+def apply_retention(handles: Handles, record: RoundRecord) -> None:
     """Remove the newest round's updates and evaluation parts, and global weights neither best nor among the last.
 
-    The settings ``keep_updates`` and ``keep_globals`` say what stays.
+    States go with the global weights: those stay that a round with kept weights names. The settings ``keep_updates``
+    and ``keep_globals`` say what stays. record: of the newest round.
     """
-    layout, settings = handles.layout, handles.settings
+    layout, settings, newest = handles.layout, handles.settings, record.round
     keys = list(handles.objects.list(layout.evaluations(newest)))
     if not settings.keep_updates:
         keys += handles.objects.list(layout.updates(newest))
-    keep = {best, *range(newest - settings.keep_globals + 1, newest + 1)}
+    keep = {record.decision.best_round, *range(newest - settings.keep_globals + 1, newest + 1)}
     globals_ = {layout.global_weights(number) for number in range(newest + 1) if number not in keep}
-    keys += [key for key in handles.objects.list(layout.rounds) if key in globals_]
+    rounds = {**{past.round: past for past in handles.history}, newest: record}
+    states = {ref.key for number in keep & rounds.keys() for ref in rounds[number].state_refs}
+    for key in handles.objects.list(layout.rounds):
+        if key in globals_ or (layout.is_state(key) and key not in states):
+            keys.append(key)
     if keys:
         handles.objects.delete(keys)

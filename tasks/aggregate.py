@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
+from tasks.data.loading import cut_batches
 from tasks.detectors.initial import initial_detector
+from tasks.detectors.roles import roles_of
 from tasks.detectors.state import is_finite, state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.hand_out import report_failures
 from tasks.handles import Handles, current_handles
-from tasks.partial_sums import by_object, incomplete_sums, weights_key
+from tasks.partial_sums import by_object, incomplete_sums
 from tasks.plain_text import plain
 from tasks.replies import failure_of, not_counted
-from tasks.request_update import answers_plan
+from tasks.request_update import update_fault
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight, limiting_factors, lowered
-from tasks.strategies.base import Strategy, read_reference
+from tasks.strategies.base import Planned, ServerResult, ServerRound, Strategy
 from tasks.strategies.registry import build_strategy
+from tasks.strategies.sums import Counted, Sums
+from tasks.strategies.tensor_file import TensorFile
+from tasks.strategies.updates import Reference, check_update, read_reference
+from tasks.training.optimizers import planned_rates
 
 
 @dataclass(frozen=True)
 class AggregatedState:
-    """The new global state by tensor's name, the updates that count in client order, and the clients dropped."""
+    """The new global model and server states, the updates that count in client order, and the clients dropped."""
 
-    state: dict[str, Tensor]
+    result: ServerResult
     counted: list[UpdateRecord]
     dropped: list[ClientFailure]
 
@@ -42,13 +50,16 @@ class AggregatedState:
 class AggregatedModel:
     """The new global weights in the store, the updates that count in client order, and the clients dropped.
 
-    model: None if not all values are finite; nothing is stored then.
+    model: None if not all values, those of the server's states included, are finite; nothing is stored then.
     dropped: clients whose update does not fit.
+    server, shared: the server's new states, if the method keeps any.
     """
 
     model: WeightRef | None
     counted: list[UpdateRecord]
     dropped: list[ClientFailure]
+    server: WeightRef | None = None
+    shared: WeightRef | None = None
 
 
 def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> WeightRef:
@@ -142,11 +153,13 @@ def aggregate_updates(
     """
     start = handles.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
     reference = read_reference(start.path, client="(global model)")
+    strategy, last = build_strategy(spec), _last_states(handles, spec, plan)
     order = {client: number for number, client in enumerate(plan.cohort)}
     kept, refused = _asked_for(handles, plan, sorted(updates, key=lambda item: order.get(item.client, len(order))))
     while True:
-        strategy, weights = build_strategy(spec.strategy, reference), _weights(spec, plan, kept)
-        counted, misfits = _stream(handles, strategy, weights, kept)
+        sums, weights = Sums(strategy, reference), _weights(spec, plan, kept)
+        check = partial(_check_figures, strategy, spec, plan, last, reference)
+        counted, misfits = _stream(handles, sums, weights, kept, check)
         for client, reason in misfits.items():
             refused.setdefault(client, []).append(reason)
         counted.sort(key=lambda update: order[update.client])
@@ -162,7 +175,58 @@ def aggregate_updates(
         reasons = "; ".join(item.reason for item in dropped)
         raise ClientError(f"round {plan.round}: no update counts: {reasons}{_how_to_go_on(plan, dropped)}")
     # A client whose first update counts is not dropped for a second one.
-    return AggregatedState(strategy.result(), counted, list(not_counted(dropped, counted, ())))
+    return AggregatedState(strategy.new_model(sums, last), counted, list(not_counted(dropped, counted, ())))
+
+
+def _last_states(handles: Handles, spec: FederationSpec, plan: RoundPlan) -> ServerRound:
+    """Return the global model and the server's states that the round started from. Tensors are read when needed."""
+
+    def tensors(ref: WeightRef | None) -> Mapping[str, Tensor]:
+        return {} if ref is None else TensorFile(handles.weights.get(ref.key, ref.sha256, ref.bytes).path)
+
+    classes = len(handles.ready[0].class_counts) if handles.ready else 0
+    clients = spec.clients
+    return ServerRound(
+        start=tensors(plan.model),
+        roles_of=lambda: roles_of(spec.detector, classes),
+        clients=len(handles.ready) + len(handles.not_ready) if clients is None else len(clients),
+        server=tensors(plan.server),
+        shared=tensors(plan.shared),
+    )
+
+
+def _check_figures(
+    strategy: Strategy[Any],
+    spec: FederationSpec,
+    plan: RoundPlan,
+    last: ServerRound,
+    reference: Reference,
+    client: Counted,
+    file: Path | None,
+) -> None:
+    """Check the figures that a client reports. file: its update; None for a partial sum.
+
+    Raises:
+        ClientError: a figure is not what the plan and the update give, or the update does not fit ``reference``.
+    """
+    if not strategy.figures or plan.train_sizes is None:
+        return
+    if file is not None:
+        check_update(reference, file, client=client.client)
+    training = spec.training
+    batches = training.local_epochs * len(cut_batches(plan.train_sizes[client.client], training.batch_size))
+    warmup = training.schedule.warmup_steps if plan.round == 1 else 0
+    strategy.check_figures(
+        client,
+        Planned(
+            plan.learning_rate,
+            planned_rates(batches, training.accumulate, plan.learning_rate, warmup),
+            all_taken=not training.amp,
+            start=last.start,
+            roles_of=last.roles_of,
+            update=None if file is None else TensorFile(file),
+        ),
+    )
 
 
 def _asked_for(
@@ -175,7 +239,7 @@ def _asked_for(
     asked: dict[str, UpdateRecord] = {}
     refused: dict[str, list[str]] = {}
     for update in updates:
-        foreign = answers_plan(update, plan, weights_key(handles.layout, update, plan.round))
+        foreign = update_fault(handles.layout, update, plan)
         if foreign is not None:
             refused.setdefault(update.client, []).append(f"an update that was not asked for: {foreign}")
         elif update.client in asked:
@@ -199,9 +263,16 @@ def _weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateReco
 
 
 def _stream(
-    handles: Handles, strategy: Strategy, weights: Mapping[str, Weight], updates: Sequence[UpdateRecord]
+    handles: Handles,
+    sums: Sums,
+    weights: Mapping[str, Weight],
+    updates: Sequence[UpdateRecord],
+    check: Callable[[Counted, Path | None], None],
 ) -> tuple[list[UpdateRecord], dict[str, str]]:
-    """Add each object of ``updates`` to ``strategy``. Return the accepted updates, and why it refused others."""
+    """Add each object of ``updates`` to ``sums``. Return the accepted updates, and why others were refused.
+
+    check: called with each client and the file of its update, or None for a partial sum's; raises ClientError.
+    """
     counted: list[UpdateRecord] = []
     refused: dict[str, str] = {}
     for shared in by_object(updates):
@@ -212,7 +283,11 @@ def _stream(
                 fetched = handles.weights.get(ref.key, ref.sha256, ref.bytes)
             except StoreCorrupt as error:
                 raise ClientError(f"client {label}: {error}") from None
-            strategy.accumulate(fetched.path, sum(weights[client] for client in clients), client=label)
+            parts = [Counted(update.client, weights[update.client], update.figures) for update in shared]
+            together = shared[0].shard is not None
+            for part in parts:
+                check(part, None if together else fetched.path)
+            sums.accumulate(fetched.path, parts, partial_sum=together)
         except ClientError as error:
             refused |= dict.fromkeys(clients, str(error))
         else:
@@ -247,7 +322,23 @@ async def aggregate(
     new = await asyncio.to_thread(aggregate_updates, handles, spec, plan, updates)
     report_failures(handles, new.dropped)
     require_quorum(spec, plan, new.counted, [*dropped, *new.dropped])
-    finite = await asyncio.to_thread(is_finite, new.state)
-    model = await asyncio.to_thread(store_global, handles, plan.round, new.state) if finite else None
+    model, server, shared = await asyncio.to_thread(_stored, handles, plan.round, new.result)
     handles.reporter.phase_finished("aggregate", time.monotonic() - started)
-    return AggregatedModel(model, new.counted, new.dropped)
+    return AggregatedModel(model, new.counted, new.dropped, server, shared)
+
+
+def _stored(
+    handles: Handles, round_number: int, result: ServerResult
+) -> tuple[WeightRef | None, WeightRef | None, WeightRef | None]:
+    """Store the new global weights and the server's states. Return their references; none if a value is not finite."""
+    states = (result.model, result.server, result.shared)
+    if not all(is_finite(state) for state in states if state is not None):
+        return None, None, None
+
+    def put(key: str, state: Mapping[str, Tensor] | None) -> WeightRef | None:
+        return None if state is None else WeightRef.of(handles.weights.put(key, partial(write_state, state)))
+
+    layout = handles.layout
+    model = store_global(handles, round_number, result.model)
+    server = put(layout.server_state(round_number), result.server)
+    return model, server, put(layout.shared_state(round_number), result.shared)

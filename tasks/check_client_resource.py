@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import psutil
 from prefect import task
@@ -24,6 +25,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientInfo, Draw, ResourceAnswer, RoundPlan, WeightRef
 from tasks.spec.shares import limited, majority
 from tasks.spec.turns import ResourceRequest, TurnReply
+from tasks.strategies.registry import strategy_class
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
 from tasks.whole import DamagedObject, find_whole, set_aside
@@ -176,9 +178,9 @@ def read_plan(
 ) -> RoundPlan | None:
     """Return the stored plan of an open round, or None if there is none that still applies.
 
-    It applies when the global weights are the same, its whole cohort is ready, and each client has as many training
-    images as before: with another number of images a client could never answer it. A plan from before weights were
-    fixed gets weights from ``wake_up``'s counts. A damaged plan is set aside.
+    It applies when the global weights and all states are the same, its whole cohort is ready, and each client has as
+    many training images as before: with another number of images a client could never answer it. A plan from before
+    weights were fixed gets weights from ``wake_up``'s counts. A damaged plan is set aside.
     """
     key = handles.layout.plan(round_number)
     try:
@@ -190,9 +192,11 @@ def read_plan(
     if plan is None:
         return None
     sizes = {info.client: info.train_size for info in clients}
+    states = _states(handles, spec, plan.cohort)
     # The digest is not compared: a raised max_rounds changes it, but not this round.
     same = plan.model.sha256 == model.sha256 and set(plan.cohort) <= sizes.keys()
     same = same and all(sizes[client] == size for client, size in (plan.train_sizes or {}).items())
+    same = same and (plan.server, plan.shared, plan.states) == (states["server"], states["shared"], states["states"])
     if not same:
         return None
     plan = plan.model_copy(update={"spec_digest": spec.digest})
@@ -201,6 +205,38 @@ def read_plan(
         counted = {client: sizes[client] for client in plan.cohort}
         plan = plan.model_copy(update={"train_sizes": counted, "weights": counted})
     return plan
+
+
+def _counts(spec: FederationSpec, clients: Sequence[ClientInfo]) -> dict[str, int]:
+    """Return what each client's update counts by, before any limit.
+
+    Raises:
+        ValueError: no client has an object, and the updates are weighted by objects.
+    """
+    match spec.strategy.weighting:
+        case "uniform":
+            return dict.fromkeys((info.client for info in clients), 1)
+        case "objects":
+            counts = {info.client: sum(info.class_counts.values()) for info in clients}
+            if not any(counts.values()):
+                names = ", ".join(counts)
+                raise ValueError(f"strategy.weights objects: expected a training object, found none at clients {names}")
+            return counts
+        case _:
+            return {info.client: info.train_size for info in clients}
+
+
+def _states(handles: Handles, spec: FederationSpec, cohort: Sequence[str]) -> dict[str, Any]:
+    """Return the fields ``server``, ``shared`` and ``states`` of a plan: what the last round left."""
+    last = handles.history[-1] if handles.history else None
+    kept = {} if last is None else last.states
+    return {
+        "server": None if last is None else last.server,
+        "shared": None if last is None else last.shared,
+        "states": {client: kept[client] for client in cohort if client in kept}
+        if strategy_class(spec).client_state
+        else None,
+    }
 
 
 async def _new_plan(
@@ -240,11 +276,11 @@ async def _new_plan(
     chosen = set(qualified)
     sizes = {info.client: info.train_size for info in clients if info.client in chosen}
     try:
-        weights = limited(sizes, rule.max_weight_share)
+        weights = limited(_counts(spec, [info for info in clients if info.client in chosen]), rule.max_weight_share)
     except ValueError as error:
-        raise FedbenchError(
-            f"round {round_number}: participation.max_weight_share ({rule.max_weight_share}): {error}"
-        ) from None
+        share = rule.max_weight_share
+        field = "" if share is None else f"participation.max_weight_share ({share}): "
+        raise FedbenchError(f"round {round_number}: {field}{error}") from None
     return RoundPlan(
         federation=federation,
         round=round_number,
@@ -258,5 +294,7 @@ async def _new_plan(
         partial_sums=rule.partial_sums,
         train_sizes=sizes,
         weights=weights,
+        figures=strategy_class(spec).figures,
+        **_states(handles, spec, tuple(sizes)),
         created=datetime.now(UTC),
     )

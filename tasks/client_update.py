@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from tasks.data.image_cache import ImageCache
 from tasks.data.loading import TrainingLoader, training_loader
 from tasks.data.samples import ImageSample
-from tasks.detectors.state import check_finite, load_state, state_of, write_state
+from tasks.detectors.base import Detector
+from tasks.detectors.state import load_state, write_state
 from tasks.errors import ClientError, DataError
 from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest
-from tasks.strategies.fedavg import FedAvg
-from tasks.training.local import TrainingResult, train
+from tasks.strategies.base import LocalTurn, Strategy
+from tasks.strategies.registry import build_strategy
+from tasks.strategies.sums import Counted, Sums
+from tasks.strategies.tensor_file import TensorFile
+from tasks.training.local import TrainingResult
 
 
 @dataclass(frozen=True)
 class Trained:
     """The result of training one client, without its weights.
 
+    figures: what the client reports for its method. state: the client's new state in the store, if it keeps one.
     downloaded: bytes fetched from the store for it.
     """
 
@@ -35,6 +41,8 @@ class Trained:
     result: TrainingResult
     seconds: float
     downloaded: int
+    figures: dict[str, float] = field(default_factory=dict)
+    state: WeightRef | None = None
 
 
 def client_update(site: Site, request: UpdateRequest) -> TurnReply:
@@ -48,16 +56,17 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
     """
     layout = site.layout(request.federation)
     together = request.spec.participation.partial_sums
-    mean = FedAvg()
+    strategy = build_strategy(request.spec)
+    sums = Sums(strategy)
     succeeded: list[Trained] = []
     updates: list[UpdateRecord] = []
     failures: list[ClientFailure] = []
     for client in request.clients:
         try:
-            trained, state = train_client(site, request, client)
+            trained, state = train_client(site, request, client, strategy)
             if together:
                 weight = trained.train_size if request.weights is None else request.weights[client]
-                mean.accumulate_state(state, weight, client=client)
+                sums.accumulate_state(state, Counted(client, weight, trained.figures))
         except (ClientError, DataError) as error:
             failures.append(failure_of("request_update", client, str(error)))
             continue
@@ -66,7 +75,7 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
             updates += put_updates(site, request, layout.update_weights(request.round, client), state, [trained])
     if together and succeeded:
         key = layout.partial_sum(request.round, succeeded[0].client)
-        updates = put_updates(site, request, key, mean.result(), succeeded)
+        updates = put_updates(site, request, key, sums.partial_sum(), succeeded)
     return TurnReply(
         updates=tuple(updates),
         failures=tuple(failures),
@@ -98,10 +107,12 @@ def training_batches(
     )
 
 
-def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Trained, dict[str, Tensor]]:
-    """Train one client. Return the result and the trained state.
+def train_client(
+    site: Site, request: UpdateRequest, client: str, strategy: Strategy[Any]
+) -> tuple[Trained, dict[str, Tensor]]:
+    """Train one client. Return the result and its update. If the method keeps a client state, the new one is stored.
 
-    The state is a view of the site's detector: use it before the next client is trained.
+    The update is a view of the site's detector: use it before the next client is trained.
 
     Raises:
         ClientError, DataError: the client is at fault.
@@ -115,19 +126,57 @@ def train_client(site: Site, request: UpdateRequest, client: str) -> tuple[Train
     fetched = site.weights.get(request.model.key, request.model.sha256, request.model.bytes)
     detector = site.detector(spec, len(data.classes))
     load_state(detector, fetched.path)
-    batches = training_batches(site.images, spec, samples, round=request.round, client=client)
-    result = train(
+    shared, from_shared = _tensors(site, request.shared)
+    own, from_own = _tensors(site, (request.states or {}).get(client))
+    _check_fits(own, detector, client)
+    turn = LocalTurn(
+        client,
         detector,
-        batches,
         spec.training,
-        lr=request.learning_rate,
+        partial(training_batches, site.images, spec, samples, round=request.round, client=client),
+        request.seeds[client],
+        request.learning_rate,
         warmup_steps=spec.training.schedule.warmup_steps if request.round == 1 else 0,
-        seed=request.seeds[client],
-        client=client,
+        model=TensorFile(fetched.path),
+        shared=shared,
+        own=own,
     )
-    state = state_of(detector)
-    check_finite(state, client=client)
-    return Trained(client, len(samples), result, time.perf_counter() - started, fetched.downloaded), state
+    outcome = strategy.train(turn)
+    state = None
+    if outcome.own is not None:
+        key = site.layout(request.federation).client_state(request.round, client)
+        state = WeightRef.of(site.weights.put(key, partial(write_state, outcome.own)))
+    trained = Trained(
+        client,
+        len(samples),
+        outcome.result,
+        time.perf_counter() - started,
+        fetched.downloaded + from_shared + from_own,
+        outcome.figures,
+        state,
+    )
+    return trained, outcome.state
+
+
+def _tensors(site: Site, ref: WeightRef | None) -> tuple[Mapping[str, Tensor], int]:
+    """Return the tensors of a state in the store, and the bytes fetched for them; nothing without a reference."""
+    if ref is None:
+        return {}, 0
+    fetched = site.weights.get(ref.key, ref.sha256, ref.bytes)
+    return TensorFile(fetched.path), fetched.downloaded
+
+
+def _check_fits(own: Mapping[str, Tensor], detector: Detector, client: str) -> None:
+    """
+    Raises:
+        ClientError: a tensor of the client's state has another shape than the detector's, or no counterpart there.
+    """
+    shapes = {name: tensor.shape for name, tensor in detector.state_dict().items()} if own else {}
+    for name, tensor in own.items():
+        if tensor.shape != shapes.get(name):
+            expected = "no such tensor" if name not in shapes else f"shape {list(shapes[name])}"
+            found = f"shape {list(tensor.shape)}"
+            raise ClientError(f"client {client}: its state: tensor {name}: expected {expected}, found {found}")
 
 
 def _check_size(found: int, request: UpdateRequest, client: str) -> None:
@@ -160,13 +209,15 @@ def put_updates(
             seed=request.seeds[trained.client],
             weights=WeightRef.of(stored),
             shard=tuple(member.client for member in succeeded) if together else None,
+            state=trained.state,
+            figures=trained.figures,
             train_size=trained.train_size,
             train_loss=trained.result.loss,
             loss_terms=trained.result.terms,
             steps=trained.result.steps,
             seconds=trained.seconds + uploading,
             train_seconds=trained.result.seconds,
-            bytes_down=request.model.bytes,
+            bytes_down=request.fetched_bytes(trained.client),
             host=site.host,
             device=site.device_name(request.spec),
         )

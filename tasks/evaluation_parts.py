@@ -17,7 +17,7 @@ from tasks.metrics.detections import ImageDetections, unpack
 from tasks.metrics.truth import Truth, check_labels, unpack_truth
 from tasks.replies import images_of
 from tasks.spec.turns import EvaluationRequest, TurnReply
-from tasks.strategies.base import check_header
+from tasks.strategies.updates import check_header
 
 # Limits of objects: in one image, and on average over a part's images. The densest public test sets have a few hundred.
 MOST_OBJECTS, MOST_OBJECTS_ON_AVERAGE = 10_000, 1_000

@@ -224,14 +224,16 @@ def _moved(request: AnyRequest, reply: TurnReply) -> dict[str, int]:
 
     Records hold sums of them and have bounds: one silo's figures must not take a round's sum beyond its bound.
     """
-    model = request.model.bytes if isinstance(request, UpdateRequest | EvaluationRequest | SheetRequest) else 0
     up = reply.detections.bytes if reply.detections is not None else 0
-    if isinstance(request, UpdateRequest):
-        up = len(request.clients) * (model + HEADER_SLACK)
-    return {
-        "downloaded": min(reply.downloaded, len(request.clients) * model),
-        "uploaded": min(reply.uploaded, up),
-    }
+    down = 0
+    if isinstance(request, EvaluationRequest | SheetRequest):
+        down = len(request.clients) * request.model.bytes
+    elif isinstance(request, UpdateRequest):
+        down = sum(request.fetched_bytes(client) for client in request.clients)
+        # A client stores its weights and, if the method keeps one, its state, which is no larger.
+        objects = 1 if request.states is None else 2
+        up = len(request.clients) * objects * (request.model.bytes + HEADER_SLACK)
+    return {"downloaded": min(reply.downloaded, down), "uploaded": min(reply.uploaded, up)}
 
 
 def _kind(request: AnyRequest, failure: ClientFailure) -> str:

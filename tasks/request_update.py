@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from infra.errors import StoreCorrupt
+from infra.store.layout import FederationLayout
 from tasks.errors import SpecError
 from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
@@ -58,8 +59,35 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
     most = plan.model.bytes + HEADER_SLACK
     if update.weights.bytes > most:
         return f"client {update.client}: weights: expected at most {most} bytes, found {update.weights.bytes}"
-    if update.bytes_down > plan.model.bytes:
-        return f"client {update.client}: bytes_down: expected at most {plan.model.bytes}, found {update.bytes_down}"
+    most = plan.fetched_bytes(update.client)
+    if update.bytes_down > most:
+        return f"client {update.client}: bytes_down: expected at most {most}, found {update.bytes_down}"
+    return None
+
+
+def update_fault(layout: FederationLayout, update: UpdateRecord, plan: RoundPlan) -> str | None:
+    """Return why ``update`` does not count in the round of ``plan``, its state and figures included; else None."""
+    fault = answers_plan(update, plan, weights_key(layout, update, plan.round))
+    if fault is not None:
+        return fault
+    fault = method_fault(update, plan, layout.client_state(plan.round, update.client))
+    return None if fault is None else f"client {update.client}: {fault}"
+
+
+def method_fault(update: UpdateRecord, plan: RoundPlan, state_key: str) -> str | None:
+    """Return what is wrong with the state or the figures that ``update`` brings for the round's method; else None."""
+    if set(update.figures) != set(plan.figures):
+        expected, found = (", ".join(sorted(names)) or "none" for names in (plan.figures, update.figures))
+        return f"figures: expected {expected}, found {found[:200]}"
+    if plan.states is None:
+        return None if update.state is None else f"state: expected none, found {update.state.key[:200]}"
+    if update.state is None:
+        return f"state: expected {state_key}, found none"
+    if update.state.key != state_key:
+        return f"state: expected {state_key}, found {update.state.key[:200]}"
+    most = plan.model.bytes + HEADER_SLACK
+    if update.state.bytes > most:
+        return f"state: expected at most {most} bytes, found {update.state.bytes}"
     return None
 
 
@@ -72,6 +100,7 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
     layout = handles.layout
     # One listing instead of a request for each client: most often no update is there.
     there = handles.objects.list(layout.updates(plan.round))
+    states = {} if plan.states is None else handles.objects.list(layout.client_states(plan.round))
     found = {}
     # A partial sum may also hold clients that are not looked for, so the whole cohort is read.
     for client in plan.cohort if clients is None or plan.partial_sums else clients:
@@ -83,7 +112,7 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
         except (SpecError, StoreCorrupt):
             continue  # not an update of ours: the client trains again and overwrites it
-        if answers_plan(update, plan, weights_key(layout, update, plan.round)) is None and update.client == client:
+        if update.client == client and update_fault(layout, update, plan) is None and _state_there(update, states):
             found[client] = update
     incomplete = incomplete_sums(found, {})
     incomplete |= damaged_updates(handles, plan, [found[client] for client in found if client not in incomplete])
@@ -91,16 +120,17 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
     return {client: update for client, update in found.items() if client in wanted and client not in incomplete}
 
 
+def _state_there(update: UpdateRecord, there: Mapping[str, int]) -> bool:
+    return update.state is None or there.get(update.state.key) == update.state.bytes
+
+
 def damaged_updates(handles: Handles, plan: RoundPlan, updates: Iterable[UpdateRecord]) -> dict[str, str]:
     """Return the clients whose update answers the plan but whose stored weights are missing or damaged, and the fault.
 
-    A damaged partial sum is reported for each of its clients. Intact weights are cached on this machine afterwards.
+    A damaged partial sum is reported for each of its clients. Intact weights are cached on this machine afterwards. A
+    client's state must be there with its size; its content is checked by the turn that reads it.
     """
-    asked = [
-        update
-        for update in updates
-        if answers_plan(update, plan, weights_key(handles.layout, update, plan.round)) is None
-    ]
+    asked = [update for update in updates if update_fault(handles.layout, update, plan) is None]
     found: dict[str, str] = {}
     for shared in by_object(asked):
         weights = shared[0].weights
@@ -108,6 +138,15 @@ def damaged_updates(handles: Handles, plan: RoundPlan, updates: Iterable[UpdateR
             handles.weights.get(weights.key, weights.sha256, weights.bytes)
         except StoreCorrupt as error:
             found |= {update.client: str(error) for update in shared}
+    if plan.states is not None and asked:
+        there = handles.objects.list(handles.layout.client_states(plan.round))
+        for update in asked:
+            if not _state_there(update, there) and update.state is not None:
+                size = there.get(update.state.key)
+                what = "no object" if size is None else f"{size} bytes"
+                found.setdefault(
+                    update.client, f"{update.state.key}: expected {update.state.bytes} bytes, found {what}"
+                )
     order = {client: number for number, client in enumerate(plan.cohort)}
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
 
@@ -145,6 +184,8 @@ async def request_update(
         learning_rate=plan.learning_rate,
         train_sizes=_of(plan.train_sizes, clients),
         weights=_of(plan.weights, clients),
+        shared=plan.shared,
+        states=None if plan.states is None else {name: plan.states[name] for name in clients if name in plan.states},
     )
 
     async def finished() -> set[str]:
@@ -177,7 +218,7 @@ async def request_update(
         updates = {client: update for client, update in updates.items() if client not in damaged}
         updates |= {item.client: item for reply in again for item in reply.updates if item.client in damaged}
     for update in updates.values():
-        reason = answers_plan(update, plan, weights_key(handles.layout, update, plan.round))
+        reason = update_fault(handles.layout, update, plan)
         if reason is not None:
             failures.append(_refusal(update.client, f"an update that was not asked for: {reason}"))
     reasons = {item.client: item.reason for item in failures}

@@ -3,6 +3,9 @@
 <prefix>/<federation>/spec.json
 <prefix>/<federation>/rounds/0007/plan.json                      written before training
 <prefix>/<federation>/rounds/0007/global.safetensors             result of round 7; 0000: initial model
+<prefix>/<federation>/rounds/0007/server.safetensors             the server's state after round 7, if it keeps one
+<prefix>/<federation>/rounds/0007/shared.safetensors             what clients read of it
+<prefix>/<federation>/rounds/0007/state/<client>.safetensors     a client's state after round 7, its last counted one
 <prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
 <prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   for several clients; <client>: the first
 <prefix>/<federation>/rounds/0007/evaluations/<client>/<part>.safetensors   <client>: the first of the turn
@@ -91,6 +94,23 @@ class FederationLayout:
 
     def global_weights(self, number: int) -> str:
         return f"{self.round(number)}global.safetensors"
+
+    def server_state(self, number: int) -> str:
+        return f"{self.round(number)}server.safetensors"
+
+    def shared_state(self, number: int) -> str:
+        return f"{self.round(number)}shared.safetensors"
+
+    def client_states(self, number: int) -> str:
+        return f"{self.round(number)}state/"
+
+    def client_state(self, number: int, client: str) -> str:
+        return f"{self.client_states(number)}{client}.safetensors"
+
+    def is_state(self, key: str) -> bool:
+        """Return whether ``key`` is that of a state: the server's, the shared one, or a client's, of any round."""
+        pattern = re.escape(self.rounds) + r"[0-9]{4,}/(server|shared|state/[^/]+)\.safetensors"
+        return re.fullmatch(pattern, key) is not None
 
     def marker(self, number: int) -> str:
         """Key of ``round.json``: the round is committed if it exists."""

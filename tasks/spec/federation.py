@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -25,28 +25,13 @@ from tasks.spec.base import (
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import DetectorSpec, YoloV3TinySpec
 from tasks.spec.shares import least_clients
+from tasks.spec.strategies import AnyStrategy, FedAvgSpec
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
 
 # The fields of a round's Metrics that are mean average precisions, defined in tasks.metrics.
 MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
 MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
-
-
-class StrategySpec(Frozen):
-    """How updates become the next global model.
-
-    additive: the model depends only on the updates' weighted sum, so that some updates may be summed beforehand.
-    """
-
-    additive: ClassVar[bool] = False
-
-
-class FedAvgSpec(StrategySpec, title="FedAvg"):
-    """Federated averaging (McMahan et al., arXiv 1602.05629): the mean of the updates, weighted by training images."""
-
-    additive: ClassVar[bool] = True
-    kind: Literal["fedavg"] = Field("fedavg", description="How the updates of clients become one model.")
 
 
 class Participation(Frozen, title="Participation"):
@@ -178,7 +163,9 @@ class FederationSpec(Frozen, title="Federation"):
     detector: DetectorSpec = Field(YoloV3TinySpec(), description="The network to train.")
     training: TrainingSpec = Field(TrainingSpec(), description="How a client trains in its turn.")
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How the global model is scored.")
-    strategy: FedAvgSpec = Field(FedAvgSpec(), description="How the clients' updates become the next global model.")
+    strategy: AnyStrategy = Field(
+        FedAvgSpec(), discriminator="kind", description="How clients train and their updates become the next model."
+    )
     participation: Participation = Field(
         Participation(), description="Which clients take part in a round, and how failing clients are handled."
     )
@@ -187,11 +174,14 @@ class FederationSpec(Frozen, title="Federation"):
     def _check(self) -> FederationSpec:
         if self.data.devices is not None:
             self.check_devices(self.data.devices)
+        faults = list(self.strategy.faults(self))
         if self.participation.partial_sums and not self.strategy.additive:
-            raise ValueError(
+            faults.append(
                 "participation.partial_sums: expected a strategy that adds updates only, found strategy.kind "
-                f"{self.strategy.kind}"
+                f"{self.strategy.kind}; it runs with -s participation.partial_sums=false"
             )
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     def check_devices(self, devices: Sequence[str]) -> None:

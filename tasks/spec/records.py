@@ -6,11 +6,12 @@ Every record that is stored on its own has a ``version``; :func:`tasks.spec.base
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from tasks.spec.base import (
+    LARGEST_LOSS,
     MOST_CLASSES,
     MOST_CLIENTS,
     RECORD_VERSION,
@@ -49,6 +50,12 @@ class WeightRef(Frozen):
     def of(cls, stored: object) -> Self:
         """Return the reference to an object in a weight store. ``stored``: what its ``put`` returned."""
         return cls.model_validate(stored, from_attributes=True)
+
+
+# What a client reports for its method's server, as a sum of learning rates or of squares (tasks.strategies).
+Figures = Annotated[
+    dict[ClassName, Annotated[float, Field(ge=0, le=LARGEST_LOSS)]], Field(max_length=10, description="For the method.")
+]
 
 
 class ClientInfo(Frozen):
@@ -119,7 +126,20 @@ class RoundPlan(Frozen):
     weights: dict[ClientId, Weight] | None = Field(
         None, description="Weight of each client's update; null in older plans, where it is the number of its images."
     )
+    server: WeightRef | None = Field(None, description="The server's state that the round starts from, if any.")
+    shared: WeightRef | None = Field(None, description="What clients read of the server's state, if anything.")
+    states: dict[ClientId, WeightRef] | None = Field(
+        None,
+        description="State of each client of the cohort that has one, from its last counted round; null: the method "
+        "keeps none.",
+    )
+    figures: tuple[ClassName, ...] = Field((), description="Names of the figures that each update must have.")
     created: datetime
+
+    def fetched_bytes(self, client: str) -> int:
+        """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
+        refs = [self.model, self.shared, (self.states or {}).get(client)]
+        return sum(ref.bytes for ref in refs if ref is not None)
 
     def weight_of(self, update: UpdateRecord) -> Weight:
         """Return the weight of ``update``, which is from a client of the cohort."""
@@ -147,20 +167,28 @@ class UpdateRecord(Frozen):
         description="Clients of the partial sum that the weights are (their mean, weighted by train_size); null: the "
         "weights are this client's own.",
     )
+    state: WeightRef | None = Field(None, description="The client's new state, if the method keeps one.")
+    figures: Figures = Field(default_factory=dict)
     train_size: Count = Field(ge=1)
     train_loss: Loss = Field(description="Mean loss over the images of all local epochs.")
     loss_terms: dict[ClassName, Loss] = Field(default_factory=dict, max_length=100)
     steps: Count = Field(ge=1, description="Optimiser steps.")
     seconds: Seconds = Field(description="Wall time of the client's turn.")
     train_seconds: Seconds = Field(description="Wall time of the training loop alone.")
-    bytes_down: Bytes = Field(description="Bytes that the client needed from the store: the raw size of the weights.")
+    bytes_down: Bytes = Field(
+        description="Bytes that the client needed from the store: the raw size of the weights and states."
+    )
     host: ReadText
     device: ReadText
 
     @property
     def bytes_up(self) -> int:
-        """Return the bytes of the weights. A partial sum counts for its first client, so that totals have it once."""
-        return self.weights.bytes if self.shard is None or self.shard[0] == self.client else 0
+        """Return the bytes of the weights and the client's state.
+
+        A partial sum counts for its first client, so that totals have it once.
+        """
+        state = self.state.bytes if self.state is not None else 0
+        return state + (self.weights.bytes if self.shard is None or self.shard[0] == self.client else 0)
 
 
 class EvaluationRecord(Frozen):
@@ -247,6 +275,11 @@ class RoundRecord(Frozen):
     updates: tuple[UpdateRecord, ...] = ()
     dropped: tuple[ClientFailure, ...] = ()
     model: WeightRef = Field(description="The result of this round.")
+    server: WeightRef | None = Field(None, description="The server's state after this round, if the method keeps one.")
+    shared: WeightRef | None = Field(None, description="What clients read of that state, if anything.")
+    states: dict[ClientId, WeightRef] = Field(
+        default_factory=dict, description="State of every client that has one, from its last counted round."
+    )
     evaluations: tuple[EvaluationRecord, ...]
     metrics: Metrics
     decision: Decision
@@ -255,3 +288,8 @@ class RoundRecord(Frozen):
     bytes_down: Bytes = 0
     environment: Environment
     committed: datetime
+
+    @property
+    def state_refs(self) -> tuple[WeightRef, ...]:
+        """Return the references to all states that are current after this round."""
+        return tuple(ref for ref in (self.server, self.shared, *self.states.values()) if ref is not None)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from tasks.errors import SpecError
 from tasks.spec.data import DataSpec
-from tasks.spec.federation import FedAvgSpec, FederationSpec, Participation, changed_fields
+from tasks.spec.federation import FederationSpec, Participation, changed_fields
+from tasks.spec.strategies import FedAvgSpec
 
 # Fields that only matter with several clients: with one there is nothing to draw, wait for or pack. A turn's deadline
 # is left out too, because it is meant for one device's images.

@@ -62,6 +62,15 @@ class UpdateRequest(TurnRequest):
         None, description="From the plan; a client with another number fails."
     )
     weights: dict[ClientId, Weight] | None = Field(None, description="From the plan; they weight a partial sum.")
+    shared: WeightRef | None = Field(None, description="From the plan, as states.")
+    states: dict[ClientId, WeightRef] | None = Field(
+        None, description="State of each client of the turn that has one; null: the method keeps none."
+    )
+
+    def fetched_bytes(self, client: str) -> int:
+        """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
+        refs = [self.model, self.shared, (self.states or {}).get(client)]
+        return sum(ref.bytes for ref in refs if ref is not None)
 
 
 class EvaluationRequest(TurnRequest):

@@ -1,119 +1,222 @@
-"""The interface of aggregation strategies, and the check that every update must pass before any of them."""
+"""The interface of federated methods: what a client does in its turn, and how the server makes the next model.
+
+A method is one file of this folder, named after its kind. It has both halves, the formula and the paper. Its class
+overrides what differs from FedAvg, and is the file's ``METHOD``. In formulas, ``x`` is the global model at the start of
+the round, ``y_i`` the model that client ``i`` returns, ``Δ_i = y_i - x``, ``p_i`` the client's share of the weight,
+``n`` the number of clients that count, ``N`` that of the federation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from tasks.data.loading import Batch
+from tasks.detectors.base import Detector
+from tasks.detectors.roles import Roles, tensor_roles
+from tasks.detectors.state import check_finite, state_of
 from tasks.errors import ClientError
+from tasks.spec.strategies import StrategySpec
+from tasks.spec.training import TrainingSpec
+from tasks.strategies.sums import MODEL, Counted, State, Sums
+from tasks.training.local import TrainingResult, train
+from tasks.training.rules import LocalRule
 
-# Most bytes of a header. It takes about 100 for each tensor of a model.
-MOST_HEADER = 1 << 22
-# The names of types in safetensors' headers (https://github.com/huggingface/safetensors, "Format").
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+Tensors = Mapping[str, Tensor]
+S = TypeVar("S", bound=StrategySpec)
 
 
-class TensorSpec(NamedTuple):
-    """Shape and type of one tensor of a model's state."""
+@dataclass(frozen=True)
+class LocalTurn:
+    """A client's turn. ``detector`` has the global weights ``x``.
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    model: ``x``, on the CPU. shared: what the server shares of its state. own: the client's state from its last counted
+    round. ``shared`` and ``own`` are empty before there is one.
+    batches: returns the batches of the turn, the same ones at each call.
+    learning_rate: of the round, before a warm-up of ``warmup_steps``.
+    """
 
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+    client: str
+    detector: Detector
+    training: TrainingSpec
+    batches: Callable[[], Iterable[Batch]]
+    seed: int
+    learning_rate: float
+    warmup_steps: int
+    model: Tensors
+    shared: Tensors = field(default_factory=dict)
+    own: Tensors = field(default_factory=dict)
+
+    def train(self, rule: LocalRule | None = None) -> TrainingResult:
+        """Train the turn's detector on its batches, with a fresh optimiser.
+
+        Raises:
+            ClientError: the loss is NaN or infinite.
+        """
+        return train(
+            self.detector,
+            self.batches(),
+            self.training,
+            lr=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            seed=self.seed,
+            client=self.client,
+            rule=rule,
+        )
 
 
-Reference = Mapping[str, TensorSpec]
+@dataclass(frozen=True)
+class LocalOutcome:
+    """The result of a turn: the update ``state``, figures for the server, and the client's new state, if it keeps one.
+
+    ``state`` holds views of the detector's tensors: use it before the next turn.
+    """
+
+    result: TrainingResult
+    state: State
+    figures: dict[str, float] = field(default_factory=dict)
+    own: State | None = None
 
 
-class Strategy(Protocol):
-    """Turns the updates of a round into the next global model. Callers add updates in client order."""
+@dataclass(frozen=True)
+class ServerRound:
+    """What the server has at the end of a round, beside the updates.
 
-    def accumulate(self, file: Path, weight: float, *, client: str) -> None:
-        """Add one update. If it raises ClientError, nothing has changed."""
+    start: ``x``. server, shared: the states that the last round left; empty before there is one.
+    clients: ``N``, the number of clients of the federation.
+    """
 
-    def result(self) -> dict[str, torch.Tensor]:
-        """Return the new global state."""
+    start: Tensors
+    clients: int
+    roles_of: Callable[[], Roles]
+    server: Tensors = field(default_factory=dict)
+    shared: Tensors = field(default_factory=dict)
+
+    @property
+    def roles(self) -> Roles:
+        """Return the roles of the model's tensors. Finding them builds the detector once, which FedAvg need not do."""
+        return self.roles_of()
 
 
-def check_header(file: Path, most: int = MOST_HEADER) -> None:
-    """Refuse a safetensors file whose header has more than ``most`` bytes: in memory it takes many times its size.
+@dataclass(frozen=True)
+class ServerResult:
+    """The next global model, and the server's new states: its own, and the one that clients read. None: it has none."""
+
+    model: State
+    server: State | None = None
+    shared: State | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the server knows about a client's turn when its update comes.
+
+    rates: learning rate of each step of the turn. all_taken: whether no step can be skipped, as mixed precision does.
+    start: ``x``. update: ``y_i``; None in a partial sum, which holds no single client's model.
+    """
+
+    learning_rate: float
+    rates: tuple[float, ...]
+    all_taken: bool
+    start: Tensors
+    roles_of: Callable[[], Roles]
+    update: Tensors | None = None
+
+
+def check_figure(client: Counted, name: str, expected: float, *, at_most: bool = False) -> None:
+    """Check a figure to a relative 1e-6. at_most: a smaller one is right too, but not 0.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the header is larger, or the file is too short for one.
+        ClientError: the figure is another one.
     """
-    with file.open("rb") as content:
-        length = content.read(8)
-    size = int.from_bytes(length, "little")
-    if len(length) < 8 or size > most:
-        raise ValueError(f"a header of {size} bytes, expected at most {most}" if len(length) == 8 else "no header")
+    found = client.figures[name]
+    if not (0 < found <= expected * (1 + 1e-6) if at_most else math.isclose(found, expected, rel_tol=1e-6)):
+        limit = "more than 0 and at most " if at_most else ""
+        raise ClientError(f"client {client.client}: figures: {name}: expected {limit}{expected:.9g}, found {found:.9g}")
 
 
-def reference_of(state: Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
-    """Return the shape and type that each tensor of an update must have to fit a model with this state."""
-    return {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+class Strategy(Generic[S]):
+    """A federated method. This class is FedAvg; methods override what they change.
 
-
-def read_reference(file: Path, *, client: str) -> dict[str, TensorSpec]:
-    """Return the shape and type of each tensor of a safetensors file, by name. Reads the header alone.
-
-    Raises:
-        ClientError: the file cannot be read, is not in safetensors format, or holds a type that no model state has.
+    means: names of the weighted means of the updates that the server needs; each takes a model's memory.
+    figures: names of the numbers that a client sends with its update.
+    client_state: whether a client keeps a state from its last counted round to its next.
     """
-    found = {}
-    try:
-        check_header(file)
-        with safe_open(file, framework="pt") as update:
-            for name in update.keys():  # noqa: SIM118 (no mapping)
-                entry = update.get_slice(name)
-                kind = entry.get_dtype()
-                if kind not in _DTYPES:
-                    raise ClientError(
-                        f"client {client}: tensor {name}: expected one of {', '.join(_DTYPES)}, found {kind}"
-                    )
-                found[name] = TensorSpec(tuple(entry.get_shape()), _DTYPES[kind])
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ClientError(f"client {client}: expected an update in safetensors format, found {error}") from None
-    return found
+
+    means: ClassVar[tuple[str, ...]] = (MODEL,)
+    figures: ClassVar[tuple[str, ...]] = ()
+    client_state: ClassVar[bool] = False
+
+    def __init__(self, spec: S, training: TrainingSpec) -> None:
+        self.spec = spec
+        self.training = training
+
+    # The client's half.
+
+    def train(self, turn: LocalTurn) -> LocalOutcome:
+        """Train one client.
+
+        Raises:
+            ClientError: the loss, or a value of the trained state, is NaN or infinite.
+        """
+        result = turn.train(self.rule(turn))
+        state = state_of(turn.detector)
+        check_finite(state, client=turn.client)
+        own = self.new_client_state(turn, state, result) if self.client_state else None
+        if own is not None:
+            check_finite(own, client=turn.client)
+        return LocalOutcome(result, state, self.figures_of(turn, state, result), own)
+
+    def rule(self, turn: LocalTurn) -> LocalRule:
+        """Return what the method changes in a local step."""
+        return LocalRule()
+
+    def figures_of(self, turn: LocalTurn, state: Tensors, result: TrainingResult) -> dict[str, float]:
+        """Return the numbers for the server, by the names in ``figures``. state: ``y_i``."""
+        return {}
+
+    def new_client_state(self, turn: LocalTurn, state: Tensors, result: TrainingResult) -> State:
+        """Return the state that the client keeps, if this round counts. state: ``y_i``."""
+        raise NotImplementedError
+
+    # The server's half.
+
+    def weights_of(self, client: Counted) -> dict[str, float]:
+        """Return the weight of a client's update in each of ``means``. All are 0 if the client's weight is."""
+        return {MODEL: client.weight}
+
+    def check_figures(self, client: Counted, planned: Planned) -> None:
+        """Check the figures that a client reports, as far as the server can know them.
+
+        Raises:
+            ClientError: a figure is wrong. The message names the client and the figure.
+        """
+
+    def new_model(self, sums: Sums, round: ServerRound) -> ServerResult:
+        """Return the next global model and the server's new states."""
+        return ServerResult(sums.take())
 
 
-def check_update(reference: Reference, file: Path, *, client: str) -> None:
-    """Refuse an update whose tensors differ from ``reference`` in name, shape or type. Reads the header alone.
+def stepped(mean: State, round: ServerRound, step: Callable[[str, Tensor], Tensor]) -> State:
+    """Replace the parameters of ``mean``, the mean ``ȳ`` of the updates, by ``ȳ + (s - Δ)`` with ``Δ = ȳ - x``.
 
-    Raises:
-        ClientError: a tensor differs; the message names the client, the tensor, what was expected and what was found.
+    step: returns the server's step ``s`` for a parameter's name and its ``Δ``, float32, which it may not change.
+
+    Buffers and counters stay as they are. Where ``s`` is ``Δ``, the bits of ``ȳ`` stay: ``x + Δ`` would have others.
     """
-    check_tensors(reference, read_reference(file, client=client), client=client)
+    for name, role in round.roles.items():
+        if role.kind == "parameter":
+            change = mean[name] - round.start[name].float()
+            correction = step(name, change) - change
+            mean[name] = torch.where(correction == 0, mean[name], mean[name] + correction)
+    return mean
 
 
-def check_tensors(reference: Reference, found: Reference, *, client: str) -> None:
-    """Refuse an update whose tensors, ``found``, differ from ``reference`` in name, shape or type.
-
-    Raises:
-        ClientError: as :func:`check_update`.
-    """
-    for name, expected in reference.items():
-        expected = TensorSpec(tuple(expected[0]), expected[1])
-        if name not in found:
-            raise ClientError(f"client {client}: tensor {name}: expected {expected}, found no such tensor")
-        if found[name] != expected:
-            raise ClientError(f"client {client}: tensor {name}: expected {expected}, found {found[name]}")
-    extra = sorted(found.keys() - reference.keys())
-    if extra:
-        raise ClientError(f"client {client}: tensor {extra[0]}: expected no such tensor, found {found[extra[0]]}")
+def turn_roles(turn: LocalTurn) -> Roles:
+    """Return the roles of the tensors of the turn's detector."""
+    return tensor_roles(turn.detector)

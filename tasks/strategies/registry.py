@@ -1,24 +1,21 @@
-"""Build a strategy from its specification. A new kind needs one line here."""
+"""Build a method from its specification: the class of the kind ``fedadam`` is ``tasks.strategies.fedadam.METHOD``."""
 
 from __future__ import annotations
 
-from tasks.errors import SpecError
-from tasks.spec.federation import FedAvgSpec
-from tasks.strategies.base import Reference, Strategy
-from tasks.strategies.fedavg import FedAvg
+from importlib import import_module
+from typing import Any
 
-_STRATEGIES = {FedAvgSpec: FedAvg}
+from tasks.spec.federation import FederationSpec
+from tasks.strategies.base import Strategy
 
 
-def build_strategy(strategy: FedAvgSpec, reference: Reference | None = None) -> Strategy:
-    """Return a fresh accumulator for one round. ``reference``: name, shape and type of each tensor of an update.
+def strategy_class(spec: FederationSpec) -> type[Strategy[Any]]:
+    """Return the class of the method that ``spec.strategy`` describes."""
+    module = import_module(f"tasks.strategies.{spec.strategy.kind.replace('-', '_')}")
+    method: type[Strategy[Any]] = module.METHOD
+    return method
 
-    Raises:
-        SpecError: no strategy of this kind is known.
-    """
-    try:
-        return _STRATEGIES[type(strategy)](reference)
-    except KeyError:
-        known = ", ".join(str(kind.model_fields["kind"].default) for kind in _STRATEGIES)
-        found = getattr(strategy, "kind", type(strategy).__name__)
-        raise SpecError(f"strategy.kind: expected one of {known}, found {found}") from None
+
+def build_strategy(spec: FederationSpec) -> Strategy[Any]:
+    """Return the method that ``spec.strategy`` describes."""
+    return strategy_class(spec)(spec.strategy, spec.training)

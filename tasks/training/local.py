@@ -17,13 +17,15 @@ from tasks.errors import ClientError
 from tasks.spec.training import TrainingSpec
 from tasks.training.multi_scale import input_size, resize
 from tasks.training.optimizers import build_optimizer, set_learning_rate
+from tasks.training.rules import LocalRule
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """A turn's result. Loss and terms are means over all images of all local epochs.
 
-    ``seconds`` is the wall time of the loop, loading included.
+    ``seconds`` is the wall time of the loop, loading included. ``rates`` holds the learning rate of each step that was
+    taken; mixed precision skips steps whose gradients overflow.
     """
 
     loss: float
@@ -31,6 +33,7 @@ class TrainingResult:
     images: int
     steps: int
     seconds: float
+    rates: tuple[float, ...] = ()
 
 
 def train(
@@ -42,8 +45,11 @@ def train(
     warmup_steps: int,
     seed: int,
     client: str,
+    rule: LocalRule | None = None,
 ) -> TrainingResult:
     """Train ``detector`` in place with a fresh optimiser.
+
+    rule: what a federated method changes in a step; left out, nothing.
 
     A step is taken every ``spec.accumulate`` batches and after the last; its gradient is the mean over its batches.
     torch's global generators are seeded with ``seed`` for the training, and restored after it.
@@ -58,22 +64,50 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=spec.amp)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
     images = steps = waiting = 0
+    rates: list[float] = []
+    rule = rule or LocalRule()
+    rule.begin(detector)
+    kept: list[tuple[Tensor, Targets]] = []
+    random_state: list[Tensor] = []
     started = time.perf_counter()
+
+    def loss_of(inputs: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(device.type, enabled=spec.amp):
+            outputs = detector(inputs)
+        terms = detector.loss(outputs, targets)
+        return torch.stack(list(terms.values())).sum(), terms
+
+    def add_gradient(loss: Tensor) -> None:
+        scaler.scale(loss / spec.accumulate).backward()
+
+    def again() -> None:
+        _set_random_state(device, random_state)
+        for inputs, targets in kept:
+            add_gradient(loss_of(inputs, targets)[0])
 
     def step() -> None:
         nonlocal steps, waiting
+        rate = lr
         if steps < warmup_steps:
-            set_learning_rate(optimizer, lr * (steps + 1) / warmup_steps)
+            rate = lr * (steps + 1) / warmup_steps
+            set_learning_rate(optimizer, rate)
+        if rule.twice:
+            rule.second_gradient(detector, again)
+            kept.clear()
         scaler.unscale_(optimizer)
         if waiting < spec.accumulate:
             # At the end of a turn a step has fewer batches than each loss was divided by.
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(spec.accumulate / waiting)
+        rule.correct_gradient()
         if spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         scaler.step(optimizer)
+        scale = scaler.get_scale() if spec.amp else 1.0
         scaler.update()
+        if not spec.amp or scaler.get_scale() >= scale:  # a lower scale: the gradients overflowed, no step was taken
+            rates.append(rate)
         set_learning_rate(optimizer, lr)
         steps, waiting = steps + 1, 0
 
@@ -85,17 +119,18 @@ def train(
             if spec.multi_scale is not None:
                 size = input_size(detector.width, detector.height, spec.multi_scale, seed=seed, step=steps)
                 inputs, targets = resize(inputs, targets, size)
-            with torch.autocast(device.type, enabled=spec.amp):
-                outputs = detector(inputs)
-            terms = detector.loss(outputs, targets)
-            loss = torch.stack(list(terms.values())).sum()
+            if waiting == 0 and rule.twice:
+                random_state[:] = _random_state(device)
+            loss, terms = loss_of(inputs, targets)
             value = loss.item()
             if not math.isfinite(value):
                 raise ClientError(f"client {client}: training loss is {value} at batch {number + 1}")
             if waiting == 0:
                 # Gradients are freed here and not right after the step, so that the new ones take their memory.
                 optimizer.zero_grad()
-            scaler.scale(loss / spec.accumulate).backward()
+            add_gradient(loss)
+            if rule.twice:
+                kept.append((inputs, targets))
             count = batch.images.shape[0]
             images, waiting = images + count, waiting + 1
             for name, term in terms.items():
@@ -105,4 +140,15 @@ def train(
         if waiting:
             step()
     means = {name: float(total) / images for name, total in sums.items()}
-    return TrainingResult(sum(means.values()), means, images, steps, time.perf_counter() - started)
+    return TrainingResult(sum(means.values()), means, images, steps, time.perf_counter() - started, tuple(rates))
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators that a pass on ``device`` draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

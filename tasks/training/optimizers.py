@@ -34,6 +34,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["factor"]
 
 
+def planned_rates(batches: int, accumulate: int, lr: float, warmup_steps: int) -> tuple[float, ...]:
+    """Return the learning rate of each optimiser step of a turn of ``batches`` batches, with a linear warm-up."""
+    steps = -(-batches // accumulate)
+    return tuple(lr * (step + 1) / warmup_steps if step < warmup_steps else lr for step in range(steps))
+
+
 def learning_rate(lr: float, schedule: Schedule, round_number: int) -> float:
     """Return the learning rate of ``round_number`` (from 1): first ``lr``, then a cosine down to ``floor · lr``."""
     done = round_number - 1 - schedule.hold

@@ -26,8 +26,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks.strategies.base import reference_of
-from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.mean import WeightedMean
+from tasks.strategies.updates import reference_of
 from tests.benchmarks.figures_text import line
 
 CLIENTS = (5, 20)
@@ -130,7 +130,7 @@ def _read_once(files: list[Path]) -> float:
 
 def _aggregate(files: list[Path]) -> float:
     started = time.perf_counter()
-    average = FedAvg()
+    average = WeightedMean()
     for number, file in enumerate(files):
         average.accumulate(file, 50 + number, client=str(number))
     result = average.result()
@@ -145,7 +145,7 @@ def _measure_here(files: list[Path], what: str) -> dict[str, float]:
     # The first use of each operation loads code. Do it before the measurement.
     with tempfile.TemporaryDirectory() as folder:
         save_file({"w": torch.ones(10)}, Path(folder, "small"))
-        for_warmth = FedAvg(reference_of({"w": torch.ones(10)}))
+        for_warmth = WeightedMean(reference_of({"w": torch.ones(10)}))
         for client in ("1", "2"):
             for_warmth.accumulate(Path(folder, "small"), 1, client=client)
     if what == "memory":

@@ -37,6 +37,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord, WeightRef
 from tasks.spec.training import AdamW
 from tasks.spec.turns import UpdateRequest
+from tasks.strategies.registry import build_strategy
 from tests.benchmarks.figures_text import line
 from tests.benchmarks.measured_detectors import (
     CLASSES,
@@ -96,7 +97,7 @@ def turn(site: Site, spec: FederationSpec, client: str, model: WeightRef) -> Sec
         learning_rate=LR,
     )
     started = Seconds.now()
-    train_client(site, request, client)
+    train_client(site, request, client, build_strategy(spec))
     return started.since()
 
 

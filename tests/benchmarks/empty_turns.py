@@ -43,9 +43,10 @@ def evaluate(
 
 
 def _replace() -> None:
-    from tasks import client_update, stop_and_eval
+    from tasks import stop_and_eval
+    from tasks.strategies import base
 
-    client_update.train = train
+    base.train = train
     stop_and_eval.evaluate = evaluate
 
 

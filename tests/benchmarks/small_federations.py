@@ -18,7 +18,7 @@ from tasks.detectors.state import state_of
 from tasks.models.evaluate import evaluate_model, evaluation_sets
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Metrics
-from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.mean import WeightedMean
 from tasks.training.local import train
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
@@ -51,7 +51,7 @@ def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | 
     images = ImageCache(256)
     for number in range(1, spec.max_rounds + 1):
         before = {name: tensor.clone() for name, tensor in state_of(detector).items()}
-        mean = FedAvg()
+        mean = WeightedMean()
         for client, samples in data.train.items():
             detector.load_state_dict(before)
             train(

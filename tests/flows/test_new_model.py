@@ -23,7 +23,9 @@ from tasks.handles import Handles, set_handles
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
 from tasks.stop_and_eval import Evaluations
+from tasks.strategies.base import ServerResult, ServerRound
 from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.sums import Sums
 from tasks.usable import distance, largest_update, model_fault
 from tests.records import evaluation_record
 from tests.tasks.phase_handles import make_handles, make_plan, make_update, put_state
@@ -210,11 +212,11 @@ def test_a_model_that_is_not_finite_is_neither_stored_nor_evaluated(
     round3: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Overflowing(FedAvg):
-        def result(self) -> dict[str, torch.Tensor]:
-            state = super().result()
-            return {**state, "w": state["w"] * 1e38 * 1e38 if state["w"].max() > 2 else state["w"]}
+        def new_model(self, sums: Sums, round: ServerRound) -> ServerResult:
+            state = sums.take()
+            return ServerResult({**state, "w": state["w"] * 1e38 * 1e38 if state["w"].max() > 2 else state["w"]})
 
-    monkeypatch.setattr(tasks.aggregate, "build_strategy", lambda spec, reference: Overflowing(reference))
+    monkeypatch.setattr(tasks.aggregate, "build_strategy", lambda spec: Overflowing(spec.strategy, spec.training))
     updates = [round3.update(client, float(client)) for client in COHORT]
     stored: list[int] = []
     store_global = tasks.aggregate.store_global

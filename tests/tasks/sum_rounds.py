@@ -124,7 +124,7 @@ class Round:
         new = aggregate_updates(self.handles, self.spec, self.plan, updates)
         assert new.counted == list(updates)
         assert new.dropped == []
-        return new.state
+        return new.result.model
 
 
 def assert_mean_of(clients: str, found: State) -> None:

@@ -22,13 +22,14 @@ from tasks.request_update import stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, RandomWeights, YoloV3TinySpec
-from tasks.spec.federation import FedAvgSpec, FederationSpec, Participation, parse_spec
+from tasks.spec.federation import FederationSpec, Participation, parse_spec
 from tasks.spec.presets import preset
 from tasks.spec.records import RoundPlan, UpdateRecord
 from tasks.spec.references import twin
+from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import TurnReply, UpdateRequest
-from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.mean import WeightedMean
 from tests.tasks.phase_handles import make_plan, make_update, put_state
 from tests.tasks.sum_rounds import SIZES, SPEC, SUMS, State, client_state
 
@@ -107,15 +108,15 @@ def trained_states(base: State, clients: int) -> list[State]:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_mean_of_means_is_the_mean(model: str, shards: list[list[int]], tmp_path: Path) -> None:
     states, sizes = trained_states(MODELS[model](), 5), list(SIZES.values())
-    overall = FedAvg()
+    overall = WeightedMean()
     for number, shard in enumerate(shards):
-        mean = FedAvg()
+        mean = WeightedMean()
         for client in shard:
             mean.accumulate_state(states[client], sizes[client], client=str(client))
         file = tmp_path / str(number)
         save_file(mean.result(), file)
         overall.accumulate(file, sum(sizes[client] for client in shard), client=str(shard))
-    each = FedAvg()
+    each = WeightedMean()
     for client, state in enumerate(states):
         each.accumulate_state(state, sizes[client], client=str(client))
     found, expected = overall.result(), each.result()
@@ -133,7 +134,7 @@ def test_the_mean_of_means_is_the_mean(model: str, shards: list[list[int]], tmp_
 
 def test_a_state_in_memory_and_its_file_give_the_same_bits(tmp_path: Path) -> None:
     states = trained_states(small_state(0), 3)
-    memory, files = FedAvg(), FedAvg()
+    memory, files = WeightedMean(), WeightedMean()
     for client, state in enumerate(states):
         before = {name: tensor.clone() for name, tensor in state.items()}
         memory.accumulate_state(state, 3 + client, client=str(client))
@@ -147,7 +148,7 @@ def test_a_state_in_memory_and_its_file_give_the_same_bits(tmp_path: Path) -> No
 
 def test_a_state_that_does_not_fit_leaves_the_sum_as_it_was() -> None:
     good, (other,) = small_state(0), trained_states(small_state(0), 1)
-    mean = FedAvg()
+    mean = WeightedMean()
     mean.accumulate_state(good, 10, client="1")
     bad: list[tuple[State, str]] = [
         ({**other, "scale": torch.tensor(float("nan"))}, "client 2: tensor scale: expected finite values"),
@@ -192,12 +193,12 @@ def test_the_order_of_updates_does_not_change_the_mean_of_sums(handles: Handles)
     found = []
     for order in (updates, updates[::-1], updates[1:] + updates[:1]):
         new = aggregate_updates(handles, SPEC, plan, order)
-        found.append(save(new.state))
+        found.append(save(new.result.model))
         counted = [(update.client, update.train_size) for update in new.counted]
         assert counted == [("1", 10), ("2", 30), ("3", 7), ("4", 1)]
     assert found[0] == found[1] == found[2]
     expected = (17 * states["1"]["w"] + 31 * states["2"]["w"]) / 48
-    torch.testing.assert_close(new.state["w"], expected)
+    torch.testing.assert_close(new.result.model["w"], expected)
 
 
 @pytest.mark.parametrize("trouble", ["missing record", "another seed", "not finite", "lost"])
@@ -215,7 +216,7 @@ def test_a_sum_that_does_not_fit_drops_all_its_clients(handles: Handles, trouble
         updates[2:] = [update.model_copy(update={"weights": weights}) for update in updates[2:]]
     new = aggregate_updates(handles, SPEC, plan, updates)
     assert [update.client for update in new.counted] == ["1", "3"]
-    torch.testing.assert_close(new.state["w"], client_state("1")["w"])
+    torch.testing.assert_close(new.result.model["w"], client_state("1")["w"])
     reasons = {failure.client: failure.reason for failure in new.dropped}
     assert list(reasons) == (["2"] if trouble == "missing record" else ["2", "4"])
     says = {
@@ -279,7 +280,7 @@ def test_a_real_shard_is_the_mean_of_its_clients_own_updates(
     assert [json.loads(update.model_dump_json(exclude=same)) for update in own.updates] == [
         json.loads(update.model_dump_json(exclude=same)) for update in summed.updates
     ]
-    mean = FedAvg()
+    mean = WeightedMean()
     for update in own.updates:
         file = handles.weights.get(update.weights.key, update.weights.sha256, update.weights.bytes).path
         mean.accumulate(file, update.train_size, client=update.client)

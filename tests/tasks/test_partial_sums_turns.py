@@ -17,8 +17,9 @@ from tasks.handles import set_handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
-from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.records import Decision, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply
+from tests.records import round_record
 from tests.tasks.phase_handles import make_update, put_state
 from tests.tasks.sum_rounds import Round, assert_mean_of, client_state
 
@@ -227,7 +228,7 @@ def test_a_round_that_takes_over_all_sums_counts_their_bytes_once(round3: Round)
     assert gathered.updates == list(reply.updates)
     assert gathered.dropped == []
     assert (gathered.bytes_down, gathered.bytes_up) == (0, reply.updates[0].weights.bytes)
-    apply_retention(round3.handles, 3, 3)
+    apply_retention(round3.handles, round_record(3, decision=Decision(stop=False, best_round=3)))
     assert round3.objects() == []
 
 

@@ -181,8 +181,8 @@ def test_updates_that_do_not_fit_are_dropped_with_the_reason(handles: Handles, p
     ]
     new = aggregate_updates(handles, SPEC, plan, updates)
     assert [update.client for update in new.counted] == ["1", "2"]
-    assert new.state["w"].tolist() == [1.75] * 3
-    assert int(new.state["n"]) == 2
+    assert new.result.model["w"].tolist() == [1.75] * 3
+    assert int(new.result.model["n"]) == 2
     reasons = {failure.client: failure.reason for failure in new.dropped}
     assert list(reasons) == ["3", "4", "9"]
     assert "tensor w: expected float32 [3], found float32 [4]" in reasons["3"]
@@ -219,7 +219,7 @@ def test_the_order_of_updates_changes_no_bit(handles: Handles, plan: RoundPlan) 
     ]
     found = []
     for order in (updates, updates[::-1], updates[2:] + updates[:2]):
-        found.append(save(aggregate_updates(handles, SPEC, plan, order).state))
+        found.append(save(aggregate_updates(handles, SPEC, plan, order).result.model))
     assert found[0] == found[1] == found[2]
 
 

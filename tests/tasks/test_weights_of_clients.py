@@ -150,7 +150,7 @@ def test_an_update_with_another_number_of_images_does_not_count(handles: Handles
     assert [(failure.client, failure.reason) for failure in new.dropped] == [
         ("3", f"an update that was not asked for: client 3: train_size: expected 30, found {LIE}")
     ]
-    torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 900 * 2 + 20 * 4) / 930))
+    torch.testing.assert_close(new.result.model["w"], torch.full((3,), (10 * 1 + 900 * 2 + 20 * 4) / 930))
     handles.objects.put_json(handles.layout.update_record(3, "3"), liar.model_dump(mode="json"))
     assert stored_updates(handles, plan) == {}
 
@@ -161,21 +161,21 @@ def test_without_a_limit_a_plan_with_weights_gives_the_same_bits_as_one_without(
         update_of(handles, plan, client, value) for client, value in zip("1234", (0.1, 1 / 3, 7e-5, 2.7), strict=True)
     ]
     before = plan.model_copy(update={"weights": None, "train_sizes": None})
-    found = [save(aggregate_updates(handles, SPEC, one, updates).state) for one in (plan, before)]
+    found = [save(aggregate_updates(handles, SPEC, one, updates).result.model) for one in (plan, before)]
     assert found[0] == found[1]
 
 
 def test_a_limit_holds_among_the_clients_that_count(handles: Handles) -> None:
     plan = planned(handles, LIMITED, SIZES)
     updates = [update_of(handles, plan, client) for client in "1234"]
-    state = aggregate_updates(handles, LIMITED, plan, updates).state
+    state = aggregate_updates(handles, LIMITED, plan, updates).result.model
     torch.testing.assert_close(state["w"], torch.full((3,), (10 * 1 + 40 * 2 + 30 * 3 + 20 * 4) / 100))
     # With weights 10, 40 and 20 client 2 would have 4/7; with 10, 20 and 20 it has 2/5.
     for left in ([*updates[:2], updates[3]], [*updates[:2], update_of(handles, plan, "3", float("nan")), updates[3]]):
         new = aggregate_updates(handles, LIMITED, plan, left)
         assert [update.client for update in new.counted] == ["1", "2", "4"]
         assert counted_weights(LIMITED, plan, new.counted) == {"1": 10, "2": 20.0, "4": 20}
-        torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 20 * 2 + 20 * 4) / 50))
+        torch.testing.assert_close(new.result.model["w"], torch.full((3,), (10 * 1 + 20 * 2 + 20 * 4) / 50))
 
 
 def test_a_round_needs_as_many_clients_as_the_limit_requires(handles: Handles) -> None:
@@ -200,7 +200,7 @@ def test_the_limit_holds_for_clients_of_partial_sums_too(handles: Handles) -> No
             make_update(handles, plan, client, weights, shard=(first, second), train_size=SIZES[client])
             for client in (first, second)
         ]
-    state = aggregate_updates(handles, LIMITED, plan, updates).state
+    state = aggregate_updates(handles, LIMITED, plan, updates).result.model
     torch.testing.assert_close(state["w"], torch.full((3,), (50 * 1 + 50 * 2) / 100))
     # Without client 4 and its sum, client 2 has 40 of 50 images, and no other sum could weigh more.
     assert counted_weights(LIMITED, plan, updates[:2]) is None
@@ -216,7 +216,7 @@ def test_a_plan_without_weights_weighs_by_the_updates_counts(handles: Handles) -
     updates = [update_of(handles, plan, client) for client in "12"]
     new = aggregate_updates(handles, SPEC, plan, updates)
     assert new.counted == updates
-    torch.testing.assert_close(new.state["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
+    torch.testing.assert_close(new.result.model["w"], torch.full((3,), (10 * 1 + 900 * 2) / 910))
 
 
 def test_an_open_round_whose_plan_has_no_weights_takes_them_from_wake_up(handles: Handles) -> None:

@@ -15,7 +15,7 @@ from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.registry import DETECTORS, build_detector
 from tasks.detectors.state import load_state, state_of, write_state
 from tasks.spec.training import AdamW
-from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.mean import WeightedMean
 from tasks.training.optimizers import build_optimizer
 from tests.tasks.detectors.tiny_detectors import SIDE, TINY, noise
 
@@ -193,7 +193,7 @@ def test_another_input_size_works(name: str) -> None:
 
 def test_the_mean_of_two_states_is_read_from_its_file(name: str, tmp_path: Path) -> None:
     first, second = state_of(_built(name, FIRST)), state_of(_built(name, SECOND))
-    strategy = FedAvg()
+    strategy = WeightedMean()
     strategy.accumulate_state(first, 10, client="1")
     strategy.accumulate_state(second, 30, client="2")
     mean = strategy.result()

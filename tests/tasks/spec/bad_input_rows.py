@@ -27,8 +27,8 @@ from tasks.errors import ClientError, DataError, SpecError
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.strategies.base import reference_of
-from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.mean import WeightedMean
+from tasks.strategies.updates import reference_of
 
 
 @dataclass
@@ -142,7 +142,7 @@ def update(state: State | bytes, *says: str, again: bool = False) -> Row:
             path.write_bytes(state)
         else:
             save_file(state, path)
-        average = FedAvg(reference_of(GOOD))
+        average = WeightedMean(reference_of(GOOD))
         for _ in range(2 if again else 1):
             average.accumulate(path, 10, client="3")
 

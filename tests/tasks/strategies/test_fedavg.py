@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.errors import ClientError, FedbenchError, SpecError
-from tasks.spec.federation import FedAvgSpec
-from tasks.strategies.base import check_update, reference_of
-from tasks.strategies.fedavg import FedAvg
+from tasks.strategies.mean import WeightedMean
 from tasks.strategies.registry import build_strategy
+from tasks.strategies.updates import check_update, reference_of
 
 State = dict[str, torch.Tensor]
 
@@ -36,14 +35,14 @@ def _state(seed: int, batches: int = 3) -> State:
 
 
 def test_weighted_mean_by_literal_arrays(tmp_path: Path) -> None:
-    average = FedAvg()
+    average = WeightedMean()
     average.accumulate(_write(tmp_path, "1", {"w": torch.tensor([1.0, 2.0])}), 1, client="1")
     average.accumulate(_write(tmp_path, "2", {"w": torch.tensor([5.0, -2.0])}), 3, client="2")
     assert average.result()["w"].tolist() == [4.0, -1.0]
 
 
 def test_integers_take_the_maximum_and_are_never_averaged(tmp_path: Path) -> None:
-    average = FedAvg()
+    average = WeightedMean()
     for client, batches in (("1", 10), ("2", 43), ("3", 7)):
         state = {
             "n": torch.tensor(batches),
@@ -60,7 +59,7 @@ def test_integers_take_the_maximum_and_are_never_averaged(tmp_path: Path) -> Non
 
 def test_many_clients_against_a_sum_in_double_precision(tmp_path: Path) -> None:
     states, sizes = [_state(seed) for seed in range(20)], [212, 344, 37, 122, 50] * 4
-    average = build_strategy(FedAvgSpec(), reference_of(states[0]))
+    average = WeightedMean(reference_of(states[0]))
     for number, (state, size) in enumerate(zip(states, sizes, strict=True)):
         average.accumulate(_write(tmp_path, str(number), state), size, client=str(number))
     result = average.result()
@@ -74,7 +73,7 @@ def test_many_clients_against_a_sum_in_double_precision(tmp_path: Path) -> None:
 
 def test_the_mean_of_one_client_has_its_bits(tmp_path: Path) -> None:
     state = _state(1)
-    average = FedAvg(reference_of(state))
+    average = WeightedMean(reference_of(state))
     average.accumulate(_write(tmp_path, "1", state), 37, client="1")
     result = average.result()
     assert list(result) == list(state)
@@ -85,7 +84,7 @@ def test_the_mean_of_one_client_has_its_bits(tmp_path: Path) -> None:
 
 def test_the_mean_of_equal_clients_has_their_bits(tmp_path: Path) -> None:
     state = _state(2)
-    file, average = _write(tmp_path, "same", state), FedAvg()
+    file, average = _write(tmp_path, "same", state), WeightedMean()
     for number, size in enumerate((212, 344, 37, 122, 50)):
         average.accumulate(file, size, client=str(number))
     result = average.result()
@@ -99,7 +98,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            average = FedAvg()
+            average = WeightedMean()
             for number, file in enumerate(files):
                 average.accumulate(file, number + 1, client=str(number))
             results.append(average.result()["w"])
@@ -109,7 +108,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
 
 
 def test_half_precision_is_summed_in_float32(tmp_path: Path) -> None:
-    average = FedAvg()
+    average = WeightedMean()
     for number, value in enumerate((1.0, 1.0, 1.0078125)):  # the third differs by one step of bfloat16
         file = _write(tmp_path, str(number), {"w": torch.tensor([value], dtype=torch.bfloat16)})
         average.accumulate(file, 1, client=str(number))
@@ -119,7 +118,7 @@ def test_half_precision_is_summed_in_float32(tmp_path: Path) -> None:
 
 
 def test_a_result_is_returned_once_and_the_next_round_starts_empty(tmp_path: Path) -> None:
-    average = FedAvg()
+    average = WeightedMean()
     average.accumulate(_write(tmp_path, "a", {"w": torch.tensor([1.0])}), 5, client="1")
     first = average.result()
     average.accumulate(_write(tmp_path, "b", {"w": torch.tensor([9.0])}), 1, client="1")
@@ -136,7 +135,7 @@ def test_a_result_is_returned_once_and_the_next_round_starts_empty(tmp_path: Pat
 def test_values_that_are_not_finite_leave_the_mean_as_it_was(tmp_path: Path, bad: float) -> None:
     good, spoiled = _state(1), _state(2)
     spoiled["scale"] = torch.tensor(bad)  # after conv.weight, which must not have been added
-    average = FedAvg()
+    average = WeightedMean()
     average.accumulate(_write(tmp_path, "good", good), 10, client="1")
     with pytest.raises(ClientError, match=r"client 7: tensor scale: expected finite values .* found"):
         average.accumulate(_write(tmp_path, "spoiled", spoiled), 10, client="7")
@@ -145,7 +144,7 @@ def test_values_that_are_not_finite_leave_the_mean_as_it_was(tmp_path: Path, bad
 
 
 def test_a_refused_first_update_leaves_no_trace(tmp_path: Path) -> None:
-    average = FedAvg()
+    average = WeightedMean()
     with pytest.raises(ClientError, match="client 1: tensor w"):
         average.accumulate(_write(tmp_path, "bad", {"w": torch.tensor([float("nan")])}), 10, client="1")
     average.accumulate(_write(tmp_path, "good", {"v": torch.tensor([2.0])}), 10, client="2")
@@ -188,7 +187,7 @@ def test_an_update_of_another_model_is_refused(tmp_path: Path, change: str, mess
     with pytest.raises(ClientError, match=message):
         check_update(reference, file, client="4")
     with pytest.raises(ClientError, match=message):
-        FedAvg(reference).accumulate(file, 10, client="4")
+        WeightedMean(reference).accumulate(file, 10, client="4")
 
 
 @pytest.mark.parametrize("content", ["missing", "empty", "pickle", "truncated"])
@@ -211,7 +210,7 @@ def test_the_check_reads_only_the_header(tmp_path: Path) -> None:
 
 
 def test_a_second_update_of_a_client_never_counts(tmp_path: Path) -> None:
-    average, file = FedAvg(), _write(tmp_path, "1", {"w": torch.tensor([1.0])})
+    average, file = WeightedMean(), _write(tmp_path, "1", {"w": torch.tensor([1.0])})
     average.accumulate(file, 1, client="1")
     with pytest.raises(ClientError, match="client 1: expected one update in a round, found a second"):
         average.accumulate(_write(tmp_path, "2", {"w": torch.tensor([3.0])}), 1, client="1")
@@ -222,7 +221,7 @@ def test_a_second_update_of_a_client_never_counts(tmp_path: Path) -> None:
 def test_a_weight_without_images_is_refused(tmp_path: Path, weight: int) -> None:
     file = _write(tmp_path, "1", {"w": torch.tensor([1.0])})
     with pytest.raises(ClientError, match=f"client 1: expected a weight of more than 0, found {weight}"):
-        FedAvg().accumulate(file, weight, client="1")
+        WeightedMean().accumulate(file, weight, client="1")
 
 
 def test_an_unknown_strategy_names_the_known_ones() -> None:

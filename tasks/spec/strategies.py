@@ -1,0 +1,212 @@
+"""The federated methods: how clients train beside the plain steps, and how their updates become the next model.
+
+Each kind has a class of the same name in ``tasks/strategies``, with the method's formula and its paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from tasks.spec.base import CHOSEN, MOST, AddedLater, Frozen
+from tasks.spec.detector import DetectorSpec
+from tasks.spec.training import Sgd, TrainingSpec
+
+Weighting = Literal["images", "uniform", "objects"]
+
+_WEIGHTS = (
+    "What a client's update counts by: its training images, the same for every client, or its training objects (boxes)."
+)
+_SERVER_LR = "Learning rate of the server's step."
+_TAU = "Smallest divisor of the server's step: adds to the root of the second moment, which starts at its square."
+
+
+class Experiment(Protocol):
+    """The parts of a specification that a method may have rules for."""
+
+    @property
+    def detector(self) -> DetectorSpec: ...
+
+    @property
+    def training(self) -> TrainingSpec: ...
+
+
+class StrategySpec(Frozen):
+    """The fields that all methods have, and what a method allows.
+
+    additive: the server needs weighted sums of the updates only, so that some may be summed beforehand.
+    """
+
+    additive: ClassVar[bool] = True
+
+    kind: str = Field(description=CHOSEN)
+
+    @property
+    def weighting(self) -> Weighting:
+        """What a client's update counts by."""
+        return "images"
+
+    def faults(self, experiment: Experiment) -> Iterator[str]:
+        """Yield why ``experiment`` cannot be run with this method.
+
+        Each text names the fields, what was expected and found, and the options with which it runs.
+        """
+        yield from ()
+
+
+class WeightedSpec(StrategySpec):
+    """A method whose updates may be weighted in three ways."""
+
+    weights: Annotated[Weighting, AddedLater()] = Field("images", description=_WEIGHTS)
+
+    @property
+    def weighting(self) -> Weighting:
+        return self.weights
+
+
+class UniformSpec(StrategySpec):
+    """A method whose rule counts every client the same."""
+
+    @property
+    def weighting(self) -> Weighting:
+        return "uniform"
+
+
+class FedAvgSpec(WeightedSpec, title="FedAvg"):
+    """Federated averaging (arXiv 1602.05629): the weighted mean of the updates."""
+
+    kind: Literal["fedavg"] = Field("fedavg", description=CHOSEN)
+
+
+class FedProxSpec(WeightedSpec, title="FedProx"):
+    """FedProx (arXiv 1812.06127): a proximal term holds each client's weights near the global model."""
+
+    kind: Literal["fedprox"] = Field("fedprox", description=CHOSEN)
+    mu: float = Field(0.01, ge=0, le=1e6, description="Weight of the proximal term; 0: FedAvg.")
+
+
+class FedAvgMSpec(WeightedSpec, title="FedAvgM"):
+    """FedAvg with momentum at the server (arXiv 1909.06335)."""
+
+    kind: Literal["fedavgm"] = Field("fedavgm", description=CHOSEN)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Fraction of the server's last step that its next one keeps.")
+    server_lr: float = Field(1.0, gt=0, le=MOST, description=_SERVER_LR)
+
+
+class FedAdagradSpec(WeightedSpec, title="FedAdagrad"):
+    """Adagrad at the server (arXiv 2003.00295): its step is divided by the root of the sum of all squared changes."""
+
+    kind: Literal["fedadagrad"] = Field("fedadagrad", description=CHOSEN)
+    server_lr: float = Field(0.01, gt=0, le=MOST, description=_SERVER_LR)
+    beta1: float = Field(0.0, ge=0, lt=1, description="Decay of the first moment.")
+    tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
+
+
+class FedAdamSpec(WeightedSpec, title="FedAdam"):
+    """Adam at the server (arXiv 2003.00295), without bias correction."""
+
+    kind: Literal["fedadam"] = Field("fedadam", description=CHOSEN)
+    server_lr: float = Field(0.01, gt=0, le=MOST, description=_SERVER_LR)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+    tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
+
+
+class FedYogiSpec(WeightedSpec, title="FedYogi"):
+    """Yogi at the server (arXiv 2003.00295): the second moment moves by a bounded part of the squared change."""
+
+    kind: Literal["fedyogi"] = Field("fedyogi", description=CHOSEN)
+    server_lr: float = Field(0.01, gt=0, le=MOST, description=_SERVER_LR)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+    tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
+
+
+class ScaffoldSpec(UniformSpec, title="SCAFFOLD"):
+    """SCAFFOLD (arXiv 1910.06378): control variates correct each step for the drift between clients.
+
+    Needs plain SGD without momentum and without clipping, because the control variates are computed from the steps.
+    """
+
+    kind: Literal["scaffold"] = Field("scaffold", description=CHOSEN)
+    server_lr: float = Field(1.0, gt=0, le=MOST, description=_SERVER_LR)
+
+    def faults(self, experiment: Experiment) -> Iterator[str]:
+        yield from _plain_sgd_faults(self.kind, experiment.training, momentum=False, clipping=False)
+
+
+class FedNovaSpec(WeightedSpec, title="FedNova"):
+    """FedNova (arXiv 2007.07481): updates are divided by the clients' numbers of steps before they are averaged.
+
+    Needs SGD, with or without momentum, because the divisor is computed from its steps.
+    """
+
+    kind: Literal["fednova"] = Field("fednova", description=CHOSEN)
+
+    def faults(self, experiment: Experiment) -> Iterator[str]:
+        yield from _plain_sgd_faults(self.kind, experiment.training, momentum=True, clipping=True)
+
+
+class FedExPSpec(UniformSpec, title="FedExP"):
+    """FedExP (arXiv 2301.09604): the server extrapolates where the clients' changes disagree."""
+
+    kind: Literal["fedexp"] = Field("fedexp", description=CHOSEN)
+    epsilon: float = Field(1e-3, ge=0, le=MOST, description="Added to the squared norm of the mean change.")
+
+
+class FedDynSpec(UniformSpec, title="FedDyn"):
+    """FedDyn (arXiv 2111.04263): a dynamic regulariser makes the clients' optima agree with the global one."""
+
+    kind: Literal["feddyn"] = Field("feddyn", description=CHOSEN)
+    alpha: float = Field(0.01, gt=0, le=1e6, description="Weight of the regulariser.")
+
+
+class FedSamSpec(WeightedSpec, title="FedSAM"):
+    """FedSAM (arXiv 2206.02618): local steps by sharpness-aware minimisation. A step takes two gradients."""
+
+    kind: Literal["fedsam"] = Field("fedsam", description=CHOSEN)
+    rho: float = Field(0.05, ge=0, le=1e6, description="Length of the step to the point of the second gradient.")
+
+
+# The default comes first (see tasks.spec.form).
+AnyStrategy = (
+    FedAvgSpec
+    | FedProxSpec
+    | FedAvgMSpec
+    | FedAdagradSpec
+    | FedAdamSpec
+    | FedYogiSpec
+    | ScaffoldSpec
+    | FedNovaSpec
+    | FedExPSpec
+    | FedDynSpec
+    | FedSamSpec
+)
+
+
+def _plain_sgd_faults(kind: str, training: TrainingSpec, *, momentum: bool, clipping: bool) -> Iterator[str]:
+    """Yield one text on all fields of ``training`` in which it is not the SGD that the method ``kind`` needs.
+
+    momentum, clipping: whether these are allowed.
+    """
+    optimizer = training.optimizer
+    wrong, options = [], []
+    if not isinstance(optimizer, Sgd):
+        wrong.append(f"training.optimizer.kind {optimizer.kind}")
+        options.append("-s training.optimizer.kind=sgd")
+    if not momentum and (not isinstance(optimizer, Sgd) or optimizer.momentum):
+        if isinstance(optimizer, Sgd):
+            wrong.append(f"training.optimizer.momentum {optimizer.momentum:g}")
+        options.append("-s training.optimizer.momentum=0")
+    if isinstance(optimizer, Sgd) and optimizer.nesterov:
+        wrong.append("training.optimizer.nesterov true")
+        options.append("-s training.optimizer.nesterov=false")
+    if not clipping and training.clip_norm is not None:
+        wrong.append(f"training.clip_norm {training.clip_norm:g}")
+        options.append("-s training.clip_norm=null")
+    if wrong:
+        needed = "SGD without Nesterov's momentum" if momentum else "SGD without momentum"
+        needed += "" if clipping else " and without clipping (training.clip_norm null)"
+        yield f"strategy.kind {kind}: expected {needed}, found {', '.join(wrong)}; it runs with {' '.join(options)}"
