@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tasks.data.coco import load_coco
 from tasks.data.entries import Faults, is_utf8
+from tasks.data.holdout import hold_out
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.street import load_street
@@ -24,13 +25,15 @@ def load_data(
 
     ``root_of`` returns this machine's folder of a named data set, or None. Synthetic sets are drawn once and kept in
     the folder ``cache``. If ``faults`` collects mistakes, mistakes in the data are added to it and the usable part of
-    the data is returned. Data of every kind are read by device first, and then pooled (:func:`pool`) or cut down to
-    one device (:func:`alone`).
+    the data is returned. Data of every kind are read by device first. Then each device's images are held out, and the
+    data are pooled (:func:`pool`) or cut down to one device (:func:`alone`), so that these hold out the same images.
 
     Raises:
         DataError: this machine has no folder for the named data set, or something in the data set is wrong.
     """
     data = _load_devices(spec, root_of=root_of, cache=cache, faults=faults)
+    if spec.holdout is not None:
+        data = hold_out(data, spec.holdout, cache=cache / "hashes", faults=faults or Faults())
     if spec.local_only is not None:
         return alone(data, spec.local_only)
     return pool(data, spec.pooled_devices) if spec.pooled else data
@@ -72,23 +75,32 @@ def pool(data: FederatedData, devices: Sequence[str] | None = None) -> Federated
     """Give the training images of ``devices`` (None: all) to one client, ``all``. Name, digest and classes stay.
 
     Images keep the data set's order of devices and each device's order of images. A test set that the devices share
-    stays as it is, so that figures are comparable to the bit. Separate test sets become their union in the same order.
+    stays as it is, so that figures are comparable to the bit. Separate test sets become their union in the same order,
+    as do the devices' held-out images.
 
     Raises:
         DataError: the data set does not have one of the devices.
     """
     chosen = data if devices is None else restrict(data, devices)
     train = tuple(sample for samples in chosen.train.values() for sample in samples)
-    return replace(data, train={POOLED_CLIENT: train}, test={POOLED_CLIENT: _all_tests(chosen)})
+    held = tuple(sample for samples in chosen.holdout.values() for sample in samples)
+    return replace(
+        data,
+        train={POOLED_CLIENT: train},
+        test={POOLED_CLIENT: _all_tests(chosen)},
+        holdout={POOLED_CLIENT: held} if chosen.holdout else {},
+    )
 
 
 def alone(data: FederatedData, device: str) -> FederatedData:
-    """Keep one client, ``device``, with its own training images. Its test images are all devices', as in :func:`pool`.
+    """Keep one client, ``device``, with its own training and held-out images.
+
+    Its test images are all devices', as in :func:`pool`.
 
     Raises:
         DataError: the data set does not have the device.
     """
-    return replace(data, train=restrict(data, [device]).train, test={device: _all_tests(data)})
+    return replace(restrict(data, [device]), test={device: _all_tests(data)})
 
 
 def _all_tests(data: FederatedData) -> tuple[ImageSample, ...]:
@@ -112,4 +124,5 @@ def restrict(data: FederatedData, clients: Iterable[str]) -> FederatedData:
         data,
         train={client: samples for client, samples in data.train.items() if client in wanted},
         test={client: samples for client, samples in data.test.items() if client in wanted},
+        holdout={client: samples for client, samples in data.holdout.items() if client in wanted},
     )

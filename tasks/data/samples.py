@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.spec.training import ScoredOn
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,9 @@ class FederatedData:
 
     With one global test set, all clients share the same tuple in ``test``, so that it is evaluated once.
     ``digest`` is the sha256 (hex) of the content. It does not depend on the division.
+
+    ``holdout`` has the training images that each client keeps out of training (:mod:`tasks.data.holdout`). They are not
+    in ``train``. It is empty if the specification holds out none.
     """
 
     name: str
@@ -49,6 +54,11 @@ class FederatedData:
     classes: tuple[str, ...]
     train: dict[str, tuple[ImageSample, ...]]
     test: dict[str, tuple[ImageSample, ...]]
+    holdout: dict[str, tuple[ImageSample, ...]] = field(default_factory=dict)
+
+    def scored(self, client: str, on: ScoredOn) -> tuple[ImageSample, ...]:
+        """Return the images of ``client`` on which a model is scored: its test set or its held-out images."""
+        return self.test[client] if on == "test" else self.holdout.get(client, ())
 
 
 def samples_digest(samples: Iterable[ImageSample]) -> str:

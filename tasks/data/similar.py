@@ -52,6 +52,14 @@ def is_uniform(grey: NDArray[np.uint8]) -> bool:
     return int((grey[:, :-1] != grey[:, 1:]).sum()) <= NEAR_BITS
 
 
+def _distances(queries: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """Return the bits in which each query [n, 4] differs from each of ``hashes`` [m, 4], as [n, m]."""
+    bits = np.zeros((len(queries), len(hashes)), dtype=np.uint16)
+    for word in range(queries.shape[1]):
+        bits += np.bitwise_count(queries[:, word, None] ^ hashes[None, :, word])
+    return bits
+
+
 def nearest(queries: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return, for each query [n, 4], the index of the nearest of ``hashes`` [m, 4], m >= 1, and its distance in bits.
 
@@ -61,9 +69,21 @@ def nearest(queries: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[ND
     distances = np.zeros(len(queries), dtype=np.int64)
     for start in range(0, len(queries), _BLOCK):
         block = slice(start, start + _BLOCK)
-        bits = np.zeros((len(queries[block]), len(hashes)), dtype=np.uint16)
-        for word in range(queries.shape[1]):
-            bits += np.bitwise_count(queries[block, word, None] ^ hashes[None, :, word])
+        bits = _distances(queries[block], hashes)
         indices[block] = bits.argmin(axis=1)
         distances[block] = bits.min(axis=1)
     return indices, distances
+
+
+def groups_of(hashes: NDArray[np.uint64], bits: int = NEAR_BITS) -> NDArray[np.int64]:
+    """Return the group of each of ``hashes`` [n, 4], named by its first member's index.
+
+    Two hashes are in one group if they, or the neighbours in a chain between them, differ in at most ``bits`` bits.
+    """
+    groups = np.arange(len(hashes))
+    for start in range(0, len(hashes), _BLOCK):
+        for row in _distances(hashes[start : start + _BLOCK], hashes):
+            joined = np.unique(groups[row <= bits])
+            if len(joined) > 1:
+                groups[np.isin(groups, joined)] = joined[0]
+    return groups

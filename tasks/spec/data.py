@@ -98,6 +98,21 @@ def _devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, 
     return _numbered(clients.clients) if isinstance(clients, _Partition) else None
 
 
+class Holdout(Frozen, title="Held-out images"):
+    """Training images of each client that it keeps out of training, to be scored on beside the test set.
+
+    They are drawn for each client by itself, from the seed and the client's id. Near-duplicates stay together.
+    """
+
+    fraction: float = Field(
+        0.2, gt=0, le=0.5, description="Part of each client's training images, up to near-duplicates."
+    )
+    seed: int = Field(1, ge=0, lt=2**32, description="Seed of the draw.")
+    least: int = Field(
+        10, ge=1, le=MOST, description="A client with fewer held-out images is not scored on them; it has no figure."
+    )
+
+
 class _Data(Frozen):
     """The fields that all kinds of data have in common."""
 
@@ -110,6 +125,12 @@ class _Data(Frozen):
     local_only: Annotated[ClientId | None, AddedLater()] = Field(
         None,
         description="Train on this device's images alone, score on all test images: the local-only reference.",
+    )
+    holdout: Annotated[Holdout | None, AddedLater()] = Field(
+        None,
+        title="Held-out images",
+        description="Training images that each client keeps out of training, for evaluation.on and for the figures of "
+        "its own model. Left out: none.",
     )
 
     @property

@@ -3,7 +3,9 @@
 Both use the federation's rounds, local epochs, schedule, seeds and evaluation, and pass over their images as often. The
 *centralised* twin has all images at one client. Its lead over the federation is the cost of leaving the images where
 they are. *Local only* is one device by itself, scored on every device's test images. The federation's lead over it is
-the gain from taking part. The optimisers of both start afresh in each round, as every client's does.
+the gain from taking part. The optimisers of both start afresh in each round, as every client's does. With
+``data.holdout`` both leave out of training the images that the same devices hold out in the federation. The centralised
+twin's held-out images are those of all its devices together, a device's alone are its own.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ def twin(spec: FederationSpec) -> FederationSpec:
         SpecError: ``spec`` is a reference already.
     """
     change: dict[str, object] = {"pooled": True, "pooled_devices": spec.participation.clients}
-    if spec.participation.clients is None and "split" in type(spec.data).model_fields:
-        change["split"] = 5  # both splits have the same images in all, so their federations have one twin
+    if spec.participation.clients is None and "split" in type(spec.data).model_fields and spec.data.holdout is None:
+        # Both splits have the same images in all, so their federations have one twin. Their held-out images differ.
+        change["split"] = 5
     return _of_one_client(spec, change)
 
 

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.base import CHOSEN, MOST, Frozen
+from tasks.spec.base import CHOSEN, MOST, AddedLater, Frozen
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+# The images that a model is scored on: a client's test set, or its training images that data.holdout keeps out.
+ScoredOn = Literal["test", "holdout"]
 _BETAS = "Decay of the running means of the gradient and of its square."
 
 
@@ -132,3 +134,18 @@ class EvaluationSpec(Frozen, title="Evaluation"):
     )
     max_detections: int = Field(100, ge=1, le=10_000, description="Detections kept per image and class, best first.")
     batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")
+    on: Annotated[Literal["test", "holdout", "both"], AddedLater()] = Field(
+        "test",
+        description="Images that each round scores: the test sets, the images that data.holdout keeps out of training, "
+        "or both. With holdout or both, the held-out images decide patience, target_map and the best round.",
+    )
+
+    @property
+    def parts(self) -> tuple[ScoredOn, ...]:
+        """Return the parts of the data that a round scores."""
+        return ("test", "holdout") if self.on == "both" else (self.on,)
+
+    @property
+    def decides(self) -> ScoredOn:
+        """Return the part of the data whose figures decide patience, the target and the best round."""
+        return "test" if self.on == "test" else "holdout"
