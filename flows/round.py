@@ -40,7 +40,7 @@ from tasks.spec.records import (
     WeightRef,
 )
 from tasks.spec.turns import TurnReply
-from tasks.stop_and_eval import Evaluations, clients_by_test_set, stop_and_eval
+from tasks.stop_and_eval import Evaluations, images_to_score, stop_and_eval
 
 
 @flow(
@@ -149,7 +149,7 @@ def round_record(
         plan=plan,
         clients=tuple(handles.ready),
         updates=tuple(new.updates),
-        dropped=not_counted(dropped, new.updates, new.evaluations),
+        dropped=not_counted(dropped, new.updates, new.evaluations, of_each=len(spec.evaluation.parts)),
         model=new.model,
         server=new.server,
         shared=new.shared,
@@ -209,10 +209,13 @@ async def evaluate_global(
     model: WeightRef,
     suffix: str = "",
 ) -> Evaluations:
-    """Evaluate ``model`` on all test sets, one task each, all at once. ``suffix`` ends the names of the tasks."""
+    """Evaluate ``model`` on all images that ``spec`` scores, one task for each test set or client's held-out images.
+
+    The tasks run all at once. ``suffix`` ends their names.
+    """
     handles = current_handles()
     started = time.monotonic()
-    groups = list(clients_by_test_set(clients).values())
+    groups = images_to_score(spec, clients)
     handles.reporter.phase_started("stop_and_eval", len(groups))
     answers = await asyncio.gather(
         *(
@@ -222,9 +225,10 @@ async def evaluate_global(
                 round_number,
                 unsearched(group),
                 model,
-                shard_label([info.client for info in group]) + suffix,
+                shard_label([info.client for info in group]) + (" · held-out" if on == "holdout" else "") + suffix,
+                on,
             )
-            for group in groups
+            for on, group in groups
         )
     )
     handles.reporter.phase_finished("stop_and_eval", time.monotonic() - started)

@@ -26,7 +26,11 @@ def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
 
 
 def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
-    """Return whether to stop after ``round_number``, why, and the best round. ``history``: metrics from round 0 on."""
+    """Return whether to stop after ``round_number``, why, and the best round. ``history``: metrics from round 0 on.
+
+    The figures on held-out images decide if the rounds score them, else those on the test sets.
+    """
+    history = [metrics.on(spec.evaluation.decides) for metrics in history]
     best, value = best_round(history, spec.best_metric)
     reached = getattr(history[-1], spec.target_metric)
     reason = None
@@ -40,6 +44,7 @@ def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metri
         {
             "stop": reason is not None,
             "reason": reason,
+            "on": spec.evaluation.decides,
             "best_round": best,
             "best_map50_voc10": history[best].map50_voc10,
             "best_metric": spec.best_metric,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -246,8 +247,16 @@ def _kind(request: AnyRequest, failure: ClientFailure) -> str:
 
 
 def _fault(request: AnyRequest, answer: Any) -> str | None:
-    if isinstance(request, WakeUpRequest) and answer.test_size > MOST_TEST_IMAGES:
-        return f"test_size: expected at most {MOST_TEST_IMAGES}, found {answer.test_size}"
+    if not isinstance(request, WakeUpRequest):
+        return None
+    for name in ("test_size", "holdout_size"):
+        size = getattr(answer, name)
+        if size > MOST_TEST_IMAGES:
+            return f"{name}: expected at most {MOST_TEST_IMAGES}, found {size}"
+    if answer.holdout_size and request.spec.data.holdout is None:
+        return f"holdout_size: expected 0, because data.holdout keeps no images out, found {answer.holdout_size}"
+    if (answer.holdout_digest is None) != (answer.holdout_size == 0):
+        return f"holdout_digest: expected one exactly if holdout_size is not 0, found {answer.holdout_size} images"
     return None
 
 
@@ -276,12 +285,18 @@ def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> 
 
 
 def not_counted(
-    dropped: Sequence[ClientFailure], updates: Sequence[UpdateRecord], evaluations: Sequence[EvaluationRecord]
+    dropped: Sequence[ClientFailure],
+    updates: Sequence[UpdateRecord],
+    evaluations: Sequence[EvaluationRecord],
+    *,
+    of_each: int = 1,
 ) -> tuple[ClientFailure, ...]:
     """Return the failures in ``dropped`` of clients without a result, so that a record has a result or a failure.
 
-    Up to ``aggregate`` a client's result is its update; in ``stop_and_eval`` it is the evaluation of its test set.
+    Up to ``aggregate`` a client's result is its update; in ``stop_and_eval`` it is the evaluation of its test set, of
+    its held-out images, or of both (``of_each`` 2).
     """
     updated = {update.client for update in updates}
-    scored = {client for evaluation in evaluations for client in evaluation.clients}
+    times = Counter(client for evaluation in evaluations for client in evaluation.clients)
+    scored = {client for client, count in times.items() if count >= of_each}
     return tuple(item for item in dropped if item.client not in (scored if item.phase == "stop_and_eval" else updated))

@@ -1,6 +1,7 @@
 """Phases 6 and 7, ``stop_and_eval`` and ``client_eval``: score the new global model on every client's test set.
 
-Clients whose test sets have the same digest share one evaluation. Its batches are spread over the slots as parts. Each
+``evaluation.on`` says whether clients' held-out images are scored instead, or also. Clients whose test sets have the
+same digest share one evaluation. Its batches are spread over the slots as parts. Each
 part stores its detections, and the figures are computed once, over all parts.
 """
 
@@ -30,15 +31,19 @@ from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
+from tasks.spec.training import ScoredOn
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
 from tasks.training.evaluation import PartResult, evaluate
+
+# The subject of a message, with its verb.
+IMAGES: dict[ScoredOn, str] = {"test": "test set has", "holdout": "held-out images have"}
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The evaluations of one model on one or several test sets.
+    """The evaluations of one model on one or several test sets or clients' held-out images.
 
-    records: one for each test set that was scored.
+    records: one for each test set and each client's held-out images that were scored.
     unscored: clients without an evaluation, and why.
     bytes_down, bytes_up: bytes that the clients read from the store and wrote to it.
     """
@@ -50,17 +55,17 @@ class Evaluations:
 
 
 def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
-    """Evaluate the batches ``part``, ``part + parts``, … of the clients' common test set. Runs in a slot.
+    """Evaluate the batches ``part``, ``part + parts``, … of the images that the request names. Runs in a slot.
 
     The losses are in the reply; the detections and true objects are stored.
     """
     try:
         data = site.data_of(request.spec.data, request.clients[0])
-        samples = data.test[request.clients[0]]
+        samples = data.scored(request.clients[0], request.on)
         digest = samples_digest(samples)
         if digest != request.test_digest:
             raise ClientError(
-                f"client {request.clients[0]}: its test set has changed since wake_up: "
+                f"client {request.clients[0]}: its {IMAGES[request.on]} changed since wake_up: "
                 f"expected digest {request.test_digest}, found {digest}"
             )
         detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
@@ -126,6 +131,26 @@ def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[tuple[str, int], 
     return groups
 
 
+def images_to_score(spec: FederationSpec, clients: Sequence[ClientInfo]) -> list[tuple[ScoredOn, list[ClientInfo]]]:
+    """Return the parts of the data that a round scores, each with the clients that share it.
+
+    Each client's held-out images are scored by themselves, at its own machine, because no other client needs to have
+    them. Clients with fewer than ``data.holdout.least`` are left out.
+    """
+    groups: list[tuple[ScoredOn, list[ClientInfo]]] = []
+    if "test" in spec.evaluation.parts:
+        groups += [("test", group) for group in clients_by_test_set(clients).values()]
+    if "holdout" in spec.evaluation.parts:
+        groups += [("holdout", [info]) for info in clients if has_enough_held_out(spec, info)]
+    return groups
+
+
+def has_enough_held_out(spec: FederationSpec, client: ClientInfo) -> bool:
+    """Return whether the client has as many held-out images as a figure on them needs."""
+    least = spec.data.holdout.least if spec.data.holdout is not None else 1
+    return client.holdout_digest is not None and client.holdout_size >= least
+
+
 @task(
     name="stop_and_eval",
     task_run_name="stop_and_eval · round {round_number} · {label}",
@@ -139,16 +164,18 @@ async def stop_and_eval(
     clients: Sequence[ClientInfo],
     model: WeightRef,
     label: str,
+    on: ScoredOn = "test",
 ) -> Evaluations:
-    """Score ``model`` on the test set that ``clients`` share.
+    """Score ``model`` on the test set, or with ``on: holdout`` on the held-out images, that ``clients`` share.
 
-    Returns one evaluation, of the clients that did not fail; none if it failed everywhere or the test set is empty.
+    Returns one evaluation, of the clients that did not fail; none if it failed everywhere or there are no images.
     """
     handles = current_handles()
     started = time.monotonic()
-    size = clients[0].test_size
+    size = clients[0].scored_size(on)
+    digest = clients[0].test_digest if on == "test" else clients[0].holdout_digest
     names = tuple(info.client for info in clients)
-    if size == 0:
+    if size == 0 or digest is None:
         return Evaluations()
     parts = min(handles.slots.count, -(-size // spec.evaluation.batch_size))
     request = EvaluationRequest(
@@ -157,7 +184,8 @@ async def stop_and_eval(
         clients=names,
         round=round_number,
         model=model,
-        test_digest=clients[0].test_digest,
+        on=on,
+        test_digest=digest,
         test_size=size,
         part=0,
         parts=parts,
@@ -172,15 +200,21 @@ async def stop_and_eval(
     evaluation = None
     if scored:
         try:
-            evaluation = await asyncio.to_thread(score, spec, scored, classes, request.test_digest, found, started)
+            evaluation = await asyncio.to_thread(score, spec, scored, classes, digest, found, started, on)
         except DataError as error:
             failures |= {name: failure_of("stop_and_eval", name, str(error)) for name in scored}
+    if on == "holdout":
+        failures = {
+            name: ClientFailure.model_validate(item.model_dump() | {"reason": f"held-out images: {item.reason}"})
+            for name, item in failures.items()
+        }
     report_failures(handles, list(failures.values()))
     if evaluation is not None:
         handles.reporter.client_done(
             "stop_and_eval",
             label.removeprefix("clients ").removeprefix("client "),
-            f"map50_voc10 {_formatted(evaluation.map50_voc10)}, loss {_formatted(evaluation.loss)} on {size} images",
+            f"map50_voc10 {_formatted(evaluation.map50_voc10)}, loss {_formatted(evaluation.loss)} on {size} "
+            f"{'images' if on == 'test' else 'held-out images'}",
         )
     return Evaluations(
         records=[] if evaluation is None else [evaluation],
@@ -226,11 +260,14 @@ def score(
     test_digest: str,
     parts: Sequence[Part],
     started: float,
+    on: ScoredOn = "test",
 ) -> EvaluationRecord:
-    """Return the figures on the test set of ``clients`` from its parts. They do not depend on how it was divided.
+    """Return the figures of ``clients`` on their images ``on`` from all parts of these images.
+
+    They do not depend on how the images were divided.
 
     Raises:
-        DataError: the parts are not those of one test set.
+        DataError: the parts are not those of one set of images.
     """
     truth, found = merge(part.truth for part in parts), merge(part.detections for part in parts)
     return evaluation_record(
@@ -239,6 +276,7 @@ def score(
         [value for part in parts for value in part.batch_losses],
         clients=tuple(clients),
         classes=classes,
+        on=on,
         test_digest=test_digest,
         spec=spec.evaluation,
         started=started,

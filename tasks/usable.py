@@ -28,11 +28,13 @@ def model_fault(evaluations: Sequence[EvaluationRecord], unscored: Sequence[Clie
     It cannot be used when more clients report no finite loss on their test sets than report a finite one. The majority
     decides because a silo could report anything: one silo alone can neither have a broken model accepted nor have
     updates dropped. Test sets that were not evaluated, because of a deadline, a lost machine or bad data, do not count.
+    A client that is scored on held-out images too has a finite loss if it is finite on both.
     """
     finite = {client for evaluation in evaluations if evaluation.loss is not None for client in evaluation.clients}
     without = {client for evaluation in evaluations if evaluation.loss is None for client in evaluation.clients}
     reasons = {failure.client: failure.reason for failure in unscored if failure.kind == "model-diverged"}
-    if len(without | reasons.keys()) <= len(finite):
+    without |= reasons.keys()
+    if len(without) <= len(finite - without):
         return None
     return next(iter(reasons.values()), "the test loss is not finite")
 

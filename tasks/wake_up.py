@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -23,6 +23,7 @@ from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
+from tasks.stop_and_eval import has_enough_held_out
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,15 @@ def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
     for client in request.clients:
         try:
             data = site.data_of(request.spec.data, client)
-            test = data.test[client]
+            test, held = data.test[client], data.scored(client, "holdout")
             ready.append(
                 ClientInfo(
                     client=client,
                     train_size=len(data.train[client]),
                     test_size=len(test),
                     test_digest=samples_digest(test),
+                    holdout_size=len(held),
+                    holdout_digest=samples_digest(held) if held else None,
                     class_counts=class_counts(data.train[client], data.classes),
                     host=site.host,
                     device=site.device_name(request.spec),
@@ -80,9 +83,7 @@ async def wake_up(
         failures = [failure for reply in replies for failure in reply.failures]
         for info in (info for reply in replies for info in reply.ready):
             ready[info.client] = info
-            handles.reporter.client_done(
-                "wake_up", info.client, f"{info.train_size} training images, {info.test_size} test images"
-            )
+            handles.reporter.client_done("wake_up", info.client, _counts(info))
         left = spec.participation.wake_up_deadline - (time.monotonic() - started)
         if len(ready) >= min_clients or left <= ASK_AGAIN_SECONDS:
             break
@@ -96,17 +97,42 @@ async def wake_up(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
         )
-    _warn_of_majority(handles, ready.values())
+    _require_held_out(spec, ready.values())
+    _warn_of_majority(handles, spec, ready.values())
     handles.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
 
 
-def _warn_of_majority(handles: Handles, ready: Iterable[ClientInfo]) -> None:
-    held = majority({info.client: info.test_size for info in ready})
-    if held is not None:
-        text = f"warning: client {held[0]} counts for {held[1]:.2%} of the test figures, by its own count of its images"
-        log.warning("%s", text)
-        handles.reporter.message(text)
+def _counts(info: ClientInfo) -> str:
+    held = f"{info.holdout_size} held-out images, " if info.holdout_size else ""
+    return f"{info.train_size} training images, {held}{info.test_size} test images"
+
+
+def _warn_of_majority(handles: Handles, spec: FederationSpec, ready: Collection[ClientInfo]) -> None:
+    for part in spec.evaluation.parts:
+        scored = ready if part == "test" else [info for info in ready if has_enough_held_out(spec, info)]
+        held = majority({info.client: info.scored_size(part) for info in scored})
+        if held is not None:
+            figures = "the test figures" if part == "test" else "the figures on held-out images"
+            text = f"warning: client {held[0]} counts for {held[1]:.2%} of {figures}, by its own count of its images"
+            log.warning("%s", text)
+            handles.reporter.message(text)
+
+
+def _require_held_out(spec: FederationSpec, ready: Collection[ClientInfo]) -> None:
+    """
+    Raises:
+        FedbenchError: the rounds score held-out images, and no client has enough of them.
+    """
+    if "holdout" not in spec.evaluation.parts or any(has_enough_held_out(spec, info) for info in ready):
+        return
+    assert spec.data.holdout is not None  # a rule of the specification
+    most = max((info.holdout_size for info in ready), default=0)
+    raise FedbenchError(
+        f"wake_up: evaluation.on: {spec.evaluation.on} needs a client with at least {spec.data.holdout.least} held-out "
+        f"images (data.holdout.least), the largest number is {most}; raise data.holdout.fraction "
+        f"({spec.data.holdout.fraction:g}) or lower data.holdout.least"
+    )
 
 
 def _of_one_class_list(

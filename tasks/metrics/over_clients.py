@@ -1,8 +1,8 @@
 """Phase 7: aggregate a round's figures over its clients.
 
 The train loss is weighted by training images, as updates are in FedAvg (arXiv 1602.05629, Alg. 1). Test figures are
-weighted by test images. Beside them is the plain mean over clients, which the original benchmark (arXiv 1910.11089)
-reported.
+weighted by test images, and figures on held-out images by their number. Beside them is the plain mean over clients,
+which the original benchmark (arXiv 1910.11089) reported.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def aggregate_metrics(
 ) -> Metrics:
     """Aggregate a round's updates (none in round 0) and evaluations.
 
+    The figures on held-out images, if there are any, are ``holdout``, with the train loss once more.
+
     weights: the weight of each client's update; None: its number of training images.
     max_share: the largest part of the whole that one client's test images may count for. If there are too few clients
         for that, each counts the same.
@@ -40,8 +42,19 @@ def aggregate_metrics(
     names, ``recall`` and ``per_class/<class>``.
 
     Raises:
-        FedbenchError: a client has two updates or is in two evaluations; the message names it.
+        FedbenchError: a client has two updates or is in two evaluations of one part; the message names it.
     """
+    parts = {on: [item for item in evaluations if item.on == on] for on in ("test", "holdout")}
+    found = {on: _of_part(updates, of_part, weights, max_share) for on, of_part in parts.items()}
+    return found["test"].model_copy(update={"holdout": found["holdout"] if parts["holdout"] else None})
+
+
+def _of_part(
+    updates: Sequence[UpdateRecord],
+    evaluations: Sequence[EvaluationRecord],
+    weights: Mapping[str, Weight] | None,
+    max_share: float | None,
+) -> Metrics:
     _each_once((update.client for update in updates), "updates")
     _each_once((client for evaluation in evaluations for client in evaluation.clients), "evaluations")
     counted = {update.client: update.train_size for update in updates} if weights is None else weights

@@ -11,7 +11,7 @@ from tasks.metrics.detections import ImageDetections
 from tasks.metrics.truth import Truth, count_objects
 from tasks.metrics.voc import evaluate_voc
 from tasks.spec.records import EvaluationRecord
-from tasks.spec.training import EvaluationSpec
+from tasks.spec.training import EvaluationSpec, ScoredOn
 
 
 def evaluation_record(
@@ -24,8 +24,9 @@ def evaluation_record(
     test_digest: str,
     spec: EvaluationSpec,
     started: float,
+    on: ScoredOn = "test",
 ) -> EvaluationRecord:
-    """Return the record of the test set that ``clients`` share; ``truth`` and ``detections`` run over its images.
+    """Return the record of the images that ``clients`` share; ``truth`` and ``detections`` run over these images.
 
     ``batch_losses`` are those of :class:`tasks.training.evaluation.PartResult`; their order changes no bit.
     ``started`` is the ``time.monotonic()`` at the start of the evaluation.
@@ -39,6 +40,7 @@ def evaluation_record(
     loss = math.fsum(batch_losses) / len(truth)
     return EvaluationRecord(
         clients=clients,
+        on=on,
         test_digest=test_digest,
         test_size=len(truth),
         loss=loss if math.isfinite(loss) else None,

@@ -148,7 +148,7 @@ class FederationSpec(Frozen, title="Federation"):
         description="Stop after this many rounds without a better patience_metric; left out: never.",
     )
     patience_metric: Literal[MapName, "loss"] = Field(
-        "map50_voc10", description="Metric that patience watches: a mean average precision, or the test loss."
+        "map50_voc10", description="Metric that patience watches: a mean average precision, or the loss."
     )
     target_map: float | None = Field(
         None, gt=0, le=1, description="Stop when target_metric reaches this; left out: never."
@@ -179,6 +179,11 @@ class FederationSpec(Frozen, title="Federation"):
             faults.append(
                 "participation.partial_sums: expected a strategy that adds updates only, found strategy.kind "
                 f"{self.strategy.kind}; it runs with -s participation.partial_sums=false"
+            )
+        if self.evaluation.on != "test" and self.data.holdout is None:
+            faults.append(
+                f"evaluation.on: expected test, because data.holdout keeps no images out of training, found "
+                f"{self.evaluation.on}; it runs with -s data.holdout.fraction=0.2 or with -s evaluation.on=test"
             )
         if faults:
             raise ValueError("; ".join(faults))
@@ -271,6 +276,8 @@ def changed_fields(old: FederationSpec, new: FederationSpec) -> dict[str, tuple[
 def with_fields(spec: FederationSpec, fields: dict[str, Any], *, source: str) -> FederationSpec:
     """Return ``spec`` with dotted ``fields`` set, validated again. Setting ``X.kind`` drops X's other fields.
 
+    Setting a field of X where X is null, as data.holdout is by default, gives X its other fields' defaults.
+
     Raises:
         SpecError: a field is unknown or a value does not fit; the message names the field.
     """
@@ -280,6 +287,8 @@ def with_fields(spec: FederationSpec, fields: dict[str, Any], *, source: str) ->
         node = document
         for parent in parents:
             child = node.get(parent)
+            if child is None and parent in node:
+                child = node[parent] = {}
             if not isinstance(child, dict):
                 why = f"{parent} has no fields" if parent in node else "no such field"
                 raise SpecError(f"{source}: {name}: {why}; expected one of: {', '.join(node)}")

@@ -31,6 +31,7 @@ from tasks.spec.base import (
 )
 from tasks.spec.federation import MapName
 from tasks.spec.shares import Weight
+from tasks.spec.training import ScoredOn
 
 
 class StoreVersion(Frozen):
@@ -67,9 +68,15 @@ class ClientInfo(Frozen):
     test_digest: Sha256 = Field(
         description="Content digest of its test set. Clients with equal digests share an evaluation."
     )
+    holdout_size: Count = Field(0, description="Held-out images; they are not in train_size.")
+    holdout_digest: Sha256 | None = Field(None, description="Content digest of the held-out images; null without any.")
     class_counts: dict[ClassName, Count] = Field(max_length=MOST_CLASSES, description="Training boxes by class.")
     host: ReadText
     device: ReadText
+
+    def scored_size(self, on: ScoredOn) -> int:
+        """Return the number of images of this part of the client's data."""
+        return self.test_size if on == "test" else self.holdout_size
 
 
 class ClientFailure(Frozen):
@@ -192,15 +199,16 @@ class UpdateRecord(Frozen):
 
 
 class EvaluationRecord(Frozen):
-    """Phase 6: the global model scored on one test set, for every client that has this test set.
+    """Phase 6: the global model scored on one test set, for every client that has it, or on a client's held-out images.
 
     Older records have only VOC 2010's measures; the others are null there.
     """
 
     clients: tuple[ClientId, ...]
-    test_digest: Sha256
-    test_size: Count
-    loss: Loss | None = Field(description="Mean loss per test image, BatchNorm in evaluation mode.")
+    on: ScoredOn = Field("test", description="test, also in older records: a test set; holdout: held-out images.")
+    test_digest: Sha256 = Field(description="Content digest of the images.")
+    test_size: Count = Field(description="Number of the images.")
+    loss: Loss | None = Field(description="Mean loss per image, BatchNorm in evaluation mode.")
     map50_voc10: Score | None = Field(description="VOC 2010 mAP at IoU 0.5; null without any true object.")
     map50_voc07: Score | None = Field(None, description="VOC 2007 mAP (11 points) at IoU 0.5.")
     map50_coco: Score | None = Field(None, description="COCO mAP at IoU 0.5.")
@@ -214,14 +222,18 @@ class EvaluationRecord(Frozen):
     )
     per_class_recall: dict[str, Score | None] = Field(default_factory=dict, description="Recall by class.")
     objects: dict[str, Count] = Field(
-        default_factory=dict, description="Test objects by class, without difficult ones; empty in older records."
+        default_factory=dict, description="Objects by class, without difficult ones; empty in older records."
     )
     score_threshold: float = Field(ge=0, le=1)
     seconds: Seconds
 
 
 class Metrics(Frozen):
-    """Phase 7: means over clients, weighted by test size. ``unweighted``: plain means, as the original reported."""
+    """Phase 7: means over clients, weighted by test size. ``unweighted``: plain means, as the original reported.
+
+    ``holdout`` has the same figures on held-out images, weighted by their number. Beside it the others are null if the
+    round scored no test set.
+    """
 
     train_loss: Loss | None = None
     loss: Loss | None = None
@@ -234,6 +246,11 @@ class Metrics(Frozen):
     per_class_coco: dict[str, Score | None] = Field(default_factory=dict)
     per_class_recall: dict[str, Score | None] = Field(default_factory=dict)
     unweighted: dict[str, Loss | None] = Field(default_factory=dict)
+    holdout: Metrics | None = Field(None, description="Null if the round scored no held-out images, or none could be.")
+
+    def on(self, part: ScoredOn) -> Metrics:
+        """Return the figures on this part of the data; all null if the round did not score it."""
+        return self if part == "test" else self.holdout or Metrics()
 
 
 class Decision(Frozen):
@@ -241,6 +258,7 @@ class Decision(Frozen):
 
     stop: bool
     reason: Literal["max_rounds", "patience", "target_map"] | None = None
+    on: ScoredOn = Field("test", description="The images whose figures decide; test in older records.")
     best_round: Count
     best_map50_voc10: Score | None = Field(None, description="Of the best round.")
     best_metric: MapName = Field("map50_voc10", description="Metric that decides the best round.")
@@ -288,6 +306,20 @@ class RoundRecord(Frozen):
     bytes_down: Bytes = 0
     environment: Environment
     committed: datetime
+
+    @property
+    def shown_on(self) -> ScoredOn:
+        """Return the part of the data that the round's figures are shown for: the test sets if they were scored."""
+        return "test" if any(item.on == "test" for item in self.evaluations) else self.decision.on
+
+    @property
+    def shown(self) -> Metrics:
+        """Return the round's figures on the part :attr:`shown_on`."""
+        return self.metrics.on(self.shown_on)
+
+    def evaluations_on(self, part: ScoredOn) -> tuple[EvaluationRecord, ...]:
+        """Return the evaluations on this part of the data."""
+        return tuple(item for item in self.evaluations if item.on == part)
 
     @property
     def state_refs(self) -> tuple[WeightRef, ...]:

@@ -24,6 +24,7 @@ from tasks.spec.base import (
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight
+from tasks.spec.training import ScoredOn
 
 # The sum of the losses of a batch, which has at most 1024 images.
 BatchLoss = Annotated[float, Field(ge=-1024 * LARGEST_LOSS, le=1024 * LARGEST_LOSS)]
@@ -74,13 +75,17 @@ class UpdateRequest(TurnRequest):
 
 
 class EvaluationRequest(TurnRequest):
-    """Phase 6: score a part of the test set that these clients share: the batches ``part``, ``part + parts``, …"""
+    """Phase 6: score a part of the test set that these clients share: the batches ``part``, ``part + parts``, …
+
+    With ``on: holdout`` it is a part of the held-out images of one client.
+    """
 
     phase: Literal["stop_and_eval"] = "stop_and_eval"
     round: Count
     model: WeightRef
+    on: ScoredOn = "test"
     test_digest: Sha256
-    test_size: Count = Field(ge=1, description="Images of the whole test set.")
+    test_size: Count = Field(ge=1, description="Images of the whole test set, or held-out images.")
     part: Count
     parts: Count = Field(ge=1)
 
