@@ -30,13 +30,10 @@ from tasks.metrics.truth import Truth, pack_truth
 from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
+from tasks.spec.records import IMAGES_HAVE, ClientFailure, ClientInfo, EvaluationRecord, WeightRef
 from tasks.spec.training import ScoredOn
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
 from tasks.training.evaluation import PartResult, evaluate
-
-# The subject of a message, with its verb.
-IMAGES: dict[ScoredOn, str] = {"test": "test set has", "holdout": "held-out images have"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
         digest = samples_digest(samples)
         if digest != request.test_digest:
             raise ClientError(
-                f"client {request.clients[0]}: its {IMAGES[request.on]} changed since wake_up: "
+                f"client {request.clients[0]}: its {IMAGES_HAVE[request.on]} changed since wake_up: "
                 f"expected digest {request.test_digest}, found {digest}"
             )
         detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))

@@ -67,8 +67,9 @@ def check(
     with plain_errors():
         settings = machine_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
-        # Only a synthetic set is drawn and kept, so only it needs a private home.
-        cache = data_cache(settings.home) if isinstance(chosen.spec, SyntheticStreet) else settings.home
+        # Only a synthetic set, which is drawn, and hashes for held-out images are kept, and need a private home.
+        keeps = isinstance(chosen.spec, SyntheticStreet) or chosen.spec.holdout is not None
+        cache = data_cache(settings.home) if keeps else settings.home
         report = check_data(chosen.spec, root_of=chosen.roots(settings), cache=cache, near_bits=near_bits)
     _print(report, out)
     path = picture or settings.home / "checks" / f"{Path(what).resolve().stem}.png"
@@ -123,6 +124,8 @@ def make(
 def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:
     """Write the set beside ``folder``, then rename it, so that ``folder`` never holds a part of a set.
 
+    Held-out images are among the training images: ``data.holdout`` of the written set holds out the same.
+
     Raises:
         DataError: the set cannot be written.
     """
@@ -130,6 +133,7 @@ def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None
     from tasks.data.export import write_coco, write_voc
     from tasks.data.synthetic import CONTENTS, make_synthetic_street
 
+    spec = spec.model_copy(update={"holdout": None})
     drawn = make_synthetic_street(spec, cache / spec.kind)
     target = folder.absolute()
     try:
@@ -156,17 +160,20 @@ def _draw(report: DataReport, path: Path) -> None:
 def _print(report: DataReport, out: Console) -> None:
     data = report.data
     boxes = sum(sum(device.boxes.values()) for device in report.devices)
+    holds_out = any(device.holdout_images for device in report.devices)
+    held = f"{sum(device.holdout_images for device in report.devices)} held-out images · " if holds_out else ""
     out.print(
         f"{len(report.devices)} devices · {len(data.classes)} classes · {report.train_images} training images, "
-        f"{boxes} boxes · {report.test_images} test images, {sum(report.test_boxes.values())} boxes",
+        f"{boxes} boxes · {held}{report.test_images} test images, {sum(report.test_boxes.values())} boxes",
         soft_wrap=True,
         highlight=False,
     )
     devices = Table("device", box=None)
-    for title in ("training images", "training boxes", "test images"):
+    for title in ("training images", "training boxes", *(["held-out images"] if holds_out else []), "test images"):
         devices.add_column(title, justify="right")
     for device in report.devices:
-        numbers = (device.train_images, sum(device.boxes.values()), device.test_images)
+        kept_out = (device.holdout_images,) if holds_out else ()
+        numbers = (device.train_images, sum(device.boxes.values()), *kept_out, device.test_images)
         devices.add_row(plain_name(device.device), *map(str, numbers))
     classes = Table("class", box=None)
     for title in ("training boxes", "on devices", "test boxes"):

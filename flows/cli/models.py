@@ -43,6 +43,10 @@ def evaluate(
         typer.Option(metavar="DATA", help="A folder, or a preset or YAML file that names data. [the model's own]"),
     ] = None,
     number: Round = None,
+    on: Annotated[
+        Literal["test", "holdout", "both"] | None,
+        typer.Option(help="Score test sets, images that data.holdout keeps out of training, or both. [test]"),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below evaluation or data; repeatable."),
@@ -63,7 +67,7 @@ def evaluate(
 
     with plain_errors():
         settings = machine_settings(home)
-        fields = field_values(assignments or [])
+        fields = field_values(assignments or []) | ({"evaluation.on": on} if on is not None else {})
         opened = open_model(model, settings, number)
         evaluated = evaluate_opened(
             opened,

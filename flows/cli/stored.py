@@ -85,7 +85,7 @@ def list_runs(home: Home = None) -> None:
                     stored.name,
                     stored.status,
                     f"{max(len(stored.records) - 1, 0)}/{stored.spec.max_rounds}",
-                    "–" if last is None or last.best is None else f"{last.best_metric} {last.best:.3f}",
+                    "–" if last is None or last.best is None else f"{last.best_name} {last.best:.3f}",
                     _described(stored.spec),
                 )
         if not table.row_count:

@@ -24,7 +24,7 @@ from tasks.plain_text import plain_name
 from tasks.report import text
 from tasks.report.text import signed_number as signed
 from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
-from tasks.spec.records import Metrics, RoundRecord
+from tasks.spec.records import PART_NAMES, Metrics, RoundRecord
 from tasks.spec.references import is_reference, is_twin
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.grouping import Run, result_of_runs, training_images
@@ -51,16 +51,17 @@ class Compared:
 
     @property
     def best(self) -> Metrics:
-        return self.records[self.best_round].metrics
+        return self.records[self.best_round].shown
 
     @property
     def last(self) -> Metrics:
-        return self.records[-1].metrics
+        return self.records[-1].shown
 
     @property
     def test_sets(self) -> frozenset[str]:
-        """Digests of the test sets that scored the last round."""
-        return frozenset(evaluation.test_digest for evaluation in self.records[-1].evaluations)
+        """Digests of the test sets, or of the held-out images if there are none, that scored the last round."""
+        last = self.records[-1]
+        return frozenset(evaluation.test_digest for evaluation in last.evaluations_on(last.shown_on))
 
     @property
     def whole(self) -> Run:
@@ -69,6 +70,8 @@ class Compared:
 
 def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> list[Compared]:
     """Read the federations ``names`` from the store. Their best rounds are those with the best ``metric``.
+
+    It is that on held-out images if these decided in the federation itself.
 
     Raises:
         SpecError: there are fewer than two names, or a federation is named twice, is not in the store, or has no round.
@@ -84,7 +87,8 @@ def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> 
     for run in runs:
         if not run.records:
             raise SpecError(f"{run.name}: expected at least one committed round to compare, found none")
-        best, _ = best_round([record.metrics for record in run.records], metric)
+        decides = run.spec.evaluation.decides
+        best, _ = best_round([record.metrics.on(decides) for record in run.records], metric)
         compared.append(Compared(run, costs_by_round(run.records, run.spec.training.local_epochs), best))
     return compared
 
@@ -106,12 +110,16 @@ def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
     table.add_row("clients", *(_clients(item) for item in compared))
     table.add_row("image passes", *(f"{item.costs[-1].passes:.4g}" for item in compared))
     table.add_row("best round", *(str(item.best_round) for item in compared))
+    if any(item.run.spec.evaluation.on != "test" for item in compared):
+        table.add_row("chosen by", *(f"{PART_NAMES[item.run.spec.evaluation.decides]} images" for item in compared))
+        table.add_row("figures on", *(f"{PART_NAMES[item.records[-1].shown_on]} images" for item in compared))
     _figures(table, f"{metric} best", [getattr(item.best, metric) for item in compared], bold=True)
     _figures(table, f"{metric} last", [getattr(item.last, metric) for item in compared])
     table.add_row(Text("at the best round", "dim"))
     others = [name for name in MAP_NAMES if name != metric]
     for name in (*others, "recall", "loss"):
-        label = "test loss" if name == "loss" else name
+        parts = dict.fromkeys(PART_NAMES[item.records[-1].shown_on] for item in compared)
+        label = f"{' or '.join(parts)} loss" if name == "loss" else name
         _figures(table, label, [getattr(item.best, name) for item in compared])
     classes = list(dict.fromkeys(name for item in compared for name in item.best.per_class))
     if classes:
@@ -180,7 +188,7 @@ def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
 def _after(item: Compared, passes: float, metric: MapName) -> float | None:
     """Return ``metric`` of the last round that took at most ``passes`` image passes."""
     within = [number for number, costs in enumerate(item.costs) if costs.passes <= passes * (1 + 1e-9)]
-    value: float | None = getattr(item.records[within[-1]].metrics, metric)
+    value: float | None = getattr(item.records[within[-1]].shown, metric)
     return value
 
 
@@ -206,12 +214,18 @@ def warnings(compared: Sequence[Compared]) -> list[str]:
         pair = f"{first.name} and {item.name}"
         if item.test_sets != first.test_sets:
             lines.append(f"the test sets of {pair} differ: their figures are not of the same images and boxes")
-        elif item.run.spec.evaluation != first.run.spec.evaluation:
+        elif not _same_rules(item, first):
             lines.append(f"{pair} are evaluated by different rules: see the fields below")
         ours, theirs = first.records[-1].environment, item.records[-1].environment
         if ours.cpu != theirs.cpu or ours.threads != theirs.threads:
             lines.append(f"{pair} ran on different machines or threads: their seconds do not compare")
     return lines
+
+
+def _same_rules(one: Compared, other: Compared) -> bool:
+    """Return whether figures on the same images are computed alike. Which images a run scored is another matter."""
+    rules = [item.run.spec.evaluation.model_copy(update={"on": "test"}) for item in (one, other)]
+    return rules[0] == rules[1]
 
 
 def differences(compared: Sequence[Compared]) -> list[str]:

@@ -25,7 +25,8 @@ from tasks.models.evaluate import EvaluationSet, evaluate_model, evaluation_sets
 from tasks.plain_text import plain, plain_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
-from tasks.spec.records import EvaluationRecord, Metrics
+from tasks.spec.records import IMAGES_HAVE, PART_NAMES, EvaluationRecord, Metrics, RoundRecord
+from tasks.spec.training import ScoredOn
 
 MOST_COLUMNS = 6  # most test sets that have a column each in the table of classes; JSON has all
 _PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False, "padding": (0, 1, 0, 0)}
@@ -67,8 +68,9 @@ def evaluate_opened(
 ) -> Evaluated:
     """Score ``model`` on the test split of ``data`` (a folder, preset or file; None: its own), with ``fields`` set.
 
-    On its own data a model is scored for the clients on record. ``console`` shows the progress, and warnings about
-    data that may lower the figures.
+    The field ``evaluation.on`` says whether held-out images are scored instead, or also. On its own data a model is
+    scored for the clients on record. ``console`` shows the progress, and warnings about data that may lower the
+    figures.
 
     Raises:
         SpecError: the data are unknown, or a field is neither one of the data nor a rule of evaluation.
@@ -77,20 +79,25 @@ def evaluate_opened(
     chosen = choose_data(data) if data is not None else _own(model)
     spec = _specified(model, chosen.spec, fields)
     own = data is None and spec.data == model.data
+    rules = fields.keys() - {"evaluation.on"}
     faults = Faults()
     cache = data_cache(settings.home)
     loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=cache, faults=faults)
     for line in faults.notes.messages(spec.data):
         console.print(f"warning: {line}", soft_wrap=True)
-    recorded = model.record.evaluations if model.record is not None and own else ()
-    digests = {client: evaluation.test_digest for evaluation in recorded for client in evaluation.clients}
-    sets = evaluation_sets(loaded, model.card.classes, digests or (model.card.clients if own else None))
-    _check_unchanged(sets, digests)
+    sets: list[EvaluationSet] = []
+    for on in spec.evaluation.parts:
+        digests = _recorded_digests(model.record, on) if model.record is not None and own else {}
+        clients = model.card.clients if own and model.card.on == on else None
+        least = spec.data.holdout.least if spec.data.holdout is not None and on == "holdout" else 1
+        of_part = evaluation_sets(loaded, model.card.classes, digests or clients, on=on, least=least)
+        _check_unchanged(of_part, digests)
+        sets += of_part
     with _counted(console, sum(len(item.samples) for item in sets)) as watched:
         records, metrics = evaluate_model(
             model.detector, sets, model.card.classes, spec.evaluation, device=device, threads=threads, watched=watched
         )
-    return Evaluated(model, spec, loaded.digest, device, records, metrics, on_record=own and not fields)
+    return Evaluated(model, spec, loaded.digest, device, records, metrics, on_record=own and not rules)
 
 
 def title_of(evaluated: Evaluated) -> str:
@@ -103,25 +110,38 @@ def title_of(evaluated: Evaluated) -> str:
 
 
 def figures_table(evaluated: Evaluated) -> Table:
-    """Return a table of figures: over all clients, by test set if there are several, and those on record."""
-    table = Table("test set", **_PLAIN)
+    """Return a table of figures: over all clients, by test set if there are several, and those on record.
+
+    Held-out images follow, or stand alone.
+    """
+    parts: tuple[ScoredOn, ...] = tuple(dict.fromkeys(record.on for record in evaluated.records)) or ("test",)
+    table = Table("test set" if parts == ("test",) else "images", **_PLAIN)
     for name in ("images", *FIGURES):
         table.add_column(name, justify="right")
-    records, metrics, card = evaluated.records, evaluated.metrics, evaluated.model.card
-    images = sum(record.test_size for record in records)
-    rows: list[tuple[str, int, Metrics | EvaluationRecord]] = [("all clients", images, metrics)]
-    if len(records) > 1:
-        rows += [(_clients(record), record.test_size, record) for record in records]
-    for title, count, values in rows:
-        table.add_row(title, str(count), *(_three_decimals(getattr(values, name)) for name in FIGURES))
-    if evaluated.on_record and card.metrics:
-        table.add_row("on record", "", *(_three_decimals(card.metrics.get(name)) for name in FIGURES), style="dim")
+    card = evaluated.model.card
+    for part in parts:
+        records = [record for record in evaluated.records if record.on == part]
+        images = sum(record.test_size for record in records)
+        which = "" if parts == ("test",) else f", {PART_NAMES[part]}"
+        rows: list[tuple[str, int, Metrics | EvaluationRecord]] = [
+            (f"all clients{which}", images, evaluated.metrics.on(part))
+        ]
+        if len(records) > 1:
+            rows += [(f"{_clients(record)}{which}", record.test_size, record) for record in records]
+        for title, count, values in rows:
+            table.add_row(title, str(count), *(_three_decimals(getattr(values, name)) for name in FIGURES))
+        if evaluated.on_record and card.metrics and card.on == part:
+            table.add_row("on record", "", *(_three_decimals(card.metrics.get(name)) for name in FIGURES), style="dim")
     return table
 
 
 def classes_table(evaluated: Evaluated) -> Table:
-    """Return a table of AP and recall by class over all clients, and of AP by test set if there are only a few."""
-    metrics, records = evaluated.metrics, evaluated.records
+    """Return a table of AP and recall by class over all clients, and of AP by test set if there are only a few.
+
+    With both, it is of the test sets.
+    """
+    part: ScoredOn = evaluated.records[0].on if evaluated.records else "test"
+    metrics, records = evaluated.metrics.on(part), [record for record in evaluated.records if record.on == part]
     columns = [
         ("AP50 (voc10)", metrics.per_class),
         ("AP (coco)", metrics.per_class_coco),
@@ -148,22 +168,30 @@ def _specified(model: OpenedModel, data: DataSpec, fields: dict[str, Any]) -> Fe
     for name in fields:
         if name.split(".")[0] not in ("data", "evaluation"):
             raise SpecError(f"--set {name}: expected a field below evaluation or data")
-    spec = FederationSpec(detector=model.card.detector, data=data, evaluation=model.evaluation)
+    rules = model.evaluation.model_copy(update={"on": "test"})
+    spec = FederationSpec(detector=model.card.detector, data=data, evaluation=rules)
     return with_fields(spec, fields, source="--set") if fields else spec
+
+
+def _recorded_digests(record: RoundRecord, on: ScoredOn) -> dict[str, str]:
+    """Return the digest of each client's images: of those that the round scored, else of those that clients had."""
+    scored = {client: item.test_digest for item in record.evaluations_on(on) for client in item.clients}
+    had = {info.client: info.test_digest if on == "test" else info.holdout_digest for info in record.clients}
+    return scored or {client: digest for client, digest in had.items() if digest is not None}
 
 
 def _check_unchanged(sets: Iterable[EvaluationSet], digests: dict[str, str]) -> None:
     """Compare the digests of ``sets`` with ``digests``, those that the run recorded by client.
 
     Raises:
-        DataError: a client's test set has changed since the run.
+        DataError: a client's images have changed since the run.
     """
     for item in sets:
         for client in item.clients:
             if digests.get(client, item.digest) != item.digest:
                 raise DataError(
-                    f"client {client}: its test set has changed since the run: expected digest {digests[client]}, "
-                    f"found {item.digest}"
+                    f"client {client}: its {IMAGES_HAVE[item.on]} changed since the run: expected digest "
+                    f"{digests[client]}, found {item.digest}"
                 )
 
 

@@ -175,7 +175,8 @@ def put_best(objects: ObjectStore, layout: FederationLayout, record: RoundRecord
             "metric": record.decision.best_metric,
             "value": record.decision.best,
             "weights": record.model.model_dump(mode="json"),
-        },
+        }
+        | ({} if record.decision.on == "test" else {"on": record.decision.on}),
     )
 
 

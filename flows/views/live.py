@@ -65,7 +65,7 @@ class LiveProgress(Progress):
         best = self.records[-1].decision if self.records else None
         score = ""
         if best is not None and best.best is not None:
-            score = f"best {best.best_metric} {best.best:.3f} in round {best.best_round}"
+            score = f"best {best.best_name} {best.best:.3f} in round {best.best_round}"
         line = Table.grid(Column(no_wrap=True), Column(width=_BAR_WIDTH), Column(no_wrap=True), padding=(0, 1))
         line.add_row(
             Text(f"round {self.round}/{self.max_rounds}", "bold"),

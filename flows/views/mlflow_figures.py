@@ -16,13 +16,15 @@ def round_figures(record: RoundRecord) -> RoundFigures:
     """Return the figures of a committed round; MLflow's page makes a section of each prefix before a slash.
 
     Losses are means per image, ``seconds/*`` wall time, ``bytes/*`` totals over the cohort, ``class/*`` VOC 2010
-    AP at IoU 0.5, ``class_coco/*`` COCO AP at IoU 0.50 to 0.95, ``class_recall/*`` recall. A value that is None in the
-    record is left out.
+    AP at IoU 0.5, ``class_coco/*`` COCO AP at IoU 0.50 to 0.95, ``class_recall/*`` recall. ``holdout/*`` are the global
+    model's figures on held-out images, and ``client/*/holdout_*`` each client's. ``best/*`` are of the images that
+    decide the best round. A value that is None in the record is left out.
     """
     metrics, decision = record.metrics, record.decision
     values: dict[str, float | None] = {
         "train/loss": metrics.train_loss,
         **{f"global/{name}": getattr(metrics, name) for name in ("loss", *MAP_NAMES, "recall")},
+        **{f"holdout/{name}": getattr(metrics.on("holdout"), name) for name in ("loss", *MAP_NAMES, "recall")},
         **{f"unweighted/{_unweighted_part(name)}": value for name, value in metrics.unweighted.items()},
         **{f"class/{metric_part(name)}": value for name, value in metrics.per_class.items()},
         **{f"class_coco/{metric_part(name)}": value for name, value in metrics.per_class_coco.items()},
@@ -47,11 +49,17 @@ def round_figures(record: RoundRecord) -> RoundFigures:
         values[f"{client}/loss"] = update.train_loss
         values[f"{client}/images"] = update.train_size
         values[f"{client}/seconds"] = update.seconds
-    if len(record.evaluations) > 1:  # one shared test set: the same figures as global/*
-        for evaluation in record.evaluations:
+    tests = record.evaluations_on("test")
+    if len(tests) > 1:  # one shared test set: the same figures as global/*
+        for evaluation in tests:
             for client in evaluation.clients:
                 values[f"client/{client}/test_loss"] = evaluation.loss
                 values |= {f"client/{client}/{name}": getattr(evaluation, name) for name in (*MAP_NAMES, "recall")}
+    for evaluation in record.evaluations_on("holdout"):
+        for client in evaluation.clients:
+            of_client = {name: getattr(evaluation, name) for name in ("loss", *MAP_NAMES, "recall")}
+            values |= {f"client/{client}/holdout_{name}": value for name, value in of_client.items()}
+            values[f"client/{client}/holdout_images"] = evaluation.test_size
     figures = {name: float(value) for name, value in values.items() if value is not None}
     return RoundFigures(record.round, record.committed, figures)
 

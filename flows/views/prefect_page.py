@@ -21,10 +21,12 @@ from infra.views import Views
 from tasks.handles import Handles, Leavings
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import PART_NAMES, PARTS, RoundRecord
 
 # Prefect's page gives the summary a column of some 700 pixels.
 WIDTH = 1040
+# The figures of each round in the summary.
+_SHOWN = ("map50_voc10", "map_coco", "recall")
 _PROGRESS = "the progress on Prefect's page"
 
 
@@ -77,11 +79,12 @@ class RunArtifacts:
                 await self._begin(history)
             if self._progress is not None:
                 last = history[-1]
-                score = _fraction(last.metrics.map50_voc10)
+                score = _fraction(last.shown.map50_voc10)
+                name = "map50_voc10" if last.shown_on == "test" else f"{PART_NAMES[last.shown_on]} map50_voc10"
                 await aupdate_progress_artifact(
                     self._progress,
                     progress=self._done(history),
-                    description=f"Round {last.round} of {self._spec.max_rounds}, map50_voc10 {score}",
+                    description=f"Round {last.round} of {self._spec.max_rounds}, {name} {score}",
                 )
 
     async def finish(self, history: Sequence[RoundRecord], leavings: Leavings) -> None:
@@ -95,7 +98,7 @@ class RunArtifacts:
 
 def _best(history: Sequence[RoundRecord]) -> str:
     last = history[-1].decision
-    return f"round {last.best_round}, {last.best_metric} {_fraction(last.best)}"
+    return f"round {last.best_round}, {last.best_name} {_fraction(last.best)}"
 
 
 def _fraction(value: float | None) -> str:
@@ -140,14 +143,18 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views
         lines += [f"All figures, plots and the model: [MLflow run]({link_target(leavings.page)})", ""]
     if leavings.model is not None:
         lines += [f"Model: {markdown(leavings.model)}", ""]
-    lines += [
-        "| round | clients | train loss | test loss | map50_voc10 | map_coco | recall | MB up | seconds |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    scored = [part for part in PARTS if any(part in record.scored_on for record in history)] or ["test"]
+    heads = ["round", "clients", "train loss"]
+    for part in scored:
+        heads += [f"{PART_NAMES[part]} loss"]
+        heads += [name if part == "test" else f"{PART_NAMES[part]} {name}" for name in _SHOWN]
+    heads += ["MB up", "seconds"]
+    lines += [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
     for record in history:
-        metrics = record.metrics
-        shown = [_loss(value) for value in (metrics.train_loss, metrics.loss)]
-        shown += [_fraction(value) for value in (metrics.map50_voc10, metrics.map_coco, metrics.recall)]
+        shown = [_loss(record.metrics.train_loss)]
+        for part in scored:
+            metrics = record.metrics.on(part)
+            shown += [_loss(metrics.loss), *(_fraction(getattr(metrics, name)) for name in _SHOWN)]
         shown += [f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"]
         lines.append(f"| {record.round} | {len(record.updates)} | {' | '.join(shown)} |")
     with views.showing("the plot of rounds on Prefect's page"):

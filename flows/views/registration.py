@@ -74,7 +74,8 @@ def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec
     def weights() -> Path:
         return handles.weights.get(record.model.key, record.model.sha256, record.model.bytes).path
 
-    figures = record.metrics.model_dump()
+    figures = record.shown.model_dump()
+    on = {} if record.shown_on == "test" else {"fedbench.figures_on": record.shown_on}
     version = register_best(
         tracker,
         BestModel(
@@ -88,7 +89,8 @@ def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec
                 f"fedbench.{measure}": str(value)
                 for measure, value in figures.items()
                 if measure.startswith("map") and value is not None
-            },
+            }
+            | on,
         ),
         scratch=folder / "registering",
     )

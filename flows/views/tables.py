@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tasks.plain_text import plain_name
 from tasks.spec.federation import MAP_NAMES, FederationSpec
-from tasks.spec.records import Decision, RoundRecord
+from tasks.spec.records import PART_NAMES, PARTS, Decision, RoundRecord
 
 
 def describe(spec: FederationSpec) -> str:
@@ -28,32 +28,45 @@ def describe(spec: FederationSpec) -> str:
 def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
     """Return one row a round: clients (updates / cohort), losses, VOC 2010 mAP at IoU 0.5, recall, MB, seconds.
 
-    A ``wide`` table has all four mAPs, in at most 100 columns. If the metric that decides the best round has a column,
-    its best figure is bold. A dash stands for null in the record.
+    A ``wide`` table has all four mAPs, in at most 100 columns. If the rounds scored test sets and held-out images, the
+    latter's loss and deciding metric follow. If the metric that decides the best round has a column, its best figure is
+    bold. A dash stands for null in the record.
     """
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     maps = MAP_NAMES if wide else MAP_NAMES[:1]
-    before, after = ("round", "clients", "train loss", "test loss"), ("recall", "MB up", "MB down", "s")
-    for header in (*before, *maps, *after):
-        table.add_column(_two_lines(header) if wide else header, justify="right", no_wrap=True)
-    metric = records[-1].decision.best_metric if records else MAP_NAMES[0]
-    scores = [getattr(record.metrics, metric) for record in records]
+    decision = records[-1].decision if records else None
+    metric, decides = (decision.best_metric, decision.on) if decision is not None else (MAP_NAMES[0], PARTS[0])
+    scored = [part for part in PARTS if any(part in record.scored_on for record in records)] or [decides]
+    first, others = scored[0], scored[1:]
+    name = PART_NAMES[first]
+    before = ("round", "clients", "train loss", f"{name} loss")
+    after = ("recall", *(f"{PART_NAMES[part]} {what}" for part in others for what in ("loss", metric)))
+    heads = [*before, *(maps if first == "test" else (f"{name} {map_}" for map_ in maps)), *after]
+    for header in (*heads, "MB up", "MB down", "s"):
+        narrow = wide or header.startswith(PART_NAMES["holdout"])
+        table.add_column(_two_lines(header) if narrow else header, justify="right", no_wrap=True)
+    scores = [getattr(record.metrics.on(decides), metric) for record in records]
     best = max((score for score in scores if score is not None), default=None)
     for record, score in zip(records, scores, strict=True):
-        metrics = record.metrics
+        metrics = record.metrics.on(first)
         cohort = len(record.plan.cohort) if record.plan else 0
         short = len(record.updates) < cohort
-        is_best = best is not None and score == best
+        strong = "bold green" if best is not None and score == best else ""
         table.add_row(
             str(record.round),
             Text(f"{len(record.updates)}/{cohort}" if cohort else "-", "yellow" if short else ""),
-            number_of(metrics.train_loss),
+            number_of(record.metrics.train_loss),
             number_of(metrics.loss),
             *(
-                Text(number_of(getattr(metrics, name)), "bold green" if is_best and name == metric else "")
-                for name in maps
+                Text(number_of(getattr(metrics, map_)), strong if (first, map_) == (decides, metric) else "")
+                for map_ in maps
             ),
             number_of(metrics.recall),
+            *(
+                Text(number_of(getattr(record.metrics.on(part), what)), strong if what == metric else "")
+                for part in others
+                for what in ("loss", metric)
+            ),
             megabytes(record.bytes_up),
             megabytes(record.bytes_down),
             f"{sum(record.seconds.values()):.1f}",
@@ -62,13 +75,16 @@ def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
 
 
 def class_table(record: RoundRecord) -> Table:
-    """Return one row for each class of a round: its test objects, and the global model's AP and recall on them."""
+    """Return one row for each class of a round: its test objects, and the global model's AP and recall on them.
+
+    If the round scored no test set, the objects are those of held-out images.
+    """
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("class")
-    for header in ("test objects", "AP50 voc10", "AP coco", "recall"):
+    for header in (f"{PART_NAMES[record.shown_on]} objects", "AP50 voc10", "AP coco", "recall"):
         table.add_column(header, justify="right", no_wrap=True)
-    metrics, objects = record.metrics, Counter[str]()
-    for evaluation in record.evaluations:
+    metrics, objects = record.shown, Counter[str]()
+    for evaluation in record.evaluations_on(record.shown_on):
         objects.update(evaluation.objects)
     for name, score in metrics.per_class.items():
         table.add_row(
@@ -82,8 +98,11 @@ def class_table(record: RoundRecord) -> Table:
 
 
 def best_line(decision: Decision) -> str | None:
-    """Return ``round 5, map50_voc10 0.554``; None before any round has a figure."""
-    return None if decision.best is None else f"round {decision.best_round}, {decision.best_metric} {decision.best:.3f}"
+    """Return ``round 5, map50_voc10 0.554``; None before any round has a figure.
+
+    ``round 5, held-out map50_voc10 0.554``: the figures on held-out images decided.
+    """
+    return None if decision.best is None else f"round {decision.best_round}, {decision.best_name} {decision.best:.3f}"
 
 
 def _two_lines(header: str) -> str:

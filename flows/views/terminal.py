@@ -17,7 +17,7 @@ from flows.views.live import LiveProgress
 from flows.views.progress import Progress, clock
 from flows.views.tables import megabytes, number_of
 from tasks.plain_text import REASON_LIMIT, plain, plain_lines
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import PART_NAMES, RoundRecord
 
 
 class QuietProgress(Progress):
@@ -57,11 +57,9 @@ class LineProgress(Progress):
         self._say(f"{self._at(phase)} finished in {seconds:.1f} s", "")
 
     def _show_commit(self, record: RoundRecord) -> None:
-        metrics = record.metrics
         self._say(
-            f"round {record.round} of {self.max_rounds} committed: train loss {number_of(metrics.train_loss)}, "
-            f"test loss {number_of(metrics.loss)}, map50_voc10 {number_of(metrics.map50_voc10)}, "
-            f"recall {number_of(metrics.recall)}, {megabytes(record.bytes_up)} MB up, "
+            f"round {record.round} of {self.max_rounds} committed: train loss {number_of(record.metrics.train_loss)}, "
+            f"{_figures(record)}, {megabytes(record.bytes_up)} MB up, "
             f"{megabytes(record.bytes_down)} MB down, {sum(record.seconds.values()):.1f} s",
             "bold",
         )
@@ -77,6 +75,18 @@ class LogProgress(LineProgress):
     def _say(self, text: str, style: str) -> None:
         for line in plain_lines(text).splitlines():
             self._logger.log(logging.WARNING if style in ("red", "yellow") else logging.INFO, "%s", line)
+
+
+def _figures(record: RoundRecord) -> str:
+    """Return the losses, mAP and recall of a round, of each part of the data that it scored."""
+    texts = []
+    for part in record.scored_on or ("test",):
+        metrics, name = record.metrics.on(part), "" if part == "test" else f"{PART_NAMES[part]} "
+        texts.append(
+            f"{PART_NAMES[part]} loss {number_of(metrics.loss)}, {name}map50_voc10 {number_of(metrics.map50_voc10)}, "
+            f"{name}recall {number_of(metrics.recall)}"
+        )
+    return ", ".join(texts)
 
 
 def make_progress(console: Console, quiet: bool) -> Progress:

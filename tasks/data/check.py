@@ -25,13 +25,15 @@ DARK = 64
 class DeviceCounts:
     """Counts of one device. ``boxes`` are its training boxes by class.
 
-    ``test_images`` is the size of the device's test set, or of the global test set.
+    ``test_images`` is the size of the device's test set, or of the global test set. ``holdout_images`` is the number of
+    images that the device keeps out of training; they are not in ``train_images``.
     """
 
     device: str
     train_images: int
     test_images: int
     boxes: dict[str, int]
+    holdout_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class _Placed:
-    """An image and where it is used: the training images of a device, or a test set."""
+    """An image and where it is used: the training or held-out images of a device, or a test set."""
 
     sample: ImageSample
     part: str
@@ -94,7 +96,13 @@ def check_data(
     return DataReport(
         data=data,
         devices=tuple(
-            DeviceCounts(device, len(samples), len(data.test[device]), class_counts(samples, data.classes))
+            DeviceCounts(
+                device,
+                len(samples),
+                len(data.test[device]),
+                class_counts(samples, data.classes),
+                len(data.scored(device, "holdout")),
+            )
             for device, samples in data.train.items()
         ),
         test_boxes=class_counts(tests.values(), data.classes),
@@ -113,6 +121,8 @@ def has_global_test_set(data: FederatedData) -> bool:
 def _placed(data: FederatedData) -> Iterator[_Placed]:
     for device, samples in data.train.items():
         yield from (_Placed(sample, "train", device) for sample in samples)
+    for device, samples in data.holdout.items():
+        yield from (_Placed(sample, "held out", device) for sample in samples)
     for device, samples in list(data.test.items())[: 1 if has_global_test_set(data) else None]:
         owner = None if has_global_test_set(data) else device
         yield from (_Placed(sample, "test", owner) for sample in samples)
@@ -145,7 +155,9 @@ def _duplicates(placed: list[_Placed]) -> Iterator[str]:
         by_content.setdefault(item.sample.content, []).append(item)
     for same in by_content.values():
         if len(same) > 1:
-            leak = ", in training and in test" if {item.part for item in same} == {"train", "test"} else ""
+            parts = {item.part for item in same}
+            leak = ", in training and in test" if parts >= {"train", "test"} else ""
+            leak = leak or (", in training and held out" if parts >= {"train", "held out"} else "")
             first = same[0].sample
             labels = any(
                 other.sample.boxes.tobytes() != first.boxes.tobytes()
@@ -164,7 +176,7 @@ def _near_duplicates(placed: list[_Placed], thumbnails: dict[Path, NDArray[np.ui
             f"{named([str(path) for path in thumbnails if path in uniform])}"
         )
     hashes = {path: difference_hash(grey) for path, grey in thumbnails.items() if path not in uniform}
-    train = [item for item in placed if item.part == "train" and item.sample.path in hashes]
+    train = [item for item in placed if item.part != "test" and item.sample.path in hashes]
     test = [item for item in placed if item.part == "test" and item.sample.path in hashes]
     if not train or not test:
         return

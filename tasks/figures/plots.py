@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import PART_NAMES, PARTS, Decision, RoundRecord
 
 # Okabe and Ito's colours, distinct for colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B7280"
@@ -38,46 +38,61 @@ _MOST_INCHES = 50.0  # longest side of a plot's table: 6500 dots
 def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Figure:
     """Plot train and test loss, test mAP and recall, and all four mAPs, by round.
 
-    A star marks the best round on the metric by which the federation chooses it. ``stacked``: one panel above the
-    other, for narrow pages.
+    A star marks the best round on the metric by which the federation chooses it. If the rounds scored test sets and
+    held-out images, dotted lines are the loss and that metric on the latter. If they scored only held-out images, all
+    lines are of these. ``stacked``: one panel above the other, for narrow pages.
     """
     records = sorted(records, key=lambda record: record.round)
     figure = new_figure(8, 9.6) if stacked else new_figure(16, 4.2)
     losses, scores, maps = figure.subplots(*((3, 1) if stacked else (1, 3)))
     rounds = [record.round for record in records]
-    test_loss = [record.metrics.loss for record in records]
+    decision = records[-1].decision if records else Decision(stop=False, best_round=0)
+    metric, decides = decision.best_metric, decision.on
+    scored = [part for part in PARTS if any(part in record.scored_on for record in records)] or [decides]
+    part, both = scored[0], len(scored) > 1
+    test_loss = [record.metrics.on(part).loss for record in records]
+    held_loss = [record.metrics.on("holdout").loss for record in records] if both else []
     train_loss = [record.metrics.train_loss for record in records]
-    recall = [record.metrics.recall for record in records]
-    by_name = {name: [getattr(record.metrics, name) for record in records] for name in _MAPS}
+    recall = [record.metrics.on(part).recall for record in records]
+    by_name = {name: [getattr(record.metrics.on(part), name) for record in records] for name in _MAPS}
+    held = [getattr(record.metrics.on("holdout"), metric) for record in records] if both else []
+    name_of_part = PART_NAMES[part]
 
     draw_line(losses, rounds, train_loss, BLUE, "train (mean over local epochs)", marker="o")
-    draw_line(losses, rounds, test_loss, ORANGE, "test", marker="s")
+    draw_line(losses, rounds, test_loss, ORANGE, name_of_part, marker="s")
+    if both:
+        draw_line(losses, rounds, held_loss, ORANGE, PART_NAMES["holdout"], marker="D", linestyle=":")
     style_axes(losses, "Loss", "loss per image")
-    drawn = [value for value in [*train_loss, *test_loss] if value is not None]
+    drawn = [value for value in [*train_loss, *test_loss, *held_loss] if value is not None]
     if drawn:
         losses.set_ylim(0, 1.06 * max(drawn))
         losses.legend(frameon=False, loc="best")
 
     draw_line(scores, rounds, by_name["map50_voc10"], GREEN, "mAP (VOC 2010, IoU 0.5)", marker="o")
     draw_line(scores, rounds, recall, GREY, "recall (IoU 0.5)", marker="s", linestyle="--")
-    style_axes(scores, "Test mAP and recall", "fraction")
+    style_axes(scores, f"{name_of_part.capitalize()} mAP and recall", "fraction")
     _room_for_legend(scores, [*by_name["map50_voc10"], *recall])
 
     for name, (label, color, linestyle, marker) in _MAPS.items():
         draw_line(maps, rounds, by_name[name], color, label, marker=marker, linestyle=linestyle)
-    style_axes(maps, "Test mAP by its rules", "fraction")
-    _room_for_legend(maps, [value for values in by_name.values() for value in values])
+    if both:
+        label, color = f"{PART_NAMES['holdout']} {_MAPS[metric][0]}", _MAPS[metric][1]
+        draw_line(maps, rounds, held, color, label, marker="*", linestyle=":")
+    style_axes(maps, f"{name_of_part.capitalize()} mAP by its rules", "fraction")
+    _room_for_legend(maps, [value for values in (*by_name.values(), held) for value in values])
 
-    metric = records[-1].decision.best_metric if records else "map50_voc10"
-    present = [(value, -number) for number, value in zip(rounds, by_name[metric], strict=True) if value is not None]
+    deciding = held if both and decides == "holdout" else by_name[metric]
+    present = [(value, -number) for number, value in zip(rounds, deciding, strict=True) if value is not None]
     if present:
         value, number = max(present)[0], -max(present)[1]
         color = _MAPS[metric][1]
-        for axes in (scores, maps) if metric == "map50_voc10" else (maps,):
+        in_scores = metric == "map50_voc10" and deciding is not held
+        for axes in (scores, maps) if in_scores else (maps,):
             _mark(axes, number, value, color)
         # Beside the title, where no line can cross it.
-        panel = scores if metric == "map50_voc10" else maps
-        panel.set_title(f"best {metric} {value:.3f}, round {number}", loc="right", color=color, fontsize=10)
+        panel = scores if in_scores else maps
+        best = metric if decides == "test" else f"{PART_NAMES[decides]} {metric}"
+        panel.set_title(f"best {best} {value:.3f}, round {number}", loc="right", color=color, fontsize=10)
     return figure
 
 

@@ -29,19 +29,21 @@ def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...]
     """
     if not record.clients:
         raise DataError(f"{record.federation}: round {record.round}: clients: expected at least one, found none")
-    figures = record.metrics.model_dump()
+    figures = record.shown.model_dump()
+    evaluations = record.evaluations_on(record.shown_on)
     return ModelCard(
         detector=spec.detector,
         classes=spec.class_order(record.clients[0].class_counts),
         data=spec.data.model_dump(mode="json"),
-        clients=tuple(client for evaluation in record.evaluations for client in evaluation.clients) or None,
+        clients=tuple(client for evaluation in evaluations for client in evaluation.clients) or None,
         evaluation=spec.evaluation,
+        on=record.shown_on,
         spec_digest=record.spec_digest,
         federation=record.federation,
         round=record.round,
         code_version=record.environment.fedbench,
         metrics={name: figures[name] for name in FIGURES},
-        per_class=record.metrics.per_class,
+        per_class=record.shown.per_class,
         notes=(*notes, *licence_notes(spec)),
     )
 

@@ -17,14 +17,14 @@ from tasks.errors import DataError
 from tasks.metrics.detections import in_order
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scoring import evaluation_record
-from tasks.spec.records import EvaluationRecord, Metrics
-from tasks.spec.training import EvaluationSpec
+from tasks.spec.records import PART_NAMES, EvaluationRecord, Metrics
+from tasks.spec.training import EvaluationSpec, ScoredOn
 from tasks.training.evaluation import evaluate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """A test set that ``clients`` share.
+    """A test set that ``clients`` share, or the held-out images of a client.
 
     ``samples`` have the model's class indices. ``digest`` is computed with the data set's.
     """
@@ -32,17 +32,26 @@ class EvaluationSet:
     clients: tuple[str, ...]
     digest: str
     samples: tuple[ImageSample, ...]
+    on: ScoredOn = "test"
 
 
 def evaluation_sets(
-    data: FederatedData, classes: Sequence[str], clients: Iterable[str] | None = None
+    data: FederatedData,
+    classes: Sequence[str],
+    clients: Iterable[str] | None = None,
+    *,
+    on: ScoredOn = "test",
+    least: int = 1,
 ) -> list[EvaluationSet]:
     """Return the test sets of ``clients`` (None: all), with labels as indices into the model's ``classes``.
 
     Clients with equal test sets share one. Classes are matched by name; classes that the data lack have no truth.
 
+    on: holdout for each client's held-out images instead; these are not shared.
+    least: clients with fewer images are left out.
+
     Raises:
-        DataError: a client or class is unknown, or there is no test image.
+        DataError: a client or class is unknown, or no client has ``least`` images.
     """
     index = _class_indices(data, classes)
     chosen = list(data.test) if clients is None else list(clients)
@@ -50,18 +59,20 @@ def evaluation_sets(
     if unknown:
         raise DataError(f"data set {data.name}: no client {', '.join(unknown)}; its clients are {', '.join(data.test)}")
     digests: dict[int, str] = {}  # with one global test set, all clients have the same tuple
-    shared: dict[str, list[str]] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
     for client in chosen:
-        samples = data.test[client]
-        if not samples:
+        samples = data.scored(client, on)
+        if len(samples) < max(least, 1):
             continue
         if id(samples) not in digests:
             digests[id(samples)] = samples_digest(samples)
-        shared.setdefault(digests[id(samples)], []).append(client)
+        shared.setdefault((digests[id(samples)], "" if on == "test" else client), []).append(client)
     if not shared:
-        raise DataError(f"data set {data.name}: expected test images, found none")
+        enough = f"a client with at least {least} " if least > 1 else ""
+        raise DataError(f"data set {data.name}: expected {enough}{PART_NAMES[on]} images, found none")
     return [
-        EvaluationSet(tuple(names), digest, _relabelled(data.test[names[0]], index)) for digest, names in shared.items()
+        EvaluationSet(tuple(names), digest, _relabelled(data.scored(names[0], on), index), on)
+        for (digest, _), names in shared.items()
     ]
 
 
@@ -103,6 +114,7 @@ def evaluate_model(
                 in_order(result.detections, len(item.samples)),
                 result.batch_losses,
                 clients=item.clients,
+                on=item.on,
                 classes=classes,
                 test_digest=item.digest,
                 spec=spec,

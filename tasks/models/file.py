@@ -27,7 +27,8 @@ from tasks.plain_text import LIMIT, markdown, plain_name
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.data import Exif
 from tasks.spec.detector import DetectorSpec
-from tasks.spec.training import EvaluationSpec
+from tasks.spec.records import PART_NAMES
+from tasks.spec.training import EvaluationSpec, ScoredOn
 
 HEADER_KEY = "fedbench"
 CARD_VERSION: Literal[1] = 1
@@ -45,14 +46,15 @@ _NAMED = 5  # most wrong tensors in one message
 class ModelCard(Frozen):
     """The description of a detector in its model file.
 
-    Figures are those on the test data, from 0 to 1; losses are per image.
+    Figures are those on the images ``on``, from 0 to 1; losses are per image.
     """
 
     version: Literal[1] = CARD_VERSION
     detector: DetectorSpec
     classes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Names, by class index.")
     data: dict[str, Any] | None = Field(None, description="The data specification, as JSON.")
-    clients: tuple[str, ...] | None = Field(None, description="Clients on whose test images the figures were measured.")
+    clients: tuple[str, ...] | None = Field(None, description="Clients on whose images the figures were measured.")
+    on: ScoredOn = Field("test", description="test: the figures are on test sets; holdout: on held-out images.")
     evaluation: EvaluationSpec | None = Field(None, description="The rules by which the figures were measured.")
     spec_digest: Sha256 | None = Field(None, description="Digest of the federation's specification.")
     federation: str | None = None
@@ -174,9 +176,9 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     }
     lines += _table("Origin", ("", ""), {name: value for name, value in origin.items() if value is not None})
     lines += _table("Data", ("field", "value"), card.data or {})
-    lines += _table("Figures on the test data", ("measure", "value"), card.metrics)
+    lines += _table(f"Figures on the {PART_NAMES[card.on]} data", ("measure", "value"), card.metrics)
     lines += _table(
-        "Classes on the test data",
+        f"Classes on the {PART_NAMES[card.on]} data",
         ("class", "AP at IoU 0.5 (VOC 2010)"),
         card.per_class,
     )

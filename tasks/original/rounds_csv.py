@@ -18,13 +18,14 @@ COLUMNS = ("round", "train_loss", "test_map", "test_recall")
 def rounds_csv(records: Iterable[RoundRecord]) -> str:
     """Return the table of ``records``: mean loss, ``map50_voc10`` and recall of each round that trained.
 
-    A missing value is left empty; the original wrote 0.
+    A missing value is left empty; the original wrote 0. If the rounds scored no test set, the figures are those on
+    held-out images.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in records:
         if record.round > 0:
-            figures = (record.metrics.train_loss, record.metrics.map50_voc10, record.metrics.recall)
+            figures = (record.metrics.train_loss, record.shown.map50_voc10, record.shown.recall)
             writer.writerow([record.round - 1, *("" if value is None else round(value, 4) for value in figures)])
     return text.getvalue()

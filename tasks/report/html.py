@@ -12,7 +12,7 @@ from tasks.plain_text import visible
 from tasks.report import tables, text
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
-from tasks.suite.summary import Between, Summary, summarise
+from tasks.suite.summary import Between, Summary, held_out_notes, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str])
     return {
         "result": result,
         "summary": summary,
-        "notes": notes,
+        "notes": [*notes, *held_out_notes(summary)],
         "seeds": {between.experiment: _seeds(between) for between in summary.experiments},
         "main": tables.main_table(summary),
         "strips": [_strip(between, summary.metric) for between in summary.experiments],

@@ -8,7 +8,7 @@ from tasks.plain_text import plain
 from tasks.report import text
 from tasks.report.tables import MEASURES, ORDER
 from tasks.spec.suite_records import SuiteResult
-from tasks.suite.summary import Between, Spread, Summary, summarise
+from tasks.suite.summary import Between, Spread, Summary, held_out_notes, summarise
 
 _ESCAPED = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
@@ -64,7 +64,8 @@ def _measures(result: SuiteResult, summary: Summary) -> list[str]:
             body.append(_line([*who, *(_figure(row.figures[name]) for name in MEASURES)]))
     heads = ["Experiment", "Role", "$n$", *(_HEADS[name] for name in MEASURES)]
     return _table(
-        "All measures at the last round, mean $\\pm$ sample standard deviation over $n$ seeds.",
+        "All measures at the last round, mean $\\pm$ sample standard deviation over $n$ seeds."
+        + "".join(f" {escaped(note)}." for note in held_out_notes(summary)),
         f"tab:{result.suite}-measures",
         "llrrrrrrr",
         heads,

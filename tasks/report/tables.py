@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tasks.plain_text import plain_name, web_address
 from tasks.report import text
 from tasks.spec.federation import MAP_NAMES, FederationSpec, flatten
+from tasks.spec.records import PART_NAMES
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
 from tasks.suite.summary import Between, Paired, Row, Spread, Summary, summarise
@@ -132,8 +133,9 @@ def classes_table(between: Between) -> Table:
 
 def devices_table(between: Between, summary: Summary) -> Table:
     """Return the table of the local-only figures of each device alone."""
+    images = "its held-out" if any(row.on == "holdout" for row in between.devices) else "every device’s test"
     return Table(
-        f"{between.experiment}: each device alone, scored on every device’s test images, at the last round",
+        f"{between.experiment}: each device alone, scored on {images} images, at the last round",
         ["device", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
         [
             [
@@ -147,10 +149,10 @@ def devices_table(between: Between, summary: Summary) -> Table:
 
 
 def clients_table(row: Row, metric: str) -> Table:
-    """Return the table of the global model's figures on each client's own test set."""
+    """Return the table of the global model's figures on each client's own test set or held-out images."""
     return Table(
-        f"{row.experiment}: the {text.ROLE_NAMES[row.role]} model on each client’s own test images, at the last round; "
-        f"{text.plural(len(row.seeds), 'seed')}",
+        f"{row.experiment}: the {text.ROLE_NAMES[row.role]} model on each client’s own {PART_NAMES[row.on]} images, "
+        f"at the last round; {text.plural(len(row.seeds), 'seed')}",
         ["client", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES)],
         [
             [

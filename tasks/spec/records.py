@@ -6,7 +6,7 @@ Every record that is stored on its own has a ``version``; :func:`tasks.spec.base
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -52,6 +52,11 @@ class WeightRef(Frozen):
         """Return the reference to an object in a weight store. ``stored``: what its ``put`` returned."""
         return cls.model_validate(stored, from_attributes=True)
 
+
+PARTS: tuple[ScoredOn, ...] = get_args(ScoredOn)
+# How texts name the images of a part.
+PART_NAMES: dict[ScoredOn, str] = {"test": "test", "holdout": "held-out"}
+IMAGES_HAVE: dict[ScoredOn, str] = {"test": "test set has", "holdout": "held-out images have"}
 
 # What a client reports for its method's server, as a sum of learning rates or of squares (tasks.strategies).
 Figures = Annotated[
@@ -269,6 +274,11 @@ class Decision(Frozen):
         """Return the best round's value of ``best_metric``, also in older records."""
         return self.best_map50_voc10 if self.best_metric == "map50_voc10" else self.best_value
 
+    @property
+    def best_name(self) -> str:
+        """Return the name of :attr:`best` for people to read. It says so if held-out images decided."""
+        return self.best_metric if self.on == "test" else f"{PART_NAMES[self.on]} {self.best_metric}"
+
 
 class Environment(Frozen):
     """The software and processor that must be equal for results to be equal to the last bit."""
@@ -306,6 +316,12 @@ class RoundRecord(Frozen):
     bytes_down: Bytes = 0
     environment: Environment
     committed: datetime
+
+    @property
+    def scored_on(self) -> tuple[ScoredOn, ...]:
+        """Return the parts of the data that the round scored."""
+        found = {item.on for item in self.evaluations}
+        return tuple(part for part in PARTS if part in found)
 
     @property
     def shown_on(self) -> ScoredOn:

@@ -11,6 +11,7 @@ from tasks.spec.base import RECORD_VERSION, Bytes, Count, FederationName, Frozen
 from tasks.spec.federation import FederationSpec, MapName
 from tasks.spec.records import Environment
 from tasks.spec.suite import ExperimentName, Role, Seed, SuiteName, SuiteSpec, cell_label
+from tasks.spec.training import ScoredOn
 
 
 class SuiteStart(Frozen):
@@ -72,6 +73,12 @@ class CellResult(Frozen):
     per_client: dict[str, dict[str, Loss | None]] = Field(
         default_factory=dict,
         description="The last round's four mAPs, recall and loss by client, if clients have test sets of their own.",
+    )
+    on: ScoredOn = Field("test", description="The images that the figures are of: test sets, or held-out images.")
+    best_round: Count | None = Field(
+        None,
+        description="The best round by the suite's metric on held-out images, if these decide; null: the figures above "
+        "decide.",
     )
     rounds_to_target: Count | None = Field(
         None, description="First round in which the suite's metric reaches its target."

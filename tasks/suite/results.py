@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.errors import FedbenchError
-from tasks.metrics.over_rounds import costs_by_round
+from tasks.metrics.over_rounds import best_round, costs_by_round
 from tasks.spec.base import MOST_SECONDS
 from tasks.spec.federation import MAP_NAMES, MapName
 from tasks.spec.records import EvaluationRecord, Metrics, RoundRecord
@@ -40,7 +40,7 @@ def cell_result(
     points = tuple(
         Point(
             round=record.round,
-            figures={name: getattr(record.metrics, name) for name in FIGURES},
+            figures={name: getattr(record.shown, name) for name in FIGURES},
             passes=spent.passes,
             seconds=spent.seconds,
             exchanged=spent.exchanged,
@@ -48,6 +48,7 @@ def cell_result(
         for record, spent in zip(records, costs, strict=True)
     )
     last = records[-1]
+    held_out = [record.metrics.on("holdout") for record in records]
     return CellResult(
         experiment=cell.experiment,
         role=cell.role,
@@ -57,9 +58,11 @@ def cell_result(
         federation=federation,
         clients=max(1, len(last.clients)),
         points=points,
-        per_class=last.metrics.per_class,
-        per_client=_per_client(last.evaluations),
-        rounds_to_target=_first_at([record.metrics for record in records], metric, target),
+        per_class=last.shown.per_class,
+        per_client=_per_client(last.evaluations_on(last.shown_on)),
+        on=last.shown_on,
+        best_round=best_round(held_out, metric)[0] if cell.spec.evaluation.decides == "holdout" else None,
+        rounds_to_target=_first_at([record.shown for record in records], metric, target),
         moved=costs[-1].moved,
         gpu_seconds=_turn_seconds(records) if cell.spec.training.device == "cuda" else 0.0,
         mlflow_url=mlflow_url,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tasks.spec.federation import MapName
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, Point, SuiteResult
+from tasks.spec.training import ScoredOn
 from tasks.suite.results import FIGURES
 
 ROLES: tuple[Role, ...] = ("centralised", "federated", "local-only")
@@ -58,7 +59,9 @@ class Row:
     """One role of an experiment, or one ``device`` of its local-only role.
 
     figures: at the last round, by name.
-    best: the suite's metric in each run's best round. That round is chosen by test figures, so the value is too good.
+    best: the suite's metric in each run's best round. That round is chosen by test figures, so the value is too
+        good, unless ``chosen_by`` is ``holdout``: then held-out images choose it.
+    on: the images of the figures.
     reached: number of runs that reached the target.
     rounds_to_target: over these runs only.
     seconds, moved, gpu_seconds: costs of a run; for local only, the mean over devices.
@@ -76,6 +79,8 @@ class Row:
     passes: Spread
     figures: dict[str, Spread | None]
     best: Spread | None
+    on: ScoredOn
+    chosen_by: ScoredOn
     per_class: dict[str, Spread | None]
     per_client: dict[str, dict[str, Spread | None]]
     rounds_to_target: Spread | None
@@ -131,6 +136,21 @@ def summarise(result: SuiteResult) -> Summary:
     """Return mean and spread over seeds of each experiment and role, and the federations' gaps and gains."""
     names = list(dict.fromkeys(cell.experiment for cell in result.cells))
     return Summary(result.metric, result.target, tuple(_between(result, name) for name in names))
+
+
+def held_out_notes(summary: Summary) -> list[str]:
+    """Return a line for each experiment in which held-out images chose the best round, or have the figures."""
+    lines = []
+    for between in summary.experiments:
+        rows = between.rows.values()
+        if any(row.on == "holdout" for row in rows):
+            lines.append(
+                f"{between.experiment}: its figures are on the clients' held-out images, not on a test set; held-out "
+                "images chose the best round too. Local only is scored on the device's own"
+            )
+        elif any(row.chosen_by == "holdout" for row in rows):
+            lines.append(f"{between.experiment}: held-out images chose the best round; its figures are on the test set")
+    return lines
 
 
 def by_seed(result: SuiteResult, experiment: str, role: Role) -> dict[int, list[CellResult]]:
@@ -193,7 +213,9 @@ def _row(metric: MapName, experiment: str, role: Role, device: str | None, group
         rounds=cost(lambda cell: cell.last.round),
         passes=cost(lambda cell: cell.last.passes),
         figures=dict.fromkeys(FIGURES) | spreads(lambda cell: cell.last.figures),
-        best=spread(lambda cell: _best(cell.points, metric)),
+        best=spread(lambda cell: _best(cell, metric)),
+        on="holdout" if any(cell.on == "holdout" for cell in runs) else "test",
+        chosen_by="holdout" if any(cell.best_round is not None for cell in runs) else "test",
         per_class=spreads(lambda cell: cell.per_class),
         per_client={client: spreads(functools.partial(_figures_of, client=client)) for client in clients},
         rounds_to_target=spread_of(cell.rounds_to_target for cell in runs),
@@ -232,9 +254,14 @@ def _figures_of(cell: CellResult, client: str) -> Mapping[str, float | None]:
     return cell.per_client.get(client, {})
 
 
-def _best(points: Sequence[Point], metric: MapName) -> float | None:
-    values = [value for point in points if (value := point.figures.get(metric)) is not None]
+def _best(cell: CellResult, metric: MapName) -> float | None:
+    """Return the metric in the run's best round, which held-out images choose if they decide."""
+    values = [value for point in _candidates(cell) if (value := point.figures.get(metric)) is not None]
     return max(values, default=None)
+
+
+def _candidates(cell: CellResult) -> Sequence[Point]:
+    return [point for point in cell.points if cell.best_round in (None, point.round)]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
