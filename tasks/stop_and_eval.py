@@ -24,6 +24,7 @@ from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import Part, part_key, read_part
 from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
+from tasks.held_out import has_enough_held_out
 from tasks.metrics.detections import in_order, merge, pack
 from tasks.metrics.scoring import evaluation_record
 from tasks.metrics.truth import Truth, pack_truth
@@ -140,12 +141,6 @@ def images_to_score(spec: FederationSpec, clients: Sequence[ClientInfo]) -> list
     if "holdout" in spec.evaluation.parts:
         groups += [("holdout", [info]) for info in clients if has_enough_held_out(spec, info)]
     return groups
-
-
-def has_enough_held_out(spec: FederationSpec, client: ClientInfo) -> bool:
-    """Return whether the client has as many held-out images as a figure on them needs."""
-    least = spec.data.holdout.least if spec.data.holdout is not None else 1
-    return client.holdout_digest is not None and client.holdout_size >= least
 
 
 @task(

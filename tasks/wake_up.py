@@ -15,6 +15,7 @@ from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
+from tasks.held_out import has_enough_held_out, without_figure
 from tasks.plain_text import plain
 from tasks.replies import failure_of
 from tasks.site import Site
@@ -23,7 +24,6 @@ from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
 from tasks.spec.turns import TurnReply, WakeUpRequest
-from tasks.stop_and_eval import has_enough_held_out
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ async def wake_up(
             f"wake_up: {len(ready)} of {len(clients)} clients are ready, "
             f"participation.min_clients is {min_clients}: {reasons}"
         )
-    _require_held_out(spec, ready.values())
+    _require_held_out(handles, spec, ready.values())
     _warn_of_majority(handles, spec, ready.values())
     handles.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
@@ -119,12 +119,19 @@ def _warn_of_majority(handles: Handles, spec: FederationSpec, ready: Collection[
             handles.reporter.message(text)
 
 
-def _require_held_out(spec: FederationSpec, ready: Collection[ClientInfo]) -> None:
-    """
+def _require_held_out(handles: Handles, spec: FederationSpec, ready: Collection[ClientInfo]) -> None:
+    """Name the clients that have too few held-out images, if the rounds score these.
+
     Raises:
-        FedbenchError: the rounds score held-out images, and no client has enough of them.
+        FedbenchError: no client has enough of them.
     """
-    if "holdout" not in spec.evaluation.parts or any(has_enough_held_out(spec, info) for info in ready):
+    if "holdout" not in spec.evaluation.parts:
+        return
+    if any(has_enough_held_out(spec, info) for info in ready):
+        note = without_figure(spec, ready)
+        if note is not None:
+            log.info("%s", note)
+            handles.reporter.message(note)
         return
     assert spec.data.holdout is not None  # a rule of the specification
     most = max((info.holdout_size for info in ready), default=0)

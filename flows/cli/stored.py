@@ -35,6 +35,7 @@ def show(
 
     from flows.stored.runs import opened_store, read_run
     from flows.views.tables import best_line, class_table, describe, round_table
+    from tasks.held_out import without_figure
 
     with plain_errors():
         settings = machine_settings(home)
@@ -47,6 +48,8 @@ def show(
             decision, environment = stored.records[-1].decision, stored.records[-1].environment
             if (best := best_line(decision)) is not None:
                 out.print(f"best: {best}", highlight=False)
+            if (note := without_figure(stored.spec, stored.records[-1].clients)) is not None:
+                out.print(note, soft_wrap=True, highlight=False)
             if classes:
                 out.print(class_table(stored.records[decision.best_round]))
             out.print(

@@ -165,6 +165,15 @@ def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views
     return "\n".join(lines)
 
 
+def _held_out(record: RoundRecord, client: str) -> dict[str, object]:
+    """Return a client's columns on held-out images: none if the round scored none, a dash without a figure."""
+    held = record.evaluations_on("holdout")
+    if not held:
+        return {}
+    value = next((item.map50_voc10 for item in held if client in item.clients), None)
+    return {f"{PART_NAMES['holdout']} map50_voc10": _fraction(value)}
+
+
 def client_table(record: RoundRecord) -> list[dict[str, object]]:
     """Return one row for each client of the round. Texts are escaped, as Prefect's page renders them as Markdown."""
     updates = {update.client: update for update in record.updates}
@@ -176,6 +185,7 @@ def client_table(record: RoundRecord) -> list[dict[str, object]]:
             {
                 "client": markdown(client),
                 "images": update.train_size if update else None,
+                **_held_out(record, client),
                 "train loss": float(_loss(update.train_loss)) if update else None,
                 "steps": update.steps if update else None,
                 "seconds": round(update.seconds, 1) if update else None,
