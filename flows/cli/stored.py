@@ -21,6 +21,7 @@ from flows.cli.shared import (
 from infra.views import Views
 from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.federation import FederationSpec, MapName
+from tasks.spec.strategies import FedAvgSpec
 
 
 def show(
@@ -101,7 +102,10 @@ def list_runs(home: Home = None) -> None:
 
 
 def _described(spec: FederationSpec | None) -> str:
-    return "–" if spec is None else f"{spec.data.kind} · {spec.detector.kind} · {spec.digest[:8]}"
+    if spec is None:
+        return "–"
+    method = "" if spec.strategy == FedAvgSpec() else f"{spec.strategy.label} · "
+    return f"{spec.data.kind} · {spec.detector.kind} · {method}{spec.digest[:8]}"
 
 
 def compare(

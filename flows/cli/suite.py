@@ -70,7 +70,7 @@ def run(
             suite = with_seeds(suite, seeds)
         settings = machine_settings(home, slots)
         outcome = _run(name, suite, settings, verbose, compare=compare)
-        out.print(result_table(outcome.result))
+        _print_figures(outcome.result)
         out.print(f"report: {shell_quoted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
 
 
@@ -106,7 +106,7 @@ def show(name: SuiteRunName, home: Home = None) -> None:
 
     with plain_errors():
         result = stored_result(machine_settings(home), name)
-        out.print(result_table(result))
+        _print_figures(result)
         if result.code_version != code_version():
             out.print(
                 f"run by code {result.code_version}; the installed code, {code_version()}, would run its cells again",
@@ -189,6 +189,15 @@ def stored_result(settings: Settings, name: str) -> SuiteResult:
     if not result.cells and not result.failed:
         raise SpecError(f"{name}: expected a cell that has ended, found none yet")
     return result
+
+
+def _print_figures(result: SuiteResult) -> None:
+    """Print the table of figures, and each experiment's method if one of them is not plain FedAvg."""
+    from tasks.report.tables import methods
+
+    out.print(result_table(result))
+    for line in methods(result.specs):
+        out.print(line, soft_wrap=True, highlight=False)
 
 
 def result_table(result: SuiteResult) -> Table:

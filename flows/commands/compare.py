@@ -26,6 +26,7 @@ from tasks.report.text import signed_number as signed
 from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
 from tasks.spec.records import PART_NAMES, Metrics, RoundRecord
 from tasks.spec.references import is_reference, is_twin
+from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.grouping import Run, result_of_runs, training_images
 from tasks.suite.summary import summarise
@@ -108,6 +109,8 @@ def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
     table.add_row("state", *(item.run.status for item in compared))
     table.add_row("rounds", *(f"{item.records[-1].round}/{item.run.spec.max_rounds}" for item in compared))
     table.add_row("clients", *(_clients(item) for item in compared))
+    if any(item.run.spec.strategy != FedAvgSpec() for item in compared):
+        table.add_row("method", *(_method(item) for item in compared))
     table.add_row("image passes", *(f"{item.costs[-1].passes:.4g}" for item in compared))
     table.add_row("best round", *(str(item.best_round) for item in compared))
     if any(item.run.spec.evaluation.on != "test" for item in compared):
@@ -138,6 +141,12 @@ def _clients(item: Compared) -> str:
     if item.run.spec.data.local_only is not None:
         return f"{item.run.spec.data.local_only} alone"
     return "centralised" if item.run.spec.data.pooled else str(len(item.records[-1].clients))
+
+
+def _method(item: Compared) -> Text:
+    """Return the method with the fields that are not defaults. A reference has one client, and so no method."""
+    spec = item.run.spec
+    return Text("–" if is_reference(spec) else spec.strategy.label, overflow="fold")
 
 
 def _figures(table: Table, label: str, values: Sequence[float | None], *, bold: bool = False) -> None:

@@ -206,12 +206,13 @@ def _federation(
     name: str, pool: str, description: str, spec: FederationSpec, schedule: CronTimes | None = None
 ) -> Deployment:
     """Return the deployment of a federation. Without a ``name``, each run is named after its scheduled time."""
+    method = () if spec.strategy.kind == "fedavg" else (spec.strategy.kind,)
     return Deployment(
         entrypoint="flows.federation.federation",
         name=name,
         pool=pool,
         description=description,
-        tags=("fedbench", spec.data.kind, spec.detector.kind),
+        tags=("fedbench", spec.data.kind, spec.detector.kind, *method),
         parameters={"spec": form_values(spec)},
         schedule=schedule,
     )

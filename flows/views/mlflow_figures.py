@@ -7,8 +7,9 @@ import math
 from infra.tracking.client import metric_part
 from infra.tracking.federation import RoundFigures
 from infra.tracking.suite import CellFigures, SuiteFigures
-from tasks.spec.federation import MAP_NAMES
+from tasks.spec.federation import MAP_NAMES, FederationSpec
 from tasks.spec.records import RoundRecord
+from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import CellResult, SuiteResult
 
 
@@ -64,6 +65,11 @@ def round_figures(record: RoundRecord) -> RoundFigures:
     return RoundFigures(record.round, record.committed, figures)
 
 
+def method_tags(spec: FederationSpec) -> dict[str, str]:
+    """Return a tag with the federated method and the fields that are not defaults; none for plain FedAvg."""
+    return {} if spec.strategy == FedAvgSpec() else {"fedbench.method": spec.strategy.label}
+
+
 def suite_figures(result: SuiteResult) -> SuiteFigures:
     """Return the figures of a suite run and of its cells' last rounds."""
     return SuiteFigures(
@@ -98,6 +104,9 @@ def _cell_figures(result: SuiteResult, cell: CellResult) -> CellFigures:
         "fedbench.seed": str(cell.seed),
         **({"fedbench.device": cell.device} if cell.device is not None else {}),
     }
+    spec = result.specs.get(cell.experiment)
+    if spec is not None and cell.role == "federated":
+        tags |= method_tags(spec)
     figures = {name: float(value) for name, value in values.items() if value is not None}
     return CellFigures(federation=cell.federation, name=cell.name, tags=tags, figures=figures)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
-from flows.views.mlflow_figures import round_figures
+from flows.views.mlflow_figures import method_tags, round_figures
 from flows.views.registration import best_record, register
 from infra.settings import Settings
 from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
@@ -73,7 +73,7 @@ class RunReport:
         )
         self._tracker: Tracker | None = None
         self._uri: str | None = None  # the tracker's
-        self._tags: dict[str, str] = {}
+        self._tags: dict[str, str] = method_tags(spec)
         self.views = Views(again or f"fedbench report {name}", folder / FAILED_FILE)
         self.model: str | None = None  # URI of the registered model, once there is one
         # A round is logged while the next one runs. If the run is killed before that, the next attempt logs the round.
@@ -114,7 +114,8 @@ class RunReport:
     def flow_started(self, flow_run_id: str) -> None:
         """Link the MLflow run to Prefect's."""
         base = self.services.prefect_api_url.removesuffix("/api")
-        self._tags = {TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: f"{base}/runs/flow-run/{flow_run_id}"}
+        page = f"{base}/runs/flow-run/{flow_run_id}"
+        self._tags = {**self._tags, TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: page}
         if self._tracker is not None:
             with self.views.showing("the link to Prefect in MLflow"):
                 self._tracker.set_tags(self._tags)

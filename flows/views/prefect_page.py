@@ -22,6 +22,7 @@ from tasks.handles import Handles, Leavings
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import PART_NAMES, PARTS, RoundRecord
+from tasks.spec.strategies import FedAvgSpec
 
 # Prefect's page gives the summary a column of some 700 pixels.
 WIDTH = 1040
@@ -55,6 +56,7 @@ class RunArtifacts:
     def __init__(self, name: str, spec: FederationSpec, views: Views) -> None:
         self._name, self._spec, self._views = name, spec, views
         self._progress: UUID | None = None
+        self._method = None if spec.strategy == FedAvgSpec() else spec.strategy.label
 
     def _done(self, history: Sequence[RoundRecord]) -> float:
         """Return the committed rounds in whole per cent; 100 also for a federation that stopped early."""
@@ -91,7 +93,9 @@ class RunArtifacts:
         with self._views.showing("the summary on Prefect's page"):
             await acreate_markdown_artifact(
                 key=artifact_key("federation", self._name),
-                markdown=await asyncio.to_thread(summary, self._name, history, leavings, self._views),
+                markdown=await asyncio.to_thread(
+                    summary, self._name, history, leavings, self._views, method=self._method
+                ),
                 description=f"Best: {_best(history)}.",
             )
 
@@ -132,13 +136,19 @@ def _sheet(png: bytes) -> list[str]:
     return _inlined("Test images with what is there and what was found", shown, "jpeg", quality=85)
 
 
-def summary(name: str, history: Sequence[RoundRecord], leavings: Leavings, views: Views) -> str:
-    """Return Markdown with links to MLflow's run and model, the table of rounds, and the plots.
+def summary(
+    name: str, history: Sequence[RoundRecord], leavings: Leavings, views: Views, *, method: str | None = None
+) -> str:
+    """Return Markdown with the federated method, links to MLflow's run and model, the table of rounds, and the plots.
+
+    method: named if it is not None, which stands for plain FedAvg.
 
     A plot that cannot be drawn is noted in ``views``, and left out.
     """
     reason = history[-1].decision.reason or "nothing yet"
     lines = [f"# {markdown(name)}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
+    if method is not None:
+        lines += [f"Method: {markdown(method)}", ""]
     if leavings.page is not None:
         lines += [f"All figures, plots and the model: [MLflow run]({link_target(leavings.page)})", ""]
     if leavings.model is not None:

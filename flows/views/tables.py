@@ -14,14 +14,14 @@ from tasks.spec.records import PART_NAMES, PARTS, Decision, RoundRecord
 
 
 def describe(spec: FederationSpec) -> str:
-    """Return one line: data, detector, clients, local epochs, strategy."""
+    """Return one line: data, detector, clients, local epochs, and the method with the fields that are not defaults."""
     clients = "all clients" if spec.clients is None else f"{len(spec.clients)} clients"
     if spec.data.pooled:
         clients = "centralised"
     epochs = spec.training.local_epochs
     return (
         f"{spec.data.kind} · {spec.detector.kind} {spec.detector.width}x{spec.detector.height} · {clients} · "
-        f"{epochs} local epoch{'s' if epochs > 1 else ''} · {spec.strategy.kind}"
+        f"{epochs} local epoch{'s' if epochs > 1 else ''} · {spec.strategy.label}"
     )
 
 

@@ -7,6 +7,7 @@ from tasks.errors import DataError
 from tasks.models.file import ModelCard
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
+from tasks.spec.strategies import FedAvgSpec
 
 FIGURES = ("map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall", "loss")
 
@@ -44,8 +45,13 @@ def card_of(spec: FederationSpec, record: RoundRecord, *, notes: tuple[str, ...]
         code_version=record.environment.fedbench,
         metrics={name: figures[name] for name in FIGURES},
         per_class=record.shown.per_class,
-        notes=(*notes, *licence_notes(spec)),
+        notes=(*notes, *_method_note(spec), *licence_notes(spec)),
     )
+
+
+def _method_note(spec: FederationSpec) -> tuple[str, ...]:
+    """Return a note on the federated method; none for plain FedAvg."""
+    return () if spec.strategy == FedAvgSpec() else (f"Trained with the federated method {spec.strategy.label}.",)
 
 
 def licence_notes(spec: FederationSpec) -> tuple[str, ...]:

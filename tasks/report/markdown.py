@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.plain_text import REASON_LIMIT, link_target, markdown
-from tasks.report.tables import Table, TableCell, before_table, costs_table, main_table, measures_table
+from tasks.report.tables import Table, TableCell, before_table, costs_table, main_table, measures_table, methods
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import held_out_notes, summarise
 
@@ -25,6 +25,7 @@ def report_markdown(
     lines += [f"Suite {markdown(result.suite)}, code {markdown(result.code_version)}.", ""]
     if page is not None:
         lines += [f"All runs, plots and the report: [MLflow]({link_target(page)})", ""]
+    lines += [f"- {markdown(line)}" for line in methods(result.specs)]
     lines += [f"- {markdown(note, REASON_LIMIT)}" for note in (*notes, *held_out_notes(summary))]
     lines += [f"- Cell {markdown(cell.cell)} failed: {markdown(cell.reason)}" for cell in result.failed]
     lines += [f"- Not run yet: {', '.join(map(markdown, result.missing))}"] if result.missing else []

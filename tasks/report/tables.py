@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.plain_text import plain_name, web_address
 from tasks.report import text
 from tasks.spec.federation import MAP_NAMES, FederationSpec, flatten
 from tasks.spec.records import PART_NAMES
+from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
 from tasks.suite.summary import Between, Paired, Row, Spread, Summary, summarise
@@ -211,12 +212,25 @@ def runs_table(result: SuiteResult) -> Table:
     return Table("Every run, with its figure at the last round", head, rows)
 
 
+def methods(specs: Mapping[str, FederationSpec]) -> list[str]:
+    """Return a line for each experiment: its method with the fields that are not defaults. None if all are FedAvg."""
+    if all(spec.strategy == FedAvgSpec() for spec in specs.values()):
+        return []
+    return [f"{name}: {spec.strategy.label}" for name, spec in specs.items()]
+
+
 def common_fields(specs: Sequence[FederationSpec]) -> list[tuple[str, str]]:
-    """Return the main fields, and their values, that are the same in all of ``specs``."""
+    """Return the main fields, and their values, that are the same in all of ``specs``.
+
+    All fields of a method are main fields, unless it is plain FedAvg.
+    """
     flat = [_flat(spec) for spec in specs]
+    names = list(_MAIN)
+    if any(spec.strategy != FedAvgSpec() for spec in specs):
+        names += [name for name in flat[0] if name.startswith("strategy.") and name not in _MAIN]
     return [
         (name, _value(flat[0][name]))
-        for name in _MAIN
+        for name in names
         if flat and flat[0].get(name) is not None and all(fields.get(name) == flat[0][name] for fields in flat)
     ]
 

@@ -186,7 +186,7 @@ class FederationSpec(Frozen, title="Federation"):
                 f"{self.evaluation.on}; it runs with -s data.holdout.fraction=0.2 or with -s evaluation.on=test"
             )
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     def check_devices(self, devices: Sequence[str]) -> None:

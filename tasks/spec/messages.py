@@ -46,17 +46,20 @@ class _Field:
     names: the parts of its dotted path in the file.
     holder: the model that has the field; None if it is not in a model.
     kind: the field's type.
+    others: the other members of the union that ``holder`` was chosen from by its kind.
     """
 
     names: tuple[str, ...]
     holder: type[BaseModel] | None
     kind: Any
+    others: tuple[type[BaseModel], ...] = ()
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """Return a line for each mistake: ``source``, the field's dotted path, what was expected and what was found."""
     items = error.errors(include_url=False, include_context=True)
-    return "\n".join(f"{source}: {_line(item, model)}" for item in items if not _of_its_items(item, items))
+    found = [_line(item, model) for item in items if not _of_its_items(item, items)]
+    return "\n".join(f"{source}: {line}" for text in found for line in text.splitlines())
 
 
 def _of_its_items(item: Any, items: Sequence[Any]) -> bool:
@@ -72,11 +75,11 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     found_at = _field_at(model, item["loc"])
     field, holder = ".".join(found_at.names), found_at.holder
     if kind == "value_error":
-        # From a check of several fields. Its message begins with the field's path below the model that is checked.
-        return f"{field}.{context['error']}" if field else str(context["error"])
+        # From a check of several fields. Each line begins with the field's path below the model that is checked.
+        return "\n".join(f"{field}.{line}" if field else line for line in str(context["error"]).splitlines())
     if kind == "extra_forbidden":
         known = f"; expected one of: {', '.join(holder.model_fields)}" if holder else ""
-        return f"{field}: no such field{known}"
+        return f"{field}: no such field{known}{_of_other_kinds(found_at)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
         known = ", ".join(repr(name) for name in tag_values(found_at.kind, tag))
@@ -88,6 +91,19 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
     text = item["msg"] if expected is None else "expected " + expected.format(**limits)
     return f"{field or '(whole)'}: {text}, found {_formatted(item['input'])}"
+
+
+def _of_other_kinds(field: _Field) -> str:
+    """Return that the unknown ``field`` belongs to other kinds than the chosen one; empty if no kind has it."""
+    name = field.names[-1]
+    having = [other for other in field.others if name in other.model_fields]
+    if field.holder is None or not having:
+        return ""
+    return f" (of kind {_kinds([field.holder])}; {name} is a field of kind {_kinds(having)})"
+
+
+def _kinds(models: Sequence[type[BaseModel]]) -> str:
+    return ", ".join(str(name) for model in models for name in tags(model).values())
 
 
 def _formatted(value: Any) -> str:
@@ -103,18 +119,21 @@ def _field_at(model: type[BaseModel], path: Sequence[int | str]) -> _Field:
     names: list[str] = []
     holder: type[BaseModel] | None = None
     kind: Any = model
+    others: tuple[type[BaseModel], ...] = ()
+    siblings = others
     for part in path:
         choices = members(kind)
         if len(choices) > 1:
             tagged = [member for member in choices if part in tags(member).values()]
             if tagged:
-                kind = tagged[0]
+                kind, others = tagged[0], tuple(one for one in choices if one is not tagged[0] and is_model(one))
                 continue
         holder = choices[0] if len(choices) == 1 and is_model(choices[0]) else None
+        siblings, others = others, ()
         names.append(str(part))
         if holder is not None:
             known = holder.model_fields.get(str(part))
             kind = known.annotation if known is not None else None
         else:
             kind = item_type(choices[0] if len(choices) == 1 else None, part)
-    return _Field(tuple(names), holder, kind)
+    return _Field(tuple(names), holder, kind, siblings)

@@ -48,6 +48,14 @@ class StrategySpec(Frozen):
         """What a client's update counts by."""
         return "images"
 
+    @property
+    def label(self) -> str:
+        """Return the kind, and in brackets the fields that differ from their defaults: ``fedprox (mu 0.1)``."""
+        changed = {name: getattr(self, name) for name, field in type(self).model_fields.items() if name != "kind"
+                   and getattr(self, name) != field.get_default(call_default_factory=True)}  # fmt: skip
+        fields = ", ".join(f"{name} {_value(value)}" for name, value in changed.items())
+        return f"{self.kind} ({fields})" if fields else self.kind
+
     def faults(self, experiment: Experiment) -> Iterator[str]:
         """Yield why ``experiment`` cannot be run with this method.
 
@@ -184,6 +192,12 @@ AnyStrategy = (
     | FedDynSpec
     | FedSamSpec
 )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
 def _plain_sgd_faults(kind: str, training: TrainingSpec, *, momentum: bool, clipping: bool) -> Iterator[str]:
