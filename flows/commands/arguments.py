@@ -36,7 +36,7 @@ def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]
     """Return the base of the default name, and the specification of a preset or file with ``fields`` set."""
     path = Path(what)
     from_file = _is_file(what, PRESETS)
-    spec = load_spec(path) if from_file else preset(what)
+    spec = load_spec(path, fields_follow=bool(fields)) if from_file else preset(what)
     base = name_of_file(path) if from_file else what
     return base, with_fields(spec, fields, source=what) if fields else spec
 

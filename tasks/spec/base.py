@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -161,10 +162,12 @@ def check_name(name: str, *, source: str) -> None:
         raise SpecError(f"{source}: expected letters, digits, '.', '_' and '-', at most 100, found {name!r}") from None
 
 
-def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Model:
+def parse(
+    model: type[Model], document: Any, *, source: str, newest: int, context: Mapping[str, object] | None = None
+) -> Model:
     """Return ``document`` as a ``model``. A ``version`` above ``newest`` is refused before other fields are read.
 
-    ``source`` is the file or object that messages name.
+    ``source`` is the file or object that messages name. ``context`` is passed to the model's validators.
 
     Raises:
         SpecError: the document is not valid; the message names ``source``, each wrong field and what was expected.
@@ -185,7 +188,7 @@ def parse(model: type[Model], document: Any, *, source: str, newest: int) -> Mod
     if faults:
         raise SpecError("\n".join(faults))
     try:
-        return model.model_validate(document)
+        return model.model_validate(document, context=context)
     except ValidationError as error:
         raise SpecError(explain(error, model, source)) from None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from tasks.errors import SpecError
 from tasks.spec.base import (
@@ -32,6 +32,9 @@ from tasks.spec.yaml_files import read_yaml
 # The fields of a round's Metrics that are mean average precisions, defined in tasks.metrics.
 MapName = Literal["map50_voc10", "map50_voc07", "map50_coco", "map_coco"]
 MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
+
+# The context of a validation after which fields are set: the rules about several fields are checked then.
+_FIELDS_FOLLOW = {"fields_follow": True}
 
 
 class Participation(Frozen, title="Participation"):
@@ -171,7 +174,9 @@ class FederationSpec(Frozen, title="Federation"):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> FederationSpec:
+    def _check(self, info: ValidationInfo) -> FederationSpec:
+        if info.context == _FIELDS_FOLLOW:
+            return self
         if self.data.devices is not None:
             self.check_devices(self.data.devices)
         faults = list(self.strategy.faults(self))
@@ -234,17 +239,21 @@ class FederationSpec(Frozen, title="Federation"):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def parse_spec(document: Any, *, source: str) -> FederationSpec:
+def parse_spec(document: Any, *, source: str, fields_follow: bool = False) -> FederationSpec:
     """Return a mapping as a specification.
+
+    fields_follow: leave the rules about several groups of fields to :func:`with_fields`, which must be called next. So
+    the fields that a refusal names can be set.
 
     Raises:
         SpecError: it is not valid; one line for each mistake names ``source``, the field and what was expected.
     """
-    return parse(FederationSpec, document, source=source, newest=SPEC_VERSION)
+    context = _FIELDS_FOLLOW if fields_follow else None
+    return parse(FederationSpec, document, source=source, newest=SPEC_VERSION, context=context)
 
 
-def load_spec(path: Path) -> FederationSpec:
-    """Return the specification in a YAML (or JSON) file.
+def load_spec(path: Path, *, fields_follow: bool = False) -> FederationSpec:
+    """Return the specification in a YAML (or JSON) file. ``fields_follow`` is as in :func:`parse_spec`.
 
     Raises:
         SpecError: the file is missing, is no YAML, or has wrong fields.
@@ -252,7 +261,7 @@ def load_spec(path: Path) -> FederationSpec:
     document = read_yaml(path)
     if isinstance(document, dict) and "experiments" in document:
         raise SpecError(f"{path}: expected a federation's specification, found a suite; fedbench suite run runs it")
-    return parse_spec(document, source=str(path))
+    return parse_spec(document, source=str(path), fields_follow=fields_follow)
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -225,10 +225,11 @@ def _written_out(item: Any, path: Path) -> Any:
     if isinstance(base, Plain) and base.is_null:
         base = None
     if isinstance(base, str):
-        spec = preset(base) if base in PRESETS else load_spec(path.parent / base)
+        spec = preset(base) if base in PRESETS else load_spec(path.parent / base, fields_follow=bool(fields))
         base = spec.model_dump(mode="json")
     if fields:
-        base = with_fields(parse_spec(base or {}, source=where), fields, source=where).model_dump(mode="json")
+        spec = parse_spec(base or {}, source=where, fields_follow=True)
+        base = with_fields(spec, fields, source=where).model_dump(mode="json")
     return {**{key: value for key, value in item.items() if key != "set"}, "spec": base}
 
 

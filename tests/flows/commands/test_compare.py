@@ -136,6 +136,17 @@ def test_figures_costs_and_differences_against_the_first(store: Store) -> None:
     assert found["MB moved"] == ["12.5", "7.5 (×0.60)"]
 
 
+def test_methods_are_named_with_their_fields_unless_all_are_fedavg(store: Store) -> None:
+    adam = parse_spec({**SPEC.model_dump(), "strategy": {"kind": "fedadam", "server_lr": 0.03}}, source="x")
+    store.put("plain", SPEC, [0.0, 0.2], SIZES)
+    store.put("adam", adam, [0.0, 0.2], SIZES)
+    store.put("twin", TWIN, [0.0, 0.2], POOLED)
+    assert rows(store.read("plain", "adam", "twin"))["method"] == ["fedavg", "fedadam (server_lr 0.03)", "–"]
+    assert "method" not in rows(store.read("plain", "twin"))
+    (line,) = compare.differences(store.read("plain", "adam"))
+    assert "strategy.kind fedavg → fedadam, strategy.server_lr – → 0.03, strategy.tau – → 0.001" in line
+
+
 def test_the_best_round_is_by_the_chosen_metric(store: Store) -> None:
     for name in ("a", "b"):
         store.put(name, SPEC, [None, 0.2, 0.1, 0.3], SIZES)

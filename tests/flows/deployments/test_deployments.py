@@ -30,9 +30,11 @@ from flows.deployments.table import (
 from infra.errors import PrefectUnavailable, SettingsError
 from infra.settings import Settings
 from infra.stack.prefect_api import prefect_api
+from tasks.documents.by_type import members
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec, load_spec
 from tasks.spec.presets import PRESETS
+from tasks.spec.strategies import AnyStrategy
 from tasks.spec.suite import SuiteSpec, load_suite
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -103,6 +105,25 @@ def test_prefect_accepts_whole_specifications_with_nulls(schema: dict[str, Any])
     for preset in PRESETS.values():
         validate({"name": None, "spec": preset().model_dump(mode="json")}, schema, raise_on_error=True)
     validate({"name": "mine"}, schema, raise_on_error=True)
+
+
+def test_prefect_accepts_every_method_and_refuses_fields_of_another(schema: dict[str, Any]) -> None:
+    strategy = schema["definitions"]["FederationSpec"]["properties"]["strategy"]
+    names = [choice["$ref"].rpartition("/")[2] for choice in strategy["anyOf"]]
+    alone = {  # validating against the whole schema takes most of a second
+        "type": "object",
+        "properties": {"strategy": strategy},
+        "definitions": {name: schema["definitions"][name] for name in names},
+    }
+    methods = members(AnyStrategy)
+    assert len(methods) == len(names) >= 11
+    for method in methods:
+        fields = method().model_dump(mode="json")
+        for right in (fields, {"kind": fields["kind"]}):
+            validate({"strategy": right}, alone, raise_on_error=True)
+        for wrong in ({**fields, "colour": 1}, {**fields, "kind": "fedopt"}):
+            with pytest.raises(ValidationError, match="strategy"):
+                validate({"strategy": wrong}, alone, raise_on_error=True)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,12 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 def test_the_schema_has_the_expected_fields() -> None:
     assert len(FIELDS) > 120
-    for path in ("seed", "training.optimizer[AdamW].lr", "data[Coco].clients[Dirichlet].alpha"):
+    for path in (
+        "seed",
+        "training.optimizer[AdamW].lr",
+        "data[Coco].clients[Dirichlet].alpha",
+        "strategy[FedAdamSpec].tau",
+    ):
         assert path in FIELDS
 
 
@@ -66,6 +71,7 @@ def test_unions_are_plain_and_at_most_two_deep() -> None:
         "data",
         "detector",
         "training.optimizer",
+        "strategy",
         "data[VocFolders].clients",
         "detector[YoloV3Spec].weights",
     } <= set(unions)
