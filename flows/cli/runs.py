@@ -68,7 +68,7 @@ def run(
     """Run a federation. The same command continues a run that was killed.
 
     `fedbench run` · `fedbench run street5 --seed 1` · `fedbench run my.yaml -s training.optimizer.lr=0.0005` ·
-    `fedbench run street5 --centralised`
+    `fedbench run street5 -s strategy.kind=fedadam -s strategy.server_lr=0.03` · `fedbench run street5 --centralised`
     """
     with plain_errors():
         fields = field_values(assignments or [])

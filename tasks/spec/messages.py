@@ -90,7 +90,10 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     expected = _EXPECTED.get(kind)
     limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
     text = item["msg"] if expected is None else "expected " + expected.format(**limits)
-    return f"{field or '(whole)'}: {text}, found {_formatted(item['input'])}"
+    hint = ""
+    if kind == "model_attributes_type" and str(item["input"]) in tag_values(found_at.kind, "kind"):
+        hint = f"; set {field}.kind"  # the name of a kind in place of its fields
+    return f"{field or '(whole)'}: {text}, found {_formatted(item['input'])}{hint}"
 
 
 def _of_other_kinds(field: _Field) -> str:
