@@ -12,7 +12,8 @@ How Prefect's form (3.9) draws a schema, and what this module does about it:
 * It orders fields by ``position``; without it, as in the JSON object, whose order PostgreSQL does not keep. Each field
   gets a position.
 * It draws an optional field, a union with null, as a switch between "int" and "None". Such a field becomes the plain
-  field, not required and without a default; Prefect then accepts null too.
+  field, not required and without a default; Prefect then accepts null too. A group of fields stays a switch, because
+  there Prefect would not accept null.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _arrange_field(field: dict[str, Any]) -> None:
         field["enum"] = [field["const"]]
     if "default" in field and field["default"] is None:
         filled = [choice for choice in field["anyOf"] if choice.get("type") != "null"]
-        if len(filled) == 1:
+        if len(filled) == 1 and "$ref" not in filled[0]:
             del field["anyOf"], field["default"]
             field.update({**filled[0], **field})
 
