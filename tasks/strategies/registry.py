@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
+from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
+from tasks.spec.strategies import AnyStrategy
 from tasks.strategies.base import Strategy
 
 
 def strategy_class(spec: FederationSpec) -> type[Strategy[Any]]:
-    """Return the class of the method that ``spec.strategy`` describes."""
-    module = import_module(f"tasks.strategies.{spec.strategy.kind.replace('-', '_')}")
+    """Return the class of the method that ``spec.strategy`` describes.
+
+    Raises:
+        SpecError: no method is of this kind.
+    """
+    kind = spec.strategy.kind
+    known = [str(method.model_fields["kind"].default) for method in get_args(AnyStrategy)]
+    if kind not in known:
+        raise SpecError(f"strategy.kind: expected one of {', '.join(known)}, found {kind}")
+    module = import_module(f"tasks.strategies.{kind.replace('-', '_')}")
     method: type[Strategy[Any]] = module.METHOD
     return method
 
