@@ -7,6 +7,7 @@ its name and a slash.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from tasks.errors import ClientError, FedbenchError
 from tasks.strategies.mean import WeightedMean, check_values
-from tasks.strategies.updates import Reference, check_update, read_reference
+from tasks.strategies.updates import Reference, check_tensors, check_update, read_reference, reference_of
 
 State = dict[str, Tensor]
 # The name of the mean whose weights are those of the clients.
@@ -84,13 +85,11 @@ class Sums:
         Raises:
             ClientError: as :meth:`tasks.strategies.mean.WeightedMean.accumulate_state`. Nothing has changed.
         """
-        weights = self._strategy.weights_of(client)
-        if any(weights.values()):
-            for name, mean in self._means.items():
-                mean.accumulate_state(state, weights[name], client=client.client)
-        elif not self.weight():
-            self._unweighted = {name: tensor.clone() for name, tensor in state.items()}
-        self._count([client], weights)
+        found = reference_of(state)
+        reference = found if self._reference is None else self._reference
+        check_tensors(reference, found, client=client.client)
+        self._add(reference, reference, state.__getitem__, [client], client.client, partial_sum=False)
+        self._unweighted = {} if self.weight() else _copied(state)
 
     def _add(
         self,
@@ -110,6 +109,8 @@ class Sums:
         for client in clients:
             for name, weight in self._strategy.weights_of(client).items():
                 weights[name] += weight
+        if not all(0 <= weight < math.inf for weight in weights.values()):
+            raise ClientError(f"client {label}: expected weights of at least 0, found {weights}")
         if any(weights.values()):
             for (name, mean), prefix in zip(self._means.items(), self._all_prefixes(partial_sum), strict=True):
                 mean.add_checked(reference, _named(tensor_of, prefix), weights[name], client=label)
@@ -148,9 +149,13 @@ class Sums:
         """
         found: State = {}
         for name, prefix in zip(self._means, self._all_prefixes(True), strict=True):
-            mean = self.take(name) if self.weight() else self._unweighted
+            mean = self.take(name) if self.weight() else _copied(self._unweighted)  # a file may hold no tensor twice
             found |= {f"{prefix}{tensor}": value for tensor, value in mean.items()}
         return found
+
+
+def _copied(state: Mapping[str, Tensor]) -> State:
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def _mean_of(name: str) -> str | None:
