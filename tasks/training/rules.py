@@ -35,8 +35,13 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def add_to_gradient(parameter: nn.Parameter, term: Tensor) -> None:
-    """Add ``term`` to the gradient of ``parameter``, which may have none. ``term`` may be changed."""
+    """Add ``term`` to the gradient of ``parameter``, which may have none. ``term`` is not changed.
+
+    An optimiser leaves a parameter without a gradient as it is, but one whose gradient is 0 gets weight decay and
+    momentum. So a term of 0 makes no gradient: the step has the bits of a step without the term.
+    """
     if parameter.grad is None:
-        parameter.grad = term.clone()
+        if term.any():
+            parameter.grad = term.clone()
     else:
         parameter.grad.add_(term)
