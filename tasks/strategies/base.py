@@ -8,7 +8,6 @@ the round, ``y_i`` the model that client ``i`` returns, ``Δ_i = y_i - x``, ``p_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
@@ -128,16 +127,30 @@ class Planned:
     update: Tensors | None = None
 
 
-def check_figure(client: Counted, name: str, expected: float, *, at_most: bool = False) -> None:
-    """Check a figure to a relative 1e-6. at_most: a smaller one is right too, but not 0.
+def check_figure(client: Counted, name: str, expected: float, *, least: float | None = None) -> None:
+    """Check a figure to a relative 1e-6. least: any figure from this one to ``expected`` is right too.
 
     Raises:
         ClientError: the figure is another one.
     """
     found = client.figures[name]
-    if not (0 < found <= expected * (1 + 1e-6) if at_most else math.isclose(found, expected, rel_tol=1e-6)):
-        limit = "more than 0 and at most " if at_most else ""
+    low = expected if least is None else least
+    if not low * (1 - 1e-6) <= found <= expected * (1 + 1e-6):
+        limit = "" if least is None else f"at least {least:.9g} and at most "
         raise ClientError(f"client {client.client}: figures: {name}: expected {limit}{expected:.9g}, found {found:.9g}")
+
+
+def check_steps(result: TrainingResult, client: str) -> None:
+    """Check that the turn took a step. A method that divides by its steps cannot use a turn without one.
+
+    Raises:
+        ClientError: mixed precision has skipped every step.
+    """
+    if not result.rates:
+        raise ClientError(
+            f"client {client}: mixed precision skipped all {result.steps} steps, because their gradients overflowed; "
+            "more steps a turn (training.local_epochs), or training.amp false, let it take some"
+        )
 
 
 class Strategy(Generic[S]):

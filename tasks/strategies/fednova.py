@@ -11,7 +11,16 @@ import math
 
 from tasks.spec.strategies import FedNovaSpec
 from tasks.spec.training import Sgd
-from tasks.strategies.base import LocalTurn, Planned, ServerResult, ServerRound, Strategy, Tensors, check_figure
+from tasks.strategies.base import (
+    LocalTurn,
+    Planned,
+    ServerResult,
+    ServerRound,
+    Strategy,
+    Tensors,
+    check_figure,
+    check_steps,
+)
 from tasks.strategies.sums import MODEL, Counted, Sums
 from tasks.training.local import TrainingResult
 
@@ -39,6 +48,7 @@ class FedNova(Strategy[FedNovaSpec]):
     figures = (NORM,)
 
     def figures_of(self, turn: LocalTurn, state: Tensors, result: TrainingResult) -> dict[str, float]:
+        check_steps(result, turn.client)
         return {NORM: norm_of_steps(result.rates, turn.learning_rate, self._momentum)}
 
     @property
@@ -48,7 +58,8 @@ class FedNova(Strategy[FedNovaSpec]):
 
     def check_figures(self, client: Counted, planned: Planned) -> None:
         expected = norm_of_steps(planned.rates, planned.learning_rate, self._momentum)
-        check_figure(client, NORM, expected, at_most=not planned.all_taken)
+        least = None if planned.all_taken else min(planned.rates) / planned.learning_rate
+        check_figure(client, NORM, expected, least=least)
 
     def weights_of(self, client: Counted) -> dict[str, float]:
         return {MODEL: client.weight, NORMALISED: client.weight / client.figures[NORM]}
