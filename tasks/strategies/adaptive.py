@@ -1,7 +1,8 @@
 """The server's step of FedAdagrad, FedAdam and FedYogi: ``m ← β₁ m + (1-β₁) Δ``, ``x ← x + η_g m / (√v + τ)``.
 
 Reddi et al., *Adaptive Federated Optimization*, arXiv 2003.00295, Algorithm 2. ``m`` starts at 0 and ``v`` at ``τ²``;
-there is no bias correction. The three methods differ in the second moment ``v``. Both moments are the server's state.
+there is no bias correction. The three methods differ in the second moment ``v``. Both moments are the server's state,
+so its memory holds three models: the mean of the updates, ``m`` and ``v``.
 """
 
 from __future__ import annotations

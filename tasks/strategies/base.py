@@ -156,7 +156,8 @@ def check_steps(result: TrainingResult, client: str) -> None:
 class Strategy(Generic[S]):
     """A federated method. This class is FedAvg; methods override what they change.
 
-    means: names of the weighted means of the updates that the server needs; each takes a model's memory.
+    means: names of the weighted means of the updates that the server needs; each takes a model's memory, as does each
+    model of the server's new state. FedAvg, FedProx, FedSAM and FedExP hold one model.
     figures: names of the numbers that a client sends with its update.
     client_state: whether a client keeps a state from its last counted round to its next.
     """

@@ -1,7 +1,7 @@
 """FedAvgM: ``m ← β m + Δ``, ``x ← x + η_g m``, with ``Δ = Σ p_i Δ_i``.
 
 Hsu et al., *Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification*, arXiv
-1909.06335, section 4.2. ``m`` starts at 0 and is the server's state.
+1909.06335, section 4.2. ``m`` starts at 0 and is the server's state, so its memory holds two models.
 """
 
 from __future__ import annotations

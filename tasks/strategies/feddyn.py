@@ -6,7 +6,8 @@ Acar et al., *Federated Learning Based on Dynamic Regularization*, arXiv 2111.04
     h   ← h - (α/N) Σ Δ_i
     x   ← mean of y_i - h/α
 
-``g_i``, the client's state, and ``h``, the server's, start at 0.
+``g_i``, the client's state, and ``h``, the server's, start at 0. The server's memory holds two models: the
+mean of the updates and ``h``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Wang et al., *Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization*, arXiv 2007.07481,
 Algorithm 1. ``a_i`` holds the weight of each gradient of client ``i`` in ``Δ_i``: ``‖a_i‖₁`` is the number of steps for
-plain SGD, and ``[K - ρ(1-ρ^K)/(1-ρ)] / (1-ρ)`` for ``K`` steps with momentum ``ρ`` at a constant rate.
+plain SGD, and ``[K - ρ(1-ρ^K)/(1-ρ)] / (1-ρ)`` for ``K`` steps with momentum ``ρ`` at a constant rate. The
+server's memory holds two models, both means of the updates.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ option II. With ``r_i`` the sum of the learning rates of the steps that client `
 
 The server needs no control variates from clients: ``Σ (c_i⁺ - c_i) = -n c + Σ (x - y_i) / r_i``, whose last sum is a
 mean of the updates with the weights ``1 / r_i``. ``c`` and ``c_i`` start at 0; ``c`` is shared with the clients, and
-``c_i`` is the client's state. For a parameter whose learning rate has a factor, ``r_i`` is multiplied by it.
+``c_i`` is the client's state. For a parameter whose learning rate has a factor, ``r_i`` is multiplied by it. The
+server's memory holds two models, both means of the updates; ``c`` replaces one of them tensor by tensor.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.spec.strategies import FedAdamSpec, FedYogiSpec
 from tests.tasks.strategies.adaptive_rounds import server_rounds
@@ -28,9 +30,10 @@ def test_a_square_equal_to_the_moment_leaves_it() -> None:
     assert v == 0.25
 
 
-def test_the_second_moment_is_never_negative() -> None:
-    changes = [3.0, 1e-3, -1e-3, 0.0, 2.0, 1.9, -1e-2]
-    for _, _, v in server_rounds(FedYogiSpec(beta2=0.0, tau=1e-3), changes):
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=8), st.sampled_from([0.0, 0.5, 0.99]))
+def test_the_second_moment_is_never_negative(changes: list[float], beta2: float) -> None:
+    for _, _, v in server_rounds(FedYogiSpec(beta2=beta2, tau=1e-3), changes):
         assert v >= 0
 
 

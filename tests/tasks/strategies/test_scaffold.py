@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.errors import ClientError
 from tasks.spec.strategies import FedAvgSpec, ScaffoldSpec
@@ -21,6 +23,7 @@ from tests.tasks.strategies.small_federation import (
     State,
     bits,
     quadratic,
+    serve,
     small_rounds,
 )
 
@@ -63,6 +66,19 @@ def test_round_1_has_the_bits_of_uniform_fedavg() -> None:
     assert bits(found) == bits(expected)
     found, expected = (small_rounds(spec, 2).model for spec in (ScaffoldSpec(), FedAvgSpec(weights="uniform")))
     assert bits(found) != bits(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.floats(1e-6, 1e6))
+def test_the_model_always_has_the_bits_of_the_uniform_mean(seed: int, count: int, scale: float) -> None:
+    """A server rate of 1 moves by the mean, whatever the variates and the clients' sums of rates are."""
+    generator = torch.Generator().manual_seed(seed)
+    start, *updates = ({"w": scale * torch.randn(50, generator=generator)} for _ in range(count + 1))
+    figures = [{"sum_of_rates": 0.1 * number} for number in range(1, count + 1)]
+    expected, last = bits(serve(FedAvgSpec(weights="uniform"), start, updates).model), None
+    for _ in range(2):
+        last = serve(ScaffoldSpec(), start, updates, figures=figures, last=last)
+        assert bits(last.model) == expected
 
 
 def test_the_variate_is_the_mean_of_the_clients_for_every_tensor() -> None:
