@@ -21,7 +21,7 @@ from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.wake_up import wake_up
-from tests.records import client_info
+from tests.records import client_info, round_record
 from tests.tasks.phase_handles import Notes, make_handles, make_plan, make_update, put_state
 from tests.tasks.sum_rounds import Here
 
@@ -109,7 +109,7 @@ def test_a_client_with_more_than_half_of_the_weight_is_reported_once(noted: tupl
         "round 3: warning: client 2 holds 93.75% of the weight, by its own count of its training images; "
         "participation.max_weight_share limits it"
     )
-    handles.history = [type("Record", (), {"plan": plan})()]
+    handles.history = [round_record(3, plan=plan)]
     handles.objects.delete([handles.layout.plan(3)])
     planned(handles, SPEC, SIZES)
     assert len(notes.of("message")) == 1
