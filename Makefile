@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --upgrade --g
   --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint docs unit integration slow faults bench lock clean
+.PHONY: help setup run test quick lint docs compiled unit integration slow faults bench lock clean
 
 help:
 	@echo "make setup        create .venv and install fedbench and its pinned requirements"
@@ -72,10 +72,14 @@ docs: setup
 	cp .venv/specification.md docs/specification.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-unit: setup
+# Tests start hundreds of processes. Each would compile our modules where PYTHONDONTWRITEBYTECODE is set.
+compiled: setup
+	@$(BIN)/python -m compileall -q fedbench.py flows infra tasks tests
+
+unit: compiled
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not benchmark"
 
-integration: setup
+integration: compiled
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not benchmark and not slow"
 
 slow: setup

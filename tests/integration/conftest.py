@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from infra.stack.embedded import EmbeddedServices
 from tasks.data.catalog import load_data
 from tasks.spec.federation import load_spec
 from tasks.spec.records import RoundRecord
+from tests import warm
 from tests.integration.databases import set_origin
 from tests.integration.homes import TINY, Home, tiny
 
@@ -48,13 +50,24 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> None:
     set_origin((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "databases")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_process() -> None:
+    """Start commands by forks of a process that has imported the large packages."""
+    if sys.platform == "linux":
+        warm.install()
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
-    """Run three rounds on two slots, in a new home that other users may enter, with a umask that opens files to all."""
+    """Run three rounds on two slots, in a new home that other users may enter, with a umask that opens files to all.
+
+    Its processes start from the beginning, so their hashes have other seeds than those of the runs compared with it.
+    """
     home = Home(tmp_path_factory.mktemp("undisturbed") / "home", databases=False)  # as in a user's first run
     home.path.chmod(0o777)
     spec = home.spec_file(TINY)
-    result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)
+    with warm.cold():
+        result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)
     assert result.returncode == 0, result.stdout
     yield FinishedRun(home, "tiny", spec, result, home.records("tiny"), tuple(home.open_to_others()))
     home.remove_weights()

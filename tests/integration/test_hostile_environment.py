@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.homes import Home, assert_consistent, assert_tracked_once, tiny
+from tests.warm import cold
 
 pytestmark = pytest.mark.integration
 
@@ -76,7 +77,9 @@ def test_a_run_uses_only_its_own_servers_and_keys(proxy: RecordingProxy, tmp_pat
     }
     spec = home.spec_file(tiny(max_rounds=1, participation={"clients": ["5"]}))
 
-    result = home.run("run", spec, "--name", "alone", "--slots", 1, timeout=600, environment=environment, folder=abroad)
+    arguments = ("run", spec, "--name", "alone", "--slots", 1)
+    with cold():
+        result = home.run(*arguments, timeout=600, environment=environment, folder=abroad)
     assert result.returncode == 0, result.stdout
     assert "model: models:/alone@best" in result.stdout
     assert "restart" not in result.stdout

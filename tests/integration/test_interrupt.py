@@ -11,6 +11,7 @@ import pytest
 from tests.integration.conftest import FinishedRun
 from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
 from tests.waiting import eventually
+from tests.warm import cold
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +53,8 @@ def test_ctrl_c_and_resume(undisturbed: FinishedRun, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_a_run_at_once_while_services_start(tmp_path: Path, number: signal.Signals) -> None:
     home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
-    process = home.start("run", home.spec_file(TINY), "--name", "tiny", output=output)
+    with cold():  # its imports take seconds, as a user's do
+        process = home.start("run", home.spec_file(TINY), "--name", "tiny", output=output)
     try:
         assert eventually(lambda: process.poll() is not None or "starting services" in output.read_text(), 60)
         os.killpg(process.pid, number)
