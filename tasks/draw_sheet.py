@@ -7,6 +7,7 @@ import io
 from PIL import Image
 
 from infra.errors import BadReply, StoreCorrupt
+from tasks.client_eval import evaluation_batches, load_detector
 from tasks.data.image_cache import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels
@@ -14,7 +15,6 @@ from tasks.handles import Handles
 from tasks.site import Site
 from tasks.spec.records import ClientFailure, WeightRef
 from tasks.spec.turns import SheetRequest, TurnReply
-from tasks.stop_and_eval import evaluation_batches, load_detector
 from tasks.training.evaluation import evaluate
 
 

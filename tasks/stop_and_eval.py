@@ -1,4 +1,4 @@
-"""Phases 6 and 7, ``stop_and_eval`` and ``client_eval``: score the new global model on every client's test set.
+"""Phase 6, ``stop_and_eval``: score the new global model on every client's test set (:mod:`tasks.client_eval`).
 
 ``evaluation.on`` says whether clients' held-out images are scored instead, or also. Clients whose test sets have the
 same digest share one evaluation. Its batches are spread over the slots as parts. Each
@@ -14,27 +14,19 @@ from dataclasses import dataclass, field
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from safetensors.numpy import save
 
-from tasks.data.loading import EvaluationLoader, evaluation_loader
-from tasks.data.samples import ImageSample, samples_digest
-from tasks.detectors.base import Detector
-from tasks.detectors.state import load_state
-from tasks.errors import ClientError, DataError, ModelDiverged
-from tasks.evaluation_parts import Part, part_key, read_part
+from tasks.errors import DataError
+from tasks.evaluation_parts import Part, read_part
 from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
 from tasks.held_out import has_enough_held_out
-from tasks.metrics.detections import in_order, merge, pack
+from tasks.metrics.detections import in_order, merge
 from tasks.metrics.scoring import evaluation_record
-from tasks.metrics.truth import Truth, pack_truth
 from tasks.replies import failure_of
-from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import IMAGES_HAVE, ClientFailure, ClientInfo, EvaluationRecord, WeightRef
+from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
 from tasks.spec.training import ScoredOn
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
-from tasks.training.evaluation import PartResult, evaluate
 
 
 @dataclass(frozen=True)
@@ -50,71 +42,6 @@ class Evaluations:
     unscored: list[ClientFailure] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
-
-
-def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
-    """Evaluate the batches ``part``, ``part + parts``, … of the images that the request names. Runs in a slot.
-
-    The losses are in the reply; the detections and true objects are stored.
-    """
-    try:
-        data = site.data_of(request.spec.data, request.clients[0])
-        samples = data.scored(request.clients[0], request.on)
-        digest = samples_digest(samples)
-        if digest != request.test_digest:
-            raise ClientError(
-                f"client {request.clients[0]}: its {IMAGES_HAVE[request.on]} changed since wake_up: "
-                f"expected digest {request.test_digest}, found {digest}"
-            )
-        detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
-        result, truth = _evaluate_part(site, request, detector, samples)
-    except (ClientError, DataError) as error:
-        failed = ClientFailure(
-            client=request.clients[0],
-            phase="stop_and_eval",
-            kind="model-diverged" if isinstance(error, ModelDiverged) else "client-error",
-            reason=str(error),
-        )
-        return TurnReply(failures=tuple(failed.model_copy(update={"client": client}) for client in request.clients))
-    tensors = {f"detections/{name}": array for name, array in pack(result.detections).items()}
-    tensors |= {f"truth/{name}": array for name, array in pack_truth(truth).items()}
-    stored = site.weights.put(part_key(site.layout(request.federation), request), save(tensors))
-    return TurnReply(
-        images=result.images,
-        batch_losses=tuple(result.batch_losses),
-        detections=WeightRef.of(stored),
-        downloaded=downloaded,
-        uploaded=stored.bytes,
-    )
-
-
-def load_detector(site: Site, spec: FederationSpec, model: WeightRef, classes: int) -> tuple[Detector, int]:
-    """Return the site's detector with the weights of ``model``, and the bytes fetched from the store for it."""
-    fetched = site.weights.get(model.key, model.sha256, model.bytes)
-    detector = site.detector(spec, classes)
-    load_state(detector, fetched.path)
-    return detector, fetched.downloaded
-
-
-def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[ImageSample]) -> EvaluationLoader:
-    """Return the batches of ``samples`` for an evaluation by ``spec``."""
-    return evaluation_loader(
-        samples,
-        width=spec.detector.width,
-        height=spec.detector.height,
-        batch_size=spec.evaluation.batch_size,
-        cache=site.images,
-    )
-
-
-def _evaluate_part(
-    site: Site, request: EvaluationRequest, detector: Detector, samples: Sequence[ImageSample]
-) -> tuple[PartResult, dict[int, Truth]]:
-    loader = evaluation_batches(site, request.spec, samples)
-    batches = (loader[number] for number in range(request.part, len(loader), request.parts))
-    result = evaluate(detector, batches, samples, request.spec.evaluation, device=request.spec.training.device)
-    chosen = {index: samples[index] for index in result.detections}
-    return result, {index: (sample.boxes, sample.labels, sample.difficult) for index, sample in chosen.items()}
 
 
 def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[tuple[str, int], list[ClientInfo]]:

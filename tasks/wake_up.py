@@ -9,55 +9,22 @@ from collections.abc import Collection, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import ValidationError
 
-from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
 from tasks.held_out import has_enough_held_out, without_figure
 from tasks.plain_text import plain
 from tasks.replies import failure_of
-from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
-from tasks.spec.turns import TurnReply, WakeUpRequest
+from tasks.spec.turns import WakeUpRequest
 
 log = logging.getLogger(__name__)
 
 # Wait before asking clients again that were not ready.
 ASK_AGAIN_SECONDS = 5.0
-
-
-def client_wake_up(site: Site, request: WakeUpRequest) -> TurnReply:
-    """Return the data that each client of the turn has, or why it is not ready. Runs in a slot."""
-    site.look_again(request.spec.data, request.clients)  # missing data may have arrived since the last time
-    ready, failures = [], []
-    for client in request.clients:
-        try:
-            data = site.data_of(request.spec.data, client)
-            test, held = data.test[client], data.scored(client, "holdout")
-            ready.append(
-                ClientInfo(
-                    client=client,
-                    train_size=len(data.train[client]),
-                    test_size=len(test),
-                    test_digest=samples_digest(test),
-                    holdout_size=len(held),
-                    holdout_digest=samples_digest(held) if held else None,
-                    class_counts=class_counts(data.train[client], data.classes),
-                    host=site.host,
-                    device=site.device_name(request.spec),
-                )
-            )
-        except (FedbenchError, ValidationError) as error:
-            reason = (
-                explain(error, ClientInfo, f"client {client}") if isinstance(error, ValidationError) else str(error)
-            )
-            failures.append(ClientFailure(client=client, phase="wake_up", kind="client-error", reason=reason))
-    return TurnReply(ready=tuple(ready), failures=tuple(failures))
 
 
 @task(name="wake_up", task_run_name="wake_up", cache_policy=NO_CACHE, persist_result=False)

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from infra.turns.local import LocalSlots
+from tasks.client_eval import client_eval, evaluation_batches
 from tasks.data.samples import samples_digest
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
@@ -32,7 +33,7 @@ from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import WeightRef
 from tasks.spec.turns import EvaluationRequest
-from tasks.stop_and_eval import client_eval, evaluation_batches, score
+from tasks.stop_and_eval import score
 from tasks.training.evaluation import in_original_pixels
 from tests.benchmarks.figures_text import line
 from tests.benchmarks.measured_detectors import (

@@ -14,7 +14,9 @@ from infra.store.foreign_json import read_foreign
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import MAILBOX_VERSION, reply_in
 from tasks.aggregate import initial_weights
+from tasks.client_eval import client_eval
 from tasks.client_update import client_update
+from tasks.client_wake_up import client_wake_up
 from tasks.data.samples import class_counts
 from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
@@ -29,8 +31,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
-from tasks.stop_and_eval import client_eval, clients_by_test_set, score
-from tasks.wake_up import client_wake_up
+from tasks.stop_and_eval import clients_by_test_set, score
 from tests.tasks.phase_handles import make_handles, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")

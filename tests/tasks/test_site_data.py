@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.settings import S3Settings, Settings
+from tasks.client_wake_up import client_wake_up
 from tasks.data.export import write_voc
 from tasks.draw_sheet import draw_sheet
 from tasks.errors import DataError
@@ -16,7 +17,6 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import WeightRef
 from tasks.spec.turns import SheetRequest, WakeUpRequest
-from tasks.wake_up import client_wake_up
 from tests.tasks.drawn_data import drawn_data
 
 DRAWN = SyntheticStreet(train_images=40, test_images=5, width=64, height=64)

@@ -23,7 +23,7 @@ from typing import Any
 _CHANGES = {
     "tasks.detectors.yolo_network": "narrow_layers",
     "tasks.client_update": "learn_nothing",
-    "tasks.stop_and_eval": "detect_nothing",
+    "tasks.client_eval": "detect_nothing",
 }
 
 

@@ -72,3 +72,17 @@ print("imported:", *(name for name in ("torchvision",) if name in sys.modules))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported:", done.stdout
+
+
+def test_a_slot_imports_no_prefect() -> None:
+    """The client's part of each phase is in a module of its own. Prefect's import takes over a second."""
+    script = """
+import importlib, sys
+from flows.coordinator.preflight import PRELOAD
+for name in PRELOAD:
+    importlib.import_module(name)
+print("imported:", *(name for name in ("prefect", "mlflow", "matplotlib.pyplot") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported:", done.stdout

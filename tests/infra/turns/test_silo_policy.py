@@ -14,8 +14,10 @@ from infra.store.weights import WeightStore
 from infra.turns.mailbox import Mailbox, open_session, require_session
 from infra.turns.silo_policy import silo_policy
 from tasks.aggregate import initial_weights
-from tasks.check_client_resource import client_resources
+from tasks.client_eval import client_eval
+from tasks.client_resources import client_resources
 from tasks.client_update import client_update
+from tasks.client_wake_up import client_wake_up
 from tasks.draw_sheet import draw_sheet
 from tasks.handles import Handles
 from tasks.site import Site
@@ -24,8 +26,6 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import EvaluationRequest, ResourceRequest, SheetRequest, UpdateRequest, WakeUpRequest
-from tasks.stop_and_eval import client_eval
-from tasks.wake_up import client_wake_up
 from tests.tasks.phase_handles import make_handles, make_plan
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.client_update import client_update
+from tasks.client_wake_up import client_wake_up
 from tasks.data.catalog import pool
 from tasks.data.check import check_data
 from tasks.data.export import write_coco
@@ -32,7 +33,6 @@ from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import TrainingSpec
 from tasks.spec.turns import UpdateRequest, WakeUpRequest
 from tasks.training.seeds import derive_seed
-from tasks.wake_up import client_wake_up
 from tests.tasks.drawn_data import drawn_data
 
 TINY = SyntheticStreet(train_images=40, test_images=8, width=64, height=64)

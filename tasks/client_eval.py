@@ -1,0 +1,86 @@
+"""Phase 7, ``client_eval``: a client's part of ``stop_and_eval``. It runs in a slot, which does not import Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from safetensors.numpy import save
+
+from tasks.data.loading import EvaluationLoader, evaluation_loader
+from tasks.data.samples import ImageSample, samples_digest
+from tasks.detectors.base import Detector
+from tasks.detectors.state import load_state
+from tasks.errors import ClientError, DataError, ModelDiverged
+from tasks.evaluation_parts import part_key
+from tasks.metrics.detections import pack
+from tasks.metrics.truth import Truth, pack_truth
+from tasks.site import Site
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import IMAGES_HAVE, ClientFailure, WeightRef
+from tasks.spec.turns import EvaluationRequest, TurnReply
+from tasks.training.evaluation import PartResult, evaluate
+
+
+def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
+    """Evaluate the batches ``part``, ``part + parts``, … of the images that the request names. Runs in a slot.
+
+    The losses are in the reply; the detections and true objects are stored.
+    """
+    try:
+        data = site.data_of(request.spec.data, request.clients[0])
+        samples = data.scored(request.clients[0], request.on)
+        digest = samples_digest(samples)
+        if digest != request.test_digest:
+            raise ClientError(
+                f"client {request.clients[0]}: its {IMAGES_HAVE[request.on]} changed since wake_up: "
+                f"expected digest {request.test_digest}, found {digest}"
+            )
+        detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
+        result, truth = _evaluate_part(site, request, detector, samples)
+    except (ClientError, DataError) as error:
+        failed = ClientFailure(
+            client=request.clients[0],
+            phase="stop_and_eval",
+            kind="model-diverged" if isinstance(error, ModelDiverged) else "client-error",
+            reason=str(error),
+        )
+        return TurnReply(failures=tuple(failed.model_copy(update={"client": client}) for client in request.clients))
+    tensors = {f"detections/{name}": array for name, array in pack(result.detections).items()}
+    tensors |= {f"truth/{name}": array for name, array in pack_truth(truth).items()}
+    stored = site.weights.put(part_key(site.layout(request.federation), request), save(tensors))
+    return TurnReply(
+        images=result.images,
+        batch_losses=tuple(result.batch_losses),
+        detections=WeightRef.of(stored),
+        downloaded=downloaded,
+        uploaded=stored.bytes,
+    )
+
+
+def load_detector(site: Site, spec: FederationSpec, model: WeightRef, classes: int) -> tuple[Detector, int]:
+    """Return the site's detector with the weights of ``model``, and the bytes fetched from the store for it."""
+    fetched = site.weights.get(model.key, model.sha256, model.bytes)
+    detector = site.detector(spec, classes)
+    load_state(detector, fetched.path)
+    return detector, fetched.downloaded
+
+
+def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[ImageSample]) -> EvaluationLoader:
+    """Return the batches of ``samples`` for an evaluation by ``spec``."""
+    return evaluation_loader(
+        samples,
+        width=spec.detector.width,
+        height=spec.detector.height,
+        batch_size=spec.evaluation.batch_size,
+        cache=site.images,
+    )
+
+
+def _evaluate_part(
+    site: Site, request: EvaluationRequest, detector: Detector, samples: Sequence[ImageSample]
+) -> tuple[PartResult, dict[int, Truth]]:
+    loader = evaluation_batches(site, request.spec, samples)
+    batches = (loader[number] for number in range(request.part, len(loader), request.parts))
+    result = evaluate(detector, batches, samples, request.spec.evaluation, device=request.spec.training.device)
+    chosen = {index: samples[index] for index in result.detections}
+    return result, {index: (sample.boxes, sample.labels, sample.difficult) for index, sample in chosen.items()}
