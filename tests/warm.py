@@ -52,6 +52,7 @@ MODULES = frozenset(
         "infra.worker.fork_server",
         "mlflow",
         "prefect",
+        "uvicorn",
     }
 )
 SLOTS = "from multiprocessing.forkserver import main"
