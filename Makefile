@@ -80,7 +80,7 @@ unit: compiled
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not benchmark"
 
 integration: compiled
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not benchmark and not slow"
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "integration and not benchmark and not slow"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

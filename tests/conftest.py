@@ -20,25 +20,28 @@ for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
 STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
 SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
 
-# Test files that use the session's fixture `undisturbed`, directly or through another fixture.
+# Test files that use the session's fixture `undisturbed`, directly or through another fixture, in scopes of about equal
+# length. Each scope makes the run anew, half a minute, so that the scopes can run at the same time.
 UNDISTURBED_RUN_FILES = {
-    "test_cleaning.py",
-    "test_failing_client.py",
-    "test_failing_views.py",
-    "test_full_disk.py",
-    "test_going_back.py",
-    "test_interrupt.py",
-    "test_kill.py",
-    "test_model_commands.py",
-    "test_run.py",
-    "test_serving.py",
+    "test_kill.py": "undisturbed, extended",
+    "test_run.py": "undisturbed, extended",
+    "test_serving.py": "undisturbed, extended",
+    "test_going_back.py": "undisturbed, extended",
+    "test_cleaning.py": "undisturbed",
+    "test_interrupt.py": "undisturbed",
+    "test_model_commands.py": "undisturbed",
+    "test_failing_client.py": "undisturbed, failures",
+    "test_failing_views.py": "undisturbed, failures",
+    "test_full_disk.py": "undisturbed, failures",
 }
 
 # The slowest scopes, as `scope` names them, slowest first. They start first, so that none runs on alone at the end.
 LONGEST = (
+    "undisturbed, extended",
     "undisturbed",
     "tests/integration/test_suite.py",
     "tests/integration/test_residents.py",
+    "undisturbed, failures",
     "tests/integration/test_stack.py",
     "tests/integration/test_two_machines.py",
     "tests/tasks/test_fuzz_replies.py",
@@ -56,9 +59,9 @@ if TYPE_CHECKING:
 
 
 def scope(nodeid: str) -> str:
-    """Return the scope of a test: its file, or "undisturbed". All tests of a scope run in one process."""
+    """Return the scope of a test: its file, or one of several files. All tests of a scope run in one process."""
     file = Path(nodeid.partition("::")[0])
-    return "undisturbed" if file.parent.name == "integration" and file.name in UNDISTURBED_RUN_FILES else str(file)
+    return UNDISTURBED_RUN_FILES.get(file.name, str(file)) if file.parent.name == "integration" else str(file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
