@@ -43,18 +43,11 @@ def evaluate(
 
 
 def _replace() -> None:
-<<<<<<< HEAD
-    from tasks import stop_and_eval
+    from tasks import client_eval
     from tasks.strategies import base
 
     base.train = train
-    stop_and_eval.evaluate = evaluate
-=======
-    from tasks import client_eval, client_update
-
-    client_update.train = train
     client_eval.evaluate = evaluate
->>>>>>> 8d99314 (Import no Prefect in slots)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,8 @@ from prefect.utilities.annotations import quote
 import flows.federation
 import flows.new_model
 import flows.round
-<<<<<<< HEAD
-import tasks.stop_and_eval
-import tasks.strategies.base
-=======
 import tasks.client_eval
-import tasks.client_update
->>>>>>> 8d99314 (Import no Prefect in slots)
+import tasks.strategies.base
 from flows.coordinator.preflight import claim_name
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
@@ -158,13 +153,8 @@ def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.federation, "tag_run", _nothing)
     monkeypatch.setattr(flows.federation, "RunArtifacts", _NoArtifacts)
     monkeypatch.setattr(flows.round, "show_clients", _nothing)
-<<<<<<< HEAD
     monkeypatch.setattr(tasks.strategies.base, "train", _train)
-    monkeypatch.setattr(tasks.stop_and_eval, "evaluate", _evaluate)
-=======
-    monkeypatch.setattr(tasks.client_update, "train", _train)
     monkeypatch.setattr(tasks.client_eval, "evaluate", _evaluate)
->>>>>>> 8d99314 (Import no Prefect in slots)
     narrow = [
         dataclasses.replace(layer, filters=max(layer.filters // 16, 4)) if isinstance(layer, Conv) else layer
         for layer in yolo_network.YOLOV3_TINY_LAYERS
