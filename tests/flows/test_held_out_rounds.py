@@ -13,6 +13,7 @@ from flows.views.prefect_page import client_table, summary
 from flows.views.tables import best_line, class_table, round_table
 from infra.settings import S3Settings
 from infra.views import Views
+from tasks.client_eval import client_eval
 from tasks.decide import decide_stop
 from tasks.errors import FedbenchError, SpecError
 from tasks.figures.plots import rounds_plot
@@ -30,7 +31,7 @@ from tasks.spec.federation import FederationSpec, parse_spec, with_fields
 from tasks.spec.records import ClientFailure, ClientInfo, Metrics, RoundRecord
 from tasks.spec.suite import Cell
 from tasks.spec.turns import EvaluationRequest, TurnReply, WakeUpRequest
-from tasks.stop_and_eval import client_eval, images_to_score
+from tasks.stop_and_eval import images_to_score
 from tasks.suite.results import cell_result
 from tasks.usable import model_fault
 from tests.flows.empty_federation import SPEC, EmptyFederation, without_prefect_and_learning
