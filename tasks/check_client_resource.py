@@ -237,6 +237,7 @@ async def _new_plan(
         train_sizes=sizes,
         weights=weights,
         figures=strategy_class(spec).figures,
+        means=len(strategy_class(spec).means),
         **_states(handles, spec, tuple(sizes)),
         created=datetime.now(UTC),
     )

@@ -209,6 +209,7 @@ def put_updates(
             seed=request.seeds[trained.client],
             weights=WeightRef.of(stored),
             shard=tuple(member.client for member in succeeded) if together else None,
+            started_from=tuple(ref.sha256 for ref in request.states_of(trained.client)),
             state=trained.state,
             figures=trained.figures,
             train_size=trained.train_size,

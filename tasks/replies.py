@@ -21,6 +21,7 @@ from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.messages import explain
 from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
+from tasks.strategies.registry import strategy_class
 
 log = logging.getLogger(__name__)
 
@@ -231,8 +232,10 @@ def _moved(request: AnyRequest, reply: TurnReply) -> dict[str, int]:
         down = len(request.clients) * request.model.bytes
     elif isinstance(request, UpdateRequest):
         down = sum(request.fetched_bytes(client) for client in request.clients)
-        # A client stores its weights and, if the method keeps one, its state, which is no larger.
-        objects = 1 if request.states is None else 2
+        # A client stores its weights and, if the method keeps one, its state, which is no larger than one model. A
+        # partial sum may hold several means, each as large as a model.
+        objects = len(strategy_class(request.spec).means) if request.spec.participation.partial_sums else 1
+        objects += request.states is not None
         up = len(request.clients) * objects * (request.model.bytes + HEADER_SLACK)
     return {"downloaded": min(reply.downloaded, down), "uploaded": min(reply.uploaded, up)}
 

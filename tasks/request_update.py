@@ -33,7 +33,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
 
     It counts when it matches what the plan asked for: federation, round, experiment, a client of the cohort, the
     round's global weights, the client's seed, and the number of images that ``wake_up`` counted, on which its weight is
-    based. Its weights must be at ``key``, and no larger than the global weights; the client must not report that it
+    based. Its weights must be at ``key``, and no larger than the global weights, or a partial sum's
+    at its means' number of them; the client must not report that it
     downloaded more than those. A partial sum counts only if the updates of all its clients do, which
     :func:`tasks.partial_sums.incomplete_sums` checks.
     """
@@ -56,7 +57,8 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
         return f"client {update.client}: {fault}"
     if update.weights.key != key:
         return f"client {update.client}: weights: expected {key}, found {update.weights.key[:200]}"
-    most = plan.model.bytes + HEADER_SLACK
+    means = 1 if update.shard is None else plan.means
+    most = means * (plan.model.bytes + HEADER_SLACK)
     if update.weights.bytes > most:
         return f"client {update.client}: weights: expected at most {most} bytes, found {update.weights.bytes}"
     most = plan.fetched_bytes(update.client)
@@ -75,7 +77,14 @@ def update_fault(layout: FederationLayout, update: UpdateRecord, plan: RoundPlan
 
 
 def method_fault(update: UpdateRecord, plan: RoundPlan, state_key: str) -> str | None:
-    """Return what is wrong with the state or the figures that ``update`` brings for the round's method; else None."""
+    """Return what is wrong with the states or the figures of ``update`` for the round's method; None if nothing is.
+
+    The client must have started from the states of the plan: from others it would have trained another model.
+    """
+    states = tuple(ref.sha256 for ref in plan.states_of(update.client))
+    if update.started_from != states:
+        expected, found = (", ".join(digests) or "no state" for digests in (states, update.started_from))
+        return f"started_from: expected {expected}, found {found}"
     if set(update.figures) != set(plan.figures):
         expected, found = (", ".join(sorted(names)) or "none" for names in (plan.figures, update.figures))
         return f"figures: expected {expected}, found {found[:200]}"

@@ -146,12 +146,16 @@ class RoundPlan(Frozen):
         "keeps none.",
     )
     figures: tuple[ClassName, ...] = Field((), description="Names of the figures that each update must have.")
+    means: int = Field(1, ge=1, le=10, description="Weighted means of the updates that a partial sum holds.")
     created: datetime
+
+    def states_of(self, client: str) -> tuple[WeightRef, ...]:
+        """Return the states that ``client`` starts from: the shared one, then its own; those that exist."""
+        return tuple(ref for ref in (self.shared, (self.states or {}).get(client)) if ref is not None)
 
     def fetched_bytes(self, client: str) -> int:
         """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
-        refs = [self.model, self.shared, (self.states or {}).get(client)]
-        return sum(ref.bytes for ref in refs if ref is not None)
+        return sum(ref.bytes for ref in (self.model, *self.states_of(client)))
 
     def weight_of(self, update: UpdateRecord) -> Weight:
         """Return the weight of ``update``, which is from a client of the cohort."""
@@ -178,6 +182,9 @@ class UpdateRecord(Frozen):
         max_length=MOST_CLIENTS,
         description="Clients of the partial sum that the weights are (their mean, weighted by train_size); null: the "
         "weights are this client's own.",
+    )
+    started_from: tuple[Sha256, ...] = Field(
+        (), max_length=2, description="sha256 of the states that the client started from: the shared one, then its own."
     )
     state: WeightRef | None = Field(None, description="The client's new state, if the method keeps one.")
     figures: Figures = Field(default_factory=dict)

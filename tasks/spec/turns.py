@@ -68,10 +68,13 @@ class UpdateRequest(TurnRequest):
         None, description="State of each client of the turn that has one; null: the method keeps none."
     )
 
+    def states_of(self, client: str) -> tuple[WeightRef, ...]:
+        """Return the states that ``client`` starts from: the shared one, then its own; those that exist."""
+        return tuple(ref for ref in (self.shared, (self.states or {}).get(client)) if ref is not None)
+
     def fetched_bytes(self, client: str) -> int:
         """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
-        refs = [self.model, self.shared, (self.states or {}).get(client)]
-        return sum(ref.bytes for ref in refs if ref is not None)
+        return sum(ref.bytes for ref in (self.model, *self.states_of(client)))
 
 
 class EvaluationRequest(TurnRequest):

@@ -1,7 +1,8 @@
 """Small federations in this process, with real rounds, phases, site and store, but without Prefect and learning.
 
 Flows and tasks are called as plain functions. Instead of training, a client adds a constant to the weights, which
-depends on client and seed, so no two updates are equal. An evaluation reads its batches and detects nothing.
+depends on client and seed, so no two updates are equal, and then what a federated method's states ask for. An
+evaluation reads its batches and detects nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.take_turn import PHASES
 from tasks.training.evaluation import PartResult
 from tasks.training.local import TrainingResult
+from tasks.training.optimizers import planned_rates
+from tasks.training.rules import LocalRule
 from tests.unused_handles import no_turn, nothing_left
 
 SPEC = FederationSpec(
@@ -177,10 +180,20 @@ class _NoArtifacts:
         self.begin = self.round_committed = self.finish = _nothing
 
 
-def _train(detector: Any, batches: Any, spec: Any, *, seed: int, client: str, **_: Any) -> TrainingResult:
+def _train(
+    detector: Any, batches: Any, spec: Any, *, lr: float, warmup_steps: int, seed: int, client: str, rule: LocalRule
+) -> TrainingResult:
+    """Add the client's constant, and take one step by what the method adds to a gradient of zero."""
+    rule.begin(detector)
+    rule.correct_gradient()
     with torch.no_grad():
         next(detector.parameters()).add_(1e-3 * zlib.crc32(f"{client} {seed}".encode()) / 2**32)
-    return TrainingResult(loss=1.0, terms={}, images=0, steps=1, seconds=0.0)
+        for parameter in detector.parameters():
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-lr)
+                parameter.grad = None
+    rates = planned_rates(len(batches), spec.accumulate, lr, warmup_steps)
+    return TrainingResult(loss=1.0, terms={}, images=0, steps=1, seconds=0.0, rates=rates)
 
 
 def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:

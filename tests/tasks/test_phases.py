@@ -16,10 +16,21 @@ from tasks.check_client_resource import draw_clients, pack_shards, qualified_cli
 from tasks.decide import best_round, decide_stop, rounds_without_progress
 from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.handles import Handles
-from tasks.request_update import answers_plan, stored_updates
+from tasks.request_update import answers_plan, damaged_updates, stored_updates, update_fault
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientFailure, ClientInfo, Metrics, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
-from tests.records import client_info
+from tasks.spec.records import (
+    ClientFailure,
+    ClientInfo,
+    Metrics,
+    ResourceAnswer,
+    RoundPlan,
+    RoundRecord,
+    UpdateRecord,
+    WeightRef,
+)
+from tasks.spec.strategies import ScaffoldSpec
+from tasks.spec.training import Sgd, TrainingSpec
+from tests.records import client_info, round_record
 from tests.tasks.phase_handles import make_plan, make_update, put_state
 
 READY = tuple(str(number) for number in range(1, 21))
@@ -89,6 +100,7 @@ def test_clients_of_one_size_keep_their_order() -> None:
 
 GLOBAL = {"w": torch.zeros(3), "n": torch.tensor(0)}
 SPEC = FederationSpec()
+SCAFFOLD = FederationSpec(strategy=ScaffoldSpec(), training=TrainingSpec(optimizer=Sgd(momentum=0.0), clip_norm=None))
 
 
 @pytest.fixture
@@ -165,6 +177,74 @@ def test_a_stored_plan_is_used_if_model_and_clients_are_the_same(handles: Handle
     handles.objects.put_json(key, {**plan.model_dump(mode="json"), "version": 9})
     with pytest.raises(SpecError, match=rf"{key}: version: 9 is newer"):
         read_plan(handles, SPEC, 3, ready("1", "2", "3", "4"), plan.model)
+
+
+@pytest.fixture
+def of_states(handles: Handles, plan: RoundPlan) -> tuple[RoundPlan, RoundRecord]:
+    """Return a plan of SCAFFOLD, and the record of the round before, which has the states that the plan names."""
+    layout = handles.layout
+    shared = put_state(handles, layout.shared_state(2), GLOBAL)
+    states = {client: put_state(handles, layout.client_state(int(client), client), GLOBAL) for client in ("1", "2")}
+    sizes = dict.fromkeys(plan.cohort, 5)
+    fields = {"train_sizes": sizes, "weights": sizes, "shared": shared, "states": states, "figures": ("sum_of_rates",)}
+    other = put_state(handles, layout.client_state(2, "9"), GLOBAL)  # of a client that is not in the cohort
+    before = round_record(2, model=plan.model, shared=shared, states={**states, "9": other})
+    return plan.model_copy(update=fields), before
+
+
+def test_a_stored_plan_is_used_only_with_the_states_of_the_last_record(
+    handles: Handles, of_states: tuple[RoundPlan, RoundRecord]
+) -> None:
+    plan, before = of_states
+    handles.objects.put_json(handles.layout.plan(3), plan.model_dump(mode="json"))
+
+    def read(**fields: Any) -> RoundPlan | None:
+        handles.history = [before.model_copy(update=fields)]
+        return read_plan(handles, SCAFFOLD, 3, ready("1", "2", "3", "4", "9"), plan.model)
+
+    assert read() == plan.model_copy(update={"spec_digest": SCAFFOLD.digest})
+    other = plan.model.model_copy(update={"sha256": "e" * 64})
+    assert read(states={name: before.states[name] for name in ("1", "2")}) is not None  # client 9 is not asked
+    for states in ({}, {"1": before.states["1"]}, before.states | {"2": other}, before.states | {"3": other}):
+        assert read(states=states) is None
+    for fields in ({"shared": None}, {"shared": other}, {"server": other}):
+        assert read(**fields) is None
+
+
+def test_an_update_counts_only_with_the_states_of_the_plan(
+    handles: Handles, of_states: tuple[RoundPlan, RoundRecord]
+) -> None:
+    plan, _ = of_states
+    assert (plan.shared, plan.states) != (None, None)
+    started = {client: tuple(ref.sha256 for ref in plan.states_of(client)) for client in plan.cohort}
+    assert [len(started[client]) for client in plan.cohort] == [2, 2, 1, 1]
+    key = handles.layout.client_state(3, "2")
+    state = put_state(handles, key, {"w": torch.zeros(3)})
+    good = update_of(
+        handles, plan, "2", train_size=5, figures={"sum_of_rates": 0.1}, started_from=started["2"]
+    ).model_copy(update={"state": state})
+    assert update_fault(handles.layout, good, plan) is None
+    for changes, reason in (
+        ({"started_from": ()}, "started_from: expected .*, found no state"),
+        ({"started_from": started["3"]}, "started_from: expected "),
+        ({"started_from": tuple(reversed(started["2"]))}, "started_from: expected "),
+        ({"state": None}, f"state: expected {key}, found none"),
+        ({"state": state.model_copy(update={"key": "elsewhere"})}, f"state: expected {key}, found elsewhere"),
+        ({"state": state.model_copy(update={"bytes": 10**9})}, "state: expected at most "),
+        ({"figures": {}}, "figures: expected sum_of_rates, found none"),
+    ):
+        found = update_fault(handles.layout, good.model_copy(update=changes), plan)
+        assert found is not None
+        assert re.match(f"client 2: {reason}", found)
+    handles.objects.put_json(handles.layout.update_record(3, "2"), good.model_dump(mode="json"))
+    assert stored_updates(handles, plan) == {"2": good}
+    another = plan.model_copy(update={"shared": None})
+    assert stored_updates(handles, another) == {}
+    handles.objects.put_bytes(key, b"cut")
+    assert stored_updates(handles, plan) == {}
+    assert damaged_updates(handles, plan, [good])["2"].startswith(f"{key}: expected {state.bytes} bytes, found 3 bytes")
+    handles.objects.delete([key])
+    assert damaged_updates(handles, plan, [good])["2"].endswith("found no object")
 
 
 # --- aggregate ---------------------------------------------------------------------------------------------
