@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import Literal
 
 from prefect import flow
 
@@ -259,9 +260,26 @@ def commit(handles: Handles, record: RoundRecord) -> None:
 
 
 def clear_up(handles: Handles, record: RoundRecord) -> None:
-    """Remove what retention does not keep from the store, and a committed round's updates from this machine's cache."""
+    """Remove what retention does not keep from the store, and from this machine's cache what nobody reads again.
+
+    These are a committed round's updates, and the states of the round that is no longer among the last.
+    """
     apply_retention(handles, record)
     handles.weights.forget({update.weights.sha256 for update in record.updates} - {record.model.sha256})
+    left = [past for past in handles.history if past.round == record.round - handles.settings.keep_globals]
+    handles.weights.forget(_states(left, "sha256") - _states(_kept(handles, record), "sha256"))
+
+
+def _kept(handles: Handles, record: RoundRecord) -> list[RoundRecord]:
+    """Return the records of the best round and the last ones. record: of the newest round."""
+    first = record.round - handles.settings.keep_globals + 1
+    records = [*(past for past in handles.history if past.round < record.round), record]
+    return [past for past in records if past.round >= first or past.round == record.decision.best_round]
+
+
+def _states(records: Sequence[RoundRecord], field: Literal["key", "sha256"]) -> set[str]:
+    """Return the keys, or the digests, of the states that ``records`` name."""
+    return {getattr(ref, field) for record in records for ref in record.state_refs}
 
 
 def apply_retention(handles: Handles, record: RoundRecord) -> None:
@@ -276,8 +294,7 @@ def apply_retention(handles: Handles, record: RoundRecord) -> None:
         keys += handles.objects.list(layout.updates(newest))
     keep = {record.decision.best_round, *range(newest - settings.keep_globals + 1, newest + 1)}
     globals_ = {layout.global_weights(number) for number in range(newest + 1) if number not in keep}
-    rounds = {**{past.round: past for past in handles.history}, newest: record}
-    states = {ref.key for number in keep & rounds.keys() for ref in rounds[number].state_refs}
+    states = _states(_kept(handles, record), "key")
     for key in handles.objects.list(layout.rounds):
         if key in globals_ or (layout.is_state(key) and key not in states):
             keys.append(key)

@@ -224,12 +224,17 @@ def test_a_commit_has_the_weights_on_the_disk_before_the_marker(
         put_bytes(key, body)
 
     record = record_of(handles, 1)
+    server, own = (handles.layout.server_state(1), handles.layout.client_state(0, "1"))
+    states = {key: WeightRef.of(handles.weights.put(key, key.encode())) for key in (server, own)}
+    record = record.model_copy(update={"server": states[server], "states": {"1": states[own]}})
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(object_store, "put_bytes", put)
     commit(handles, record)
     weights, marker = "rounds/0001/global.safetensors", "rounds/0001/round.json"
     in_round = [step for step in steps if "rounds" in step]
     assert in_round == [
-        f"sync {weights}", "sync rounds/0001", "sync rounds", f"put {marker}", f"sync {marker}", "sync rounds/0001",
+        f"sync {weights}", "sync rounds/0001/server.safetensors", "sync rounds/0000/state/1.safetensors",
+        "sync rounds/0001", "sync rounds", "sync rounds/0000/state", "sync rounds/0000", "sync rounds",
+        f"put {marker}", f"sync {marker}", "sync rounds/0001",
     ]  # fmt: skip
     assert steps[-1] == "put best.json"  # written last, because it can be derived from the marker
