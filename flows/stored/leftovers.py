@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ from flows.stored.runs import opened_store
 from infra.errors import InfraError, RunLocked, StoreCorrupt
 from infra.files.lock import run_lock
 from infra.leftovers.machine import machine_leftovers, registering_leftovers, run_folder_leftovers
-from infra.leftovers.store import Leftover, Retention, federation_leftovers, upload_leftovers
+from infra.leftovers.store import Leftover, Retention, federation_leftovers, kept_rounds, upload_leftovers
 from infra.settings import Settings, run_folder
 from infra.store.holding import Subject
 from infra.store.layout import FederationLayout, federations, first_missing
@@ -183,8 +183,10 @@ def _of_federation(
     entries = objects.entries(layout.root)
     found: list[Leftover] = []
     try:
-        best = best_rounds(objects, layout, [entry.key for entry in entries])
-        found += federation_leftovers(layout, entries, best, retention, now)
+        keys = [entry.key for entry in entries]
+        best = best_rounds(objects, layout, keys)
+        states = named_states(objects, layout, keys, kept_rounds(layout.committed_rounds(keys), best, retention))
+        found += federation_leftovers(layout, entries, best, retention, now, states)
     except (FedbenchError, StoreCorrupt) as error:
         notes.append(f"{name}: left alone: {error}")
     try:
@@ -218,6 +220,22 @@ def best_rounds(objects: ObjectStore, layout: FederationLayout, keys: Sequence[s
             raise SpecError(f"{layout.best}: expected the number of a round in its field round, found {number!r}")
         best.add(number)
     return best
+
+
+def named_states(
+    objects: ObjectStore, layout: FederationLayout, keys: Sequence[str], rounds: Iterable[int]
+) -> set[str]:
+    """Return the keys of the states that the records of ``rounds`` name. No record is read if the store has no state.
+
+    keys: all keys of the federation.
+
+    Raises:
+        FedbenchError: a record is damaged or has a newer version.
+    """
+    if not any(map(layout.is_state, keys)):
+        return set()
+    records = [read_whole(objects, layout.marker(number), RoundRecord, RECORD_VERSION) for number in sorted(rounds)]
+    return {ref.key for record in records for ref in record.state_refs}
 
 
 def _clean_run_folders(

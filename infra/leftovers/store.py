@@ -1,6 +1,7 @@
 """Decide which objects of a federation may be removed from the store, from a listing alone.
 
-A committed round needs its marker and its plan, and its global weights while it is the best or among the last. Objects
+A committed round needs its marker and its plan, and its global weights while it is the best or among the last. The
+states of a federated method that such a round names are needed too, also in the folders of earlier rounds. Objects
 of a round that was never committed save work when the federation is resumed. After a long time without writes they may
 be removed: a resumed round does the work again and gets the same weights.
 """
@@ -21,6 +22,7 @@ from infra.store.uploads import IncompleteUpload
 YOUNG = timedelta(hours=1)
 
 OLD_GLOBAL = "global weights, neither best nor among the last"
+OLD_STATE = "state that no round with kept weights names"
 OLD_UPDATE = "update of a committed round"
 OLD_EVALUATION = "evaluation of a committed round"
 SUPERSEDED = "of a round that was put aside"
@@ -35,6 +37,7 @@ _RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed,
 _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
 _ASIDE = re.compile(r"(superseded|damaged)/[0-9]{4,}/.+")
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
+_STATE = re.compile(r"(server|shared|state/[^/]+)\.safetensors")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
 _EVALUATION = re.compile(r"evaluations/([^/]+/)?[^/]+\.(safetensors|json)")
 
@@ -60,18 +63,26 @@ class Leftover:
     upload_id: str = ""
 
 
+def kept_rounds(committed: Sequence[int], best_rounds: Iterable[int], retention: Retention) -> frozenset[int]:
+    """Return the rounds whose global weights stay: those of ``best_rounds``, and the last of ``committed``."""
+    last = range(len(committed) - max(retention.keep_globals, 2), len(committed))
+    return frozenset({*best_rounds, *last} & set(committed))
+
+
 def federation_leftovers(
     layout: FederationLayout,
     entries: Sequence[ObjectEntry],
     best_rounds: Iterable[int],
     retention: Retention,
     now: datetime,
+    states: Iterable[str] = (),
 ) -> list[Leftover]:
     """Return which of ``entries``, the objects below ``layout.root``, may be removed.
 
     The caller makes sure that nobody runs the federation.
 
     best_rounds: rounds that a record calls the best; their global weights stay.
+    states: keys of the states that the records of :func:`kept_rounds` name; they stay.
     """
     # Lease notes do not count as objects of the federation: the clean-up writes one too.
     entries = [
@@ -82,10 +93,10 @@ def federation_leftovers(
     committed = layout.committed_rounds(entry.key for entry in entries)
     if first_missing(committed) is not None:
         return []  # a marker is missing: a repair may need any of the objects
-    last = range(len(committed) - max(retention.keep_globals, 2), len(committed))
     rules = _Rules(
         committed=frozenset(committed),
-        kept_globals=frozenset({*best_rounds, *last}),
+        kept_globals=kept_rounds(committed, best_rounds, retention),
+        kept_states=frozenset(state.removeprefix(layout.root) for state in states),
         keep_updates=retention.keep_updates,
         abandoned=now - max(entry.modified for entry in entries) >= max(retention.older_than, YOUNG),
     )
@@ -108,6 +119,7 @@ def federation_leftovers(
 class _Rules:
     committed: frozenset[int]
     kept_globals: frozenset[int]
+    kept_states: frozenset[str]
     keep_updates: bool
     abandoned: bool  # nothing was written for long
 
@@ -123,6 +135,8 @@ class _Rules:
             number, rest = int(match[1]), match[2]
             if rest == "plan.json":  # a resumed round follows it
                 return None
+            if name in self.kept_states:
+                return None
             if number in self.committed:
                 known, reason = self._of_committed(number, rest, young=young)
             else:
@@ -135,6 +149,8 @@ class _Rules:
         """Return whether the layout has the name ``rest``, and why the object may be removed; None: it stays."""
         if rest == "global.safetensors":
             return True, None if number in self.kept_globals else OLD_GLOBAL
+        if _STATE.fullmatch(rest):
+            return True, OLD_STATE
         if _UPDATE.fullmatch(rest):
             return True, None if self.keep_updates else OLD_UPDATE
         if _EVALUATION.fullmatch(rest):
@@ -142,7 +158,7 @@ class _Rules:
         return False, None
 
     def _of_uncommitted(self, rest: str) -> tuple[bool, str | None]:
-        if rest == "global.safetensors" or _UPDATE.fullmatch(rest) or _EVALUATION.fullmatch(rest):
+        if rest == "global.safetensors" or any(kind.fullmatch(rest) for kind in (_STATE, _UPDATE, _EVALUATION)):
             return True, NEVER_COMMITTED if self.abandoned else None
         return False, None
 

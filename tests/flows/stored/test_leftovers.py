@@ -16,13 +16,14 @@ from flows.stored.removal import remove_federation, remove_leftovers
 from flows.stored.runs import opened_store, read_history
 from infra.errors import RunLocked
 from infra.files.lock import run_lock
-from infra.leftovers.store import Leftover
+from infra.leftovers.store import OLD_STATE, Leftover
 from infra.settings import S3Settings, Settings
 from infra.store import lease
 from infra.store.holding import federation_held
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
+from tasks.spec.records import WeightRef
 from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 from tests.infra.leftovers.ages import DAYS, NOW, aged
 
@@ -140,6 +141,39 @@ def test_an_outdated_best_json_of_a_killed_run_counts_too(object_store: ObjectSt
     clean(settings, apply=True, names=["killed"])
     keys = object_store.list(layout.root)
     assert [number for number in range(5) if layout.global_weights(number) in keys] == [0, 1, 3, 4]
+
+
+def test_states_that_a_kept_round_names_stay(object_store: ObjectStore, settings: Settings) -> None:
+    """Client 1 counted in every round, client 2 in rounds 0 and 1 only. The kept rounds are 1, 2 and 3."""
+    handles = handles_of(object_store, settings.model_copy(update={"keep_updates": True, "keep_globals": 99}), "mine")
+    layout, states = handles.layout, {}
+    claim_name(object_store, layout, SPEC)
+    for number in range(4):
+        for client in ("1", "2") if number < 2 else ("1",):
+            stored = handles.weights.put(layout.client_state(number, client), f"{client} {number}".encode())
+            states[client] = WeightRef.of(stored)
+        server = WeightRef.of(handles.weights.put(layout.server_state(number), f"server {number}".encode()))
+        record = record_of(handles, number, best_round=min(number, 1))
+        commit(handles, record.model_copy(update={"server": server, "states": dict(states)}))
+    object_store.put_bytes(layout.client_state(3, "2"), b"of an update that did not count")
+    before = object_store.list(layout.root)
+    result = clean(settings, apply=True, names=["mine"])
+    assert (result.notes, result.failed) == ([], {})
+    went = before.keys() - object_store.list(layout.root).keys()
+    old = {
+        layout.client_state(0, "1"),
+        layout.client_state(0, "2"),
+        layout.server_state(0),
+        layout.client_state(3, "2"),
+    }
+    assert {key for key in went if layout.is_state(key)} == old
+    assert {row["objects"] for row in result.rows() if row["reason"] == OLD_STATE} == {len(old)}
+    assert layout.client_state(1, "2") in object_store.list(layout.root)
+    # Without the record of a kept round nobody knows which states it names.
+    object_store.put_bytes(layout.marker(1), b"{")
+    result = clean(settings, apply=True, names=["mine"])
+    assert result.leftovers == []
+    assert result.notes[0].startswith(f"mine: left alone: {layout.marker(1)}: damaged")
 
 
 def test_a_store_of_a_newer_version_is_not_cleaned(object_store: ObjectStore, settings: Settings) -> None:

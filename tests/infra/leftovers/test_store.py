@@ -9,11 +9,13 @@ from infra.leftovers.store import (
     NO_RECORD,
     OLD_EVALUATION,
     OLD_GLOBAL,
+    OLD_STATE,
     OLD_UPDATE,
     SERVER_TEMPORARY,
     SUPERSEDED,
     Retention,
     federation_leftovers,
+    kept_rounds,
     removal_steps,
     upload_leftovers,
 )
@@ -40,9 +42,12 @@ def listing(names: list[str], age: timedelta) -> list[ObjectEntry]:
     return [ObjectEntry(f"federations/mine/{name}", 10, NOW - age) for name in names]
 
 
-def plan(entries: list[ObjectEntry], best: int = 1, retention: Retention | None = None) -> dict[str, str]:
+def plan(
+    entries: list[ObjectEntry], best: int = 1, retention: Retention | None = None, states: list[str] | None = None
+) -> dict[str, str]:
     """Return the names below the federation's root that may be removed, each with its reason."""
-    found = federation_leftovers(LAYOUT, entries, {best}, retention or Retention(), NOW)
+    named = [f"{LAYOUT.root}{name}" for name in states or ()]
+    found = federation_leftovers(LAYOUT, entries, {best}, retention or Retention(), NOW, named)
     assert all(leftover.federation == "mine" and leftover.bytes == 10 for leftover in found)
     return {leftover.key.removeprefix(LAYOUT.root): leftover.reason for leftover in found}
 
@@ -65,6 +70,35 @@ def test_updates_of_a_committed_round_go_unless_they_are_kept() -> None:
     kept = [name for name in COMMITTED if "global" not in name]
     assert plan(listing(kept + updates, 2 * MINUTES)) == dict.fromkeys(updates, OLD_UPDATE)
     assert plan(listing(kept + updates, 99 * DAYS), retention=Retention(keep_updates=True)) == {}
+
+
+def test_states_of_rounds_with_kept_weights_stay_wherever_they_are() -> None:
+    """Client 5 was last counted in round 0, client 3 in round 2; only round 4 names their states."""
+    named = [
+        "rounds/0000/state/5.safetensors", "rounds/0002/state/3.safetensors", "rounds/0004/server.safetensors",
+        "rounds/0004/shared.safetensors", "rounds/0004/state/4.safetensors",
+    ]  # fmt: skip
+    old = [
+        "rounds/0001/state/5.safetensors", "rounds/0002/server.safetensors", "rounds/0002/shared.safetensors",
+        "rounds/0004/state/3.safetensors",
+    ]  # fmt: skip
+    kept = [name for name in COMMITTED if "global" not in name]
+    for age in (2 * MINUTES, 99 * DAYS):
+        assert plan(listing(kept + named + old, age), states=named) == dict.fromkeys(old, OLD_STATE)
+        assert plan(listing(kept + old, age), retention=Retention(keep_updates=True)) == dict.fromkeys(old, OLD_STATE)
+    assert kept_rounds(range(5), {1, 9}, Retention()) == {1, 3, 4}
+    assert kept_rounds(range(5), {4}, Retention(keep_globals=3)) == {2, 3, 4}
+
+
+def test_states_of_an_unfinished_round_go_with_its_updates() -> None:
+    kept = listing([name for name in COMMITTED if "global" not in name], 99 * DAYS)
+    states = [
+        "rounds/0005/server.safetensors", "rounds/0005/shared.safetensors", "rounds/0005/state/1.safetensors",
+    ]  # fmt: skip
+    assert plan(kept + listing(states, 6 * DAYS)) == {}
+    assert plan(kept + listing(states, 8 * DAYS)) == dict.fromkeys(states, NEVER_COMMITTED)
+    strange = ["rounds/0003/state/deep/1.safetensors", "rounds/0003/state/1.json"]
+    assert plan(kept + listing(strange, 8 * DAYS)) == dict.fromkeys(strange, NO_RECORD)
 
 
 def test_evaluations_of_a_committed_round_go_after_an_hour() -> None:
