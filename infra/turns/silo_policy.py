@@ -1,8 +1,9 @@
 """An IAM policy with the rights that a silo's worker needs in the store, and no others.
 
-A silo reads global weights and the sessions of its own pool. It writes its residents' answers, its clients' updates
-and its parts of evaluations. It cannot write the updates of others, plans or commits, and it can list and
-delete nothing.
+A silo reads global weights, the state that a method shares with all clients, the states of its own clients, and the
+sessions of its own pool. It writes its residents' answers, its clients' updates and states, and its parts of
+evaluations. It cannot read the server's state or the states of other clients. It cannot write the updates and states of
+others, plans or commits, and it can list and delete nothing.
 
 It shares one object with other silos: the sheet of detections. If another silo has overwritten it, the coordinator
 notices, because replies name objects by sha256.
@@ -19,12 +20,18 @@ from infra.turns.mailbox import ANSWER, session_folder
 READ = ("s3:GetObject",)
 WRITE = ("s3:PutObject", "s3:AbortMultipartUpload")
 ANY = "*"  # in a policy it matches slashes too
+ROUND_DIGITS = (4, 5, 6)  # of the number of a round, which is at most 100,000
 
 
-def read_patterns(prefix: str, pool: str, federation: str = ANY) -> tuple[str, ...]:
-    """Return patterns of the keys that residents of ``pool`` read."""
+def read_patterns(prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> tuple[str, ...]:
+    """Return patterns of the keys that residents of ``pool`` read for the silo's ``clients``."""
     layout = FederationLayout(prefix, federation)
-    return (f"{session_folder(layout, pool, ANY)}{ANY}", _any_round(layout, layout.global_weights(0)))
+    # A pattern with ANY for the round would also match the state of a client that is named "shared".
+    name = layout.shared_state(0).removeprefix(layout.round(0))
+    shared = [f"{layout.rounds}{'?' * digits}/{name}" for digits in ROUND_DIGITS]
+    states = [_any_round(layout, layout.client_state(0, client)) for client in clients]
+    model = _any_round(layout, layout.global_weights(0))
+    return (f"{session_folder(layout, pool, ANY)}{ANY}", model, *shared, *states)
 
 
 def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> tuple[str, ...]:
@@ -36,6 +43,7 @@ def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: s
             layout.update_weights(0, client),
             layout.update_record(0, client),
             layout.partial_sum(0, client),
+            layout.client_state(0, client),
             layout.evaluation_part(0, client, ANY),
         ]
     answers = f"{session_folder(layout, pool, ANY)}{ANY}{ANSWER}"
@@ -52,7 +60,7 @@ def silo_policy(bucket: str, prefix: str, pool: str, clients: Sequence[str], fed
     return {
         "Version": "2012-10-17",
         "Statement": [
-            statement("Read", READ, read_patterns(prefix, pool, federation)),
+            statement("Read", READ, read_patterns(prefix, pool, clients, federation)),
             statement("Write", WRITE, write_patterns(prefix, pool, clients, federation)),
         ],
     }

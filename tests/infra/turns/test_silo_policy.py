@@ -6,6 +6,7 @@ import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from safetensors.torch import load_file
 
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
@@ -24,9 +25,10 @@ from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.spec.strategies import ScaffoldSpec
+from tasks.spec.training import EvaluationSpec, Sgd, TrainingSpec
 from tasks.spec.turns import EvaluationRequest, ResourceRequest, SheetRequest, UpdateRequest, WakeUpRequest
-from tests.tasks.phase_handles import make_handles, make_plan
+from tests.tasks.phase_handles import make_handles, make_plan, put_state
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,6 +41,7 @@ SPEC = FederationSpec(
     training=TrainingSpec(batch_size=4),
     evaluation=EvaluationSpec(batch_size=2),
 )
+PLAIN_SGD = TrainingSpec(batch_size=4, optimizer=Sgd(lr=1e-3, momentum=0.0), clip_norm=None)
 NAME, POOL, SESSION, OWN = "silo-policy", "silo-b", "a-session", ("4", "5")
 # The name in IAM of the permission that each request needs.
 PERMISSION = {
@@ -120,6 +123,17 @@ def requests(
     for spec in (SPEC, summed):
         reply = client_update(site, UpdateRequest(**{**common, "spec": spec}, **of_plan))
         assert ([update.client for update in reply.updates], reply.failures) == (list(OWN), ())
+    # Two turns of a method with states: nothing to start from, and a state of its own and a shared one.
+    scaffold = SPEC.model_copy(update={"strategy": ScaffoldSpec(), "training": PLAIN_SGD})
+    first = client_update(site, UpdateRequest(**{**common, "spec": scaffold}, **of_plan, states={}))
+    states = {update.client: update.state for update in first.updates}
+    assert states["4"] is not None
+    variate = load_file(site.weights.path(states["4"].sha256))
+    shared = put_state(handles, layout.shared_state(plan.round), {name: variate[name] / 2 for name in variate})
+    site.weights = WeightStore(store, home / "cache" / "empty", 100)
+    second = {**of_plan, "round": plan.round + 1, "states": states, "shared": shared}
+    reply = client_update(site, UpdateRequest(**{**common, "spec": scaffold}, **second))
+    assert ([update.state is None for update in reply.updates], reply.failures) == ([False, False], ())
     evaluation = EvaluationRequest(
         **common, round=0, model=model, test_digest=ready[0].test_digest, test_size=5, part=0, parts=2
     )
@@ -159,6 +173,9 @@ def test_nothing_else_is_allowed(requests: list[tuple[str, str]], settings: S3Se
     assert idle == {
         ("s3:PutObject", f"{rounds}updates/_sum-5.safetensors"),
         ("s3:PutObject", f"{rounds}evaluations/5/*.safetensors"),
+        # These are for rounds from 10,000 on.
+        ("s3:GetObject", rounds.replace("rounds/*", "rounds/?????") + "shared.safetensors"),
+        ("s3:GetObject", rounds.replace("rounds/*", "rounds/??????") + "shared.safetensors"),
     }
 
 
@@ -167,7 +184,9 @@ def test_objects_of_others_are_refused() -> None:
     written = [
         layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),
         layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
-        layout.partial_sum(3, "1"), layout.evaluation_part(3, "1", "p"), f"{layout.turns}silo-a/s/1/0001-answer.json",
+        layout.server_state(3), layout.shared_state(3), layout.client_state(3, "1"),
+        layout.put_aside(layout.client_state(3, "4"), 1), layout.partial_sum(3, "1"),
+        layout.evaluation_part(3, "1", "p"), f"{layout.turns}silo-a/s/1/0001-answer.json",
         f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
         *(layout.put_aside(key, 1) for key in (layout.update_weights(3, "4"), layout.update_record(3, "4"))),
     ]  # fmt: skip
@@ -175,8 +194,14 @@ def test_objects_of_others_are_refused() -> None:
     read = [
         layout.spec, layout.plan(3), layout.update_weights(3, "1"), layout.update_weights(3, "4"), layout.marker(3),
         f"{layout.turns}silo-a/s/1/0001-ask.json", layout.put_aside(layout.global_weights(3), 1),
+        layout.server_state(3), layout.client_state(3, "1"), layout.client_state(3, "shared"),
+        layout.client_state(100_000, "shared"), layout.put_aside(layout.client_state(3, "4"), 1),
     ]  # fmt: skip
     assert [key for key in read if allows(policy, "s3:GetObject", "fedbench", key)] == []
+    for number in (3, 10_000, 100_000):
+        assert allows(policy, "s3:GetObject", "fedbench", layout.shared_state(number))
+        for action in ("s3:GetObject", "s3:PutObject"):
+            assert allows(policy, action, "fedbench", layout.client_state(number, "4"))
     own = layout.update_weights(3, "4")
     assert allows(policy, "s3:PutObject", "fedbench", own)
     assert not allows(policy, "s3:PutObject", "another", own)
