@@ -1,19 +1,21 @@
 """Mend damaged objects when a federation goes on: compute them again, and keep the damaged ones.
 
-A power failure may damage the last round's global weights or its marker. Then the round before is intact, and the last
-round is trained again. Its plan and the weights before it determine a round, so the result has the same bits. Records
-of earlier rounds cannot be computed again, so such damage ends the run.
+A power failure may damage the last round's global weights, its marker, or the states that a federated method wrote in
+it. Then the round before is intact, and the last round is trained again. A round is determined by its plan, and by the
+weights and states before it, so the result has the same bits. Records and states of earlier rounds cannot be computed
+again, so such damage ends the run.
 """
 
 from __future__ import annotations
 
 from flows.stored.runs import Damage, put_best, readable_history, stopped
+from flows.stored.states import states_of_clients, states_of_server
 from infra.errors import StoreCorrupt
 from infra.store.flush import flush
 from tasks.errors import FedbenchError
 from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import RoundRecord, WeightRef
 from tasks.whole import set_aside
 
 
@@ -34,7 +36,11 @@ def mended_history(handles: Handles, spec: FederationSpec) -> list[RoundRecord]:
             "--from ROUND"
         )
     if damage is None and records and _is_needed(records, spec):
-        damage = _damaged_weights(handles, records[-1])
+        damage = _damaged_weights(handles, records[-1].round, records[-1].model)
+    if damage is None and records and not stopped(spec, records):
+        damage = _damaged_states(handles, records[-1])
+        if damage is not None and damage.round < records[-1].round:
+            raise FedbenchError(_how_to_replace(handles, damage, records[-1].round))
     if damage is not None:
         records = _fall_back(handles, records[: damage.round], damage, found.records[damage.round :])
     _mend_best(handles, records)
@@ -53,38 +59,74 @@ def _kept(handles: Handles, record: RoundRecord) -> list[str]:
     return [key for key in (record.model.key, handles.layout.marker(record.round)) if key in there]
 
 
-def _damaged_weights(handles: Handles, record: RoundRecord) -> Damage | None:
-    """Return the damage of a round's global weights in the store; None if there is none.
+def _damaged_weights(handles: Handles, number: int, ref: WeightRef) -> Damage | None:
+    """Return the damage in the store of an object of round ``number``, its weights or a state; None if there is none.
 
-    If this machine's cache has the weights, put them into the store again, and return None.
+    If this machine's cache has the content, put it into the store again, and return None.
     """
-    model = record.model
-    fault = handles.weights.fault(model.key, model.sha256, model.bytes)
+    fault = handles.weights.fault(ref.key, ref.sha256, ref.bytes)
     if fault is None:
         return None
-    reason = f"damaged: {fault.removeprefix(f'{model.key}: ')}"
-    if handles.weights.has(model.sha256, model.bytes):
-        kept = set_aside(handles.objects, handles.layout, [model.key])
-        if handles.weights.put_back(model.key, model.sha256, model.bytes):
+    return _restored(handles, Damage(number, ref.key, f"damaged: {fault.removeprefix(f'{ref.key}: ')}"), ref)
+
+
+def _restored(handles: Handles, damage: Damage, ref: WeightRef) -> Damage | None:
+    """Write a damaged object again, if this machine's cache has its content, and return None; else ``damage``."""
+    if handles.weights.has(ref.sha256, ref.bytes):
+        kept = set_aside(handles.objects, handles.layout, [ref.key])
+        if handles.weights.put_back(ref.key, ref.sha256, ref.bytes):
+            flush(handles.objects, [ref.key])
             handles.reporter.message(
-                f"{model.key}: {reason}: restored from this machine's cache; any damaged object is kept in {kept}"
+                f"{ref.key}: {damage.reason}: restored from this machine's cache; any damaged object is kept in {kept}"
             )
             return None
-    return Damage(record.round, model.key, reason)
+    return damage
+
+
+def _damaged_states(handles: Handles, record: RoundRecord) -> Damage | None:
+    """Return the damage of a state that the next round starts from; None if there is none. Restore what the cache has.
+
+    If several are damaged, it is the one from the earliest round. The states of clients are compared by size, because
+    there may be many; the turn that reads one checks its content.
+    """
+    damages = [_damaged_weights(handles, record.round, state.ref) for state in states_of_server(record)]
+    there = handles.objects.list(handles.layout.rounds) if record.states else {}
+    for state in states_of_clients(record):
+        fault = state.fault(there)
+        if fault is not None:
+            damage = Damage(handles.layout.round_of(state.ref.key), state.ref.key, f"damaged: {fault}")
+            damages.append(_restored(handles, damage, state.ref))
+    return min((damage for damage in damages if damage is not None), key=lambda damage: damage.round, default=None)
+
+
+def _how_to_replace(handles: Handles, damage: Damage, last: int) -> str:
+    """Return the message about the damaged state of a client that was not counted after round ``damage.round``."""
+    layout = handles.layout
+    there = handles.objects.list(layout.rounds)
+    before = [number for number in range(damage.round) if layout.global_weights(number) in there]
+    way = f"fedbench resume {layout.federation} --from {before[-1]}" if before else "fedbench run with another --name"
+    how = "go on from an earlier round" if before else "begin anew, because no earlier round's weights are kept"
+    return (
+        f"{damage.key}: {damage.reason}; rounds up to {last} follow it, so it cannot be made again; restore it from a "
+        f"copy, or {how}: {way}"
+    )
 
 
 def _fall_back(
     handles: Handles, records: list[RoundRecord], damage: Damage, damaged: list[RoundRecord]
 ) -> list[RoundRecord]:
-    """Set the damaged last round aside, if the weights of the round before are intact. Return ``records``.
+    """Set the damaged last round aside, if weights and states of the round before are intact. Return ``records``.
 
     records: of the rounds before. damaged: the record of the last round, or nothing if it cannot be read.
 
     Raises:
-        FedbenchError: the weights of the round before are damaged too.
+        FedbenchError: the weights or states of the round before are damaged too.
     """
     objects, layout, number = handles.objects, handles.layout, damage.round
-    before = _damaged_weights(handles, records[-1]) if records else None
+    before = None
+    if records:
+        before = _damaged_weights(handles, records[-1].round, records[-1].model)
+        before = before or _damaged_states(handles, records[-1])
     if before is not None:
         raise FedbenchError(
             f"{damage.key}: {damage.reason}; and {before.key}, from which round {number} is trained: {before.reason}; "
@@ -92,6 +134,8 @@ def _fall_back(
             "--from ROUND"
         )
     keys = [layout.marker(number), layout.global_weights(number)]
+    # States too: a stored update would be taken over with a state of the right size, whatever its content is.
+    keys += [key for key in objects.list(layout.round(number)) if layout.is_state(key)]
     kept = set_aside(objects, layout, keys)
     if damaged and damaged[0].plan is not None:
         objects.put_json(layout.plan(number), damaged[0].plan.model_dump(mode="json"))

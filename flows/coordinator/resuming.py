@@ -6,11 +6,12 @@ left, as after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from flows.stored.runs import opened_store, put_best, read_history, read_spec
+from flows.stored.states import states_of_clients, states_of_server
 from infra.errors import StoreCorrupt
 from infra.settings import Settings
 from infra.store.flush import flush, flush_removal
@@ -22,7 +23,9 @@ from tasks.errors import SpecError
 from tasks.replies import record_limit
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundPlan
+from tasks.spec.records import RoundPlan, RoundRecord
+
+MOST_NAMED = 5  # missing states in a message
 
 
 def prepare(
@@ -66,7 +69,8 @@ def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list
     Returns a line for each change.
 
     Raises:
-        SpecError: round ``number`` is not committed, or its global weights are not kept, or its record is damaged.
+        SpecError: round ``number`` is not committed, or its global weights are not kept, or its record is damaged, or a
+            state that the record names is missing.
         FedbenchError: a marker before it is missing.
     """
     keys = objects.list(layout.root)
@@ -81,6 +85,7 @@ def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list
             f"--from: {layout.global_weights(number)}: expected {history[-1].model.bytes} bytes, as the record of "
             f"round {number} says, found {size}"
         )
+    _require_states(keys, history[-1])
     later = [begun for begun in layout.begun_rounds(keys) if begun > number]
     best = history[history[-1].decision.best_round]
     # First, because best.json may be older than the last record, as after a kill between the two, but never newer.
@@ -106,6 +111,22 @@ def go_back(objects: ObjectStore, layout: FederationLayout, number: int) -> list
     return lines
 
 
+def _require_states(there: Mapping[str, int], record: RoundRecord) -> None:
+    """Check that the states from which a round after ``record`` starts are in the store, by their sizes.
+
+    Raises:
+        SpecError: some are not; the message names the first ones.
+    """
+    states = [*states_of_server(record), *states_of_clients(record)]
+    faults = [f"{state.ref.key}: {fault}" for state in states if (fault := state.fault(there)) is not None]
+    if faults:
+        more = f"; and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
+        raise SpecError(
+            f"--from: round {record.round} cannot be gone on from, because the store has not all states that its "
+            f"record names: {'; '.join(faults[:MOST_NAMED])}{more}; restore them from a copy, or name another round"
+        )
+
+
 def _put_aside(objects: ObjectStore, layout: FederationLayout, keys: Sequence[str], number: int, folder: int) -> None:
     copies = {key: layout.put_aside(key, folder) for key in keys}
     for key, copy in copies.items():
@@ -116,7 +137,9 @@ def _put_aside(objects: ObjectStore, layout: FederationLayout, keys: Sequence[st
 
 
 def discard_updates(objects: ObjectStore, layout: FederationLayout, clients: Sequence[str]) -> list[str]:
-    """Remove the updates of ``clients`` in the open round. A partial sum goes with the updates of all its clients.
+    """Remove the updates and new states of ``clients`` in the open round.
+
+    A partial sum goes with the updates of all its clients.
 
     Returns a line for each client.
 
@@ -138,11 +161,12 @@ def discard_updates(objects: ObjectStore, layout: FederationLayout, clients: Seq
 
 
 def _discard(objects: ObjectStore, layout: FederationLayout, plan: RoundPlan, client: str) -> str:
-    there = objects.list(layout.updates(plan.round))
+    there = objects.list(layout.round(plan.round))
     key = layout.update_record(plan.round, client)
     members = _together(_record(objects, key, plan) if key in there else None, plan, client)
     records = [layout.update_record(plan.round, member) for member in members]
     weights = [layout.update_weights(plan.round, client), layout.partial_sum(plan.round, members[0])]
+    weights += [layout.client_state(plan.round, member) for member in members]
     # Records first: a record without its weights would look like a store that has lost them.
     for keys in (records, weights):
         found = [key for key in keys if key in there]

@@ -112,6 +112,17 @@ class FederationLayout:
         pattern = re.escape(self.rounds) + r"[0-9]{4,}/(server|shared|state/[^/]+)\.safetensors"
         return re.fullmatch(pattern, key) is not None
 
+    def round_of(self, key: str) -> int:
+        """Return the number of the round in whose folder ``key`` is.
+
+        Raises:
+            ValueError: the key is in no round's folder.
+        """
+        match = re.match(re.escape(self.rounds) + r"([0-9]{4,})/", key)
+        if match is None:
+            raise ValueError(f"{key}: expected the key of an object of a round")
+        return int(match[1])
+
     def marker(self, number: int) -> str:
         """Key of ``round.json``: the round is committed if it exists."""
         return f"{self.round(number)}round.json"
