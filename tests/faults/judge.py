@@ -23,6 +23,8 @@ def bits_of(bucket: Path, name: str) -> list[dict[str, Any]]:
             figures = {field: record[field] for field in FIGURES}
             updates = [{field: update.get(field) for field in OF_UPDATES} for update in record["updates"]]
             digests = [record["model"]["sha256"], *(update["weights"]["sha256"] for update in record["updates"])]
+            states = [record.get("server"), record.get("shared"), *record.get("states", {}).values()]
+            digests += [state["sha256"] for state in states if state is not None]
         except (ValueError, KeyError, TypeError) as error:
             rounds.append({"damaged": f"{path.parent.name}/round.json: {error!r}"})
             continue

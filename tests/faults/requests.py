@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 _KINDS = (
     (r"rounds/([0-9]+)/plan\.json", "plan {}"),
     (r"rounds/([0-9]+)/global\.safetensors", "global {}"),
+    (r"rounds/([0-9]+)/(?:server|shared)\.safetensors", "server's state {}"),
+    (r"rounds/([0-9]+)/state/.+", "state {}"),
     (r"rounds/([0-9]+)/updates/.*\.json", "update's record {}"),
     (r"rounds/([0-9]+)/updates/.+", "update {}"),
     (r"rounds/([0-9]+)/evaluations/.+", "evaluation {}"),

@@ -43,6 +43,10 @@ TINY: dict[str, Any] = {
 }
 
 
+# Fields of a specification with which a method that needs SGD without momentum and clipping runs.
+PLAIN_SGD: dict[str, Any] = {"optimizer": {"kind": "sgd", "momentum": 0}, "clip_norm": None}
+
+
 def tiny(**fields: Any) -> dict[str, Any]:
     """Return ``TINY`` with ``fields`` replaced. Mappings are merged with those of ``TINY``."""
     document = dict(TINY)
@@ -216,6 +220,8 @@ def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
         assert plan.round == record.round
         assert plan.spec_digest == record.spec_digest
         assert plan.model == before.model
+        assert (plan.server, plan.shared) == (before.server, before.shared)
+        assert (plan.states or {}) == {name: before.states[name] for name in plan.cohort if name in before.states}
         assert [update.client for update in record.updates] == list(plan.cohort)
         assert {update.model for update in record.updates} == {before.model.sha256}
         assert {update.client: update.seed for update in record.updates} == plan.seeds
@@ -230,6 +236,10 @@ def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
         content = home.object_path(layout.global_weights(number)).read_bytes()
         assert hashlib.sha256(content).hexdigest() == records[number].model.sha256
         assert len(content) == records[number].model.bytes
+    states = {ref.key: ref for number in kept for ref in records[number].state_refs}
+    assert [key for key in keys if layout.is_state(key)] == sorted(states)
+    for key, ref in states.items():
+        assert hashlib.sha256(home.object_path(key).read_bytes()).hexdigest() == ref.sha256
     assert [key for key in keys if "/updates/" in key or "/evaluations/" in key] == []
     assert spec.max_rounds == rounds
     return records
@@ -238,6 +248,11 @@ def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
 def digests(records: list[RoundRecord]) -> list[str]:
     """Return the sha256 of the global weights of each round."""
     return [record.model.sha256 for record in records]
+
+
+def state_digests(records: list[RoundRecord]) -> list[dict[str, str]]:
+    """Return the sha256 of each state that is current after each round, by its key below ``rounds/``."""
+    return [{ref.key.rpartition("/rounds/")[2]: ref.sha256 for ref in record.state_refs} for record in records]
 
 
 def assert_tracked_once(home: Home, name: str, status: str, records: list[RoundRecord]) -> Any:

@@ -13,7 +13,8 @@ import pytest
 from tasks.data.catalog import load_data
 from tasks.data.synthetic import CONTENTS
 from tasks.spec.federation import FederationSpec, parse_spec
-from tests.integration.homes import TINY, Home, assert_tracked_once, tiny
+from tasks.spec.records import RoundRecord
+from tests.integration.homes import PLAIN_SGD, TINY, Home, assert_tracked_once, tiny
 
 pytestmark = pytest.mark.integration
 
@@ -120,6 +121,44 @@ def test_the_error_names_a_deadline_that_no_client_keeps(shared_home: Home) -> N
         assert f"client {client}" in failed
     assert "no answer within participation.turn_deadline (0.02 s)" in failed
     assert "fedbench resume late" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_client_that_fails_in_round_2_has_its_state_of_round_1_in_round_3(shared_home: Home) -> None:
+    """Its images are damaged before round 2 and whole again before round 3. The method is SCAFFOLD."""
+    home = shared_home
+    document = tiny(data={"seed": 10}, strategy={"kind": "scaffold"}, training=PLAIN_SGD)
+    command = ("run", home.spec_file(document, "restated"), "--name", "restated", "--slots", 2, "-q", "--max-rounds")
+
+    def run_to(last: int) -> RoundRecord:
+        result = home.run(*command, last)
+        assert result.returncode == 0, result.stdout
+        return home.records("restated")[last]
+
+    first = run_to(1)
+    assert set(first.states) == {"3", "4", "5"}
+    images = training_images(home, parse_spec(document, source="test"), BAD)
+    contents = next(parent / CONTENTS for parent in images[0].parents if (parent / CONTENTS).exists())
+    whole = {path: path.read_bytes() for path in (*images, contents)}
+    for path in images:
+        damage(path)
+    second = run_to(2)
+    assert [(failure.client, failure.phase) for failure in second.dropped] == [(BAD, "request_update")]
+    assert second.states[BAD] == first.states[BAD]
+    assert [second.states[client] == first.states[client] for client in ("4", "5")] == [False, False]
+    for path, content in whole.items():
+        path.write_bytes(content)
+    third = run_to(3)
+    assert third.dropped == ()
+    assert third.plan is not None
+    assert third.plan.states == second.states
+    (update,) = [update for update in third.updates if update.client == BAD]
+    assert second.shared is not None
+    assert update.started_from == (second.shared.sha256, first.states[BAD].sha256)
+    assert third.states[BAD] == update.state
+    best = home.records("restated")[third.decision.best_round]
+    kept = {ref.key for record in (best, second, third) for ref in record.state_refs}
+    assert {key for key in home.keys("restated") if home.layout("restated").is_state(key)} == kept
 
 
 def test_a_run_without_any_figure_fails_and_registers_no_model(shared_home: Home) -> None:

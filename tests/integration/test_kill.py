@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from tasks.spec.records import RoundRecord
 from tests.integration.conftest import MANY_ROUNDS, FinishedRun
-from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once, digests
+from tests.integration.homes import (
+    PLAIN_SGD,
+    TINY,
+    Home,
+    assert_consistent,
+    assert_no_process_left,
+    assert_tracked_once,
+    digests,
+    state_digests,
+    tiny,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -76,8 +90,52 @@ def printed_events(output: Path) -> int:
 
 @pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_change_nothing(extended: FinishedRun, tmp_path: Path, most: int) -> None:
-    home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
-    spec = home.spec_file(TINY)
+    assert digests(run_with_kills(TINY, tmp_path, most)) == digests(extended.records)
+
+
+# Methods with a state of the server, or of clients. In SCAFFOLD's rounds one client is not drawn and keeps its state.
+METHODS: dict[str, dict[str, Any]] = {
+    "scaffold": tiny(strategy={"kind": "scaffold"}, training=PLAIN_SGD, participation={"clients_per_round": 2}),
+    "fedadam": tiny(strategy={"kind": "fedadam"}),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(shared_home: Home) -> Callable[[str], list[RoundRecord]]:
+    """Return a function that runs a method of :data:`METHODS` once, undisturbed, and returns the run's records."""
+
+    @functools.cache
+    def run(kind: str) -> list[RoundRecord]:
+        spec = shared_home.spec_file(METHODS[kind], kind)
+        result = shared_home.run("run", spec, "--name", kind, "--slots", 2, "--max-rounds", MANY_ROUNDS, "-q")
+        assert result.returncode == 0, result.stdout
+        return assert_consistent(shared_home, kind, rounds=MANY_ROUNDS)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        ("scaffold", 6),
+        *(pytest.param(kind, 6, marks=pytest.mark.slow) for kind in METHODS if kind != "scaffold"),
+        *(pytest.param(kind, 20, marks=pytest.mark.slow) for kind in METHODS),
+    ],
+)
+def test_kills_change_no_state(
+    undisturbed_run: Callable[[str], list[RoundRecord]], tmp_path: Path, kind: str, most: int
+) -> None:
+    undisturbed = undisturbed_run(kind)
+    records = run_with_kills(METHODS[kind], tmp_path, most)
+    assert digests(records) == digests(undisturbed)
+    assert state_digests(records) == state_digests(undisturbed)
+    assert all(state_digests(records)[1:])
+
+
+def run_with_kills(document: dict[str, Any], folder: Path, most: int) -> list[RoundRecord]:
+    """Run the specification ``document`` in a new home, with ``most`` kills, to its end. Return its records."""
+    home, output = Home(folder / "home"), folder / "output.txt"
+    spec = home.spec_file(document)
     command = ("run", spec, "--name", "tiny", "--slots", 2, "--max-rounds", MANY_ROUNDS)
     rng = random.Random(SEED)
     kills: list[str] = []
@@ -107,9 +165,9 @@ def test_kills_change_nothing(extended: FinishedRun, tmp_path: Path, most: int) 
     assert "\nfailed:" not in output.read_text()
     assert_no_process_left(home)
     records = assert_consistent(home, "tiny", rounds=MANY_ROUNDS)
-    assert digests(records) == digests(extended.records)
     assert_tracked_once(home, "tiny", "FINISHED", records)
     runs = home.flow_runs("tiny")
     assert {state for _, state in runs} <= {"COMPLETED", "CRASHED", "FAILED", "CANCELLED"}
     assert ("tiny", "COMPLETED") in runs
     home.remove_weights()
+    return records

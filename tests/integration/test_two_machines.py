@@ -6,6 +6,7 @@ the same federation on one machine with all devices.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ import yaml
 
 from tasks.data.street_scenes import CLASSES
 from tasks.spec.records import RoundRecord
-from tests.integration.homes import FEDBENCH, Home, assert_consistent, digests
+from tests.integration.homes import FEDBENCH, PLAIN_SGD, Home, assert_consistent, digests, state_digests
 from tests.integration.machines import Machine, two_machines, why_not
 from tests.integration.workers import _registration
 from tests.waiting import eventually
@@ -44,6 +45,10 @@ SPEC: dict[str, Any] = {
         "clients": [device for half in DEVICES for device in half], "turn_retries": 5,
         "check_load": True, "max_load": 1000.0,
     },
+}  # fmt: skip
+# A method with a shared state, and a state of each client. Its states are first used in round 2.
+SCAFFOLD: dict[str, Any] = {
+    **SPEC, "max_rounds": 3, "strategy": {"kind": "scaffold"}, "training": {**SPEC["training"], **PLAIN_SGD},
 }  # fmt: skip
 DRAWN = ("train_images=40", "test_images=10", "width=96", "height=80")
 
@@ -149,14 +154,18 @@ def _start_worker(machine: Machine, pool: str, environment: dict[str, str]) -> P
 @pytest.fixture(scope="module")
 def on_one(silos: Silos, cameras: Path) -> list[RoundRecord]:
     """Run the same federation on the first machine alone, with all devices and its own slots. Return its records."""
+    return run_on_one(silos, cameras, "one", SPEC)
+
+
+def run_on_one(silos: Silos, cameras: Path, name: str, document: dict[str, Any]) -> list[RoundRecord]:
     machine = replace(silos.machines[0], hidden=())
     settings = machine.folder / "alone.yaml"
     settings.write_text(yaml.safe_dump({"home": str(silos.server.path), "data_roots": {"cameras": str(cameras)}}))
     variables = {"FEDBENCH_HOME": str(silos.server.path), "FEDBENCH_SETTINGS": str(settings)}
-    specification = spec_file(machine.folder, "one", SPEC)
-    result = machine.run(FEDBENCH, "run", specification, "--name", "one", "--slots", 2, "-q", variables=variables)
+    specification = spec_file(machine.folder, name, document)
+    result = machine.run(FEDBENCH, "run", specification, "--name", name, "--slots", 2, "-q", variables=variables)
     assert result.returncode == 0, result.stdout
-    return assert_consistent(silos.server, "one", rounds=ROUNDS)
+    return assert_consistent(silos.server, name, rounds=document["max_rounds"])
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +213,25 @@ def test_the_weights_are_the_same_as_on_one_machine(on_one: list[RoundRecord], o
         ((first,), (second,)) = (one.evaluations, two.evaluations)  # both silos have the same test set
         different = {"seconds"}
         assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
+
+
+def test_states_of_a_method_are_the_same_as_on_one_machine(silos: Silos, cameras: Path) -> None:
+    one = run_on_one(silos, cameras, "scaffold-one", SCAFFOLD)
+    result = silos.federate("scaffold-two", SCAFFOLD)
+    assert result.returncode == 0, result.stdout + silos.log_ends()
+    two = assert_consistent(silos.server, "scaffold-two", rounds=SCAFFOLD["max_rounds"])
+    assert digests(two) == digests(one)
+    assert state_digests(two) == state_digests(one)
+    home_of = {device: machine.name for machine, half in zip(silos.machines, DEVICES, strict=True) for device in half}
+    for record in two[1:]:
+        assert {update.client: update.host for update in record.updates} == home_of
+        assert set(record.states) == set(home_of)
+    for before, record in itertools.pairwise(two):
+        # Every client started from the shared state and, from round 2 on, from its own, which only its silo wrote.
+        shared = [before.shared.sha256] if before.shared is not None else []
+        for update in record.updates:
+            own = [before.states[update.client].sha256] if update.client in before.states else []
+            assert list(update.started_from) == shared + own
 
 
 def test_a_federation_without_a_load_check_is_refused(silos: Silos) -> None:
