@@ -51,7 +51,7 @@ def tiny(**fields: Any) -> dict[str, Any]:
     """Return ``TINY`` with ``fields`` replaced. Mappings are merged with those of ``TINY``."""
     document = dict(TINY)
     for name, value in fields.items():
-        document[name] = {**document[name], **value} if isinstance(value, dict) else value
+        document[name] = {**document.get(name, {}), **value} if isinstance(value, dict) else value
     return document
 
 

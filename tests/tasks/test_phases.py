@@ -184,7 +184,10 @@ def of_states(handles: Handles, plan: RoundPlan) -> tuple[RoundPlan, RoundRecord
     """Return a plan of SCAFFOLD, and the record of the round before, which has the states that the plan names."""
     layout = handles.layout
     shared = put_state(handles, layout.shared_state(2), GLOBAL)
-    states = {client: put_state(handles, layout.client_state(int(client), client), GLOBAL) for client in ("1", "2")}
+    states = {
+        client: put_state(handles, layout.client_state(int(client), client), {"w": torch.full((3,), float(client))})
+        for client in ("1", "2")
+    }
     sizes = dict.fromkeys(plan.cohort, 5)
     fields = {"train_sizes": sizes, "weights": sizes, "shared": shared, "states": states, "figures": ("sum_of_rates",)}
     other = put_state(handles, layout.client_state(2, "9"), GLOBAL)  # of a client that is not in the cohort
