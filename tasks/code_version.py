@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from tasks.spec.extensions import packages
+
 DIGITS = 8
 PACKAGES = ("flows", "infra", "tasks")
 # Files that only present results. Changing them does not change the results' digest.
@@ -21,7 +23,8 @@ _PRESENTING = ("figures", "report", "suite")
 def code_version() -> str:
     """Return ``0.1.0-3f2a9c1e``: the version, and a digest of the sources that decide what is learned.
 
-    These are the sources of this package, except those that make plots and reports.
+    These are the sources of this package, except those that make plots and reports, and the sources of other installed
+    packages that bring methods or detectors.
     """
     root = Path(__file__).resolve().parent
     return _versioned(root, sources(root))
@@ -29,7 +32,10 @@ def code_version() -> str:
 
 @functools.cache
 def installed_code() -> str:
-    """Return the version, and a digest of all sources of fedbench. Two processes that return the same run one code."""
+    """Return the version, and a digest of all sources of fedbench. Two processes that return the same run one code.
+
+    Other installed packages that bring methods or detectors count too: a resident may not run another version of them.
+    """
     return code_below(Path(__file__).resolve().parents[1])
 
 
@@ -48,4 +54,9 @@ def _versioned(root: Path, paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for package in packages():
+        digest.update(f"{package.name} {package.version}\n".encode())
+        for name, path in package.sources():
+            digest.update(f"{name}\n".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return f"{metadata.version('fedbench')}-{digest.hexdigest()[:DIGITS]}"

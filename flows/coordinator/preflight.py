@@ -20,6 +20,7 @@ from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.detectors.weight_file import FileWeights, check_weights, fetch_weights, lite0_file, weight_file_name
 from tasks.errors import SpecError
+from tasks.spec import extensions
 from tasks.spec.base import SPEC_VERSION, STORE_VERSION
 from tasks.spec.detector_parts import EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields
@@ -62,8 +63,10 @@ def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | N
 
     Raises:
         DataError: data or weights are missing or not valid.
-        SpecError: the participation names devices that do not exist, or lacks what silos need.
+        SpecError: the participation names devices that do not exist, or lacks what silos need; or the class of another
+            package's method or detector cannot be imported.
     """
+    require_kinds(spec, say)
     data, silos = spec.data, settings.pools.silos
     name: str | None = getattr(data, "name", None)
     own_images = name is not None and data.devices is None
@@ -86,6 +89,28 @@ def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | N
             "it is not on this machine, found none; fedbench data check prints it"
         )
     return pin_weights(spec, settings)
+
+
+def require_kinds(spec: FederationSpec, say: Callable[[str], None] | None = None) -> None:
+    """Import the classes of another package's method and detector, if ``spec`` names one.
+
+    say: called, beside the log, with a line for each package whose kinds could not be taken in.
+
+    Raises:
+        SpecError: a class cannot be imported, or is no method or detector.
+    """
+    for line in extensions.faults():
+        log.warning("%s", line)
+        if say is not None:
+            say(line)
+    if spec.strategy.implementation:
+        from tasks.strategies.registry import strategy_class
+
+        strategy_class(spec)
+    if getattr(spec.detector, "implementation", ""):
+        from tasks.detectors.registry import detector_class
+
+        detector_class(spec.detector)
 
 
 def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
 
 from tasks.detectors.base import Detector
+from tasks.spec import extensions
 from tasks.spec.detector import DetectorSpec
 
 # The class for each kind, imported when a detector of that kind is built. Importing torchvision takes seconds, which a
@@ -22,9 +24,26 @@ DETECTORS: dict[str, str] = {
 }
 
 
+def detector_class(spec: DetectorSpec) -> type[Any]:
+    """Return the class of the detector that ``spec`` describes; that of another package is named by ``spec`` itself.
+
+    Raises:
+        SpecError: another package's class cannot be imported, or is no detector.
+    """
+    path = getattr(spec, "implementation", "")
+    if path:
+        return extensions.implementation(path, Detector, field=f"detector.kind {spec.kind}")
+    kind: type[Any] = resolve_name(DETECTORS[spec.kind])
+    return kind
+
+
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:
-    """Build a detector with weights drawn from ``seed`` alone. torch's global generator is left as it was."""
-    kind = resolve_name(DETECTORS[spec.kind])  # first, so that an import cannot draw from the seeded generator
+    """Build a detector with weights drawn from ``seed`` alone. torch's global generator is left as it was.
+
+    Raises:
+        SpecError: another package's class cannot be imported, or is no detector.
+    """
+    kind = detector_class(spec)  # first, so that an import cannot draw from the seeded generator
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator too
         detector: Detector = kind(spec, num_classes)

@@ -26,7 +26,7 @@ from tasks.errors import DataError, SpecError
 from tasks.plain_text import LIMIT, markdown, plain_name
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.data import Exif
-from tasks.spec.detector import DetectorSpec
+from tasks.spec.kinds import AnyDetector
 from tasks.spec.records import PART_NAMES
 from tasks.spec.training import EvaluationSpec, ScoredOn
 
@@ -50,7 +50,7 @@ class ModelCard(Frozen):
     """
 
     version: Literal[1] = CARD_VERSION
-    detector: DetectorSpec
+    detector: AnyDetector
     classes: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Names, by class index.")
     data: dict[str, Any] | None = Field(None, description="The data specification, as JSON.")
     clients: tuple[str, ...] | None = Field(None, description="Clients on whose images the figures were measured.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.spec.base import CHOSEN, Frozen, Sha256
 
@@ -70,6 +70,30 @@ class TorchvisionHubWeights(Frozen, title="torchvision download"):
         "imagenet", description="imagenet: the backbone alone; coco: the whole detector (not for VGG16)."
     )
     sha256: Sha256 | None = Field(None, description=_DIGEST)
+
+
+class OwnDetectorSpec(Frozen):
+    """The base of specifications of detectors that other packages bring (:mod:`tasks.spec.extensions`).
+
+    The detector's class is called with the specification and the number of classes, and draws its weights from torch's
+    generator, which is seeded.
+
+    implementation: the detector's class, as ``package.module:Class``.
+    """
+
+    implementation: ClassVar[str] = ""
+
+    kind: str = Field(description=CHOSEN)
+    width: int = Field(416, ge=64, le=2048, description="Width of the network's input in pixels; a multiple of 32.")
+    height: int = Field(416, ge=64, le=2048, description="Height of the network's input in pixels; a multiple of 32.")
+    weights: RandomWeights = Field(
+        RandomWeights(), title="Initial weights", description="Source of the weights of round 0."
+    )
+
+    @model_validator(mode="after")
+    def _check_input(self) -> OwnDetectorSpec:
+        check_input(self.width, self.height)
+        return self
 
 
 def check_input(width: int, height: int) -> None:

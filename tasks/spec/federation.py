@@ -23,9 +23,10 @@ from tasks.spec.base import (
     parse,
 )
 from tasks.spec.data import DataSpec, SyntheticStreet
-from tasks.spec.detector import DetectorSpec, YoloV3TinySpec
+from tasks.spec.detector import YoloV3TinySpec
+from tasks.spec.kinds import AnyDetector, AnyStrategy
 from tasks.spec.shares import least_clients
-from tasks.spec.strategies import AnyStrategy, FedAvgSpec
+from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
 
@@ -163,7 +164,7 @@ class FederationSpec(Frozen, title="Federation"):
     data: DataSpec = Field(
         SyntheticStreet(), discriminator="kind", description="The data to learn from, and the devices that hold it."
     )
-    detector: DetectorSpec = Field(YoloV3TinySpec(), description="The network to train.")
+    detector: AnyDetector = Field(YoloV3TinySpec(), description="The network to train.")
     training: TrainingSpec = Field(TrainingSpec(), description="How a client trains in its turn.")
     evaluation: EvaluationSpec = Field(EvaluationSpec(), description="How the global model is scored.")
     strategy: AnyStrategy = Field(

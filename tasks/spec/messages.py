@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tasks.documents.by_type import is_model, item_type, members, tag_values, tags
+from tasks.spec import extensions
 
 # Our wording for pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/). Other types keep
 # pydantic's.
@@ -83,8 +84,9 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
         known = ", ".join(repr(name) for name in tag_values(found_at.kind, tag))
-        found = repr(context["tag"]) if kind == "union_tag_invalid" else "none"
-        return f"{field}.{tag}: expected one of: {known}, found {found}"
+        if kind == "union_tag_not_found":
+            return f"{field}.{tag}: expected one of: {known}, found none"
+        return f"{field}.{tag}: expected one of: {known}, found {context['tag']!r}{extensions.hint(found_at.names[-1])}"
     if kind == "missing":
         return f"{field}: missing"
     expected = _EXPECTED.get(kind)

@@ -37,9 +37,12 @@ class StrategySpec(Frozen):
     """The fields that all methods have, and what a method allows.
 
     additive: the server needs weighted sums of the updates only, so that some may be summed beforehand.
+    implementation: the class of a method that another package brings (:mod:`tasks.spec.extensions`), as
+        ``package.module:Class``; empty for a kind of fedbench, whose class is in ``tasks/strategies``.
     """
 
     additive: ClassVar[bool] = True
+    implementation: ClassVar[str] = ""
 
     kind: str = Field(description=CHOSEN)
 
