@@ -51,6 +51,7 @@ def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str])
         "seeds": {between.experiment: _seeds(between) for between in summary.experiments},
         "main": tables.main_table(summary),
         "strips": [_strip(between, summary.metric) for between in summary.experiments],
+        "methods": tables.methods_table(result),
         "measures": tables.measures_table(summary),
         "costs": tables.costs_table(summary),
         "before": tables.before_table(result, before) if before is not None else None,

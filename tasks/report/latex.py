@@ -8,6 +8,7 @@ from tasks.plain_text import plain
 from tasks.report import text
 from tasks.report.tables import MEASURES, ORDER
 from tasks.spec.suite_records import SuiteResult
+from tasks.suite.methods import CONFIDENCE, compare_methods
 from tasks.suite.summary import Between, Spread, Summary, held_out_notes, summarise
 
 _ESCAPED = {
@@ -23,14 +24,15 @@ _MISSING = "--"
 
 
 def latex_tables(result: SuiteResult) -> str:
-    """Return two tables: each federation's metric between its references, and all measures by role.
+    """Return each federation's metric between its references, all measures by role, and methods beside FedAvg, if any.
 
     They need the package booktabs. Figures are the mean ± the sample standard deviation over seeds. The number of
     seeds is in the caption if all figures have the same, else in brackets after each figure.
     """
     summary = summarise(result)
     lines = [f"% {result.suite} {result.suite_run}, code {plain(result.code_version)}; \\usepackage{{booktabs}}"]
-    return "\n".join([*lines, *_between_references(result, summary), "", *_measures(result, summary), ""])
+    tables = [_between_references(result, summary), _measures(result, summary), _methods(result)]
+    return "\n".join([*lines, *(line for table in tables if table for line in (*table, ""))])
 
 
 def escaped(name: str) -> str:
@@ -71,6 +73,35 @@ def _measures(result: SuiteResult, summary: Summary) -> list[str]:
         heads,
         body,
     )
+
+
+def _methods(result: SuiteResult) -> list[str]:
+    """Return the table of methods with their paired differences; empty without methods."""
+    compared = compare_methods(result)
+    if not compared:
+        return []
+    n = _common_n(item.paired.difference for item in compared if item.paired is not None)
+    body = []
+    for item in compared:
+        difference = item.paired.difference if item.paired is not None else None
+        interval = _MISSING if item.interval is None else f"${text.interval(item.interval)}$"
+        body.append(
+            _line(
+                [
+                    escaped(item.experiment),
+                    escaped(item.baseline or "") or _MISSING,
+                    _figure(item.figure, n=n is None),
+                    _figure(difference, sign=True, n=n is None),
+                    interval.replace(text.MINUS, "-").replace(" to ", r"$ to $"),
+                ]
+            )
+        )
+    heads = ["Method", "Paired with", _HEADS[result.metric], "Difference", rf"{CONFIDENCE * 100:.0f}\,\% interval"]
+    caption = (
+        f"{_HEADS[result.metric]} of federated methods at the last round, {_over(n)}. Differences are those of the "
+        "same seed's runs after equal passes from FedAvg with the same local training; intervals are Student's t."
+    )
+    return _table(caption, f"tab:{result.suite}-methods", "llrrr", heads, body)
 
 
 def _spreads(between: Between, metric: str) -> list[Spread | None]:

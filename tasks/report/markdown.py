@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.plain_text import REASON_LIMIT, link_target, markdown
-from tasks.report.tables import Table, TableCell, before_table, costs_table, main_table, measures_table, methods
+from tasks.report.tables import Table, TableCell, before_table, costs_table, main_table, measures_table, methods, methods_table
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import held_out_notes, summarise
 
@@ -19,6 +19,9 @@ def report_markdown(
     """
     summary = summarise(result)
     tables = [main_table(summary), measures_table(summary), costs_table(summary)]
+    methods = methods_table(result)
+    if methods is not None:
+        tables.insert(1, methods)
     if before is not None:
         tables.insert(1, before_table(result, before))
     lines = [f"# {markdown(result.suite_run)}", ""]

@@ -12,6 +12,7 @@ from tasks.spec.records import PART_NAMES
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
+from tasks.suite.methods import CONFIDENCE, compare_methods
 from tasks.suite.summary import Between, Paired, Row, Spread, Summary, summarise
 
 # In the order of the expected figures, lowest first.
@@ -70,6 +71,30 @@ def main_table(summary: Summary) -> Table:
         rows.append(cells)
     head = ["experiment", "local only", "federated", "centralised", "gap to centralised", "gain over local only"]
     return Table(f"{summary.metric} at the last round", head, rows, cards=True)
+
+
+def methods_table(result: SuiteResult) -> Table | None:
+    """Return the table of the federated methods beside FedAvg of the same local training; None if there are none.
+
+    The difference is that of the same seeds' runs after equal passes.
+    """
+    compared = compare_methods(result)
+    if not compared:
+        return None
+    rows = [
+        [
+            TableCell(item.experiment, strong=item.baseline is None),
+            TableCell(item.baseline or "a baseline", words=True),
+            TableCell(text.figure(item.figure), _n(item.figure), strong=True),
+            _paired(item.paired),
+            TableCell(text.interval(item.interval)),
+            TableCell(text.duration(item.seconds)),
+            TableCell(text.size(item.moved)),
+        ]
+        for item in compared
+    ]
+    head = ["method", "paired with", result.metric, "difference", f"{CONFIDENCE:.0%} interval", "wall time", "moved"]
+    return Table(f"Methods: {result.metric} less that of FedAvg with the same local training", head, rows, cards=True)
 
 
 def measures_table(summary: Summary) -> Table:

@@ -30,6 +30,11 @@ def signed_number(value: float, digits: int = 3) -> str:
     return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
 
+def interval(bounds: tuple[float, float] | None, digits: int = 3) -> str:
+    """Format the bounds of a difference as ``−0.043 to +0.012``."""
+    return NONE if bounds is None else " to ".join(signed_number(bound, digits) for bound in bounds)
+
+
 def count(spread: Spread | None) -> str:
     """Format a number of rounds or passes. A single whole number, or equal ones, have no decimals."""
     if spread is None:

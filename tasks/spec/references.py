@@ -28,7 +28,7 @@ _OF_SEVERAL = (
     "max_weight_share",
 )
 # Fields that do not change what is learned in a round, so that a run and its twin may differ in them.
-_STOPPING = ("max_rounds", "patience", "patience_metric", "target_map", "target_metric", "best_metric")
+STOPPING = ("max_rounds", "patience", "patience_metric", "target_map", "target_metric", "best_metric")
 
 
 def twin(spec: FederationSpec) -> FederationSpec:
@@ -96,7 +96,7 @@ def is_reference(spec: FederationSpec) -> bool:
 
 
 def _alike(expected: FederationSpec, found: FederationSpec) -> bool:
-    same = {name: getattr(expected, name) for name in _STOPPING} | {"participation": Participation()}
+    same = {name: getattr(expected, name) for name in STOPPING} | {"participation": Participation()}
     pair = [spec.model_copy(update={**same, "data": _in_order(spec.data)}) for spec in (expected, found)]
     return not changed_fields(*pair)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from tasks.errors import SpecError
-from tasks.spec.data import FederatedStreet
+from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, YoloV3Spec
+from tasks.spec.detector_parts import RandomWeights
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.presets import STREET_DIGEST, preset
+from tasks.spec.strategies import AnyStrategy, FedAvgSpec, StrategySpec
 from tasks.spec.suite import Experiment, SuiteSpec
-from tasks.spec.training import EvaluationSpec
+from tasks.spec.training import EvaluationSpec, OptimizerSpec, Schedule, Sgd, TrainingSpec
 
 _SEEDS = (1, 2, 3)
+# Methods whose papers train with plain SGD, although they can be run with another optimiser.
+_PLAIN_SGD = ("feddyn",)
 
 
 def smoke() -> SuiteSpec:
@@ -70,6 +75,60 @@ def paper() -> SuiteSpec:
     return SuiteSpec(name="paper", target=0.5, experiments=tuple(experiments))
 
 
+def methods() -> SuiteSpec:
+    """Every federated method on real Federated Street with two CPU cores: ten passes in each run, a night.
+
+    Each is paired with FedAvg of the same local optimiser: AdamW, or plain SGD if the method needs that.
+    """
+    laptop = _with_passes(preset("street5_laptop"), 10)
+    return SuiteSpec(
+        name="methods", target=0.4, experiments=_methods(laptop, Sgd(lr=0.01, momentum=0.0, weight_decay=0.02), _SEEDS)
+    )
+
+
+def methods_smoke() -> SuiteSpec:
+    """Every federated method for two rounds of two clients with a few images: shows that all run."""
+    tiny = FederationSpec(
+        max_rounds=2,
+        data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
+        detector=FcosLite0Spec(width=64, height=64, weights=RandomWeights(), frozen_blocks=0),
+        training=TrainingSpec(batch_size=8, schedule=Schedule(warmup_steps=0)),
+        evaluation=EvaluationSpec(score_threshold=0.05),
+        participation=Participation(clients=("4", "5")),
+    )
+    return SuiteSpec(
+        name="methods-smoke", target=0.05, experiments=_methods(tiny, Sgd(lr=1e-3, momentum=0.0), _SEEDS[:1])
+    )
+
+
+def _methods(base: FederationSpec, sgd: OptimizerSpec, seeds: tuple[int, ...]) -> tuple[Experiment, ...]:
+    """Return the baselines, and each method of fedbench, trained as in the first baseline that it allows.
+
+    base: FedAvg with AdamW. sgd: the optimiser of the baseline with plain SGD, which does not clip. A third baseline
+    with twice the local epochs in half the rounds is there for methods that need several epochs.
+    """
+    plain = base.training.model_copy(update={"optimizer": sgd, "clip_norm": None})
+    bases = {
+        f"fedavg-{base.training.optimizer.kind}": base,
+        f"fedavg-{sgd.kind}": base.model_copy(update={"training": plain}),
+        f"fedavg-{base.training.optimizer.kind}-e2": _with_passes(base, base.max_rounds, local_epochs=2),
+    }
+    strategies: dict[str, StrategySpec] = {
+        "fedavg-uniform": FedAvgSpec(weights="uniform"),
+        "fedavg-objects": FedAvgSpec(weights="objects"),
+    }
+    strategies |= {strategy.kind: strategy for kind in get_args(AnyStrategy) if (strategy := kind()) != FedAvgSpec()}
+    wanted = list(bases)[:2]  # the two that the suite has in any case
+    specs = {}
+    for name, strategy in strategies.items():
+        able = [base for base, spec in bases.items() if not list(strategy.faults(spec))]
+        own = able[strategy.kind in _PLAIN_SGD]
+        wanted.append(own)
+        specs[name] = bases[own].model_copy(update={"strategy": strategy})
+    specs = {name: spec for name, spec in bases.items() if name in wanted} | specs
+    return tuple(Experiment(name=name, spec=spec, seeds=seeds, centralised=False) for name, spec in specs.items())
+
+
 def _paper_detectors() -> dict[str, FederationSpec]:
     yolo = FederationSpec(
         detector=YoloV3Spec(width=416, height=416, assignment="side-ratio", box_loss="ciou", batch_norm_momentum=0.3),
@@ -89,7 +148,9 @@ def _with_passes(spec: FederationSpec, passes: int, *, local_epochs: int = 1) ->
     return spec.model_copy(update={"max_rounds": rounds, "training": training})
 
 
-SUITES: dict[str, Callable[[], SuiteSpec]] = {suite.__name__: suite for suite in (smoke, cpu, paper)}
+SUITES: dict[str, Callable[[], SuiteSpec]] = {
+    suite.__name__.replace("_", "-"): suite for suite in (smoke, cpu, paper, methods, methods_smoke)
+}
 
 
 def suite_preset(name: str) -> SuiteSpec:

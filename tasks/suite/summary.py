@@ -93,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Paired:
-    """The federation less a reference, by seed, after the number of image passes that both runs have taken."""
+    """A federation less another one or a reference, by seed, after the number of image passes that both have taken."""
 
     difference: Spread
     passes: float
@@ -180,8 +180,8 @@ def _between(result: SuiteResult, experiment: str) -> Between:
         experiment=experiment,
         rows=rows,
         devices=tuple(_row(result.metric, experiment, "local-only", device, found) for device, found in alone.items()),
-        gap=_paired(result.metric, groups["federated"], groups["centralised"]),
-        gain=_paired(result.metric, groups["federated"], groups["local-only"]),
+        gap=paired_runs(result.metric, groups["federated"], groups["centralised"]),
+        gain=paired_runs(result.metric, groups["federated"], groups["local-only"]),
     )
 
 
@@ -227,7 +227,11 @@ def _row(metric: MapName, experiment: str, role: Role, device: str | None, group
     )
 
 
-def _paired(metric: MapName, federated: Mapping[int, Group], reference: Mapping[int, Group]) -> Paired | None:
+def paired_runs(metric: MapName, federated: Mapping[int, Group], reference: Mapping[int, Group]) -> Paired | None:
+    """Return the federation's ``metric`` less that of the reference, for seeds that have both; None if none has.
+
+    federated, reference: runs by seed (:func:`by_seed`).
+    """
     differences: list[float] = []
     common: list[float] = []
     for seed in (seed for seed in federated if seed in reference):

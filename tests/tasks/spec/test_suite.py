@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ from tasks.spec.data import ByField, Coco
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.presets import preset
 from tasks.spec.references import is_local_only, is_twin, twin
+from tasks.spec.strategies import AnyStrategy, FedAvgSpec, StrategySpec
 from tasks.spec.suite import Experiment, SuiteSpec, cells_of, load_suite, parse_suite, with_seeds
 from tasks.spec.suite_presets import SUITES, suite_preset
 
@@ -169,3 +170,22 @@ def test_a_federations_file_is_no_suite(tmp_path: Path) -> None:
     path.write_text("data: {kind: synthetic-street}\n")
     with pytest.raises(SpecError, match=r"yards\.yaml: expected a suite, found a federation's specification"):
         load_suite(path)
+
+
+@pytest.mark.parametrize("name", ["methods", "methods-smoke"])
+def test_the_suites_of_methods_have_every_method_and_its_baseline(name: str) -> None:
+    """The kinds come from the union, so that a new method is in the suites without a further line."""
+    specs = {experiment.name: experiment.spec for experiment in suite_preset(name).experiments}
+    assert {spec.strategy.kind for spec in specs.values()} == {kind_of(kind) for kind in get_args(AnyStrategy)}
+    baselines = [spec for spec in specs.values() if spec.strategy == FedAvgSpec()]
+    assert {spec.training.optimizer.kind for spec in baselines} == {"adamw", "sgd"}
+    for spec in specs.values():
+        assert spec.model_copy(update={"strategy": FedAvgSpec()}) in baselines
+        assert spec.max_rounds * spec.training.local_epochs == specs["fedavg-adamw"].max_rounds
+        assert not list(spec.strategy.faults(spec))
+    assert specs["scaffold"].training.optimizer.kind == "sgd"
+    assert specs["fedadam"].training.optimizer.kind == "adamw"
+
+
+def kind_of(spec: type[StrategySpec]) -> str:
+    return str(spec.model_fields["kind"].default)
