@@ -92,9 +92,10 @@ def methods_smoke() -> SuiteSpec:
         max_rounds=2,
         data=SyntheticStreet(train_images=40, test_images=5, width=64, height=64),
         detector=FcosLite0Spec(width=64, height=64, weights=RandomWeights(), frozen_blocks=0),
-        training=TrainingSpec(batch_size=8, schedule=Schedule(warmup_steps=0)),
+        # Three local steps and one: with one step each, several methods would be FedAvg.
+        training=TrainingSpec(batch_size=2, schedule=Schedule(warmup_steps=0)),
         evaluation=EvaluationSpec(score_threshold=0.05),
-        participation=Participation(clients=("4", "5")),
+        participation=Participation(clients=("4", "5"), shards=1),  # one turn, so that a cell takes one slot
     )
     return SuiteSpec(
         name="methods-smoke", target=0.05, experiments=_methods(tiny, Sgd(lr=1e-3, momentum=0.0), _SEEDS[:1])

@@ -49,8 +49,8 @@ from tests.benchmarks.small_federations import no_root
 
 CLIENTS = ("1", "2", "3", "4")
 CLASSES = 7
-ROUNDS, STEPS, IMAGES = 3, 12, 16
-LR = 0.01
+ROUNDS, STEPS, IMAGES = 3, 16, 16
+LR = 0.03
 SPEC = FederationSpec(
     data=SyntheticStreet(train_images=80, test_images=5, width=128, height=96),
     detector=FcosLite0Spec(width=96, height=96, weights=RandomWeights(), frozen_blocks=0),

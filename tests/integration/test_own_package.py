@@ -33,8 +33,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = source.with_name("installed")
     done = subprocess.run(
         [
-            Path(sys.executable).with_name("uv"), "pip", "install", "--offline", "--no-deps", "--no-build-isolation",
-            "--no-cache", "--python", sys.executable, "--target", target, source,
+            str(Path(sys.executable).with_name("uv")), "pip", "install", "--offline", "--no-deps",
+            "--no-build-isolation", "--no-cache", "--python", sys.executable, "--target", str(target), str(source),
         ],
         capture_output=True,
         text=True,
@@ -49,7 +49,7 @@ def with_package(environment: dict[str, str], installed: Path) -> dict[str, str]
 
 
 def test_the_tests_of_the_package_pass(installed: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests")]
     done = subprocess.run(
         command, cwd=installed, env=with_package(dict(os.environ), installed), capture_output=True, text=True
     )

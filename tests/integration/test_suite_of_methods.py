@@ -45,8 +45,12 @@ def test_every_method_runs_to_its_end(finished: Finished) -> None:
 
 
 def test_no_two_methods_have_the_same_figures(finished: Finished) -> None:
-    """Methods that never took effect would all have FedAvg's. ``fedavg-objects`` has other weights than by images."""
+    """Methods that never took effect would all have FedAvg's figures.
+
+    FedExP is left out: with two clients it extrapolates only if their changes point away from each other.
+    """
     losses = {cell.experiment: cell.last.figures["loss"] for cell in finished.result.cells}
+    del losses["fedexp"]
     assert len(set(losses.values())) == len(losses), losses
 
 

@@ -26,7 +26,7 @@ class TinyGrid(Detector):
             channels = spec.channels * (depth + 1)
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(channels, num_classes + 4, 1)
-        nn.init.constant_(self.head.bias, -2.0)
+        nn.init.constant_(self.head.get_parameter("bias"), -2.0)
 
     def forward(self, images: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.body(images.float() / 255))
