@@ -19,11 +19,11 @@ def report_markdown(
     """
     summary = summarise(result)
     tables = [main_table(summary), measures_table(summary), costs_table(summary)]
-    methods = methods_table(result)
-    if methods is not None:
-        tables.insert(1, methods)
     if before is not None:
         tables.insert(1, before_table(result, before))
+    methods = methods_table(result)
+    if methods is not None:
+        tables.insert(0, methods)
     lines = [f"# {markdown(result.suite_run)}", ""]
     lines += [f"Suite {markdown(result.suite)}, code {markdown(result.code_version)}.", ""]
     if page is not None:
