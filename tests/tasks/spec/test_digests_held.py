@@ -39,6 +39,8 @@ FEDERATIONS: dict[str, tuple[str, str, str]] = {
     "street5_faster_rcnn_laptop": ("b5ba11b6e09ded34", "f4473706a4113f82", "a4e8758655055404"),
     "smoke": ("7d2e11f4ca930c8a", "8063fb87c57dae6c", "fb6f5a282aa388ce"),
 }
+# Suites that have a cell for each method: a new method changes their digests, and leaves those of the other cells.
+GROWING = {"methods", "methods-smoke"}
 SUITE_DIGESTS: dict[str, str] = {
     "smoke": "26384f37471390d3",
     "cpu": "bd604acfdd86a770",
@@ -68,13 +70,13 @@ def test_presets_and_their_references_keep_their_digests(name: str) -> None:
     assert tuple(map(first, found)) == FEDERATIONS[name]
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", [name for name in SUITES if name not in GROWING])
 def test_suite_presets_keep_their_digests(name: str) -> None:
     assert first(suite_preset(name).digest) == SUITE_DIGESTS[name]
 
 
 def test_every_preset_has_its_digests_here() -> None:
-    assert (set(FEDERATIONS), set(SUITE_DIGESTS)) == (set(PRESETS), set(SUITES))
+    assert (set(FEDERATIONS), set(SUITE_DIGESTS)) == (set(PRESETS), set(SUITES) - GROWING)
 
 
 def test_fields_added_later_count_for_the_digest_only_if_they_are_set() -> None:
