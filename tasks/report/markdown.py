@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.plain_text import REASON_LIMIT, link_target, markdown
-from tasks.report.tables import Table, TableCell, before_table, costs_table, main_table, measures_table, methods, methods_table
+from tasks.report.tables import (
+    Table,
+    TableCell,
+    before_table,
+    costs_table,
+    main_table,
+    measures_table,
+    methods,
+    methods_table,
+)
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import held_out_notes, summarise
 
@@ -21,9 +30,9 @@ def report_markdown(
     tables = [main_table(summary), measures_table(summary), costs_table(summary)]
     if before is not None:
         tables.insert(1, before_table(result, before))
-    methods = methods_table(result)
-    if methods is not None:
-        tables.insert(0, methods)
+    compared = methods_table(result)
+    if compared is not None:
+        tables.insert(0, compared)
     lines = [f"# {markdown(result.suite_run)}", ""]
     lines += [f"Suite {markdown(result.suite)}, code {markdown(result.code_version)}.", ""]
     if page is not None:
