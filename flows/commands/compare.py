@@ -24,10 +24,11 @@ from tasks.plain_text import plain_name
 from tasks.report import text
 from tasks.report.text import signed_number as signed
 from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
-from tasks.spec.records import PART_NAMES, Metrics, RoundRecord
+from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.references import is_reference, is_twin
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import SuiteResult
+from tasks.spec.training import PART_NAMES
 from tasks.suite.grouping import Run, result_of_runs, training_images
 from tasks.suite.summary import summarise
 

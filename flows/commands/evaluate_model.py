@@ -25,8 +25,8 @@ from tasks.models.evaluate import EvaluationSet, evaluate_model, evaluation_sets
 from tasks.plain_text import plain, plain_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
-from tasks.spec.records import IMAGES_HAVE, PART_NAMES, EvaluationRecord, Metrics, RoundRecord
-from tasks.spec.training import ScoredOn
+from tasks.spec.records import IMAGES_HAVE, EvaluationRecord, Metrics, RoundRecord
+from tasks.spec.training import PART_NAMES, ScoredOn
 
 MOST_COLUMNS = 6  # most test sets that have a column each in the table of classes; JSON has all
 _PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False, "padding": (0, 1, 0, 0)}

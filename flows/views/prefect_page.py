@@ -21,8 +21,9 @@ from infra.views import Views
 from tasks.handles import Handles, Leavings
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import PART_NAMES, PARTS, RoundRecord
+from tasks.spec.records import PARTS, RoundRecord
 from tasks.spec.strategies import FedAvgSpec
+from tasks.spec.training import PART_NAMES
 
 # Prefect's page gives the summary a column of some 700 pixels.
 WIDTH = 1040

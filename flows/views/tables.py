@@ -10,7 +10,8 @@ from rich.text import Text
 
 from tasks.plain_text import plain_name
 from tasks.spec.federation import MAP_NAMES, FederationSpec
-from tasks.spec.records import PART_NAMES, PARTS, Decision, RoundRecord
+from tasks.spec.records import PARTS, Decision, RoundRecord
+from tasks.spec.training import PART_NAMES
 
 
 def describe(spec: FederationSpec) -> str:

@@ -17,7 +17,8 @@ from flows.views.live import LiveProgress
 from flows.views.progress import Progress, clock
 from flows.views.tables import megabytes, number_of
 from tasks.plain_text import REASON_LIMIT, plain, plain_lines
-from tasks.spec.records import PART_NAMES, RoundRecord
+from tasks.spec.records import RoundRecord
+from tasks.spec.training import PART_NAMES
 
 
 class QuietProgress(Progress):

@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
-from tasks.spec.records import PART_NAMES, PARTS, Decision, RoundRecord
+from tasks.spec.records import PARTS, Decision, RoundRecord
+from tasks.spec.training import PART_NAMES
 
 # Okabe and Ito's colours, distinct for colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B7280"

@@ -17,8 +17,8 @@ from tasks.errors import DataError
 from tasks.metrics.detections import in_order
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scoring import evaluation_record
-from tasks.spec.records import PART_NAMES, EvaluationRecord, Metrics
-from tasks.spec.training import EvaluationSpec, ScoredOn
+from tasks.spec.records import EvaluationRecord, Metrics
+from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
 from tasks.training.evaluation import evaluate
 
 

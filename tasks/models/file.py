@@ -27,8 +27,7 @@ from tasks.plain_text import LIMIT, markdown, plain_name
 from tasks.spec.base import Frozen, Sha256, parse
 from tasks.spec.data import Exif
 from tasks.spec.kinds import AnyDetector
-from tasks.spec.records import PART_NAMES
-from tasks.spec.training import EvaluationSpec, ScoredOn
+from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
 
 HEADER_KEY = "fedbench"
 CARD_VERSION: Literal[1] = 1

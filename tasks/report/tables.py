@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from tasks.plain_text import plain_name, web_address
 from tasks.report import text
 from tasks.spec.federation import MAP_NAMES, FederationSpec, flatten
-from tasks.spec.records import PART_NAMES
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
+from tasks.spec.training import PART_NAMES
 from tasks.suite.methods import CONFIDENCE, compare_methods
 from tasks.suite.summary import Between, Paired, Row, Spread, Summary, summarise
 

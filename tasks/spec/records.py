@@ -31,7 +31,7 @@ from tasks.spec.base import (
 )
 from tasks.spec.federation import MapName
 from tasks.spec.shares import Weight
-from tasks.spec.training import ScoredOn
+from tasks.spec.training import PART_NAMES, ScoredOn
 
 
 class StoreVersion(Frozen):
@@ -55,7 +55,6 @@ class WeightRef(Frozen):
 
 PARTS: tuple[ScoredOn, ...] = get_args(ScoredOn)
 # How texts name the images of a part.
-PART_NAMES: dict[ScoredOn, str] = {"test": "test", "holdout": "held-out"}
 IMAGES_HAVE: dict[ScoredOn, str] = {"test": "test set has", "holdout": "held-out images have"}
 
 # What a client reports for its method's server, as a sum of learning rates or of squares (tasks.strategies).

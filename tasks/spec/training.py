@@ -11,6 +11,7 @@ from tasks.spec.base import CHOSEN, MOST, AddedLater, Frozen
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # The images that a model is scored on: a client's test set, or its training images that data.holdout keeps out.
 ScoredOn = Literal["test", "holdout"]
+PART_NAMES: dict[ScoredOn, str] = {"test": "test", "holdout": "held-out"}
 _BETAS = "Decay of the running means of the gradient and of its square."
 
 

@@ -22,6 +22,7 @@ from tasks.site import Site
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.records import UpdateRecord
 from tasks.spec.turns import TurnReply, UpdateRequest
+from tasks.strategies.base import Strategy
 from tasks.training.local import TrainingResult
 from tests.tasks.phase_handles import make_handles, make_plan, put_state
 
@@ -86,7 +87,7 @@ class Round:
 
         monkeypatch.setattr(site.objects, "put_json", watched)
 
-    def train(self, site: Site, request: UpdateRequest, client: str) -> tuple[Trained, State]:
+    def train(self, site: Site, request: UpdateRequest, client: str, strategy: Strategy[Any]) -> tuple[Trained, State]:
         self.attempts.append(client)
         # Tests check that a running turn has stored nothing.
         self.in_store_while_training = list(self.handles.objects.list(self.handles.layout.updates(3)))
