@@ -42,6 +42,7 @@ from tasks.spec.records import (
 )
 from tasks.spec.turns import TurnReply
 from tasks.stop_and_eval import Evaluations, images_to_score, stop_and_eval
+from tasks.strategies.registry import strategy_class
 
 
 @flow(
@@ -154,7 +155,7 @@ def round_record(
         model=new.model,
         server=new.server,
         shared=new.shared,
-        states=current_states(handles, new.updates),
+        states=first_states(spec, new.model) if plan is None else current_states(handles, new.updates),
         evaluations=tuple(new.evaluations),
         metrics=metrics,
         decision=decision,
@@ -164,6 +165,14 @@ def round_record(
         environment=this_environment(spec),
         committed=datetime.now(UTC),
     )
+
+
+def first_states(spec: FederationSpec, model: WeightRef) -> dict[str, WeightRef]:
+    """Return the state of each client after round 0: ``model``, the initial one, if the method begins with it.
+
+    All clients of the federation are in it, whether ready or not, because one may be drawn first in any later round.
+    """
+    return dict.fromkeys(spec.clients or (), model) if strategy_class(spec).begins_with_model else {}
 
 
 def current_states(handles: Handles, updates: Sequence[UpdateRecord]) -> dict[str, WeightRef]:
@@ -296,7 +305,8 @@ def apply_retention(handles: Handles, record: RoundRecord) -> None:
     globals_ = {layout.global_weights(number) for number in range(newest + 1) if number not in keep}
     states = _states(_kept(handles, record), "key")
     for key in handles.objects.list(layout.rounds):
-        if key in globals_ or (layout.is_state(key) and key not in states):
+        # A state may be the initial global model (Ditto's first one).
+        if (key in globals_ or layout.is_state(key)) and key not in states:
             keys.append(key)
     if keys:
         handles.objects.delete(keys)

@@ -17,7 +17,7 @@ from torch import Tensor
 from infra.errors import StoreCorrupt
 from tasks.data.loading import cut_batches
 from tasks.detectors.initial import initial_detector
-from tasks.detectors.roles import roles_of
+from tasks.detectors.roles import roles_of, tensor_roles
 from tasks.detectors.state import is_finite, state_of, write_state
 from tasks.errors import ClientError, FedbenchError
 from tasks.hand_out import report_failures
@@ -67,10 +67,13 @@ def initial_weights(handles: Handles, spec: FederationSpec, classes: int) -> Wei
 
     Raises:
         DataError: the weight file is missing, has another digest, or does not fit.
+        FedbenchError: the method keeps a part at the client that the detector does not have.
     """
     detector, report = initial_detector(spec.detector, classes, seed=spec.seed, file_of=handles.settings.weight_file)
     if report is not None:
         handles.reporter.message(str(report))
+    if not spec.strategy.shared_model:
+        build_strategy(spec).local_names(tensor_roles(detector))
     return store_global(handles, 0, state_of(detector))
 
 
@@ -154,6 +157,9 @@ def aggregate_updates(
     start = handles.weights.get(plan.model.key, plan.model.sha256, plan.model.bytes)
     reference = read_reference(start.path, client="(global model)")
     strategy, last = build_strategy(spec), _last_states(handles, spec, plan)
+    if not spec.strategy.shared_model:
+        local = strategy.local_names(last.roles)
+        reference = {name: tensor for name, tensor in reference.items() if name not in local}
     order = {client: number for number, client in enumerate(plan.cohort)}
     kept, refused = _asked_for(handles, plan, sorted(updates, key=lambda item: order.get(item.client, len(order))))
     while True:

@@ -57,6 +57,13 @@ class Detector(nn.Module, ABC):
         """Return every parameter once, by the factor that multiplies its learning rate."""
         return {1.0: list(self.parameters())}
 
+    def head_names(self) -> frozenset[str]:
+        """Return the names, in the state, of the head's tensors: the last layers, which give classes and boxes.
+
+        Methods that keep the head at the client need them. They refuse a detector that names none.
+        """
+        return frozenset()
+
     @abstractmethod
     def predict(self, outputs: Any, *, score_threshold: float, nms_iou: float, max_detections: int) -> list[Detections]:
         """Return each image's detections after non-maximum suppression, at most ``max_detections`` a class."""

@@ -146,6 +146,10 @@ class FasterRcnn(Detector):
         backbone, rest = list(self.backbone.parameters()), [*self.rpn.parameters(), *self.roi_heads.parameters()]
         return {self.backbone_lr: backbone, 1.0: rest} if self.backbone_lr != 1 else {1.0: backbone + rest}
 
+    def head_names(self) -> frozenset[str]:
+        """Return the tensors of the box predictor: the last two layers of the box head, for classes and boxes."""
+        return frozenset(name for name in self.state_dict() if name.startswith("roi_heads.box_predictor."))
+
     def forward(self, images: Tensor) -> FasterRcnnOutputs:
         """Return the outputs for ``images``, whose size may differ from the detector's, in multiples of 32."""
         size = (images.shape[2], images.shape[3])

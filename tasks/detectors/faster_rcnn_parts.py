@@ -29,7 +29,6 @@ VGG16_CHANNELS = 512
 # How many of an image's best anchors enter non-maximum suppression, in training and in evaluation. With a pyramid it
 # is the number of proposals for each map.
 VGG16_CANDIDATES = (12_000, 6_000)
-RESNET_STAGES, MOBILENET_STAGES = 5, 6
 PYRAMID_FC_WIDTH = 1024
 
 
@@ -71,7 +70,7 @@ def parts_of(spec: FasterRcnnSpec) -> Parts:
                 backbone_name="resnet50",
                 weights=None,
                 norm_layer=_norm(spec),
-                trainable_layers=RESNET_STAGES - spec.frozen,
+                trainable_layers=spec.stages - spec.frozen,
             )
             # arXiv 1612.03144, section 4.1: one anchor size a map.
             return _pyramid(spec, backbone, ((32,), (64,), (128,), (256,), (512,)))
@@ -81,7 +80,7 @@ def parts_of(spec: FasterRcnnSpec) -> Parts:
                 weights=None,
                 fpn=True,
                 norm_layer=_norm(spec),
-                trainable_layers=MOBILENET_STAGES - spec.frozen,
+                trainable_layers=spec.stages - spec.frozen,
             )
             return _pyramid(spec, backbone, ((32, 64, 128, 256, 512),) * 3)
 

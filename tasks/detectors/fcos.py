@@ -88,6 +88,10 @@ class FcosLite0(Detector):
         rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
         return {self.backbone_lr: backbone, 1.0: rest} if self.backbone_lr != 1 else {1.0: backbone + rest}
 
+    def head_names(self) -> frozenset[str]:
+        """Return the tensors of the last convolutions: for the classes, and for the boxes. There is no centerness."""
+        return frozenset(name for name in self.state_dict() if name.startswith(("class_output.", "box_output.")))
+
     def forward(self, images: Tensor) -> FcosOutputs:
         """Return the outputs for ``images``, whose size may differ from the detector's, in multiples of 32."""
         maps = self._pyramid(self.backbone(images))

@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.spec.detector import DetectorSpec
+
+# Layers with weights or statistics of their own that normalise. torchvision's FrozenBatchNorm2d is none of them: it is
+# a constant of the checkpoint.
+NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,14 @@ class TensorRole:
 
     kind: a *parameter* is trained by gradient, a *buffer* holds statistics, a *counter* is no floating number.
     rate: factor of the parameter's learning rate; 0 for a frozen parameter and for what is no parameter.
+    normalisation: whether it belongs to a normalisation layer.
+    head: whether the detector counts it to its head (:meth:`tasks.detectors.base.Detector.head_names`).
     """
 
     kind: Literal["parameter", "buffer", "counter"]
     rate: float = 0.0
+    normalisation: bool = False
+    head: bool = False
 
     @property
     def trained(self) -> bool:
@@ -44,12 +55,15 @@ def tensor_roles(detector: Detector) -> Roles:
         if parameter.requires_grad
     }
     parameters = dict(detector.named_parameters(remove_duplicate=False))
+    layers = tuple(f"{name}." for name, module in detector.named_modules() if isinstance(module, NORMALISATION))
+    head = detector.head_names()
     roles = {}
     for name, tensor in detector.state_dict().items():
+        kind: Literal["parameter", "buffer", "counter"] = "buffer" if tensor.is_floating_point() else "counter"
+        rate = 0.0
         if name in parameters:
-            roles[name] = TensorRole("parameter", rates.get(id(parameters[name]), 0.0))
-        else:
-            roles[name] = TensorRole("buffer" if tensor.is_floating_point() else "counter")
+            kind, rate = "parameter", rates.get(id(parameters[name]), 0.0)
+        roles[name] = TensorRole(kind, rate, name.startswith(layers), name in head)
     return roles
 
 

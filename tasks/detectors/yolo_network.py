@@ -181,6 +181,11 @@ class YoloNetwork(Detector):
         # Layers whose output is read again later. The outputs of the others are freed at once.
         self._read_again = frozenset(shortcuts).union(*routes)
 
+    def head_names(self) -> frozenset[str]:
+        """Return the tensors of each scale's last convolution, which gives its classes, boxes and objectness."""
+        outputs = tuple(f"layers.{number}." for number, layer in enumerate(self.table) if isinstance(layer, Output))
+        return frozenset(name for name in self.state_dict() if name.startswith(outputs))
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return one raw map a scale, finest first, float32 [B, anchors, H / stride, W / stride, 5 + classes].
 

@@ -107,6 +107,9 @@ class FasterRcnnVgg16Spec(_FasterRcnn, title="Faster R-CNN, VGG16"):
 class FasterRcnnPyramidSpec(_FasterRcnn):
     """Faster R-CNN over a backbone with normalisation and a feature pyramid (arXiv 1612.03144)."""
 
+    # Number of the backbone's stages, which frozen_layers counts.
+    stages: ClassVar[int]
+
     norm: Literal["group-norm", "batch-norm", "frozen-batch-norm"] = Field(
         "group-norm",
         title="Normalisation",
@@ -134,6 +137,7 @@ class FasterRcnnPyramidSpec(_FasterRcnn):
 class FasterRcnnResNet50Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, ResNet-50-FPN"):
     """torchvision's fasterrcnn_resnet50_fpn; 41.3 M parameters with 7 classes."""
 
+    stages: ClassVar[int] = 5
     frozen_of_checkpoint: ClassVar[int] = 2
 
     kind: Literal["faster-rcnn-resnet50-fpn"] = Field("faster-rcnn-resnet50-fpn", description=CHOSEN)
@@ -153,6 +157,7 @@ class FasterRcnnResNet50Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, ResNet-
 class FasterRcnnMobileNetV3Spec(FasterRcnnPyramidSpec, title="Faster R-CNN, MobileNetV3-320-FPN"):
     """torchvision's fasterrcnn_mobilenet_v3_large_320_fpn; 18.9 M parameters with 7 classes."""
 
+    stages: ClassVar[int] = 6
     frozen_of_checkpoint: ClassVar[int] = 3
 
     kind: Literal["faster-rcnn-mobilenetv3-320-fpn"] = Field("faster-rcnn-mobilenetv3-320-fpn", description=CHOSEN)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tasks.spec.base import CHOSEN, MOST, AddedLater, Frozen
 from tasks.spec.detector import DetectorSpec
+from tasks.spec.faster_rcnn import FasterRcnnPyramidSpec, FasterRcnnVgg16Spec
 from tasks.spec.training import Sgd, TrainingSpec
 
 Weighting = Literal["images", "uniform", "objects"]
@@ -37,11 +38,15 @@ class StrategySpec(Frozen):
     """The fields that all methods have, and what a method allows.
 
     additive: the server needs weighted sums of the updates only, so that some may be summed beforehand.
+    personal: each client keeps a model of its own, or a part of one, and is scored with it.
+    shared_model: the global model is complete. Without, only the clients' own models can be used.
     implementation: the class of a method that another package brings (:mod:`tasks.spec.extensions`), as
         ``package.module:Class``; empty for a kind of fedbench, whose class is in ``tasks/strategies``.
     """
 
     additive: ClassVar[bool] = True
+    personal: ClassVar[bool] = False
+    shared_model: ClassVar[bool] = True
     implementation: ClassVar[str] = ""
 
     kind: str = Field(description=CHOSEN)
@@ -83,6 +88,19 @@ class UniformSpec(StrategySpec):
     @property
     def weighting(self) -> Weighting:
         return "uniform"
+
+
+class PersonalSpec(WeightedSpec):
+    """A method whose clients keep a model of their own. Their updates are not summed before they reach the server."""
+
+    additive: ClassVar[bool] = False
+    personal: ClassVar[bool] = True
+
+
+class PartlyLocalSpec(PersonalSpec):
+    """A method whose clients keep a part of the model, so that there is no complete shared one."""
+
+    shared_model: ClassVar[bool] = False
 
 
 class FedAvgSpec(WeightedSpec, title="FedAvg"):
@@ -181,6 +199,64 @@ class FedSamSpec(WeightedSpec, title="FedSAM"):
     rho: float = Field(0.05, ge=0, le=1e6, description="Length of the step to the point of the second gradient.")
 
 
+class FedBNSpec(PartlyLocalSpec, title="FedBN"):
+    """FedBN (arXiv 2102.07623): normalisation layers stay at the client.
+
+    Needs a detector with a normalisation layer that is trained.
+    """
+
+    kind: Literal["fedbn"] = Field("fedbn", description=CHOSEN)
+
+    def faults(self, experiment: Experiment) -> Iterator[str]:
+        detector = experiment.detector
+        if isinstance(detector, FasterRcnnVgg16Spec):
+            yield (
+                f"strategy.kind {self.kind}: expected a detector with normalisation layers, found detector.kind "
+                f"{detector.kind}, which has none; it runs with -s detector.kind=faster-rcnn-resnet50-fpn"
+            )
+        elif isinstance(detector, FasterRcnnPyramidSpec):
+            yield from _frozen_norm_faults(self.kind, detector)
+
+
+class FedPerSpec(PartlyLocalSpec, title="FedPer"):
+    """FedPer (arXiv 1912.00818): the head stays at the client."""
+
+    kind: Literal["fedper"] = Field("fedper", description=CHOSEN)
+
+
+class FedRepSpec(PartlyLocalSpec, title="FedRep"):
+    """FedRep (arXiv 2102.07078): the head stays at the client. A turn trains it first, then the body.
+
+    The epochs of both are those of the turn: their sum is training.local_epochs.
+    """
+
+    kind: Literal["fedrep"] = Field("fedrep", description=CHOSEN)
+    head_epochs: int = Field(
+        1, ge=1, le=1000, description="Epochs in which the head alone is trained; they come first."
+    )
+    body_epochs: int = Field(1, ge=1, le=1000, description="Epochs in which all but the head is trained.")
+
+    def faults(self, experiment: Experiment) -> Iterator[str]:
+        found, total = experiment.training.local_epochs, self.head_epochs + self.body_epochs
+        if found != total:
+            yield (
+                f"strategy.head_epochs {self.head_epochs} and strategy.body_epochs {self.body_epochs}: expected a sum "
+                f"of training.local_epochs, found {found}; it runs with -s training.local_epochs={total}"
+            )
+
+
+class DittoSpec(PersonalSpec, title="Ditto"):
+    """Ditto (arXiv 2012.04221): beside FedAvg, each client trains a model of its own, held near the global one."""
+
+    kind: Literal["ditto"] = Field("ditto", description=CHOSEN)
+    proximity: float = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="Weight λ of the term that holds a client's own model near the global one; 0: trained alone.",
+    )
+
+
 # The default comes first (see tasks.spec.form).
 AnyStrategy = (
     FedAvgSpec
@@ -194,6 +270,10 @@ AnyStrategy = (
     | FedExPSpec
     | FedDynSpec
     | FedSamSpec
+    | FedBNSpec
+    | FedPerSpec
+    | FedRepSpec
+    | DittoSpec
 )
 
 
@@ -201,6 +281,23 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.12g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def _frozen_norm_faults(kind: str, detector: FasterRcnnPyramidSpec) -> Iterator[str]:
+    """Yield why the method ``kind``, which keeps trained normalisation layers at the client, finds none there."""
+    wrong, options = [], []
+    if detector.norm == "frozen-batch-norm":
+        wrong.append(f"detector.norm {detector.norm}")
+        options.append("-s detector.norm=batch-norm")
+    if detector.frozen >= detector.stages:
+        # Only the backbone has normalisation layers.
+        wrong.append(f"detector.frozen_layers {detector.frozen}")
+        options.append(f"-s detector.frozen_layers={detector.stages - 1}")
+    if wrong:
+        yield (
+            f"strategy.kind {kind}: expected a detector with trained normalisation layers, found "
+            f"{', '.join(wrong)}; it runs with {' '.join(options)}"
+        )
 
 
 def _plain_sgd_faults(kind: str, training: TrainingSpec, *, momentum: bool, clipping: bool) -> Iterator[str]:

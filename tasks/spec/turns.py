@@ -74,7 +74,8 @@ class UpdateRequest(TurnRequest):
 
     def fetched_bytes(self, client: str) -> int:
         """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
-        return sum(ref.bytes for ref in (self.model, *self.states_of(client)))
+        # A client's first state may be the global model itself, which is needed once.
+        return sum({ref.key: ref.bytes for ref in (self.model, *self.states_of(client))}.values())
 
 
 class EvaluationRequest(TurnRequest):

@@ -8,9 +8,9 @@ the round, ``y_i`` the model that client ``i`` returns, ``Δ_i = y_i - x``, ``p_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,14 @@ Tensors = Mapping[str, Tensor]
 S = TypeVar("S", bound=StrategySpec)
 
 
+class Batches(Protocol):
+    """The batches of a turn, all epochs in a row."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
 @dataclass(frozen=True)
 class LocalTurn:
     """A client's turn. ``detector`` has the global weights ``x``.
@@ -43,7 +51,7 @@ class LocalTurn:
     client: str
     detector: Detector
     training: TrainingSpec
-    batches: Callable[[], Iterable[Batch]]
+    batches: Callable[[], Batches]
     seed: int
     learning_rate: float
     warmup_steps: int
@@ -51,15 +59,15 @@ class LocalTurn:
     shared: Tensors = field(default_factory=dict)
     own: Tensors = field(default_factory=dict)
 
-    def train(self, rule: LocalRule | None = None) -> TrainingResult:
-        """Train the turn's detector on its batches, with a fresh optimiser.
+    def train(self, rule: LocalRule | None = None, batches: Iterable[Batch] | None = None) -> TrainingResult:
+        """Train the turn's detector with a fresh optimiser. batches: left out, all batches of the turn.
 
         Raises:
             ClientError: the loss is NaN or infinite.
         """
         return train(
             self.detector,
-            self.batches(),
+            self.batches() if batches is None else batches,
             self.training,
             lr=self.learning_rate,
             warmup_steps=self.warmup_steps,
@@ -160,11 +168,14 @@ class Strategy(Generic[S]):
     model of the server's new state. FedAvg, FedProx, FedSAM and FedExP hold one model.
     figures: names of the numbers that a client sends with its update.
     client_state: whether a client keeps a state from its last counted round to its next.
+    begins_with_model: whether the first state of every client is the initial global model. Round 0's record names that
+        object as the state of each client, so that it is kept until each has a newer one.
     """
 
     means: ClassVar[tuple[str, ...]] = (MODEL,)
     figures: ClassVar[tuple[str, ...]] = ()
     client_state: ClassVar[bool] = False
+    begins_with_model: ClassVar[bool] = False
 
     def __init__(self, spec: S, training: TrainingSpec) -> None:
         self.spec = spec
@@ -197,6 +208,17 @@ class Strategy(Generic[S]):
     def new_client_state(self, turn: LocalTurn, state: Tensors, result: TrainingResult) -> State:
         """Return the state that the client keeps, if this round counts. state: ``y_i``."""
         raise NotImplementedError
+
+    def local_names(self, roles: Roles) -> frozenset[str]:
+        """Return the names of the tensors that stay at the client: they are in its state, but in no update.
+
+        Called only if the method has no complete shared model.
+        """
+        return frozenset()
+
+    def personal_model(self, model: Tensors, own: Tensors) -> State:
+        """Return a client's own model, if the method keeps one. model: the global one. own: the client's state."""
+        return {**model, **own}
 
     # The server's half.
 
