@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.orchestrator.flow_runs import unsearched
 from tasks.aggregate import aggregate, require_quorum
@@ -22,8 +22,8 @@ from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, Updat
 from tasks.stop_and_eval import Evaluations
 from tasks.usable import largest_update, model_fault
 
-# Evaluates a model. The text is a suffix for the names of the tasks.
-Evaluate = Callable[[WeightRef, str], Awaitable[Evaluations]]
+# Evaluates a model of these updates. The text is a suffix for the names of the tasks.
+Evaluate = Callable[[WeightRef, Sequence[UpdateRecord], str], Awaitable[Evaluations]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class NewModel:
     """A round's new global model, with the updates and evaluations that count.
 
     dropped: clients whose updates do not count. unscored: clients without an evaluation.
+    personal, without_personal: the same for the clients' own models, if the method keeps any.
     server, shared: the server's new states, if the method keeps any.
     """
 
@@ -43,6 +44,8 @@ class NewModel:
     bytes_up: int
     server: WeightRef | None = None
     shared: WeightRef | None = None
+    personal: list[EvaluationRecord] = field(default_factory=list)
+    without_personal: list[ClientFailure] = field(default_factory=list)
 
 
 async def usable_model(
@@ -75,10 +78,13 @@ async def usable_model(
         if new.model is None:
             fault = "not all of its values are finite"
         else:
-            evaluated = await evaluate(new.model, suffix)
+            evaluated = await evaluate(new.model, new.counted, suffix)
             bytes_down, bytes_up = bytes_down + evaluated.bytes_down, bytes_up + evaluated.bytes_up
             lap("stop_and_eval")
-            spoiled = model_fault(evaluated.records, evaluated.unscored)
+            if spec.strategy.shared_model:
+                spoiled = model_fault(evaluated.records, evaluated.unscored)
+            else:
+                spoiled = model_fault(evaluated.personal, evaluated.without_personal)
             if spoiled is None:
                 return NewModel(
                     new.model,
@@ -90,6 +96,8 @@ async def usable_model(
                     bytes_up,
                     new.server,
                     new.shared,
+                    evaluated.personal,
+                    evaluated.without_personal,
                 )
             fault = spoiled
             handles.weights.forget({new.model.sha256} - {update.weights.sha256 for update in new.counted})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +41,7 @@ from tasks.spec.records import (
     WeightRef,
 )
 from tasks.spec.turns import TurnReply
-from tasks.stop_and_eval import Evaluations, images_to_score, stop_and_eval
+from tasks.stop_and_eval import Evaluations, images_to_score, joined, own_images_to_score, stop_and_eval
 from tasks.strategies.registry import strategy_class
 
 
@@ -67,13 +67,15 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     dropped = [*handles.not_ready, *gathered.dropped]
     require_quorum(spec, plan, gathered.updates, dropped)
     clock.lap("request_update")
-    evaluate = partial(evaluate_global, federation, spec, round_number, clients)
+    evaluate = partial(evaluate_updated, federation, spec, round_number, clients)
     new = await usable_model(handles, spec, plan, gathered.updates, dropped, evaluate, clock.lap)
     metrics = aggregate_metrics(
         new.updates,
         new.evaluations,
         weights=counted_weights(spec, plan, new.updates),
         max_share=spec.participation.max_weight_share,
+        personal=new.personal,
+        shared_model=spec.strategy.shared_model,
     )
     decision = await decide(spec, round_number, unsearched([*(record.metrics for record in history), metrics]))
     clock.lap("decide")
@@ -96,11 +98,27 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
     clock = Clock()
     model = await asyncio.to_thread(initial_weights, handles, spec, len(clients[0].class_counts))
     clock.lap("initial_weights")
-    evaluated = await evaluate_global(federation, spec, 0, clients, model)
+    evaluated = await evaluate_models(federation, spec, 0, clients, model, first_states(spec, model))
     clock.lap("stop_and_eval")
-    metrics = aggregate_metrics([], evaluated.records, max_share=spec.participation.max_weight_share)
+    metrics = aggregate_metrics(
+        [],
+        evaluated.records,
+        max_share=spec.participation.max_weight_share,
+        personal=evaluated.personal,
+        shared_model=spec.strategy.shared_model,
+    )
     decision = await decide(spec, 0, [metrics])
-    new = NewModel(model, [], [], evaluated.records, evaluated.unscored, evaluated.bytes_down, evaluated.bytes_up)
+    new = NewModel(
+        model,
+        [],
+        [],
+        evaluated.records,
+        evaluated.unscored,
+        evaluated.bytes_down,
+        evaluated.bytes_up,
+        personal=evaluated.personal,
+        without_personal=evaluated.without_personal,
+    )
     record = round_record(federation, spec, new, metrics, decision, clock)
     await asyncio.to_thread(commit, handles, record)
     await asyncio.to_thread(clear_up, handles, record)
@@ -151,12 +169,16 @@ def round_record(
         plan=plan,
         clients=tuple(handles.ready),
         updates=tuple(new.updates),
-        dropped=not_counted(dropped, new.updates, new.evaluations, of_each=len(spec.evaluation.parts)),
+        dropped=(
+            *not_counted(dropped, new.updates, new.evaluations, of_each=len(spec.evaluation.parts)),
+            *new.without_personal,
+        ),
         model=new.model,
         server=new.server,
         shared=new.shared,
         states=first_states(spec, new.model) if plan is None else current_states(handles, new.updates),
         evaluations=tuple(new.evaluations),
+        personal=tuple(new.personal),
         metrics=metrics,
         decision=decision,
         seconds=clock.laps,
@@ -211,43 +233,54 @@ def shard_label(clients: Sequence[str]) -> str:
     return f"clients {', '.join(clients[:3])}{more}"
 
 
-async def evaluate_global(
+async def evaluate_updated(
     federation: str,
     spec: FederationSpec,
     round_number: int,
     clients: Sequence[ClientInfo],
     model: WeightRef,
+    updates: Sequence[UpdateRecord],
     suffix: str = "",
 ) -> Evaluations:
-    """Evaluate ``model`` on all images that ``spec`` scores, one task for each test set or client's held-out images.
+    """Evaluate ``model``, which is made of ``updates``, as :func:`evaluate_models`."""
+    states = current_states(current_handles(), updates)
+    return await evaluate_models(federation, spec, round_number, clients, model, states, suffix)
 
-    The tasks run all at once. ``suffix`` ends their names.
+
+async def evaluate_models(
+    federation: str,
+    spec: FederationSpec,
+    round_number: int,
+    clients: Sequence[ClientInfo],
+    model: WeightRef,
+    states: Mapping[str, WeightRef],
+    suffix: str = "",
+) -> Evaluations:
+    """Evaluate ``model``, if it is complete, and each client's own model, if the method keeps any.
+
+    ``model`` is scored on all images that ``spec`` scores, one task for each test set or client's held-out images; an
+    own model, which ``model`` and the client's state in ``states`` make up, on its client's. The tasks run all at once.
+    ``suffix`` ends their names.
     """
     handles = current_handles()
     started = time.monotonic()
-    groups = images_to_score(spec, clients)
-    handles.reporter.phase_started("stop_and_eval", len(groups))
+    shared = images_to_score(spec, clients) if spec.strategy.shared_model else []
+    own = own_images_to_score(spec, clients) if spec.strategy.personal else []
+    handles.reporter.phase_started("stop_and_eval", len(shared) + len(own))
+
+    def label(group: Sequence[ClientInfo], on: str, what: str = "") -> str:
+        return shard_label([info.client for info in group]) + what + (" · held-out" if on == "holdout" else "") + suffix
+
+    ask = partial(stop_and_eval, federation, spec, round_number)
     answers = await asyncio.gather(
+        *(ask(unsearched(group), model, label(group, on), on) for on, group in shared),
         *(
-            stop_and_eval(
-                federation,
-                spec,
-                round_number,
-                unsearched(group),
-                model,
-                shard_label([info.client for info in group]) + (" · held-out" if on == "holdout" else "") + suffix,
-                on,
-            )
-            for on, group in groups
-        )
+            ask(unsearched([info]), model, label([info], on, " · own model"), on, True, states.get(info.client))
+            for on, info in own
+        ),
     )
     handles.reporter.phase_finished("stop_and_eval", time.monotonic() - started)
-    return Evaluations(
-        records=[record for answer in answers for record in answer.records],
-        unscored=[failure for answer in answers for failure in answer.unscored],
-        bytes_down=sum(answer.bytes_down for answer in answers),
-        bytes_up=sum(answer.bytes_up for answer in answers),
-    )
+    return joined(answers)
 
 
 def commit(handles: Handles, record: RoundRecord) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safetensors.numpy import save
+from torch import Tensor
 
 from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.detectors.base import Detector
-from tasks.detectors.state import load_state
+from tasks.detectors.state import load_state, tensor_faults
 from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import part_key
 from tasks.metrics.detections import pack
@@ -18,6 +19,8 @@ from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import IMAGES_HAVE, ClientFailure, WeightRef
 from tasks.spec.turns import EvaluationRequest, TurnReply
+from tasks.strategies.registry import build_strategy
+from tasks.strategies.tensor_file import TensorFile
 from tasks.training.evaluation import PartResult, evaluate
 
 
@@ -35,7 +38,8 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
                 f"client {request.clients[0]}: its {IMAGES_HAVE[request.on]} changed since wake_up: "
                 f"expected digest {request.test_digest}, found {digest}"
             )
-        detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
+        load = load_personal if request.personal else load_detector
+        detector, downloaded = load(site, request.spec, request.model, len(data.classes), request.own)
         result, truth = _evaluate_part(site, request, detector, samples)
     except (ClientError, DataError) as error:
         failed = ClientFailure(
@@ -57,12 +61,48 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
     )
 
 
-def load_detector(site: Site, spec: FederationSpec, model: WeightRef, classes: int) -> tuple[Detector, int]:
+def load_detector(
+    site: Site, spec: FederationSpec, model: WeightRef, classes: int, own: WeightRef | None = None
+) -> tuple[Detector, int]:
     """Return the site's detector with the weights of ``model``, and the bytes fetched from the store for it."""
     fetched = site.weights.get(model.key, model.sha256, model.bytes)
     detector = site.detector(spec, classes)
     load_state(detector, fetched.path)
     return detector, fetched.downloaded
+
+
+def load_personal(
+    site: Site, spec: FederationSpec, model: WeightRef, classes: int, own: WeightRef | None
+) -> tuple[Detector, int]:
+    """Return the site's detector with a client's own model, and the bytes fetched for it.
+
+    own: the client's state; None: it has none yet.
+
+    Raises:
+        ClientError: the state does not fit the detector.
+    """
+    detector, downloaded = load_detector(site, spec, model, classes)
+    if own is None:
+        return detector, downloaded
+    state = site.weights.get(own.key, own.sha256, own.bytes)
+    fetched = site.weights.get(model.key, model.sha256, model.bytes)
+    load_personal_state(detector, spec, TensorFile(fetched.path), TensorFile(state.path), source=own.key)
+    return detector, downloaded + state.downloaded
+
+
+def load_personal_state(
+    detector: Detector, spec: FederationSpec, model: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str
+) -> None:
+    """Load a client's own model into ``detector``. model: the global one. own: the client's state, from ``source``.
+
+    Raises:
+        ClientError: both together are no state of the detector.
+    """
+    weights = build_strategy(spec).personal_model(model, own)
+    fault = next(tensor_faults(detector.state_dict(), weights), None)
+    if fault is not None:
+        raise ClientError(f"{source}: tensor {fault}")
+    detector.load_state_dict(weights)
 
 
 def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[ImageSample]) -> EvaluationLoader:

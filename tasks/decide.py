@@ -28,9 +28,10 @@ def rounds_without_progress(history: Sequence[Metrics], metric: str) -> int:
 def decide_stop(spec: FederationSpec, round_number: int, history: Sequence[Metrics]) -> Decision:
     """Return whether to stop after ``round_number``, why, and the best round. ``history``: metrics from round 0 on.
 
-    The figures on held-out images decide if the rounds score them, else those on the test sets.
+    The figures on held-out images decide if the rounds score them, else those on the test sets. If the method has no
+    complete shared model, they are the means over the clients' own models.
     """
-    history = [metrics.on(spec.evaluation.decides) for metrics in history]
+    history = [metrics.on(spec.evaluation.decides).deciding for metrics in history]
     best, value = best_round(history, spec.best_metric)
     reached = getattr(history[-1], spec.target_metric)
     reason = None

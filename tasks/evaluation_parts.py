@@ -46,6 +46,7 @@ class Part:
 def part_key(layout: FederationLayout, request: EvaluationRequest) -> str:
     """Return the key under which the turn of ``request`` stores its detections and truth."""
     images = request.test_digest[:16] if request.on == "test" else f"{request.on}-{request.test_digest[:16]}"
+    images = f"own-{images}" if request.personal else images
     part = f"{images}-{request.part:03d}-of-{request.parts:03d}"
     return layout.evaluation_part(request.round, request.clients[0], part)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from prefect import task
@@ -35,6 +35,7 @@ class Evaluations:
 
     records: one for each test set and each client's held-out images that were scored.
     unscored: clients without an evaluation, and why.
+    personal: the evaluations of clients' own models, one client each. without_personal: clients without, and why.
     bytes_down, bytes_up: bytes that the clients read from the store and wrote to it.
     """
 
@@ -42,6 +43,8 @@ class Evaluations:
     unscored: list[ClientFailure] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
+    personal: list[EvaluationRecord] = field(default_factory=list)
+    without_personal: list[ClientFailure] = field(default_factory=list)
 
 
 def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[tuple[str, int], list[ClientInfo]]:
@@ -70,6 +73,18 @@ def images_to_score(spec: FederationSpec, clients: Sequence[ClientInfo]) -> list
     return groups
 
 
+def own_images_to_score(spec: FederationSpec, clients: Sequence[ClientInfo]) -> list[tuple[ScoredOn, ClientInfo]]:
+    """Return the parts of the data on which clients' own models are scored in a round, each with its client.
+
+    A client's model is scored at the client, also where all have the same test set.
+    """
+    found: list[tuple[ScoredOn, ClientInfo]] = []
+    for part in spec.evaluation.parts:
+        enough = [info for info in clients if part == "test" or has_enough_held_out(spec, info)]
+        found += [(part, info) for info in enough if info.scored_size(part)]
+    return found
+
+
 @task(
     name="stop_and_eval",
     task_run_name="stop_and_eval · round {round_number} · {label}",
@@ -84,8 +99,12 @@ async def stop_and_eval(
     model: WeightRef,
     label: str,
     on: ScoredOn = "test",
+    personal: bool = False,
+    own: WeightRef | None = None,
 ) -> Evaluations:
     """Score ``model`` on the test set, or with ``on: holdout`` on the held-out images, that ``clients`` share.
+
+    personal: score the own model of the one client instead, which ``model`` and its state ``own`` make up.
 
     Returns one evaluation, of the clients that did not fail; none if it failed everywhere or there are no images.
     """
@@ -96,13 +115,16 @@ async def stop_and_eval(
     names = tuple(info.client for info in clients)
     if size == 0 or digest is None:
         return Evaluations()
-    parts = min(handles.slots.count, -(-size // spec.evaluation.batch_size))
+    # Own models of several clients are scored at a time, and each is loaded once.
+    parts = 1 if personal else min(handles.slots.count, -(-size // spec.evaluation.batch_size))
     request = EvaluationRequest(
         federation=federation,
         spec=spec,
         clients=names,
         round=round_number,
         model=model,
+        personal=personal,
+        own=own,
         on=on,
         test_digest=digest,
         test_size=size,
@@ -122,9 +144,10 @@ async def stop_and_eval(
             evaluation = await asyncio.to_thread(score, spec, scored, classes, digest, found, started, on)
         except DataError as error:
             failures |= {name: failure_of("stop_and_eval", name, str(error)) for name in scored}
-    if on == "holdout":
+    what = ("its own model: " if personal else "") + ("held-out images: " if on == "holdout" else "")
+    if what:
         failures = {
-            name: ClientFailure.model_validate(item.model_dump() | {"reason": f"held-out images: {item.reason}"})
+            name: ClientFailure.model_validate(item.model_dump() | {"reason": f"{what}{item.reason}"})
             for name, item in failures.items()
         }
     report_failures(handles, list(failures.values()))
@@ -135,11 +158,27 @@ async def stop_and_eval(
             f"map50_voc10 {_formatted(evaluation.map50_voc10)}, loss {_formatted(evaluation.loss)} on {size} "
             f"{'images' if on == 'test' else 'held-out images'}",
         )
+    records, unscored = [] if evaluation is None else [evaluation], list(failures.values())
     return Evaluations(
-        records=[] if evaluation is None else [evaluation],
-        unscored=list(failures.values()),
+        records=[] if personal else records,
+        unscored=[] if personal else unscored,
         bytes_down=sum(reply.downloaded for reply in replies),
         bytes_up=sum(reply.uploaded for reply in replies),
+        personal=records if personal else [],
+        without_personal=unscored if personal else [],
+    )
+
+
+def joined(evaluations: Iterable[Evaluations]) -> Evaluations:
+    """Return the evaluations of one round's model, and of the clients' own, as one."""
+    found = tuple(evaluations)
+    return Evaluations(
+        records=[record for item in found for record in item.records],
+        unscored=[failure for item in found for failure in item.unscored],
+        bytes_down=sum(item.bytes_down for item in found),
+        bytes_up=sum(item.bytes_up for item in found),
+        personal=[record for item in found for record in item.personal],
+        without_personal=[failure for item in found for failure in item.without_personal],
     )
 
 

@@ -20,6 +20,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
 from tasks.spec.turns import WakeUpRequest
+from tasks.stop_and_eval import own_images_to_score
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ async def wake_up(
             f"participation.min_clients is {min_clients}: {reasons}"
         )
     _require_held_out(handles, spec, ready.values())
+    _require_own_images(spec, ready.values())
     _warn_of_majority(handles, spec, ready.values())
     handles.reporter.phase_finished("wake_up", time.monotonic() - started)
     return [ready[client] for client in clients if client in ready], failures
@@ -84,6 +86,19 @@ def _warn_of_majority(handles: Handles, spec: FederationSpec, ready: Collection[
             text = f"warning: client {held[0]} counts for {held[1]:.2%} of {figures}, by its own count of its images"
             log.warning("%s", text)
             handles.reporter.message(text)
+
+
+def _require_own_images(spec: FederationSpec, ready: Collection[ClientInfo]) -> None:
+    """
+    Raises:
+        FedbenchError: the method keeps models of the clients' own, and no client has an image to score its on.
+    """
+    if not spec.strategy.personal or own_images_to_score(spec, list(ready)):
+        return
+    raise FedbenchError(
+        f"wake_up: strategy.kind {spec.strategy.kind} scores each client's own model at the client, and no client has "
+        "a test image; it runs with -s data.holdout.fraction=0.2 -s evaluation.on=holdout"
+    )
 
 
 def _require_held_out(handles: Handles, spec: FederationSpec, ready: Collection[ClientInfo]) -> None:

@@ -200,7 +200,7 @@ def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
         FedbenchError: every evaluation failed; the message gives the last one's reason.
     """
     failures = [failure for record in history for failure in record.dropped if failure.phase == "stop_and_eval"]
-    if failures and not any(record.evaluations for record in history):
+    if failures and not any(record.evaluations or record.personal for record in history):
         last = failures[-1]
         raise FedbenchError(
             f"{name}: every evaluation failed, so no round has a figure and no model is registered; the last failure: "

@@ -7,12 +7,20 @@ which the original benchmark (arXiv 1910.11089) reported.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from tasks.errors import FedbenchError
-from tasks.spec.records import EvaluationRecord, Metrics, UpdateRecord
+from tasks.spec.records import (
+    PERSONAL_FIGURES,
+    EvaluationRecord,
+    Metrics,
+    PersonalMetrics,
+    Spread,
+    UpdateRecord,
+)
 from tasks.spec.shares import Weight, limiting_factors
 
 _FIGURES = ("loss", "map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall")
@@ -28,6 +36,8 @@ def aggregate_metrics(
     *,
     weights: Mapping[str, Weight] | None = None,
     max_share: float | None = None,
+    personal: Sequence[EvaluationRecord] = (),
+    shared_model: bool = True,
 ) -> Metrics:
     """Aggregate a round's updates (none in round 0) and evaluations.
 
@@ -36,6 +46,8 @@ def aggregate_metrics(
     weights: the weight of each client's update; None: its number of training images.
     max_share: the largest part of the whole that one client's test images may count for. If there are too few clients
         for that, each counts the same.
+    personal: the evaluations of clients' own models, one client each.
+    shared_model: whether the method has a complete shared model; without one, the clients' own models decide.
 
     Clients that share an evaluation all count. A client without a figure (None) is left out of the figure's mean, and
     the mean over no client is None. ``unweighted`` holds the plain means under ``train_loss``, ``loss``, the mAPs'
@@ -46,7 +58,40 @@ def aggregate_metrics(
     """
     parts = {on: [item for item in evaluations if item.on == on] for on in ("test", "holdout")}
     found = {on: _of_part(updates, of_part, weights, max_share) for on, of_part in parts.items()}
-    return found["test"].model_copy(update={"holdout": found["holdout"] if parts["holdout"] else None})
+    for on, metrics in found.items():
+        own = personal_metrics([item for item in personal if item.on == on], decides=not shared_model)
+        found[on] = metrics.model_copy(update={"personal": own})
+    held_out = parts["holdout"] or found["holdout"].personal
+    return found["test"].model_copy(update={"holdout": found["holdout"] if held_out else None})
+
+
+def personal_metrics(evaluations: Sequence[EvaluationRecord], *, decides: bool) -> PersonalMetrics | None:
+    """Return the figures of clients' own models over clients; None without any.
+
+    The worst client is the first of equals. Each client counts the same, because each has its own model.
+
+    Raises:
+        FedbenchError: a client is in two evaluations; the message names it.
+    """
+    if not evaluations:
+        return None
+    _each_once((client for evaluation in evaluations for client in evaluation.clients), "evaluations of own models")
+    figures = {}
+    for name in PERSONAL_FIGURES:
+        values = {item.clients[0]: getattr(item, name) for item in evaluations if getattr(item, name) is not None}
+        if values:
+            worst = (max if name == "loss" else min)(values, key=values.__getitem__)
+            figures[name] = Spread(
+                mean=_mean((1, value) for value in values.values()),
+                worst=values[worst],
+                worst_client=worst,
+                deviation=statistics.pstdev(values.values()),
+                clients=len(values),
+            )
+    images = {evaluation.test_digest for evaluation in evaluations}
+    return PersonalMetrics(
+        figures=figures, clients=len(evaluations), common=len(images) == 1 < len(evaluations), decides=decides
+    )
 
 
 def _of_part(

@@ -29,7 +29,7 @@ from tasks.spec.base import (
     Seconds,
     Sha256,
 )
-from tasks.spec.federation import MapName
+from tasks.spec.federation import MAP_NAMES, MapName
 from tasks.spec.shares import Weight
 from tasks.spec.training import PART_NAMES, ScoredOn
 
@@ -240,6 +240,32 @@ class EvaluationRecord(Frozen):
     seconds: Seconds
 
 
+class Spread(Frozen):
+    """A figure of the clients' own models: its plain mean over clients, the worst client's, the standard deviation."""
+
+    mean: Loss
+    worst: Loss
+    worst_client: ClientId
+    deviation: float = Field(ge=0, le=2 * LARGEST_LOSS, description="Standard deviation over these clients; 0 for one.")
+    clients: Count = Field(ge=1, description="Clients that have the figure.")
+
+
+class PersonalMetrics(Frozen):
+    """The figures of the clients' own models, each scored at its client on the client's images."""
+
+    figures: dict[str, Spread] = Field(max_length=10, description="By name: loss, the four mAPs, recall.")
+    clients: Count = Field(description="Clients that were scored.")
+    common: bool = Field(False, description="All were scored on one test set, which the clients have in common.")
+    decides: bool = Field(
+        False, description="There is no complete shared model, so the means decide the best round, patience and target."
+    )
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean over clients of the figure ``name``; None if no client has it."""
+        spread = self.figures.get(name)
+        return None if spread is None else spread.mean
+
+
 class Metrics(Frozen):
     """Phase 7: means over clients, weighted by test size. ``unweighted``: plain means, as the original reported.
 
@@ -258,11 +284,20 @@ class Metrics(Frozen):
     per_class_coco: dict[str, Score | None] = Field(default_factory=dict)
     per_class_recall: dict[str, Score | None] = Field(default_factory=dict)
     unweighted: dict[str, Loss | None] = Field(default_factory=dict)
+    personal: PersonalMetrics | None = Field(None, description="Of the clients' own models, if the method keeps any.")
     holdout: Metrics | None = Field(None, description="Null if the round scored no held-out images, or none could be.")
 
     def on(self, part: ScoredOn) -> Metrics:
         """Return the figures on this part of the data; all null if the round did not score it."""
         return self if part == "test" else self.holdout or Metrics()
+
+    @property
+    def deciding(self) -> Metrics:
+        """Return the figures that decide: the shared model's, else the means over the clients' own models."""
+        own = self.personal
+        if own is None or not own.decides:
+            return self
+        return self.model_copy(update={name: own.mean(name) for name in PERSONAL_FIGURES})
 
 
 class Decision(Frozen):
@@ -298,6 +333,10 @@ class Environment(Frozen):
     threads: int = Field(ge=1, le=10_000)
 
 
+# The figures that are reported for clients' own models.
+PERSONAL_FIGURES = ("loss", *MAP_NAMES, "recall")
+
+
 class RoundRecord(Frozen):
     """``round.json``, written last: the commit marker. A round is committed when this record is in the store."""
 
@@ -316,6 +355,9 @@ class RoundRecord(Frozen):
         default_factory=dict, description="State of every client that has one, from its last counted round."
     )
     evaluations: tuple[EvaluationRecord, ...]
+    personal: tuple[EvaluationRecord, ...] = Field(
+        (), description="Each ready client's own model, scored at the client; empty if the method keeps none."
+    )
     metrics: Metrics
     decision: Decision
     seconds: dict[str, Seconds] = Field(description="Wall time of each phase.")
@@ -333,12 +375,13 @@ class RoundRecord(Frozen):
     @property
     def shown_on(self) -> ScoredOn:
         """Return the part of the data that the round's figures are shown for: the test sets if they were scored."""
-        return "test" if any(item.on == "test" for item in self.evaluations) else self.decision.on
+        scored = (*self.evaluations, *self.personal)
+        return "test" if any(item.on == "test" for item in scored) else self.decision.on
 
     @property
     def shown(self) -> Metrics:
-        """Return the round's figures on the part :attr:`shown_on`."""
-        return self.metrics.on(self.shown_on)
+        """Return the round's figures on the part :attr:`shown_on`: the shared model's, else means of clients' own."""
+        return self.metrics.on(self.shown_on).deciding
 
     def evaluations_on(self, part: ScoredOn) -> tuple[EvaluationRecord, ...]:
         """Return the evaluations on this part of the data."""

@@ -87,6 +87,8 @@ class EvaluationRequest(TurnRequest):
     phase: Literal["stop_and_eval"] = "stop_and_eval"
     round: Count
     model: WeightRef
+    personal: bool = Field(False, description="Score the one client's own model, which the method makes of both.")
+    own: WeightRef | None = Field(None, description="The client's state; null: its own model is as the global one.")
     on: ScoredOn = "test"
     test_digest: Sha256
     test_size: Count = Field(ge=1, description="Images of the whole test set, or held-out images.")

@@ -67,7 +67,7 @@ class Round:
         weights = put_state(self.handles, self.handles.layout.update_weights(3, client), state)
         return make_update(self.handles, self.plan, client, weights, train_size=int(client))
 
-    async def evaluate(self, model: WeightRef, suffix: str) -> Evaluations:
+    async def evaluate(self, model: WeightRef, updates: Sequence[UpdateRecord], suffix: str) -> Evaluations:
         self.scored.append(suffix)
         state = load_file(self.handles.weights.get(model.key, model.sha256, model.bytes).path)
         rootless = float(state["bn.running_var"].min()) < 0
@@ -262,8 +262,8 @@ def test_one_silo_cannot_save_a_model_that_is_unusable_for_the_others(round3: Ro
     good = [round3.update(client, float(client)) for client in "1245"]
     honest = round3.evaluate
 
-    async def evaluate(model: WeightRef, suffix: str) -> Evaluations:
-        found = await honest(model, suffix)
+    async def evaluate(model: WeightRef, updates: Sequence[UpdateRecord], suffix: str) -> Evaluations:
+        found = await honest(model, updates, suffix)
         unscored = [item for item in found.unscored if item.client != "3"]
         return replace(found, records=found.records or [evaluation("3")], unscored=unscored)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.errors import FedbenchError
 from tasks.metrics.over_clients import aggregate_metrics
-from tasks.spec.records import EvaluationRecord, UpdateRecord
+from tasks.spec.records import EvaluationRecord, Spread, UpdateRecord
 from tests.records import evaluation_record, update_record
 
 
@@ -78,3 +78,31 @@ def test_a_client_counted_twice_is_refused() -> None:
         aggregate_metrics([_update("1", 1, 1.0), _update("1", 1, 1.0)], [])
     with pytest.raises(FedbenchError, match="evaluations: expected each client once, found 2 more than once"):
         aggregate_metrics([], [_evaluation(("1", "2"), 1, 0.1), _evaluation(("2",), 1, 0.1)])
+
+
+def test_own_models_have_a_mean_a_worst_client_and_a_spread() -> None:
+    own = [
+        _evaluation(("1",), 10, 0.5, loss=3.0),
+        _evaluation(("2",), 90, 0.1, loss=1.0),
+        _evaluation(("3",), 5, None, loss=2.0),
+    ]
+    shared = [_evaluation(("1", "2", "3"), 10, 0.4)]
+    metrics = aggregate_metrics([], shared, personal=own)
+    assert (metrics.map50_voc10, metrics.deciding) == (0.4, metrics)
+    personal = metrics.personal
+    assert personal is not None
+    assert (personal.clients, personal.decides) == (3, False)
+    loss = personal.figures["loss"]
+    assert (loss.mean, loss.worst, loss.worst_client, loss.clients) == (2.0, 3.0, "1", 3)
+    assert loss.deviation == pytest.approx((2 / 3) ** 0.5)
+    assert personal.figures["map50_voc10"] == Spread(mean=0.3, worst=0.1, worst_client="2", deviation=0.2, clients=2)
+    assert "map_coco" not in personal.figures
+
+
+def test_without_a_shared_model_the_mean_over_own_models_decides() -> None:
+    own = [_evaluation(("1",), 10, 0.5, loss=3.0), _evaluation(("2",), 90, 0.1, loss=1.0)]
+    metrics = aggregate_metrics([_update("1", 30, 2.0)], [], personal=own, shared_model=False)
+    assert (metrics.loss, metrics.map50_voc10, metrics.train_loss) == (None, None, 2.0)
+    assert (metrics.deciding.loss, metrics.deciding.map50_voc10, metrics.deciding.train_loss) == (2.0, 0.3, 2.0)
+    with pytest.raises(FedbenchError, match="evaluations of own models: expected each client once, found 1"):
+        aggregate_metrics([], [], personal=[own[0], own[0]])
