@@ -14,6 +14,7 @@ from prefect import flow, runtime
 from flows.coordinator.deployed import deployed_name, run_deployed
 from flows.coordinator.hooks import go_on, let_residents_go
 from flows.coordinator.mending import mended_history
+from flows.fine_tuning import fine_tuned, tuning_is_due
 from flows.round import federated_round, initial_round
 from flows.stored.runs import require_scores, stopped
 from flows.views.prefect_page import RunArtifacts, show_clients
@@ -75,7 +76,8 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     if clients is None:
         raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")
     needed = spec.participation.min_clients or len(clients) // 2 + 1
-    if not stopped(spec, history):
+    due = stopped(spec, history) and await asyncio.to_thread(tuning_is_due, handles, spec, history)
+    if due or not stopped(spec, history):
         handles.ready, handles.not_ready = await wake_up(name, spec, clients, needed)
     await shown.begin(history)
     if stopped(spec, history) and history[-1].plan is not None:  # only the last round's display may be missing
@@ -91,6 +93,8 @@ async def rounds(name: str, spec: FederationSpec) -> int:
         await asyncio.to_thread(handles.committed, record)
         # Not during the next round: on SQLite, Prefect's server refuses one of two simultaneous writers for 2 s.
         await shown.round_committed(history)
+    if spec.fine_tuning is not None:
+        handles.tuned = await fine_tuned(name, spec, history[-1])
     await shown.finish(history, await handles.finished(handles))
     handles.views.keep()
     handles.views.tell(handles.reporter.warning)

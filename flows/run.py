@@ -94,7 +94,7 @@ def _finished(
             return None
         require_scores(name, found.records)
         model = noted(folder, found.records)
-        if model is None:
+        if model is None and spec.strategy.shared_model:  # without a shared model, none is registered
             return None
         views = Views(again or "", folder / FAILED_FILE)
         views.recall()

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from infra.store.layout import FederationLayout
 from tasks.data.image_cache import ImageCache
 from tasks.data.loading import TrainingLoader, training_loader
 from tasks.data.samples import ImageSample
@@ -72,7 +73,7 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
             continue
         succeeded.append(trained)
         if not together:
-            updates += put_updates(site, request, layout.update_weights(request.round, client), state, [trained])
+            updates += put_updates(site, request, weights_key(layout, request, client), state, [trained])
     if together and succeeded:
         key = layout.partial_sum(request.round, succeeded[0].client)
         updates = put_updates(site, request, key, sums.partial_sum(), succeeded)
@@ -82,6 +83,20 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
         downloaded=sum(trained.downloaded for trained in succeeded),
         uploaded=sum(update.bytes_up for update in updates),
     )
+
+
+def weights_key(layout: FederationLayout, request: UpdateRequest, client: str) -> str:
+    """Return the key of the weights that a client has trained."""
+    if request.tuning:
+        return layout.fine_tuned_weights(request.round - 1, client)
+    return layout.update_weights(request.round, client)
+
+
+def record_key(layout: FederationLayout, request: UpdateRequest, client: str) -> str:
+    """Return the key of the record of a client's weights."""
+    if request.tuning:
+        return layout.fine_tuned_update(request.round - 1, client)
+    return layout.update_record(request.round, client)
 
 
 def training_batches(
@@ -222,6 +237,6 @@ def put_updates(
             host=site.host,
             device=site.device_name(request.spec),
         )
-        site.objects.put_json(layout.update_record(request.round, trained.client), record.model_dump(mode="json"))
+        site.objects.put_json(record_key(layout, request, trained.client), record.model_dump(mode="json"))
         records.append(record)
     return records

@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 from infra.errors import BadReply, StoreCorrupt
-from tasks.client_eval import evaluation_batches, load_detector
+from tasks.client_eval import evaluation_batches, load_detector, load_personal
 from tasks.data.image_cache import read_sample
 from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels
@@ -59,7 +59,8 @@ def read_sheet(handles: Handles, request: SheetRequest, reply: TurnReply) -> byt
 def _draw(site: Site, request: SheetRequest) -> TurnReply:
     data = site.data_of(request.spec.data, request.clients[0])
     samples = data.test[request.clients[0]]
-    detector, downloaded = load_detector(site, request.spec, request.model, len(data.classes))
+    load = load_personal if request.personal else load_detector
+    detector, downloaded = load(site, request.spec, request.model, len(data.classes), request.own)
     step = max(len(samples) // request.images, 1)
     chosen = samples[::step][: request.images]
     result = evaluate(

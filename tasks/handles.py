@@ -18,7 +18,7 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import TurnRunner
 from infra.views import Views
-from tasks.spec.records import ClientFailure, ClientInfo, RoundRecord
+from tasks.spec.records import ClientFailure, ClientInfo, FineTunedRecord, RoundRecord
 from tasks.spec.turns import AnyRequest, TurnReply
 
 
@@ -63,6 +63,7 @@ class Handles:
     lease: held by this process while it runs the federation; None if no other process can run it, as in tests.
     history: records of the committed rounds, from 0; too large to be a flow's parameter (512 KiB).
     views: runs all work that only presents the federation.
+    tuned: the record of fine-tuning, once it is done after the last round.
     ready, not_ready: the result of wake_up; with 1,700 clients too large for a parameter as well.
     """
 
@@ -79,6 +80,7 @@ class Handles:
     went_back: Callable[[Sequence[RoundRecord]], None] = lambda records: None
     lease: StoreLease | None = None
     history: list[RoundRecord] = field(default_factory=list)
+    tuned: FineTunedRecord | None = None
     ready: list[ClientInfo] = field(default_factory=list)
     not_ready: list[ClientFailure] = field(default_factory=list)
     views: Views = field(default_factory=Views)

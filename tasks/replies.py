@@ -230,7 +230,7 @@ def _moved(request: AnyRequest, reply: TurnReply) -> dict[str, int]:
     down = 0
     if isinstance(request, EvaluationRequest | SheetRequest):
         down = len(request.clients) * request.model.bytes
-        if isinstance(request, EvaluationRequest) and request.own is not None:
+        if request.own is not None:
             down += request.own.bytes
     elif isinstance(request, UpdateRequest):
         down = sum(request.fetched_bytes(client) for client in request.clients)

@@ -93,11 +93,12 @@ def _require_own_images(spec: FederationSpec, ready: Collection[ClientInfo]) -> 
     Raises:
         FedbenchError: the method keeps models of the clients' own, and no client has an image to score its on.
     """
-    if not spec.strategy.personal or own_images_to_score(spec, list(ready)):
+    if not spec.scores_own_models or own_images_to_score(spec, list(ready)):
         return
+    what = f"strategy.kind {spec.strategy.kind}" if spec.strategy.personal else "fine_tuning"
     raise FedbenchError(
-        f"wake_up: strategy.kind {spec.strategy.kind} scores each client's own model at the client, and no client has "
-        "a test image; it runs with -s data.holdout.fraction=0.2 -s evaluation.on=holdout"
+        f"wake_up: {what} scores each client's own model at the client, and no client has a test image; it runs with "
+        "-s data.holdout.fraction=0.2 -s evaluation.on=holdout"
     )
 
 

@@ -27,7 +27,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run's name, a model file (*.safetensors), or models:/NAME/VERSION, models:/NAME@ALIAS of the registry.",
+        help="A run's name, RUN@CLIENT for a client's own model, a model file (*.safetensors), or "
+        "models:/NAME/VERSION, models:/NAME@ALIAS of the registry.",
     ),
 ]
 Round = Annotated[int | None, typer.Option("--round", min=0, help="Round of a run. [its best round]")]

@@ -98,7 +98,13 @@ def weights(
 
 
 def export(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="The federation's name; `fedbench list` shows them.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="The federation's name, which `fedbench list` shows; RUN@CLIENT for a client's own model.",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.csv", help="File of the CSV. [standard output]")
     ] = None,
@@ -109,14 +115,20 @@ def export(
     As in the original, row 0 is the first round that trains, which is round 1 of `fedbench show`. The initial model,
     round 0 of `fedbench show`, is left out: the original never scored it. test_map is map50_voc10.
     """
-    from flows.stored.runs import opened_store, read_run
+    from flows.stored.runs import check_client, opened_store, read_run
+    from tasks.metrics.own_record import of_client
     from tasks.original.rounds_csv import rounds_csv
 
     with plain_errors():
         settings = machine_settings(home)
+        run, at, client = name.partition("@")
         with opened_store(settings) as objects:
-            stored = read_run(objects, settings, name)
-        text = rounds_csv(stored.records)
+            stored = read_run(objects, settings, run)
+        own = client if at else None
+        if stored.records:
+            check_client(stored, stored.records[-1], own)
+        records = stored.records if own is None else [of_client(record, own) for record in stored.records]
+        text = rounds_csv(records)
         if output is not None:
             _write(output, text)
     if output is None:

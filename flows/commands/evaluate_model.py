@@ -119,12 +119,13 @@ def figures_table(evaluated: Evaluated) -> Table:
     for name in ("images", *FIGURES):
         table.add_column(name, justify="right")
     card = evaluated.model.card
+    client = evaluated.model.client
     for part in parts:
         records = [record for record in evaluated.records if record.on == part]
         images = sum(record.test_size for record in records)
         which = "" if parts == ("test",) else f", {PART_NAMES[part]}"
         rows: list[tuple[str, int, Metrics | EvaluationRecord]] = [
-            (f"all clients{which}", images, evaluated.metrics.on(part))
+            (f"{'all clients' if client is None else f'client {client}'}{which}", images, evaluated.metrics.on(part))
         ]
         if len(records) > 1:
             rows += [(f"{_clients(record)}{which}", record.test_size, record) for record in records]

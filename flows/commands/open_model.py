@@ -9,30 +9,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.stored.runs import StoredRun, listed, opened_store, read_run
+from flows.stored.runs import StoredRun, check_client, listed, opened_store, read_run, read_tuned
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.layout import FederationLayout, federations
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking.registered import fetch_registered, registered_models
+from tasks.client_eval import load_personal_state
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import load_state, state_sha256
 from tasks.errors import DataError, SpecError
+from tasks.metrics.own_record import of_client
 from tasks.models.card import card_of
 from tasks.models.file import ModelCard, load_model, read_state
 from tasks.spec.base import check_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import RoundRecord, WeightRef
 from tasks.spec.training import EvaluationSpec
+from tasks.strategies.tensor_file import TensorFile
 
 MODEL_SUFFIX = ".safetensors"
 SCHEME = "models:/"
 EXPECTED = (
-    f"expected a run's name, a model file (*{MODEL_SUFFIX}), or a model of the registry "
-    f"({SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS)"
+    f"expected a run's name, RUN@CLIENT for a client's own model, a model file (*{MODEL_SUFFIX}), or a model of the "
+    f"registry ({SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS)"
 )
 _URI = re.compile(re.escape(SCHEME) + r"(?P<name>[^/@:']+)(?:/(?P<version>[0-9]+|latest)|(?P<alias>@[^/@]+))")
 
@@ -42,6 +45,7 @@ class OpenedModel:
     """A detector in evaluation mode, on the CPU, with its card.
 
     ``title`` names it on the terminal. ``spec`` and ``record`` are those of its run; None for a model file.
+    ``client``: whose own model it is, and whose view of the round ``record`` is; None for a shared model.
     """
 
     title: str
@@ -49,6 +53,7 @@ class OpenedModel:
     card: ModelCard
     spec: FederationSpec | None = None
     record: RoundRecord | None = None
+    client: str | None = None
 
     @property
     def data(self) -> DataSpec | None:
@@ -72,6 +77,8 @@ class OpenedModel:
 def open_model(reference: str, settings: Settings, number: int | None = None) -> OpenedModel:
     """Open the model that ``reference`` names. If it names a run, open round ``number``; None: the best round.
 
+    ``RUN@CLIENT`` names the client's own model of that round.
+
     Raises:
         SpecError: there is no such model; the message says what was tried.
         DataError: the file cannot be used.
@@ -84,7 +91,8 @@ def open_model(reference: str, settings: Settings, number: int | None = None) ->
         return _open_registered(reference, settings)
     if is_file:
         return _open_file(Path(reference), reference)
-    return _open_round(reference, settings, number)
+    name, at, client = reference.partition("@")
+    return _open_round(name, settings, number, client if at else None)
 
 
 def _open_file(path: Path, title: str) -> OpenedModel:
@@ -94,7 +102,7 @@ def _open_file(path: Path, title: str) -> OpenedModel:
     return OpenedModel(title, detector, card)
 
 
-def _open_round(name: str, settings: Settings, number: int | None) -> OpenedModel:
+def _open_round(name: str, settings: Settings, number: int | None, client: str | None) -> OpenedModel:
     with opened_store(settings) as objects:
         run = _read(objects, settings, name)
         if not run.records:
@@ -103,13 +111,60 @@ def _open_round(name: str, settings: Settings, number: int | None) -> OpenedMode
         if not 0 <= chosen < len(run.records):
             raise SpecError(f"--round {chosen}: expected 0 to {len(run.records) - 1}, the committed rounds of {name}")
         record = run.records[chosen]
-        _require_weights(objects, settings, run, record)
+        check_client(run, record, client)
+        if client is not None and not run.spec.strategy.personal:
+            return _open_tuned(objects, settings, run, client, number)
+        own = record.states.get(client) if client is not None else None
+        _require_weights(objects, settings, run, record, own)
         weights = WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
         path = weights.get(record.model.key, record.model.sha256, record.model.bytes).path
         card = card_of(run.spec, record)
+        if client is not None:
+            record = of_client(record, client)
+            card = card_of(run.spec, record, notes=(own_note(client),))
         detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
         load_state(detector, path)
-    return OpenedModel(f"{name}, round {chosen}", detector.eval(), card, run.spec, record)
+        if own is not None:
+            state = TensorFile(weights.get(own.key, own.sha256, own.bytes).path)
+            load_personal_state(detector, run.spec, TensorFile(path), state, source=own.key)
+    title = f"{name}, round {chosen}" if client is None else f"{name}@{client}, round {chosen}"
+    return OpenedModel(title, detector.eval(), card, run.spec, record, client)
+
+
+def own_note(client: str) -> str:
+    return f"The own model of client {client}, not the federation's shared model."
+
+
+def _open_tuned(
+    objects: ObjectStore, settings: Settings, run: StoredRun, client: str, number: int | None
+) -> OpenedModel:
+    """Open the model that a client made of the last round's.
+
+    Raises:
+        SpecError: another round is asked for, or there is no such model.
+    """
+    last = run.records[-1]
+    if number not in (None, last.round):
+        raise SpecError(
+            f"--round {number}: expected {last.round}, the last round, whose model the clients fine-tuned; or "
+            f"{run.name} without a client"
+        )
+    tuned = read_tuned(objects, settings, run)
+    update = next((item for item in tuned.updates if item.client == client), None) if tuned is not None else None
+    if tuned is None or update is None:
+        there = [f"{run.name}@{item.client}" for item in tuned.updates] if tuned is not None else []
+        raise SpecError(
+            f"{run.name}@{client}: no fine-tuned model; the run has {listed(there, f'{run.name}@{client}')}"
+        )
+    ref = update.weights
+    weights = WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
+    updates = tuple(item for item in tuned.updates if item.client == client)
+    record = of_client(last.model_copy(update={"personal": tuned.evaluations, "updates": updates}), client)
+    card = card_of(run.spec, record, notes=(own_note(client),))
+    detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
+    load_state(detector, weights.get(ref.key, ref.sha256, ref.bytes).path)
+    title = f"{run.name}@{client}, fine-tuned from round {last.round}"
+    return OpenedModel(title, detector.eval(), card, run.spec, record, client)
 
 
 def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun:
@@ -132,15 +187,17 @@ def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun
     raise SpecError(f"{reference}: no such model: {tried}; {EXPECTED}")
 
 
-def _require_weights(objects: ObjectStore, settings: Settings, run: StoredRun, record: RoundRecord) -> None:
-    """Check that the store still has the weights of ``record``.
+def _require_weights(
+    objects: ObjectStore, settings: Settings, run: StoredRun, record: RoundRecord, own: WeightRef | None
+) -> None:
+    """Check that the store still has the weights of ``record``, and the client's state ``own``.
 
     Raises:
         SpecError: retention removed them; the message names the rounds whose weights are kept.
     """
     layout = FederationLayout(settings.s3.prefix, run.name)
     keys = set(objects.list(layout.rounds))
-    if record.model.key in keys:
+    if record.model.key in keys and (own is None or own.key in keys):
         return
     kept = [str(other.round) for other in run.records if other.model.key in keys]
     raise SpecError(

@@ -80,6 +80,11 @@ def verify_model(settings: Settings, reference: str, *, run: str | None = None, 
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         stored = read_run(objects, settings, run or name)
+        if not stored.spec.strategy.shared_model:
+            raise SpecError(
+                f"{stored.name}: strategy.kind {stored.spec.strategy.kind} has no complete shared model, so none is "
+                "registered"
+            )
         tracking = services.mlflow_tracking_uri
         fetched = fetch_registered(tracking, services.s3_endpoint(), name, version, Path(temporary))
         if fetched is None:

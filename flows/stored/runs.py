@@ -17,8 +17,8 @@ from infra.store.objects import ObjectStore
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, SPEC_VERSION, check_name
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord
-from tasks.whole import DamagedObject, read_whole
+from tasks.spec.records import FineTunedRecord, RoundRecord
+from tasks.whole import DamagedObject, find_whole, read_whole
 
 MOST_LISTED = 10
 
@@ -69,6 +69,44 @@ def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
     spec = read_spec(objects, settings, name)
     records = read_history(objects, FederationLayout(settings.s3.prefix, name))
     return StoredRun(name, spec, records, _status(settings, name, spec, records))
+
+
+def check_client(run: StoredRun, record: RoundRecord, client: str | None) -> None:
+    """Check that the run has the model asked for: the shared one (None), or that of ``client``.
+
+    Raises:
+        SpecError: it has not; the message names the models that it has.
+    """
+    method = f"strategy.kind {run.spec.strategy.kind}"
+    clients = dict.fromkeys([*(info.client for info in record.clients), *record.states])
+    own = listed([f"{run.name}@{name}" for name in clients], f"{run.name}@{client}")
+    if client is None:
+        if not run.spec.strategy.shared_model:
+            raise SpecError(
+                f"{run.name}: expected a client's own model, because {method} has no complete shared model; the run "
+                f"has {own}"
+            )
+    elif not run.spec.scores_own_models:
+        raise SpecError(
+            f"{run.name}@{client}: expected a run whose clients keep models of their own, found {method} and no "
+            f"fine_tuning; its model is called {run.name}"
+        )
+    elif client not in clients:
+        raise SpecError(f"{run.name}@{client}: no such client in round {record.round}; the run has {own}")
+
+
+def read_tuned(objects: ObjectStore, settings: Settings, run: StoredRun) -> FineTunedRecord | None:
+    """Return the record of fine-tuning the last round's model; None if there is none.
+
+    Raises:
+        DamagedObject: it is damaged; the run tunes again when it goes on.
+    """
+    if run.spec.fine_tuning is None or not run.records:
+        return None
+    last = run.records[-1]
+    key = FederationLayout(settings.s3.prefix, run.name).fine_tuned_record(last.round)
+    record = find_whole(objects, key, FineTunedRecord, RECORD_VERSION)
+    return record if record is not None and record.model == last.model else None
 
 
 def read_spec(objects: ObjectStore, settings: Settings, name: str) -> FederationSpec:

@@ -172,7 +172,9 @@ class RunReport:
             for file, data in files.items():
                 tracker.log_artifact_bytes(f"plots/{file}", data)
         scored = _scored(self.name, history)
-        if scored:
+        if scored and not self.spec.strategy.shared_model:
+            handles.reporter.message(without_shared_model(self.name, self.spec, best))
+        elif scored:
             with showing("the reference to the best weights in MLflow"):
                 uri = f"s3://{handles.objects.bucket}/{best.model.key}"
                 tracker.log_reference("best", uri, best.model.sha256)
@@ -211,6 +213,8 @@ class RunReport:
     async def _sheet(self, handles: Handles, history: Sequence[RoundRecord]) -> bytes | None:
         """A sheet of detections of the best model; None if no client has test images.
 
+        Without a complete shared model it is the own model of the client whose images are drawn.
+
         Raises:
             FedbenchError: every client failed.
         """
@@ -230,7 +234,13 @@ class RunReport:
         reasons = []
         for client, *_ in handles.slots.split(tested):  # if one silo fails, the next draws the sheet
             request = SheetRequest(
-                federation=self.name, spec=self.spec, clients=(client,), model=best.model, images=SHEET_IMAGES
+                federation=self.name,
+                spec=self.spec,
+                clients=(client,),
+                model=best.model,
+                personal=not self.spec.strategy.shared_model,
+                own=None if self.spec.strategy.shared_model else best.states.get(client),
+                images=SHEET_IMAGES,
             )
             deadline = self.spec.participation.evaluation_deadline
             for reply in await hand_out(handles, request, deadline=deadline, accept=accept):
@@ -238,6 +248,16 @@ class RunReport:
             if sheets:
                 return sheets[0]
         raise FedbenchError("; ".join(reasons))
+
+
+def without_shared_model(name: str, spec: FederationSpec, best: RoundRecord) -> str:
+    """Return why no model is registered, and how to use those of the clients."""
+    own = [f"{name}@{info.client}" for info in best.clients]
+    more = f" (+{len(own) - 3})" if len(own) > 3 else ""
+    return (
+        f"no model is registered: strategy.kind {spec.strategy.kind} has no complete shared model. The clients' own "
+        f"are {', '.join(own[:3])}{more}, for fedbench evaluate, predict, serve and save-model"
+    )
 
 
 def _scored(name: str, history: Sequence[RoundRecord]) -> bool:

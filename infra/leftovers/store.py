@@ -36,6 +36,8 @@ _SERVER_TEMPORARY = ".rclone_temp_"  # start of its temporary names
 _RECORDS = frozenset({"spec.json", "best.json", "round.json"})  # never removed, wherever they are
 _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the federation's root
 _ASIDE = re.compile(r"(superseded|damaged)/[0-9]{4,}/.+")
+# Models of clients; an extended federation keeps those of its earlier ends.
+_FINE_TUNED = re.compile(r"fine-tuned/[0-9]{4,}/[^/]+\.(safetensors|json)")
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
 _STATE = re.compile(r"(server|shared|state/[^/]+)\.safetensors")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
@@ -126,7 +128,7 @@ class _Rules:
     def reason(self, name: str, *, young: bool) -> str | None:
         """Return why the object ``name`` (below the federation's root) may be removed; None: it stays."""
         base = name.rpartition("/")[2]
-        if base in _RECORDS or name in _KEPT:
+        if base in _RECORDS or name in _KEPT or _FINE_TUNED.fullmatch(name):
             return None
         if base.startswith(_SERVER_TEMPORARY):
             return None if young else SERVER_TEMPORARY

@@ -10,6 +10,8 @@
 <prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   for several clients; <client>: the first
 <prefix>/<federation>/rounds/0007/evaluations/<client>/<part>.safetensors   <client>: the first of the turn
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
+<prefix>/<federation>/fine-tuned/0007/<client>.safetensors       a client's fine-tuned model of round 7; and .json
+<prefix>/<federation>/fine-tuned/0007/_fine-tuned.json           the record of them all, written last
 <prefix>/<federation>/best.json
 <prefix>/<federation>/sheet.png                                  detections of the best model
 <prefix>/<federation>/superseded/0001/superseded.json            which rounds were put aside, to repeat them
@@ -155,6 +157,20 @@ class FederationLayout:
 
     def evaluation_record(self, number: int, part: str) -> str:
         return f"{self.evaluations(number)}{part}.json"
+
+    def fine_tuned(self, number: int) -> str:
+        """Prefix of the models that clients made of round ``number``'s, the last one; ends with a slash."""
+        return f"{self.root}fine-tuned/{number:04d}/"
+
+    def fine_tuned_weights(self, number: int, client: str) -> str:
+        return f"{self.fine_tuned(number)}{client}.safetensors"
+
+    def fine_tuned_update(self, number: int, client: str) -> str:
+        return f"{self.fine_tuned(number)}{client}.json"
+
+    def fine_tuned_record(self, number: int) -> str:
+        """Key of the record that says that fine-tuning is done. No client has this name: ids begin otherwise."""
+        return f"{self.fine_tuned(number)}_fine-tuned.json"
 
     @property
     def superseded(self) -> str:

@@ -46,8 +46,11 @@ def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: s
             layout.client_state(0, client),
             layout.evaluation_part(0, client, ANY),
         ]
+    of_tuning = [
+        f"{layout.root}fine-tuned/{ANY}/{client}.{kind}" for client in clients for kind in ("safetensors", "json")
+    ]
     answers = f"{session_folder(layout, pool, ANY)}{ANY}{ANSWER}"
-    return (answers, layout.sheet, *(_any_round(layout, key) for key in of_rounds))
+    return (answers, layout.sheet, *(_any_round(layout, key) for key in of_rounds), *of_tuning)
 
 
 def silo_policy(bucket: str, prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.kinds import AnyDetector, AnyStrategy
 from tasks.spec.shares import least_clients
 from tasks.spec.strategies import FedAvgSpec
-from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.spec.training import EvaluationSpec, FineTuning, TrainingSpec
 from tasks.spec.yaml_files import read_yaml
 
 # The fields of a round's Metrics that are mean average precisions, defined in tasks.metrics.
@@ -170,6 +170,11 @@ class FederationSpec(Frozen, title="Federation"):
     strategy: AnyStrategy = Field(
         FedAvgSpec(), discriminator="kind", description="How clients train and their updates become the next model."
     )
+    fine_tuning: Annotated[FineTuning | None, AddedLater()] = Field(
+        None,
+        title="Fine-tuning",
+        description="Training of the global model at each client after the last round. Left out: none.",
+    )
     participation: Participation = Field(
         Participation(), description="Which clients take part in a round, and how failing clients are handled."
     )
@@ -185,6 +190,11 @@ class FederationSpec(Frozen, title="Federation"):
             faults.append(
                 "participation.partial_sums: expected a strategy that adds updates only, found strategy.kind "
                 f"{self.strategy.kind}; it runs with -s participation.partial_sums=false"
+            )
+        if self.fine_tuning is not None and not self.strategy.shared_model:
+            faults.append(
+                f"fine_tuning: expected null, because strategy.kind {self.strategy.kind} has no complete shared model, "
+                f"found epochs {self.fine_tuning.epochs}; it runs with -s fine_tuning=null"
             )
         if self.evaluation.on != "test" and self.data.holdout is None:
             faults.append(
@@ -216,6 +226,11 @@ class FederationSpec(Frozen, title="Federation"):
         fault = self.participation.share_fault(len(self.participation.clients or devices))
         if fault is not None:
             raise ValueError(f"participation.{fault}")
+
+    @property
+    def scores_own_models(self) -> bool:
+        """Return whether clients have models of their own: by the method, or by fine-tuning after the last round."""
+        return self.strategy.personal or self.fine_tuning is not None
 
     @property
     def clients(self) -> tuple[str, ...] | None:

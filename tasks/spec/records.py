@@ -391,3 +391,26 @@ class RoundRecord(Frozen):
     def state_refs(self) -> tuple[WeightRef, ...]:
         """Return the references to all states that are current after this round."""
         return tuple(ref for ref in (self.server, self.shared, *self.states.values()) if ref is not None)
+
+
+class FineTunedRecord(Frozen):
+    """``_fine-tuned.json``: the models that clients made of the last round's by training alone, and their figures."""
+
+    version: Literal[1] = RECORD_VERSION
+    federation: FederationName
+    round: Count = Field(description="The last round.")
+    spec_digest: Sha256
+    model: WeightRef = Field(description="The global weights that every client started from.")
+    updates: tuple[UpdateRecord, ...] = Field(description="Each client's model. Their round is the one after the last.")
+    dropped: tuple[ClientFailure, ...] = ()
+    evaluations: tuple[EvaluationRecord, ...] = Field(description="Each model, scored at its client.")
+    metrics: Metrics
+    seconds: Seconds
+    bytes_up: Bytes = 0
+    bytes_down: Bytes = 0
+    created: datetime
+
+    @property
+    def shown(self) -> PersonalMetrics | None:
+        """Return the figures of the clients' models: on the test sets if they were scored, else on held-out images."""
+        return self.metrics.personal or self.metrics.on("holdout").personal

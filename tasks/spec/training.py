@@ -126,6 +126,15 @@ class TrainingSpec(Frozen, title="Training"):
         return self
 
 
+class FineTuning(Frozen, title="Fine-tuning"):
+    """After the last round each client trains the global model on its own images, and its result is scored there."""
+
+    epochs: int = Field(1, ge=1, le=1000, description="Passes over the client's images.")
+    lr: float | None = Field(
+        None, gt=0, le=10, description="Learning rate; left out: that of the schedule in the round that would be next."
+    )
+
+
 class EvaluationSpec(Frozen, title="Evaluation"):
     """How the global model is scored. It is always scored by PASCAL VOC 2010, PASCAL VOC 2007 and COCO."""
 

@@ -51,7 +51,10 @@ class ResourceRequest(TurnRequest):
 
 
 class UpdateRequest(TurnRequest):
-    """Phase 3: train each client, one after the other, from exactly these global weights."""
+    """Phase 3: train each client, one after the other, from exactly these global weights.
+
+    With ``tuning`` it is the fine-tuning after the last round, which is the one before ``round``.
+    """
 
     phase: Literal["request_update"] = "request_update"
     round: Count = Field(ge=1)
@@ -63,6 +66,7 @@ class UpdateRequest(TurnRequest):
         None, description="From the plan; a client with another number fails."
     )
     weights: dict[ClientId, Weight] | None = Field(None, description="From the plan; they weight a partial sum.")
+    tuning: bool = Field(False, description="Store the results as fine-tuned models, and not as updates of the round.")
     shared: WeightRef | None = Field(None, description="From the plan, as states.")
     states: dict[ClientId, WeightRef] | None = Field(
         None, description="State of each client of the turn that has one; null: the method keeps none."
@@ -101,6 +105,8 @@ class SheetRequest(TurnRequest):
 
     phase: Literal["sheet"] = "sheet"
     model: WeightRef
+    personal: bool = Field(False, description="Draw the detections of the client's own model, as in an evaluation.")
+    own: WeightRef | None = None
     images: int = Field(ge=1, le=100)
 
 

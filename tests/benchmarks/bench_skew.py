@@ -18,7 +18,7 @@ import itertools
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def drifts(
 
 def _batches(
     spec: FederationSpec, images: ImageCache, samples: Sequence[ImageSample], number: int, client: str, steps: int
-) -> Iterator[Batch]:
+) -> list[Batch]:
     size = spec.training.batch_size
     loader = training_loader(
         samples,
@@ -137,7 +137,7 @@ def _batches(
         workers=0,
         cache=images,
     )
-    return itertools.islice(iter(loader), steps)
+    return list(itertools.islice(iter(loader), steps))
 
 
 def _copy(state: Mapping[str, Tensor]) -> State:

@@ -21,6 +21,7 @@ import torch
 from prefect.utilities.annotations import quote
 
 import flows.federation
+import flows.fine_tuning
 import flows.new_model
 import flows.round
 import tasks.client_eval
@@ -148,6 +149,7 @@ def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
         (flows.federation, ("wake_up", "initial_round", "federated_round")),
         (flows.round, ("check_client_resource", "request_update", "stop_and_eval", "decide")),
         (flows.new_model, ("aggregate",)),
+        (flows.fine_tuning, ("fine_tune", "stop_and_eval")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, _direct(getattr(module, name)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import flows.federation
 import tasks.client_eval
 import tasks.strategies.base
+from flows.commands.open_model import open_model
+from flows.views.mlflow_run import without_shared_model
+from infra.leftovers.store import Retention, federation_leftovers
 from infra.settings import S3Settings
 from infra.store.weights import WeightStore
 from tasks.detectors.roles import roles_of
-from tasks.errors import FedbenchError
+from tasks.errors import FedbenchError, SpecError
 from tasks.metrics.detections import ImageDetections
+from tasks.metrics.own_record import of_client
+from tasks.original.rounds_csv import rounds_csv
 from tasks.spec.federation import FederationSpec, Participation, with_fields
-from tasks.spec.records import RoundRecord, WeightRef
+from tasks.spec.records import FineTunedRecord, RoundRecord, WeightRef
 from tasks.strategies.registry import build_strategy
 from tasks.training.evaluation import PartResult
 from tasks.training.local import TrainingResult
 from tests.flows.empty_federation import SPEC, EmptyFederation, without_prefect_and_learning
+from tests.records import client_info, round_record
 
 State = Mapping[str, Tensor]
 KINDS = ("fedbn", "fedper", "ditto")
@@ -62,9 +70,13 @@ def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: s
     return PartResult(losses, len(indices), {index: ImageDetections.empty() for index in indices}, 0.0)
 
 
+async def _no_page(*arguments: Any) -> None: ...
+
+
 @pytest.fixture(autouse=True)
 def _without_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     without_prefect_and_learning(monkeypatch)
+    monkeypatch.setattr(flows.federation, "show_clients", _no_page)
     monkeypatch.setattr(tasks.strategies.base, "train", _train)
     monkeypatch.setattr(tasks.client_eval, "evaluate", _evaluate)
 
@@ -229,3 +241,143 @@ def test_a_federation_in_which_nobody_can_be_scored_is_refused(
     run = Run(s3_settings, tmp_path, own_prefix, spec_of("ditto"))
     with pytest.raises(FedbenchError, match=r"wake_up: strategy\.kind ditto scores .* -s evaluation\.on=holdout"):
         run.run()
+
+
+@pytest.mark.parametrize("run", KINDS, indirect=True)
+def test_a_command_opens_a_clients_own_model(run: Run) -> None:
+    records = run.run()
+    best = records[-1].decision.best_round
+    for number in (None, 2):
+        record = records[best if number is None else number]
+        opened = open_model("it@4", run.settings, number)
+        assert opened.title == f"it@4, round {record.round}"
+        expected = run.own_model(record, "4")
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.detector.state_dict().items())
+        assert opened.record is not None
+        assert opened.record.evaluations == tuple(item for item in record.personal if item.clients == ("4",))
+        assert opened.card.clients == ("4",)
+        assert opened.card.metrics["loss"] == opened.record.evaluations[0].loss
+        assert opened.card.notes[0] == "The own model of client 4, not the federation's shared model."
+    lines = rounds_csv(of_client(record, "4") for record in records).splitlines()
+    assert len(lines) == len(records)
+    losses = [line.split(",")[1] for line in lines[1:]]
+    took_part = [any(update.client == "4" for update in record.updates) for record in records[1:]]
+    assert losses == ["1.0" if took else "" for took in took_part]
+    if run.spec.strategy.shared_model:
+        assert open_model("it", run.settings).client is None
+    else:
+        with pytest.raises(SpecError, match=r"it: expected a client's own model, .* the run has it@3, it@4, it@5$"):
+            open_model("it", run.settings)
+    with pytest.raises(SpecError, match=r"it@9: no such client in round 2; the run has it@3, it@4, it@5"):
+        open_model("it@9", run.settings, 2)
+
+
+@pytest.mark.parametrize("run", ["fedavg"], indirect=True)
+def test_a_run_without_own_models_has_none_to_open(run: Run) -> None:
+    run.run()
+    with pytest.raises(
+        SpecError, match=r"it@3: expected a run whose clients keep .* found strategy\.kind fedavg and no"
+    ):
+        open_model("it@3", run.settings)
+
+
+def test_the_note_on_a_model_that_is_not_registered_names_the_clients_models() -> None:
+    record = round_record(clients=[client_info(client) for client in "12345"])
+    assert without_shared_model("street", spec_of("fedbn"), record) == (
+        "no model is registered: strategy.kind fedbn has no complete shared model. The clients' own are street@1, "
+        "street@2, street@3 (+2), for fedbench evaluate, predict, serve and save-model"
+    )
+
+
+def tuned_of(run: Run, round_number: int) -> FineTunedRecord:
+    document = run.objects.get_json(run.layout.fine_tuned_record(round_number))
+    return FineTunedRecord.model_validate(document)
+
+
+@pytest.fixture
+def tuning(s3_settings: S3Settings, tmp_path: Path, own_prefix: str) -> Run:
+    return Run(s3_settings, tmp_path, own_prefix, spec_of("fedavg", **{"max_rounds": 2, "fine_tuning.epochs": 3}))
+
+
+def test_after_the_last_round_each_client_tunes_the_global_model(tuning: Run) -> None:
+    epochs: list[int] = []
+
+    def watch(request: Any) -> None:
+        if getattr(request, "tuning", False):
+            epochs.append(request.spec.training.local_epochs)
+
+    records = tuning.run(watch)
+    plain = Run(tuning.settings.s3, tuning.settings.home / "plain", f"{tuning.layout.prefix}/plain", spec_of("fedavg"))
+    plain.spec = plain.spec.model_copy(update={"max_rounds": 2})
+    assert [record.model.sha256 for record in plain.run()] == [record.model.sha256 for record in records]
+    assert epochs == [3, 3, 3]
+    tuned = tuned_of(tuning, 2)
+    assert tuned.model == records[-1].model
+    assert [update.client for update in tuned.updates] == list(CLIENTS)
+    for update in tuned.updates:
+        expected = {name: tensor.clone() for name, tensor in tuning.state(records[-1].model).items()}
+        _move(expected, update.client, update.seed)
+        found = tuning.state(update.weights)
+        assert update.weights.key == tuning.layout.fine_tuned_weights(2, update.client)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        (evaluation,) = [item for item in tuned.evaluations if item.clients == (update.client,)]
+        assert evaluation.loss == pytest.approx(loss_of(found), rel=1e-6)
+        opened = open_model(f"it@{update.client}", tuning.settings)
+        assert opened.title == f"it@{update.client}, fine-tuned from round 2"
+        assert all(torch.equal(opened.detector.state_dict()[name], tensor) for name, tensor in found.items())
+        assert opened.record is not None
+        assert opened.record.evaluations == (evaluation,)
+    assert tuned.shown is not None
+    assert (tuned.shown.clients, tuned.shown.decides, tuned.shown.common) == (3, False, True)
+    with pytest.raises(SpecError, match="--round 1: expected 2, the last round, whose model the clients fine-tuned"):
+        open_model("it@3", tuning.settings, 1)
+    assert not tuning.objects.list(tuning.layout.evaluations(2))
+    assert not [key for key in tuning.objects.list(tuning.layout.rounds) if "/0003/" in key]
+    tuning.run(lambda request: pytest.fail("the federation has nothing left to do"))
+
+
+def test_tuning_that_is_killed_goes_on_and_an_extended_federation_tunes_again(
+    tuning: Run, tmp_path: Path, own_prefix: str
+) -> None:
+    tuning.run()
+    expected = tuned_of(tuning, 2)
+    again = Run(tuning.settings.s3, tmp_path / "again", f"{own_prefix}/again", tuning.spec)
+    trained: list[str] = []
+    kills = 0
+
+    def kill(request: Any) -> None:
+        nonlocal kills
+        if getattr(request, "tuning", False):
+            trained.extend(request.clients)
+        if trained and kills < 3:
+            kills += 1
+            raise Killed
+
+    done = False
+    while not done:
+        try:
+            again.run(kill, cold=True)
+            done = True
+        except Killed:
+            continue
+    assert kills == 3
+    assert sorted(trained) == list(CLIENTS)  # none is trained twice
+    found = tuned_of(again, 2)
+    assert [update.weights.sha256 for update in found.updates] == [item.weights.sha256 for item in expected.updates]
+    assert found.metrics == expected.metrics
+    again.spec = again.spec.model_copy(update={"max_rounds": 3})
+    records = again.run()
+    assert (len(records), tuned_of(again, 3).model) == (4, records[3].model)
+    assert tuned_of(again, 2) == found
+    assert set(again.objects.list(again.layout.fine_tuned(2))) >= {update.weights.key for update in found.updates}
+    entries = again.objects.entries(again.layout.root)
+    leftovers = federation_leftovers(
+        again.layout, entries, [0], Retention(older_than=timedelta()), datetime.now(UTC) + timedelta(days=30)
+    )
+    assert not [leftover.key for leftover in leftovers if "/fine-tuned/" in leftover.key]
+
+
+def test_nobody_tunes_a_model_that_is_not_complete() -> None:
+    with pytest.raises(SpecError, match=r"fine_tuning: expected null, .* strategy\.kind fedper .* -s fine_tuning=null"):
+        spec_of("fedper", **{"fine_tuning.epochs": 3})
+    spec_of("fedper", fine_tuning=None)
