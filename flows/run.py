@@ -10,7 +10,7 @@ import sys
 from flows.coordinator.outcome import Outcome
 from flows.coordinator.preflight import PRELOAD, claim_federation, pin, require_name, slot_count
 from flows.coordinator.session import OwnSession
-from flows.stored.runs import readable_history, require_scores, stopped
+from flows.stored.runs import StoredRun, read_tuned, readable_history, require_scores, stopped
 from flows.views.files import FAILED_FILE, REPORTED
 from flows.views.progress import Progress
 from flows.views.registration import noted
@@ -94,11 +94,17 @@ def _finished(
             return None
         require_scores(name, found.records)
         model = noted(folder, found.records)
+        try:
+            tuned = read_tuned(objects, settings, StoredRun(name, spec, found.records, "finished"))
+        except DamagedObject:  # the clients' models are looked for again, and the record is written again
+            return None
+        if spec.fine_tuning is not None and tuned is None:
+            return None
         if model is None and spec.strategy.shared_model:  # without a shared model, none is registered
             return None
         views = Views(again or "", folder / FAILED_FILE)
         views.recall()
         views.tell(progress.warning)
-        return Outcome(found.records, folder, already_finished=True, model=model, failed=views.failed)
+        return Outcome(found.records, folder, already_finished=True, model=model, failed=views.failed, tuned=tuned)
 
     return session.with_store(look)

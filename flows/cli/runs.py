@@ -190,15 +190,19 @@ def _run(
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     """Print the table of rounds, the folder of the plots, and the command that opens the run's pages."""
-    from flows.views.tables import best_line, round_table
+    from flows.views.tables import best_line, own_lines, own_table, round_table
 
     out.print()
     if outcome.already_finished:
         out.print(f"{name} is finished; nothing was left to do.")
     out.print(round_table(outcome.records))
+    if (own := own_table(outcome.records)) is not None:
+        out.print(own)
     best = best_line(outcome.records[-1].decision)
     if best is not None:
         out.print(f"best: {best}", highlight=False)
+    for line in own_lines(outcome.records, outcome.tuned):
+        out.print(line, soft_wrap=True, highlight=False)
     if outcome.model is not None:
         out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
     out.print(f"plots: {shell_quoted(outcome.folder)}", soft_wrap=True, highlight=False)

@@ -34,14 +34,15 @@ def show(
     """Print a federation's rounds from the store, with all four mAPs if the terminal has room for them."""
     from rich.text import Text
 
-    from flows.stored.runs import opened_store, read_run
-    from flows.views.tables import best_line, class_table, describe, round_table
+    from flows.stored.runs import opened_store, read_run, read_tuned
+    from flows.views.tables import best_line, class_table, describe, own_lines, own_table, round_table
     from tasks.held_out import without_figure
 
     with plain_errors():
         settings = machine_settings(home)
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
+            tuned = read_tuned(objects, settings, stored)
         what = f" · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}"
         out.print(Text.assemble((name, "bold"), what))
         if stored.records:
@@ -49,6 +50,10 @@ def show(
             decision, environment = stored.records[-1].decision, stored.records[-1].environment
             if (best := best_line(decision)) is not None:
                 out.print(f"best: {best}", highlight=False)
+            if (own := own_table(stored.records)) is not None:
+                out.print(own)
+            for line in own_lines(stored.records, tuned):
+                out.print(line, soft_wrap=True, highlight=False)
             if (note := without_figure(stored.spec, stored.records[-1].clients)) is not None:
                 out.print(note, soft_wrap=True, highlight=False)
             if classes:

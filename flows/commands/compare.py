@@ -90,7 +90,7 @@ def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> 
         if not run.records:
             raise SpecError(f"{run.name}: expected at least one committed round to compare, found none")
         decides = run.spec.evaluation.decides
-        best, _ = best_round([record.metrics.on(decides) for record in run.records], metric)
+        best, _ = best_round([record.figures_on(decides) for record in run.records], metric)
         compared.append(Compared(run, costs_by_round(run.records, run.spec.training.local_epochs), best))
     return compared
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import FineTunedRecord, RoundRecord
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Outcome:
     """The records of a finished run, and the folder of its plots.
 
     already_finished: whether nothing was left to do. model: URI of the best model in MLflow's registry; None if MLflow
-    failed. failed: why a part of the report failed, by the part's name.
+    failed. failed: why a part of the report failed, by the part's name. tuned: the record of fine-tuning.
     """
 
     records: Sequence[RoundRecord]
@@ -22,3 +22,4 @@ class Outcome:
     already_finished: bool
     model: str | None
     failed: Mapping[str, str] = field(default_factory=dict)
+    tuned: FineTunedRecord | None = None

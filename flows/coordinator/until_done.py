@@ -58,6 +58,7 @@ def run_until_done(
                     already_finished=False,
                     model=report.model,
                     failed=report.views.failed,
+                    tuned=handles.tuned,
                 )
     return outcome
 

@@ -8,7 +8,7 @@ from infra.tracking.client import metric_part
 from infra.tracking.federation import RoundFigures
 from infra.tracking.suite import CellFigures, SuiteFigures
 from tasks.spec.federation import MAP_NAMES, FederationSpec
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import PARTS, PERSONAL_FIGURES, PersonalMetrics, RoundRecord
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import CellResult, SuiteResult
 
@@ -19,7 +19,8 @@ def round_figures(record: RoundRecord) -> RoundFigures:
     Losses are means per image, ``seconds/*`` wall time, ``bytes/*`` totals over the cohort, ``class/*`` VOC 2010
     AP at IoU 0.5, ``class_coco/*`` COCO AP at IoU 0.50 to 0.95, ``class_recall/*`` recall. ``holdout/*`` are the global
     model's figures on held-out images, and ``client/*/holdout_*`` each client's. ``best/*`` are of the images that
-    decide the best round. A value that is None in the record is left out.
+    decide the best round. ``own_models/*`` are means over the clients' own models, the worst client's figures and the
+    standard deviations, and ``client/*/own_*`` each client's. A value that is None in the record is left out.
     """
     metrics, decision = record.metrics, record.decision
     values: dict[str, float | None] = {
@@ -61,8 +62,29 @@ def round_figures(record: RoundRecord) -> RoundFigures:
             of_client = {name: getattr(evaluation, name) for name in ("loss", *MAP_NAMES, "recall")}
             values |= {f"client/{client}/holdout_{name}": value for name, value in of_client.items()}
             values[f"client/{client}/holdout_images"] = evaluation.test_size
+    for part in PARTS:
+        prefix = "" if part == "test" else f"{part}_"
+        personal = metrics.on(part).personal
+        values |= own_figures(personal, f"own_models_{prefix}".rstrip("_"))
+        for evaluation in record.personal:
+            if evaluation.on == part:
+                client = f"client/{evaluation.clients[0]}/own_{prefix}"
+                values |= {f"{client}{name}": getattr(evaluation, name) for name in PERSONAL_FIGURES}
     figures = {name: float(value) for name, value in values.items() if value is not None}
     return RoundFigures(record.round, record.committed, figures)
+
+
+def own_figures(own: PersonalMetrics | None, prefix: str) -> dict[str, float | None]:
+    """Return the figures of clients' own models, as ``own_models/map50_voc10`` (the mean over clients) and ``…_worst``.
+
+    ``…_deviation`` is the standard deviation over clients.
+    """
+    values: dict[str, float | None] = {}
+    for name, spread in own.figures.items() if own is not None else ():
+        values[f"{prefix}/{name}"] = spread.mean
+        values[f"{prefix}/{name}_worst"] = spread.worst
+        values[f"{prefix}/{name}_deviation"] = spread.deviation
+    return values
 
 
 def method_tags(spec: FederationSpec) -> dict[str, str]:

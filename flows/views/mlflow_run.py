@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
-from flows.views.mlflow_figures import method_tags, round_figures
+from flows.views.mlflow_figures import method_tags, own_figures, round_figures
 from flows.views.registration import best_record, register
 from infra.settings import Settings
 from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
@@ -171,6 +171,13 @@ class RunReport:
         with showing("plots in MLflow"):
             for file, data in files.items():
                 tracker.log_artifact_bytes(f"plots/{file}", data)
+        if handles.tuned is not None:
+            with showing("the fine-tuned models' figures in MLflow"):
+                tracker.log_artifact_bytes("fine-tuned.json", handles.tuned.model_dump_json(indent=2).encode())
+                values = own_figures(handles.tuned.shown, "fedbench.fine_tuned").items()
+                tracker.set_tags(
+                    {name.replace("/", "."): f"{value:.6g}" for name, value in values if value is not None}
+                )
         scored = _scored(self.name, history)
         if scored and not self.spec.strategy.shared_model:
             handles.reporter.message(without_shared_model(self.name, self.spec, best))

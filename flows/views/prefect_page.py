@@ -164,16 +164,32 @@ def summary(
     for record in history:
         shown = [_loss(record.metrics.train_loss)]
         for part in scored:
-            metrics = record.metrics.on(part)
+            metrics = record.figures_on(part)
             shown += [_loss(metrics.loss), *(_fraction(getattr(metrics, name)) for name in _SHOWN)]
         shown += [f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"]
         lines.append(f"| {record.round} | {len(record.updates)} | {' | '.join(shown)} |")
+    lines += _own_models(history)
     with views.showing("the plot of rounds on Prefect's page"):
         lines += _curves(history)
     if "sheet.png" in leavings.plots:
         with views.showing("the sheet of detections on Prefect's page"):
             lines += _sheet(leavings.plots["sheet.png"])
     return "\n".join(lines)
+
+
+def _own_models(history: Sequence[RoundRecord]) -> list[str]:
+    """Return the Markdown of a table of the clients' own models by round; nothing if the method keeps none."""
+    metric, rows = history[-1].decision.best_metric, []
+    for record in history:
+        own = record.metrics.on(record.decision.on).personal
+        spread = own.figures.get(metric) if own is not None else None
+        if spread is not None:
+            figures = " | ".join(_fraction(value) for value in (spread.mean, spread.worst, spread.deviation))
+            rows.append(f"| {record.round} | {spread.clients} | {figures} | {markdown(spread.worst_client)} |")
+    if not rows:
+        return []
+    heads = f"| round | clients | mean {metric} | worst | deviation | worst client |"
+    return ["", "The clients' own models:", "", heads, "|" + " ---: |" * 6, *rows]
 
 
 def _held_out(record: RoundRecord, client: str) -> dict[str, object]:

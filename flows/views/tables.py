@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tasks.plain_text import plain_name
 from tasks.spec.federation import MAP_NAMES, FederationSpec
-from tasks.spec.records import PARTS, Decision, RoundRecord
+from tasks.spec.records import PARTS, Decision, FineTunedRecord, PersonalMetrics, RoundRecord
 from tasks.spec.training import PART_NAMES
 
 
@@ -46,10 +46,10 @@ def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
     for header in (*heads, "MB up", "MB down", "s"):
         narrow = wide or header.startswith(PART_NAMES["holdout"])
         table.add_column(_two_lines(header) if narrow else header, justify="right", no_wrap=True)
-    scores = [getattr(record.metrics.on(decides), metric) for record in records]
+    scores = [getattr(record.figures_on(decides), metric) for record in records]
     best = max((score for score in scores if score is not None), default=None)
     for record, score in zip(records, scores, strict=True):
-        metrics = record.metrics.on(first)
+        metrics = record.figures_on(first)
         cohort = len(record.plan.cohort) if record.plan else 0
         short = len(record.updates) < cohort
         strong = "bold green" if best is not None and score == best else ""
@@ -64,7 +64,7 @@ def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
             ),
             number_of(metrics.recall),
             *(
-                Text(number_of(getattr(record.metrics.on(part), what)), strong if what == metric else "")
+                Text(number_of(getattr(record.figures_on(part), what)), strong if what == metric else "")
                 for part in others
                 for what in ("loss", metric)
             ),
@@ -73,6 +73,53 @@ def round_table(records: Sequence[RoundRecord], *, wide: bool = False) -> Table:
             f"{sum(record.seconds.values()):.1f}",
         )
     return table
+
+
+def own_table(records: Sequence[RoundRecord]) -> Table | None:
+    """Return one row a round with the figures of the clients' own models; None if the method keeps none.
+
+    They are on the images that decide: the mean over clients, the worst client's, and the standard deviation.
+    """
+    shown = [(record.round, record.metrics.on(record.decision.on).personal) for record in records]
+    if not any(own is not None for _, own in shown):
+        return None
+    metric = records[-1].decision.best_metric
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("own models", "clients", "mean loss", f"mean {metric}", "worst", "client", "deviation"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for number, own in shown:
+        if own is not None:
+            spread = own.figures.get(metric)
+            cells = ("-",) * 4
+            if spread is not None:
+                cells = (
+                    number_of(spread.mean), number_of(spread.worst), spread.worst_client, number_of(spread.deviation)
+                )  # fmt: skip
+            table.add_row(f"round {number}", str(own.clients), number_of(own.mean("loss")), *cells)
+    return table
+
+
+def own_line(own: PersonalMetrics, metric: str) -> str:
+    """Return one line on the clients' own models: the mean over clients, the worst client, and the deviation."""
+    spread = own.figures.get(metric)
+    where = ", on the common test set" if own.common else ""
+    if spread is None:
+        return f"no {metric} at {own.clients} clients{where}"
+    return (
+        f"{metric} mean {spread.mean:.3f}, worst {spread.worst:.3f} (client {spread.worst_client}), deviation "
+        f"{spread.deviation:.3f} over {spread.clients} clients{where}"
+    )
+
+
+def own_lines(records: Sequence[RoundRecord], tuned: FineTunedRecord | None = None) -> list[str]:
+    """Return lines on the clients' own models in the best round, and on their fine-tuned models; none without any."""
+    decision, lines = records[-1].decision, []
+    best = records[decision.best_round].metrics.on(decision.on).personal
+    if best is not None:
+        lines.append(f"own models, round {decision.best_round}: {own_line(best, decision.best_metric)}")
+    if tuned is not None and tuned.shown is not None:
+        lines.append(f"fine-tuned, after round {tuned.round}: {own_line(tuned.shown, decision.best_metric)}")
+    return lines
 
 
 def class_table(record: RoundRecord) -> Table:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from flows.views.live import LiveProgress
 from flows.views.progress import Progress, clock
-from flows.views.tables import megabytes, number_of
+from flows.views.tables import megabytes, number_of, own_line
 from tasks.plain_text import REASON_LIMIT, plain, plain_lines
 from tasks.spec.records import RoundRecord
 from tasks.spec.training import PART_NAMES
@@ -82,11 +82,14 @@ def _figures(record: RoundRecord) -> str:
     """Return the losses, mAP and recall of a round, of each part of the data that it scored."""
     texts = []
     for part in record.scored_on or ("test",):
-        metrics, name = record.metrics.on(part), "" if part == "test" else f"{PART_NAMES[part]} "
+        metrics, name = record.figures_on(part), "" if part == "test" else f"{PART_NAMES[part]} "
         texts.append(
             f"{PART_NAMES[part]} loss {number_of(metrics.loss)}, {name}map50_voc10 {number_of(metrics.map50_voc10)}, "
             f"{name}recall {number_of(metrics.recall)}"
         )
+        own = record.metrics.on(part).personal
+        if own is not None:
+            texts.append(f"own models: {name}{own_line(own, record.decision.best_metric)}")
     return ", ".join(texts)
 
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
-from tasks.spec.records import PARTS, Decision, RoundRecord
+from tasks.spec.records import PARTS, Decision, PersonalMetrics, RoundRecord
 from tasks.spec.training import PART_NAMES
 
 # Okabe and Ito's colours, distinct for colour-blind readers too.
@@ -51,13 +51,15 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
     metric, decides = decision.best_metric, decision.on
     scored = [part for part in PARTS if any(part in record.scored_on for record in records)] or [decides]
     part, both = scored[0], len(scored) > 1
-    test_loss = [record.metrics.on(part).loss for record in records]
-    held_loss = [record.metrics.on("holdout").loss for record in records] if both else []
+    test_loss = [record.figures_on(part).loss for record in records]
+    held_loss = [record.figures_on("holdout").loss for record in records] if both else []
     train_loss = [record.metrics.train_loss for record in records]
-    recall = [record.metrics.on(part).recall for record in records]
-    by_name = {name: [getattr(record.metrics.on(part), name) for record in records] for name in _MAPS}
-    held = [getattr(record.metrics.on("holdout"), metric) for record in records] if both else []
+    recall = [record.figures_on(part).recall for record in records]
+    by_name = {name: [getattr(record.figures_on(part), name) for record in records] for name in _MAPS}
+    held = [getattr(record.figures_on("holdout"), metric) for record in records] if both else []
     name_of_part = PART_NAMES[part]
+    own = [record.metrics.on(decides).personal for record in records]
+    own_mean, own_worst = _own(own, metric)
 
     draw_line(losses, rounds, train_loss, BLUE, "train (mean over local epochs)", marker="o")
     draw_line(losses, rounds, test_loss, ORANGE, name_of_part, marker="s")
@@ -79,8 +81,13 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
     if both:
         label, color = f"{PART_NAMES['holdout']} {_MAPS[metric][0]}", _MAPS[metric][1]
         draw_line(maps, rounds, held, color, label, marker="*", linestyle=":")
+    if any(value is not None for value in own_worst):
+        label, color = _MAPS[metric][0], _MAPS[metric][1]
+        if not any(item is not None and item.decides for item in own):  # else the line above is their mean
+            draw_line(maps, rounds, own_mean, GREY, f"own models, {label}", marker="P", linestyle="-.")
+        draw_line(maps, rounds, own_worst, GREY, "own models, worst client", marker="v", linestyle=":")
     style_axes(maps, f"{name_of_part.capitalize()} mAP by its rules", "fraction")
-    _room_for_legend(maps, [value for values in (*by_name.values(), held) for value in values])
+    _room_for_legend(maps, [value for values in (*by_name.values(), held, own_mean, own_worst) for value in values])
 
     deciding = held if both and decides == "holdout" else by_name[metric]
     present = [(value, -number) for number, value in zip(rounds, deciding, strict=True) if value is not None]
@@ -95,6 +102,13 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
         best = metric if decides == "test" else f"{PART_NAMES[decides]} {metric}"
         panel.set_title(f"best {best} {value:.3f}, round {number}", loc="right", color=color, fontsize=10)
     return figure
+
+
+def _own(personal: Sequence[PersonalMetrics | None], metric: str) -> tuple[list[float | None], list[float | None]]:
+    """Return the mean over the clients' own models and the worst client's figure, by round."""
+    spreads = [None if item is None else item.figures.get(metric) for item in personal]
+    mean = [None if spread is None else spread.mean for spread in spreads]
+    return mean, [None if spread is None else spread.worst for spread in spreads]
 
 
 def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figure:

@@ -369,7 +369,7 @@ class RoundRecord(Frozen):
     @property
     def scored_on(self) -> tuple[ScoredOn, ...]:
         """Return the parts of the data that the round scored."""
-        found = {item.on for item in self.evaluations}
+        found = {item.on for item in (*self.evaluations, *self.personal)}
         return tuple(part for part in PARTS if part in found)
 
     @property
@@ -381,7 +381,11 @@ class RoundRecord(Frozen):
     @property
     def shown(self) -> Metrics:
         """Return the round's figures on the part :attr:`shown_on`: the shared model's, else means of clients' own."""
-        return self.metrics.on(self.shown_on).deciding
+        return self.figures_on(self.shown_on)
+
+    def figures_on(self, part: ScoredOn) -> Metrics:
+        """Return the figures on a part of the data: the shared model's, else the means of the clients' own models."""
+        return self.metrics.on(part).deciding
 
     def evaluations_on(self, part: ScoredOn) -> tuple[EvaluationRecord, ...]:
         """Return the evaluations on this part of the data."""

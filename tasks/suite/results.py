@@ -48,7 +48,7 @@ def cell_result(
         for record, spent in zip(records, costs, strict=True)
     )
     last = records[-1]
-    held_out = [record.metrics.on("holdout") for record in records]
+    held_out = [record.figures_on("holdout") for record in records]
     return CellResult(
         experiment=cell.experiment,
         role=cell.role,
@@ -59,7 +59,9 @@ def cell_result(
         clients=max(1, len(last.clients)),
         points=points,
         per_class=last.shown.per_class,
-        per_client=_per_client(last.evaluations_on(last.shown_on)),
+        per_client=_per_client(
+            last.evaluations_on(last.shown_on) or [item for item in last.personal if item.on == last.shown_on]
+        ),
         on=last.shown_on,
         best_round=best_round(held_out, metric)[0] if cell.spec.evaluation.decides == "holdout" else None,
         rounds_to_target=_first_at([record.shown for record in records], metric, target),
