@@ -34,8 +34,8 @@ from tasks.strategies.tensor_file import TensorFile
 MODEL_SUFFIX = ".safetensors"
 SCHEME = "models:/"
 EXPECTED = (
-    f"expected a run's name, RUN@CLIENT for a client's own model, a model file (*{MODEL_SUFFIX}), or a model of the "
-    f"registry ({SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS)"
+    f"expected a run's name, a model file (*{MODEL_SUFFIX}), or a model of the registry "
+    f"({SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS); a client's own model is called RUN@CLIENT"
 )
 _URI = re.compile(re.escape(SCHEME) + r"(?P<name>[^/@:']+)(?:/(?P<version>[0-9]+|latest)|(?P<alias>@[^/@]+))")
 

@@ -31,7 +31,8 @@ def read_patterns(prefix: str, pool: str, clients: Sequence[str], federation: st
     shared = [f"{layout.rounds}{'?' * digits}/{name}" for digits in ROUND_DIGITS]
     states = [_any_round(layout, layout.client_state(0, client)) for client in clients]
     model = _any_round(layout, layout.global_weights(0))
-    return (f"{session_folder(layout, pool, ANY)}{ANY}", model, *shared, *states)
+    tuned = [_any_tuning(layout, layout.fine_tuned_weights(0, client)) for client in clients]
+    return (f"{session_folder(layout, pool, ANY)}{ANY}", model, *shared, *states, *tuned)
 
 
 def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: str = ANY) -> tuple[str, ...]:
@@ -47,7 +48,9 @@ def write_patterns(prefix: str, pool: str, clients: Sequence[str], federation: s
             layout.evaluation_part(0, client, ANY),
         ]
     of_tuning = [
-        f"{layout.root}fine-tuned/{ANY}/{client}.{kind}" for client in clients for kind in ("safetensors", "json")
+        _any_tuning(layout, key)
+        for client in clients
+        for key in (layout.fine_tuned_weights(0, client), layout.fine_tuned_update(0, client))
     ]
     answers = f"{session_folder(layout, pool, ANY)}{ANY}{ANSWER}"
     return (answers, layout.sheet, *(_any_round(layout, key) for key in of_rounds), *of_tuning)
@@ -72,3 +75,9 @@ def silo_policy(bucket: str, prefix: str, pool: str, clients: Sequence[str], fed
 def _any_round(layout: FederationLayout, key: str) -> str:
     """Return the pattern that matches ``key``, which is of round 0, in any round."""
     return f"{layout.rounds}{ANY}/{key.removeprefix(layout.round(0))}"
+
+
+def _any_tuning(layout: FederationLayout, key: str) -> str:
+    """Return the pattern that matches ``key``, which is of fine-tuning after round 0, after any round."""
+    first = layout.fine_tuned(0)
+    return f"{first.removesuffix('0000/')}{ANY}/{key.removeprefix(first)}"

@@ -138,6 +138,14 @@ def requests(
         **common, round=0, model=model, test_digest=ready[0].test_digest, test_size=5, part=0, parts=2
     )
     assert client_eval(site, evaluation).failures == ()
+    tuned = client_update(site, UpdateRequest(**common, **of_plan, tuning=True)).updates
+    assert [update.client for update in tuned] == list(OWN)
+    site.weights = WeightStore(store, home / "another", 100)  # the silo's next resident may be on another machine
+    for update in tuned:
+        own = evaluation.model_copy(
+            update={"clients": (update.client,), "model": update.weights, "personal": True, "parts": 1}
+        )
+        assert client_eval(site, own).failures == ()
     assert draw_sheet(site, SheetRequest(**common, model=model, images=2)).images == 2
     return store.requests
 
@@ -168,11 +176,10 @@ def test_nothing_else_is_allowed(requests: list[tuple[str, str]], settings: S3Se
         for action, pattern in patterns
         if not any(action == other and fnmatch.fnmatchcase(resource, pattern) for other, resource in done)
     }
-    # A partial sum and a part of an evaluation are stored under the first client of a turn only.
+    # A partial sum is stored under the first client of a turn only.
     rounds = f"arn:aws:s3:::{settings.bucket}/phases/*/rounds/*/"
     assert idle == {
         ("s3:PutObject", f"{rounds}updates/_sum-5.safetensors"),
-        ("s3:PutObject", f"{rounds}evaluations/5/*.safetensors"),
         # These are for rounds from 10,000 on.
         ("s3:GetObject", rounds.replace("rounds/*", "rounds/?????") + "shared.safetensors"),
         ("s3:GetObject", rounds.replace("rounds/*", "rounds/??????") + "shared.safetensors"),
@@ -185,6 +192,7 @@ def test_objects_of_others_are_refused() -> None:
         layout.spec, layout.best, layout.lease, layout.store, layout.plan(3), layout.marker(3),
         layout.global_weights(3), layout.update_weights(3, "1"), layout.update_record(3, "1"),
         layout.server_state(3), layout.shared_state(3), layout.client_state(3, "1"),
+        layout.fine_tuned_weights(3, "1"), layout.fine_tuned_update(3, "1"), layout.fine_tuned_record(3),
         layout.put_aside(layout.client_state(3, "4"), 1), layout.partial_sum(3, "1"),
         layout.evaluation_part(3, "1", "p"), f"{layout.turns}silo-a/s/1/0001-answer.json",
         f"{layout.turns}{POOL}/s/1/0001-ask.json", f"{layout.turns}{POOL}/s/session.json",
@@ -193,6 +201,7 @@ def test_objects_of_others_are_refused() -> None:
     assert [key for key in written if allows(policy, "s3:PutObject", "fedbench", key)] == []
     read = [
         layout.spec, layout.plan(3), layout.update_weights(3, "1"), layout.update_weights(3, "4"), layout.marker(3),
+        layout.fine_tuned_weights(3, "1"), layout.fine_tuned_update(3, "4"), layout.fine_tuned_record(3),
         f"{layout.turns}silo-a/s/1/0001-ask.json", layout.put_aside(layout.global_weights(3), 1),
         layout.server_state(3), layout.client_state(3, "1"), layout.client_state(3, "shared"),
         layout.client_state(100_000, "shared"), layout.put_aside(layout.client_state(3, "4"), 1),
