@@ -15,10 +15,10 @@ from fractions import Fraction
 from tasks.errors import FedbenchError
 from tasks.spec.records import (
     PERSONAL_FIGURES,
+    ClientSpread,
     EvaluationRecord,
     Metrics,
     PersonalMetrics,
-    Spread,
     UpdateRecord,
 )
 from tasks.spec.shares import Weight, limiting_factors
@@ -81,7 +81,7 @@ def personal_metrics(evaluations: Sequence[EvaluationRecord], *, decides: bool) 
         values = {item.clients[0]: getattr(item, name) for item in evaluations if getattr(item, name) is not None}
         if values:
             worst = (max if name == "loss" else min)(values, key=values.__getitem__)
-            figures[name] = Spread(
+            figures[name] = ClientSpread(
                 mean=_mean((1, value) for value in values.values()),
                 worst=values[worst],
                 worst_client=worst,

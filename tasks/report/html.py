@@ -59,6 +59,7 @@ def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str])
         "common": tables.common_fields(list(result.specs.values())),
         "differing": tables.differing_fields(result.specs),
         "devices": [tables.devices_table(between, summary) for between in summary.experiments if between.devices],
+        "own": tables.own_models_table(summary),
         "clients": [tables.clients_table(row, summary.metric) for row in summary.rows if row.per_client],
         "plots": _plots(result, summary),
         "federations": _federations(result, summary),

@@ -190,6 +190,25 @@ def clients_table(row: Row, metric: str) -> Table:
     )
 
 
+def own_models_table(summary: Summary) -> Table | None:
+    """Return the table of clients' own models, by experiment; None if no method keeps any."""
+    rows = [row for row in summary.rows if row.own]
+    if not rows:
+        return None
+    return Table(
+        f"Clients’ own models at the last round: {text.FIGURE_NAMES.get(summary.metric, summary.metric)} over clients",
+        ["experiment", "seeds", "mean over clients", "worst client", "standard deviation"],
+        [
+            [
+                TableCell(row.experiment, strong=True),
+                TableCell(str(len(row.seeds))),
+                *(TableCell(text.figure(row.own.get(name))) for name in ("mean", "worst", "deviation")),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def before_table(result: SuiteResult, before: SuiteResult) -> Table:
     """Return the table that compares a result with an earlier one of the same suite, by experiment and role."""
     metric = result.metric

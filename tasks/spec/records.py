@@ -240,7 +240,7 @@ class EvaluationRecord(Frozen):
     seconds: Seconds
 
 
-class Spread(Frozen):
+class ClientSpread(Frozen):
     """A figure of the clients' own models: its plain mean over clients, the worst client's, the standard deviation."""
 
     mean: Loss
@@ -253,7 +253,7 @@ class Spread(Frozen):
 class PersonalMetrics(Frozen):
     """The figures of the clients' own models, each scored at its client on the client's images."""
 
-    figures: dict[str, Spread] = Field(max_length=10, description="By name: loss, the four mAPs, recall.")
+    figures: dict[str, ClientSpread] = Field(max_length=10, description="By name: loss, the four mAPs, recall.")
     clients: Count = Field(description="Clients that were scored.")
     common: bool = Field(False, description="All were scored on one test set, which the clients have in common.")
     decides: bool = Field(

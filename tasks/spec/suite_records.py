@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tasks.spec.base import RECORD_VERSION, Bytes, Count, FederationName, Frozen, Loss, Score, Seconds, Sha256
 from tasks.spec.federation import FederationSpec, MapName
-from tasks.spec.records import Environment
+from tasks.spec.records import Environment, PersonalMetrics
 from tasks.spec.suite import ExperimentName, Role, Seed, SuiteName, SuiteSpec, cell_label
 from tasks.spec.training import ScoredOn
 
@@ -73,6 +73,9 @@ class CellResult(Frozen):
     per_client: dict[str, dict[str, Loss | None]] = Field(
         default_factory=dict,
         description="The last round's four mAPs, recall and loss by client, if clients have test sets of their own.",
+    )
+    personal: PersonalMetrics | None = Field(
+        None, description="The figures of the clients' own models at the last round, if the method keeps any."
     )
     on: ScoredOn = Field("test", description="The images that the figures are of: test sets, or held-out images.")
     best_round: Count | None = Field(

@@ -62,6 +62,7 @@ def cell_result(
         per_client=_per_client(
             last.evaluations_on(last.shown_on) or [item for item in last.personal if item.on == last.shown_on]
         ),
+        personal=last.metrics.on(last.shown_on).personal,
         on=last.shown_on,
         best_round=best_round(held_out, metric)[0] if cell.spec.evaluation.decides == "holdout" else None,
         rounds_to_target=_first_at([record.shown for record in records], metric, target),

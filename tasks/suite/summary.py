@@ -62,6 +62,7 @@ class Row:
     best: the suite's metric in each run's best round. That round is chosen by test figures, so the value is too
         good, unless ``chosen_by`` is ``holdout``: then held-out images choose it.
     on: the images of the figures.
+    own: the suite's metric of clients' own models at the last round: their mean, worst and deviation over clients.
     reached: number of runs that reached the target.
     rounds_to_target: over these runs only.
     seconds, moved, gpu_seconds: costs of a run; for local only, the mean over devices.
@@ -83,6 +84,7 @@ class Row:
     chosen_by: ScoredOn
     per_class: dict[str, Spread | None]
     per_client: dict[str, dict[str, Spread | None]]
+    own: dict[str, Spread | None]
     rounds_to_target: Spread | None
     reached: int
     seconds: Spread
@@ -218,6 +220,7 @@ def _row(metric: MapName, experiment: str, role: Role, device: str | None, group
         chosen_by="holdout" if any(cell.best_round is not None for cell in runs) else "test",
         per_class=spreads(lambda cell: cell.per_class),
         per_client={client: spreads(functools.partial(_figures_of, client=client)) for client in clients},
+        own=spreads(functools.partial(_own_models, metric=metric)),
         rounds_to_target=spread_of(cell.rounds_to_target for cell in runs),
         reached=sum(cell.rounds_to_target is not None for cell in runs),
         seconds=cost(lambda cell: cell.last.seconds),
@@ -256,6 +259,13 @@ def _after(cell: CellResult, passes: float) -> Point:
 
 def _figures_of(cell: CellResult, client: str) -> Mapping[str, float | None]:
     return cell.per_client.get(client, {})
+
+
+def _own_models(cell: CellResult, metric: MapName) -> dict[str, float | None]:
+    spread = cell.personal.figures.get(metric) if cell.personal is not None else None
+    if spread is None:
+        return {}
+    return {"mean": spread.mean, "worst": spread.worst, "deviation": spread.deviation}
 
 
 def _best(cell: CellResult, metric: MapName) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.errors import FedbenchError
 from tasks.metrics.over_clients import aggregate_metrics
-from tasks.spec.records import EvaluationRecord, Spread, UpdateRecord
+from tasks.spec.records import ClientSpread, EvaluationRecord, UpdateRecord
 from tests.records import evaluation_record, update_record
 
 
@@ -95,7 +95,9 @@ def test_own_models_have_a_mean_a_worst_client_and_a_spread() -> None:
     loss = personal.figures["loss"]
     assert (loss.mean, loss.worst, loss.worst_client, loss.clients) == (2.0, 3.0, "1", 3)
     assert loss.deviation == pytest.approx((2 / 3) ** 0.5)
-    assert personal.figures["map50_voc10"] == Spread(mean=0.3, worst=0.1, worst_client="2", deviation=0.2, clients=2)
+    assert personal.figures["map50_voc10"] == ClientSpread(
+        mean=0.3, worst=0.1, worst_client="2", deviation=0.2, clients=2
+    )
     assert "map_coco" not in personal.figures
 
 

@@ -18,11 +18,16 @@ from tasks.report.files import report_parts
 from tasks.report.html import report_html
 from tasks.report.latex import escaped, latex_tables
 from tasks.spec.federation import FederationSpec
+from tasks.spec.records import ClientSpread, PersonalMetrics
 from tasks.spec.suite_records import FailedCell, SuiteResult
 from tasks.spec.training import TrainingSpec
 from tasks.suite.summary import Spread, summarise
 from tests.tasks.suite.suite_results import ENVIRONMENT, between, cell, result
 
+OWN_MODELS = PersonalMetrics(
+    figures={"map50_voc10": ClientSpread(mean=0.625, worst=0.375, worst_client="2", deviation=0.25, clients=2)},
+    clients=2,
+)
 VOID = {"meta", "img", "br", "path", "circle"}
 # Attributes whose address a browser loads.
 LOADED = {"src", "srcset", "data", "poster", "background", "action"}
@@ -313,3 +318,12 @@ def test_figures_and_costs_are_written_in_units_that_read_well(
     written = (text.figure, text.signed, text.count, text.duration, text.size)
     assert tuple(write(spread) for write in written) == shown
     assert {write(None) for write in written} == {"–"}
+
+
+def test_the_report_has_the_mean_the_worst_and_the_spread_of_own_models() -> None:
+    cells = [cell("mine", "federated", seed, [0.1, 0.5], personal=OWN_MODELS) for seed in (1, 2)]
+    page = Page(report_html(result(*cells, cell("other", "federated", 1, [0.1, 0.5]))))
+    (rows,) = [rows for caption, rows in page.tables.items() if caption.startswith("Clients’ own models")]
+    assert [row[0] for row in rows[1:]] == ["mine"]
+    assert [text[:5] for text in rows[1][1:]] == ["2", "0.625", "0.375", "0.250"]
+    assert not any("own models" in caption for caption in Page(report_html(between())).tables)
