@@ -1,9 +1,9 @@
 """An IAM policy with the rights that a silo's worker needs in the store, and no others.
 
-A silo reads global weights, the state that a method shares with all clients, the states of its own clients, and the
-sessions of its own pool. It writes its residents' answers, its clients' updates and states, and its parts of
-evaluations. It cannot read the server's state or the states of other clients. It cannot write the updates and states of
-others, plans or commits, and it can list and delete nothing.
+A silo reads global weights, the state that a method shares with all clients, the states and fine-tuned models of its
+own clients, and the sessions of its own pool. It writes its residents' answers, its clients' updates, states and
+fine-tuned models, and its parts of evaluations. It cannot read the server's state or the states of other clients. It
+cannot write the updates and states of others, plans or commits, and it can list and delete nothing.
 
 It shares one object with other silos: the sheet of detections. If another silo has overwritten it, the coordinator
 notices, because replies name objects by sha256.

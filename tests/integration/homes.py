@@ -231,13 +231,15 @@ def assert_consistent(home: Home, name: str, rounds: int) -> list[RoundRecord]:
     assert json.loads(home.object_path(home.layout(name).best).read_bytes())["round"] == best
     layout, keys = home.layout(name), home.keys(name)
     kept = sorted({best, rounds - 1, rounds})
-    assert [key for key in keys if key.endswith("global.safetensors")] == [layout.global_weights(n) for n in kept]
+    states = {ref.key: ref for number in kept for ref in records[number].state_refs}
+    first = {records[0].model.key} & states.keys()  # a client's first state may be the initial model (Ditto)
+    models = {layout.global_weights(number) for number in kept}
+    assert [key for key in keys if key.endswith("global.safetensors")] == sorted(models | first)
     for number in kept:
         content = home.object_path(layout.global_weights(number)).read_bytes()
         assert hashlib.sha256(content).hexdigest() == records[number].model.sha256
         assert len(content) == records[number].model.bytes
-    states = {ref.key: ref for number in kept for ref in records[number].state_refs}
-    assert [key for key in keys if layout.is_state(key)] == sorted(states)
+    assert [key for key in keys if layout.is_state(key)] == sorted(states.keys() - first)
     for key, ref in states.items():
         assert hashlib.sha256(home.object_path(key).read_bytes()).hexdigest() == ref.sha256
     assert [key for key in keys if "/updates/" in key or "/evaluations/" in key] == []

@@ -147,6 +147,7 @@ def handles_of(report: RunReport) -> Any:
         objects=SimpleNamespace(bucket="fedbench"),
         reporter=Warnings(),
         views=report.views,
+        tuned=None,
     )
 
 
