@@ -66,7 +66,8 @@ def _of_one_client(spec: FederationSpec, change: dict[str, object]) -> Federatio
             raise SpecError(f"data.{field}: expected a federation of devices, found one that is {what} already")
     kept = spec.participation.model_dump(exclude=set(_OF_SEVERAL))
     data = {**spec.data.model_dump(), **change}
-    document = {**spec.model_dump(), "data": data, "participation": kept, "strategy": FedAvgSpec().model_dump()}
+    method = {"strategy": FedAvgSpec().model_dump(), "fine_tuning": None}
+    document = {**spec.model_dump(), "data": data, "participation": kept, **method}
     return FederationSpec.model_validate(document)
 
 

@@ -249,3 +249,10 @@ def test_a_local_only_run_has_its_devices_images_and_all_test_images(cache: Path
     assert samples_digest(alone.train["3"]) == samples_digest(federated.train["3"])
     assert samples_digest(alone.test["3"]) == samples_digest(pooled.test["all"])
     assert alone.digest == federated.digest
+
+
+def test_a_reference_has_nothing_to_fine_tune() -> None:
+    plain = FederationSpec()
+    tuned = with_fields(plain, {"fine_tuning.epochs": 2}, source="test")
+    assert twin(tuned) == twin(plain)
+    assert is_twin(tuned, twin(plain))
