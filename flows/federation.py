@@ -15,7 +15,7 @@ from flows.coordinator.deployed import deployed_name, run_deployed
 from flows.coordinator.hooks import go_on, let_residents_go
 from flows.coordinator.mending import mended_history
 from flows.fine_tuning import fine_tuned, tuning_is_due
-from flows.round import federated_round, initial_round
+from flows.round import apply_retention, federated_round, initial_round
 from flows.stored.runs import require_scores, stopped
 from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.orchestrator.flow_runs import tag_run
@@ -72,6 +72,9 @@ async def rounds(name: str, spec: FederationSpec) -> int:
     shown = RunArtifacts(name, spec, handles.views)
     history = await asyncio.to_thread(mended_history, handles, spec)
     handles.history = history
+    if history and not stopped(spec, history):
+        # A coordinator that was killed right after the commit has left what retention does not keep.
+        await asyncio.to_thread(apply_retention, handles, history[-1])
     clients = spec.clients
     if clients is None:
         raise SpecError(f"{name}: participation.clients: expected the data set's devices, which pin_data fills in")

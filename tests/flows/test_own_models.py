@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import flows.federation
+import flows.round
 import tasks.client_eval
 import tasks.strategies.base
 from flows.commands.open_model import open_model
@@ -381,3 +382,21 @@ def test_nobody_tunes_a_model_that_is_not_complete() -> None:
     with pytest.raises(SpecError, match=r"fine_tuning: expected null, .* strategy\.kind fedper .* -s fine_tuning=null"):
         spec_of("fedper", **{"fine_tuning.epochs": 3})
     spec_of("fedper", fine_tuning=None)
+
+
+def test_a_run_that_is_killed_right_after_a_commit_leaves_no_part_of_an_evaluation(
+    s3_settings: S3Settings, tmp_path: Path, own_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(s3_settings, tmp_path, own_prefix, spec_of("ditto"), keep_updates=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(flows.round, "clear_up", _killed)
+        with pytest.raises(Killed):
+            run.run()
+    assert run.objects.list(run.layout.evaluations(0))
+    run.run()
+    left = [key for key in run.objects.list(run.layout.rounds) if "/evaluations/" in key or "/updates/" in key]
+    assert left == []
+
+
+def _killed(*arguments: Any) -> None:
+    raise Killed
