@@ -44,7 +44,7 @@ class SuiteFailed(FedbenchError):
 @flow(name="suite", flow_run_name=run_name, persist_result=False, on_crashed=[go_on])
 async def suite(
     name: ScheduledName = None,
-    preset: Literal["smoke", "cpu", "paper"] = "smoke",
+    preset: Literal["smoke", "cpu", "paper", "methods", "methods-smoke"] = "smoke",
     spec: SuiteSpec | None = None,
     compare: bool = True,
 ) -> str:

@@ -101,6 +101,15 @@ def test_deployments_have_the_whole_specification_of_their_preset(schema: dict[s
         assert "name" not in item.parameters  # so each scheduled run is a new federation
 
 
+# A resident's parameters come from the run that starts it.
+OTHERS = [item for item in TABLE.values() if item.flow not in ("federation", "resident")]
+
+
+@pytest.mark.parametrize("item", OTHERS, ids=lambda item: str(item.full_name))
+def test_prefect_accepts_the_parameters_of_every_deployment(item: Deployment) -> None:
+    validate(item.parameters, schema_of(item), raise_on_error=True)
+
+
 def test_prefect_accepts_whole_specifications_with_nulls(schema: dict[str, Any]) -> None:
     for preset in PRESETS.values():
         validate({"name": None, "spec": preset().model_dump(mode="json")}, schema, raise_on_error=True)
