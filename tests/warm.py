@@ -74,7 +74,20 @@ PACKAGES = (
 # Variables that Python or these packages read when they start or are imported.
 READ_EARLY = (
     *("PYTHON", "LD_", "LANG", "LC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NPY_", "MALLOC_", "TORCH"),
-    *("PYTORCH_", "CUDA_", "MPL", "HOME", "PYDANTIC_", "OTEL_", "PANDAS_", "ARROW_", "XDG_", "TYPER_", "TERMINAL_"),
+    *(
+        "PYTORCH_",
+        "CUDA_",
+        "MPL",
+        "MATPLOTLIB",
+        "HOME",
+        "PYDANTIC_",
+        "OTEL_",
+        "PANDAS_",
+        "ARROW_",
+        "XDG_",
+        "TYPER_",
+        "TERMINAL_",
+    ),
     *("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "REDIS_", "PGHOST"),
 )
 SAFE_PATH = "PYTHONSAFEPATH"
