@@ -89,9 +89,9 @@ def test_the_small_detector_has_every_role() -> None:
     assert roles["frozen.weight"] == TensorRole("parameter", 0.0)
     assert roles["head.bias"] == TensorRole("parameter", 0.5)
     assert roles["idle"] == TensorRole("parameter", 1.0)
-    assert roles["norm.weight"] == TensorRole("parameter", 1.0)
-    assert roles["norm.running_var"] == TensorRole("buffer")
-    assert roles["norm.num_batches_tracked"] == TensorRole("counter")
+    assert roles["norm.weight"] == TensorRole("parameter", 1.0, normalisation=True)
+    assert roles["norm.running_var"] == TensorRole("buffer", normalisation=True)
+    assert roles["norm.num_batches_tracked"] == TensorRole("counter", normalisation=True)
 
 
 def test_a_tensor_with_two_names_has_its_role_by_both() -> None:
