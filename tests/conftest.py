@@ -40,6 +40,7 @@ LONGEST = (
     "undisturbed, extended",
     "undisturbed",
     "tests/integration/test_suite.py",
+    "tests/integration/test_suite_of_methods.py",
     "tests/integration/test_residents.py",
     "undisturbed, failures",
     "tests/integration/test_stack.py",
