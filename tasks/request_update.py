@@ -19,7 +19,7 @@ from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_
 from tasks.replies import HEADER_SLACK, failure_of, record_limit
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord
+from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight
 from tasks.spec.turns import TurnReply, UpdateRequest
 
@@ -33,10 +33,9 @@ def answers_plan(update: UpdateRecord, plan: RoundPlan, key: str) -> str | None:
 
     It counts when it matches what the plan asked for: federation, round, experiment, a client of the cohort, the
     round's global weights, the client's seed, and the number of images that ``wake_up`` counted, on which its weight is
-    based. Its weights must be at ``key``, and no larger than the global weights, or a partial sum's
-    at its means' number of them; the client must not report that it
-    downloaded more than those. A partial sum counts only if the updates of all its clients do, which
-    :func:`tasks.partial_sums.incomplete_sums` checks.
+    based. Its weights must be at ``key``, and no larger than the global weights; a partial sum may have that size for
+    each of its means. The client must not report that it downloaded more than the plan gave it. A partial sum counts
+    only if the updates of all its clients do, which :func:`tasks.partial_sums.incomplete_sums` checks.
     """
     if update.client not in plan.cohort:
         return f"client {update.client} is not in the cohort"
@@ -109,7 +108,6 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
     layout = handles.layout
     # One listing instead of a request for each client: most often no update is there.
     there = handles.objects.list(layout.updates(plan.round))
-    states = {} if plan.states is None else handles.objects.list(layout.client_states(plan.round))
     found = {}
     # A partial sum may also hold clients that are not looked for, so the whole cohort is read.
     for client in plan.cohort if clients is None or plan.partial_sums else clients:
@@ -121,7 +119,7 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
             update = parse(UpdateRecord, document, source=key, newest=RECORD_VERSION)
         except (SpecError, StoreCorrupt):
             continue  # not an update of ours: the client trains again and overwrites it
-        if update.client == client and update_fault(layout, update, plan) is None and _state_there(update, states):
+        if update.client == client and update_fault(layout, update, plan) is None:
             found[client] = update
     incomplete = incomplete_sums(found, {})
     incomplete |= damaged_updates(handles, plan, [found[client] for client in found if client not in incomplete])
@@ -129,35 +127,38 @@ def stored_updates(handles: Handles, plan: RoundPlan, clients: Sequence[str] | N
     return {client: update for client, update in found.items() if client in wanted and client not in incomplete}
 
 
-def _state_there(update: UpdateRecord, there: Mapping[str, int]) -> bool:
-    return update.state is None or there.get(update.state.key) == update.state.bytes
-
-
 def damaged_updates(handles: Handles, plan: RoundPlan, updates: Iterable[UpdateRecord]) -> dict[str, str]:
     """Return the clients whose update answers the plan but whose stored weights are missing or damaged, and the fault.
 
-    A damaged partial sum is reported for each of its clients. Intact weights are cached on this machine afterwards. A
-    client's state must be there with its size; its content is checked by the turn that reads it.
+    Each client of a partial sum is reported if the sum or a state of one of its clients is damaged. Intact weights are
+    cached on this machine afterwards. A client's state must be there with its size; its content is checked by the turn
+    that reads it.
     """
     asked = [update for update in updates if update_fault(handles.layout, update, plan) is None]
+    keeps_states = plan.states is not None and asked
+    states = handles.objects.list(handles.layout.client_states(plan.round)) if keeps_states else {}
     found: dict[str, str] = {}
     for shared in by_object(asked):
         weights = shared[0].weights
         try:
             handles.weights.get(weights.key, weights.sha256, weights.bytes)
+            _require_states([update.state for update in shared if update.state is not None], states)
         except StoreCorrupt as error:
             found |= {update.client: str(error) for update in shared}
-    if plan.states is not None and asked:
-        there = handles.objects.list(handles.layout.client_states(plan.round))
-        for update in asked:
-            if not _state_there(update, there) and update.state is not None:
-                size = there.get(update.state.key)
-                what = "no object" if size is None else f"{size} bytes"
-                found.setdefault(
-                    update.client, f"{update.state.key}: expected {update.state.bytes} bytes, found {what}"
-                )
     order = {client: number for number, client in enumerate(plan.cohort)}
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+
+
+def _require_states(states: Iterable[WeightRef], there: Mapping[str, int]) -> None:
+    """
+    Raises:
+        StoreCorrupt: a state is missing, or has another size. there: the sizes of the stored states, by key.
+    """
+    for state in states:
+        size = there.get(state.key)
+        if size != state.bytes:
+            found = "no object" if size is None else f"{size} bytes"
+            raise StoreCorrupt(f"{state.key}: expected {state.bytes} bytes, found {found}")
 
 
 def _refusal(client: str, reason: str) -> ClientFailure:

@@ -1,8 +1,8 @@
 """Phase 6, ``stop_and_eval``: score the new global model on every client's test set (:mod:`tasks.client_eval`).
 
 ``evaluation.on`` says whether clients' held-out images are scored instead, or also. Clients whose test sets have the
-same digest share one evaluation. Its batches are spread over the slots as parts. Each
-part stores its detections, and the figures are computed once, over all parts.
+same digest share one evaluation. Its batches are spread over the slots as parts. Each part stores its detections, and
+the figures are computed once, over all parts.
 """
 
 from __future__ import annotations

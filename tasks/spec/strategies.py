@@ -133,24 +133,25 @@ class FedAdagradSpec(WeightedSpec, title="FedAdagrad"):
     tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
 
 
-class FedAdamSpec(WeightedSpec, title="FedAdam"):
+class TwoDecaysSpec(WeightedSpec):
+    """The fields that FedAdam and FedYogi have in common; they differ in the rule of the second moment."""
+
+    server_lr: float = Field(0.01, gt=0, le=MOST, description=_SERVER_LR)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
+    tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
+
+
+class FedAdamSpec(TwoDecaysSpec, title="FedAdam"):
     """Adam at the server (arXiv 2003.00295), without bias correction."""
 
     kind: Literal["fedadam"] = Field("fedadam", description=CHOSEN)
-    server_lr: float = Field(0.01, gt=0, le=MOST, description=_SERVER_LR)
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
-    tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
 
 
-class FedYogiSpec(WeightedSpec, title="FedYogi"):
+class FedYogiSpec(TwoDecaysSpec, title="FedYogi"):
     """Yogi at the server (arXiv 2003.00295): the second moment moves by a bounded part of the squared change."""
 
     kind: Literal["fedyogi"] = Field("fedyogi", description=CHOSEN)
-    server_lr: float = Field(0.01, gt=0, le=MOST, description=_SERVER_LR)
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Decay of the second moment.")
-    tau: float = Field(1e-3, gt=0, le=MOST, description=_TAU)
 
 
 class ScaffoldSpec(UniformSpec, title="SCAFFOLD"):
