@@ -14,7 +14,7 @@ from flows.round import GatheredUpdates, apply_retention, gather_updates
 from infra.settings import S3Settings, Settings
 from infra.store.objects import ObjectStore
 from tasks.handles import set_handles
-from tasks.request_update import answers_plan, stored_updates
+from tasks.request_update import answers_plan, damaged_updates, stored_updates
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.records import Decision, RoundPlan, UpdateRecord, WeightRef
@@ -260,3 +260,18 @@ def test_records_without_the_newer_fields_are_read(round3: Round) -> None:
     del update["shard"]
     read = parse(UpdateRecord, update, source="1.json", newest=RECORD_VERSION)
     assert (read.shard, read.bytes_up) == (None, 9)
+
+
+def test_a_missing_state_of_one_client_is_reported_for_the_whole_sum(round3: Round) -> None:
+    layout, updates = round3.handles.layout, []
+    plan = round3.plan.model_copy(update={"states": {}})
+    for update in round3.run().updates:
+        state = put_state(round3.handles, layout.client_state(3, update.client), {"w": torch.ones(1)})
+        updates.append(update.model_copy(update={"state": state}))
+        size = state.bytes
+    assert damaged_updates(round3.handles, plan, updates) == {}
+    missing = layout.client_state(3, "2")
+    round3.handles.objects.delete([missing])
+    found = damaged_updates(round3.handles, plan, updates)
+    assert found.keys() == {"1", "2", "3"}
+    assert set(found.values()) == {f"{missing}: expected {size} bytes, found no object"}
