@@ -6,7 +6,7 @@ Every record that is stored on its own has a ``version``; :func:`tasks.spec.base
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -115,7 +115,25 @@ class Draw(Frozen):
     failures: tuple[ClientFailure, ...] = Field((), description="Clients that gave no answer, and why.")
 
 
-class RoundPlan(Frozen):
+class RoundStart:
+    """What a round starts from, as its plan and the requests to its clients name it."""
+
+    if TYPE_CHECKING:
+        model: WeightRef
+        shared: WeightRef | None
+        states: dict[ClientId, WeightRef] | None
+
+    def states_of(self, client: str) -> tuple[WeightRef, ...]:
+        """Return the states that ``client`` starts from: the shared one, then its own; those that exist."""
+        return tuple(ref for ref in (self.shared, (self.states or {}).get(client)) if ref is not None)
+
+    def fetched_bytes(self, client: str) -> int:
+        """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
+        # A client's first state may be the global model itself, which is needed once.
+        return sum({ref.key: ref.bytes for ref in (self.model, *self.states_of(client))}.values())
+
+
+class RoundPlan(Frozen, RoundStart):
     """``plan.json``, stored before training: everything that decides the round's result. A resumed round reuses it."""
 
     version: Literal[1] = RECORD_VERSION
@@ -147,15 +165,6 @@ class RoundPlan(Frozen):
     figures: tuple[ClassName, ...] = Field((), description="Names of the figures that each update must have.")
     means: int = Field(1, ge=1, le=10, description="Weighted means of the updates that a partial sum holds.")
     created: datetime
-
-    def states_of(self, client: str) -> tuple[WeightRef, ...]:
-        """Return the states that ``client`` starts from: the shared one, then its own; those that exist."""
-        return tuple(ref for ref in (self.shared, (self.states or {}).get(client)) if ref is not None)
-
-    def fetched_bytes(self, client: str) -> int:
-        """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
-        # A client's first state may be the global model itself, which is needed once.
-        return sum({ref.key: ref.bytes for ref in (self.model, *self.states_of(client))}.values())
 
     def weight_of(self, update: UpdateRecord) -> Weight:
         """Return the weight of ``update``, which is from a client of the cohort."""

@@ -22,7 +22,7 @@ from tasks.spec.base import (
     Sha256,
 )
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord, WeightRef
+from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, RoundStart, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight
 from tasks.spec.training import ScoredOn
 
@@ -50,7 +50,7 @@ class ResourceRequest(TurnRequest):
     phase: Literal["check_client_resource"] = "check_client_resource"
 
 
-class UpdateRequest(TurnRequest):
+class UpdateRequest(TurnRequest, RoundStart):
     """Phase 3: train each client, one after the other, from exactly these global weights.
 
     With ``tuning`` it is the fine-tuning after the last round, which is the one before ``round``.
@@ -71,15 +71,6 @@ class UpdateRequest(TurnRequest):
     states: dict[ClientId, WeightRef] | None = Field(
         None, description="State of each client of the turn that has one; null: the method keeps none."
     )
-
-    def states_of(self, client: str) -> tuple[WeightRef, ...]:
-        """Return the states that ``client`` starts from: the shared one, then its own; those that exist."""
-        return tuple(ref for ref in (self.shared, (self.states or {}).get(client)) if ref is not None)
-
-    def fetched_bytes(self, client: str) -> int:
-        """Return the bytes that ``client`` needs from the store: the global weights, the shared state, and its own."""
-        # A client's first state may be the global model itself, which is needed once.
-        return sum({ref.key: ref.bytes for ref in (self.model, *self.states_of(client))}.values())
 
 
 class EvaluationRequest(TurnRequest):
