@@ -77,13 +77,13 @@ compiled: setup
 	@$(BIN)/python -m compileall -q fedbench.py flows infra tasks tests
 
 unit: compiled
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not benchmark"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not integration and not benchmark" --ignore tests/integration
 
 integration: compiled
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m "integration and not benchmark and not slow"
+	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile -m "integration and not benchmark and not slow"
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest tests/integration -m slow
 
 faults: setup
 	$(BIN)/python -m tests.faults $(ARGS)

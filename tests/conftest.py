@@ -48,7 +48,7 @@ LONGEST = (
     "tests/tasks/test_fuzz_replies.py",
     "tests/integration/test_deploy.py",
     "tests/integration/test_worker.py",
-    "tests/infra/servers/test_routes.py",
+    "tests/integration/test_routes.py",
     "tests/integration/test_planted.py",
     "tests/integration/test_two_homes.py",
     "tests/integration/test_hostile_environment.py",

@@ -7,8 +7,9 @@ time of the integration tests. :func:`install` starts one warm process. From the
 
 A forked process is a child of the process that started it, as any other. It has the same arguments, variables, working
 folder, session, signals, limits, files and search path as a process that was started from the beginning, and runs the
-same script or module as ``__main__``; ``tests/integration/test_warm.py`` compares the two. No module of Prefect, MLflow
-or this project is imported before the fork.
+same script or module as ``__main__``; ``tests/integration/test_warm.py`` compares the two. Prefect and MLflow read the
+environment when they are imported, so the warm process holds them back until a forked process imports them
+(:mod:`tests.held_imports`). No module of this project is imported before the fork.
 
 Two things differ. All forks of a warm process have one seed for hashes. At its end, a forked process runs exit handlers
 and then ends without freeing its objects. Commands in the block of :func:`cold` start from the beginning, as do those
@@ -89,6 +90,7 @@ READ_EARLY = (
         "TERMINAL_",
     ),
     *("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "REDIS_", "PGHOST"),
+    *("PREFECT_API_EVENTS_", "PREFECT_TASK_SCHEDULING_", "MLFLOW_WEBHOOK_", "DATABRICKS_"),
 )
 SAFE_PATH = "PYTHONSAFEPATH"
 ROOM = 1 << 16  # bytes for the command line, and for the environment, of a forked process
@@ -511,6 +513,7 @@ def main() -> None:
     for name in PACKAGES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    importlib.import_module("held_imports").hold()  # the file is beside this one, and this is no package's module
     early = [name for name in sys.modules if name.partition(".")[0] in ("prefect", "mlflow", "flows", "infra", "tasks")]
     assert not early, early
     gc.collect()

@@ -35,7 +35,7 @@ MARK = "INTEGRATION_TEST_HOME"
 TINY: dict[str, Any] = {
     "max_rounds": 3,
     "data": {"kind": "synthetic-street", "train_images": 40, "test_images": 10, "width": 96, "height": 80},
-    "detector": {"kind": "yolov3-tiny", "width": 64, "height": 64},
+    "detector": {"kind": "fcos-lite0", "width": 64, "height": 64, "weights": {"kind": "random"}, "frozen_blocks": 0},
     "training": {"batch_size": 4},
     "evaluation": {"batch_size": 4},
     # Kills come faster than turns end: with the default of 2, a client could be dropped, which changes the weights.

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.integration
 # Every client is dropped because its loss is not finite, so the round fails.
 DIVERGES = {
     **TINY,
+    "detector": {"kind": "yolov3-tiny", "width": 64, "height": 64},
     "participation": {"clients": ["4", "5"]},
     "training": {"batch_size": 4, "optimizer": {"kind": "sgd", "lr": 10.0}, "clip_norm": None},
 }

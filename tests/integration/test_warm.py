@@ -22,12 +22,13 @@ pytestmark = [
 ]
 
 PROBE = "tests.integration.process_state"
+IMPORTS = "tests.integration.imported_state"
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "MODULES", warm.MODULES | {PROBE})
+    monkeypatch.setattr(warm, "MODULES", warm.MODULES | {PROBE, IMPORTS})
 
 
 def run(end: str, *, launcher: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -63,6 +64,34 @@ def test_a_forked_process_ends_as_any_other(end: str) -> None:
     assert forked.returncode == other.returncode
     assert forked.stdout.splitlines()[1:] == other.stdout.splitlines()[1:]
     assert forked.stderr.splitlines()[-1] == other.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {
+            "PREFECT_API_URL": "http://127.0.0.1:4299/api",
+            "PREFECT_LOGGING_LEVEL": "ERROR",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_CONFIGURE_LOGGING": "false",
+        },
+        {"PREFECT_LOGGING_EXTRA_LOGGERS": "flows", "PREFECT_PROFILE": "local", "MLFLOW_LOGGING_LEVEL": "DEBUG"},
+    ],
+)
+def test_imports_after_the_fork_follow_the_variables(variables: dict[str, str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), **variables}
+
+    def imported() -> dict[str, Any]:
+        command = [sys.executable, "-m", IMPORTS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    forked = imported()
+    with warm.cold():
+        assert forked == imported()
 
 
 def test_a_command_with_other_early_variables_is_not_forked() -> None:
