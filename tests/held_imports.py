@@ -103,6 +103,7 @@ def _plain_environment() -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(before)
+            tempfile.tempdir = None  # it would keep the folder that TMPDIR names now
 
 
 def _nothing() -> None:

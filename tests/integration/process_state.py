@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -40,6 +41,7 @@ STATE = {
     "zone": time.tzname,
     "early": sorted({name.partition(".")[0] for name in sys.modules} & OURS),
     "path hooks": len(sys.path_hooks),
+    "temporary": tempfile.gettempdir(),
 }
 print(json.dumps(STATE))
 print("to stderr", file=sys.stderr)

@@ -42,8 +42,8 @@ def run(end: str, *, launcher: bool = False, **options: Any) -> subprocess.Compl
 
 @pytest.mark.parametrize("launcher", [False, True])
 @pytest.mark.parametrize("session", [False, True])
-def test_a_forked_process_has_the_state_of_any_other(session: bool, launcher: bool) -> None:
-    variables = {**os.environ, "EMPTY": "", "TZ": "Asia/Tokyo", "BYTES": "a\udcff b"}
+def test_a_forked_process_has_the_state_of_any_other(session: bool, launcher: bool, tmp_path: Path) -> None:
+    variables = {**os.environ, "EMPTY": "", "TZ": "Asia/Tokyo", "BYTES": "a\udcff b", "TMPDIR": str(tmp_path)}
     variables.pop("PWD", None)
     options: dict[str, Any] = {"start_new_session": session, "env": variables, "umask": 0o027, "launcher": launcher}
     forked = run("0", **options)

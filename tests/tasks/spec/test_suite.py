@@ -10,7 +10,7 @@ import yaml
 
 from tasks.errors import SpecError
 from tasks.spec.data import ByField, Coco
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec, Participation, flatten
 from tasks.spec.presets import preset
 from tasks.spec.references import is_local_only, is_twin, twin
 from tasks.spec.strategies import AnyStrategy, FedAvgSpec, StrategySpec
@@ -185,6 +185,21 @@ def test_the_suites_of_methods_have_every_method_and_its_baseline(name: str) -> 
         assert not list(spec.strategy.faults(spec))
     assert specs["scaffold"].training.optimizer.kind == "sgd"
     assert specs["fedadam"].training.optimizer.kind == "adamw"
+
+
+def test_every_method_of_the_screening_has_two_trials_on_held_out_images() -> None:
+    specs = {experiment.name: experiment.spec for experiment in suite_preset("methods").experiments}
+    first = {name: spec for name, spec in specs.items() if not name.endswith("-b")}
+    assert specs.keys() == first.keys() | {f"{name}-b" for name in first}
+    for name, spec in first.items():
+        second = specs[f"{name}-b"]
+        assert second.strategy.kind == spec.strategy.kind
+        changed = {
+            key for key, value in flatten(second.model_dump()).items() if flatten(spec.model_dump())[key] != value
+        }
+        assert len(changed) == 1, changed
+        assert {spec.evaluation.on, second.evaluation.on} == {"holdout"}
+        assert spec.data.holdout == second.data.holdout is not None
 
 
 def kind_of(spec: type[StrategySpec]) -> str:
