@@ -41,7 +41,10 @@ class Part(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     spec: ModuleSpec | None = None  # of the module that is imported
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(name, self) if name in self.modules else None
+        if name not in self.modules:
+            return None
+        is_package = hasattr(self.modules[name], "__path__")
+        return importlib.util.spec_from_loader(name, self, is_package=is_package)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         self.spec = self.modules[spec.name].__spec__

@@ -94,6 +94,18 @@ def test_imports_after_the_fork_follow_the_variables(variables: dict[str, str], 
         assert forked == imported()
 
 
+@pytest.mark.parametrize("command", [["-m", "mlflow", "--version"], ["-m", "prefect", "--version"]])
+def test_the_commands_of_held_packages_run(command: list[str]) -> None:
+    def output() -> str:
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    forked = output()
+    with warm.cold():
+        assert forked == output() != ""
+
+
 def test_a_command_with_other_early_variables_is_not_forked() -> None:
     command, variables = [warm.SCRIPT, "version"], dict(os.environ)
     assert warm._installed is not None
