@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.data.notes import named
-from tasks.data.samples import FederatedData, ImageSample, class_counts
+from tasks.data.samples import FederatedData, ImageSample, class_counts, has_global_test_set
 from tasks.data.similar import HASH_SIDE, NEAR_BITS, difference_hash, is_uniform, nearest, thumbnail
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec
@@ -38,13 +38,18 @@ class DeviceCounts:
 
 @dataclass(frozen=True)
 class DataReport:
-    """The result of a check. ``data`` is the usable part of the data set; a set with ``errors`` cannot be loaded."""
+    """The result of a check. ``data`` is the usable part of the data set; a set with ``errors`` cannot be loaded.
+
+    ``near_duplicates`` is the number of test images that are near-duplicates of a training or held-out image, or have
+    the same bytes.
+    """
 
     data: FederatedData
     devices: tuple[DeviceCounts, ...]
     test_boxes: dict[str, int]
     train_images: int
     test_images: int
+    near_duplicates: int
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -66,6 +71,26 @@ class _Placed:
         return f"{self.sample.path} ({self.part}{'' if self.device is None else f', device {self.device}'})"
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A test image and the training image that is nearest to it, and the bits in which their hashes differ."""
+
+    test: _Placed
+    train: _Placed
+    bits: int
+
+    @property
+    def same_bytes(self) -> bool:
+        return self.test.sample.content == self.train.sample.content
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.test} is a near-duplicate of {self.train}: "
+            f"{self.bits} of {HASH_SIDE * HASH_SIDE} bits of their difference hashes differ"
+        )
+
+
 def check_data(
     spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, near_bits: int = NEAR_BITS
 ) -> DataReport:
@@ -84,15 +109,19 @@ def check_data(
     data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
     placed = list(_placed(data))
     thumbnails = _decode(placed, faults)
+    near = list(_near_duplicates(placed, thumbnails, near_bits))
     warnings = [
         *faults.notes.messages(spec),
         *_dark(faults, thumbnails),
         *_duplicates(placed),
-        *_near_duplicates(placed, thumbnails, near_bits),
+        *_uniform(thumbnails),
+        *(pair.message for pair in near if not pair.same_bytes),
         *_lonely_classes(data),
         *_difficult(placed),
     ]
     tests = {sample.path: sample for samples in data.test.values() for sample in samples}
+    trained = {item.sample.content for item in placed if item.part != "test"}
+    same_bytes = {path for path, sample in tests.items() if sample.content in trained}
     return DataReport(
         data=data,
         devices=tuple(
@@ -108,14 +137,10 @@ def check_data(
         test_boxes=class_counts(tests.values(), data.classes),
         train_images=sum(len(samples) for samples in data.train.values()),
         test_images=len(tests),
+        near_duplicates=len(same_bytes | {pair.test.sample.path for pair in near}),
         errors=tuple(faults.errors),
         warnings=tuple(warnings),
     )
-
-
-def has_global_test_set(data: FederatedData) -> bool:
-    """Return whether all clients share one test set."""
-    return len({id(samples) for samples in data.test.values()}) == 1
 
 
 def _placed(data: FederatedData) -> Iterator[_Placed]:
@@ -168,14 +193,20 @@ def _duplicates(placed: list[_Placed]) -> Iterator[str]:
             yield f"{len(same)} images are the same bytes{leak}{differ}: {', '.join(map(str, same))}"
 
 
-def _near_duplicates(placed: list[_Placed], thumbnails: dict[Path, NDArray[np.uint8]], near_bits: int) -> Iterator[str]:
-    uniform = {path for path, grey in thumbnails.items() if is_uniform(grey)}
+def _uniform(thumbnails: dict[Path, NDArray[np.uint8]]) -> Iterator[str]:
+    uniform = [str(path) for path, grey in thumbnails.items() if is_uniform(grey)]
     if uniform:
         yield (
             f"{len(uniform)} images are of one colour, or nearly so; they are not compared for near-duplicates: "
-            f"{named([str(path) for path in thumbnails if path in uniform])}"
+            f"{named(uniform)}"
         )
-    hashes = {path: difference_hash(grey) for path, grey in thumbnails.items() if path not in uniform}
+
+
+def _near_duplicates(
+    placed: list[_Placed], thumbnails: dict[Path, NDArray[np.uint8]], near_bits: int
+) -> Iterator[_Pair]:
+    """Yield each test image that is near a training image, with the nearest one."""
+    hashes = {path: difference_hash(grey) for path, grey in thumbnails.items() if not is_uniform(grey)}
     train = [item for item in placed if item.part != "test" and item.sample.path in hashes]
     test = [item for item in placed if item.part == "test" and item.sample.path in hashes]
     if not train or not test:
@@ -184,12 +215,8 @@ def _near_duplicates(placed: list[_Placed], thumbnails: dict[Path, NDArray[np.ui
         np.stack([hashes[item.sample.path] for item in test]), np.stack([hashes[item.sample.path] for item in train])
     )
     for item, index, distance in zip(test, indices, distances, strict=True):
-        twin = train[int(index)]
-        if distance <= near_bits and twin.sample.content != item.sample.content:
-            yield (
-                f"{item} is a near-duplicate of {twin}: "
-                f"{distance} of {HASH_SIDE * HASH_SIDE} bits of their difference hashes differ"
-            )
+        if distance <= near_bits:
+            yield _Pair(item, train[int(index)], int(distance))
 
 
 def _lonely_classes(data: FederatedData) -> Iterator[str]:

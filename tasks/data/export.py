@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from tasks.data.check import has_global_test_set
-from tasks.data.samples import FederatedData, ImageSample
+from tasks.data.samples import FederatedData, ImageSample, has_global_test_set
 from tasks.data.voc import ANNOTATIONS, IMAGE_SETS, JPEG_IMAGES
 from tasks.errors import DataError
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from tasks.data.entries import Faults
 from tasks.data.samples import FederatedData, ImageSample
-from tasks.data.similar import difference_hash, groups_of, is_uniform, thumbnail
+from tasks.data.similar import NEAR_BITS, difference_hash, groups_of, is_uniform, thumbnail
 from tasks.errors import DataError
 from tasks.spec.data import Holdout
 
@@ -37,7 +37,9 @@ def hold_out(data: FederatedData, spec: Holdout, *, cache: Path, faults: Faults)
     Raises:
         DataError: an image cannot be decoded, unless ``faults`` collects mistakes.
     """
-    hashes = _hashes(data, cache, faults)
+    hashes = hashes_of(
+        [sample for samples in data.train.values() for sample in samples], cache / f"{data.digest}.json", faults
+    )
     held = {client: drawn(client, samples, spec, hashes) for client, samples in data.train.items()}
     return replace(
         data,
@@ -67,8 +69,11 @@ def drawn(client: str, samples: Sequence[ImageSample], spec: Holdout, hashes: Ha
     return taken
 
 
-def similar_groups(samples: Sequence[ImageSample], hashes: Hashes) -> list[int]:
-    """Return a number for each image. Near-duplicates and images of the same bytes have the same number."""
+def similar_groups(samples: Sequence[ImageSample], hashes: Hashes, bits: int = NEAR_BITS) -> list[int]:
+    """Return a number for each image. Near-duplicates and images of the same bytes have the same number.
+
+    Hashes of near-duplicates differ in at most ``bits`` bits. A chain of near-duplicates is one group.
+    """
     first: dict[str, int] = {}
     for index, sample in enumerate(samples):
         first.setdefault(sample.content, index)
@@ -76,8 +81,10 @@ def similar_groups(samples: Sequence[ImageSample], hashes: Hashes) -> list[int]:
     found = {content: value for content in first if (value := hashes.get(content)) is not None}
     if found:
         contents = list(found)
-        bits = np.array([np.frombuffer(bytes.fromhex(found[content]), np.uint64) for content in contents])
-        group |= {content: first[contents[place]] for content, place in zip(contents, groups_of(bits), strict=True)}
+        words = np.array([np.frombuffer(bytes.fromhex(found[content]), np.uint64) for content in contents])
+        group |= {
+            content: first[contents[place]] for content, place in zip(contents, groups_of(words, bits), strict=True)
+        }
     return [group[sample.content] for sample in samples]
 
 
@@ -85,11 +92,14 @@ def _chosen(samples: Sequence[ImageSample], held: set[int], inside: bool) -> tup
     return tuple(sample for index, sample in enumerate(samples) if (index in held) == inside)
 
 
-def _hashes(data: FederatedData, cache: Path, faults: Faults) -> Hashes:
-    """Return the hashes of the training images, from the file of this data set in ``cache`` as far as it has them."""
-    file = cache / f"{data.digest}.json"
+def hashes_of(samples: Iterable[ImageSample], file: Path, faults: Faults) -> Hashes:
+    """Return the hashes of ``samples`` by content: those that ``file`` has, and new ones, which ``file`` then has too.
+
+    Raises:
+        DataError: an image cannot be decoded, unless ``faults`` collects mistakes. It then has no hash.
+    """
     known = _read(file)
-    images = {sample.content: sample for samples in data.train.values() for sample in samples}
+    images = {sample.content: sample for sample in samples}
     missing = images.keys() - known.keys()
     if not missing:
         return known

@@ -61,6 +61,11 @@ class FederatedData:
         return self.test[client] if on == "test" else self.holdout.get(client, ())
 
 
+def has_global_test_set(data: FederatedData) -> bool:
+    """Return whether all clients share one test set."""
+    return len({id(samples) for samples in data.test.values()}) == 1
+
+
 def samples_digest(samples: Iterable[ImageSample]) -> str:
     """Return the sha256 (hex) over images as read, boxes, labels and difficult flags, in order.
 
