@@ -12,6 +12,7 @@ from tasks.data.holdout import hold_out
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.street import load_street
+from tasks.data.street_clean import clean_division
 from tasks.data.synthetic import make_synthetic_street
 from tasks.data.voc import load_voc
 from tasks.errors import DataError
@@ -55,12 +56,23 @@ def _load_devices(
         return load_coco(folder, spec, faults=faults)
     if isinstance(spec, VocFolders):
         return load_voc(folder, spec, faults=faults)
+    return _load_federated_street(folder, spec, faults or Faults())
+
+
+def _load_federated_street(folder: Path, spec: FederatedStreet, faults: Faults) -> FederatedData:
+    clean = spec.division == "clean"
+    published = spec.model_copy(update={"digest": None}) if clean else spec  # the clean division has its own check
     if spec.form == "voc":
-        same = spec.model_dump(include={"name", "digest", "exif", "drop_duplicate_objects"})
+        same = published.model_dump(include={"name", "digest", "exif", "drop_duplicate_objects"})
         devices = VocFolders.model_validate(same)
-        return load_voc(folder / f"street_{spec.split}", devices, devices=spec.own_devices, faults=faults)
-    reading = Reading(spec.exif, spec.drop_duplicate_objects)
-    return load_street(folder, spec.split, name=spec.name, expected_digest=spec.digest, faults=faults, reading=reading)
+        root = folder / f"street_{spec.split}"
+        data = load_voc(root, devices, devices=spec.own_devices, faults=faults)
+    else:
+        root, reading = folder, Reading(spec.exif, spec.drop_duplicate_objects)
+        data = load_street(
+            root, spec.split, name=spec.name, expected_digest=published.digest, faults=faults, reading=reading
+        )
+    return clean_division(data, root, spec.digest, faults) if clean else data
 
 
 def _unknown_name(spec: FederatedStreet | VocFolders | Coco) -> str:

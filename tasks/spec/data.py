@@ -213,6 +213,12 @@ class FederatedStreet(_Files, title="Federated Street"):
         description="json: train_label.json, test_label.json and Images/; voc: street_5/ or street_20/, with a "
         "PASCAL VOC folder for each device. The two have different content digests.",
     )
+    division: Annotated[Literal["published", "clean"], AddedLater()] = Field(
+        "published",
+        description="published: training and test images as published, where 36 of the 191 test images are "
+        "near-duplicates of a training image; clean: near-duplicates are together in training or together in test. "
+        "Figures on the two divisions are not comparable.",
+    )
     digest: Sha256 | None = Field(
         None, description="Content digest of the data set; left out, it is filled in when the run starts."
     )

@@ -14,6 +14,8 @@ from tasks.spec.training import AdamW, Augmentation, EvaluationSpec, Schedule, S
 
 # Content digest of Federated Street as published: all 956 images and both label files.
 STREET_DIGEST = "d7f19422545e1c93bd0c8cd6270fdb93acdbf2d50e990b7bbe1e4bea02cd8374"
+# The same content in the clean division (data.division).
+STREET_CLEAN_DIGEST = "85c064002c3a6e041cc819ab2ca13efd850ce451abb570264ff9185f796911b5"
 
 
 def synthetic5() -> FederationSpec:

@@ -24,7 +24,7 @@ from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.synthetic import make_synthetic_street
 from tasks.spec.base import AddedLater, Frozen, digest_fields
 from tasks.spec.data import ByField, ByList, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
-from tasks.spec.federation import FederationSpec
+from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import local_only, twin
 from tasks.spec.suite_presets import SUITES, suite_preset
@@ -53,6 +53,7 @@ CONTENTS: dict[str, tuple[str, str]] = {
     "voc by list": ("2f18bc676657562b", "615c1bd65837a8c0"),
     "voc by folder": ("b31822687167e792", "b75395b222702057"),
     "federated street": ("d7f19422545e1c93", "aa284d4d6a4f99b6"),
+    "federated street, clean": ("85c064002c3a6e04", "0541fcb93a6ee778"),
     "synthetic street": ("aa127d359a91c69a", "964aa66cfd092d15"),
 }
 
@@ -85,6 +86,10 @@ def test_fields_added_later_count_for_the_digest_only_if_they_are_set() -> None:
     assert "pooled_devices" not in digest_fields(spec)["data"]
     # This None has been in the digest of pooled data since pooling was added.
     assert digest_fields(pooled)["data"]["pooled_devices"] is None
+    clean = with_fields(preset("street5"), {"data.division": "clean"}, source="x")
+    assert "division" not in digest_fields(preset("street5"))["data"]
+    assert digest_fields(clean)["data"]["division"] == "clean"
+    assert len({clean.digest, twin(clean).digest, *(preset(name).digest for name in PRESETS)}) == 2 + len(PRESETS)
     summed = spec.model_copy(update={"participation": spec.participation.model_copy(update={"partial_sums": True})})
     assert digest_fields(summed)["participation"]["partial_sums"] is True
     assert len({spec.digest, pooled.digest, summed.digest}) == 3
@@ -207,9 +212,13 @@ def test_small_data_of_each_form_keep_their_content_digests(form: str, tmp_path:
 
 
 @pytest.mark.parametrize("split", [5, 20])
-def test_federated_street_keeps_its_content_digests(split: int, street_dir: Path, tmp_path: Path) -> None:
-    spec = FederatedStreet.model_validate({"split": split})
-    assert held(load_data(spec, root_of=lambda name: street_dir, cache=tmp_path)) == CONTENTS["federated street"]
+@pytest.mark.parametrize("division", ["published", "clean"])
+def test_federated_street_keeps_its_content_digests(
+    split: int, division: str, street_dir: Path, tmp_path: Path
+) -> None:
+    spec = FederatedStreet.model_validate({"split": split, "division": division})
+    name = "federated street" + (", clean" if division == "clean" else "")
+    assert held(load_data(spec, root_of=lambda name: street_dir, cache=tmp_path)) == CONTENTS[name]
 
 
 def test_the_synthetic_street_keeps_its_folder(tmp_path: Path) -> None:
