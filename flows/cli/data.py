@@ -1,12 +1,9 @@
-"""``fedbench data``: check a data set before a run uses it, and write the synthetic one in any form."""
+"""``fedbench data``: check a data set before a run uses it, divide it anew, write the synthetic one in any form."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -23,20 +20,24 @@ from flows.cli.shared import (
     shell_quoted,
 )
 from flows.commands.arguments import Form, choose_data
+from flows.commands.written_data import WrittenForm, write_split, write_synthetic
 from infra.files.private import data_cache, private_home
 from infra.views import Views
-from tasks.errors import DataError, SpecError
+from tasks.errors import SpecError
 from tasks.plain_text import plain, plain_name
-from tasks.spec.data import SyntheticStreet
+from tasks.spec.data import DataSpec, FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
 
 if TYPE_CHECKING:
     from tasks.data.check import DataReport
+    from tasks.data.samples import FederatedData
+
+TestSets = Literal["global", "per-device"]
 
 EXIT_ERRORS = 1
 _MESSAGE_LIMIT = 100_000  # characters; a message may list many files
 
-data_app = typer.Typer(name="data", help="Check a data set; write the synthetic one.", no_args_is_help=True)
+data_app = typer.Typer(name="data", help="Check a data set; divide it; write the synthetic one.", no_args_is_help=True)
 
 Fields = Annotated[
     list[str] | None,
@@ -71,7 +72,7 @@ def check(
         keeps = isinstance(chosen.spec, SyntheticStreet) or chosen.spec.holdout is not None
         cache = data_cache(settings.home) if keeps else settings.home
         report = check_data(chosen.spec, root_of=chosen.roots(settings), cache=cache, near_bits=near_bits)
-    _print(report, out)
+    _print(report, chosen.spec, out)
     path = picture or settings.home / "checks" / f"{Path(what).resolve().stem}.png"
     views = Views()
     with views.showing(f"the picture {path}"):
@@ -108,46 +109,117 @@ def make(
             raise SpecError(
                 f"--set kind: expected {SyntheticStreet().kind}, the only set that can be drawn, found {spec.kind}"
             )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
-        _write(spec, form, folder, data_cache(settings.home))
+        _require_new(folder)
+        write_synthetic(spec, form, folder, data_cache(settings.home))
     kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
+    _print_written(folder, f"kind: {kind}, name: mine")
+
+
+@data_app.command()
+def split(
+    what: Annotated[str, typer.Argument(metavar="DATA", help="A folder, or a preset or YAML file that names data.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
+    group: Annotated[
+        bool, typer.Option("--group-near-duplicates", help="Keep near-duplicates together, in training or in test.")
+    ] = False,
+    fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--test-fraction",
+            help="Part of each device's images to draw as test images. [without: only near-duplicates that are on "
+            "both sides move]",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draw.")] = 1,
+    near_bits: Annotated[
+        int, typer.Option(min=0, max=256, help="Most bits, of 256, in which hashes of near-duplicates differ.")
+    ] = 16,
+    tests: Annotated[
+        TestSets | None, typer.Option("--test", help="One test set, or one for each device. [as in DATA]")
+    ] = None,
+    to: Annotated[WrittenForm, typer.Option(help="Form of DIR. coco; voc: a folder for each device.")] = "coco",
+    form: Annotated[Form | None, typer.Option(help="Form of the folder DATA. [found by its files]")] = None,
+    assignments: Fields = None,
+    home: Home = None,
+) -> None:
+    """Divide a data set into training and test images, and write it to DIR. Each device keeps its images.
+
+    `fedbench data split DATA DIR --group-near-duplicates` moves only near-duplicates that are on both sides, and keeps
+    sizes and classes of devices as near as it can.
+
+    `fedbench data split DATA DIR --group-near-duplicates --test-fraction 0.2 --seed 1` draws all test images anew.
+    """
+    from tasks.data.catalog import load_data
+    from tasks.data.split import split_data
+
+    with plain_errors():
+        if fraction is None and not group:
+            raise SpecError("expected --group-near-duplicates, --test-fraction or both, found neither")
+        if fraction is not None and not 0 < fraction < 1:
+            raise SpecError(f"--test-fraction: expected a number between 0 and 1, found {fraction:g}")
+        settings = machine_settings(home)
+        chosen = choose_data(what, form, field_values(assignments or []))
+        _require_new(folder)
+        spec = chosen.spec.model_copy(
+            update={"pooled": False, "pooled_devices": None, "local_only": None, "holdout": None}
+        )
+        cache = data_cache(settings.home)
+        done = split_data(
+            load_data(spec, root_of=chosen.roots(settings), cache=cache),
+            fraction=fraction,
+            seed=seed,
+            group=group,
+            bits=near_bits,
+            per_device=None if tests is None else tests == "per-device",
+            cache=cache / "hashes",
+        )
+        fields = write_split(done.data, to, folder)
+    _print_sizes(done.data)
+    out.print(
+        f"{done.to_test} images moved to test, {done.to_training} to training · groups of near-duplicates in training "
+        f"and in test: {done.crossed} before, {done.cross} now",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if done.cross and not group:
+        out.print("--group-near-duplicates keeps such groups on one side", soft_wrap=True, highlight=False)
+    _print_written(folder, fields)
+
+
+def _require_new(folder: Path) -> None:
+    """
+    Raises:
+        SpecError: ``folder`` exists and is not an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder}: expected a folder that does not exist yet, or is empty")
+
+
+def _print_written(folder: Path, fields: str) -> None:
     out.print(f"written: {shell_quoted(folder)}", soft_wrap=True, highlight=False)
     out.print(
-        f"to train on it: data: {{kind: {kind}, name: mine}} in a specification, and in the settings "
+        f"to train on it: data: {{{plain(fields, _MESSAGE_LIMIT)}}} in a specification, and in the settings "
         f"data_roots: {{mine: {folder.absolute()}}}",
         soft_wrap=True,
         highlight=False,
     )
 
 
-def _write(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:
-    """Write the set beside ``folder``, then rename it, so that ``folder`` never holds a part of a set.
+def _print_sizes(data: FederatedData) -> None:
+    from tasks.data.samples import has_global_test_set
 
-    Held-out images are among the training images: ``data.holdout`` of the written set holds out the same.
-
-    Raises:
-        DataError: the set cannot be written.
-    """
-    from tasks.data.catalog import load_data
-    from tasks.data.export import write_coco, write_voc
-    from tasks.data.synthetic import CONTENTS, make_synthetic_street
-
-    spec = spec.model_copy(update={"holdout": None})
-    drawn = make_synthetic_street(spec, cache / spec.kind)
-    target = folder.absolute()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-            draft = Path(temporary) / "set"
-            if form == "street":
-                shutil.copytree(drawn, draft, ignore=shutil.ignore_patterns(CONTENTS))
-            else:
-                data = load_data(spec, root_of=lambda name: None, cache=cache)
-                (write_coco if form == "coco" else write_voc)(data, draft)
-            os.replace(draft, target)
-    except OSError as error:
-        raise DataError(f"{folder}: the data set cannot be written: {error.strerror or error}") from None
+    is_global = has_global_test_set(data)
+    sizes = Table("device", box=None)
+    for title in ("training images", *([] if is_global else ["test images"])):
+        sizes.add_column(title, justify="right")
+    for device, samples in data.train.items():
+        sizes.add_row(plain_name(device), str(len(samples)), *([] if is_global else [str(len(data.test[device]))]))
+    out.print(sizes)
+    count = sum(map(len, data.train.values()))
+    tests = len(next(iter(data.test.values()))) if is_global else sum(map(len, data.test.values()))
+    out.print(
+        f"{len(data.train)} devices · {count} training images · {tests} test images", soft_wrap=True, highlight=False
+    )
 
 
 def _draw(report: DataReport, path: Path) -> None:
@@ -157,7 +229,7 @@ def _draw(report: DataReport, path: Path) -> None:
     class_by_device_plot(report.boxes_by_device).savefig(path)
 
 
-def _print(report: DataReport, out: Console) -> None:
+def _print(report: DataReport, spec: DataSpec, out: Console) -> None:
     data = report.data
     boxes = sum(sum(device.boxes.values()) for device in report.devices)
     holds_out = any(device.holdout_images for device in report.devices)
@@ -188,6 +260,13 @@ def _print(report: DataReport, out: Console) -> None:
     for title, messages in (("error", report.errors), ("warning", report.warnings)):
         for message in messages:
             out.print(f"{title}: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False)
+    division = f" (division: {spec.division})" if isinstance(spec, FederatedStreet) else ""
+    out.print(
+        f"{report.near_duplicates} of {report.test_images} test images are near-duplicates of a training image"
+        f"{division}",
+        soft_wrap=True,
+        highlight=False,
+    )
     out.print(
         f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
         soft_wrap=True,

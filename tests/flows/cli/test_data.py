@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,117 @@ def test_data_of_presets_and_of_specification_files_are_checked(
     assert "expected content digest d7f19422545e" in result.output
 
 
+def keys_by_part(root: Path, spec: DataSpec) -> dict[str, set[str]]:
+    data = load_data(spec, root_of=lambda name: root, cache=root)
+    parts = {f"{device} train": own for device, own in data.train.items()}
+    parts |= {f"{device} test": own for device, own in data.test.items()}
+    return {part: {one.key for one in own} for part, own in parts.items()}
+
+
+def test_a_check_prints_how_many_test_images_are_near_duplicates(made: Path) -> None:
+    result = call("check", made / "coco", "--near-bits", 0)
+    assert " of 5 test images are near-duplicates of a training image\n" in result.output
+    result = call("check", made / "street", "--near-bits", 256)
+    assert "5 of 5 test images are near-duplicates of a training image (division: published)\n" in result.output
+
+
+@pytest.mark.parametrize("to", ["coco", "voc"])
+def test_near_duplicates_of_a_data_set_move_to_one_side(made: Path, tmp_path: Path, to: str) -> None:
+    kinds: dict[str, DataSpec] = {"coco": Coco(name="mine"), "voc": VocFolders(name="mine")}
+    shutil.copytree(made / "coco", tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "test.json").read_text())
+    image = document["images"][0]["file_name"]
+    other = json.loads((tmp_path / "set" / "train.json").read_text())["images"][7]["file_name"]
+    with Image.open(tmp_path / "set" / "images" / other) as picture:
+        picture.save(tmp_path / "set" / "images" / image, quality=60)
+    assert re.search("^[1-5] of 5 test images are near-duplicates", call("check", tmp_path / "set").output, re.M)
+    result = call("split", tmp_path / "set", tmp_path / "new", "--group-near-duplicates", "--to", to)
+    assert result.exit_code == 0, result.output
+    assert " before, 0 now\n" in result.output
+    kind = {"coco": "coco", "voc": "voc-folders"}[to]
+    assert f"to train on it: data: {{kind: {kind}, name: mine}} in a specification" in result.output
+    assert re.search(r"^0 of \d test images are near-duplicates", call("check", tmp_path / "new").output, re.M)
+    old, new = keys_by_part(tmp_path / "set", kinds["coco"]), keys_by_part(tmp_path / "new", kinds[to])
+    assert set().union(*old.values()) == set().union(*new.values())
+    assert old != new
+    assert not set().union(*(own for part, own in new.items() if part.endswith("train"))) & new["1 test"]
+
+
+def test_test_images_of_each_device_are_drawn_by_fraction_and_seed(made: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(made / "coco", whole)
+    document = json.loads((whole / "test.json").read_text())
+    (whole / "none.json").write_text(json.dumps(document | {"images": [], "annotations": []}))
+    words = ("split", whole, "-s", "test=none.json", "--test-fraction", 0.25, "--test", "per-device")
+    found = []
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        result = call(*words, tmp_path / name, "--seed", seed)
+        assert result.exit_code == 0, result.output
+        found.append(keys_by_part(tmp_path / name, Coco(name="mine")))
+    assert found[0] == found[1] != found[2]
+    for parts in found:
+        for device in "12345":
+            count = len(parts[f"{device} train"]) + len(parts[f"{device} test"])
+            assert abs(len(parts[f"{device} test"]) - 0.25 * count) <= 0.5
+    assert "5 devices · " in result.output
+    # Back to one test set, and the written set can be divided anew as it is.
+    result = call("split", tmp_path / "one", tmp_path / "three", "--test-fraction", 0.5, "--test", "global")
+    assert result.exit_code == 0, result.output
+    three = keys_by_part(tmp_path / "three", Coco(name="mine"))
+    assert three["1 test"] == three["5 test"]
+    assert 15 <= len(three["1 test"]) <= 25
+
+
+def test_a_written_division_names_the_fields_that_a_run_needs(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "coco", tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "train.json").read_text())
+    names = [category["name"] for category in document["categories"]][::-1]
+    first = tmp_path / "set" / "images" / document["images"][0]["file_name"]
+    with Image.open(first) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = 3
+        picture.save(first, exif=exif)
+    fields = ("-s", "exif=applied", "-s", f"classes={json.dumps(names)}")
+    result = call("split", tmp_path / "set", tmp_path / "new", "--group-near-duplicates", *fields)
+    assert result.exit_code == 0, result.output
+    assert f"{{kind: coco, name: mine, exif: applied, classes: {json.dumps(names)}}}" in result.output
+    old, new = (
+        load_data(
+            Coco(name="mine", exif="applied", classes=tuple(names)),
+            root_of=lambda name, root=root: tmp_path / root,  # type: ignore[misc]
+            cache=tmp_path,
+        )
+        for root in ("set", "new")
+    )
+    assert {d: len(own) for d, own in old.train.items()}.keys() == new.train.keys()
+    assert old.classes == new.classes == tuple(names)
+
+
+def test_a_division_that_cannot_be_read_again_is_not_left(made: Path, tmp_path: Path) -> None:
+    """The only training image of a class becomes a test image: in VOC's form, no file names the class then."""
+    for number, name in enumerate(("bin", "cup"), 1):
+        (tmp_path / "set" / "images").mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 90 + number).convert("RGB").save(tmp_path / "set" / "images" / f"{name}.png")
+    images = [
+        {"id": n, "file_name": f"{name}.png", "width": 32, "height": 32, "device": "a"}
+        for n, name in enumerate(("bin", "cup"), 1)
+    ]
+    boxes = [{"id": n, "image_id": n, "category_id": n, "bbox": [1, 1, 9, 9]} for n in (1, 2)]
+    categories = [{"id": n, "name": name} for n, name in enumerate(("bin", "cup"), 1)]
+    for file, chosen in (("train", [1, 2]), ("test", [])):
+        document = {
+            "images": [one for one in images if one["id"] in chosen],
+            "annotations": [one for one in boxes if one["image_id"] in chosen],
+            "categories": categories,
+        }
+        (tmp_path / "set" / f"{file}.json").write_text(json.dumps(document))
+    result = call("split", tmp_path / "set", tmp_path / "new", "--test-fraction", 0.5, "--to", "voc")
+    assert result.exit_code == 2, result.output
+    assert f"{tmp_path}/new/a/Annotations/" in result.output
+    assert "is in no training image" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no such thing": (("check", "nowhere"), "nowhere: no such preset or file"),
     "no data at hand": (("check", "street5"), "no folder is known for data set 'street'"),
@@ -179,6 +291,23 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "leading zero": (("make", "{tmp}/x", "-s", "seed=03"), "--set seed=03: data.seed: 03 has a leading zero"),
     "too few images": (("make", "{tmp}/x", "-s", "train_images=3"), "data.train_images: "),
     "other kind": (("make", "{tmp}/x", "-s", "kind=federated-street"), "expected synthetic-street"),
+    "split of nothing": (("split", "{made}/coco", "{tmp}/x"), "expected --group-near-duplicates, --test-fraction or"),
+    "no fraction": (
+        ("split", "{made}/coco", "{tmp}/x", "--test-fraction", "1"),
+        "--test-fraction: expected a number between 0 and 1, found 1",
+    ),
+    "no devices of test images": (
+        ("split", "{made}/coco", "{tmp}/x", "--test-fraction", "0.2"),
+        "expected the device of each test image, because a test fraction divides each device's images anew; 5 have",
+    ),
+    "no devices for test sets": (
+        ("split", "{made}/coco", "{tmp}/x", "--group-near-duplicates", "--test", "per-device"),
+        "expected the device of each test image, because each device gets a test set of its own",
+    ),
+    "split into a folder in use": (
+        ("split", "{made}/coco", "{made}/coco", "--group-near-duplicates"),
+        "expected a folder that does not exist yet, or is empty",
+    ),
     "below a file": (("make", "{made}/coco/test.json/x", *TINY), "the data set cannot be written"),
 }
 
