@@ -17,6 +17,7 @@ from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.deploying import deploy
 from flows.cli.models import evaluate, predict, save_model, verify
+from flows.cli.moving import export_cells, import_cells
 from flows.cli.original import export, original_app
 from flows.cli.runs import report, resume, run
 from flows.cli.served import serve, ui
@@ -73,6 +74,8 @@ for _command in (
 ):
     app.command()(_command)
 app.command(name="list")(list_runs)
+suite_app.command("export")(export_cells)
+suite_app.command("import")(import_cells)
 app.add_typer(suite_app)
 app.add_typer(data_app)
 app.add_typer(original_app)

@@ -107,6 +107,10 @@ def show(name: SuiteRunName, home: Home = None) -> None:
     with plain_errors():
         result = stored_result(machine_settings(home), name)
         _print_figures(result)
+        from flows.suite.moved_cells import imported_notes
+
+        for line in imported_notes(result):
+            out.print(plain(line), soft_wrap=True, highlight=False)
         if result.code_version != code_version():
             out.print(
                 f"run by code {result.code_version}; the installed code, {code_version()}, would run its cells again",
@@ -131,9 +135,10 @@ def report(
         result = stored_result(settings, name)
         from flows.suite.files import made_files, write_files
         from flows.suite.handles import suite_folder
+        from flows.suite.moved_cells import imported_notes
 
         folder, views = folder or suite_folder(settings, name) / "report", Views()
-        write_files(folder, made_files(views, result))
+        write_files(folder, made_files(views, result, notes=imported_notes(result)))
         out.print(f"report: {shell_quoted(folder / 'report.html')}", soft_wrap=True, highlight=False)
         print_warnings(views)
         if views.failed:

@@ -9,6 +9,7 @@ from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 from flows.suite.accepted import accepted_result
 from flows.suite.files import made_files, write_files
 from flows.suite.handles import SuiteHandles
+from flows.suite.moved_cells import imported_notes
 from flows.suite.result import build_result
 from flows.views.mlflow_figures import suite_figures
 from flows.views.prefect_page import artifact_key
@@ -37,7 +38,8 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     before: SuiteResult | None = None
     if compare:
         comparison, before = await asyncio.to_thread(_compared, handles, result)
-    files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=_notes(comparison))
+    notes = [*_notes(comparison), *imported_notes(result)]
+    files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=notes)
     with handles.views.showing(f"writing {handles.folder / 'report'}"):
         await asyncio.to_thread(write_files, handles.folder / "report", files)
     for file, data in files.items():
@@ -55,7 +57,7 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     with handles.views.showing("the report on Prefect's page"):
         await acreate_markdown_artifact(
             key=artifact_key("suite", plan.name),
-            markdown=report_markdown(result, before=before, notes=_notes(comparison), page=pages and pages.parent),
+            markdown=report_markdown(result, before=before, notes=notes, page=pages and pages.parent),
             description=f"{len(result.cells)} of {len(plan.cells)} cells have a result.",
         )
         if pages is not None:

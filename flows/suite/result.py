@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from flows.stored.runs import read_run
+from flows.suite.moved_cells import imported_result
 from flows.suite.plan import SuitePlan
 from infra.settings import Settings
 from infra.tracking.federation import find_page
 from infra.views import Views
 from tasks.environment import this_environment
 from tasks.spec.records import Environment
-from tasks.spec.suite_records import CellResult, FailedCell, SuiteResult
+from tasks.spec.suite import Cell
+from tasks.spec.suite_records import CellRecord, CellResult, FailedCell, SuiteResult
 from tasks.suite.results import cell_result
 
 
@@ -38,18 +40,10 @@ def build_result(
         if record.state == "failed":
             failed.append(FailedCell(cell=cell.name, reason=record.reason or "no reason is on record"))
             continue
-        run = read_run(plan.objects, settings, record.federation)
-        environment = environment or run.records[-1].environment
-        results.append(
-            cell_result(
-                cell,
-                record.federation,
-                run.records,
-                metric=plan.suite.metric,
-                target=plan.suite.target,
-                mlflow_url=_page(settings, mlflow_uri, record.federation, views),
-            )
-        )
+        page = None if record.imported is not None else _page(settings, mlflow_uri, record.federation, views)
+        figures, machine = figures_of(plan, settings, cell, record)
+        environment = environment or machine
+        results.append(figures.model_copy(update={"mlflow_url": page}))
     return SuiteResult(
         suite=plan.suite.name,
         suite_run=plan.name,
@@ -64,6 +58,22 @@ def build_result(
         failed=tuple(failed),
         missing=tuple(missing),
     )
+
+
+def figures_of(
+    plan: SuitePlan, settings: Settings, cell: Cell, record: CellRecord
+) -> tuple[CellResult, Environment | None]:
+    """Return the figures of a done cell, and the machine that ran it: from its federation, unless it was imported.
+
+    Raises:
+        FedbenchError, InfraError: the federation cannot be read.
+    """
+    metric, target = plan.suite.metric, plan.suite.target
+    if record.imported is not None:
+        return imported_result(cell, record.imported, metric=metric, target=target), record.imported.result.machine
+    run = read_run(plan.objects, settings, record.federation)
+    result = cell_result(cell, record.federation, run.records, metric=metric, target=target)
+    return result, run.records[-1].environment
 
 
 def _page(settings: Settings, uri: str | None, federation: str, views: Views) -> str | None:

@@ -24,24 +24,6 @@ class SuiteStart(Frozen):
     started: datetime
 
 
-class CellRecord(Frozen):
-    """``cells/<digest>-<code version>.json``: a cell that has ended. It is run again if it has failed.
-
-    seconds: the whole wall time of the cell, over all of its starts within this suite run.
-    """
-
-    version: Literal[1] = RECORD_VERSION
-    suite_run: FederationName
-    cell: str
-    spec_digest: Sha256
-    code_version: str
-    federation: FederationName
-    state: Literal["done", "failed"]
-    reason: str | None = Field(None, description="The error of a failed cell's last start.")
-    seconds: Seconds
-    ended: datetime
-
-
 class Point(Frozen):
     """A run at one of its rounds: its figures, and its costs up to that round.
 
@@ -89,6 +71,9 @@ class CellResult(Frozen):
     moved: Bytes = Field(description="Bytes to and from the store, over all rounds.")
     gpu_seconds: Seconds = Field(0, description="Seconds of clients' turns on GPUs, in all rounds.")
     mlflow_url: str | None = None
+    machine: Environment | None = Field(
+        None, description="Software and processor that ran a cell imported from another store; null: run from this one."
+    )
 
     @property
     def name(self) -> str:
@@ -98,6 +83,50 @@ class CellResult(Frozen):
     @property
     def last(self) -> Point:
         return self.points[-1]
+
+
+class ImportedCell(Frozen):
+    """What a suite's result and report need of a finished cell, without its federation and its weights.
+
+    best_rounds: the best round on held-out images by each metric, because the digest of a suite does not hold its
+    metric; empty if held-out images do not decide.
+    """
+
+    result: CellResult
+    best_rounds: dict[MapName, Count] = Field(default_factory=dict)
+    weights: dict[Count, Sha256] = Field(description="sha256 of the global weights: of the first, best and last round.")
+
+
+class CellRecord(Frozen):
+    """``cells/<digest>-<code version>.json``: a cell that has ended. It is run again if it has failed.
+
+    seconds: the whole wall time of the cell, over all of its starts within this suite run.
+    """
+
+    version: Literal[1] = RECORD_VERSION
+    suite_run: FederationName
+    cell: str
+    spec_digest: Sha256
+    code_version: str
+    federation: FederationName
+    state: Literal["done", "failed"]
+    reason: str | None = Field(None, description="The error of a failed cell's last start.")
+    seconds: Seconds
+    ended: datetime
+    imported: ImportedCell | None = Field(
+        None, description="The figures of a cell imported from another store; null: this store has its federation."
+    )
+
+
+class SuiteExport(Frozen):
+    """The file of ``fedbench suite export``: the finished cells of a suite run, by name, each with its figures."""
+
+    version: Literal[1] = RECORD_VERSION
+    kind: Literal["suite-cells"] = "suite-cells"
+    suite_run: FederationName
+    suite: SuiteSpec
+    digest: Sha256
+    cells: dict[str, CellRecord] = Field(min_length=1)
 
 
 class FailedCell(Frozen):

@@ -160,6 +160,33 @@ def test_show_list_and_report_read_the_store_and_run_nothing(finished: Finished,
     assert "second: no such suite run in the store; expected one of: first" in unknown.stdout
 
 
+def test_an_exported_suite_run_goes_on_in_another_home_and_runs_nothing_again(
+    finished: Finished, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = Home(tmp_path_factory.mktemp("moved"))
+    file = home.path.with_name("cells.json")
+    exported = finished.home.run("suite", "export", "first", file)
+    assert exported.returncode == 0, exported.stdout
+    assert f"exported {len(CELLS)} cells" in exported.stdout
+    # The suite without the failing experiment, which has no finished cell.
+    imported = home.run("suite", "import", file, "--suite", "smoke")
+    assert imported.returncode == 0, imported.stdout
+    assert f"imported {len(CELLS)} cells into suite run first" in imported.stdout
+    assert "not done yet" not in imported.stdout
+    done = home.run("suite", "run", "smoke", "--name", "first")
+    assert done.returncode == 0, done.stdout
+    assert "begins" not in done.stdout
+    assert "6 of 6 cells imported, run on " in home.run("suite", "show", "first").stdout
+    written = home.run("suite", "report", "first")
+    assert written.returncode == 0, written.stdout
+    report, original = (one.path / "suites" / "first" / "report" for one in (home, finished.home))
+    assert "6 of 6 cells imported" in (report / "report.html").read_text()
+    assert (report / "rounds.csv").read_bytes() == (original / "rounds.csv").read_bytes()
+    assert [path.name for path in home.object_path("federations").iterdir()] == ["_suites"]  # no federation
+    assert home.run("accept", "first").returncode == 0
+    assert_no_process_left(home)
+
+
 @pytest.mark.slow
 def test_a_result_that_is_worse_than_the_accepted_one_fails(finished: Finished) -> None:
     home, again = finished.home, ("suite", "run", finished.path, "--name", "first")

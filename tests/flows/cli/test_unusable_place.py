@@ -42,6 +42,8 @@ COMMANDS = {
     "suite show": ["suite", "show", "x"],
     "suite report": ["suite", "report", "x"],
     "suite list": ["suite", "list"],
+    "suite export": ["suite", "export", "x", "x.json"],
+    "suite import": ["suite", "import", "x.json"],
     "data check": ["data", "check", "smoke"],
     "data make": ["data", "make", "made"],
 }
