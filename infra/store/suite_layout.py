@@ -1,7 +1,7 @@
 """The keys of suites' objects in the bucket, beside those of federations.
 
 <prefix>/_suites/<run>/suite.json                                the suite that is run, written first
-<prefix>/_suites/<run>/cells/<digest>-<code version>.json        a cell that has ended
+<prefix>/_suites/<run>/cells/<digest>-<code version>.json        a cell that has ended; an imported one has its figures
 <prefix>/_suites/<run>/lease/…                                  who runs it (infra/store/lease.py)
 <prefix>/_suites/<run>/result.json                               the results of all cells
 <prefix>/_suites/<run>/report/<file>
