@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.metrics.detections import ImageDetections
-from tasks.metrics.truth import Truth, check_labels, check_lengths, checked_truth, mean_over_classes
-
-_PAIRS = 1 << 18  # pairs of a box and an object that are compared at a time; each pair takes some 100 bytes
+from tasks.metrics.matching import match_detections
+from tasks.metrics.truth import Truth, mean_over_classes
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,14 @@ def average_precision_voc07(recall: npt.NDArray[np.floating], precision: npt.NDA
     return float(np.mean(highest))
 
 
+def recall_and_precision(
+    right: npt.NDArray[np.bool_], objects: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return recall and precision after each detection of a class, both [n]. right: bool [n], best first."""
+    hits = np.cumsum(right)
+    return hits / objects, hits / np.arange(1, len(hits) + 1)
+
+
 def evaluate_voc(
     truth: Sequence[Truth],
     detections: Sequence[ImageDetections],
@@ -79,30 +86,10 @@ def evaluate_voc(
     Raises:
         DataError: the sequences differ in length, a shape does not fit, or a label is not one of ``classes``.
     """
-    check_lengths(len(truth), len(detections))
-    scores: list[np.ndarray] = [np.zeros(0)]
-    labels: list[np.ndarray] = [np.zeros(0, np.int64)]
-    matches: list[np.ndarray] = [np.zeros(0, np.int64)]  # index over all objects of the test set; -1: none
-    object_labels: list[np.ndarray] = [np.zeros(0, np.int64)]
-    object_difficult: list[np.ndarray] = [np.zeros(0, np.bool_)]
-    objects = 0
-    for image, (wanted, found) in enumerate(zip(truth, detections, strict=True)):
-        boxes, wanted_labels, difficult = checked_truth(wanted, len(classes), image)
-        check_labels(found.labels, len(classes), f"image {image}: detections")
-        kept = _best_of_each_class(found, score_threshold, max_per_class)
-        best, overlap = _most_overlapped(found.boxes[kept], found.labels[kept], boxes, wanted_labels)
-        scores.append(found.scores[kept])
-        labels.append(found.labels[kept])
-        matches.append(np.where(overlap >= iou, best + objects, -1))
-        object_labels.append(wanted_labels)
-        object_difficult.append(difficult)
-        objects += len(boxes)
-    counted = ~np.concatenate(object_difficult)
-    wanted_of = np.bincount(np.concatenate(object_labels)[counted], minlength=len(classes))
-    # Detections are in the order of (image, detection), and a stable sort keeps that order for equal scores.
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    label, match = np.concatenate(labels)[order], np.concatenate(matches)[order]
-
+    matches = match_detections(
+        truth, detections, classes, iou=iou, score_threshold=score_threshold, max_per_class=max_per_class
+    )
+    wanted_of = matches.wanted(len(classes))
     per_class: dict[str, float | None] = {}
     per_class_voc07: dict[str, float | None] = {}
     recall_per_class: dict[str, float | None] = {}
@@ -110,10 +97,7 @@ def evaluate_voc(
         if wanted_of[index] == 0:
             per_class[name] = per_class_voc07[name] = recall_per_class[name] = None
             continue
-        right = _first_claims(match[label == index], counted)
-        hits = np.cumsum(right)
-        recall = hits / wanted_of[index]
-        precision = hits / np.arange(1, len(hits) + 1)
+        recall, precision = recall_and_precision(matches.of_class(index), int(wanted_of[index]))
         per_class[name] = average_precision_voc10(recall, precision)
         per_class_voc07[name] = average_precision_voc07(recall, precision)
         recall_per_class[name] = float(recall[-1]) if len(recall) else 0.0
@@ -125,49 +109,3 @@ def evaluate_voc(
         recall=mean_over_classes(recall_per_class),
         recall_per_class=recall_per_class,
     )
-
-
-def _best_of_each_class(found: ImageDetections, score_threshold: float, most: int) -> np.ndarray:
-    """Return the indices, ascending, of the detections that count. A NaN score is under every threshold."""
-    above = np.flatnonzero(found.scores >= score_threshold)
-    if len(above) <= most:
-        return above
-    ranked = above[np.lexsort((-found.scores[above], found.labels[above]))]  # lexsort is stable
-    ranked_labels = found.labels[ranked]
-    rank = np.arange(len(ranked)) - np.searchsorted(ranked_labels, ranked_labels, side="left")
-    return np.sort(ranked[rank < most])
-
-
-def _most_overlapped(
-    boxes: np.ndarray, labels: np.ndarray, wanted: np.ndarray, wanted_labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each box, the object of its class that it overlaps most (the first of equals), and their IoU."""
-    if not len(boxes) or not len(wanted):
-        return np.zeros(len(boxes), np.int64), np.full(len(boxes), -1.0)
-    step = max(_PAIRS // len(wanted), 1)
-    if len(boxes) > step:
-        parts = [slice(start, start + step) for start in range(0, len(boxes), step)]
-        found = [_most_overlapped(boxes[part], labels[part], wanted, wanted_labels) for part in parts]
-        return np.concatenate([best for best, _ in found]), np.concatenate([overlap for _, overlap in found])
-    left, right = boxes[:, None, :].astype(np.float64), wanted[None, :, :]
-    with np.errstate(invalid="ignore", over="ignore"):  # a box that is not finite overlaps nothing
-        width = np.minimum(left[..., 2], right[..., 2]) - np.maximum(left[..., 0], right[..., 0]) + 1
-        height = np.minimum(left[..., 3], right[..., 3]) - np.maximum(left[..., 1], right[..., 1]) + 1
-        shared = np.where((width > 0) & (height > 0), width * height, 0.0)
-        overlap = shared / (_area(left) + _area(right) - shared)
-    overlap = np.where((labels[:, None] == wanted_labels[None, :]) & np.isfinite(overlap), overlap, -1.0)
-    best = np.argmax(overlap, axis=1)
-    return best, overlap[np.arange(len(boxes)), best]
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
-
-
-def _first_claims(match: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Return whether each detection of a class, best first, is right. Detections of difficult objects are left out."""
-    match = match[(match < 0) | counted[match]]
-    right = np.zeros(len(match), np.bool_)
-    _, first = np.unique(match, return_index=True)
-    right[first] = True
-    return right & (match >= 0)

@@ -225,5 +225,5 @@ def test_comparing_many_pairs_in_steps_changes_no_figure(monkeypatch: pytest.Mon
     truth = [truth_of(boxes[:20].tolist(), labels[:20].tolist())]
     found = [found_of(boxes.tolist(), generator.random(50).tolist(), labels.tolist())]
     whole = _evaluate(truth, found)
-    monkeypatch.setattr("tasks.metrics.voc._PAIRS", 70)  # 3 boxes at a time
+    monkeypatch.setattr("tasks.metrics.matching._PAIRS", 70)  # 3 boxes at a time
     assert _evaluate(truth, found) == whole
