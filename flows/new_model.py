@@ -16,6 +16,7 @@ from infra.orchestrator.flow_runs import unsearched
 from tasks.aggregate import aggregate, require_quorum
 from tasks.hand_out import report_failures
 from tasks.handles import Handles
+from tasks.metrics.scored import ScoredImages
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
@@ -33,6 +34,7 @@ class NewModel:
     dropped: clients whose updates do not count. unscored: clients without an evaluation.
     personal, without_personal: the same for the clients' own models, if the method keeps any.
     server, shared: the server's new states, if the method keeps any.
+    scored: truth and detections of the images that decide.
     """
 
     model: WeightRef
@@ -46,6 +48,7 @@ class NewModel:
     shared: WeightRef | None = None
     personal: list[EvaluationRecord] = field(default_factory=list)
     without_personal: list[ClientFailure] = field(default_factory=list)
+    scored: list[ScoredImages] = field(default_factory=list)
 
 
 async def usable_model(
@@ -98,6 +101,7 @@ async def usable_model(
                     new.shared,
                     evaluated.personal,
                     evaluated.without_personal,
+                    evaluated.scored,
                 )
             fault = spoiled
             handles.weights.forget({new.model.sha256} - {update.weights.sha256 for update in new.counted})

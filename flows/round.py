@@ -17,6 +17,7 @@ from typing import Literal
 from prefect import flow
 
 from flows.new_model import NewModel, usable_model
+from flows.stored.detections import keep_scored
 from flows.stored.runs import put_best
 from flows.views.prefect_page import show_clients
 from infra.orchestrator.flow_runs import unsearched
@@ -80,6 +81,7 @@ async def federated_round(federation: str, spec: FederationSpec, round_number: i
     decision = await decide(spec, round_number, unsearched([*(record.metrics for record in history), metrics]))
     clock.lap("decide")
     record = round_record(federation, spec, new, metrics, decision, clock, plan=plan, gathered=gathered)
+    await asyncio.to_thread(keep_scored, handles, spec, record, new.scored)
     await asyncio.to_thread(commit, handles, record)
     await asyncio.gather(asyncio.to_thread(clear_up, handles, record), show_clients(handles, record))
     return record
@@ -118,8 +120,10 @@ async def initial_round(federation: str, spec: FederationSpec) -> RoundRecord:
         evaluated.bytes_up,
         personal=evaluated.personal,
         without_personal=evaluated.without_personal,
+        scored=evaluated.scored,
     )
     record = round_record(federation, spec, new, metrics, decision, clock)
+    await asyncio.to_thread(keep_scored, handles, spec, record, new.scored)
     await asyncio.to_thread(commit, handles, record)
     await asyncio.to_thread(clear_up, handles, record)
     return record
@@ -327,15 +331,16 @@ def _states(records: Sequence[RoundRecord], field: Literal["key", "sha256"]) -> 
 def apply_retention(handles: Handles, record: RoundRecord) -> None:
     """Remove the newest round's updates and evaluation parts, and global weights neither best nor among the last.
 
-    States go with the global weights: those stay that a round with kept weights names. The settings ``keep_updates``
-    and ``keep_globals`` say what stays. record: of the newest round.
+    States and detections go with the global weights: those stay that a round with kept weights names or has. The
+    settings ``keep_updates`` and ``keep_globals`` say what stays. record: of the newest round.
     """
     layout, settings, newest = handles.layout, handles.settings, record.round
     keys = list(handles.objects.list(layout.evaluations(newest)))
     if not settings.keep_updates:
         keys += handles.objects.list(layout.updates(newest))
     keep = {record.decision.best_round, *range(newest - settings.keep_globals + 1, newest + 1)}
-    globals_ = {layout.global_weights(number) for number in range(newest + 1) if number not in keep}
+    old = [number for number in range(newest + 1) if number not in keep]
+    globals_ = {key for number in old for key in (layout.global_weights(number), layout.detections(number))}
     states = _states(_kept(handles, record), "key")
     for key in handles.objects.list(layout.rounds):
         # A state may be the initial global model (Ditto's first one).

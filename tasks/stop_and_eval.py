@@ -21,6 +21,7 @@ from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
 from tasks.held_out import has_enough_held_out
 from tasks.metrics.detections import in_order, merge
+from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
@@ -37,6 +38,7 @@ class Evaluations:
     unscored: clients without an evaluation, and why.
     personal: the evaluations of clients' own models, one client each. without_personal: clients without, and why.
     bytes_down, bytes_up: bytes that the clients read from the store and wrote to it.
+    scored: truth and detections of the images that decide: without those of own models beside a shared one.
     """
 
     records: list[EvaluationRecord] = field(default_factory=list)
@@ -45,6 +47,7 @@ class Evaluations:
     bytes_up: int = 0
     personal: list[EvaluationRecord] = field(default_factory=list)
     without_personal: list[ClientFailure] = field(default_factory=list)
+    scored: list[ScoredImages] = field(default_factory=list)
 
 
 def clients_by_test_set(clients: Sequence[ClientInfo]) -> dict[tuple[str, int], list[ClientInfo]]:
@@ -159,6 +162,7 @@ async def stop_and_eval(
             f"{'images' if on == 'test' else 'held-out images'}",
         )
     records, unscored = [] if evaluation is None else [evaluation], list(failures.values())
+    kept = [] if personal and spec.strategy.shared_model else records
     return Evaluations(
         records=[] if personal else records,
         unscored=[] if personal else unscored,
@@ -166,6 +170,7 @@ async def stop_and_eval(
         bytes_up=sum(reply.uploaded for reply in replies),
         personal=records if personal else [],
         without_personal=unscored if personal else [],
+        scored=[scored_images(record, found) for record in kept],
     )
 
 
@@ -179,6 +184,7 @@ def joined(evaluations: Iterable[Evaluations]) -> Evaluations:
         bytes_up=sum(item.bytes_up for item in found),
         personal=[record for item in found for record in item.personal],
         without_personal=[failure for item in found for failure in item.without_personal],
+        scored=[images for item in found for images in item.scored],
     )
 
 
@@ -238,6 +244,18 @@ def score(
         test_digest=test_digest,
         spec=spec.evaluation,
         started=started,
+    )
+
+
+def scored_images(record: EvaluationRecord, parts: Sequence[Part]) -> ScoredImages:
+    """Return the truth and detections of all ``parts``, whose figures ``record`` has."""
+    truth, found = merge(part.truth for part in parts), merge(part.detections for part in parts)
+    return ScoredImages(
+        record.clients,
+        record.on,
+        record.test_digest,
+        tuple(in_order(truth, len(truth))),
+        tuple(in_order(found, len(truth))),
     )
 
 

@@ -1,9 +1,9 @@
 """Decide which objects of a federation may be removed from the store, from a listing alone.
 
-A committed round needs its marker and its plan, and its global weights while it is the best or among the last. The
-states of a federated method that such a round names are needed too, also in the folders of earlier rounds. Objects
-of a round that was never committed save work when the federation is resumed. After a long time without writes they may
-be removed: a resumed round does the work again and gets the same weights.
+A committed round needs its marker and its plan, and its global weights while it is the best or among the last. Its
+detections stay as long as these weights. The states of a federated method that such a round names are needed too, also
+in the folders of earlier rounds. Objects of a round that was never committed save work when the federation is resumed.
+After a long time without writes they may be removed: a resumed round does the work again and gets the same weights.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from infra.store.uploads import IncompleteUpload
 YOUNG = timedelta(hours=1)
 
 OLD_GLOBAL = "global weights, neither best nor among the last"
+OLD_DETECTIONS = "detections of a round that is neither best nor among the last"
 OLD_STATE = "state that no round with kept weights names"
 OLD_UPDATE = "update of a committed round"
 OLD_EVALUATION = "evaluation of a committed round"
@@ -38,6 +39,7 @@ _KEPT = frozenset({"spec.json", "best.json", "sheet.png"})  # directly below the
 _ASIDE = re.compile(r"(superseded|damaged)/[0-9]{4,}/.+")
 # Models of clients; an extended federation keeps those of its earlier ends.
 _FINE_TUNED = re.compile(r"fine-tuned/[0-9]{4,}/[^/]+\.(safetensors|json)")
+_DETECTIONS = "detections.npz"  # below a round's folder
 _ROUND = re.compile(r"rounds/([0-9]{4,})/(.+)")
 _STATE = re.compile(r"(server|shared|state/[^/]+)\.safetensors")
 _UPDATE = re.compile(r"updates/[^/]+\.(safetensors|json)")
@@ -151,6 +153,8 @@ class _Rules:
         """Return whether the layout has the name ``rest``, and why the object may be removed; None: it stays."""
         if rest == "global.safetensors":
             return True, None if number in self.kept_globals else OLD_GLOBAL
+        if rest == _DETECTIONS:
+            return True, None if number in self.kept_globals else OLD_DETECTIONS
         if _STATE.fullmatch(rest):
             return True, OLD_STATE
         if _UPDATE.fullmatch(rest):
@@ -160,7 +164,9 @@ class _Rules:
         return False, None
 
     def _of_uncommitted(self, rest: str) -> tuple[bool, str | None]:
-        if rest == "global.safetensors" or any(kind.fullmatch(rest) for kind in (_STATE, _UPDATE, _EVALUATION)):
+        if rest in ("global.safetensors", _DETECTIONS) or any(
+            kind.fullmatch(rest) for kind in (_STATE, _UPDATE, _EVALUATION)
+        ):
             return True, NEVER_COMMITTED if self.abandoned else None
         return False, None
 

@@ -9,6 +9,7 @@
 <prefix>/<federation>/rounds/0007/updates/<client>.safetensors   and .json, the record, written after it
 <prefix>/<federation>/rounds/0007/updates/_sum-<client>.safetensors   for several clients; <client>: the first
 <prefix>/<federation>/rounds/0007/evaluations/<client>/<part>.safetensors   <client>: the first of the turn
+<prefix>/<federation>/rounds/0007/detections.npz                 of all images that round 7's model was scored on
 <prefix>/<federation>/rounds/0007/round.json                     the commit marker, written last
 <prefix>/<federation>/fine-tuned/0007/<client>.safetensors       a client's fine-tuned model of round 7; and .json
 <prefix>/<federation>/fine-tuned/0007/_fine-tuned.json           the record of them all, written last
@@ -157,6 +158,10 @@ class FederationLayout:
 
     def evaluation_record(self, number: int, part: str) -> str:
         return f"{self.evaluations(number)}{part}.json"
+
+    def detections(self, number: int) -> str:
+        """Key of the detections and true objects of the images that the round's model was scored on."""
+        return f"{self.round(number)}detections.npz"
 
     def fine_tuned(self, number: int) -> str:
         """Prefix of the models that clients made of round ``number``'s, the last one; ends with a slash."""

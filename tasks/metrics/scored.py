@@ -156,7 +156,7 @@ class ScoredModel:
                 f"{number}/{group}/{name}": array for group, found in packed.items() for name, array in found.items()
             }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @classmethod

@@ -15,6 +15,7 @@ _KINDS = (
     (r"rounds/([0-9]+)/updates/.*\.json", "update's record {}"),
     (r"rounds/([0-9]+)/updates/.+", "update {}"),
     (r"rounds/([0-9]+)/evaluations/.+", "evaluation {}"),
+    (r"rounds/([0-9]+)/detections\.npz", "detections {}"),
     (r"rounds/([0-9]+)/round\.json", "round {}"),
     (r"rounds/", "rounds"),
     (r"turns/.*", "letter"),

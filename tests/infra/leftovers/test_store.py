@@ -7,6 +7,7 @@ from datetime import timedelta
 from infra.leftovers.store import (
     NEVER_COMMITTED,
     NO_RECORD,
+    OLD_DETECTIONS,
     OLD_EVALUATION,
     OLD_GLOBAL,
     OLD_STATE,
@@ -70,6 +71,14 @@ def test_updates_of_a_committed_round_go_unless_they_are_kept() -> None:
     kept = [name for name in COMMITTED if "global" not in name]
     assert plan(listing(kept + updates, 2 * MINUTES)) == dict.fromkeys(updates, OLD_UPDATE)
     assert plan(listing(kept + updates, 99 * DAYS), retention=Retention(keep_updates=True)) == {}
+
+
+def test_detections_stay_as_long_as_the_global_weights() -> None:
+    found = [f"rounds/{number:04d}/detections.npz" for number in range(6)]
+    kept = [name for name in COMMITTED if "global" not in name]
+    old = dict.fromkeys([found[0], found[2]], OLD_DETECTIONS)
+    assert plan(listing(kept + found, 2 * MINUTES)) == old  # round 5 was never committed
+    assert plan(listing(kept + found, 8 * DAYS)) == old | {found[5]: NEVER_COMMITTED}
 
 
 def test_states_of_rounds_with_kept_weights_stay_wherever_they_are() -> None:

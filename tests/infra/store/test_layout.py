@@ -19,6 +19,7 @@ def test_keys() -> None:
     assert LAYOUT.partial_sum(12, "c1") == "federations/street5/rounds/0012/updates/_sum-c1.safetensors"
     assert LAYOUT.partial_sum(12, "c1").startswith(LAYOUT.updates(12))
     assert LAYOUT.evaluation_part(1, "5", "a-0") == LAYOUT.evaluations(1) + "5/a-0.safetensors"
+    assert LAYOUT.detections(12) == "federations/street5/rounds/0012/detections.npz"
     assert LAYOUT.evaluation_tensors(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.safetensors"
     assert LAYOUT.evaluation_record(1, "a-0") == "federations/street5/rounds/0001/evaluations/a-0.json"
     assert LAYOUT.marker(12345) == "federations/street5/rounds/12345/round.json"
