@@ -119,6 +119,13 @@ def match_detections(
     )
 
 
+def rows_by_image(matches: Matches, chosen: npt.NDArray[np.bool_], images: int) -> list[npt.NDArray[np.int64]]:
+    """Return the rows of the ``chosen`` detections, bool [n], of each of the ``images``, best first."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(matches.images[rows], kind="stable")]
+    return np.split(rows, np.searchsorted(matches.images[rows], np.arange(1, images)))[:images]
+
+
 def overlaps(boxes: np.ndarray, objects: np.ndarray) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
     """Yield the IoU of ``boxes`` [n, 4] with ``objects`` [m, 4], for a slice of the boxes at a time: [slice, m].
 
