@@ -52,6 +52,15 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field below evaluation or data; repeatable."),
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Write precision-recall curves, a confusion matrix and types of errors here, as plots and tables.",
+        ),
+    ] = None,
     device: Annotated[Device | None, typer.Option(help="Device to compute on. [the run's; for a file: cpu]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [the run's; for a file: all cores]")] = None,
     json_file: Json = None,
@@ -63,7 +72,14 @@ def evaluate(
 
     `fedbench evaluate synthetic5-e6b255e8` · `fedbench evaluate m.safetensors --data street5 -s evaluation.nms_iou=0.4`
     """
-    from flows.commands.evaluate_model import classes_table, evaluate_opened, figures_table, title_of
+    from flows.commands.evaluate_model import (
+        analysis_documents,
+        classes_table,
+        evaluate_opened,
+        figures_table,
+        title_of,
+        write_analyses,
+    )
     from flows.commands.open_model import open_model
 
     with plain_errors():
@@ -82,8 +98,14 @@ def evaluate(
         out.print(title_of(evaluated), soft_wrap=True, highlight=False)
         out.print(figures_table(evaluated))
         out.print(classes_table(evaluated))
+        document = {"model": model, **evaluated.as_json()}
+        if folder is not None:
+            analyses = evaluated.analyses()
+            document["analysis"] = analysis_documents(analyses)
+            written = write_analyses(analyses, opened.title, folder)
+            out.print(f"{folder}: {', '.join(written)}", soft_wrap=True, highlight=False)
         if json_file is not None:
-            _write_json(json_file, {"model": model, **evaluated.as_json()})
+            _write_json(json_file, document)
 
 
 def predict(

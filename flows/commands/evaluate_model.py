@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +21,13 @@ from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.data.loading import Batch, EvaluationLoader
 from tasks.errors import DataError, SpecError
+from tasks.metrics.analysis import DetectionAnalysis, analyse
+from tasks.metrics.over_clients import aggregate_metrics
+from tasks.metrics.scored import ScoredModel
 from tasks.models.card import FIGURES
-from tasks.models.evaluate import EvaluationSet, evaluate_model, evaluation_sets
+from tasks.models.evaluate import EvaluationSet, evaluation_sets, score_sets
 from tasks.plain_text import plain, plain_name
+from tasks.report.detections import analysis_files
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.records import IMAGES_HAVE, EvaluationRecord, Metrics, RoundRecord
@@ -34,7 +39,10 @@ _PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False,
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model's figures. ``on_record``: they have the same data and rules as the figures in its card."""
+    """A model's figures, and the detections that they are of.
+
+    ``on_record``: they have the same data and rules as the figures in its card.
+    """
 
     model: OpenedModel
     spec: FederationSpec
@@ -43,6 +51,12 @@ class Evaluated:
     records: list[EvaluationRecord]
     metrics: Metrics
     on_record: bool
+    scored: ScoredModel
+
+    def analyses(self) -> dict[ScoredOn, DetectionAnalysis]:
+        """Return the analysis of the detections on each part of the data that was scored."""
+        parts = dict.fromkeys(record.on for record in self.records)
+        return {part: analyse(self.scored.on(part)) for part in parts}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -94,10 +108,41 @@ def evaluate_opened(
         _check_unchanged(of_part, digests)
         sets += of_part
     with _counted(console, sum(len(item.samples) for item in sets)) as watched:
-        records, metrics = evaluate_model(
+        found = score_sets(
             model.detector, sets, model.card.classes, spec.evaluation, device=device, threads=threads, watched=watched
         )
-    return Evaluated(model, spec, loaded.digest, device, records, metrics, on_record=own and not rules)
+    records = [record for record, _ in found]
+    metrics, most = aggregate_metrics([], records), spec.evaluation.max_detections
+    images = tuple(images for _, images in found)
+    scored = ScoredModel(tuple(model.card.classes), spec.evaluation.score_threshold, most, images)
+    return Evaluated(model, spec, loaded.digest, device, records, metrics, own and not rules, scored)
+
+
+def analysis_documents(analyses: Mapping[ScoredOn, DetectionAnalysis]) -> dict[str, Any]:
+    """Return the analyses for JSON, by part of the data."""
+    return {part: analysis.as_json() for part, analysis in analyses.items()}
+
+
+def write_analyses(analyses: Mapping[ScoredOn, DetectionAnalysis], title: str, folder: Path) -> list[str]:
+    """Write the plots and tables of each analysis into ``folder``. Return the files' names.
+
+    With several parts of the data, each has a folder of its own.
+
+    Raises:
+        DataError: a file cannot be written; the message names it.
+    """
+    written = []
+    for part, analysis in analyses.items():
+        below = folder / part if len(analyses) > 1 else folder
+        for name, make in analysis_files(analysis, title).items():
+            file = below / name
+            try:
+                below.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(make())
+            except OSError as error:
+                raise DataError(f"{file}: cannot be written: {error.strerror or error}") from None
+            written.append(str(file.relative_to(folder)))
+    return written
 
 
 def title_of(evaluated: Evaluated) -> str:

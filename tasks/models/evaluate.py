@@ -16,6 +16,7 @@ from tasks.detectors.base import Detector
 from tasks.errors import DataError
 from tasks.metrics.detections import in_order
 from tasks.metrics.over_clients import aggregate_metrics
+from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
 from tasks.spec.records import EvaluationRecord, Metrics
 from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
@@ -86,7 +87,23 @@ def evaluate_model(
     threads: int | None = None,
     watched: Callable[[EvaluationLoader], Iterable[Batch]] = iter,
 ) -> tuple[list[EvaluationRecord], Metrics]:
-    """Return each test set's figures, and those over all clients.
+    """Return each test set's figures, and those over all clients. Arguments and errors are :func:`score_sets`'s."""
+    scored = score_sets(detector, sets, classes, spec, device=device, threads=threads, watched=watched)
+    records = [record for record, _ in scored]
+    return records, aggregate_metrics([], records)
+
+
+def score_sets(
+    detector: Detector,
+    sets: Sequence[EvaluationSet],
+    classes: Sequence[str],
+    spec: EvaluationSpec,
+    *,
+    device: str,
+    threads: int | None = None,
+    watched: Callable[[EvaluationLoader], Iterable[Batch]] = iter,
+) -> list[tuple[EvaluationRecord, ScoredImages]]:
+    """Return each test set's figures, and the detections that they are of.
 
     They equal to the bit the figures that a run records for these weights, with the same ``spec``, ``device`` and
     ``threads`` (None: torch's choice) on the same kind of processor. ``watched`` passes a test set's batches on, and
@@ -97,7 +114,7 @@ def evaluate_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    records = []
+    scored = []
     for item in sets:
         started = time.monotonic()
         loader = evaluation_loader(
@@ -108,20 +125,26 @@ def evaluate_model(
             cache=ImageCache(0),
         )
         result = evaluate(detector, watched(loader), item.samples, spec, device=device)
-        records.append(
-            evaluation_record(
-                [(sample.boxes, sample.labels, sample.difficult) for sample in item.samples],
-                in_order(result.detections, len(item.samples)),
-                result.batch_losses,
-                clients=item.clients,
-                on=item.on,
-                classes=classes,
-                test_digest=item.digest,
-                spec=spec,
-                started=started,
-            )
+        images = ScoredImages(
+            item.clients,
+            item.on,
+            item.digest,
+            tuple((sample.boxes, sample.labels, sample.difficult) for sample in item.samples),
+            tuple(in_order(result.detections, len(item.samples))),
         )
-    return records, aggregate_metrics([], records)
+        record = evaluation_record(
+            images.truth,
+            images.detections,
+            result.batch_losses,
+            clients=item.clients,
+            on=item.on,
+            classes=classes,
+            test_digest=item.digest,
+            spec=spec,
+            started=started,
+        )
+        scored.append((record, images))
+    return scored
 
 
 def _class_indices(data: FederatedData, classes: Sequence[str]) -> np.ndarray | None:

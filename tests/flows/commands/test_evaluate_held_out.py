@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from flows.commands.evaluate_model import Evaluated, evaluate_opened, figures_table
+from flows.commands.evaluate_model import (
+    Evaluated,
+    analysis_documents,
+    evaluate_opened,
+    figures_table,
+    write_analyses,
+)
 from flows.commands.open_model import OpenedModel
 from infra.settings import Settings
 from tasks.data.catalog import load_data
@@ -107,3 +114,25 @@ def test_data_without_enough_held_out_images_are_refused(opened: OpenedModel, ho
     data = load_data(DATA, root_of=lambda name: None, cache=home / "cache" / "data")
     with pytest.raises(DataError, match="expected a client with at least 999 held-out images, found none"):
         evaluation_sets(data, data.classes, on="holdout", least=999)
+
+
+def test_the_analysis_has_a_folder_for_each_part_of_the_data(opened: OpenedModel, home: Path, tmp_path: Path) -> None:
+    found = evaluated(opened, home, **{"evaluation.on": "both"})
+    analyses = found.analyses()
+    assert list(analyses) == ["test", "holdout"]
+    for part, analysis in analyses.items():
+        records = [record for record in found.records if record.on == part]
+        assert (analysis.sets, analysis.images) == (len(records), sum(record.test_size for record in records))
+    (record,) = [record for record in found.records if record.on == "test"]
+    assert analyses["test"].errors.average_precision == record.map50_voc10
+    written = write_analyses(analyses, found.model.title, tmp_path)
+    assert len(written) == 12
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")) == sorted(written)
+    assert "holdout/errors.csv" in written
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/.*: cannot be written"):
+        write_analyses(analyses, "m", tmp_path / "file")
+    assert write_analyses({"test": analyses["test"]}, "m", tmp_path / "one")[0] == "precision-recall.csv"
+    documents = analysis_documents(analyses)
+    assert json.loads(json.dumps(documents, allow_nan=False)) == documents
+    assert documents["test"]["map50_voc10"] == record.map50_voc10
