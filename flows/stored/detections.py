@@ -9,6 +9,7 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import DataError
 from tasks.handles import Handles
+from tasks.metrics.analysis import DetectionAnalysis, analyse
 from tasks.metrics.scored import MOST_BYTES, ScoredImages, ScoredModel
 from tasks.metrics.voc import evaluate_voc
 from tasks.spec.federation import FederationSpec
@@ -51,6 +52,15 @@ def read_scored(objects: ObjectStore, layout: FederationLayout, record: RoundRec
         raise DataError(str(error)) from None
     _check_figures(scored, record, key)
     return scored
+
+
+def read_analysis(objects: ObjectStore, layout: FederationLayout, record: RoundRecord) -> DetectionAnalysis | None:
+    """Return the analysis of the detections of the round's model, on the images whose figures are shown.
+
+    None, and errors: as :func:`read_scored`.
+    """
+    scored = read_scored(objects, layout, record)
+    return None if scored is None else analyse(scored.on(record.shown_on))
 
 
 def _check_figures(scored: ScoredModel, record: RoundRecord, key: str) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from matplotlib.figure import Figure
 
+from flows.stored.detections import read_analysis
 from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
 from flows.views.mlflow_figures import method_tags, own_figures, round_figures
@@ -25,6 +26,7 @@ from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.hand_out import hand_out
 from tasks.handles import Handles, Leavings
+from tasks.report.detections import analysis_plots
 from tasks.spec.federation import FederationSpec, flatten
 from tasks.spec.records import RoundRecord
 from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
@@ -147,6 +149,8 @@ class RunReport:
             sheet = await self._sheet(handles, history)
             if sheet is not None:
                 files["sheet.png"] = sheet
+        with self.views.showing("the plots of the best model's detections"):
+            files |= await asyncio.to_thread(self._analysis, handles, history)
         page = self._track(handles, history, files)
         # The plot of rounds is written last: a folder that has it has the other files, or names those that failed.
         for file, data in reversed(files.items()):
@@ -216,6 +220,15 @@ class RunReport:
             with self.views.showing(file):
                 files[file] = _png(plot())
         return files
+
+    def _analysis(self, handles: Handles, history: Sequence[RoundRecord]) -> dict[str, bytes]:
+        """Return plots of the best model's detections; none if the store does not have these."""
+        best = best_record(history)
+        analysis = read_analysis(handles.objects, handles.layout, best)
+        if analysis is None:
+            return {}
+        plots = analysis_plots(analysis, f"{self.name}, round {best.round}")
+        return {f"{name}.png": _png(draw()) for name, draw in plots.items()}
 
     async def _sheet(self, handles: Handles, history: Sequence[RoundRecord]) -> bytes | None:
         """A sheet of detections of the best model; None if no client has test images.

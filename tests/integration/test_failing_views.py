@@ -51,7 +51,7 @@ def test_failed_tracking_and_plots_are_warnings_and_can_be_made_later(
     assert f"model: models:/{name}@best" in result.stdout
     assert home.records(name) == records
     assert json.loads((folder / "report.json").read_text())["failed"] == {}
-    for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"):
+    for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png", "errors.png"):
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
     assert_tracked_once(home, name, "FINISHED", records)
 

@@ -29,7 +29,7 @@ def test_a_run_prints_its_rounds_and_where_its_results_are(undisturbed: Finished
     folder = undisturbed.home.path / "runs" / "tiny"
     assert f"plots: {folder}" in lines
     assert f"pages: fedbench ui tiny --home {undisturbed.home.path}" in lines
-    for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"):
+    for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png", "errors.png"):
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.log").stat().st_size > 0
     assert_no_process_left(undisturbed.home)
@@ -73,7 +73,8 @@ def test_mlflow_has_one_finished_run_with_parameters_metrics_and_artifacts(undis
     assert bucket == "fedbench"
     artifacts = undisturbed.home.object_path(key)
     found = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
-    plots = {f"plots/{file}.png" for file in ("rounds", "class-by-device", "client-losses", "sheet")}
+    files = ("rounds", "class-by-device", "client-losses", "sheet", "precision-recall", "confusion", "errors")
+    plots = {f"plots/{file}.png" for file in files}
     assert found == {"spec.yaml", "best.json"} | plots
     assert yaml.safe_load((artifacts / "spec.yaml").read_bytes()) == spec.model_dump(mode="json")
     best = undisturbed.records[last.decision.best_round].model

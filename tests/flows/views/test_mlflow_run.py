@@ -20,15 +20,20 @@ from flows.views.mlflow_run import RunReport
 from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.errors import StoreUnavailable
 from infra.settings import Settings
+from infra.store.layout import FederationLayout
+from infra.store.objects import ObjectStore
 from infra.tracking.client import answering
 from infra.tracking.federation import TAG_SUPERSEDED
 from infra.views import Views
 from tasks.handles import Leavings
+from tasks.metrics.voc import evaluate_voc
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.failing_server import failing_server
 from tests.infra.tracking.lookup import find_run
-from tests.records import round_record
+from tests.records import evaluation_record, round_record
+from tests.tasks.metrics.scenes import CLASSES
+from tests.tasks.metrics.test_scored import scored_model
 
 SPEC = FederationSpec(max_rounds=2)
 
@@ -133,6 +138,7 @@ def report(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRepo
         return b"sheet"
 
     monkeypatch.setattr(RunReport, "_sheet", sheet)
+    monkeypatch.setattr(RunReport, "_analysis", lambda *arguments: {"errors.png": b"errors"})
     return report_at(uri, tmp_path)
 
 
@@ -161,7 +167,7 @@ def finished(report: RunReport) -> Leavings:
     return asyncio.run(report.finish(handles))
 
 
-ALL = {"rounds.png", "class-by-device.png", "client-losses.png", "sheet.png"}
+ALL = {"rounds.png", "class-by-device.png", "client-losses.png", "sheet.png", "errors.png"}
 # The broken function, the views that fail because of it, and the missing files.
 BROKEN: dict[str, tuple[str, set[str], set[str]]] = {
     "plot of rounds": ("flows.views.mlflow_run.rounds_plot", {"rounds.png"}, {"rounds.png"}),
@@ -172,6 +178,11 @@ BROKEN: dict[str, tuple[str, set[str], set[str]]] = {
     ),
     "plot of losses": ("flows.views.mlflow_run.client_losses_plot", {"client-losses.png"}, {"client-losses.png"}),
     "sheet": ("flows.views.mlflow_run.RunReport._sheet", {"sheet.png"}, {"sheet.png"}),
+    "detections": (
+        "flows.views.mlflow_run.RunReport._analysis",
+        {"the plots of the best model's detections"},
+        {"errors.png"},
+    ),
     "opening MLflow's run": ("infra.tracking.federation.Tracker.open", {"MLflow's run"}, set()),
     "metrics": ("flows.views.mlflow_run.round_figures", {"MLflow's run"}, set()),
     "tags": ("infra.tracking.federation.Tracker.set_tags", {"the link to Prefect in MLflow"}, set()),
@@ -212,6 +223,24 @@ def test_one_broken_part_of_the_report_does_not_affect_the_others(
         assert found.info.status == "FINISHED"
         assert [point.step for point in client.get_metric_history(run, "round")] == [0, 1, 2]
         assert {file.path.removeprefix("plots/") for file in client.list_artifacts(run, "plots")} == ALL
+
+
+def test_the_best_models_detections_are_drawn_if_the_store_has_them(
+    settings: Settings, object_store: ObjectStore
+) -> None:
+    report = RunReport("street", SPEC, settings, NamedServices(settings), settings.home / "street")
+    layout = FederationLayout(settings.s3.prefix, "street")
+    handles: Any = SimpleNamespace(objects=object_store, layout=layout)
+    scored = scored_model(4, sets=1)
+    (images,) = scored.sets
+    found = evaluate_voc(images.truth, images.detections, CLASSES, score_threshold=0.2, max_per_class=3)
+    evaluation = evaluation_record(*images.clients, test_digest=images.digest, per_class=found.per_class)
+    history = [record_of(0), record_of(1).model_copy(update={"evaluations": (evaluation,)})]
+    assert report._analysis(handles, history) == {}
+    object_store.put_bytes(layout.detections(1), scored.to_bytes())
+    plots = report._analysis(handles, history)
+    assert list(plots) == ["precision-recall.png", "confusion.png", "errors.png"]
+    assert all(data.startswith(b"\x89PNG") for data in plots.values())
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(report: RunReport) -> None:
