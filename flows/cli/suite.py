@@ -133,12 +133,16 @@ def report(
     with plain_errors():
         settings = machine_settings(home)
         result = stored_result(settings, name)
+        from flows.stored.runs import opened_store
+        from flows.suite.detections import read_analyses
         from flows.suite.files import made_files, write_files
         from flows.suite.handles import suite_folder
         from flows.suite.moved_cells import imported_notes
 
         folder, views = folder or suite_folder(settings, name) / "report", Views()
-        write_files(folder, made_files(views, result, notes=imported_notes(result)))
+        with opened_store(settings) as objects:
+            analyses = read_analyses(objects, settings, result, views)
+        write_files(folder, made_files(views, result, notes=imported_notes(result), analyses=analyses))
         out.print(f"report: {shell_quoted(folder / 'report.html')}", soft_wrap=True, highlight=False)
         print_warnings(views)
         if views.failed:

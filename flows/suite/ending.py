@@ -7,6 +7,7 @@ import asyncio
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 
 from flows.suite.accepted import accepted_result
+from flows.suite.detections import read_analyses
 from flows.suite.files import made_files, write_files
 from flows.suite.handles import SuiteHandles
 from flows.suite.moved_cells import imported_notes
@@ -39,7 +40,8 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     if compare:
         comparison, before = await asyncio.to_thread(_compared, handles, result)
     notes = [*_notes(comparison), *imported_notes(result)]
-    files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=notes)
+    analyses = await asyncio.to_thread(read_analyses, plan.objects, handles.settings, result, handles.views)
+    files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=notes, analyses=analyses)
     with handles.views.showing(f"writing {handles.folder / 'report'}"):
         await asyncio.to_thread(write_files, handles.folder / "report", files)
     for file, data in files.items():

@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.views import Views
+from tasks.report.detections import CellAnalysis
 from tasks.report.files import report_parts
 from tasks.spec.suite_records import SuiteResult
 
 
 def made_files(
-    views: Views, result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
+    views: Views,
+    result: SuiteResult,
+    *,
+    before: SuiteResult | None = None,
+    notes: Sequence[str] = (),
+    analyses: Sequence[CellAnalysis] = (),
 ) -> dict[str, bytes]:
     """Return the report's files by name. Those that cannot be made are left out, and noted in ``views``."""
     files, parts = {}, {}
     with views.showing("the report's plots"):
-        parts = report_parts(result, before=before, notes=notes)
+        parts = report_parts(result, before=before, notes=notes, analyses=analyses)
     for name, make in parts.items():
         with views.showing(name):
             files[name] = make()

@@ -107,11 +107,9 @@ def errors_plot(analysis: DetectionAnalysis, title: str = "") -> Figure:
     """Plot what correcting each type of errors adds to the average precision (TIDE's ΔAP), with their numbers."""
     errors = analysis.errors
     rows = [(kind, MEANINGS[kind], errors.count(kind), errors.gain(kind), BLUE) for kind in ERROR_TYPES]
-    lost = int((errors.matches.counted & ~errors.matches.found).sum())
-    wrong = int((errors.kinds >= 0).sum())
     special = [
-        ("false positives", "all wrong detections", wrong, errors.false_positive_gain, GREY),
-        ("false negatives", "all objects that are not found", lost, errors.false_negative_gain, GREY),
+        ("false positives", "all wrong detections", errors.false_positives, errors.false_positive_gain, GREY),
+        ("false negatives", "all objects that are not found", errors.false_negatives, errors.false_negative_gain, GREY),
     ]
     figure = new_figure(8.4, 4.6)
     axes = figure.subplots()

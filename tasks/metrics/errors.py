@@ -84,6 +84,16 @@ class DetectionErrors:
         return _difference(self.fixed(kind), self.average_precision)
 
     @property
+    def false_positives(self) -> int:
+        """The number of wrong detections."""
+        return int((self.kinds != _NO_ERROR).sum())
+
+    @property
+    def false_negatives(self) -> int:
+        """The number of objects that no detection finds."""
+        return int((self.matches.counted & ~self.matches.found).sum())
+
+    @property
     def false_positive_gain(self) -> float | None:
         """ΔAP of false positives: what removing all wrong detections adds; None without objects."""
         matches = self.matches

@@ -1,10 +1,11 @@
-"""The files of the analysis of a model's detections: three tables as CSV, and three plots."""
+"""The analysis of models' detections in reports: tables, plots, and a section of a suite's report."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,13 @@ from tasks.metrics.analysis import DetectionAnalysis
 from tasks.metrics.confusion import BACKGROUND, MISSED
 from tasks.metrics.errors import ERROR_TYPES
 from tasks.plain_text import spreadsheet_cell
+from tasks.report.tables import Table, TableCell
+from tasks.report.text import NONE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_ERROR_HEAD = ("error", "count", "ap_gain")
 
 
 def curves_csv(analysis: DetectionAnalysis) -> str:
@@ -50,18 +55,18 @@ def confusion_csv(analysis: DetectionAnalysis) -> str:
 
 
 def errors_csv(analysis: DetectionAnalysis) -> str:
-    """Return the types of errors, with their number and ΔAP; then false positives and false negatives.
+    """Return the types of errors, with their number and ΔAP; then all false positives and false negatives."""
+    return _csv(_ERROR_HEAD, _error_rows(analysis))
 
-    The number of the latter two is that of all wrong detections, and of all objects that none finds.
-    """
+
+def _error_rows(analysis: DetectionAnalysis) -> list[tuple[str, int, float | None]]:
     errors = analysis.errors
-    rows: list[Sequence[object]] = [(kind, errors.count(kind), errors.gain(kind)) for kind in ERROR_TYPES]
-    lost = int((errors.matches.counted & ~errors.matches.found).sum())
-    rows += [
-        ("false positives", int((errors.kinds >= 0).sum()), errors.false_positive_gain),
-        ("false negatives", lost, errors.false_negative_gain),
+    rows: list[tuple[str, int, float | None]] = [(kind, errors.count(kind), errors.gain(kind)) for kind in ERROR_TYPES]
+    return [
+        *rows,
+        ("false positives", errors.false_positives, errors.false_positive_gain),
+        ("false negatives", errors.false_negatives, errors.false_negative_gain),
     ]
-    return _csv(("error", "count", "ap_gain"), rows)
 
 
 def analysis_plots(analysis: DetectionAnalysis, title: str = "") -> dict[str, Callable[[], Figure]]:
@@ -83,6 +88,57 @@ def analysis_files(analysis: DetectionAnalysis, title: str = "") -> dict[str, Ca
         "errors.csv": lambda: errors_csv(analysis).encode(),
     }
     return files | {f"{name}.png": partial(_png, cache(draw)) for name, draw in analysis_plots(analysis, title).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class CellAnalysis:
+    """The analysis of the last round of an experiment's run with ``seed``."""
+
+    experiment: str
+    seed: int
+    round: int
+    analysis: DetectionAnalysis
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment}, seed {self.seed}, round {self.round}"
+
+
+def errors_table(analyses: Sequence[CellAnalysis]) -> Table:
+    """Return the table of each type's ΔAP and number by experiment; then of all false positives and negatives."""
+    rows = []
+    for item in analyses:
+        errors = item.analysis.errors
+        gains = [(errors.gain(kind), errors.count(kind)) for kind in ERROR_TYPES]
+        gains += [
+            (errors.false_positive_gain, errors.false_positives),
+            (errors.false_negative_gain, errors.false_negatives),
+        ]
+        mean = errors.average_precision
+        rows.append(
+            [
+                TableCell(item.experiment, f"seed {item.seed}", strong=True),
+                TableCell(NONE if mean is None else f"{mean:.3f}"),
+                *(TableCell(NONE if gain is None else f"{gain:.3f}", f"n = {count}") for gain, count in gains),
+            ]
+        )
+    head = ["experiment", "AP50", *ERROR_TYPES, "false positives", "false negatives"]
+    return Table("ΔAP by type of errors, at the last round", head, rows, cards=True)
+
+
+def suite_errors_csv(analyses: Sequence[CellAnalysis]) -> str:
+    """Return the rows of :func:`errors_csv` for each experiment, with its name, seed and round."""
+    rows = [(item.experiment, item.seed, item.round, *row) for item in analyses for row in _error_rows(item.analysis)]
+    return _csv(("experiment", "seed", "round", *_ERROR_HEAD), rows)
+
+
+def suite_plots(analyses: Sequence[CellAnalysis]) -> dict[str, Callable[[], Figure]]:
+    """Return functions that draw the plots of each experiment, as ``confusion-NAME``, by name."""
+    return {
+        f"{name}-{item.experiment}": draw
+        for item in analyses
+        for name, draw in analysis_plots(item.analysis, item.title).items()
+    }
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:

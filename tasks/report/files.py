@@ -8,6 +8,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from tasks.report.csv import rounds_csv
+from tasks.report.detections import CellAnalysis, suite_errors_csv
+from tasks.report.detections import suite_plots as analysed_plots
 from tasks.report.html import report_html
 from tasks.report.latex import latex_tables
 from tasks.spec.suite_records import SuiteResult
@@ -17,17 +19,22 @@ if TYPE_CHECKING:
 
 
 def report_parts(
-    result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()
+    result: SuiteResult,
+    *,
+    before: SuiteResult | None = None,
+    notes: Sequence[str] = (),
+    analyses: Sequence[CellAnalysis] = (),
 ) -> dict[str, Callable[[], bytes]]:
     """Return the function that makes each file, by name, so that a caller can do without a file that fails.
 
     The files are ``report.html``, ``rounds.csv``, ``table.tex``, and each plot as PNG and SVG. ``before`` and ``notes``
-    are for the page, as in :func:`tasks.report.html.report_html`.
+    are for the page, as in :func:`tasks.report.html.report_html`. ``analyses`` of experiments' detections add plots as
+    PNG and ``errors.csv``.
     """
     from tasks.figures.suite import suite_plots  # here: matplotlib takes a second
 
     parts: dict[str, Callable[[], bytes]] = {
-        "report.html": lambda: report_html(result, before=before, notes=notes).encode(),
+        "report.html": lambda: report_html(result, before=before, notes=notes, analyses=analyses).encode(),
         "rounds.csv": lambda: rounds_csv(result).encode(),
         "table.tex": lambda: latex_tables(result).encode(),
     }
@@ -35,6 +42,10 @@ def report_parts(
         once = cache(draw)
         parts[f"{name}.png"] = partial(_drawn, once, "png")
         parts[f"{name}.svg"] = partial(_drawn, once, "svg")
+    if analyses:
+        parts["errors.csv"] = lambda: suite_errors_csv(analyses).encode()
+    for name, draw in analysed_plots(analyses).items():
+        parts[f"{name}.png"] = partial(_drawn, draw, "png")
     return parts
 
 

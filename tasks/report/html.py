@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.plain_text import visible
 from tasks.report import tables, text
+from tasks.report.detections import CellAnalysis, analysis_plots, errors_table
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import Between, Summary, held_out_notes, summarise
@@ -18,13 +19,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HERE = Path(__file__).parent
+# Descriptions of the plots of detections.
+_DETECTIONS = {
+    "precision-recall": "Precision over recall by class",
+    "confusion": "Confusion matrix",
+    "errors": "Bars of what each type of errors costs; the table above has the figures",
+}
 
 
-def report_html(result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = ()) -> str:
+def report_html(
+    result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = (),
+    analyses: Sequence[CellAnalysis] = (),
+) -> str:  # fmt: skip
     """Return the whole page.
 
     before: an earlier result (the accepted one) to compare figures with. notes: what a reader must know before
-    comparing; it stands at the top.
+    comparing; it stands at the top. analyses: of the detections of one run of each experiment.
     """
     import jinja2  # here, so that the core loads without it
 
@@ -33,7 +43,7 @@ def report_html(result: SuiteResult, *, before: SuiteResult | None = None, notes
         trim_blocks=True, lstrip_blocks=True, finalize=_printable,
     )  # fmt: skip
     css = (_HERE / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(css=css, **_view(result, before, notes))
+    return environment.get_template("report.html.j2").render(css=css, **_view(result, before, notes, analyses))
 
 
 def _printable(value: object) -> object:
@@ -41,7 +51,9 @@ def _printable(value: object) -> object:
     return visible(value) if type(value) is str else value  # a value of the subclass Markup is HTML already
 
 
-def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str]) -> dict[str, Any]:
+def _view(
+    result: SuiteResult, before: SuiteResult | None, notes: Sequence[str], analyses: Sequence[CellAnalysis]
+) -> dict[str, Any]:
     """Return the template's variables."""
     summary = summarise(result)
     return {
@@ -68,6 +80,8 @@ def _view(result: SuiteResult, before: SuiteResult | None, notes: Sequence[str])
             for between in summary.experiments
             if any(row.per_class for row in between.rows.values())
         ],
+        "errors": errors_table(analyses) if analyses else None,
+        "detections": _detections(analyses),
         "plural": text.plural,
     }
 
@@ -122,6 +136,20 @@ def _classes_plot(between: Between) -> dict[str, str]:
 
     alt = f"Bars of the AP50 of every class of {between.experiment}; the table beside it has the figures"
     return {"src": _inline(classes_plot(between)), "alt": alt}
+
+
+def _detections(analyses: Sequence[CellAnalysis]) -> list[dict[str, Any]]:
+    """Return the plots of each analysed run's detections."""
+    return [
+        {
+            "title": item.title,
+            "panels": [
+                {"src": _inline(draw()), "alt": f"{_DETECTIONS[name]} of {item.title}"}
+                for name, draw in analysis_plots(item.analysis, item.title).items()
+            ],
+        }
+        for item in analyses
+    ]
 
 
 def _alt(between: Between, summary: Summary, by: str) -> str:
