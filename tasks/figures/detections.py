@@ -53,7 +53,7 @@ def curves_plot(analysis: DetectionAnalysis, title: str = "") -> Figure:
     what = "AP50  class (objects)" if named is curves else f"AP50  the {len(named)} worst of {len(curves)} classes"
     if named:
         figure.legend(loc="outside right upper", frameon=False, fontsize=9, title=what, title_fontsize=9)
-    _caption(figure, axes, analysis, title, f"dots: score {threshold:.2f}, the confusion matrix's threshold")
+    _caption(figure, axes, analysis, title, f"dots: score {threshold:.2g}, the confusion matrix's threshold")
     return figure
 
 
@@ -98,7 +98,7 @@ def confusion_plot(analysis: DetectionAnalysis, title: str = "") -> Figure:
     bar = figure.colorbar(image, ax=axes, label="share of the row", pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     why = "highest F1 on these images" if analysis.errors.matches.right.any() else "no detection is right"
-    note = f"score at least {confusion.threshold:.2f} ({why}), IoU at least 0.5"
+    note = f"score at least {confusion.threshold:.2g} ({why}), IoU at least 0.5"
     _caption(figure, axes, analysis, title, note)
     return figure
 

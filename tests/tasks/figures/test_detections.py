@@ -47,7 +47,7 @@ def test_a_curve_is_its_envelope_and_both_axes_end_at_one(analysis: DetectionAna
     assert (xs(dot)[0], ys(dot)[0]) == (1, 1)
     # Under the line of steps lies the average precision.
     assert np.trapezoid(ys(basket), xs(basket)) == pytest.approx(2 / 3)
-    assert _caption(figure).startswith("run, round 7  ·  AP50 0.833  ·  2 images  ·  dots: score 0.60")
+    assert _caption(figure).startswith("run, round 7  ·  AP50 0.833  ·  2 images  ·  dots: score 0.6,")
     assert drawn(figure).width > 900
 
 
@@ -60,7 +60,7 @@ def test_the_confusion_matrix_shows_shares_and_numbers(analysis: DetectionAnalys
     ]  # fmt: skip
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "missed"
     assert figure.axes[1].get_ylim() == (0, 1)
-    assert "score at least 0.60 (highest F1 on these images)" in _caption(figure)
+    assert "score at least 0.6 (highest F1 on these images)" in _caption(figure)
     drawn(figure)
 
 
@@ -102,7 +102,7 @@ def test_plots_of_nothing_and_of_several_sets(scored: ScoredModel) -> None:
         assert "4 images of 2 sets, pooled" in _caption(errors_plot(analysis))
     else:
         assert analysis.confusion.threshold == FALLBACK_THRESHOLD
-        assert "score at least 0.30 (no detection is right)" in _caption(confusion_plot(analysis))
+        assert "score at least 0.3 (no detection is right)" in _caption(confusion_plot(analysis))
 
 
 def test_many_classes_have_lines_for_the_worst_and_no_numbers() -> None:
