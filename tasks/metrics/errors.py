@@ -2,10 +2,12 @@
 
 Bolya, Foley, Hays and Hoffman, *TIDE: A General Toolbox for Identifying Object Detection Errors*, ECCV 2020, arXiv
 2008.08115. Each wrong detection has one type, and each object that no detection finds may be missed. An oracle corrects
-all errors of one type; the average precision that this adds is the type's ΔAP. Where the paper leaves a choice, this
-follows the authors' program (tidecv 1.0.1). It is not used, because it has had no release since 2020 and computes
-COCO's average precision. Here average precision is that of the federation: PASCAL VOC's of 2010 at IoU 0.5, with boxes
-that span whole pixels and with difficult objects ignored.
+all errors of one type; the average precision that this adds is the type's ΔAP. Where
+the paper leaves a choice, this follows the authors' program (tidecv 1.0.1). With its average precision replaced by the
+one here, the program gave the same numbers and the same ΔAP of all types on hundreds of random scenes in which objects
+of one class do not overlap. It is not used, because it has had no release since 2020 and computes COCO's average
+precision. Here average precision is that of the federation: PASCAL VOC's of 2010 at IoU 0.5, with boxes that span whole
+pixels and with difficult objects ignored.
 """
 
 from __future__ import annotations
