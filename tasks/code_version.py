@@ -16,7 +16,7 @@ from tasks.spec.extensions import packages
 DIGITS = 8
 PACKAGES = ("flows", "infra", "tasks")
 # Files that only present results. Changing them does not change the results' digest.
-_PRESENTING = ("figures", "report", "suite")
+_PRESENTING = ("analysis", "figures", "report", "suite")
 
 
 @functools.cache

@@ -17,11 +17,11 @@ from flows.commands.arguments import ChosenData, choose_data
 from flows.commands.open_model import OpenedModel
 from infra.files.private import data_cache
 from infra.settings import Settings
+from tasks.analysis.analyse import DetectionAnalysis, analyse
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.data.loading import Batch, EvaluationLoader
 from tasks.errors import DataError, SpecError
-from tasks.metrics.analysis import DetectionAnalysis, analyse
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scored import ScoredModel
 from tasks.models.card import FIGURES

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from infra.errors import StoreCorrupt
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
+from tasks.analysis.analyse import DetectionAnalysis, analyse
 from tasks.errors import DataError
 from tasks.handles import Handles
-from tasks.metrics.analysis import DetectionAnalysis, analyse
 from tasks.metrics.scored import MOST_BYTES, ScoredImages, ScoredModel
 from tasks.metrics.voc import evaluate_voc
 from tasks.spec.federation import FederationSpec

@@ -9,7 +9,7 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.views import Views
-from tasks.metrics.analysis import analyse
+from tasks.analysis.analyse import analyse
 from tasks.metrics.scored import ScoredModel
 from tasks.report.detections import CellAnalysis
 from tasks.spec.base import RECORD_VERSION

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+from tasks.analysis.analyse import DetectionAnalysis
+from tasks.analysis.confusion import BACKGROUND, MISSED
+from tasks.analysis.curves import Curve
+from tasks.analysis.error_types import ERROR_TYPES, MEANINGS
 from tasks.figures.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, style_axes, table_room
-from tasks.metrics.analysis import DetectionAnalysis
-from tasks.metrics.confusion import BACKGROUND, MISSED
-from tasks.metrics.curves import Curve
-from tasks.metrics.errors import ERROR_TYPES, MEANINGS
 from tasks.plain_text import plot_label
 
 # Okabe and Ito's colours. Further lines have the same colours again, with other strokes.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.metrics.analysis import DetectionAnalysis
-from tasks.metrics.confusion import BACKGROUND, MISSED
-from tasks.metrics.errors import ERROR_TYPES
+from tasks.analysis.analyse import DetectionAnalysis
+from tasks.analysis.confusion import BACKGROUND, MISSED
+from tasks.analysis.error_types import ERROR_TYPES
 from tasks.plain_text import spreadsheet_cell
 from tasks.report.tables import Table, TableCell
 from tasks.report.text import NONE

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from tasks.analysis.analyse import FALLBACK_THRESHOLD, DetectionAnalysis, analyse
 from tasks.figures.detections import confusion_plot, curves_plot, errors_plot
-from tasks.metrics.analysis import FALLBACK_THRESHOLD, DetectionAnalysis, analyse
 from tasks.metrics.scored import ScoredImages, ScoredModel
 from tasks.report.detections import analysis_files
 from tests.tasks.figures.drawn import drawn, xs, ys

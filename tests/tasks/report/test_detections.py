@@ -7,8 +7,8 @@ import io
 
 import pytest
 
-from tasks.metrics.analysis import analyse
-from tasks.metrics.errors import ERROR_TYPES
+from tasks.analysis.analyse import analyse
+from tasks.analysis.error_types import ERROR_TYPES
 from tasks.report.detections import CellAnalysis, errors_table
 from tasks.report.files import report_parts
 from tests.tasks.figures.test_detections import NOTHING, SCORED

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.metrics.confusion import Confusion, confusion_matrix
-from tasks.metrics.curves import best_threshold, class_curves
+from tasks.analysis.confusion import Confusion, confusion_matrix
+from tasks.analysis.curves import best_threshold, class_curves
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.matching import Matches, match_detections
 from tasks.metrics.truth import Truth

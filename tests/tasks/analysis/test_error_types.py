@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tasks.analysis.error_types import ERROR_TYPES, DetectionErrors, ErrorType, find_errors
 from tasks.metrics.detections import ImageDetections
-from tasks.metrics.errors import ERROR_TYPES, DetectionErrors, ErrorType, find_errors
 from tasks.metrics.matching import match_detections
 from tasks.metrics.truth import Truth
 from tasks.metrics.voc import evaluate_voc

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.metrics.confusion import BACKGROUND, MISSED, Confusion, confusion_matrix
-from tasks.metrics.curves import Curve, best_threshold, class_curves
-from tasks.metrics.errors import ERROR_TYPES, DetectionErrors, find_errors
+from tasks.analysis.confusion import BACKGROUND, MISSED, Confusion, confusion_matrix
+from tasks.analysis.curves import Curve, best_threshold, class_curves
+from tasks.analysis.error_types import ERROR_TYPES, DetectionErrors, find_errors
 from tasks.metrics.scored import ScoredModel
 
 # Scores from here on count in the confusion matrix of a model without a right detection.
