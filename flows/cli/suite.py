@@ -202,7 +202,7 @@ def stored_result(settings: Settings, name: str) -> SuiteResult:
 
 def _print_figures(result: SuiteResult) -> None:
     """Print the table of figures, and each experiment's method if one of them is not plain FedAvg."""
-    from tasks.report.tables import methods
+    from tasks.report.method_tables import methods
 
     out.print(result_table(result))
     for line in methods(result.specs):
@@ -214,7 +214,7 @@ def result_table(result: SuiteResult) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from tasks.report.tables import main_table
+    from tasks.report.main_tables import main_table
     from tasks.suite.summary import summarise
 
     content = main_table(summarise(result))

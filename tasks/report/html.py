@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.plain_text import visible
-from tasks.report import tables, text
+from tasks.report import text
+from tasks.report.cost_tables import costs_table
 from tasks.report.detections import CellAnalysis, analysis_plots, errors_table
+from tasks.report.fields import common_fields, differing_fields
+from tasks.report.main_tables import before_table, main_table, measures_table, runs_table
+from tasks.report.method_tables import methods_table
+from tasks.report.part_tables import classes_table, clients_table, devices_table, own_models_table
+from tasks.report.tables import ORDER
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import Between, Summary, held_out_notes, summarise
@@ -61,22 +67,22 @@ def _view(
         "summary": summary,
         "notes": [*notes, *held_out_notes(summary)],
         "seeds": {between.experiment: _seeds(between) for between in summary.experiments},
-        "main": tables.main_table(summary),
+        "main": main_table(summary),
         "strips": [_strip(between, summary.metric) for between in summary.experiments],
-        "methods": tables.methods_table(result),
-        "measures": tables.measures_table(summary),
-        "costs": tables.costs_table(summary),
-        "before": tables.before_table(result, before) if before is not None else None,
-        "runs": tables.runs_table(result),
-        "common": tables.common_fields(list(result.specs.values())),
-        "differing": tables.differing_fields(result.specs),
-        "devices": [tables.devices_table(between, summary) for between in summary.experiments if between.devices],
-        "own": tables.own_models_table(summary),
-        "clients": [tables.clients_table(row, summary.metric) for row in summary.rows if row.per_client],
+        "methods": methods_table(result),
+        "measures": measures_table(summary),
+        "costs": costs_table(summary),
+        "before": before_table(result, before) if before is not None else None,
+        "runs": runs_table(result),
+        "common": common_fields(list(result.specs.values())),
+        "differing": differing_fields(result.specs),
+        "devices": [devices_table(between, summary) for between in summary.experiments if between.devices],
+        "own": own_models_table(summary),
+        "clients": [clients_table(row, summary.metric) for row in summary.rows if row.per_client],
         "plots": _plots(result, summary),
         "federations": _federations(result, summary),
         "classes": [
-            {"table": tables.classes_table(between), "plot": _classes_plot(between)}
+            {"table": classes_table(between), "plot": _classes_plot(between)}
             for between in summary.experiments
             if any(row.per_class for row in between.rows.values())
         ],
@@ -95,7 +101,7 @@ def _strip(between: Between, metric: str) -> dict[str, Any]:
     """Return the places of the roles' means on a scale from 0 to 1, in hundredths of its width, and in words."""
     places = {
         role: 100 * spread.mean
-        for role in tables.ORDER
+        for role in ORDER
         if role in between.rows and (spread := between.rows[role].figures[metric]) is not None
     }
     words = ", ".join(f"{text.ROLE_NAMES[role]} {place / 100:.3f}" for role, place in places.items())
@@ -155,7 +161,7 @@ def _detections(analyses: Sequence[CellAnalysis]) -> list[dict[str, Any]]:
 def _alt(between: Between, summary: Summary, by: str) -> str:
     """Describe the panel for readers who cannot see it."""
     ends = []
-    roles: tuple[Role, ...] = tables.ORDER
+    roles: tuple[Role, ...] = ORDER
     for role in roles:
         row = between.rows.get(role)
         if row is not None:

@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.plain_text import REASON_LIMIT, link_target, markdown
-from tasks.report.tables import (
-    Table,
-    TableCell,
-    before_table,
-    costs_table,
-    main_table,
-    measures_table,
-    methods,
-    methods_table,
-)
+from tasks.report.cost_tables import costs_table
+from tasks.report.main_tables import before_table, main_table, measures_table
+from tasks.report.method_tables import methods, methods_table
+from tasks.report.tables import Table, TableCell
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import held_out_notes, summarise
 

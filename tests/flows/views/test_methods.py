@@ -15,9 +15,10 @@ from flows.views.tables import describe
 from infra.views import Views
 from tasks.handles import Leavings
 from tasks.models.card import card_of
+from tasks.report.fields import common_fields, differing_fields
 from tasks.report.html import report_html
 from tasks.report.markdown import report_markdown
-from tasks.report.tables import common_fields, differing_fields, methods
+from tasks.report.method_tables import methods
 from tasks.spec.federation import FederationSpec
 from tasks.spec.strategies import AnyStrategy, FedAdamSpec, FedAvgSpec, FedProxSpec, FedYogiSpec, ScaffoldSpec
 from tests.records import client_info, round_record

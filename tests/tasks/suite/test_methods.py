@@ -6,7 +6,7 @@ import pytest
 
 from tasks.report.latex import latex_tables
 from tasks.report.markdown import report_markdown
-from tasks.report.tables import methods_table
+from tasks.report.method_tables import methods_table
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.strategies import FedAdamSpec, FedAvgSpec, FedProxSpec, ScaffoldSpec
 from tasks.spec.suite_records import SuiteResult
