@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from tasks.spec.base import RECORD_VERSION, Bytes, Count, FederationName, Frozen, Loss, Score, Seconds, Sha256
 from tasks.spec.federation import FederationSpec, MapName
 from tasks.spec.records import Environment, PersonalMetrics
 from tasks.spec.suite import ExperimentName, Role, Seed, SuiteName, SuiteSpec, cell_label
 from tasks.spec.training import ScoredOn
+
+# A digest of a machine's name. It shows which runs shared a machine without naming it.
+HostMark = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$")]
 
 
 class SuiteStart(Frozen):
@@ -31,6 +34,8 @@ class Point(Frozen):
     passes: passes over the run's training images, as a mean over images.
     seconds: wall time.
     exchanged: bytes that clients needed and sent.
+    steps: optimiser steps, as the mean over each round's updates, weighted by training images; null in older results.
+    committed: when the round was committed; null in older results.
     """
 
     round: Count
@@ -38,6 +43,8 @@ class Point(Frozen):
     passes: float = Field(ge=0, le=1e12)
     seconds: Seconds
     exchanged: Bytes
+    steps: float | None = Field(None, ge=0, le=1e12)
+    committed: datetime | None = None
 
 
 class CellResult(Frozen):
@@ -70,6 +77,9 @@ class CellResult(Frozen):
     )
     moved: Bytes = Field(description="Bytes to and from the store, over all rounds.")
     gpu_seconds: Seconds = Field(0, description="Seconds of clients' turns on GPUs, in all rounds.")
+    hosts: tuple[HostMark, ...] = Field(
+        (), description="Digests of the names of all clients' machines, in order; empty in older results."
+    )
     mlflow_url: str | None = None
     machine: Environment | None = Field(
         None, description="Software and processor that ran a cell imported from another store; null: run from this one."

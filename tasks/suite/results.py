@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import statistics
 from collections.abc import Sequence
 
 from tasks.errors import FedbenchError
@@ -44,8 +46,10 @@ def cell_result(
             passes=spent.passes,
             seconds=spent.seconds,
             exchanged=spent.exchanged,
+            steps=steps,
+            committed=record.committed,
         )
-        for record, spent in zip(records, costs, strict=True)
+        for record, spent, steps in zip(records, costs, _steps(records), strict=True)
     )
     last = records[-1]
     held_out = [record.figures_on("holdout") for record in records]
@@ -68,8 +72,30 @@ def cell_result(
         rounds_to_target=_first_at([record.shown for record in records], metric, target),
         moved=costs[-1].moved,
         gpu_seconds=_turn_seconds(records) if cell.spec.training.device == "cuda" else 0.0,
+        hosts=_hosts(records),
         mlflow_url=mlflow_url,
     )
+
+
+def _steps(records: Sequence[RoundRecord]) -> list[float]:
+    """Return the optimiser steps up to each round. A round's are the mean over updates, weighted by training images.
+
+    So a federation's steps and those of its centralised twin compare: averaging does not add up steps.
+    """
+    total, steps = 0.0, []
+    for record in records:
+        if record.updates:
+            sizes = [update.train_size for update in record.updates]
+            total += statistics.fmean([update.steps for update in record.updates], sizes)
+        steps.append(total)
+    return steps
+
+
+def _hosts(records: Sequence[RoundRecord]) -> tuple[str, ...]:
+    """Return a digest of the name of each machine that had a client."""
+    names = {info.host for record in records for info in record.clients}
+    names |= {update.host for record in records for update in record.updates}
+    return tuple(sorted({hashlib.sha256(name.encode()).hexdigest()[:8] for name in names}))
 
 
 def _first_at(history: Sequence[Metrics], metric: MapName, target: float) -> int | None:

@@ -22,7 +22,10 @@ def point(number: int, value: float | None, *, passes: float | None = None) -> P
     figures: dict[str, float | None] = dict.fromkeys((*MAP_NAMES, "recall"), value)
     figures |= {"map_coco": None if value is None else value / 2, "loss": 2.0, "train_loss": 3.0 if number else None}
     spent = float(number) if passes is None else passes
-    return Point(round=number, figures=figures, passes=spent, seconds=60.0 * number, exchanged=1_000_000 * number)
+    return Point(
+        round=number, figures=figures, passes=spent, seconds=60.0 * number, exchanged=1_000_000 * number,
+        steps=4.0 * number,
+    )  # fmt: skip
 
 
 def cell(

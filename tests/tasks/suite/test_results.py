@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def record_of(
             weights=WEIGHTS,
             train_size=size,
             train_loss=1.5,
+            steps=size // 5,
             seconds=4,
             train_seconds=3,
             bytes_down=3_000,
@@ -100,6 +102,10 @@ def test_a_cell_has_every_round_with_its_costs() -> None:
     assert [point.passes for point in found.points] == [0, 2, 4]
     assert [point.seconds for point in found.points] == [10, 20, 30]
     assert [point.exchanged for point in found.points] == [0, 12_000, 24_000]
+    # Each round has a client with 30 images and 6 steps, and one with 10 images and 2.
+    assert [point.steps for point in found.points] == [0, 5, 10]
+    assert [point.committed for point in found.points] == [NOW] * 3
+    assert found.hosts == (hashlib.sha256(b"h").hexdigest()[:8],)
     assert found.moved == 450
     assert set(found.last.figures) == set(FIGURES)
     assert found.last.figures["map50_voc10"] == 0.2

@@ -1,0 +1,103 @@
+"""Which detections of a test set are right, by image, in a form whose mAP is fast to compute for many draws of images.
+
+An image that is drawn twice counts as two images. Its detections are right or wrong as before, because a detection is
+compared with the objects of its own image alone. So boxes are compared once, and a draw only repeats rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+_NUMBERS = 1 << 22  # of an array: draws times detections of a class
+
+
+class Matched(Protocol):
+    """Detections that were compared with objects, best first, by :func:`tasks.metrics.matching.match_detections`."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def images(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def right(self) -> npt.NDArray[np.bool_]: ...
+    @property
+    def ignored(self) -> npt.NDArray[np.bool_]: ...
+    @property
+    def object_labels(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def object_images(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatches:
+    """A class's detections that are right or wrong, best first, down to the last right one; and its objects by image.
+
+    ``image`` int64 [n]; ``right`` bool [n]; ``objects`` float64 [images]. Later detections are all wrong, so they
+    change neither recall nor the highest precision at any recall.
+    """
+
+    image: npt.NDArray[np.int64]
+    right: npt.NDArray[np.bool_]
+    objects: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMatches:
+    """The matches of one model on ``images`` images."""
+
+    images: int
+    classes: tuple[ClassMatches, ...]
+
+    @classmethod
+    def of(cls, matched: Matched, *, images: int, classes: int) -> ImageMatches:
+        """Return ``matched`` by class. images, classes: their numbers."""
+        found = []
+        for label in range(classes):
+            rows = np.flatnonzero((matched.labels == label) & ~matched.ignored)
+            right = matched.right[rows]
+            rows = rows[: np.flatnonzero(right)[-1] + 1] if right.any() else rows[:0]
+            objects = matched.object_images[(matched.object_labels == label) & matched.counted]
+            of_image = np.bincount(objects, minlength=images).astype(np.float64)
+            found.append(ClassMatches(matched.images[rows], matched.right[rows], of_image))
+        return cls(images, tuple(found))
+
+    def mean_average_precision(self, times: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+        """Return VOC 2010's mAP for each draw, [draws].
+
+        times: how often each draw has each image, [draws, images]; None: one draw with each image once.
+
+        The mean is over the classes that have an object in the draw; it is NaN without any. Equal scores of one image
+        count as if each drawn copy of the better one came first.
+        """
+        drawn = np.ones((1, self.images)) if times is None else times
+        step = max(1, _NUMBERS // max(1, max((len(item.image) for item in self.classes), default=1)))
+        parts = [self._of_draws(drawn[start : start + step]) for start in range(0, len(drawn), step)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _of_draws(self, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        total, count = np.zeros(len(times)), np.zeros(len(times))
+        for item in self.classes:
+            objects = times @ item.objects
+            there = objects > 0
+            total += np.where(there, _average_precision(item, times, np.where(there, objects, 1.0)), 0.0)
+            count += there
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / count)
+
+
+def _average_precision(
+    item: ClassMatches, times: npt.NDArray[np.float64], objects: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return a class's AP for each draw, [draws]. objects: the draw's number of objects, at least 1."""
+    weights = times[:, item.image]
+    of_right = weights * item.right
+    hits, all_so_far = np.cumsum(of_right, axis=1), np.cumsum(weights, axis=1)
+    precision = np.divide(hits, all_so_far, out=np.zeros_like(hits), where=all_so_far > 0)
+    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray((of_right * highest).sum(axis=1) / objects)
