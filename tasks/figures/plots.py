@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from tasks.figures.fractions import end_at_one
 from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
 from tasks.spec.records import PARTS, Decision, PersonalMetrics, RoundRecord
@@ -74,7 +75,7 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
     draw_line(scores, rounds, by_name["map50_voc10"], GREEN, "mAP (VOC 2010, IoU 0.5)", marker="o")
     draw_line(scores, rounds, recall, GREY, "recall (IoU 0.5)", marker="s", linestyle="--")
     style_axes(scores, f"{name_of_part.capitalize()} mAP and recall", "fraction")
-    _room_for_legend(scores, [*by_name["map50_voc10"], *recall])
+    end_at_one(scores, [*by_name["map50_voc10"], *recall])
 
     for name, (label, color, linestyle, marker) in _MAPS.items():
         draw_line(maps, rounds, by_name[name], color, label, marker=marker, linestyle=linestyle)
@@ -87,7 +88,7 @@ def rounds_plot(records: Sequence[RoundRecord], *, stacked: bool = False) -> Fig
             draw_line(maps, rounds, own_mean, GREY, f"own models, {label}", marker="P", linestyle="-.")
         draw_line(maps, rounds, own_worst, GREY, "own models, worst client", marker="v", linestyle=":")
     style_axes(maps, f"{name_of_part.capitalize()} mAP by its rules", "fraction")
-    _room_for_legend(maps, [value for values in (*by_name.values(), held, own_mean, own_worst) for value in values])
+    end_at_one(maps, [value for values in (*by_name.values(), held, own_mean, own_worst) for value in values])
 
     deciding = held if both and decides == "holdout" else by_name[metric]
     present = [(value, -number) for number, value in zip(rounds, deciding, strict=True) if value is not None]
@@ -277,14 +278,6 @@ def style_axes(axes: Axes, title: str, label: str, *, x: str = "round") -> None:
 def _mark(axes: Axes, number: int, value: float, color: str) -> None:
     """Draw a star on the line."""
     axes.plot([number], [value], marker="*", markersize=15, color=color, markeredgecolor="white", zorder=5)
-
-
-def _room_for_legend(axes: Axes, values: Sequence[float | None]) -> None:
-    """Leave room above the lines for the legend, whatever their height."""
-    present = [value for value in values if value is not None]
-    if present:
-        axes.set_ylim(0, max(0.05, 1.28 * max(present)))
-        axes.legend(frameon=False, loc="upper left", ncols=2, columnspacing=1.2)
 
 
 def _shade(losses: np.ndarray) -> Normalize:

@@ -12,7 +12,8 @@ from tasks.suite.results import FIGURES
 
 HEAD = (
     "suite", "suite_run", "experiment", "role", "device", "seed", "federation", "spec_digest", "clients", "round",
-    "passes", "seconds", "bytes_exchanged", *FIGURES, "last_round", "rounds_to_target", "bytes_moved", "gpu_seconds",
+    "passes", "steps", "seconds", "bytes_exchanged", *FIGURES, "last_round", "rounds_to_target", "bytes_moved",
+    "gpu_seconds",
 )  # fmt: skip
 
 
@@ -21,9 +22,10 @@ def rounds_csv(result: SuiteResult) -> str:
 
     Lines end in ``\\n``. A missing figure is empty.
 
-    ``seconds`` and ``bytes_exchanged`` count from the start to that round. ``last_round`` is 1 in a run's last row.
-    Only this row has ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds``, which are those of the whole run. A
-    text that a spreadsheet would take for a formula gets an apostrophe in front; names made by fedbench never need one.
+    ``steps``, ``seconds`` and ``bytes_exchanged`` count from the start to that round. ``last_round`` is 1 in a run's
+    last row. Only this row has ``rounds_to_target``, ``bytes_moved`` and ``gpu_seconds``, which are those of the whole
+    run. A text that a spreadsheet would take for a formula gets an apostrophe in front; names made by fedbench never
+    need one.
     If held-out images have a part in any run, two columns follow: ``figures_on`` (test or holdout), and ``best_round``
     if held-out images chose it.
     """
@@ -40,7 +42,7 @@ def _rows(result: SuiteResult, held_out: bool) -> Iterator[list[object]]:
     for cell in result.cells:
         run = [cell.experiment, cell.role, cell.device, cell.seed, cell.federation, cell.spec_digest, cell.clients]
         for point in cell.points:
-            spent = [point.round, point.passes, point.seconds, point.exchanged]
+            spent = [point.round, point.passes, point.steps, point.seconds, point.exchanged]
             whole = (
                 [1, cell.rounds_to_target, cell.moved, cell.gpu_seconds]
                 if point is cell.last

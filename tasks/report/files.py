@@ -13,6 +13,7 @@ from tasks.report.detections import suite_plots as analysed_plots
 from tasks.report.html import report_html
 from tasks.report.latex import latex_tables
 from tasks.spec.suite_records import SuiteResult
+from tasks.suite.methods import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,19 +25,23 @@ def report_parts(
     before: SuiteResult | None = None,
     notes: Sequence[str] = (),
     analyses: Sequence[CellAnalysis] = (),
+    compared: Sequence[Compared] | None = None,
 ) -> dict[str, Callable[[], bytes]]:
     """Return the function that makes each file, by name, so that a caller can do without a file that fails.
 
     The files are ``report.html``, ``rounds.csv``, ``table.tex``, and each plot as PNG and SVG. ``before`` and ``notes``
     are for the page, as in :func:`tasks.report.html.report_html`. ``analyses`` of experiments' detections add plots as
-    PNG and ``errors.csv``.
+    PNG and ``errors.csv``. compared: the methods, as in :func:`tasks.report.method_tables.methods_table`; left out,
+    they are compared without detections.
     """
     from tasks.figures.suite import suite_plots  # here: matplotlib takes a second
 
     parts: dict[str, Callable[[], bytes]] = {
-        "report.html": lambda: report_html(result, before=before, notes=notes, analyses=analyses).encode(),
+        "report.html": lambda: report_html(
+            result, before=before, notes=notes, analyses=analyses, compared=compared
+        ).encode(),
         "rounds.csv": lambda: rounds_csv(result).encode(),
-        "table.tex": lambda: latex_tables(result).encode(),
+        "table.tex": lambda: latex_tables(result, compared).encode(),
     }
     for name, draw in suite_plots(result).items():
         once = cache(draw)

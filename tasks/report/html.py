@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.plain_text import visible
 from tasks.report import text
-from tasks.report.cost_tables import costs_table
+from tasks.report.cost_tables import costs_table, targets_table
 from tasks.report.detections import CellAnalysis, analysis_plots, errors_table
 from tasks.report.fields import common_fields, differing_fields
 from tasks.report.main_tables import before_table, main_table, measures_table, runs_table
-from tasks.report.method_tables import methods_table
+from tasks.report.method_tables import images_note, methods_table
 from tasks.report.part_tables import classes_table, clients_table, devices_table, own_models_table
 from tasks.report.tables import ORDER
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import SuiteResult
+from tasks.suite.methods import Compared, compare_methods
+from tasks.suite.published import curves_beside, street_splits, what_differs
+from tasks.suite.sharing import sharing_of
 from tasks.suite.summary import Between, Summary, held_out_notes, summarise
 
 if TYPE_CHECKING:
@@ -36,11 +39,13 @@ _DETECTIONS = {
 def report_html(
     result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = (),
     analyses: Sequence[CellAnalysis] = (),
+    compared: Sequence[Compared] | None = None,
 ) -> str:  # fmt: skip
     """Return the whole page.
 
     before: an earlier result (the accepted one) to compare figures with. notes: what a reader must know before
-    comparing; it stands at the top. analyses: of the detections of one run of each experiment.
+    comparing; it stands at the top. analyses: of the detections of one run of each experiment. compared: the methods,
+    as in :func:`tasks.report.method_tables.methods_table`.
     """
     import jinja2  # here, so that the core loads without it
 
@@ -49,7 +54,8 @@ def report_html(
         trim_blocks=True, lstrip_blocks=True, finalize=_printable,
     )  # fmt: skip
     css = (_HERE / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(css=css, **_view(result, before, notes, analyses))
+    view = _view(result, before, notes, analyses, compare_methods(result) if compared is None else compared)
+    return environment.get_template("report.html.j2").render(css=css, **view)
 
 
 def _printable(value: object) -> object:
@@ -58,8 +64,9 @@ def _printable(value: object) -> object:
 
 
 def _view(
-    result: SuiteResult, before: SuiteResult | None, notes: Sequence[str], analyses: Sequence[CellAnalysis]
-) -> dict[str, Any]:
+    result: SuiteResult, before: SuiteResult | None, notes: Sequence[str], analyses: Sequence[CellAnalysis],
+    compared: Sequence[Compared],
+) -> dict[str, Any]:  # fmt: skip
     """Return the template's variables."""
     summary = summarise(result)
     return {
@@ -69,15 +76,20 @@ def _view(
         "seeds": {between.experiment: _seeds(between) for between in summary.experiments},
         "main": main_table(summary),
         "strips": [_strip(between, summary.metric) for between in summary.experiments],
-        "methods": methods_table(result),
+        "methods": methods_table(result, compared),
+        "images_note": images_note(compared),
         "measures": measures_table(summary),
-        "costs": costs_table(summary),
+        "targets": targets_table(result, summary),
+        "costs": costs_table(result, summary),
+        "wall_time": sharing_of(result).note if result.cells else "",
+        "over_time": not sharing_of(result).shared,
+        "published": _published(result),
         "before": before_table(result, before) if before is not None else None,
         "runs": runs_table(result),
         "common": common_fields(list(result.specs.values())),
         "differing": differing_fields(result.specs),
         "devices": [devices_table(between, summary) for between in summary.experiments if between.devices],
-        "own": own_models_table(summary),
+        "own": own_models_table(result, summary),
         "clients": [clients_table(row, summary.metric) for row in summary.rows if row.per_client],
         "plots": _plots(result, summary),
         "federations": _federations(result, summary),
@@ -110,14 +122,15 @@ def _strip(between: Between, metric: str) -> dict[str, Any]:
 
 def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
     """Return every experiment's panels: by round, by bytes, by time."""
-    from tasks.figures.suite import BYS, experiment_plot  # here: matplotlib takes a second
+    from tasks.figures.panels import bys_of  # here: matplotlib takes a second
+    from tasks.figures.suite import experiment_plot
 
     return [
         {
             "experiment": between.experiment,
             "panels": [
                 {"src": _inline(experiment_plot(result, between.experiment, by)), "alt": _alt(between, summary, by)}
-                for by in BYS
+                for by in bys_of(result)
             ],
         }
         for between in summary.experiments
@@ -126,15 +139,35 @@ def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
 
 def _federations(result: SuiteResult, summary: Summary) -> list[dict[str, str]]:
     """Return panels of all experiments, by round, bytes and time, or none for a single experiment."""
-    from tasks.figures.suite import BYS, federations_plot
+    from tasks.figures.panels import bys_of
+    from tasks.figures.suite import federations_plot
 
     if len(summary.experiments) < 2:
         return []
     names = ", ".join(between.experiment for between in summary.experiments)
     return [
         {"src": _inline(federations_plot(result, by)), "alt": f"{summary.metric} by {by} of {names}, a line each"}
-        for by in BYS
+        for by in bys_of(result)
     ]
+
+
+def _published(result: SuiteResult) -> dict[str, Any] | None:
+    """Return the plots beside the published curves, and what differs; None without runs on Federated Street."""
+    from tasks.figures.published import published_plot
+
+    splits = street_splits(result)
+    if not splits:
+        return None
+    specs = [spec for name, spec in result.specs.items() if street_splits(result, name)]
+    plots = [
+        {
+            "src": _inline(published_plot(result, split)),
+            "alt": f"map50_voc10 by round on a logarithmic axis to 1,000, {split} devices; published curves end at "
+            + ", ".join(f"{curve.values[-1]:.3f} ({curve.label})" for curve in curves_beside(split)),
+        }
+        for split in splits
+    ]
+    return {"plots": plots, "note": what_differs(specs)}
 
 
 def _classes_plot(between: Between) -> dict[str, str]:

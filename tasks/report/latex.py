@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tasks.plain_text import plain
 from tasks.report import text
 from tasks.report.tables import MEASURES, ORDER
 from tasks.spec.suite_records import SuiteResult
-from tasks.suite.methods import CONFIDENCE, compare_methods
+from tasks.suite.intervals import CONFIDENCE, LEAST_SEEDS, Interval
+from tasks.suite.methods import Compared, compare_methods
 from tasks.suite.summary import Between, Spread, Summary, held_out_notes, summarise
 
 _ESCAPED = {
@@ -23,15 +24,17 @@ _HEADS = {
 _MISSING = "--"
 
 
-def latex_tables(result: SuiteResult) -> str:
+def latex_tables(result: SuiteResult, compared: Sequence[Compared] | None = None) -> str:
     """Return each federation's metric between its references, all measures by role, and methods beside FedAvg, if any.
 
     They need the package booktabs. Figures are the mean ± the sample standard deviation over seeds. The number of
     seeds is in the caption if all figures have the same, else in brackets after each figure.
+
+    compared: as in :func:`tasks.report.method_tables.methods_table`.
     """
     summary = summarise(result)
     lines = [f"% {result.suite} {result.suite_run}, code {plain(result.code_version)}; \\usepackage{{booktabs}}"]
-    tables = [_between_references(result, summary), _measures(result, summary), _methods(result)]
+    tables = [_between_references(result, summary), _measures(result, summary), _methods(result, compared)]
     return "\n".join([*lines, *(line for table in tables if table for line in (*table, ""))])
 
 
@@ -75,16 +78,16 @@ def _measures(result: SuiteResult, summary: Summary) -> list[str]:
     )
 
 
-def _methods(result: SuiteResult) -> list[str]:
-    """Return the table of methods with their paired differences; empty without methods."""
-    compared = compare_methods(result)
+def _methods(result: SuiteResult, compared: Sequence[Compared] | None) -> list[str]:
+    """Return the table of methods with their paired differences, best first; empty without methods."""
+    compared = compare_methods(result) if compared is None else compared
     if not compared:
         return []
     n = _common_n(item.paired.difference for item in compared if item.paired is not None)
+    images = any(item.over_images is not None for item in compared)
     body = []
     for item in compared:
         difference = item.paired.difference if item.paired is not None else None
-        interval = _MISSING if item.interval is None else f"${text.interval(item.interval)}$"
         body.append(
             _line(
                 [
@@ -92,16 +95,22 @@ def _methods(result: SuiteResult) -> list[str]:
                     escaped(item.baseline or "") or _MISSING,
                     _figure(item.figure, n=n is None),
                     _figure(difference, sign=True, n=n is None),
-                    interval.replace(text.MINUS, "-").replace(" to ", r"$ to $"),
+                    _interval(item.interval),
+                    _interval(item.over_seeds),
+                    *([_interval(item.over_images)] if images else []),
                 ]
             )
         )
-    heads = ["Method", "Paired with", _HEADS[result.metric], "Difference", rf"{CONFIDENCE * 100:.0f}\,\% interval"]
+    heads = [
+        "Method", "Paired with", _HEADS[result.metric], "Difference", rf"{CONFIDENCE * 100:.0f}\,\% interval",
+        "Bootstrap, seeds", *(["Bootstrap, seeds and images"] if images else []),
+    ]  # fmt: skip
     caption = (
         f"{_HEADS[result.metric]} of federated methods at the last round, {_over(n)}. Differences are those of the "
-        "same seed's runs after equal passes from FedAvg with the same local training; intervals are Student's t."
+        "same seed's runs after equal passes from FedAvg with the same local training; intervals are Student's t and "
+        f"the bootstrap's, which needs {LEAST_SEEDS} seeds."
     )
-    return _table(caption, f"tab:{result.suite}-methods", "llrrr", heads, body)
+    return _table(caption, f"tab:{result.suite}-methods", "llrrrr" + "r" * images, heads, body)
 
 
 def _spreads(between: Between, metric: str) -> list[Spread | None]:
@@ -139,6 +148,11 @@ def _figure(spread: Spread | None, *, sign: bool = False, n: bool = False) -> st
     shown = text.signed(spread) if sign else text.figure(spread)
     shown = shown.replace(text.MINUS, "-").replace("±", r"\pm")
     return f"${shown}$ ({spread.n})" if n else f"${shown}$"
+
+
+def _interval(bounds: Interval | None) -> str:
+    shown = _MISSING if bounds is None else f"${text.interval(bounds)}$"
+    return shown.replace(text.MINUS, "-").replace(" to ", r"$ to $")
 
 
 def _common_n(spreads: Iterable[Spread | None]) -> int | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tasks.plain_text import web_address
+from tasks.plain_text import plain_name, web_address
 from tasks.report import text
 from tasks.report.tables import MEASURES, ORDER, Table, TableCell, n_of, ordered, paired_cell, single, who
 from tasks.spec.suite_records import CellResult, SuiteResult
-from tasks.suite.summary import Between, Row, Summary, summarise
+from tasks.suite.summary import Between, Row, Summary, summarise, worst_class
 
 
 def main_table(summary: Summary) -> Table:
@@ -26,19 +26,29 @@ def main_table(summary: Summary) -> Table:
 
 
 def measures_table(summary: Summary) -> Table:
-    """Return the table of all figures at the last round, with the best round's value of the metric."""
-    head = ["experiment", "role", "n", *(text.FIGURE_NAMES.get(name, name) for name in MEASURES), "best round’s"]
+    """Return the table of all figures at the last round, with the best round's metric, and the worst class's AP50."""
+    figures = [text.FIGURE_NAMES.get(name, name) for name in MEASURES]
+    head = ["experiment", "role", "n", *figures, "best round’s", "worst class"]
     rows = [
         [
             *who(row, number),
             TableCell(str(len(row.seeds))),
             *(TableCell(text.figure(row.figures[name]), strong=name == summary.metric) for name in MEASURES),
             TableCell(text.figure(row.best)),
+            _worst_class(row),
         ]
         for between in summary.experiments
         for number, row in enumerate(ordered(between))
     ]
-    return Table(f"All measures at the last round; beside them the best round’s {summary.metric}", head, rows)
+    caption = (
+        f"All measures at the last round; beside them the best round’s {summary.metric} and the worst class’s AP50"
+    )
+    return Table(caption, head, rows)
+
+
+def _worst_class(row: Row) -> TableCell:
+    found = worst_class(row.per_class)
+    return TableCell(text.NONE) if found is None else TableCell(text.figure(found[1]), plain_name(found[0]))
 
 
 def before_table(result: SuiteResult, before: SuiteResult) -> Table:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from tasks.plain_text import plain_name
 from tasks.report import text
 from tasks.report.tables import MEASURES, Table, TableCell, ordered
+from tasks.spec.suite_records import SuiteResult
 from tasks.spec.training import PART_NAMES
-from tasks.suite.summary import Between, Row, Summary
+from tasks.suite.summary import Between, Row, Summary, runs_of
 
 
 def classes_table(between: Between) -> Table:
@@ -59,20 +60,30 @@ def clients_table(row: Row, metric: str) -> Table:
     )
 
 
-def own_models_table(summary: Summary) -> Table | None:
+def own_models_table(result: SuiteResult, summary: Summary) -> Table | None:
     """Return the table of clients' own models, by experiment; None if no method keeps any."""
     rows = [row for row in summary.rows if row.own]
     if not rows:
         return None
     return Table(
         f"Clients’ own models at the last round: {text.FIGURE_NAMES.get(summary.metric, summary.metric)} over clients",
-        ["experiment", "seeds", "mean over clients", "worst client", "standard deviation"],
+        ["experiment", "seeds", "mean over clients", "worst client", "standard deviation over clients"],
         [
             [
                 TableCell(row.experiment, strong=True),
                 TableCell(str(len(row.seeds))),
-                *(TableCell(text.figure(row.own.get(name))) for name in ("mean", "worst", "deviation")),
+                TableCell(text.figure(row.own.get("mean"))),
+                TableCell(text.figure(row.own.get("worst")), _worst_clients(result, row)),
+                TableCell(text.figure(row.own.get("deviation"))),
             ]
             for row in rows
         ],
     )
+
+
+def _worst_clients(result: SuiteResult, row: Row) -> str:
+    """Return the names of the clients that are the worst ones of the seeds."""
+    found = [cell.personal.figures[result.metric] for cell in runs_of(result, row)
+             if cell.personal is not None and result.metric in cell.personal.figures]  # fmt: skip
+    names = ", ".join(dict.fromkeys(spread.worst_client for spread in found))
+    return f"client {names}" if names else ""

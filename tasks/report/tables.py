@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tasks.report import text
 from tasks.spec.federation import MAP_NAMES
 from tasks.spec.suite import Role
+from tasks.spec.suite_records import CellResult
+from tasks.suite.sharing import Sharing
 from tasks.suite.summary import Between, Paired, Row, Spread
 
 # In the order of the expected figures, lowest first.
@@ -67,6 +69,11 @@ def paired_cell(paired: Paired | None) -> TableCell:
     """Return the cell of a paired difference."""
     difference = paired.difference if paired is not None else None
     return TableCell(text.signed(difference), n_of(difference))
+
+
+def shared_note(sharing: Sharing, cells: Sequence[CellResult]) -> str:
+    """Return the note of a wall time: that a run shared its machine, so that the time does not compare."""
+    return "machine shared" if sharing.of(cells) else ""
 
 
 def single(value: float | None) -> Spread | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tasks.spec.suite import Role
 from tasks.suite.summary import Spread
 
@@ -63,6 +65,15 @@ def size(spread: Spread | None) -> str:
     unit, bytes_, digits = ("GB", 1e9, 2) if most >= 1e9 else ("MB", 1e6, 1)
     deviation = "" if spread.least == spread.greatest else _deviation(spread, bytes_, digits)
     return f"{most / bytes_:.{digits}f}{deviation} {unit}"
+
+
+def missed(last_rounds: Sequence[int]) -> str:
+    """Format the last rounds of runs that never reached the target as ``not in 28 rounds``; empty without any."""
+    if not last_rounds:
+        return ""
+    least, most = min(last_rounds), max(last_rounds)
+    runs = f"{len(last_rounds)} runs " if len(last_rounds) > 1 else ""
+    return f"{runs}not in {plural(most, 'round') if least == most else f'{least} to {most} rounds'}"
 
 
 def plural(number: int, what: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
-from tasks.suite.summary import by_seed
+from tasks.suite.summary import by_seed, spread_of
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Course:
     """Figures and costs with one entry for each round, from 0 to the last round that every run has.
 
     passes, seconds, exchanged: costs up to that round, as the mean over runs.
-    mean, least, greatest: of the metric over seeds (for local only, of each seed's mean over devices); None if a run
-        has no figure in that round.
+    mean: of the metric over seeds (for local only, of each seed's mean over devices); None if a run has no figure in
+        that round.
+    low, high: the mean less, and plus, the sample standard deviation over seeds; the mean itself with one seed.
     """
 
     role: Role
@@ -26,8 +27,8 @@ class Course:
     seconds: tuple[float, ...]
     exchanged: tuple[float, ...]
     mean: tuple[float | None, ...]
-    least: tuple[float | None, ...]
-    greatest: tuple[float | None, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
 
     @property
     def rounds(self) -> range:
@@ -41,7 +42,7 @@ def course_of(result: SuiteResult, experiment: str, role: Role) -> Course | None
         return None
     runs = [cell for group in groups for cell in group]
     length = min(len(cell.points) for cell in runs)
-    values = [_values(groups, number, result.metric) for number in range(length)]
+    spreads = [spread_of(_values(groups, number, result.metric)) for number in range(length)]
     points = [[cell.points[number] for cell in runs] for number in range(length)]
     return Course(
         role=role,
@@ -49,9 +50,9 @@ def course_of(result: SuiteResult, experiment: str, role: Role) -> Course | None
         passes=tuple(statistics.fmean(point.passes for point in row) for row in points),
         seconds=tuple(statistics.fmean(point.seconds for point in row) for row in points),
         exchanged=tuple(statistics.fmean(point.exchanged for point in row) for row in points),
-        mean=tuple(statistics.fmean(row) if row else None for row in values),
-        least=tuple(min(row, default=None) for row in values),
-        greatest=tuple(max(row, default=None) for row in values),
+        mean=tuple(None if spread is None else spread.mean for spread in spreads),
+        low=tuple(None if spread is None else spread.mean - (spread.sd or 0.0) for spread in spreads),
+        high=tuple(None if spread is None else spread.mean + (spread.sd or 0.0) for spread in spreads),
     )
 
 

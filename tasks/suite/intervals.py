@@ -44,9 +44,9 @@ def image_interval(pairs: Sequence[tuple[ImageMatches, ImageMatches]], *, seeds:
     pairs: for each seed, the method's matches and those of what it is compared with, on the same images.
     seeds: draw the seeds anew too; without, they stay as they are. With fewer than three seeds they always stay.
 
-    Returns None if there are no pairs, or not all are of equally many images.
+    Returns None if there are no pairs, or not all are of the same images.
     """
-    if not pairs or len({matches.images for pair in pairs for matches in pair}) != 1:
+    if not pairs or len({(matches.images, matches.test_set) for pair in pairs for matches in pair}) != 1:
         return None
     images = np.arange(pairs[0][0].images)
 

@@ -49,14 +49,15 @@ class ClassMatches:
 
 @dataclass(frozen=True, eq=False)
 class ImageMatches:
-    """The matches of one model on ``images`` images."""
+    """The matches of one model on ``images`` images. test_set: digest of these images."""
 
     images: int
+    test_set: str
     classes: tuple[ClassMatches, ...]
 
     @classmethod
-    def of(cls, matched: Matched, *, images: int, classes: int) -> ImageMatches:
-        """Return ``matched`` by class. images, classes: their numbers."""
+    def of(cls, matched: Matched, *, images: int, classes: int, test_set: str) -> ImageMatches:
+        """Return ``matched`` by class. images, classes: their numbers. test_set: digest of the images."""
         found = []
         for label in range(classes):
             rows = np.flatnonzero((matched.labels == label) & ~matched.ignored)
@@ -65,7 +66,7 @@ class ImageMatches:
             objects = matched.object_images[(matched.object_labels == label) & matched.counted]
             of_image = np.bincount(objects, minlength=images).astype(np.float64)
             found.append(ClassMatches(matched.images[rows], matched.right[rows], of_image))
-        return cls(images, tuple(found))
+        return cls(images, test_set, tuple(found))
 
     def mean_average_precision(self, times: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
         """Return VOC 2010's mAP for each draw, [draws].

@@ -33,6 +33,18 @@ class Sharing:
         """Return whether any of ``cells`` shared its machine."""
         return any(cell.federation in self.shared for cell in cells)
 
+    @property
+    def note(self) -> str:
+        """Return what a reader must know of wall time."""
+        count = len(self.shared) + len(self.alone) + len(self.unknown)
+        runs = f"{count} run{'' if count == 1 else 's'}"
+        if self.shared:
+            ran = f"{len(self.shared)} of {runs} shared a machine with other runs of this report"
+            return f"Wall time: {ran}, so it does not compare, and plots over time are left out"
+        if self.unknown:
+            return f"Wall time: it is not on record whether {len(self.unknown)} of {runs} shared a machine with others"
+        return f"Wall time: no two of {runs} shared a machine; other load on the machines is not on record"
+
 
 def sharing_of(result: SuiteResult) -> Sharing:
     """Return which runs of ``result`` shared a machine with another of its runs.

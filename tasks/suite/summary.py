@@ -169,6 +169,17 @@ def by_seed(result: SuiteResult, experiment: str, role: Role) -> dict[int, list[
     }
 
 
+def runs_of(result: SuiteResult, row: Row) -> list[CellResult]:
+    """Return the runs that ``row`` summarises."""
+    return [cell for cells in by_seed(result, row.experiment, row.role).values() for cell in cells]
+
+
+def worst_class(per_class: Mapping[str, Spread | None]) -> tuple[str, Spread] | None:
+    """Return the class with the lowest mean AP and its AP, the first of equals; None without any figure."""
+    found = [(name, spread) for name, spread in per_class.items() if spread is not None]
+    return min(found, key=lambda item: item[1].mean, default=None)
+
+
 def _between(result: SuiteResult, experiment: str) -> Between:
     groups = {role: by_seed(result, experiment, role) for role in ROLES}
     rows: dict[Role, Row] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -10,11 +12,16 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from tasks.figures.fractions import fraction_top
+from tasks.figures.published import published_plot
 from tasks.figures.suite import classes_plot, experiment_plot, experiments_plot, federations_plot, suite_plots
+from tasks.spec.data import FederatedStreet
+from tasks.spec.federation import FederationSpec
+from tasks.spec.suite_records import SuiteResult
 from tasks.suite.summary import summarise
 from tests.present import present
 from tests.tasks.figures.drawn import drawn, xs, ys
-from tests.tasks.suite.suite_results import between, cell, result
+from tests.tasks.suite.suite_results import NOW, between, cell, result
 
 
 def legend(owner: Axes | Figure) -> list[str]:
@@ -120,3 +127,89 @@ def test_plots_of_files_and_of_results_without_any_figure() -> None:
     assert not [name for name in plots if "class" in name]
     for draw in plots.values():
         assert drawn(draw()).height > 300
+
+
+@pytest.mark.parametrize(("greatest", "top"), [(0.97, 1.0), (0.5, 1.0), (0.4, 0.424), (0.01, 0.05)])
+def test_an_axis_of_fractions_ends_at_one(greatest: float, top: float) -> None:
+    (axes,) = experiment_plot(result(cell("a", "federated", 1, [0.0, greatest])), "a", "round").axes
+    assert axes.get_ylim() == (0, pytest.approx(top))
+    assert fraction_top([None]) == 0.05
+
+
+def test_bands_and_whiskers_are_the_standard_deviation() -> None:
+    runs = [cell("a", "federated", seed, [0.0, value]) for seed, value in ((1, 0.2), (2, 0.3), (3, 0.7))]
+    (axes,) = experiment_plot(result(*runs), "a", "round").axes
+    band = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    sd = np.std([0.2, 0.3, 0.7], ddof=1)
+    assert sorted({round(float(y), 6) for x, y in band if x == 1}) == pytest.approx([0.4 - sd, 0.4 + sd], abs=1e-6)
+
+
+STREET = FederatedStreet()
+
+
+def on_street(*, split: Literal[5, 20] = 5, score: float = 0.9, **more: Any) -> SuiteResult:
+    specs = {"a": FederationSpec(data=STREET.model_copy(update={"split": split}))}
+    return result(cell("a", "federated", 1, [0.0, 0.5, score]), specs=specs, **more)
+
+
+@pytest.mark.parametrize(("split", "best"), [(5, 0.870), (20, 0.846)])
+def test_panels_by_round_have_the_best_published_figure_for_as_many_clients(split: Any, best: float) -> None:
+    found = on_street(split=split)
+    (axes,) = experiment_plot(found, "a", "round").axes
+    assert legend(axes)[-1] == f"published, {split} clients: {best:.3f}"
+    assert set(ys(axes.lines[-1])) == {best}
+    assert to_hex(axes.lines[-1].get_color()) == "#8a919c"
+    assert not any("published" in text for text in legend(experiment_plot(found, "a", "bytes").axes[0]))
+    assert "published" in legend(federations_plot(found, "round"))[-1]
+
+
+def test_a_published_line_above_the_axis_is_left_out() -> None:
+    (axes,) = experiment_plot(on_street(score=0.3).model_copy(update={"cells": (
+        cell("a", "federated", 1, [0.0, 0.3]),
+    )}), "a", "round").axes  # fmt: skip
+    assert legend(axes) == ["federated (1 seed)"]
+
+
+def test_published_curves_have_a_plot_of_their_own_by_all_their_rounds() -> None:
+    found = on_street()
+    assert [name for name in suite_plots(found) if name.startswith("published")] == ["published-5"]
+    figure = published_plot(found, 5)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylim() == (0, 1)
+    assert legend(figure) == [
+        "a (1 seed)",
+        "published: YOLOv3, centralised, E 1, B 1 (0.876)",
+        "published: YOLOv3, 5 clients, E 1, B 1 (0.870)",
+        "published: Faster R-CNN, centralised, E 1, B 1 (0.860)",
+        "published: Faster R-CNN, 5 clients, E 1, B 1 (0.858)",
+    ]
+    ours, _, yolo, *_ = axes.lines
+    assert list(ys(ours)) == [0.0, 0.5, 0.9]
+    assert list(zip(xs(yolo), ys(yolo), strict=True))[-1] == (1000, 0.870)
+    assert drawn(figure).width > 500
+
+
+@pytest.mark.parametrize("other", ["data", "metric", "role", "images"])
+def test_other_data_metrics_and_images_have_no_published_curves(other: str) -> None:
+    found = on_street()
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"specs": {"a": FederationSpec()}},
+        "metric": {"metric": "map_coco"},
+        "role": {"cells": (cell("a", "centralised", 1, [0.9]),)},
+        "images": {"cells": (cell("a", "federated", 1, [0.9], on="holdout"),)},
+    }
+    assert not any(name.startswith("published") for name in suite_plots(found.model_copy(update=changes[other])))
+
+
+def test_runs_that_shared_a_machine_have_no_plots_over_time() -> None:
+    runs = [
+        cell("a", "federated", seed, [0.1, 0.2], hosts=("00000001",)).model_copy(update={"federation": str(seed)})
+        for seed in (1, 2)
+    ]
+    together = [
+        run.model_copy(update={"points": tuple(p.model_copy(update={"committed": NOW}) for p in run.points)})
+        for run in runs
+    ]
+    assert "by-time" in suite_plots(result(*runs))  # their records do not say when they ran
+    assert [name for name in suite_plots(result(*together)) if "time" in name] == []

@@ -117,9 +117,15 @@ def test_the_report_has_every_figure_of_the_summary(page: Page) -> None:
         for spread in shown:
             assert text.figure(spread) in page.words
     assert page.table("Costs of one run")[1:] == [
-        ["apart", "local only", "2", "2", "–", "0 of 4", "2.0 ± 0.0 min", "–", "–", "0.5 MB"],
-        ["", "federated", "2", "2", "1", "3 of 3", "2.0 ± 0.0 min", "90.0 ± 0.0 s", "2.0 MB", "0.5 MB"],
-        ["", "centralised", "2", "2", "1", "3 of 3", "2.0 ± 0.0 min", "–", "–", "0.5 MB"],
+        ["apart", "local only", "2", "2", "2.0 ± 0.0 min", "–", "–", "0.5 MB"],
+        ["", "federated", "2", "2", "2.0 ± 0.0 min", "90.0 ± 0.0 s", "2.0 MB", "0.5 MB"],
+        ["", "centralised", "2", "2", "2.0 ± 0.0 min", "–", "–", "0.5 MB"],
+    ]
+    # Areas up to 2 MB: with corners at 0, 0.5 and 0.60, 0.61 and 0.62.
+    assert page.table("Up to the target; the target is map50_voc10 0.5; area up to 2.0 MB")[1:] == [
+        ["apart", "local only", "0 of 4", "4 runs not in 2 rounds", "–", "–", "–", "–"],
+        ["", "federated", "3 of 3", "1", "4", "1.0 MB", "60.0 ± 0.0 s", "0.403 ± 0.003"],
+        ["", "centralised", "3 of 3", "1", "4", "–", "60.0 ± 0.0 s", "–"],
     ]
     assert page.table("apart: AP50")[1] == ["chair", "0.305 ± 0.007", "0.610 ± 0.010", "0.820 ± 0.020"]
     assert [row[:2] for row in page.table("apart: each device alone")[1:]] == [["1", "2"], ["2", "2"]]

@@ -56,7 +56,7 @@ def matched(truth: Sequence[Truth], found: Sequence[ImageDetections]) -> ImageMa
     rows.sort(key=lambda row: -row[0])
     found_columns = [np.array(column) for column in zip(*(row[1:] for row in rows), strict=True)]
     table = Rows(*found_columns, *(np.array(column) for column in zip(*objects, strict=True)))
-    return ImageMatches.of(table, images=len(truth), classes=len(CLASSES))
+    return ImageMatches.of(table, images=len(truth), classes=len(CLASSES), test_set="t")
 
 
 def scene(seed: int, shift: float) -> tuple[list[Truth], list[ImageDetections]]:

@@ -112,8 +112,10 @@ def test_a_course_has_the_rounds_that_all_seeds_have() -> None:
     course = present(course_of(result(cell("a", "federated", 1, [0.0, 0.3, 0.4]), longer), "a", "federated"))
     assert list(course.rounds) == [0, 1, 2]
     assert course.mean == (0.1, None, 0.5)
-    assert course.least == (0.0, None, 0.4)
-    assert course.greatest == (0.2, None, 0.6)
+    # Two seeds 0.2 apart have a sample standard deviation of 0.2 / √2.
+    assert (course.low[1], course.high[1]) == (None, None)
+    assert [course.low[0], course.high[0]] == pytest.approx([0.1 - 0.02**0.5, 0.1 + 0.02**0.5])
+    assert [course.low[2], course.high[2]] == pytest.approx([0.5 - 0.02**0.5, 0.5 + 0.02**0.5])
     assert (course.n, course.seconds, course.exchanged) == (2, (0, 60, 120), (0, 1e6, 2e6))
     alone = present(course_of(between(), "apart", "local-only"))
     assert (alone.n, alone.mean[-1]) == (2, pytest.approx(0.305))
