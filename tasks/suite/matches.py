@@ -7,12 +7,16 @@ compared with the objects of its own image alone. So boxes are compared once, an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-_NUMBERS = 1 << 22  # of an array: draws times detections of a class
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_NUMBERS = 1 << 22  # of an array: draws times right detections of a class
 
 
 class Matched(Protocol):
@@ -46,6 +50,18 @@ class ClassMatches:
     right: npt.NDArray[np.bool_]
     objects: npt.NDArray[np.float64]
 
+    @cached_property
+    def between(self) -> csr_matrix:
+        """Return how many detections each image has from one right detection to the next, [right, images].
+
+        The next one is counted, the one before is not. The array is sparse: most images have none.
+        """
+        from scipy.sparse import csr_matrix  # here, so that the core loads without it
+
+        next_right: npt.NDArray[np.int64] = np.cumsum(self.right) - self.right
+        shape = (int(self.right.sum()), len(self.objects))
+        return csr_matrix((np.ones(len(self.image)), (next_right, self.image)), shape=shape)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageMatches:
@@ -77,7 +93,7 @@ class ImageMatches:
         count as if each drawn copy of the better one came first.
         """
         drawn = np.ones((1, self.images)) if times is None else times
-        step = max(1, _NUMBERS // max(1, max((len(item.image) for item in self.classes), default=1)))
+        step = max(1, _NUMBERS // max(1, max((int(item.right.sum()) for item in self.classes), default=1)))
         parts = [self._of_draws(drawn[start : start + step]) for start in range(0, len(drawn), step)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -95,10 +111,12 @@ class ImageMatches:
 def _average_precision(
     item: ClassMatches, times: npt.NDArray[np.float64], objects: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return a class's AP for each draw, [draws]. objects: the draw's number of objects, at least 1."""
-    weights = times[:, item.image]
-    of_right = weights * item.right
-    hits, all_so_far = np.cumsum(of_right, axis=1), np.cumsum(weights, axis=1)
+    """Return a class's AP for each draw, [draws]. objects: the draw's number of objects, at least 1.
+
+    The highest precision at any recall is that after a right detection, so only these are looked at.
+    """
+    of_right = times[:, item.image[item.right]]
+    hits, all_so_far = np.cumsum(of_right, axis=1), np.cumsum((item.between @ times.T).T, axis=1)
     precision = np.divide(hits, all_so_far, out=np.zeros_like(hits), where=all_so_far > 0)
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     return np.asarray((of_right * highest).sum(axis=1) / objects)
