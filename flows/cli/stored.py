@@ -134,13 +134,15 @@ def compare(
     `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
     """
     from flows.commands import compare as comparison
+    from flows.suite.image_intervals import stored_methods
 
     with plain_errors():
         settings = machine_settings(home)
         compared = comparison.read_compared(settings, names, metric)
         result = comparison.result_of(compared, metric, target)
         views, folder = Views(), folder or comparison.default_folder(settings, names)
-        paths = comparison.write_comparison(compared, result, folder, views)
+        ranked = stored_methods(settings, result, views)
+        paths = comparison.write_comparison(compared, result, folder, views, ranked)
     out.print(comparison.comparison_table(compared, metric))
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
     lines += [*comparison.gaps(compared, metric), *comparison.gains(result), *comparison.differences(compared)]

@@ -137,12 +137,16 @@ def report(
         from flows.suite.detections import read_analyses
         from flows.suite.files import made_files, write_files
         from flows.suite.handles import suite_folder
+        from flows.suite.image_intervals import compared_methods
         from flows.suite.moved_cells import imported_notes
 
         folder, views = folder or suite_folder(settings, name) / "report", Views()
         with opened_store(settings) as objects:
             analyses = read_analyses(objects, settings, result, views)
-        write_files(folder, made_files(views, result, notes=imported_notes(result), analyses=analyses))
+            compared = compared_methods(objects, settings, result, views)
+        write_files(
+            folder, made_files(views, result, notes=imported_notes(result), analyses=analyses, compared=compared)
+        )
         out.print(f"report: {shell_quoted(folder / 'report.html')}", soft_wrap=True, highlight=False)
         print_warnings(views)
         if views.failed:

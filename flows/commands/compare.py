@@ -30,6 +30,7 @@ from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import SuiteResult
 from tasks.spec.training import PART_NAMES
 from tasks.suite.grouping import Run, result_of_runs, training_images
+from tasks.suite.methods import Compared as ComparedMethod
 from tasks.suite.summary import summarise
 
 _LONGEST_NAME = 100  # characters of a default folder
@@ -271,8 +272,16 @@ def result_of(compared: Sequence[Compared], metric: MapName, target: float) -> S
     return result_of_runs(runs, metric=metric, target=target, created=datetime.now(UTC))
 
 
-def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: Path, views: Views) -> list[Path]:
+def write_comparison(
+    compared: Sequence[Compared],
+    result: SuiteResult,
+    folder: Path,
+    views: Views,
+    ranked: Sequence[ComparedMethod] | None = None,
+) -> list[Path]:
     """Write ``report.html``, ``comparison.csv`` with every round, ``table.tex``, and the plots as PNG and SVG.
+
+    ranked: the methods, as in :func:`tasks.report.files.report_parts`.
 
     Returns their paths, the report's first. A file that cannot be made is noted in ``views``, and left out.
 
@@ -281,7 +290,8 @@ def write_comparison(compared: Sequence[Compared], result: SuiteResult, folder: 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)  # before the plots, which take seconds
-        files = made_files(views, result, notes=[*warnings(compared), *_unfinished(compared)])
+        notes = [*warnings(compared), *_unfinished(compared)]
+        files = made_files(views, result, notes=notes, compared=ranked)
         files = {("comparison.csv" if name == "rounds.csv" else name): content for name, content in files.items()}
         write_files(folder, files)
     except OSError as error:

@@ -10,6 +10,7 @@ from flows.suite.accepted import accepted_result
 from flows.suite.detections import read_analyses
 from flows.suite.files import made_files, write_files
 from flows.suite.handles import SuiteHandles
+from flows.suite.image_intervals import compared_methods
 from flows.suite.moved_cells import imported_notes
 from flows.suite.result import build_result
 from flows.views.mlflow_figures import suite_figures
@@ -41,7 +42,16 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
         comparison, before = await asyncio.to_thread(_compared, handles, result)
     notes = [*_notes(comparison), *imported_notes(result)]
     analyses = await asyncio.to_thread(read_analyses, plan.objects, handles.settings, result, handles.views)
-    files = await asyncio.to_thread(made_files, handles.views, result, before=before, notes=notes, analyses=analyses)
+    compared = await asyncio.to_thread(compared_methods, plan.objects, handles.settings, result, handles.views)
+    files = await asyncio.to_thread(
+        made_files,
+        handles.views,
+        result,
+        before=before,
+        notes=notes,
+        analyses=analyses,
+        compared=compared,
+    )
     with handles.views.showing(f"writing {handles.folder / 'report'}"):
         await asyncio.to_thread(write_files, handles.folder / "report", files)
     for file, data in files.items():
@@ -59,7 +69,9 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     with handles.views.showing("the report on Prefect's page"):
         await acreate_markdown_artifact(
             key=artifact_key("suite", plan.name),
-            markdown=report_markdown(result, before=before, notes=notes, page=pages and pages.parent),
+            markdown=report_markdown(
+                result, before=before, notes=notes, page=pages and pages.parent, compared=compared
+            ),
             description=f"{len(result.cells)} of {len(plan.cells)} cells have a result.",
         )
         if pages is not None:

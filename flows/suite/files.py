@@ -9,6 +9,7 @@ from infra.views import Views
 from tasks.report.detections import CellAnalysis
 from tasks.report.files import report_parts
 from tasks.spec.suite_records import SuiteResult
+from tasks.suite.methods import Compared
 
 
 def made_files(
@@ -18,11 +19,15 @@ def made_files(
     before: SuiteResult | None = None,
     notes: Sequence[str] = (),
     analyses: Sequence[CellAnalysis] = (),
+    compared: Sequence[Compared] | None = None,
 ) -> dict[str, bytes]:
-    """Return the report's files by name. Those that cannot be made are left out, and noted in ``views``."""
+    """Return the report's files by name. Those that cannot be made are left out, and noted in ``views``.
+
+    The other arguments are those of :func:`tasks.report.files.report_parts`.
+    """
     files, parts = {}, {}
     with views.showing("the report's plots"):
-        parts = report_parts(result, before=before, notes=notes, analyses=analyses)
+        parts = report_parts(result, before=before, notes=notes, analyses=analyses, compared=compared)
     for name, make in parts.items():
         with views.showing(name):
             files[name] = make()
