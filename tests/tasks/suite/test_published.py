@@ -47,6 +47,12 @@ def test_only_federated_runs_on_street_as_published_have_curves_beside_them() ->
     assert street_splits(both.model_copy(update={"metric": "map_coco"})) == []
 
 
+def test_another_division_of_street_has_no_curves_beside_it() -> None:
+    street = FederatedStreet(split=5)
+    object.__setattr__(street, "division", "clean")
+    assert published_split(FederationSpec().model_copy(update={"data": street})) is None
+
+
 def test_the_note_names_source_and_differences() -> None:
     note = what_differs([preset("street5_laptop"), preset("street5")])
     for part in (
