@@ -17,6 +17,9 @@ from tasks.spec.suite import Experiment
 # A fifth of each client's training images, about 150 in all. Near-duplicates stay on one side.
 HOLDOUT = Holdout(fraction=0.2, seed=1, least=2)
 
+# The end of a second trial's name.
+SECOND = "-b"
+
 # Each method has two trials: its default fields, and those here. Methods that are not listed try a second learning
 # rate, as the baselines do: they have no field that says how far to go, or need plain SGD, whose rate matters most.
 SECOND_FIELDS: Mapping[str, Mapping[str, Any]] = {
@@ -48,10 +51,10 @@ def scored_on_held_out(spec: FederationSpec) -> FederationSpec:
 
 
 def with_second_trials(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Return ``experiments``, each followed by its second trial, whose name ends in ``-b``."""
+    """Return ``experiments``, each followed by its second trial, whose name ends in :data:`SECOND`."""
     found: list[Experiment] = []
     for first in experiments:
-        second = first.model_copy(update={"name": f"{first.name}-b", "spec": second_trial(first.spec)})
+        second = first.model_copy(update={"name": f"{first.name}{SECOND}", "spec": second_trial(first.spec)})
         found += [first, second]
     return tuple(found)
 

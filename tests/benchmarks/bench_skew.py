@@ -84,10 +84,11 @@ def drifts(
     fields: Mapping[str, Any], data: Mapping[str, Sequence[ImageSample]], *, rounds: int, steps: int
 ) -> list[float]:
     """Return the mean distance between the clients' models after each round's local steps."""
-    spec = with_method(SPEC, {name: value for name, value in fields.items() if name.startswith("strategy.")})
+    own = {name: value for name, value in fields.items() if name.startswith(("strategy.", "training.local_epochs"))}
+    spec = with_method(SPEC, own)
     strategy, detector = build_strategy(spec), build_detector(spec.detector, CLASSES, seed=spec.seed)
     roles, images = tensor_roles(detector), ImageCache(256)
-    model, own = _copy(state_of(detector)), dict[str, State]()
+    model, states = _copy(state_of(detector)), dict[str, State]()
     server: State = {}
     shared: State = {}
     found = []
@@ -105,7 +106,7 @@ def drifts(
                 warmup_steps=0,
                 model=model,
                 shared=shared,
-                own=own.get(client, {}),
+                own=states.get(client, model if number == 1 and strategy.begins_with_model else {}),
             )
             outcome = strategy.train(turn)
             assert outcome.result.steps == steps
@@ -113,7 +114,7 @@ def drifts(
             weight = sum(len(item.labels) for item in samples) if strategy.spec.weighting == "objects" else 1
             sums.accumulate_state(outcome.state, Counted(client, weight, outcome.figures))
             if outcome.own is not None:
-                own[client] = _copy(outcome.own)
+                states[client] = _copy(outcome.own)
         found.append(statistics.mean(float((a - b).norm()) for a, b in itertools.combinations(vectors, 2)))
         new = strategy.new_model(sums, ServerRound(model, len(data), lambda: roles, server, shared))
         model, server, shared = _copy(new.model), _copy(new.server or {}), _copy(new.shared or {})

@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.strategies import FedAvgSpec
+from tasks.spec.street_suites import SECOND
 from tasks.spec.suite_presets import suite_preset
 
 # What a method may change in a client's training.
@@ -13,9 +14,10 @@ _TRAINING = ("optimizer", "clip_norm", "local_epochs")
 
 
 def method_fields() -> dict[str, dict[str, Any]]:
-    """Return the dotted fields of a specification for each method of the suite, by its experiment's name."""
+    """Return the dotted fields of a specification for the first trial of each method, by its experiment's name."""
     found = {}
-    for experiment in suite_preset("methods").experiments:
+    experiments = suite_preset("methods").experiments
+    for experiment in [experiment for experiment in experiments if not experiment.name.endswith(SECOND)]:
         spec = experiment.spec.model_dump(mode="json")
         fields = _dotted("strategy", spec["strategy"])
         for name in _TRAINING:
