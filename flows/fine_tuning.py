@@ -17,7 +17,8 @@ from tasks.handles import Handles, current_handles
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.plain_text import plain
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, FineTunedRecord, RoundPlan, RoundRecord, UpdateRecord
+from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord
+from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.spec.turns import TurnReply
 from tasks.stop_and_eval import Evaluations, joined, own_images_to_score, stop_and_eval
 

@@ -19,7 +19,8 @@ from tasks.handles import Handles
 from tasks.metrics.scored import ScoredImages
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.records import EvaluationRecord
 from tasks.stop_and_eval import Evaluations
 from tasks.usable import largest_update, model_fault
 

@@ -31,16 +31,8 @@ from tasks.metrics.over_clients import aggregate_metrics
 from tasks.replies import not_counted
 from tasks.request_update import request_update, stored_updates
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import (
-    ClientFailure,
-    ClientInfo,
-    Decision,
-    Metrics,
-    RoundPlan,
-    RoundRecord,
-    UpdateRecord,
-    WeightRef,
-)
+from tasks.spec.plans import ClientFailure, ClientInfo, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tasks.spec.turns import TurnReply
 from tasks.stop_and_eval import Evaluations, images_to_score, joined, own_images_to_score, stop_and_eval
 from tasks.strategies.registry import strategy_class

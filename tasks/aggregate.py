@@ -27,7 +27,7 @@ from tasks.plain_text import plain
 from tasks.replies import failure_of, not_counted
 from tasks.request_update import update_fault
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight, limiting_factors, lowered
 from tasks.strategies.base import Planned, ServerResult, ServerRound, Strategy
 from tasks.strategies.registry import build_strategy

@@ -19,7 +19,7 @@ from tasks.hand_out import hand_out, report_failures
 from tasks.handles import Handles, current_handles
 from tasks.spec.base import RECORD_VERSION
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientInfo, Draw, ResourceAnswer, RoundPlan, WeightRef
+from tasks.spec.plans import ClientInfo, Draw, ResourceAnswer, RoundPlan, WeightRef
 from tasks.spec.shares import limited, majority
 from tasks.spec.turns import ResourceRequest
 from tasks.strategies.registry import strategy_class

@@ -17,7 +17,7 @@ from tasks.metrics.detections import pack
 from tasks.metrics.truth import Truth, pack_truth
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import IMAGES_HAVE, ClientFailure, WeightRef
+from tasks.spec.plans import IMAGES_HAVE, ClientFailure, WeightRef
 from tasks.spec.turns import EvaluationRequest, TurnReply
 from tasks.strategies.registry import build_strategy
 from tasks.strategies.tensor_file import TensorFile

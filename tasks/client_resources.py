@@ -8,7 +8,7 @@ import time
 import psutil
 
 from tasks.site import Site
-from tasks.spec.records import ResourceAnswer
+from tasks.spec.plans import ResourceAnswer
 from tasks.spec.turns import ResourceRequest, TurnReply
 
 

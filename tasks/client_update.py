@@ -20,7 +20,7 @@ from tasks.errors import ClientError, DataError
 from tasks.replies import failure_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, UpdateRecord, WeightRef
+from tasks.spec.plans import ClientFailure, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.base import LocalTurn, Strategy
 from tasks.strategies.registry import build_strategy

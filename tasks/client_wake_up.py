@@ -8,7 +8,7 @@ from tasks.data.samples import class_counts, samples_digest
 from tasks.errors import FedbenchError
 from tasks.site import Site
 from tasks.spec.messages import explain
-from tasks.spec.records import ClientFailure, ClientInfo
+from tasks.spec.plans import ClientFailure, ClientInfo
 from tasks.spec.turns import TurnReply, WakeUpRequest
 
 

@@ -13,7 +13,7 @@ from tasks.errors import ClientError, DataError
 from tasks.figures.sheet import detection_sheet, most_pixels
 from tasks.handles import Handles
 from tasks.site import Site
-from tasks.spec.records import ClientFailure, WeightRef
+from tasks.spec.plans import ClientFailure, WeightRef
 from tasks.spec.turns import SheetRequest, TurnReply
 from tasks.training.evaluation import evaluate
 

@@ -23,7 +23,8 @@ from tasks.replies import failure_of, record_limit
 from tasks.request_update import answers_plan, method_fault
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientInfo, FineTunedRecord, RoundPlan, RoundRecord, UpdateRecord
+from tasks.spec.plans import ClientInfo, RoundPlan, UpdateRecord
+from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.training.optimizers import learning_rate

@@ -16,7 +16,7 @@ from infra.files.disk import require_room
 from tasks.handles import Handles
 from tasks.plain_text import plain
 from tasks.replies import checked, failure_of
-from tasks.spec.records import ClientFailure
+from tasks.spec.plans import ClientFailure
 from tasks.spec.turns import AnyRequest, TurnReply
 
 log = logging.getLogger(__name__)

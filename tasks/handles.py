@@ -18,7 +18,8 @@ from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.turns.local import TurnRunner
 from infra.views import Views
-from tasks.spec.records import ClientFailure, ClientInfo, FineTunedRecord, RoundRecord
+from tasks.spec.plans import ClientFailure, ClientInfo
+from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.spec.turns import AnyRequest, TurnReply
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientInfo
+from tasks.spec.plans import ClientInfo
 
 
 def has_enough_held_out(spec: FederationSpec, client: ClientInfo) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from infra.store.layout import FederationLayout
-from tasks.spec.records import RoundPlan, UpdateRecord
+from tasks.spec.plans import RoundPlan, UpdateRecord
 
 
 def weights_key(layout: FederationLayout, update: UpdateRecord, round_number: int) -> str:

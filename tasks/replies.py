@@ -19,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 from infra.errors import BadReply
 from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.messages import explain
-from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, ResourceAnswer, RoundPlan, UpdateRecord
+from tasks.spec.plans import ClientFailure, ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
+from tasks.spec.records import EvaluationRecord
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.strategies.registry import strategy_class
 

@@ -19,7 +19,7 @@ from tasks.partial_sums import by_object, incomplete_sums, shard_fault, weights_
 from tasks.replies import HEADER_SLACK, failure_of, record_limit
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight
 from tasks.spec.turns import TurnReply, UpdateRequest
 

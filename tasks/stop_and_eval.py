@@ -25,7 +25,8 @@ from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, ClientInfo, EvaluationRecord, WeightRef
+from tasks.spec.plans import ClientFailure, ClientInfo, WeightRef
+from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import ScoredOn
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply
 

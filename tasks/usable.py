@@ -16,7 +16,8 @@ from safetensors import safe_open
 
 from tasks.handles import Handles
 from tasks.partial_sums import by_object
-from tasks.spec.records import ClientFailure, EvaluationRecord, RoundPlan, UpdateRecord
+from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord
+from tasks.spec.records import EvaluationRecord
 
 # A norm is computed in steps of this many values, so that the float64 copies stay small.
 _STEP = 1 << 20

@@ -17,7 +17,7 @@ from tasks.held_out import has_enough_held_out, without_figure
 from tasks.plain_text import plain
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, ClientInfo
+from tasks.spec.plans import ClientFailure, ClientInfo
 from tasks.spec.shares import majority
 from tasks.spec.turns import WakeUpRequest
 from tasks.stop_and_eval import own_images_to_score

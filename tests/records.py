@@ -5,17 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from tasks.spec.records import (
-    ClientInfo,
-    Decision,
-    Environment,
-    EvaluationRecord,
-    Metrics,
-    RoundPlan,
-    RoundRecord,
-    UpdateRecord,
-    WeightRef,
-)
+from tasks.spec.plans import ClientInfo, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.records import Decision, Environment, EvaluationRecord, Metrics, RoundRecord
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult, SuiteResult
 

@@ -30,7 +30,8 @@ from tasks.plain_text import plain, plain_name
 from tasks.report.detections import analysis_files
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
-from tasks.spec.records import IMAGES_HAVE, EvaluationRecord, Metrics, RoundRecord
+from tasks.spec.plans import IMAGES_HAVE
+from tasks.spec.records import EvaluationRecord, Metrics, RoundRecord
 from tasks.spec.training import PART_NAMES, ScoredOn
 
 MOST_COLUMNS = 6  # most test sets that have a column each in the table of classes; JSON has all

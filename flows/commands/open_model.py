@@ -27,7 +27,8 @@ from tasks.models.file import ModelCard, load_model, read_state
 from tasks.spec.base import check_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.spec.records import RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import RoundRecord
 from tasks.spec.training import EvaluationSpec
 from tasks.strategies.tensor_file import TensorFile
 

@@ -15,7 +15,8 @@ from infra.store.flush import flush
 from tasks.errors import FedbenchError
 from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import RoundRecord
 from tasks.whole import set_aside
 
 

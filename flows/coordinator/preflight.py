@@ -24,7 +24,7 @@ from tasks.spec import extensions
 from tasks.spec.base import SPEC_VERSION, STORE_VERSION
 from tasks.spec.detector_parts import EfficientNetLite0Weights
 from tasks.spec.federation import FederationSpec, changed_fields
-from tasks.spec.records import StoreVersion
+from tasks.spec.plans import StoreVersion
 from tasks.whole import DamagedObject, read_whole, set_aside
 
 log = logging.getLogger(__name__)

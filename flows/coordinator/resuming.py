@@ -23,7 +23,8 @@ from tasks.errors import SpecError
 from tasks.replies import record_limit
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundPlan, RoundRecord
+from tasks.spec.plans import RoundPlan
+from tasks.spec.records import RoundRecord
 
 MOST_NAMED = 5  # missing states in a message
 

@@ -29,7 +29,8 @@ from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, STORE_VERSION, parse
-from tasks.spec.records import RoundRecord, StoreVersion
+from tasks.spec.plans import StoreVersion
+from tasks.spec.records import RoundRecord
 from tasks.whole import read_whole
 
 DAYS = 7.0  # without a new object, after which an unfinished federation's leftovers are removed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tasks.spec.records import RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import RoundRecord
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from infra.tracking.client import metric_part
 from infra.tracking.federation import RoundFigures
 from infra.tracking.suite import CellFigures, SuiteFigures
 from tasks.spec.federation import MAP_NAMES, FederationSpec
-from tasks.spec.records import PARTS, PERSONAL_FIGURES, PersonalMetrics, RoundRecord
+from tasks.spec.plans import PARTS
+from tasks.spec.records import PERSONAL_FIGURES, PersonalMetrics, RoundRecord
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import CellResult, SuiteResult
 

@@ -21,7 +21,8 @@ from infra.views import Views
 from tasks.handles import Handles, Leavings
 from tasks.plain_text import link_target, markdown
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import PARTS, RoundRecord
+from tasks.spec.plans import PARTS
+from tasks.spec.records import RoundRecord
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import PART_NAMES
 

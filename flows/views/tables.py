@@ -10,7 +10,8 @@ from rich.text import Text
 
 from tasks.plain_text import plain_name
 from tasks.spec.federation import MAP_NAMES, FederationSpec
-from tasks.spec.records import PARTS, Decision, FineTunedRecord, PersonalMetrics, RoundRecord
+from tasks.spec.plans import PARTS
+from tasks.spec.records import Decision, FineTunedRecord, PersonalMetrics, RoundRecord
 from tasks.spec.training import PART_NAMES
 
 

@@ -19,7 +19,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from tasks.figures.fractions import end_at_one
 from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
-from tasks.spec.records import PARTS, Decision, PersonalMetrics, RoundRecord
+from tasks.spec.plans import PARTS
+from tasks.spec.records import Decision, PersonalMetrics, RoundRecord
 from tasks.spec.training import PART_NAMES
 
 # Okabe and Ito's colours, distinct for colour-blind readers too.

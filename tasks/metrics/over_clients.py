@@ -13,14 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from tasks.errors import FedbenchError
-from tasks.spec.records import (
-    PERSONAL_FIGURES,
-    ClientSpread,
-    EvaluationRecord,
-    Metrics,
-    PersonalMetrics,
-    UpdateRecord,
-)
+from tasks.spec.plans import UpdateRecord
+from tasks.spec.records import PERSONAL_FIGURES, ClientSpread, EvaluationRecord, Metrics, PersonalMetrics
 from tasks.spec.shares import Weight, limiting_factors
 
 _FIGURES = ("loss", "map50_voc10", "map50_voc07", "map50_coco", "map_coco", "recall")

@@ -22,7 +22,7 @@ from tasks.spec.base import (
     Sha256,
 )
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, RoundStart, UpdateRecord, WeightRef
+from tasks.spec.plans import ClientFailure, ClientInfo, ResourceAnswer, RoundStart, UpdateRecord, WeightRef
 from tasks.spec.shares import Weight
 from tasks.spec.training import ScoredOn
 

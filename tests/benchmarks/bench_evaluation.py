@@ -31,7 +31,7 @@ from tasks.metrics.detections import ImageDetections
 from tasks.metrics.voc import evaluate_voc
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import WeightRef
+from tasks.spec.plans import WeightRef
 from tasks.spec.turns import EvaluationRequest
 from tasks.stop_and_eval import score
 from tasks.training.evaluation import in_original_pixels

@@ -34,7 +34,8 @@ from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import RoundRecord
 from tasks.spec.training import AdamW
 from tasks.spec.turns import UpdateRequest
 from tasks.strategies.registry import build_strategy

@@ -21,7 +21,7 @@ from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import DetectorSpec, FcosLite0Spec, RandomWeights, YoloV3Spec, YoloV3TinySpec
 from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnResNet50Spec, FasterRcnnVgg16Spec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import WeightRef
+from tasks.spec.plans import WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 
 CLASSES = 7

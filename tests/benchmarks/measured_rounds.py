@@ -25,7 +25,7 @@ from tasks.client_update import client_update
 from tasks.handles import set_handles
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec, with_fields
-from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.plans import RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tests.benchmarks.measured_detectors import CLASSES, experiment, measured_site
 from tests.records import round_plan

@@ -28,7 +28,8 @@ from tasks.report.latex import latex_tables
 from tasks.report.markdown import report_markdown
 from tasks.spec.data import Holdout
 from tasks.spec.federation import FederationSpec, parse_spec, with_fields
-from tasks.spec.records import ClientFailure, ClientInfo, Metrics, RoundRecord
+from tasks.spec.plans import ClientFailure, ClientInfo
+from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.suite import Cell
 from tasks.spec.turns import EvaluationRequest, TurnReply, WakeUpRequest
 from tasks.stop_and_eval import images_to_score

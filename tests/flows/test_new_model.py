@@ -21,7 +21,8 @@ from tasks.aggregate import aggregate
 from tasks.errors import FedbenchError
 from tasks.handles import Handles, set_handles
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientFailure, EvaluationRecord, UpdateRecord, WeightRef
+from tasks.spec.plans import ClientFailure, UpdateRecord, WeightRef
+from tasks.spec.records import EvaluationRecord
 from tasks.stop_and_eval import Evaluations
 from tasks.strategies.base import ServerResult, ServerRound
 from tasks.strategies.fedavg import FedAvg

@@ -28,7 +28,8 @@ from tasks.metrics.detections import ImageDetections
 from tasks.metrics.own_record import of_client
 from tasks.original.rounds_csv import rounds_csv
 from tasks.spec.federation import FederationSpec, Participation, with_fields
-from tasks.spec.records import FineTunedRecord, RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.strategies.registry import build_strategy
 from tasks.training.evaluation import PartResult
 from tasks.training.local import TrainingResult

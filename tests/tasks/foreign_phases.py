@@ -16,7 +16,7 @@ from tasks.hand_out import hand_out
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.request_update import request_update, stored_updates
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure
+from tasks.spec.plans import ClientFailure
 from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply, UpdateRequest
 from tasks.stop_and_eval import stop_and_eval
 from tasks.wake_up import wake_up

@@ -35,7 +35,7 @@ from tasks.metrics.detections import ImageDetections, pack
 from tasks.metrics.truth import pack_truth
 from tasks.replies import answer_limit, batches_of, images_of, read_reply
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientInfo, Draw, RoundPlan, WeightRef
+from tasks.spec.plans import ClientInfo, Draw, RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest
 from tests.records import client_info, round_plan

@@ -17,7 +17,7 @@ from infra.store.weights import WeightStore
 from infra.turns.local import LocalSlots
 from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.plans import RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply
 from tests.records import round_plan, update_record
 from tests.unused_handles import no_turn, nothing_left

@@ -35,7 +35,7 @@ def take_turn(request: AnyRequest) -> TurnReply:
     In phases other than ``request_update``, ``ok`` adds nothing to the reply.
     """
     from infra.errors import StoreCorrupt, StoreUnavailable
-    from tasks.spec.records import ClientFailure, WeightRef
+    from tasks.spec.plans import ClientFailure, WeightRef
     from tasks.spec.turns import TurnReply
     from tests.records import update_record
 
@@ -81,7 +81,7 @@ def take_turn(request: AnyRequest) -> TurnReply:
 
 def unasked_update(request: UpdateRequest) -> TurnReply:
     """Answer for client 1 as asked and then again, for 2 with a wrong seed, for 3 with a wrong round, for 4 unasked."""
-    from tasks.spec.records import UpdateRecord, WeightRef
+    from tasks.spec.plans import UpdateRecord, WeightRef
     from tasks.spec.turns import TurnReply
     from tests.records import update_record
 

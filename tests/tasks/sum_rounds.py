@@ -20,7 +20,7 @@ from tasks.handles import set_handles
 from tasks.request_update import request_update
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import UpdateRecord
+from tasks.spec.plans import UpdateRecord
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.base import Strategy
 from tasks.training.local import TrainingResult

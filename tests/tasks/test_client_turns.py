@@ -28,7 +28,7 @@ from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import RoundPlan, WeightRef
+from tasks.spec.plans import RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import clients_by_test_set, score

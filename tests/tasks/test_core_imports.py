@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from flows.deployments.names import FLOWS
-from tasks.spec.records import Decision, EvaluationRecord, Metrics, RoundPlan, RoundRecord, UpdateRecord
+from tasks.spec.plans import RoundPlan, UpdateRecord
+from tasks.spec.records import Decision, EvaluationRecord, Metrics, RoundRecord
 from tasks.spec.suite_records import CellResult, SuiteResult
 
 ROOT = Path(__file__).resolve().parents[2]

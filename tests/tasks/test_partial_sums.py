@@ -23,8 +23,8 @@ from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, RandomWeights, YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation, parse_spec
+from tasks.spec.plans import RoundPlan, UpdateRecord
 from tasks.spec.presets import preset
-from tasks.spec.records import RoundPlan, UpdateRecord
 from tasks.spec.references import twin
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import TrainingSpec

@@ -17,7 +17,8 @@ from tasks.handles import set_handles
 from tasks.request_update import answers_plan, damaged_updates, stored_updates
 from tasks.site import Site
 from tasks.spec.base import RECORD_VERSION, parse
-from tasks.spec.records import Decision, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.plans import RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.records import Decision
 from tasks.spec.turns import TurnReply
 from tests.records import round_record
 from tests.tasks.phase_handles import make_update, put_state

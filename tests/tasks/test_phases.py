@@ -18,16 +18,8 @@ from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.handles import Handles
 from tasks.request_update import answers_plan, damaged_updates, stored_updates, update_fault
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import (
-    ClientFailure,
-    ClientInfo,
-    Metrics,
-    ResourceAnswer,
-    RoundPlan,
-    RoundRecord,
-    UpdateRecord,
-    WeightRef,
-)
+from tasks.spec.plans import ClientFailure, ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.strategies import ScaffoldSpec
 from tasks.spec.training import Sgd, TrainingSpec
 from tests.records import client_info, round_record

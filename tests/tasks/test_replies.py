@@ -19,7 +19,7 @@ from tasks.replies import (
     read_reply,
 )
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientFailure, WeightRef
+from tasks.spec.plans import ClientFailure, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import (
     AnyRequest,

@@ -15,7 +15,7 @@ from tasks.site import Site
 from tasks.spec.data import SyntheticStreet, VocFolders
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import WeightRef
+from tasks.spec.plans import WeightRef
 from tasks.spec.turns import SheetRequest, WakeUpRequest
 from tests.tasks.drawn_data import drawn_data
 

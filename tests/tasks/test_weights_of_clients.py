@@ -18,7 +18,7 @@ from tasks.handles import Handles, set_handles
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
+from tasks.spec.plans import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.wake_up import wake_up
 from tests.records import client_info, round_record

@@ -24,7 +24,8 @@ from tasks.models.file import load_model, read_card
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, load_spec
-from tasks.spec.records import Metrics, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Metrics
 from tasks.training.batch_norm import estimate_statistics, sample_images
 from tests.flows.command import fedbench
 from tests.records import round_record

@@ -17,11 +17,8 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.spec.records import (
-    Metrics,
-    RoundRecord,
-    WeightRef,
-)
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.references import local_only, twin
 from tasks.spec.training import TrainingSpec
 from tests.flows.command import fedbench

@@ -32,7 +32,8 @@ from tasks.models.file import read_card, write_model
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import Decision, Metrics, RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.flows.command import fedbench
 from tests.records import client_info, evaluation_record, round_record
 

@@ -30,7 +30,8 @@ from tasks.errors import DataError, SpecError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import Metrics, RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Metrics, RoundRecord
 from tests.flows.command import fedbench
 from tests.records import client_info, round_record
 

@@ -22,7 +22,7 @@ from infra.store.holding import federation_held
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
 from tasks.handles import Handles
-from tasks.spec.records import RoundPlan, WeightRef
+from tasks.spec.plans import RoundPlan, WeightRef
 from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 
 # map50_voc10 and the best round so far, for rounds 0 to 4. The weights of rounds 2, 3 and 4 are kept.

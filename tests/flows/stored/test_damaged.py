@@ -22,7 +22,8 @@ from infra.store.objects import ObjectStore
 from infra.store.suite_layout import SuiteLayout
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import Decision, Metrics, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Decision, Metrics
 from tests.records import round_record
 
 SPEC = FederationSpec(max_rounds=1)

@@ -23,7 +23,7 @@ from infra.store.holding import federation_held
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
-from tasks.spec.records import WeightRef
+from tasks.spec.plans import WeightRef
 from tests.flows.stored.test_runs import SPEC, handles_of, record_of
 from tests.infra.leftovers.ages import DAYS, NOW, aged
 

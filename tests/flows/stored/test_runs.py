@@ -22,7 +22,8 @@ from tasks.errors import DataError, FedbenchError, SpecError
 from tasks.handles import Handles
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, Decision, Metrics, RoundRecord, WeightRef
+from tasks.spec.plans import ClientFailure, WeightRef
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tasks.spec.training import TrainingSpec
 from tests.records import evaluation_record, round_record
 from tests.unused_handles import no_turn, nothing_left

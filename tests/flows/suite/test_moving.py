@@ -28,8 +28,9 @@ from infra.store.suite_layout import SuiteLayout
 from tasks.code_version import code_version
 from tasks.errors import SpecError
 from tasks.spec.data import Holdout
+from tasks.spec.plans import WeightRef
 from tasks.spec.presets import preset
-from tasks.spec.records import Decision, Metrics, WeightRef
+from tasks.spec.records import Decision, Metrics
 from tasks.spec.suite import Cell, Experiment, SuiteSpec, with_seeds
 from tasks.spec.suite_records import CellRecord, SuiteResult
 from tests.flows.command import fedbench

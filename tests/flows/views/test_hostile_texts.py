@@ -39,14 +39,8 @@ from tasks.plain_text import NAME_LIMIT, REASON_LIMIT, plain, visible
 from tasks.replies import checked, failure_of
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import (
-    ClientFailure,
-    Decision,
-    Environment,
-    Metrics,
-    RoundRecord,
-    WeightRef,
-)
+from tasks.spec.plans import ClientFailure, WeightRef
+from tasks.spec.records import Decision, Environment, Metrics, RoundRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tests.flows.views.terminal_stream import Terminal
 from tests.hostile_texts import HOSTILE, Html, commands, hostile

@@ -8,13 +8,8 @@ from pathlib import Path
 from flows.views.mlflow_figures import round_figures
 from infra.tracking.federation import Tracker
 from tasks.spec.base import Sha256
-from tasks.spec.records import (
-    ClientFailure,
-    Decision,
-    Metrics,
-    RoundRecord,
-    WeightRef,
-)
+from tasks.spec.plans import ClientFailure, WeightRef
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.records import client_info, evaluation_record, round_plan, round_record, update_record
 
 SHA: Sha256 = "a" * 64

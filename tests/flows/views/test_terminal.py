@@ -17,11 +17,7 @@ from flows.views.progress import Progress, SafeReporter, clock
 from flows.views.tables import best_line, class_table, round_table
 from flows.views.terminal import LineProgress, QuietProgress, make_progress
 from infra.views import Views
-from tasks.spec.records import (
-    Decision,
-    Metrics,
-    RoundRecord,
-)
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.flows.views.terminal_stream import Terminal
 from tests.records import evaluation_record, round_plan, round_record, update_record
 

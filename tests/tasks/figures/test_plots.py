@@ -11,12 +11,8 @@ from tasks.errors import DataError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.figures.sheet import TILE_WIDTH, detection_sheet
 from tasks.metrics.detections import ImageDetections
-from tasks.spec.records import (
-    ClientFailure,
-    Decision,
-    Metrics,
-    RoundRecord,
-)
+from tasks.spec.plans import ClientFailure
+from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.present import present
 from tests.records import round_plan, round_record, update_record
 from tests.tasks.figures.drawn import drawn, xs, ys

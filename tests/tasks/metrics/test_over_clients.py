@@ -6,7 +6,8 @@ import pytest
 
 from tasks.errors import FedbenchError
 from tasks.metrics.over_clients import aggregate_metrics
-from tasks.spec.records import ClientSpread, EvaluationRecord, UpdateRecord
+from tasks.spec.plans import UpdateRecord
+from tasks.spec.records import ClientSpread, EvaluationRecord
 from tests.records import evaluation_record, update_record
 
 

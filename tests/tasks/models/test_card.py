@@ -10,7 +10,8 @@ import pytest
 from tasks.errors import DataError
 from tasks.models.card import card_of, licence_notes
 from tasks.spec.federation import parse_spec
-from tasks.spec.records import Decision, Environment, Metrics, RoundRecord, WeightRef
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Decision, Environment, Metrics, RoundRecord
 from tests.records import client_info, round_record
 
 SHA = "b" * 64

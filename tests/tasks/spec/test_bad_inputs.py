@@ -19,7 +19,7 @@ from infra.store.objects import ObjectStore
 from tasks.data.synthetic import make_synthetic_street
 from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.spec.data import SyntheticStreet
-from tasks.spec.records import RoundPlan, UpdateRecord
+from tasks.spec.plans import RoundPlan, UpdateRecord
 from tests.tasks.spec.bad_input_rows import (
     FAILED,
     GOOD,

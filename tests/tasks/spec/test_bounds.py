@@ -12,7 +12,7 @@ from tasks.errors import SpecError
 from tasks.spec import records, suite_records, turns
 from tasks.spec.base import LONGEST_TEXT, RECORD_VERSION, Frozen, parse
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord
+from tasks.spec.plans import ClientFailure, ClientInfo, ResourceAnswer, UpdateRecord
 from tasks.spec.suite import SuiteSpec
 from tasks.spec.turns import AnyRequest, TurnReply
 

@@ -26,8 +26,8 @@ from tasks.site import Site
 from tasks.spec.data import ByField, Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation, changed_fields, parse_spec, with_fields
+from tasks.spec.plans import WeightRef
 from tasks.spec.presets import preset
-from tasks.spec.records import WeightRef
 from tasks.spec.references import is_local_only, is_twin, local_only, twin
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import TrainingSpec

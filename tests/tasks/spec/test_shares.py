@@ -9,7 +9,8 @@ import pytest
 
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.spec.records import EvaluationRecord, UpdateRecord
+from tasks.spec.plans import UpdateRecord
+from tasks.spec.records import EvaluationRecord
 from tasks.spec.references import local_only, twin
 from tasks.spec.shares import Weight, least_clients, limited, limiting_factors, majority
 from tests.present import present

@@ -15,7 +15,7 @@ from tasks.detectors.roles import Roles, tensor_roles
 from tasks.errors import ClientError, FedbenchError
 from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec, Participation
-from tasks.spec.records import UpdateRecord
+from tasks.spec.plans import UpdateRecord
 from tasks.spec.strategies import AnyStrategy, FedAvgSpec
 from tasks.strategies.sums import Counted, Sums
 from tasks.strategies.updates import reference_of

@@ -10,11 +10,8 @@ import pytest
 from tasks.errors import FedbenchError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.federation import FederationSpec
-from tasks.spec.records import (
-    Metrics,
-    RoundRecord,
-    WeightRef,
-)
+from tasks.spec.plans import WeightRef
+from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.references import local_only, twin
 from tasks.spec.suite import Cell
 from tasks.spec.training import TrainingSpec
