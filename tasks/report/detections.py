@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -99,9 +99,17 @@ class CellAnalysis:
     round: int
     analysis: DetectionAnalysis
 
+    _drawn: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
+
     @property
     def title(self) -> str:
         return f"{self.experiment}, seed {self.seed}, round {self.round}"
+
+    def png(self, name: str) -> bytes:
+        """Return the plot ``name`` of :func:`analysis_plots` as PNG. It is drawn once, for the page and its file."""
+        if name not in self._drawn:
+            self._drawn[name] = _png(analysis_plots(self.analysis, self.title)[name])
+        return self._drawn[name]
 
 
 def errors_table(analyses: Sequence[CellAnalysis]) -> Table:
@@ -132,12 +140,12 @@ def suite_errors_csv(analyses: Sequence[CellAnalysis]) -> str:
     return _csv(("experiment", "seed", "round", *_ERROR_HEAD), rows)
 
 
-def suite_plots(analyses: Sequence[CellAnalysis]) -> dict[str, Callable[[], Figure]]:
-    """Return functions that draw the plots of each experiment, as ``confusion-NAME``, by name."""
+def suite_plots(analyses: Sequence[CellAnalysis]) -> dict[str, Callable[[], bytes]]:
+    """Return functions that draw the plots of each experiment as PNG, by file name, as ``confusion-NAME.png``."""
     return {
-        f"{name}-{item.experiment}": draw
+        f"{name}-{item.experiment}.png": partial(item.png, name)
         for item in analyses
-        for name, draw in analysis_plots(item.analysis, item.title).items()
+        for name in analysis_plots(item.analysis)
     }
 
 

@@ -49,9 +49,7 @@ def report_parts(
         parts[f"{name}.svg"] = partial(_drawn, once, "svg")
     if analyses:
         parts["errors.csv"] = lambda: suite_errors_csv(analyses).encode()
-    for name, draw in analysed_plots(analyses).items():
-        parts[f"{name}.png"] = partial(_drawn, draw, "png")
-    return parts
+    return parts | analysed_plots(analyses)
 
 
 def _drawn(draw: Callable[[], Figure], kind: str) -> bytes:

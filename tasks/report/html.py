@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.plain_text import visible
 from tasks.report import text
 from tasks.report.cost_tables import costs_table, targets_table
-from tasks.report.detections import CellAnalysis, analysis_plots, errors_table
+from tasks.report.detections import CellAnalysis, errors_table
 from tasks.report.fields import common_fields, differing_fields
 from tasks.report.main_tables import before_table, main_table, measures_table, runs_table
 from tasks.report.method_tables import images_note, methods_table
@@ -183,8 +183,8 @@ def _detections(analyses: Sequence[CellAnalysis]) -> list[dict[str, Any]]:
         {
             "title": item.title,
             "panels": [
-                {"src": _inline(draw()), "alt": f"{_DETECTIONS[name]} of {item.title}"}
-                for name, draw in analysis_plots(item.analysis, item.title).items()
+                {"src": _address("image/png", item.png(name)), "alt": f"{description} of {item.title}"}
+                for name, description in _DETECTIONS.items()
             ],
         }
         for item in analyses
@@ -206,4 +206,9 @@ def _inline(figure: Figure) -> str:
     """Return the figure as an SVG in a data address, so that its ids do not clash with those of other figures."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _address("image/svg+xml", buffer.getvalue())
+
+
+def _address(kind: str, data: bytes) -> str:
+    """Return the address of an image that the page itself holds. kind: its media type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
