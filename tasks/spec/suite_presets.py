@@ -12,7 +12,7 @@ from tasks.spec.detector_parts import RandomWeights
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.presets import STREET_DIGEST, preset
 from tasks.spec.strategies import AnyStrategy, FedAvgSpec, StrategySpec
-from tasks.spec.street_suites import scored_on_held_out, with_second_trials
+from tasks.spec.street_suites import SGD_RATE, scored_on_held_out, with_second_trials
 from tasks.spec.suite import Experiment, SuiteSpec
 from tasks.spec.training import EvaluationSpec, OptimizerSpec, Schedule, Sgd, TrainingSpec
 
@@ -83,7 +83,7 @@ def methods() -> SuiteSpec:
     has two trials. They are scored on held-out training images, so that the test set stays unseen.
     """
     laptop = scored_on_held_out(_with_passes(preset("street5_laptop"), 10))
-    sgd = Sgd(lr=0.01, momentum=0.0, weight_decay=0.02)
+    sgd = Sgd(lr=SGD_RATE, momentum=0.0, weight_decay=0.02)
     return SuiteSpec(name="methods", target=0.4, experiments=with_second_trials(_methods(laptop, sgd, _SEEDS[:1])))
 
 
