@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,11 +18,14 @@ from tasks.data.catalog import load_data
 from tasks.spec.federation import load_spec
 from tasks.spec.records import RoundRecord
 from tests import warm
+from tests.conftest import scope
 from tests.integration.databases import set_origin
 from tests.integration.homes import TINY, Home, tiny
 
 # Rounds of the kill test and of the undisturbed run that it is compared with.
 MANY_ROUNDS = 6
+# The scope of tests whose undisturbed run starts cold; tests of another one spare its 20 CPU seconds of imports.
+COLD = "undisturbed, extended"
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,13 @@ def warm_process() -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     """Run three rounds on two slots, in a new home that other users may enter, with a umask that opens files to all.
 
-    Its processes start from the beginning, so their hashes have other seeds than those of the runs compared with it.
+    In the scope of :data:`COLD`, its processes start from the beginning, as a user's do: their hashes have other seeds
+    than those of the runs that are compared with it.
     """
     home = Home(tmp_path_factory.mktemp("undisturbed") / "home", databases=False)  # as in a user's first run
     home.path.chmod(0o777)
     spec = home.spec_file(TINY)
-    with warm.cold():
+    with warm.cold() if scope(os.environ["PYTEST_CURRENT_TEST"]) == COLD else contextlib.nullcontext():
         result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)
     assert result.returncode == 0, result.stdout
     yield FinishedRun(home, "tiny", spec, result, home.records("tiny"), tuple(home.open_to_others()))

@@ -88,7 +88,8 @@ def printed_events(output: Path) -> int:
     return output.read_text(encoding="utf-8").count("\n[")
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the kills of SCAFFOLD below do the same to a run that has states besides
+@pytest.mark.parametrize("most", [6, 20])
 def test_kills_change_nothing(extended: FinishedRun, tmp_path: Path, most: int) -> None:
     assert digests(run_with_kills(TINY, tmp_path, most)) == digests(extended.records)
 
