@@ -15,7 +15,7 @@ from flows.stored.states import states_of_clients, states_of_server
 from infra.errors import StoreCorrupt
 from infra.settings import Settings
 from infra.store.flush import flush, flush_removal
-from infra.store.holding import federation_held
+from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
@@ -54,7 +54,7 @@ def prepare(
         spec = read_spec(objects, settings, name)
         layout = FederationLayout(settings.s3.prefix, name)
         what = "fedbench resume " + ("--retrain" if from_round is None else "--from")
-        with federation_held(objects, settings, name, what, say) as lease:
+        with subject_held(objects, settings, Subject.federation(settings, name), what, say) as lease:
             objects = LeasedStore(objects, lease)
             if from_round is not None:
                 return spec, go_back(objects, layout, from_round)

@@ -12,7 +12,7 @@ from infra.leftovers.machine import remove_path
 from infra.leftovers.store import Leftover, removal_steps
 from infra.settings import Settings, run_folder
 from infra.store.flush import flush_removal
-from infra.store.holding import federation_held
+from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout, federations
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
@@ -57,7 +57,7 @@ def remove_federation(settings: Settings, name: str, say: Callable[[str], None] 
     """
     with opened_store(settings) as objects:
         sizes = _sizes(objects, settings, name)
-        with federation_held(objects, settings, name, "fedbench remove", say) as lease:
+        with subject_held(objects, settings, Subject.federation(settings, name), "fedbench remove", say) as lease:
             layout, objects = FederationLayout(settings.s3.prefix, name), LeasedStore(objects, lease)
             for upload in objects.incomplete_uploads(layout.root):
                 objects.abort_upload(upload.key, upload.upload_id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from flows.stored.detections import read_scored
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
@@ -28,30 +26,24 @@ def read_analyses(objects: ObjectStore, settings: Settings, result: SuiteResult,
     for cell in sorted(result.cells, key=lambda cell: cell.role != "federated"):
         cells.setdefault(cell.experiment, cell)
     chosen = [cells[name] for name in dict.fromkeys(cell.experiment for cell in result.cells)]
-    scored = read_last_rounds(objects, settings, chosen, views)
     found = []
-    for cell in chosen:
-        if cell.federation not in scored:
+    for cell in chosen:  # one at a time: all detections of a suite would fill the memory
+        scored = read_last_round(objects, settings, cell, views)
+        if scored is None:
             continue
         with views.showing(f"the analysis of {cell.name}'s detections"):
-            analysis = analyse(scored[cell.federation])
-            found.append(CellAnalysis(cell.experiment, cell.seed, cell.last.round, analysis))
+            found.append(CellAnalysis(cell.experiment, cell.seed, cell.last.round, analyse(scored)))
     return found
 
 
-def read_last_rounds(
-    objects: ObjectStore, settings: Settings, cells: Iterable[CellResult], views: Views
-) -> dict[str, ScoredModel]:
-    """Return the detections of the last round of each of ``cells``, by the federation's name, on ``cell.on``.
+def read_last_round(objects: ObjectStore, settings: Settings, cell: CellResult, views: Views) -> ScoredModel | None:
+    """Return the detections of the last round of ``cell``, on ``cell.on``.
 
-    Those that are not in the store are left out. ``views`` notes those that cannot be read.
+    None: they are not in the store, or cannot be read, which ``views`` notes.
     """
-    found: dict[str, ScoredModel] = {}
-    for cell in cells:
-        layout = FederationLayout(settings.s3.prefix, cell.federation)
-        with views.showing(f"the detections of {cell.name}"):
-            record = find_whole(objects, layout.marker(cell.last.round), RoundRecord, RECORD_VERSION)
-            scored = None if record is None else read_scored(objects, layout, record)
-            if scored is not None:
-                found[cell.federation] = scored.on(cell.on)
-    return found
+    layout = FederationLayout(settings.s3.prefix, cell.federation)
+    with views.showing(f"the detections of {cell.name}"):
+        record = find_whole(objects, layout.marker(cell.last.round), RoundRecord, RECORD_VERSION)
+        scored = None if record is None else read_scored(objects, layout, record)
+        return None if scored is None else scored.on(cell.on)
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.stored.runs import opened_store
-from flows.suite.detections import read_last_rounds
+from flows.suite.detections import read_last_round
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
 from infra.views import Views
@@ -23,8 +23,8 @@ def compared_methods(objects: ObjectStore, settings: Settings, result: SuiteResu
         return compared
     names, matches = {item.experiment for item in compared}, {}
     runs = {cell.federation: cell for cell in result.cells if cell.experiment in names and cell.role == "federated"}
-    for federation, cell in runs.items():  # one at a time: all detections of a suite would fill the memory
-        scored = read_last_rounds(objects, settings, [cell], views).get(federation)
+    for federation, cell in runs.items():  # one at a time, as in read_analyses
+        scored = read_last_round(objects, settings, cell, views)
         found = None if scored is None else matches_of(scored)
         if found is not None:
             matches[federation] = found

@@ -16,7 +16,7 @@ from flows.suite.plan import SuitePlan, claim, read_plan, read_start
 from flows.suite.result import build_result, figures_of
 from infra.settings import Settings
 from infra.store.flush import flush
-from infra.store.holding import suite_held
+from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
@@ -146,7 +146,7 @@ def import_suite(
     name = name or export.suite_run
     check_name(name, source="--name")
     prefix = settings.s3.prefix
-    with suite_held(objects, settings, name, "fedbench suite import", say) as lease:
+    with subject_held(objects, settings, Subject.suite(settings, name), "fedbench suite import", say) as lease:
         store = LeasedStore(objects, lease)
         suite = suite or _begun(store, prefix, name) or export.suite
         cells = _matched(export, path, name, suite)

@@ -83,34 +83,13 @@ def machine_held(settings: Settings, subject: Subject) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def federation_held(
-    objects: ObjectStore, settings: Settings, name: str, command: str, say: Callable[[str], None] | None = None
+def subject_held(
+    objects: ObjectStore, settings: Settings, subject: Subject, command: str, say: Callable[[str], None] | None = None
 ) -> Iterator[StoreLease]:
-    """Hold a federation, so that nobody else runs or changes it.
+    """Hold ``subject``, so that nobody else runs or changes it, on this machine or another.
 
     Raises:
-        RunLocked: another process holds it, here or elsewhere; the message names it.
+        RunLocked: another process holds it; the message names it.
     """
-    with _held(objects, settings, Subject.federation(settings, name), command, say) as lease:
-        yield lease
-
-
-@contextlib.contextmanager
-def suite_held(
-    objects: ObjectStore, settings: Settings, name: str, command: str, say: Callable[[str], None] | None = None
-) -> Iterator[StoreLease]:
-    """Hold a suite run, so that nobody else runs its cells or changes their records.
-
-    Raises:
-        RunLocked: another process holds it, here or elsewhere; the message names it.
-    """
-    with _held(objects, settings, Subject.suite(settings, name), command, say) as lease:
-        yield lease
-
-
-@contextlib.contextmanager
-def _held(
-    objects: ObjectStore, settings: Settings, subject: Subject, command: str, say: Callable[[str], None] | None
-) -> Iterator[StoreLease]:
     with run_lock(settings.home, subject.lock), subject.lease(objects, settings, command, say) as lease:
         yield lease.acquire()

@@ -20,7 +20,8 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -78,13 +79,7 @@ class ScoredImages:
 
         Average precision of these matches is the ``map50_voc10`` of the evaluation's record.
         """
-        return match_detections(
-            self.truth,
-            self.detections,
-            scored.classes,
-            score_threshold=scored.score_threshold,
-            max_per_class=scored.max_detections,
-        )
+        return scored.compared(self.truth, self.detections)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +98,7 @@ class ScoredModel:
 
     def on(self, part: ScoredOn) -> ScoredModel:
         """Return the same with only the sets of a part of the data."""
-        return ScoredModel(
-            self.classes,
-            self.score_threshold,
-            self.max_detections,
-            tuple(item for item in self.sets if item.on == part),
-            self.personal,
-        )
+        return replace(self, sets=tuple(item for item in self.sets if item.on == part))
 
     @cached_property
     def truth(self) -> tuple[Truth, ...]:
@@ -127,9 +116,13 @@ class ScoredModel:
 
         With several sets these pool the images. A round's figures do not: they are means over the sets.
         """
+        return self.compared(self.truth, self.detections)
+
+    def compared(self, truth: Sequence[Truth], detections: Sequence[ImageDetections]) -> Matches:
+        """Return which of ``detections`` are right by VOC's rule at IoU 0.5, of those that the evaluation counts."""
         return match_detections(
-            self.truth,
-            self.detections,
+            truth,
+            detections,
             self.classes,
             score_threshold=self.score_threshold,
             max_per_class=self.max_detections,

@@ -15,10 +15,9 @@ from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.detectors.base import Detector
 from tasks.errors import DataError
 from tasks.metrics.detections import in_order
-from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
-from tasks.spec.records import EvaluationRecord, Metrics
+from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
 from tasks.training.evaluation import evaluate
 
@@ -75,22 +74,6 @@ def evaluation_sets(
         EvaluationSet(tuple(names), digest, _relabelled(data.scored(names[0], on), index), on)
         for (digest, _), names in shared.items()
     ]
-
-
-def evaluate_model(
-    detector: Detector,
-    sets: Sequence[EvaluationSet],
-    classes: Sequence[str],
-    spec: EvaluationSpec,
-    *,
-    device: str,
-    threads: int | None = None,
-    watched: Callable[[EvaluationLoader], Iterable[Batch]] = iter,
-) -> tuple[list[EvaluationRecord], Metrics]:
-    """Return each test set's figures, and those over all clients. Arguments and errors are :func:`score_sets`'s."""
-    scored = score_sets(detector, sets, classes, spec, device=device, threads=threads, watched=watched)
-    records = [record for record, _ in scored]
-    return records, aggregate_metrics([], records)
 
 
 def score_sets(

@@ -15,6 +15,7 @@ from tasks.analysis.analyse import DetectionAnalysis
 from tasks.analysis.confusion import BACKGROUND, MISSED
 from tasks.analysis.error_types import ERROR_TYPES
 from tasks.plain_text import spreadsheet_cell
+from tasks.report.drawn import image_bytes
 from tasks.report.tables import Table, TableCell
 from tasks.report.text import NONE
 
@@ -150,9 +151,7 @@ def suite_plots(analyses: Sequence[CellAnalysis]) -> dict[str, Callable[[], byte
 
 
 def _png(draw: Callable[[], Figure]) -> bytes:
-    buffer = io.BytesIO()
-    draw().savefig(buffer, format="png")
-    return buffer.getvalue()
+    return image_bytes(draw(), "png")
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

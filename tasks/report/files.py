@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tasks.report.csv import rounds_csv
 from tasks.report.detections import CellAnalysis, suite_errors_csv
 from tasks.report.detections import suite_plots as analysed_plots
+from tasks.report.drawn import image_bytes
 from tasks.report.html import report_html
 from tasks.report.latex import latex_tables
 from tasks.spec.suite_records import SuiteResult
@@ -45,14 +45,12 @@ def report_parts(
     }
     for name, draw in suite_plots(result).items():
         once = cache(draw)
-        parts[f"{name}.png"] = partial(_drawn, once, "png")
-        parts[f"{name}.svg"] = partial(_drawn, once, "svg")
+        parts[f"{name}.png"] = partial(_image, once, "png")
+        parts[f"{name}.svg"] = partial(_image, once, "svg")
     if analyses:
         parts["errors.csv"] = lambda: suite_errors_csv(analyses).encode()
     return parts | analysed_plots(analyses)
 
 
-def _drawn(draw: Callable[[], Figure], kind: str) -> bytes:
-    buffer = io.BytesIO()
-    draw().savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {})
-    return buffer.getvalue()
+def _image(draw: Callable[[], Figure], kind: Literal["png", "svg"]) -> bytes:
+    return image_bytes(draw(), kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from tasks.plain_text import visible
 from tasks.report import text
 from tasks.report.cost_tables import costs_table, targets_table
 from tasks.report.detections import CellAnalysis, errors_table
+from tasks.report.drawn import image_bytes
 from tasks.report.fields import common_fields, differing_fields
 from tasks.report.main_tables import before_table, main_table, measures_table, runs_table
 from tasks.report.method_tables import images_note, methods_table
@@ -204,9 +204,7 @@ def _alt(between: Between, summary: Summary, by: str) -> str:
 
 def _inline(figure: Figure) -> str:
     """Return the figure as an SVG in a data address, so that its ids do not clash with those of other figures."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _address("image/svg+xml", buffer.getvalue())
+    return _address("image/svg+xml", image_bytes(figure, "svg"))
 
 
 def _address(kind: str, data: bytes) -> str:

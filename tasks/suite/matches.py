@@ -8,34 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from tasks.metrics.matching import Matches
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _NUMBERS = 1 << 22  # of an array: draws times right detections of a class
-
-
-class Matched(Protocol):
-    """Detections that were compared with objects, best first, by :func:`tasks.metrics.matching.match_detections`."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def images(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def right(self) -> npt.NDArray[np.bool_]: ...
-    @property
-    def ignored(self) -> npt.NDArray[np.bool_]: ...
-    @property
-    def object_labels(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def object_images(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def counted(self) -> npt.NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +55,7 @@ class ImageMatches:
     classes: tuple[ClassMatches, ...]
 
     @classmethod
-    def of(cls, matched: Matched, *, images: int, classes: int, test_set: str) -> ImageMatches:
+    def of(cls, matched: Matches, *, images: int, classes: int, test_set: str) -> ImageMatches:
         """Return ``matched`` by class. images, classes: their numbers. test_set: digest of the images."""
         found = []
         for label in range(classes):

@@ -15,7 +15,8 @@ from tasks.data.image_cache import ImageCache
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.state import state_of
-from tasks.models.evaluate import evaluate_model, evaluation_sets
+from tasks.metrics.over_clients import aggregate_metrics
+from tasks.models.evaluate import evaluation_sets, score_sets
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Metrics
 from tasks.strategies.mean import WeightedMean
@@ -65,5 +66,5 @@ def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | 
             )
             mean.accumulate_state(state_of(detector), len(samples), client=client)
         detector.load_state_dict(mean.result())
-    _, metrics = evaluate_model(detector, evaluation_sets(data, classes), classes, spec.evaluation, device="cpu")
-    return metrics
+    scored = score_sets(detector, evaluation_sets(data, classes), classes, spec.evaluation, device="cpu")
+    return aggregate_metrics([], [record for record, _ in scored])

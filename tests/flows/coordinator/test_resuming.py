@@ -18,7 +18,7 @@ from infra.errors import RunLocked, StoreUnavailable
 from infra.files.lock import run_lock
 from infra.settings import S3Settings, Settings
 from infra.store import lease
-from infra.store.holding import federation_held
+from infra.store.holding import Subject, subject_held
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
 from tasks.handles import Handles
@@ -259,9 +259,8 @@ def test_nothing_changes_while_the_federation_runs(
         for asked in ({"from_round": 2, "retrain": []}, {"from_round": None, "retrain": ["1"]}):
             with pytest.raises(RunLocked, match="mine: already running"):
                 prepare(own, "mine", **asked)
-    with federation_held(
-        handles.objects, own.model_copy(update={"home": tmp_path / "elsewhere"}), "mine", "fedbench run"
-    ):
+    elsewhere = own.model_copy(update={"home": tmp_path / "elsewhere"})
+    with subject_held(handles.objects, elsewhere, Subject.federation(elsewhere, "mine"), "fedbench run"):
         for asked in ({"from_round": 2, "retrain": []}, {"from_round": None, "retrain": ["1"]}):
             with pytest.raises(RunLocked, match=rf"mine: held by fedbench run on .* home {tmp_path}/elsewhere"):
                 prepare(own, "mine", **asked)

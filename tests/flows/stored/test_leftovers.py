@@ -19,7 +19,7 @@ from infra.files.lock import run_lock
 from infra.leftovers.store import OLD_STATE, Leftover
 from infra.settings import S3Settings, Settings
 from infra.store import lease
-from infra.store.holding import federation_held
+from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import SpecError
@@ -222,7 +222,7 @@ def test_federations_running_from_another_home_are_neither_removed_nor_cleaned(
     layout, other = (stored(object_store, settings, name) for name in ("mine", "other"))
     before = object_store.list(layout.root)
     holder = rf"mine: held by fedbench run on .* \(process {os.getpid()}, home {elsewhere.home}\)"
-    with federation_held(object_store, elsewhere, "mine", "fedbench run") as held:
+    with subject_held(object_store, elsewhere, Subject.federation(elsewhere, "mine"), "fedbench run") as held:
         with pytest.raises(RunLocked, match=holder):
             remove_federation(settings, "mine")
         for apply in (False, True):
@@ -243,8 +243,8 @@ def test_federations_running_from_another_home_are_neither_removed_nor_cleaned(
 def test_no_run_can_start_during_a_removal(object_store: ObjectStore, settings: Settings, elsewhere: Settings) -> None:
     stored(object_store, settings, "mine")
     with (
-        federation_held(object_store, settings, "mine", "fedbench remove"),
+        subject_held(object_store, settings, Subject.federation(settings, "mine"), "fedbench remove"),
         pytest.raises(RunLocked, match="held by fedbench remove on"),
-        federation_held(object_store, elsewhere, "mine", "fedbench run"),
+        subject_held(object_store, elsewhere, Subject.federation(elsewhere, "mine"), "fedbench run"),
     ):
         pytest.fail("two processes hold the federation together")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flows.suite.detections import read_last_rounds
+from flows.suite.detections import read_last_round
 from flows.suite.image_intervals import compared_methods, matches_of
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
@@ -67,7 +67,7 @@ class Stored:
 
     def matches(self, run: CellResult) -> ImageMatches | None:
         """Return the matches of a run's last round, if the store has any."""
-        scored = read_last_rounds(self.objects, self.settings, [run], Views()).get(run.federation)
+        scored = read_last_round(self.objects, self.settings, run, Views())
         return None if scored is None else matches_of(scored)
 
 

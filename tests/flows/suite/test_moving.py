@@ -20,7 +20,7 @@ from flows.suite.result import build_result
 from infra.errors import RunLocked
 from infra.settings import S3Settings, Settings
 from infra.store import lease
-from infra.store.holding import suite_held
+from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.sealed import DIGEST, content_digest
@@ -241,7 +241,7 @@ def test_cells_are_not_taken_while_another_process_runs_the_suite(
     two.finish(["five.s1"])
     elsewhere = two.settings.model_copy(update={"home": tmp_path / "one"})
     before = two.written()
-    with suite_held(two.objects, elsewhere, RUN, "fedbench suite run"):
+    with subject_held(two.objects, elsewhere, Subject.suite(elsewhere, RUN), "fedbench suite run"):
         for machine in (two, Machine(two.objects, elsewhere)):
             with pytest.raises(RunLocked, match=r"suite.first: "):
                 machine.take(file)

@@ -12,7 +12,8 @@ from tasks.data.samples import FederatedData, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError
-from tasks.models.evaluate import evaluate_model, evaluation_sets
+from tasks.metrics.over_clients import aggregate_metrics
+from tasks.models.evaluate import evaluation_sets, score_sets
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.records import EvaluationRecord
@@ -36,8 +37,8 @@ def detector(data: FederatedData) -> Detector:
 
 def scored(detector: Detector, data: FederatedData, classes: tuple[str, ...], *clients: str) -> list[EvaluationRecord]:
     sets = evaluation_sets(data, classes, clients or None)
-    records, _ = evaluate_model(detector, sets, classes, RULES, device="cpu", threads=1)
-    return [record.model_copy(update={"seconds": 0}) for record in records]
+    found = score_sets(detector, sets, classes, RULES, device="cpu", threads=1)
+    return [record.model_copy(update={"seconds": 0}) for record, _ in found]
 
 
 def test_clients_share_a_test_set_or_have_their_own(data: FederatedData) -> None:
@@ -56,7 +57,7 @@ def test_clients_share_a_test_set_or_have_their_own(data: FederatedData) -> None
 def test_figures_are_means_over_clients(detector: Detector, data: FederatedData) -> None:
     sets = evaluation_sets(data, data.classes)
     seen: list[int] = []
-    records, metrics = evaluate_model(
+    found = score_sets(
         detector,
         sets,
         data.classes,
@@ -64,6 +65,8 @@ def test_figures_are_means_over_clients(detector: Detector, data: FederatedData)
         device="cpu",
         watched=lambda loader: (seen.append(len(batch.indices)) or batch for batch in loader),  # type: ignore[func-returns-value]
     )
+    records = [record for record, _ in found]
+    metrics = aggregate_metrics([], records)
     assert sum(seen) == sum(record.test_size for record in records) == 10
     assert metrics.train_loss is None
     losses = [present(record.loss) for record in records]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from tasks.metrics.detections import ImageDetections
+from tasks.metrics.matching import Matches
 from tasks.metrics.truth import Truth
 from tasks.metrics.voc import evaluate_voc
 from tasks.suite.intervals import SEED, image_interval, seed_interval
@@ -17,19 +17,6 @@ from tasks.suite.matches import ImageMatches
 from tests.tasks.metrics.scenes import CLASSES, found_of, truth_of
 
 IMAGES = 12
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Matches as :mod:`tasks.metrics` gives them, best detection first."""
-
-    labels: np.ndarray
-    images: np.ndarray
-    right: np.ndarray
-    ignored: np.ndarray
-    object_labels: np.ndarray
-    object_images: np.ndarray
-    counted: np.ndarray
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -54,8 +41,21 @@ def matched(truth: Sequence[Truth], found: Sequence[ImageDetections]) -> ImageMa
             claimed |= {best} if right else set()
             rows.append((float(items.scores[place]), int(label), image, right, hit and bool(hard[best])))
     rows.sort(key=lambda row: -row[0])
-    found_columns = [np.array(column) for column in zip(*(row[1:] for row in rows), strict=True)]
-    table = Rows(*found_columns, *(np.array(column) for column in zip(*objects, strict=True)))
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    object_labels, object_images, counted = (np.array(column) for column in zip(*objects, strict=True))
+    table = Matches(
+        scores=columns[0].astype(np.float32),
+        labels=columns[1].astype(np.int64),
+        images=columns[2],
+        places=np.zeros(len(rows), np.int64),
+        objects=np.zeros(len(rows), np.int64),
+        right=columns[3],
+        ignored=columns[4],
+        object_labels=object_labels,
+        object_images=object_images,
+        counted=counted,
+        found=np.zeros(len(objects), bool),
+    )
     return ImageMatches.of(table, images=len(truth), classes=len(CLASSES), test_set="t")
 
 
