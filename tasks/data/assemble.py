@@ -16,7 +16,7 @@ from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.documents.errors import DocumentError
 from tasks.documents.yaml_text import read_document
 from tasks.errors import DataError
-from tasks.spec.data import ByField, ByList, Partition
+from tasks.spec.clients import ByField, ByList, Partition
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # tasks.spec.base.ClientId
 

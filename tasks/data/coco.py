@@ -16,7 +16,8 @@ from tasks.data.assemble import assemble, named_devices
 from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, is_utf8, read_json, shown
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
-from tasks.spec.data import ByField, ByList, Coco
+from tasks.spec.clients import ByField, ByList
+from tasks.spec.data import Coco
 
 # Pixels. COCO's own boxes extend beyond their images by fractions of a pixel.
 SLACK = 1.0

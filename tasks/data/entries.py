@@ -52,6 +52,15 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Region:
+    """An ignore region: it may hold objects of class ``name`` (None: of any class) that nobody annotated one by one."""
+
+    at: str
+    name: str | None
+    box: Box
+
+
+@dataclass(frozen=True)
 class Entry:
     """The annotation of one image. Messages name it as ``where``; ``size`` is the stated (width, height).
 
@@ -64,6 +73,7 @@ class Entry:
     device: str | None
     things: tuple[Thing, ...]
     size: tuple[int, int] | None = None
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.data.samples import ImageSample
 from tasks.errors import DataError
-from tasks.spec.data import BySize, Dirichlet, Partition
+from tasks.spec.clients import BySize, Dirichlet, Partition
 
 
 def partition_samples(

@@ -26,7 +26,8 @@ from tasks.data.entries import (
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images, read_list
-from tasks.spec.data import ByField, ByFolder, ByList, VocFolders
+from tasks.spec.clients import ByField, ByFolder, ByList
+from tasks.spec.data import VocFolders
 
 JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS = "JPEGImages", "Annotations", "ImageSets/Main"
 _EDGES = ("xmin", "ymin", "xmax", "ymax")

@@ -23,7 +23,8 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
 from tasks.data.export import write_coco
-from tasks.spec.data import Coco, Iid, SyntheticStreet
+from tasks.spec.clients import Iid
+from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
 

@@ -14,7 +14,8 @@ from flows.coordinator.preflight import pin
 from infra.settings import PoolSettings, Settings
 from infra.turns.silo_policy import silo_policy
 from tasks.errors import DataError, SpecError
-from tasks.spec.data import FederatedStreet, Iid, VocFolders
+from tasks.spec.clients import Iid
+from tasks.spec.data import FederatedStreet, VocFolders
 from tasks.spec.federation import FederationSpec, Participation
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,7 +16,8 @@ from tasks.data.coco import load_coco
 from tasks.data.entries import Faults
 from tasks.data.export import write_coco
 from tasks.errors import DataError
-from tasks.spec.data import ByField, ByList, Coco, Dirichlet, SyntheticStreet
+from tasks.spec.clients import ByField, ByList, Dirichlet
+from tasks.spec.data import Coco, SyntheticStreet
 from tests.tasks.drawn_data import drawn_data
 
 WIDTH, HEIGHT = 64, 48

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks.data.partition import divide, image_class, partition_samples
 from tasks.data.samples import ImageSample
 from tasks.errors import DataError, SpecError
-from tasks.spec.data import BySize, Dirichlet, Iid, Partition
+from tasks.spec.clients import BySize, Dirichlet, Iid, Partition
 from tasks.spec.federation import parse_spec
 
 

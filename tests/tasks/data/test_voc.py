@@ -17,7 +17,8 @@ from tasks.data.export import write_coco, write_voc
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.voc import load_voc
 from tasks.errors import DataError
-from tasks.spec.data import ByField, ByList, Coco, DataSpec, FederatedStreet, Iid, SyntheticStreet, VocFolders
+from tasks.spec.clients import ByField, ByList, Iid
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
 from tests.tasks.data.voc_folder import CHAIR, HEIGHT, TABLE, WIDTH, add_image, add_lists
 from tests.tasks.drawn_data import drawn_data
 

@@ -11,7 +11,8 @@ from tasks.data.entries import Faults
 from tasks.data.samples import samples_digest
 from tasks.data.voc import load_voc
 from tasks.errors import DataError
-from tasks.spec.data import Iid, VocFolders
+from tasks.spec.clients import Iid
+from tasks.spec.data import VocFolders
 from tests.tasks.data.voc_folder import CHAIR, add_image, add_lists
 
 DIVIDED = VocFolders(name="mine", clients=Iid(clients=1))

@@ -14,7 +14,8 @@ from tasks.report.main_tables import measures_table
 from tasks.report.markdown import report_markdown
 from tasks.report.part_tables import own_models_table
 from tasks.report.text import missed
-from tasks.spec.data import Coco, Dirichlet, FederatedStreet, Holdout
+from tasks.spec.clients import Dirichlet
+from tasks.spec.data import Coco, FederatedStreet, Holdout
 from tasks.spec.detector import FcosLite0Spec
 from tasks.spec.detector_parts import RandomWeights
 from tasks.spec.federation import FederationSpec

@@ -23,7 +23,8 @@ from tasks.data.catalog import load_data
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.synthetic import make_synthetic_street
 from tasks.spec.base import AddedLater, Frozen, digest_fields
-from tasks.spec.data import ByField, ByList, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.clients import ByField, ByList
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import local_only, twin

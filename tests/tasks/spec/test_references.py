@@ -23,7 +23,8 @@ from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
 from tasks.errors import DataError, SpecError
 from tasks.site import Site
-from tasks.spec.data import ByField, Coco, SyntheticStreet
+from tasks.spec.clients import ByField
+from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec, Participation, changed_fields, parse_spec, with_fields
 from tasks.spec.plans import WeightRef

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tasks.errors import SpecError
-from tasks.spec.data import ByField, Coco
+from tasks.spec.clients import ByField
+from tasks.spec.data import Coco
 from tasks.spec.federation import FederationSpec, Participation, flatten
 from tasks.spec.presets import preset
 from tasks.spec.references import is_local_only, is_twin, twin

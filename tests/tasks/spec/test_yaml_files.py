@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.errors import SpecError
-from tasks.spec.data import ByList, Coco, SyntheticStreet
+from tasks.spec.clients import ByList
+from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.federation import FederationSpec, Participation, load_spec, parse_spec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import twin
