@@ -30,6 +30,7 @@ from tasks.spec.federation import FederationSpec, with_fields
 
 if TYPE_CHECKING:
     from tasks.data.check import DataReport
+    from tasks.data.notes import Finding
     from tasks.data.samples import FederatedData
 
 TestSets = Literal["global", "per-device"]
@@ -54,6 +55,7 @@ def check(
         int, typer.Option(min=0, max=256, help="Most bits, of 256, in which hashes of near-duplicates differ.")
     ] = 16,
     picture: Annotated[Path | None, typer.Option(help="File of the class-by-device picture. [below home]")] = None,
+    every: Annotated[bool, typer.Option("--all", help="List every place of each warning, not the first few.")] = False,
     home: Home = None,
 ) -> None:
     """Count images, boxes, classes and devices, and list everything that is wrong, each with its file.
@@ -72,7 +74,9 @@ def check(
         keeps = isinstance(chosen.spec, SyntheticStreet) or chosen.spec.holdout is not None
         cache = data_cache(settings.home) if keeps else settings.home
         report = check_data(chosen.spec, root_of=chosen.roots(settings), cache=cache, near_bits=near_bits)
-    _print(report, chosen.spec, out)
+    _print(report, chosen.spec, out, every)
+    if not report.was_read:
+        raise typer.Exit(EXIT_ERRORS)
     path = picture or settings.home / "checks" / f"{Path(what).resolve().stem}.png"
     views = Views()
     with views.showing(f"the picture {path}"):
@@ -229,7 +233,37 @@ def _draw(report: DataReport, path: Path) -> None:
     class_by_device_plot(report.boxes_by_device).savefig(path)
 
 
-def _print(report: DataReport, spec: DataSpec, out: Console) -> None:
+def _print(report: DataReport, spec: DataSpec, out: Console, every: bool) -> None:
+    """Print the counts, then errors, then warnings. Of data that could not be read, print the errors alone."""
+    if report.was_read:
+        _print_counts(report, spec, out)
+    for message in report.errors:
+        out.print(f"error: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False)
+    for finding in report.findings if report.was_read else ():
+        _print_finding(finding, out, every)
+    counted = f"{len(report.errors)} errors, {len(report.findings)} warnings"
+    if not report.was_read:
+        counted = f"{len(report.errors)} errors; nothing of the data set could be read"
+    elif report.data.digest:
+        counted += f" · content digest {report.data.digest}"
+    out.print(counted, soft_wrap=True, highlight=False)
+
+
+def _print_finding(finding: Finding, out: Console, every: bool) -> None:
+    """Print a warning and its places, a line each: the first few, or ``every`` one."""
+    from tasks.data.notes import MOST_NAMED
+
+    places = finding.items if every else finding.items[:MOST_NAMED]
+    text = f"warning: {finding if len(finding.items) == 1 else finding.summary}"
+    lines = [plain(text, _MESSAGE_LIMIT)]
+    if len(finding.items) > 1:
+        lines += [f"  {plain(place, _MESSAGE_LIMIT)}" for place in places]
+    if len(places) < len(finding.items):
+        lines.append(f"  and {len(finding.items) - len(places)} more; --all lists them")
+    out.print("\n".join(lines), soft_wrap=True, highlight=False)
+
+
+def _print_counts(report: DataReport, spec: DataSpec, out: Console) -> None:
     data = report.data
     boxes = sum(sum(device.boxes.values()) for device in report.devices)
     holds_out = any(device.holdout_images for device in report.devices)
@@ -257,18 +291,10 @@ def _print(report: DataReport, spec: DataSpec, out: Console) -> None:
     for table in (devices, classes):
         if table.row_count:
             out.print(table)
-    for title, messages in (("error", report.errors), ("warning", report.warnings)):
-        for message in messages:
-            out.print(f"{title}: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False)
     division = f" (division: {spec.division})" if isinstance(spec, FederatedStreet) else ""
     out.print(
         f"{report.near_duplicates} of {report.test_images} test images are near-duplicates of a training image"
         f"{division}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    out.print(
-        f"{len(report.errors)} errors, {len(report.warnings)} warnings · content digest {data.digest or '(none)'}",
         soft_wrap=True,
         highlight=False,
     )

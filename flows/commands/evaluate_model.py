@@ -98,8 +98,8 @@ def evaluate_opened(
     faults = Faults()
     cache = data_cache(settings.home)
     loaded = load_data(spec.data, root_of=chosen.roots(settings), cache=cache, faults=faults)
-    for line in faults.notes.messages(spec.data):
-        console.print(f"warning: {line}", soft_wrap=True)
+    for finding in faults.notes.findings(spec.data):
+        console.print(f"warning: {finding}", soft_wrap=True)
     sets: list[EvaluationSet] = []
     for on in spec.evaluation.parts:
         digests = _recorded_digests(model.record, on) if model.record is not None and own else {}

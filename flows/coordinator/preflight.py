@@ -124,7 +124,8 @@ def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None
     """
     faults = Faults()
     data = load_data(spec.data, root_of=settings.data_root, cache=data_cache(settings.home), faults=faults)
-    for line in faults.notes.messages(spec.data):
+    for finding in faults.notes.findings(spec.data):
+        line = str(finding)
         log.warning("data: %s", line)
         if say is not None:
             say(f"data: {line}")

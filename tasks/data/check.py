@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.data import findings
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
-from tasks.data.notes import named
-from tasks.data.samples import FederatedData, ImageSample, class_counts, has_global_test_set
-from tasks.data.similar import HASH_SIDE, NEAR_BITS, difference_hash, is_uniform, nearest, thumbnail
+from tasks.data.notes import Finding
+from tasks.data.samples import FederatedData, class_counts
+from tasks.data.similar import NEAR_BITS, thumbnail
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec
-
-# A grey level of 255. Values of 14 bits stored in 16 all stay below it once the upper 8 bits are read.
-DARK = 64
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class DataReport:
     """The result of a check. ``data`` is the usable part of the data set; a set with ``errors`` cannot be loaded.
 
     ``near_duplicates`` is the number of test images that are near-duplicates of a training or held-out image, or have
-    the same bytes.
+    the same bytes. ``findings`` are the warnings, one for each kind, near-duplicates first.
     """
 
     data: FederatedData
@@ -51,44 +49,22 @@ class DataReport:
     test_images: int
     near_duplicates: int
     errors: tuple[str, ...]
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each kind of finding, which names the first few places."""
+        return tuple(map(str, self.findings))
+
+    @property
+    def was_read(self) -> bool:
+        """Whether anything could be read: else the counts and the digest mean nothing."""
+        return self.train_images + self.test_images > 0
 
     @property
     def boxes_by_device(self) -> dict[str, dict[str, int]]:
         """Training boxes by class, for each device, as ``tasks.figures.plots.class_by_device_plot`` takes them."""
         return {device.device: device.boxes for device in self.devices}
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """An image and where it is used: the training or held-out images of a device, or a test set."""
-
-    sample: ImageSample
-    part: str
-    device: str | None
-
-    def __str__(self) -> str:
-        return f"{self.sample.path} ({self.part}{'' if self.device is None else f', device {self.device}'})"
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A test image and the training image that is nearest to it, and the bits in which their hashes differ."""
-
-    test: _Placed
-    train: _Placed
-    bits: int
-
-    @property
-    def same_bytes(self) -> bool:
-        return self.test.sample.content == self.train.sample.content
-
-    @property
-    def message(self) -> str:
-        return (
-            f"{self.test} is a near-duplicate of {self.train}: "
-            f"{self.bits} of {HASH_SIDE * HASH_SIDE} bits of their difference hashes differ"
-        )
 
 
 def check_data(
@@ -107,21 +83,21 @@ def check_data(
     faults = Faults(collect=True)
     spec = spec.model_copy(update={"pooled": False, "pooled_devices": None, "local_only": None})
     data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
-    placed = list(_placed(data))
+    placed = list(findings.placed_images(data))
     thumbnails = _decode(placed, faults)
-    near = list(_near_duplicates(placed, thumbnails, near_bits))
-    warnings = [
-        *faults.notes.messages(spec),
-        *_dark(faults, thumbnails),
-        *_duplicates(placed),
-        *_uniform(thumbnails),
-        *(pair.message for pair in near if not pair.same_bytes),
-        *_lonely_classes(data),
-        *_difficult(placed),
-    ]
+    near = list(findings.near_duplicates(placed, thumbnails, near_bits))
     tests = {sample.path: sample for samples in data.test.values() for sample in samples}
     trained = {item.sample.content for item in placed if item.part != "test"}
     same_bytes = {path for path, sample in tests.items() if sample.content in trained}
+    found = [
+        *findings.near(near, len(tests), near_bits),
+        *faults.notes.findings(spec),
+        *findings.dark(faults, thumbnails),
+        *findings.duplicates(placed),
+        *findings.uniform(thumbnails),
+        *findings.lonely_classes(data),
+        *findings.difficult(placed),
+    ]
     return DataReport(
         data=data,
         devices=tuple(
@@ -139,21 +115,11 @@ def check_data(
         test_images=len(tests),
         near_duplicates=len(same_bytes | {pair.test.sample.path for pair in near}),
         errors=tuple(faults.errors),
-        warnings=tuple(warnings),
+        findings=tuple(found),
     )
 
 
-def _placed(data: FederatedData) -> Iterator[_Placed]:
-    for device, samples in data.train.items():
-        yield from (_Placed(sample, "train", device) for sample in samples)
-    for device, samples in data.holdout.items():
-        yield from (_Placed(sample, "held out", device) for sample in samples)
-    for device, samples in list(data.test.items())[: 1 if has_global_test_set(data) else None]:
-        owner = None if has_global_test_set(data) else device
-        yield from (_Placed(sample, "test", owner) for sample in samples)
-
-
-def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint8]]:
+def _decode(placed: list[findings.Placed], faults: Faults) -> dict[Path, NDArray[np.uint8]]:
     """Return the thumbnail of every image that can be decoded, and report the others."""
     thumbnails: dict[Path, NDArray[np.uint8]] = {}
     for item in placed:
@@ -162,79 +128,3 @@ def _decode(placed: list[_Placed], faults: Faults) -> dict[Path, NDArray[np.uint
         except DataError as error:
             faults.add(str(error))
     return thumbnails
-
-
-def _dark(faults: Faults, thumbnails: dict[Path, NDArray[np.uint8]]) -> Iterator[str]:
-    """Warn of 16-bit images whose values use only the lower bits, as the values of 10- and 12-bit sensors often do."""
-    dark = [path for path in faults.notes.deep if int(thumbnails.get(Path(path), np.full(1, 255)).max()) < DARK]
-    if dark:
-        yield (
-            f"{len(dark)} images of more than 8 bits a channel are nearly black once the upper 8 are read (no part is "
-            f"over {DARK - 1} of 255): scale their values to the whole range: {named(dark)}"
-        )
-
-
-def _duplicates(placed: list[_Placed]) -> Iterator[str]:
-    by_content: dict[str, list[_Placed]] = {}
-    for item in placed:
-        by_content.setdefault(item.sample.content, []).append(item)
-    for same in by_content.values():
-        if len(same) > 1:
-            parts = {item.part for item in same}
-            leak = ", in training and in test" if parts >= {"train", "test"} else ""
-            leak = leak or (", in training and held out" if parts >= {"train", "held out"} else "")
-            first = same[0].sample
-            labels = any(
-                other.sample.boxes.tobytes() != first.boxes.tobytes()
-                or other.sample.labels.tobytes() != first.labels.tobytes()
-                for other in same[1:]
-            )
-            differ = "; their boxes differ" if labels else ""
-            yield f"{len(same)} images are the same bytes{leak}{differ}: {', '.join(map(str, same))}"
-
-
-def _uniform(thumbnails: dict[Path, NDArray[np.uint8]]) -> Iterator[str]:
-    uniform = [str(path) for path, grey in thumbnails.items() if is_uniform(grey)]
-    if uniform:
-        yield (
-            f"{len(uniform)} images are of one colour, or nearly so; they are not compared for near-duplicates: "
-            f"{named(uniform)}"
-        )
-
-
-def _near_duplicates(
-    placed: list[_Placed], thumbnails: dict[Path, NDArray[np.uint8]], near_bits: int
-) -> Iterator[_Pair]:
-    """Yield each test image that is near a training image, with the nearest one."""
-    hashes = {path: difference_hash(grey) for path, grey in thumbnails.items() if not is_uniform(grey)}
-    train = [item for item in placed if item.part != "test" and item.sample.path in hashes]
-    test = [item for item in placed if item.part == "test" and item.sample.path in hashes]
-    if not train or not test:
-        return
-    indices, distances = nearest(
-        np.stack([hashes[item.sample.path] for item in test]), np.stack([hashes[item.sample.path] for item in train])
-    )
-    for item, index, distance in zip(test, indices, distances, strict=True):
-        if distance <= near_bits:
-            yield _Pair(item, train[int(index)], int(distance))
-
-
-def _lonely_classes(data: FederatedData) -> Iterator[str]:
-    counts = {device: class_counts(samples, data.classes) for device, samples in data.train.items()}
-    for label, name in enumerate(data.classes):
-        having = [device for device, own in counts.items() if own[name]]
-        if not having:
-            yield f"class {name!r} has no training box"
-        elif len(having) == 1 and len(counts) > 1:
-            images = [sample for sample in data.train[having[0]] if label in sample.labels]
-            yield (
-                f"class {name!r} is on device {having[0]} only: {counts[having[0]][name]} boxes in "
-                f"{len(images)} images, the first in {images[0].path}"
-            )
-
-
-def _difficult(placed: list[_Placed]) -> Iterator[str]:
-    for item in placed:
-        marked = item.sample.difficult
-        if marked is not None and marked.any():
-            yield f"{item}: {int(marked.sum())} of {len(marked)} objects are difficult: evaluation ignores them"

@@ -1,4 +1,4 @@
-"""Findings of the readers that are not mistakes but may lower the metrics, and a few lines of text about them."""
+"""Findings that are not mistakes but may lower the metrics, and those that the readers of data sets collect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tasks.data.pixels import turned
 from tasks.spec.data import DataSpec, Exif, SyntheticStreet
 
-_NAMED = 5  # most places in one line
+MOST_NAMED = 5  # places in one line
 # The text for each value of Oriented.fits, after a count of annotations' sizes.
 _FITS = {
     "as-stored": "fit the pixels as stored",
@@ -18,6 +18,18 @@ _FITS = {
     "neither": "fit neither",
     "not stated": "are not stated",
 }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line about a kind of finding. ``items`` are the places where it was found, or short texts about them."""
+
+    summary: str
+    items: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the summary, the first few items, and how many more there are."""
+        return f"{self.summary}: {named(self.items)}" if self.items else self.summary
 
 
 @dataclass(frozen=True)
@@ -50,39 +62,50 @@ class Notes:
     duplicates: list[str] = field(default_factory=list)
     several_files: list[str] = field(default_factory=list)
 
-    def messages(self, spec: DataSpec) -> list[str]:
-        """Return one line for each kind of finding in the data of ``spec``."""
+    def findings(self, spec: DataSpec) -> list[Finding]:
+        """Return the kinds of findings in the data of ``spec``."""
         if isinstance(spec, SyntheticStreet):
             return []
-        lines = []
+        found = []
         if self.emptied:
-            lines.append(
-                f"{len(self.emptied)} boxes left out: they are empty once they are cut to their image and stored in "
-                f"32 bits: {named(self.emptied)}"
+            found.append(
+                Finding(
+                    f"{len(self.emptied)} boxes left out: they are empty once they are cut to their image and stored "
+                    "in 32 bits",
+                    tuple(self.emptied),
+                )
             )
         if self.duplicates:
             done = "only the first of each is read" if spec.drop_duplicate_objects else (
                 "each one more costs recall and mAP; data.drop_duplicate_objects=true reads the first alone"
             )  # fmt: skip
-            lines.append(
-                f"{len(self.duplicates)} objects repeat another one of their image, with the same class and box "
-                f"({done}): {named(self.duplicates)}"
+            found.append(
+                Finding(
+                    f"{len(self.duplicates)} objects repeat another one of their image, with the same class and box "
+                    f"({done})",
+                    tuple(self.duplicates),
+                )
             )
         if self.oriented:
-            lines.append(self._orientations(spec.exif))
+            found.append(self._orientations(spec.exif))
         if self.deep:
-            lines.append(
-                f"{len(self.deep)} images have more than 8 bits a channel: of 16 bits the upper 8 are read "
-                f"(value // 256): {named(self.deep)}"
+            found.append(
+                Finding(
+                    f"{len(self.deep)} images have more than 8 bits a channel: of 16 bits the upper 8 are read "
+                    f"(value // 256)",
+                    tuple(self.deep),
+                )
             )
         if self.several_files:
-            lines.append(
-                f"{len(self.several_files)} images have several files, of which <filename> names one: "
-                f"{named(self.several_files)}"
+            found.append(
+                Finding(
+                    f"{len(self.several_files)} images have several files, of which <filename> names one: "
+                    f"{named(self.several_files)}",
+                )
             )
-        return lines
+        return found
 
-    def _orientations(self, exif: Exif) -> str:
+    def _orientations(self, exif: Exif) -> Finding:
         counts = Counter(item.fits for item in self.oriented)
         fits = ", ".join(f"{counts[kind]} {meaning}" for kind, meaning in _FITS.items() if counts[kind])
         fitting = [reading for reading in ("as-stored", "applied") if counts[reading]]
@@ -98,13 +121,14 @@ class Notes:
                 f"the sizes do not tell which reading fits, and data.exif is {exif}. Most annotation tools and OpenCV "
                 f"show such images turned: if the boxes were drawn on turned images, {drawn}"
             )
-        return (
+        return Finding(
             f"{len(self.oriented)} images have an EXIF orientation other than 1; of their annotations' sizes {fits}; "
-            f"{advice}: {named([f'{item.where} ({item.orientation})' for item in self.oriented])}"
+            f"{advice}",
+            tuple(f"{item.where} ({item.orientation})" for item in self.oriented),
         )
 
 
 def named(places: Sequence[str]) -> str:
     """Return the first few of ``places`` in one line, and how many more there are."""
-    more = f", and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-    return ", ".join(places[:_NAMED]) + more
+    more = f", and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+    return ", ".join(places[:MOST_NAMED]) + more

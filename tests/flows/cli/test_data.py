@@ -97,6 +97,32 @@ def test_errors_exit_1_and_are_all_printed(made: Path, tmp_path: Path, home: Pat
         root.rename(made / "voc")
 
 
+def test_of_data_that_could_not_be_read_only_errors_are_printed(made: Path, tmp_path: Path, home: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(made / "coco", root)
+    for file in ("train.json", "test.json"):
+        (root / file).write_text("no JSON")
+    result = call("check", root)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert all(line.startswith("error: ") for line in lines[:-1])
+    assert lines[-1] == f"{len(lines) - 1} errors; nothing of the data set could be read"
+    assert not (home / "checks" / "set.png").exists()
+
+
+def test_a_warning_lists_its_first_places_and_with_all_every_one(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(made / "coco", root)
+    for image in sorted((root / "images").iterdir())[:7]:
+        Image.new("RGB", Image.open(image).size).save(image)
+    few, every = call("check", root).output, call("check", root, "--all").output
+    start = "warning: 7 images are of one colour, or nearly so; they are not compared for near-duplicates\n  "
+    places = [text.partition(start)[2].split("\nwarning: ")[0].splitlines() for text in (few, every)]
+    assert places[0][5] == "  and 2 more; --all lists them"
+    assert places[0][:5] == places[1][:5]
+    assert len([line for line in places[1] if line.strip().startswith(str(root))]) == 7
+
+
 def test_fields_change_how_a_folder_is_divided(made: Path) -> None:
     result = call("check", made / "coco", "-s", "clients.kind=dirichlet", "-s", "clients.clients=3")
     assert result.exit_code == 0, result.output

@@ -109,23 +109,49 @@ def test_images_of_the_same_bytes_are_reported_with_whether_their_boxes_agree(ro
     ]
 
 
+def test_groups_of_the_same_bytes_are_summed_up_those_on_both_sides_first(root: Path) -> None:
+    shutil.copyfile(root / "images" / "1.jpg", root / "images" / "3.jpg")
+    shutil.copyfile(root / "images" / "4.jpg", root / "images" / "6.jpg")
+    (same,) = (finding for finding in check(root).findings if "same bytes" in finding.summary)
+    assert same.summary == (
+        "2 groups of images are the same bytes, 1 of them in training and in test or held out; the boxes differ in 2"
+    )
+    assert [item.partition(";")[0] for item in same.items] == [
+        "2 images are the same bytes, in training and in test",
+        "2 images are the same bytes",
+    ]
+
+
+def test_data_of_which_nothing_could_be_read_have_no_figures(root: Path) -> None:
+    for file in ("train.json", "test.json"):
+        (root / file).write_text("no JSON")
+    report = check(root)
+    assert not report.was_read
+    assert len(report.errors) >= 2
+
+
 def test_near_duplicates_across_train_and_test_are_reported(root: Path) -> None:
     picture(3).resize((WIDTH // 2, HEIGHT // 2)).resize((WIDTH, HEIGHT)).save(root / "images" / "5.jpg", quality=60)
     report = check(root)
     (message,) = (message for message in report.warnings if "near-duplicate" in message)
     assert report.near_duplicates == 1
-    assert message.startswith(
-        f"{root}/images/5.jpg (test) is a near-duplicate of {root}/images/3.jpg (train, device b)"
-    )
+    assert report.warnings[0] == message
+    assert message.startswith("1 of 2 test images are near-duplicates of a training image (at most 16 of 256 bits")
+    assert f": {root}/images/5.jpg (test) is near {root}/images/3.jpg (train, device b): " in message
     assert not any("near-duplicate" in message for message in check(root, near_bits=0).warnings)
-    assert sum("near-duplicate" in message for message in check(root, near_bits=256).warnings) == 2
+    near = check(root, near_bits=256).findings[0]
+    assert near.summary.startswith("2 of 2 test images are near-duplicates")
+    bits = [int(item.rsplit(": ", 1)[1].split()[0]) for item in near.items]
+    assert bits == sorted(bits)
 
 
 def test_difficult_and_absent_classes(root: Path) -> None:
     edit(root, "test.json", '"bbox"', '"iscrowd": 1, "bbox"')
     edit(root, "train.json", '{"id": 2, "name": "cup"}', '{"id": 2, "name": "cup"}, {"id": 5, "name": "ufo"}')
     warnings = check(root).warnings
-    assert f"{root}/images/5.jpg (test): 1 of 1 objects are difficult: evaluation ignores them" in warnings
+    assert (
+        f"1 objects in 1 images are difficult; evaluation ignores them: {root}/images/5.jpg (test): 1 of 1" in warnings
+    )
     assert "class 'ufo' has no training box" in warnings
 
 
@@ -160,4 +186,5 @@ def test_real_street_has_five_equal_images_and_frames_seen_in_training(street_di
     assert same.startswith("5 images are the same bytes; their boxes differ: ")
     assert all(f"{number}.jpg" in same for number in ("000500", "000594", "000658", "000735", "000751"))
     assert any(message.startswith("class 'table' is on device 2 only: 102 boxes") for message in report.warnings)
-    assert sum("near-duplicate" in message for message in report.warnings) == report.near_duplicates == 36
+    assert report.findings[0].summary.startswith("36 of 191 test images are near-duplicates of a training image")
+    assert len(report.findings[0].items) == report.near_duplicates == 36

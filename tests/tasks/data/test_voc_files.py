@@ -53,7 +53,7 @@ def test_the_annotation_names_its_image(one_folder: Path) -> None:
     assert read_names(one_folder) == ["a.png", "b.png", "c.png", "t.jpg"]
     faults = Faults()
     load_voc(one_folder, DIVIDED, faults=faults)
-    (line,) = faults.notes.messages(DIVIDED)
+    (line,) = map(str, faults.notes.findings(DIVIDED))
     assert line.startswith("1 images have several files, of which <filename> names one: ")
     assert line.endswith("a.xml: a.png, beside a.jpg")
     name_file(one_folder, "b", "C:\\set\\JPEGImages\\b.png")
