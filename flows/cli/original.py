@@ -32,7 +32,10 @@ original_app = typer.Typer(
 
 @original_app.command()
 def convert(
-    task: Annotated[Path, typer.Argument(metavar="TASK.json", help="The server's yolo_task.json, or a client's.")],
+    task: Annotated[
+        Path,
+        typer.Argument(metavar="TASK.json", help="The server's task file, or a client's."),
+    ],
     model: Annotated[
         Path | None, typer.Argument(metavar="[MODEL.json]", help="Its model file. [the one that the task names]")
     ] = None,

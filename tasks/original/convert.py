@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.original.fields import CODE_ROWS, HANDLERS, NOT_CARRIED, ORIGINAL_INPUT, State, height_for
+from tasks.original import fields_faster_rcnn, fields_yolo
+from tasks.original.fields import NOT_CARRIED, State
 from tasks.original.task_files import OriginalTask, find, read_task, shown
-from tasks.spec.detector import YOLOV3_ANCHORS, YOLOV3_TINY_ANCHORS
 from tasks.spec.federation import FederationSpec, parse_spec
 
 IN_CODE = "(its code)"
-PUBLISHED_INPUT = 416  # pixels of the input's side; the published anchors are fractions of it
+# The module of each detector: the published values, what each field becomes, and what is in the code alone.
+DETECTORS = {"yolo": fields_yolo, "faster-rcnn": fields_faster_rcnn}
 
 
 @dataclass(frozen=True)
@@ -56,51 +57,31 @@ def convert_task(path: Path, model: Path | None = None) -> Conversion:
     """Convert the task file ``path`` (the server's or a client's) with its model file: ``model``, or the one it names.
 
     Raises:
-        SpecError: a file or a field's value cannot be used, or the task is for another detector than YOLOv3. The
-            message names the file and field.
+        SpecError: a file or a field's value cannot be used, or the task is for another detector than the original's
+            two. The message names the file and field.
     """
     task = read_task(path, model)
+    detector = DETECTORS[task.detector]
     split, why = _split(task)
-    state = State(task, _published(split, task))
+    state = State(task, {"seed": 1234, "max_rounds": 1001, "data": _data(split, task), **detector.published()})
     rows = [FieldRow(IN_CODE, "data", "", f"data: federated-street, split {split} ({why})")]
     for file in task.files:
         for name, value in file.fields.items():
-            handler = HANDLERS.get(name)
+            handler = detector.HANDLERS.get(name)
             at = f"{file.path}: {name}"
             became = f"{NOT_CARRIED}unknown to this reader" if handler is None else handler(state, at, value)
             rows.append(FieldRow(shown(file.path.name), shown(name), shown(value), became))
-    rows += [FieldRow(IN_CODE, name, "", became) for name, became in (*_left_out(task), *_anchors(state), *CODE_ROWS)]
+    rows += [
+        FieldRow(IN_CODE, name, "", became)
+        for name, became in (*_left_out(task), *detector.finish(state), *detector.CODE_ROWS)
+    ]
     return Conversion(path.name, state.document, tuple(rows), parse_spec(state.document, source=str(path)))
 
 
-def _published(split: int, task: OriginalTask) -> dict[str, Any]:
-    """Return the values of the published files and code. They stand for all that the task's files leave out."""
-    # Use the original's own folders of devices if they exist, otherwise the set as published.
+def _data(split: int, task: OriginalTask) -> dict[str, Any]:
+    """Return the data: the original's own folders of devices if they exist, otherwise the set as published."""
     folders = find(f"data/street_{split}/1/Annotations", task.path)
-    return {
-        "seed": 1234,
-        "max_rounds": 1001,
-        "data": {"kind": "federated-street", "split": split, **({"form": "voc"} if folders else {})},
-        "detector": {
-            "kind": "yolov3",
-            "width": ORIGINAL_INPUT,
-            "height": height_for(ORIGINAL_INPUT),
-            "assignment": "best-prior",
-            "box_loss": "squared-error",
-            "ignore_iou": 0.5,
-        },
-        "training": {
-            "local_epochs": 5,
-            "batch_size": 1,
-            "accumulate": 2,
-            "optimizer": {"kind": "adam", "lr": 0.001, "betas": [0.9, 0.999], "weight_decay": 0.0},
-            "schedule": {"warmup_steps": 0},
-            "clip_norm": None,
-            "augmentation": {"flip": 0.5, "scale": 0.0, "translate": 0.0, "color": 0.0},
-        },
-        "evaluation": {"nms_iou": 0.5},
-        "participation": {},
-    }
+    return {"kind": "federated-street", "split": split, **({"form": "voc"} if folders else {})}
 
 
 def _split(task: OriginalTask) -> tuple[int, str]:
@@ -133,23 +114,3 @@ def _left_out(task: OriginalTask) -> list[tuple[str, str]]:
             other = f"{NOT_CARRIED}another one in {', '.join(different)}"
             lines.append((name, f"{shown(first[0].path.name)}'s for every client; {other}"))
     return lines
-
-
-def _anchors(state: State) -> list[tuple[str, str]]:
-    """Set the detector's anchors and masks. Return the line on them.
-
-    Anchors keep the original's sizes in pixels at the input's width and height.
-    """
-    detector = state.document["detector"]
-    detector["kind"] = state.kind
-    if state.network is None:
-        published = YOLOV3_ANCHORS if state.kind == "yolov3" else YOLOV3_TINY_ANCHORS
-        pixels = tuple((width * PUBLISHED_INPUT, height * PUBLISHED_INPUT) for width, height in published)
-        line = ("anchors", "detector.anchors: the published ones, of COCO: the cfg was not found")
-    else:
-        pixels = state.network.anchors
-        detector["masks"] = [list(mask) for mask in state.network.masks]
-        line = ("anchors, masks", f"detector.anchors, detector.masks: the cfg's, {len(pixels)} anchors")
-    sides = (detector["width"], detector["height"])
-    detector["anchors"] = [[round(width / sides[0], 6), round(height / sides[1], 6)] for width, height in pixels]
-    return [line]

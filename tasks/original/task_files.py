@@ -9,7 +9,9 @@ The known fields are those that the original's ``data/generate_task_json.py`` wr
 * beside it a ``yolo_task<k>.json`` for client k: ``model_name``, ``model_config``, ``log_filename``, ``train``,
   ``test``, ``names``, ``n_cpu``, ``local_epoch``, ``batch_size``;
 * ``yolo_model.json``: ``model_def``, ``pretrained_weights``, ``multiscale_training``, ``gradient_accumulations``,
-  ``img_size``.
+  ``img_size``;
+* of Faster R-CNN ``faster_task.json``, ``faster_task<k>.json`` (with ``data_path``, and in older copies ``epoch``,
+  ``train_size``, ``test_size``) and ``faster_model.json``, with any field of the original's ``utils/config.py``.
 
 Paths in these files are relative to the original's root folder.
 """
@@ -21,13 +23,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tasks.documents.errors import DuplicateKey
 from tasks.documents.json_text import read_json
 from tasks.errors import SpecError
 
 MAX_BYTES = 1_000_000
+Detector = Literal["yolo", "faster-rcnn"]
 SERVER_KEY, CLIENT_KEY = "MAX_NUM_ROUNDS", "local_epoch"
 _MODEL_KEYS = ("model_config", "model_config_file")
 _SHOWN = 60  # most characters of a value in a message or table
@@ -46,6 +49,7 @@ class OriginalTask:
     """A task: the path that the user named, the files of the server and the clients in its folder, the model file."""
 
     path: Path
+    detector: Detector
     server: OriginalFile | None
     clients: tuple[OriginalFile, ...]
     model: OriginalFile | None
@@ -60,11 +64,11 @@ def read_task(path: Path, model: Path | None = None) -> OriginalTask:
     """Read a server's or client's task file, the task files that belong to it in its folder, and its model file.
 
     Raises:
-        SpecError: a file is missing or not a JSON object, the task is not for YOLOv3, or the model file that it names
-            is not found.
+        SpecError: a file is missing or not a JSON object, the task is for an unknown detector, or the model file that
+            it names is not found.
     """
     named = _read(path)
-    _check_model_name(named)
+    detector = _detector_of(named)
     if SERVER_KEY in named.fields:
         server: OriginalFile | None = named
         clients = _clients_of(path)
@@ -73,7 +77,7 @@ def read_task(path: Path, model: Path | None = None) -> OriginalTask:
     else:
         server, clients = _server_of(path), (named,)
     others = (server, *clients[:1])
-    return OriginalTask(path, server, clients, _model_of([named, *filter(None, others)], model))
+    return OriginalTask(path, detector, server, clients, _model_of([named, *filter(None, others)], model))
 
 
 def find(named: str, task: Path) -> Path | None:
@@ -99,16 +103,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
-def _check_model_name(file: OriginalFile) -> None:
+def _detector_of(file: OriginalFile) -> Detector:
     name = file.fields.get("model_name", "Yolo")
-    plain = re.sub(r"[^a-z0-9]", "", str(name).lower())
-    if "faster" in plain or "rcnn" in plain:
-        raise SpecError(
-            f"{file.path}: model_name: {shown(name)}: expected yolo; tasks of Faster R-CNN are not converted, the "
-            "preset street5_faster_rcnn has the published values"
-        )
-    if not isinstance(name, str) or not plain.startswith("yolo"):
-        raise SpecError(f"{file.path}: model_name: expected yolo, found {shown(name)}")
+    plain = re.sub(r"[^a-z0-9]", "", name.lower()) if isinstance(name, str) else ""
+    if plain.startswith("yolo"):
+        return "yolo"
+    if plain.startswith("faster"):
+        return "faster-rcnn"
+    raise SpecError(f"{file.path}: model_name: expected Yolo or FasterRCNN, found {shown(name)}")
 
 
 def _read(path: Path) -> OriginalFile:

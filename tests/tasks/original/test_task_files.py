@@ -248,12 +248,8 @@ def test_a_cfg_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "faster": (
-        {"model_name": "FasterRCNN", "model_config": "not/here.json"},
-        "model_name: FasterRCNN: expected yolo; tasks of Faster R-CNN are not converted, the preset street5_faster_",
-    ),
-    "other detector": ({"model_name": "ssd"}, "model_name: expected yolo, found ssd"),
-    "no name": ({"model_name": None}, "model_name: expected yolo, found None"),
+    "other detector": ({"model_name": "ssd"}, "model_name: expected Yolo or FasterRCNN, found ssd"),
+    "no name": ({"model_name": None}, "model_name: expected Yolo or FasterRCNN, found None"),
     "no json": ("{", "expected JSON"),
     "key twice": ('{"MAX_NUM_ROUNDS": 1,\n"MAX_NUM_ROUNDS": 2}', "MAX_NUM_ROUNDS: expected each key once"),
     "deep json": ("[" * 100_000, "expected JSON"),
