@@ -19,14 +19,16 @@ from flows.cli.shared import (
     print_warnings,
     shell_quoted,
 )
-from flows.commands.arguments import Form, choose_data
-from flows.commands.written_data import WrittenForm, write_split, write_synthetic
+from flows.commands.arguments import ChosenData, Form, choose_data
+from flows.commands.data_block import data_lines
+from flows.commands.written_data import FIELDS, MadeForm, WrittenForm, write_split, write_synthetic
 from infra.files.private import data_cache, private_home
 from infra.views import Views
 from tasks.errors import SpecError
-from tasks.plain_text import plain, plain_name
+from tasks.plain_text import plain, plain_name, visible
 from tasks.spec.data import DataSpec, FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
+from tasks.spec.names import data_name
 
 if TYPE_CHECKING:
     from tasks.data.check import DataReport
@@ -77,6 +79,7 @@ def check(
     _print(report, chosen.spec, out, every)
     if not report.was_read:
         raise typer.Exit(EXIT_ERRORS)
+    _print_block(chosen)
     path = picture or settings.home / "checks" / f"{Path(what).resolve().stem}.png"
     views = Views()
     with views.showing(f"the picture {path}"):
@@ -96,7 +99,11 @@ def check(
 def make(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet, or is empty.")],
     form: Annotated[
-        Form, typer.Option(help="street: as Federated Street is published; coco; voc: a folder for each device.")
+        MadeForm,
+        typer.Option(
+            help="street: as Federated Street is published; coco; coco2017: in the files and folders of COCO as "
+            "published; voc, yolo: a folder for each device."
+        ),
     ] = "street",
     assignments: Fields = None,
     home: Home = None,
@@ -115,8 +122,7 @@ def make(
             )
         _require_new(folder)
         write_synthetic(spec, form, folder, data_cache(settings.home))
-    kind = {"street": "federated-street", "coco": "coco", "voc": "voc-folders"}[form]
-    _print_written(folder, f"kind: {kind}, name: mine")
+    _print_written(folder, f"{FIELDS[form]}, name: mine")
 
 
 @data_app.command()
@@ -141,7 +147,10 @@ def split(
     tests: Annotated[
         TestSets | None, typer.Option("--test", help="One test set, or one for each device. [as in DATA]")
     ] = None,
-    to: Annotated[WrittenForm, typer.Option(help="Form of DIR. coco; voc: a folder for each device.")] = "coco",
+    to: Annotated[
+        WrittenForm,
+        typer.Option(help="Form of DIR. coco; coco2017: COCO's own layout; voc, yolo: a folder for each device."),
+    ] = "coco",
     form: Annotated[Form | None, typer.Option(help="Form of the folder DATA. [found by its files]")] = None,
     assignments: Fields = None,
     home: Home = None,
@@ -164,6 +173,7 @@ def split(
         settings = machine_settings(home)
         chosen = choose_data(what, form, field_values(assignments or []))
         _require_new(folder)
+        _print_block(chosen)
         spec = chosen.spec.model_copy(
             update={"pooled": False, "pooled_devices": None, "local_only": None, "holdout": None}
         )
@@ -188,6 +198,14 @@ def split(
     if done.cross and not group:
         out.print("--group-near-duplicates keeps such groups on one side", soft_wrap=True, highlight=False)
     _print_written(folder, fields)
+
+
+def _print_block(chosen: ChosenData) -> None:
+    """Print how a folder's data were read, for a specification."""
+    if chosen.folder is not None:
+        spec = chosen.spec.model_copy(update={"name": data_name(chosen.folder)})
+        for line in data_lines(spec, chosen.folder, chosen.divided):
+            out.print(visible(line), soft_wrap=True, highlight=False)
 
 
 def _require_new(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,12 +27,14 @@ from flows.cli.shared import (
     set_up_logging,
     shell_quoted,
 )
-from flows.commands.arguments import choose_spec, default_name
+from flows.commands.arguments import DATA_ROOTS, choose_federation, default_name
+from flows.commands.data_block import data_lines
 from infra.errors import DiskFull, InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.files.disk import full_disk_named
 from infra.settings import Settings
 from infra.store.clock import clock_behind
 from tasks.errors import DataError, FedbenchError, SpecError
+from tasks.plain_text import visible
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS
 from tasks.spec.references import twin
@@ -46,7 +50,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the resul
 
 def run(
     what: Annotated[
-        str, typer.Argument(metavar="SPEC", help=f"A YAML file, or a preset: {', '.join(PRESETS)}.")
+        str,
+        typer.Argument(metavar="SPEC", help=f"A YAML file, a folder of data, or a preset: {', '.join(PRESETS)}."),
     ] = "synthetic5",
     name: Annotated[str | None, typer.Option("--name", "-n", help="The federation's name. [SPEC and digest]")] = None,
     assignments: Annotated[
@@ -67,17 +72,27 @@ def run(
 ) -> None:
     """Run a federation. The same command continues a run that was killed.
 
+    `fedbench run DIR` recognises the form of a folder of data, and learns them with the detector and training of
+    street5_laptop.
+
     `fedbench run` · `fedbench run street5 --seed 1` · `fedbench run my.yaml -s training.optimizer.lr=0.0005` ·
     `fedbench run street5 -s strategy.kind=fedadam -s strategy.server_lr=0.03` · `fedbench run street5 --centralised`
     """
     with plain_errors():
         fields = field_values(assignments or [])
         fields |= {key: value for key, value in (("max_rounds", max_rounds), ("seed", seed)) if value is not None}
-        base, spec = choose_spec(what, fields)
-        if centralised:
-            spec = twin(spec)
-        settings = machine_settings(home, slots)
-        _run(name or default_name(base, spec), spec, settings, verbose, quiet)
+        chosen = choose_federation(what, fields)
+        spec = twin(chosen.spec) if centralised else chosen.spec
+        settings = chosen.settings(machine_settings(home, slots))
+        federation = name or default_name(chosen.base, spec)
+        if chosen.folder is None:
+            _run(federation, spec, settings, verbose, quiet)
+            return
+        if not quiet:
+            for line in data_lines(chosen.spec.data, chosen.folder, chosen.divided):
+                say(visible(line))
+        variable = f"{DATA_ROOTS}={shlex.quote(os.environ.get(DATA_ROOTS, '{}'))} "
+        _run(federation, spec, settings, verbose, quiet, variable=variable)
 
 
 def resume(
@@ -147,8 +162,19 @@ def report(
 
 
 def _run(
-    name: str, spec: FederationSpec, settings: Settings, verbose: int, quiet: bool, *, report_only: bool = False
+    name: str,
+    spec: FederationSpec,
+    settings: Settings,
+    verbose: int,
+    quiet: bool,
+    *,
+    report_only: bool = False,
+    variable: str = "",
 ) -> Outcome:
+    """Run a federation and print its result.
+
+    variable: the assignment that has to precede commands that continue the run.
+    """
     from flows.run import run_federation
     from flows.views.tables import describe
     from flows.views.terminal import make_progress
@@ -159,9 +185,9 @@ def _run(
     outlive_readers()
     progress = make_progress(out, quiet)
     progress.federation_started(name, describe(spec), spec.max_rounds)
-    command = f"fedbench resume {name}" + home_option(settings)
+    command = f"{variable}fedbench resume {name}" + home_option(settings)
     try:
-        again = f"fedbench report {name}{home_option(settings)}"
+        again = f"{variable}fedbench report {name}{home_option(settings)}"
         with full_disk_named(settings.home):
             outcome = run_federation(name, spec, settings, progress, again=again, report_only=report_only)
     except KeyboardInterrupt:

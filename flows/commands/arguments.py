@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +11,68 @@ from typing import Any, Literal
 
 from infra.settings import Settings
 from tasks.errors import SpecError
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
+from tasks.spec.clients import Iid
+from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, load_spec, with_fields
-from tasks.spec.names import name_of_file
-from tasks.spec.presets import PRESETS, preset
+from tasks.spec.names import data_name, name_of_file
+from tasks.spec.presets import PRESETS, own_data, preset
 from tasks.spec.suite import SuiteSpec, load_suite
 from tasks.spec.suite_presets import SUITES, suite_preset
 
-Form = Literal["street", "coco", "voc"]
+# The keys of tasks.data.recognise.FORMS.
+Form = Literal["street", "coco", "voc", "yolo"]
 CHOSEN = "chosen"  # the name of a data set that is given by its folder
+DATA_ROOTS = "FEDBENCH_DATA_ROOTS"
 
 
 @dataclass(frozen=True)
 class ChosenData:
-    """A data set, and its folder if one was given; otherwise the settings have the folder."""
+    """A data set, and its folder if one was given; otherwise the settings have the folder.
+
+    ``divided``: nothing in the folder names devices, so fedbench divides its images.
+    """
 
     spec: DataSpec
     folder: Path | None = None
+    divided: bool = False
 
     def roots(self, settings: Settings) -> Callable[[str], Path | None]:
         """Return a function that gives a data set's folder on this machine by its name."""
         return settings.data_root if self.folder is None else lambda name: self.folder
+
+
+@dataclass(frozen=True)
+class ChosenFederation:
+    """A federation, the base of its default name, and the folder of its data if the argument was that folder.
+
+    ``divided``: nothing in the folder names devices, so fedbench divides its images.
+    """
+
+    base: str
+    spec: FederationSpec
+    folder: Path | None = None
+    divided: bool = False
+
+    def settings(self, settings: Settings) -> Settings:
+        """Return ``settings`` with the folder under the data set's name, and put it into this process's environment.
+
+        The processes of slots, and later commands with the variable, find it there.
+
+        Raises:
+            SpecError: the settings have another folder under that name.
+        """
+        name: str | None = getattr(self.spec.data, "name", None)
+        if self.folder is None or name is None:
+            return settings
+        folder, known = self.folder.absolute(), settings.data_root(name)
+        if known is not None and known.resolve() != folder.resolve():
+            raise SpecError(
+                f"data.name: {name}: the settings have the folder {known} under this name, expected {folder}; choose "
+                "another name, as in -s data.name=other"
+            )
+        roots = settings.data_roots | {name: folder}
+        os.environ[DATA_ROOTS] = json.dumps({each: str(path) for each, path in roots.items()})
+        return settings.model_copy(update={"data_roots": roots})
 
 
 def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]:
@@ -39,6 +82,26 @@ def choose_spec(what: str, fields: dict[str, Any]) -> tuple[str, FederationSpec]
     spec = load_spec(path, fields_follow=bool(fields)) if from_file else preset(what)
     base = name_of_file(path) if from_file else what
     return base, with_fields(spec, fields, source=what) if fields else spec
+
+
+def choose_federation(what: str, fields: dict[str, Any]) -> ChosenFederation:
+    """Return the federation of a preset, a file or a folder of data, with ``fields`` set.
+
+    A folder's form is recognised. Its data are learned with the detector and training of
+    :func:`tasks.spec.presets.own_data`.
+
+    Raises:
+        SpecError: there is no such preset, file or folder, the folder has no known form, or a field is wrong.
+    """
+    from tasks.data.recognise import recognise
+
+    folder = Path(what)
+    if what in PRESETS or not folder.is_dir():
+        return ChosenFederation(*choose_spec(what, fields))
+    data = recognise(folder, data_name(folder))
+    spec = with_fields(own_data(data), fields, source=what)
+    base = name_of_file(Path(f"{folder.resolve().name}.yaml"))
+    return ChosenFederation(base, spec, folder, _is_divided(data, spec.data))
 
 
 def choose_suite(what: str) -> SuiteSpec:
@@ -67,33 +130,21 @@ def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | No
         if form is not None:
             raise SpecError(f"--form {form}: expected a folder, found {what}")
         return ChosenData(choose_spec(what, below)[1].data)
-    kinds: dict[Form, DataSpec] = {
-        "street": FederatedStreet(name=CHOSEN),
-        "coco": Coco(name=CHOSEN),
-        "voc": VocFolders(name=CHOSEN),
-    }
-    data = kinds[form or _form_of(root)]
-    return ChosenData(with_fields(FederationSpec(data=data), below, source=what).data, root)
+    from tasks.data.recognise import recognise
+
+    try:
+        data = recognise(root, CHOSEN, form)
+    except SpecError as error:
+        raise SpecError(f"{error}; or set --form") from None
+    spec = with_fields(FederationSpec(data=data), below, source=what).data
+    return ChosenData(spec, root, _is_divided(data, spec))
+
+
+def _is_divided(recognised: DataSpec, spec: DataSpec) -> bool:
+    """Return whether ``spec`` divides images as recognition chose, because it found no devices."""
+    return getattr(recognised, "clients", None) == getattr(spec, "clients", None) == Iid()
 
 
 def _is_file(what: str, presets: Container[str]) -> bool:
     path = Path(what)
     return path.suffix in {".yaml", ".yml", ".json"} or (path.exists() and what not in presets)
-
-
-def _form_of(root: Path) -> Form:
-    """Return the form of the data in the folder ``root``, found by the names of its files.
-
-    Raises:
-        SpecError: the folder has none of the forms.
-    """
-    if (root / "train_label.json").exists():
-        return "street"
-    if (root / "train.json").exists() or (root / "annotations").is_dir():
-        return "coco"
-    if any((folder / "Annotations").is_dir() for folder in (root, *root.iterdir())):
-        return "voc"
-    raise SpecError(
-        f"{root}: expected train_label.json (street), train.json or annotations/ (coco) or Annotations/ in it or in "
-        "a folder for each device (voc); or set --form"
-    )

@@ -11,17 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flows.commands.arguments import Form
 from tasks.errors import DataError
-from tasks.spec.data import Coco, SyntheticStreet, VocFolders
+from tasks.spec.clients import ByFolder
+from tasks.spec.data import Coco, DataSpec, SyntheticStreet, VocFolders, Yolo
 
 if TYPE_CHECKING:
     from tasks.data.samples import FederatedData
 
-WrittenForm = Literal["coco", "voc"]
+WrittenForm = Literal["coco", "coco2017", "voc", "yolo"]
+MadeForm = Literal["street", "coco", "coco2017", "voc", "yolo"]
+# The fields that read a written set, without its name.
+FIELDS: dict[MadeForm, str] = {
+    "street": "kind: federated-street",
+    "coco": "kind: coco",
+    "coco2017": "kind: coco",
+    "voc": "kind: voc-folders",
+    "yolo": "kind: yolo, clients: {kind: folders}",
+}
 
 
-def write_synthetic(spec: SyntheticStreet, form: Form, folder: Path, cache: Path) -> None:
+def write_synthetic(spec: SyntheticStreet, form: MadeForm, folder: Path, cache: Path) -> None:
     """Write the set to ``folder``.
 
     Held-out images are among the training images: ``data.holdout`` of the written set holds out the same.
@@ -30,7 +39,7 @@ def write_synthetic(spec: SyntheticStreet, form: Form, folder: Path, cache: Path
         DataError: the set cannot be written.
     """
     from tasks.data.catalog import load_data
-    from tasks.data.export import write_coco, write_voc
+    from tasks.data.export import WRITERS
     from tasks.data.synthetic import CONTENTS, make_synthetic_street
 
     spec = spec.model_copy(update={"holdout": None})
@@ -39,8 +48,7 @@ def write_synthetic(spec: SyntheticStreet, form: Form, folder: Path, cache: Path
         if form == "street":
             shutil.copytree(drawn, draft, ignore=shutil.ignore_patterns(CONTENTS))
         else:
-            data = load_data(spec, root_of=lambda name: None, cache=cache)
-            (write_coco if form == "coco" else write_voc)(data, draft)
+            WRITERS[form](load_data(spec, root_of=lambda name: None, cache=cache), draft)
 
 
 def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
@@ -50,23 +58,25 @@ def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
         DataError: the set cannot be written, or the written set cannot be read: a class is in no training image.
     """
     from tasks.data.catalog import load_data
-    from tasks.data.export import write_coco, write_voc
+    from tasks.data.export import WRITERS
 
-    kind = {"coco": "coco", "voc": "voc-folders"}[form]
-    fields = f"kind: {kind}, name: mine"
+    fields = f"{FIELDS[form]}, name: mine"
     turned = any(sample.turn != 1 for part in (data.train, data.test) for own in part.values() for sample in own)
     # Boxes refer to the images as read. Their files are copied as they are.
     exif: Literal["applied", "as-stored"] = "applied" if turned else "as-stored"
     if turned:
         fields += ", exif: applied"
-    in_order = list(data.classes) == sorted(data.classes)
+    in_order = form == "yolo" or list(data.classes) == sorted(data.classes)
     if not in_order:
         fields += f", classes: {json.dumps(data.classes, ensure_ascii=False)}"
     with _draft(folder) as draft:
-        (write_coco if form == "coco" else write_voc)(data, draft)
-        written = (Coco if form == "coco" else VocFolders)(
-            name="mine", exif=exif, classes=None if in_order else data.classes
-        )
+        WRITERS[form](data, draft)
+        classes = None if in_order else data.classes
+        written: DataSpec
+        if form == "yolo":
+            written = Yolo(name="mine", exif=exif, classes=classes, clients=ByFolder())
+        else:
+            written = (VocFolders if form == "voc" else Coco)(name="mine", exif=exif, classes=classes)
         try:
             load_data(written, root_of=lambda name: draft, cache=draft)
         except DataError as error:

@@ -29,7 +29,8 @@ def check_devices(
     """Return the devices in order: the expected ``devices``, or those of the training entries.
 
     Report devices without a training image, devices whose name cannot be a client's id, and entries of other devices.
-    ``where`` is the file or folder, and the field, that messages name.
+    Missing images are not reported once a file could not be read: they may be in it. ``where`` is the file or folder,
+    and the field, that messages name.
     """
     known = tuple(devices or sorted({entry.device for entry in train if entry.device is not None}, key=natural))
     listed = f"from {known[0]} to {known[-1]}" if len(known) > 1 else ", ".join(known) or "(none)"
@@ -43,9 +44,9 @@ def check_devices(
             faults.add(f"{entry.where}: {where}: expected a device {listed}, found {entry.device!r}")
     present = {entry.device for entry in train}
     missing = [device for device in known if device not in present]
-    if missing:
+    if missing and not faults.unread:
         faults.add(f"{where}: no images of device {', '.join(missing)}; expected some of each device {listed}")
-    if not train:
+    if not train and not faults.unread:
         faults.add(f"{where}: expected at least one training image")
     return known
 
@@ -126,10 +127,10 @@ def _read_list(path: Path, parsed: Parsed, file: str, faults: Faults) -> Mapping
     try:
         document = read_document(data.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
-        faults.add(f"{path}: expected YAML or JSON: {error}")
+        faults.add_unread(f"{path}: expected YAML or JSON: {error}")
         return {}
     except DocumentError as error:
-        faults.add(f"{path}: {str(error).replace('expected YAML', 'expected YAML or JSON')}")
+        faults.add_unread(f"{path}: {str(error).replace('expected YAML', 'expected YAML or JSON')}")
         return {}
     if not isinstance(document, dict) or not all(isinstance(names, list) for names in document.values()):
         faults.add(f"{path}: expected a mapping of devices to lists of image names, found {shown(document)}")
@@ -150,7 +151,8 @@ def assemble(
 ) -> FederatedData:
     """Open every image once, and divide the images by the entries' ``device`` or by ``partition``.
 
-    All clients share one test set if the test entries have no device, or if the devices' test sets are equal.
+    All clients share one test set if the test entries have no device, or if the devices' test sets are equal. If
+    ``faults`` collects mistakes and a file or image could not be read, there is no content digest ("").
 
     Raises:
         DataError: an image, object or division is wrong, or the content's digest is not ``expected_digest``, unless
@@ -166,7 +168,9 @@ def assemble(
     lines += [f"{inside} {samples[inside].content}" for inside in sorted(samples)]
     # If mistakes are collected, a folder's name that is not UTF-8 gets this far. It has been reported already.
     digest = hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
-    if expected_digest is not None and digest != expected_digest:
+    if not samples or faults.unread or any(entry.inside not in samples for entry in (*train, *test)):
+        digest = ""
+    elif expected_digest is not None and digest != expected_digest:
         faults.add(
             f"{root}: data set {name!r} is not the one that was asked for: expected content digest "
             f"{expected_digest}, found {digest}"
@@ -177,11 +181,12 @@ def assemble(
         return tuple(sample for sample in chosen if sample is not None)
 
     if partition is not None:
+        by_client = {}
         try:
             by_client = partition_samples(select(train, None), partition, classes=len(parsed.classes))
         except DataError as error:
-            faults.add(f"{root}: {error}")
-            by_client = {}
+            if not faults.unread:
+                faults.add(f"{root}: {error}")
     else:
         by_client = {device: select(train, device) for device in devices or ()}
     if partition is None and any(entry.device is not None for entry in test):

@@ -15,8 +15,9 @@ from tasks.data.street import load_street
 from tasks.data.street_clean import clean_division
 from tasks.data.synthetic import make_synthetic_street
 from tasks.data.voc import load_voc
+from tasks.data.yolo import load_yolo
 from tasks.errors import DataError
-from tasks.spec.data import POOLED_CLIENT, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.data import POOLED_CLIENT, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders, Yolo
 
 
 def load_data(
@@ -56,6 +57,8 @@ def _load_devices(
         return load_coco(folder, spec, faults=faults)
     if isinstance(spec, VocFolders):
         return load_voc(folder, spec, faults=faults)
+    if isinstance(spec, Yolo):
+        return load_yolo(folder, spec, faults=faults)
     return _load_federated_street(folder, spec, faults or Faults())
 
 
@@ -75,7 +78,7 @@ def _load_federated_street(folder: Path, spec: FederatedStreet, faults: Faults) 
     return clean_division(data, root, spec.digest, faults) if clean else data
 
 
-def _unknown_name(spec: FederatedStreet | VocFolders | Coco) -> str:
+def _unknown_name(spec: FederatedStreet | VocFolders | Coco | Yolo) -> str:
     start = f"data.name: no folder is known for data set {spec.name!r} on this machine; set "
     if isinstance(spec, FederatedStreet):
         holds = "its train_label.json" if spec.form == "json" else f"its street_{spec.split}/"

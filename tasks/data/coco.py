@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from tasks.data.assemble import assemble, named_devices
+from tasks.data.coco_layout import advice, with_own_layout
 from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, is_utf8, read_json, shown
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
@@ -27,13 +28,19 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
     """Read annotations and image headers; every image's bytes are read and hashed, none is decoded.
 
     If the specification lists no classes, they are the training file's categories in alphabetical order. A box that
-    extends up to one pixel beyond its image is cut. If ``faults`` collects mistakes, the usable part is returned.
+    extends up to one pixel beyond its image is cut. If the specification names no files and there is no train.json,
+    COCO's own layout is read (:func:`tasks.data.coco_layout.own_layout`). If ``faults`` collects mistakes, the usable
+    part is returned.
 
     Raises:
         DataError: a file, key, category, box, device or image is missing or wrong, or the content is not the
             expected one; the message names the file, and the image or annotation.
     """
     faults = faults or Faults()
+    spec = with_own_layout(root, spec)
+    if spec.train == Coco.model_fields["train"].default and not exists(root / spec.train):
+        faults.add_unread(f"{root / spec.train}: cannot be read: No such file or directory; {advice(root)}")
+        return FederatedData(name=spec.name, digest="", classes=(), train={}, test={})
     parsed = Parsed([], [], (), [], (spec.train, spec.test))
     field = spec.clients.field if isinstance(spec.clients, ByField) else None
     parsed.train, categories = _read_part(root, spec.train, spec.train_images, field, parsed, faults)

@@ -21,13 +21,15 @@ Box = tuple[float, float, float, float]
 class Faults:
     """The mistakes that readers report. The first one is raised, or all are collected (``collect=True``).
 
-    ``notes`` holds findings that are not mistakes.
+    ``notes`` holds findings that are not mistakes. ``unread`` is True once a file or folder could not be read: what is
+    left of the data set is not its content.
     """
 
     def __init__(self, *, collect: bool = False) -> None:
         self.collect = collect
         self.errors: list[str] = []
         self.notes = Notes()
+        self.unread = False
 
     def add(self, message: str) -> None:
         """Report ``message``. Characters that UTF-8 cannot encode, as in some file names, are escaped.
@@ -39,6 +41,15 @@ class Faults:
         if not self.collect:
             raise DataError(message)
         self.errors.append(message)
+
+    def add_unread(self, message: str) -> None:
+        """Report a file or folder that cannot be read.
+
+        Raises:
+            DataError: with ``message``, unless mistakes are collected.
+        """
+        self.unread = True
+        self.add(message)
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Entry:
     """The annotation of one image. Messages name it as ``where``; ``size`` is the stated (width, height).
 
     ``inside`` is the image's path from the data set's folder, with forward slashes. It is part of the content digest.
+    The boxes of a ``normalized`` entry are fractions of the image's width and height.
     """
 
     where: str
@@ -74,6 +86,7 @@ class Entry:
     things: tuple[Thing, ...]
     size: tuple[int, int] | None = None
     regions: tuple[Region, ...] = ()
+    normalized: bool = False
 
 
 @dataclass
@@ -95,7 +108,7 @@ def read_bytes(path: Path, faults: Faults) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError as error:
-        faults.add(f"{path}: cannot be read: {error.strerror}")
+        faults.add_unread(f"{path}: cannot be read: {error.strerror}")
         return None
 
 
@@ -110,10 +123,10 @@ def read_json(path: Path, faults: Faults) -> tuple[Any, str]:
     try:
         return json_text.read_json(data), hashlib.sha256(data).hexdigest()
     except DuplicateKey as error:
-        faults.add(f"{path}: {error}")
+        faults.add_unread(f"{path}: {error}")
         return None, ""
     except (ValueError, RecursionError) as error:
-        faults.add(f"{path}: expected JSON: {error}")
+        faults.add_unread(f"{path}: expected JSON: {error}")
         return None, ""
 
 

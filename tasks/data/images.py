@@ -20,7 +20,11 @@ _SHORTEST = 2.0**-20
 
 @dataclass(frozen=True)
 class Reading:
-    """How images and objects are read. A box up to ``slack`` pixels outside its image counts as rounded, and is cut."""
+    """How images and objects are read.
+
+    A box up to ``slack`` outside its image counts as rounded, and is cut. ``slack`` is in pixels; for a normalized
+    entry, in fractions of the image's sides.
+    """
 
     exif: Exif = "as-stored"
     drop_duplicates: bool = False
@@ -78,13 +82,13 @@ def _objects(
     objects: list[tuple[Thing, Box]] = []
     seen: set[tuple[str, Box]] = set()
     for thing in entry.things:
-        left, top, right, bottom = thing.box
+        left, top, right, bottom = in_pixels(thing.box, size) if entry.normalized else thing.box
         if thing.name not in classes:
             known = ", ".join(classes) or "(none)"
             faults.add(f"{entry.where}: class {thing.name!r} is in no training image; expected one of {known}")
             continue
-        slack = reading.slack
-        if left < -slack or top < -slack or right > width + slack or bottom > height + slack:
+        across, down = (reading.slack * width, reading.slack * height) if entry.normalized else (reading.slack,) * 2
+        if left < -across or top < -down or right > width + across or bottom > height + down:
             faults.add(
                 f"{thing.at}: bbox: expected a box inside the image of "
                 f"{width} x {height} pixels, found {left:g}, {top:g}, {right:g}, {bottom:g}"
@@ -102,6 +106,16 @@ def _objects(
         seen.add((thing.name, box))
         objects.append((thing, box))
     return objects
+
+
+def in_pixels(box: Box, size: tuple[int, int]) -> Box:
+    """Return a box of fractions in pixels of an image of ``size``.
+
+    It is rounded to 1e-9 pixels: without that, an edge at 0 would be at 1e-14, because fractions are not exact.
+    """
+    width, height = size
+    left, top, right, bottom = box
+    return round(left * width, 9), round(top * height, 9), round(right * width, 9), round(bottom * height, 9)
 
 
 def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | None:

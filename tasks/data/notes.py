@@ -61,12 +61,21 @@ class Notes:
     emptied: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     several_files: list[str] = field(default_factory=list)
+    without_labels: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # whole lines: which part of a data set is used for what
 
     def findings(self, spec: DataSpec) -> list[Finding]:
         """Return the kinds of findings in the data of ``spec``."""
         if isinstance(spec, SyntheticStreet):
             return []
-        found = []
+        found = [Finding(line) for line in self.parts]
+        if self.without_labels:
+            found.append(
+                Finding(
+                    f"{len(self.without_labels)} images have no label file, and count as images without objects",
+                    tuple(self.without_labels),
+                )
+            )
         if self.emptied:
             found.append(
                 Finding(

@@ -76,19 +76,19 @@ def _device_folders(root: Path, spec: VocFolders, faults: Faults, devices: Seque
     try:
         names = [path.name for path in root.iterdir() if (path / ANNOTATIONS).is_dir()]
     except OSError as error:
-        faults.add(f"{root}: the folder of data set {spec.name!r} cannot be read: {error.strerror}")
+        faults.add_unread(f"{root}: the folder of data set {spec.name!r} cannot be read: {error.strerror}")
         return []
     if not names:
         hint = ""
         if (root / ANNOTATIONS).is_dir():
             hint = "; this folder itself has them: set data.clients.kind to field, list, iid, dirichlet or size"
-        faults.add(
+        faults.add_unread(
             f"{root}: expected a folder for each device, with {JPEG_IMAGES}/, {ANNOTATIONS}/, {IMAGE_SETS}/{hint}"
         )
         return []
     for device in devices or ():
         if device not in names:
-            faults.add(
+            faults.add_unread(
                 f"{root / device / ANNOTATIONS}: no such folder; expected one for each of the {len(devices or ())} "
                 "devices"
             )
@@ -117,7 +117,7 @@ def _read_folder(
     try:
         annotated = {path.stem for path in (root / prefix / ANNOTATIONS).iterdir() if path.suffix == ".xml"}
     except OSError as error:
-        faults.add(f"{root / prefix / ANNOTATIONS}: the folder of annotations cannot be read: {error.strerror}")
+        faults.add_unread(f"{root / prefix / ANNOTATIONS}: the folder of annotations cannot be read: {error.strerror}")
         return
     for part, entries in ((spec.train, parsed.train), (spec.test, parsed.test)):
         file = f"{prefix}{IMAGE_SETS}/{part}.txt"

@@ -88,7 +88,7 @@ def list_images(folder: Path, faults: Faults) -> ImageFiles | None:
         with os.scandir(folder) as items:
             names = sorted(item.name for item in items if item.is_file())
     except OSError as error:
-        faults.add(f"{folder}: the folder of images cannot be read: {error.strerror}")
+        faults.add_unread(f"{folder}: the folder of images cannot be read: {error.strerror}")
         return None
     by_stem: dict[str, list[str]] = {}
     for name in names:

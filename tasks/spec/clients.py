@@ -87,6 +87,7 @@ class BySize(_Partition, title="Divided, by size"):
 Partition = Iid | Dirichlet | BySize
 VocClients = Annotated[ByFolder | ByField | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
 CocoClients = Annotated[ByField | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
+YoloClients = Annotated[Iid | Dirichlet | BySize | ByFolder | ByList, Field(discriminator="kind")]
 
 
 def devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, ...] | None:

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from tasks.spec.base import CHOSEN, MOST, AddedLater, ClientId, Frozen, Sha256
-from tasks.spec.clients import ByField, ByFolder, CocoClients, InsidePath, VocClients, devices_of, numbered
+from tasks.spec.clients import (
+    ByField,
+    ByFolder,
+    CocoClients,
+    Iid,
+    InsidePath,
+    VocClients,
+    YoloClients,
+    devices_of,
+    numbered,
+)
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder, or the folder itself.
@@ -202,4 +212,31 @@ class Coco(_OwnData, title="COCO"):
         return devices_of(self.clients)
 
 
-DataSpec = SyntheticStreet | FederatedStreet | VocFolders | Coco
+class Yolo(_OwnData, title="YOLO"):
+    """YOLO form as Ultralytics reads it: data.yaml, folders of images, and a text file of labels for each image."""
+
+    kind: Literal["yolo"] = Field("yolo", description=CHOSEN)
+    file: InsidePath = Field(
+        "data.yaml",
+        description="The file of classes and folders, from the data set's folder; where clients.kind is folders, from "
+        "each device's folder.",
+    )
+    test: Literal["val", "test"] | None = Field(
+        None,
+        description="The images to score on. Left out: those of test where the file has that key, else those of val.",
+    )
+    classes: tuple[Annotated[str, StringConstraints(min_length=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="The classes, in order; any other class of an object is an error. Left out: the file's names, in "
+        "their order.",
+    )
+    clients: YoloClients = Field(Iid(), description="How devices get their images.")
+
+    @property
+    def own_devices(self) -> tuple[str, ...] | None:
+        """Return the numbers of a division's clients; None if the data must be read to know the devices."""
+        return devices_of(self.clients)
+
+
+DataSpec = SyntheticStreet | FederatedStreet | VocFolders | Coco | Yolo

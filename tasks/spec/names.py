@@ -11,6 +11,12 @@ _USABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST_BASE = 70
 
 
+def data_name(folder: Path) -> str:
+    """Return a valid name of a data set close to the folder's name: ``yards-2`` for ``Yards_2``."""
+    letters = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:64].rstrip("-") or "mine"
+
+
 def name_of_file(path: Path) -> str:
     """Return a valid federation name close to the file's name: ``Ubersicht-2`` for ``Übersicht (2).yaml``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tasks.errors import SpecError
-from tasks.spec.data import FederatedStreet, SyntheticStreet
+from tasks.spec.data import DataSpec, FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, YoloV3TinySpec
 from tasks.spec.detector_parts import TorchvisionWeights
 from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnVgg16Spec
@@ -102,6 +102,11 @@ def smoke() -> FederationSpec:
         training=TrainingSpec(batch_size=4),
         evaluation=EvaluationSpec(batch_size=4),
     )
+
+
+def own_data(data: DataSpec) -> FederationSpec:
+    """Other data with the detector, training and rounds of street5_laptop. It is no preset: it needs the data."""
+    return street5_laptop().model_copy(update={"data": data})
 
 
 PRESETS: dict[str, Callable[[], FederationSpec]] = {

@@ -171,7 +171,7 @@ TABLE: dict[str, Row] = {
     "file: endless nesting": file("[" * 100_000, "expected YAML"),
     "file: list": file("- 1\n", "expected a mapping of fields, found list"),
     "file: missing": command("run", "{folder}/none.yaml", says=("none.yaml: cannot be read: No such file",)),
-    "file: folder": command("run", "{folder}", says=("cannot be read: Is a directory",)),
+    "file: folder": command("run", "{folder}", says=("expected train_label.json (street), train.json", "(yolo)")),
     "no such preset": command("run", "street6", says=("street6: no such preset or file", "synthetic5, street5")),
     # --set and the other options.
     "set: no value": setting("seed", "--set seed: expected FIELD=VALUE"),

@@ -1,0 +1,281 @@
+"""Read the files of a YOLO data set: data.yaml, lists of images, and the label file of an image.
+
+The rules are those of Ultralytics (``check_det_dataset``, ``img2label_paths``), except that no path leaves the data
+set's folder. Paths here are from that folder, with forward slashes; "" is the folder itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tasks.data.entries import Faults, Thing, check_box, is_utf8, read_bytes, shown
+from tasks.data.pixels import IMAGE_SUFFIXES
+from tasks.documents.errors import DocumentError
+from tasks.documents.plain import Plain
+from tasks.documents.yaml_text import read_document
+
+# Fraction of the image's side. Files round fractions to a few digits.
+SLACK = 1e-3
+PARTS = ("train", "val", "test")
+_DRIVE = re.compile(r"[A-Za-z]:/")
+
+
+@dataclass(frozen=True)
+class YoloFile:
+    """The content of a data.yaml: the classes, and the images of each part that it names, in order."""
+
+    path: Path
+    names: tuple[str, ...]
+    parts: dict[str, tuple[str, ...]]
+
+
+def read_yolo_file(root: Path, file: str, faults: Faults) -> YoloFile | None:
+    """Return the content of the data.yaml ``file`` in the data set's folder ``root``, or report it and return None."""
+    path = root / file
+    data = read_bytes(path, faults)
+    if data is None:
+        return None
+    try:
+        document = read_document(data.decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        faults.add_unread(f"{path}: expected YAML: {error}")
+        return None
+    except DocumentError as error:
+        faults.add_unread(f"{path}: {error}")
+        return None
+    if not isinstance(document, dict):
+        faults.add_unread(f"{path}: expected a mapping with names, train and val, found {shown(document)}")
+        return None
+    if document.get("kpt_shape") is not None:
+        faults.add(f"{path}: kpt_shape: expected boxes or polygons, found keypoints, which are not read")
+    names = _names(path, document, faults)
+    base = _base(root, file, document.get("path"), faults)
+    if names is None or base is None:
+        faults.unread = True
+        return None
+    parts = {}
+    for part in PARTS:
+        if document.get(part) not in (None, "", []):
+            parts[part] = tuple(_images(root, base, part, document[part], path, faults))
+    if "train" not in parts:
+        faults.add_unread(f"{path}: train: missing; expected a folder of images, or a text file that lists them")
+        return None
+    return YoloFile(path, names, parts)
+
+
+def _names(path: Path, document: dict[str, Any], faults: Faults) -> tuple[str, ...] | None:
+    """Return the classes in order, or report what is wrong and return None."""
+    found = document.get("names")
+    if found and isinstance(found, dict):
+        if found.keys() != {str(number) for number in range(len(found))}:
+            last = len(found) - 1
+            faults.add(f"{path}: names: expected the numbers from 0 to {last} as keys, found {shown([*found])}")
+            return None
+        found = [found[str(number)] for number in range(len(found))]
+    if not isinstance(found, list) or not found:
+        faults.add(f"{path}: names: expected the classes, as a list or by number from 0, found {shown(found)}")
+        return None
+    names: list[str] = []
+    for number, name in enumerate(found):
+        if not isinstance(name, str) or not name.strip() or not is_utf8(name):
+            faults.add(f"{path}: names: {number}: expected a name, found {shown(name)}")
+            return None
+        if str(name) in names:
+            faults.add(f"{path}: names: {number}: expected every class once, found {str(name)!r} again")
+            return None
+        names.append(str(name))
+    count = document.get("nc")
+    try:
+        count = count.value("nc") if isinstance(count, Plain) else count
+    except DocumentError as error:
+        faults.add(str(error))
+        return None
+    if count is not None and (isinstance(count, bool) or count != len(names)):
+        faults.add(f"{path}: nc: expected {len(names)}, the number of names, found {shown(count)}")
+        return None
+    return tuple(names)
+
+
+def _base(root: Path, file: str, value: Any, faults: Faults) -> str | None:
+    """Return the folder at which the paths in ``file`` start, or report the key ``path`` and return None.
+
+    It is relative to the file's folder or, as a second choice, to the data set's.
+    """
+    folder = os.path.dirname(file)
+    if value in (None, ""):
+        return folder
+    if isinstance(value, str):
+        for start in (folder, ""):
+            found = inside_root(root, start, value)
+            if found is not None and os.path.isdir(root / found):
+                return found
+    faults.add(
+        f"{root / file}: path: expected a folder inside {root}, found {shown(value)}; without this key, the other "
+        "paths start at the file's own folder: remove it"
+    )
+    return None
+
+
+def _images(root: Path, base: str, part: str, value: Any, path: Path, faults: Faults) -> Iterator[str]:
+    """Yield the images of one part: of a folder, of a list of folders, or those that a text file lists."""
+    for place in value if isinstance(value, list) else [value]:
+        found = _located(root, base, place) if isinstance(place, str) else None
+        if found is None:
+            faults.add_unread(
+                f"{path}: {part}: expected a folder of images, or a text file that lists them, inside {root}, "
+                f"found {shown(place)}"
+            )
+        elif os.path.isdir(root / found):
+            yield from _in_folder(root, found, f"{path}: {part}", faults)
+        elif found.endswith(".txt"):
+            yield from _listed(root, base, found, faults)
+        else:
+            faults.add_unread(f"{path}: {part}: expected a folder or a text file (.txt), found {shown(place)}")
+
+
+def _located(root: Path, base: str, value: str) -> str | None:
+    """Return the existing path that ``value`` names, or None. A leading ``../`` that leads nowhere is dropped.
+
+    Tools that export to YOLO's form write ``../train/images`` for the folder train/images beside data.yaml.
+    """
+    for text in (value, value[3:]) if value.startswith("../") else (value,):
+        found = inside_root(root, base, text)
+        if found is not None and os.path.exists(root / found):
+            return found
+    return None
+
+
+def inside_root(root: Path, base: str, value: str) -> str | None:
+    """Return the path from ``root`` of ``value``, which is absolute or starts at ``base``.
+
+    None: it leads elsewhere.
+    """
+    text = value.strip().replace("\\", "/")
+    if "\0" in text:
+        return None
+    if text.startswith("/") or _DRIVE.match(text):
+        known = [at for at in (root.absolute(), root.resolve()) if PurePosixPath(text).is_relative_to(at)]
+        if not known:
+            return None
+        base, text = "", str(PurePosixPath(text).relative_to(known[0]))
+    parts: list[str] = []
+    for part in (*base.split("/"), *text.split("/")):
+        if part == ".." and not parts:
+            return None
+        if part == "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _in_folder(root: Path, folder: str, at: str, faults: Faults) -> list[str]:
+    """Return the images in ``folder`` and below it, sorted. Report that there are none, or that it cannot be read."""
+    try:
+        images = sorted(_walk(root, folder, set()))
+    except OSError as error:
+        faults.add_unread(f"{at}: {error.filename}: cannot be read: {error.strerror}")
+        return []
+    if not images:
+        faults.add_unread(f"{at}: expected a folder of images, found none in {root / folder}")
+    return images
+
+
+def _walk(root: Path, folder: str, seen: set[str]) -> Iterator[str]:
+    """Yield the images in ``folder`` and below it. Hidden files are left out.
+
+    Links are followed, but no folder is entered twice.
+    """
+    real = os.path.realpath(root / folder)
+    if real in seen:
+        return
+    seen.add(real)
+    with os.scandir(root / folder) as items:
+        for item in items:
+            if item.name.startswith("."):
+                continue
+            path = f"{folder}/{item.name}" if folder else item.name
+            if item.is_dir():
+                yield from _walk(root, path, seen)
+            elif os.path.splitext(item.name)[1].lower() in IMAGE_SUFFIXES:
+                yield path
+
+
+def _listed(root: Path, base: str, file: str, faults: Faults) -> Iterator[str]:
+    """Yield the images that the text file lists: one a line, from its own folder, ``base`` or the data set's folder."""
+    path = root / file
+    data = read_bytes(path, faults)
+    if data is None:
+        return
+    for number, line in enumerate(data.decode("utf-8-sig", errors="surrogateescape").splitlines(), 1):
+        if not line.strip():
+            continue
+        places = (inside_root(root, start, line) for start in (os.path.dirname(file), base, ""))
+        found = next((place for place in places if place is not None and os.path.isfile(root / place)), None)
+        if found is None or not is_utf8(line):
+            faults.add_unread(
+                f"{path}: line {number}: expected the path of an image inside {root}, found {shown(line.strip())}"
+            )
+        else:
+            yield found
+
+
+def label_file(image: str) -> str:
+    """Return the path of an image's label file: below ``labels/`` instead of the last ``images/``, with suffix .txt.
+
+    Without a folder ``images/`` the file is beside the image.
+    """
+    head, found, tail = f"/{image}".rpartition("/images/")
+    return os.path.splitext(f"{head}/labels/{tail}" if found else f"/{image}")[0][1:] + ".txt"
+
+
+def read_labels(path: Path, data: bytes, names: tuple[str, ...], faults: Faults) -> Iterator[Thing]:
+    """Yield the objects in a label file. Boxes are xmin, ymin, xmax, ymax in fractions of the image's size.
+
+    A line is ``class x y width height``, with the box's centre, or a polygon ``class x1 y1 x2 y2 x3 y3 …``, which is
+    replaced by its bounding box.
+    """
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        faults.add(f"{path}: expected lines of numbers in UTF-8: {error}")
+        return
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            thing = _read_line(f"{path}: line {number}", line.split(), names, faults)
+            if thing is not None:
+                yield thing
+
+
+def _read_line(at: str, columns: list[str], names: tuple[str, ...], faults: Faults) -> Thing | None:
+    if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
+        score = "; a sixth column, a detection's score, is not read" if len(columns) == 6 else ""
+        faults.add(
+            f"{at}: expected class x y width height, or a polygon class x1 y1 x2 y2 x3 y3 …, "
+            f"found {len(columns)} columns{score}"
+        )
+        return None
+    try:
+        label, *values = map(float, columns)
+    except ValueError:
+        faults.add(f"{at}: expected numbers, found {shown(' '.join(columns))}")
+        return None
+    if not 0 <= label < len(names) or not label.is_integer():
+        faults.add(f"{at}: expected a class from 0 to {len(names) - 1}, found {columns[0]}")
+        return None
+    wrong = [text for text, value in zip(columns[1:], values, strict=True) if not -SLACK <= value <= 1 + SLACK]
+    if wrong:
+        faults.add(f"{at}: expected fractions of the image's size, from 0 to 1, found {shown(' '.join(wrong))}")
+        return None
+    if len(values) == 4:
+        x, y, width, height = values
+        edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    else:
+        edges = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    box = check_box(at, edges, faults)
+    return None if box is None else Thing(at, names[int(label)], box)
