@@ -114,8 +114,11 @@ def in_pixels(box: Box, size: tuple[int, int]) -> Box:
     It is rounded to 1e-9 pixels: without that, an edge at 0 would be at 1e-14, because fractions are not exact.
     """
     width, height = size
-    left, top, right, bottom = box
-    return round(left * width, 9), round(top * height, 9), round(right * width, 9), round(bottom * height, 9)
+    left, top, right, bottom = (
+        round(edge * side, 9) + 0.0  # -0.0 becomes 0.0, so that digests of equal boxes are equal
+        for edge, side in zip(box, (width, height, width, height), strict=True)
+    )
+    return left, top, right, bottom
 
 
 def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | None:

@@ -5,29 +5,37 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import Result
 
+from flows.cli import runs
 from flows.coordinator.preflight import pin, pin_data
 from flows.views.tables import describe
-from infra.settings import Settings
+from infra.settings import Settings, load_settings
 from tasks.data.catalog import load_data
 from tasks.data.samples import samples_digest
 from tasks.errors import SpecError
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.clients import ByFolder
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders, Yolo
+from tasks.spec.federation import FederationSpec, Participation, parse_spec
+from tasks.spec.presets import preset
 from tests.flows.command import fedbench
+from tests.tasks.data.yolo_folder import write_yolo_folder
 
 TINY = ("-s", "train_images=40", "-s", "test_images=5", "-s", "width=96", "-s", "height=80")
 FORMS: dict[str, DataSpec] = {
     "street": FederatedStreet(name="mine"),
     "coco": Coco(name="mine"),
     "voc": VocFolders(name="mine"),
+    "coco2017": Coco(name="mine"),
+    "yolo": Yolo(name="mine", clients=ByFolder()),
 }
 
 
@@ -63,8 +71,8 @@ def test_all_forms_load_as_the_same_samples(made: Path) -> None:
         data = load_data(spec, root_of={"mine": made / form}.get, cache=made / "unused")
         parts: Any = [data.classes, *((device, samples_digest(own)) for device, own in data.train.items())]
         found[form] = [*parts, *((device, samples_digest(own)) for device, own in data.test.items())]
-    assert found["street"] == found["coco"] == found["voc"]
-    assert sorted(path.name for path in made.iterdir()) == ["coco", "street", "voc"]
+    assert found["street"] == found["coco"] == found["voc"] == found["coco2017"] == found["yolo"]
+    assert sorted(path.name for path in made.iterdir()) == sorted(FORMS)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -207,9 +215,9 @@ def test_a_check_prints_how_many_test_images_are_near_duplicates(made: Path) -> 
     assert "5 of 5 test images are near-duplicates of a training image (division: published)\n" in result.output
 
 
-@pytest.mark.parametrize("to", ["coco", "voc"])
+@pytest.mark.parametrize("to", ["coco", "voc", "coco2017", "yolo"])
 def test_near_duplicates_of_a_data_set_move_to_one_side(made: Path, tmp_path: Path, to: str) -> None:
-    kinds: dict[str, DataSpec] = {"coco": Coco(name="mine"), "voc": VocFolders(name="mine")}
+    kinds = FORMS
     shutil.copytree(made / "coco", tmp_path / "set")
     document = json.loads((tmp_path / "set" / "test.json").read_text())
     image = document["images"][0]["file_name"]
@@ -220,10 +228,12 @@ def test_near_duplicates_of_a_data_set_move_to_one_side(made: Path, tmp_path: Pa
     result = call("split", tmp_path / "set", tmp_path / "new", "--group-near-duplicates", "--to", to)
     assert result.exit_code == 0, result.output
     assert " before, 0 now\n" in result.output
-    kind = {"coco": "coco", "voc": "voc-folders"}[to]
-    assert f"to train on it: data: {{kind: {kind}, name: mine}} in a specification" in result.output
+    fields = {"coco": "kind: coco", "coco2017": "kind: coco", "voc": "kind: voc-folders"}.get(to)
+    fields = fields or "kind: yolo, clients: {kind: folders}"
+    assert f"to train on it: data: {{{fields}, name: mine}} in a specification" in result.output
     assert re.search(r"^0 of \d test images are near-duplicates", call("check", tmp_path / "new").output, re.M)
     old, new = keys_by_part(tmp_path / "set", kinds["coco"]), keys_by_part(tmp_path / "new", kinds[to])
+    old, new = ({part: {Path(key).name for key in own} for part, own in keys.items()} for keys in (old, new))
     assert set().union(*old.values()) == set().union(*new.values())
     assert old != new
     assert not set().union(*(own for part, own in new.items() if part.endswith("train"))) & new["1 test"]
@@ -304,6 +314,85 @@ def test_a_division_that_cannot_be_read_again_is_not_left(made: Path, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
+def block(output: str) -> Any:
+    """Return the data block that a command has printed, as YAML."""
+    lines = output.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("data:"))
+    end = next(place for place, line in enumerate(lines) if line.startswith("and for the settings: data_roots: "))
+    return yaml.safe_load("\n".join(lines[start:end])), yaml.safe_load(
+        lines[end].removeprefix("and for the settings: ")
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_check_prints_the_data_block_that_reads_the_folder(made: Path, form: str) -> None:
+    result = call("check", made / form)
+    document, settings = block(result.output)
+    assert settings == {"data_roots": {form: str(made / form)}}
+    spec = parse_spec(document, source="printed").data
+    found = load_data(spec, root_of=lambda name: made / form, cache=made / "unused")
+    assert f"content digest {found.digest}" in result.output
+    assert "no file in" not in result.output
+
+
+def test_a_folder_that_names_no_devices_is_divided_and_the_check_says_so(tmp_path: Path) -> None:
+    root = write_yolo_folder(tmp_path / "Hof Ä_2")
+    result = call("check", root)
+    assert result.exit_code == 0, result.output
+    assert f"no file in {root} names devices: its images are divided among 5 clients (IID)" in result.output
+    assert block(result.output)[0] == {
+        "data": {"kind": "yolo", "name": "hof-a-2", "clients": {"kind": "iid", "clients": 5, "seed": 1}}
+    }
+    result = call("check", root, "-s", "clients.kind=size", "-s", "clients.clients=2")
+    assert "no file in" not in result.output
+    assert block(result.output)[0]["data"]["clients"]["kind"] == "size"
+    result = call("split", root, tmp_path / "new", "--group-near-duplicates", "--to", "yolo")
+    assert result.exit_code == 0, result.output
+    assert "its images are divided among 5 clients (IID)" in result.output
+    assert len(list((tmp_path / "new").glob("*/data.yaml"))) == 5
+
+
+def test_yolo_has_no_difficult_objects(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "coco", tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "train.json").read_text())
+    document["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "set" / "train.json").write_text(json.dumps(document))
+    result = call("split", tmp_path / "set", tmp_path / "new", "--group-near-duplicates", "--to", "yolo")
+    assert result.exit_code == 2
+    assert "expected no difficult objects, because YOLO's form cannot mark them" in result.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_a_folder_has_its_data_and_the_settings_its_place(
+    made: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", '{"other": "/other"}')
+    ran: list[tuple[str, FederationSpec, Settings, str]] = []
+
+    def keep(name: str, spec: FederationSpec, settings: Settings, *_: object, variable: str = "") -> None:
+        ran.append((name, spec, settings, variable))
+
+    monkeypatch.setattr(runs, "_run", keep)
+    result = fedbench("run", made / "yolo", "-s", "max_rounds=3", "--home", home)
+    assert result.exit_code == 0, result.output
+    ((name, spec, settings, variable),) = ran
+    assert name == f"yolo-{spec.digest[:8]}"
+    assert spec.data == Yolo(name="yolo", clients=ByFolder())
+    assert (spec.max_rounds, spec.detector) == (3, preset("street5_laptop").detector)
+    assert block(result.output)[0] == {"data": {"kind": "yolo", "name": "yolo", "clients": {"kind": "folders"}}}
+    assert settings.data_root("yolo") == load_settings().data_root("yolo") == made / "yolo"
+    assert settings.data_root("other") == load_settings().data_root("other") == Path("/other")
+    (assignment,) = shlex.split(variable)
+    assert json.loads(assignment.removeprefix("FEDBENCH_DATA_ROOTS="))["yolo"] == str(made / "yolo")
+    result = fedbench("run", made / "coco", "-s", "data.name=yolo", "--home", home)
+    assert result.exit_code == 2
+    assert f"data.name: yolo: the settings have the folder {made}/yolo under this name, expected {made}/coco" in (
+        result.output
+    )
+    assert len(ran) == 1
+    assert fedbench("run", made / "coco", "-q", "--home", home).output == ""
+
+
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no such thing": (("check", "nowhere"), "nowhere: no such preset or file"),
     "no data at hand": (("check", "street5"), "no folder is known for data set 'street'"),
@@ -312,6 +401,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown field": (("check", "{made}/coco", "-s", "split=5"), "data.split: "),
     "field without value": (("check", "{made}/coco", "-s", "train"), "--set train: expected FIELD=VALUE"),
     "picture": (("check", "{made}/coco", "--picture", "{made}/coco/test.json/p.png"), "/test.json/p.png failed: "),
+    "folder of several forms": (("check", "{several}"), "expected the files of one form, found those of coco and voc"),
     "folder in use": (("make", "{made}/coco"), "expected a folder that does not exist yet, or is empty"),
     "field twice": (("check", "{made}/coco", "-s", "exif=applied", "-s", "exif=as-stored"), "expected each field once"),
     "leading zero": (("make", "{tmp}/x", "-s", "seed=03"), "--set seed=03: data.seed: 03 has a leading zero"),
@@ -341,7 +431,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_arguments_exit_2(made: Path, tmp_path: Path, case: str) -> None:
     words, message = WRONG[case]
-    result = call(*(word.format(made=made, tmp=tmp_path) for word in words))
+    several = tmp_path / "d" / "several"
+    (several / "Annotations").mkdir(parents=True)
+    (several / "train.json").touch()
+    result = call(*(word.format(made=made, tmp=tmp_path, several=several) for word in words))
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert "Traceback" not in result.output
