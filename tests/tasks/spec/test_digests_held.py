@@ -23,8 +23,8 @@ from tasks.data.catalog import load_data
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.synthetic import make_synthetic_street
 from tasks.spec.base import AddedLater, Frozen, digest_fields
-from tasks.spec.clients import ByField, ByList
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.clients import ByField, ByList, Iid
+from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders, Yolo
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import local_only, twin
@@ -53,6 +53,7 @@ CONTENTS: dict[str, tuple[str, str]] = {
     "coco": ("ffdc051285345179", "4c9ced8d14bd2ce2"),
     "voc by list": ("2f18bc676657562b", "615c1bd65837a8c0"),
     "voc by folder": ("b31822687167e792", "b75395b222702057"),
+    "yolo": ("2c06688a77a370fe", "642391ddc22bbafb"),
     "federated street": ("d7f19422545e1c93", "aa284d4d6a4f99b6"),
     "federated street, clean": ("85c064002c3a6e04", "0541fcb93a6ee778"),
     "synthetic street": ("aa127d359a91c69a", "964aa66cfd092d15"),
@@ -194,11 +195,23 @@ def voc_by_folder(root: Path) -> DataSpec:
     return VocFolders(name="mine")
 
 
+def yolo(root: Path) -> DataSpec:
+    write_images(root / "images")
+    (root / "labels").mkdir()
+    for n in range(1, 6):  # the sixth image has no label file
+        (root / "labels" / f"{n:06d}.txt").write_text(f"{n % 2} 0.5 0.5 0.25 0.5\n")
+    for part, numbers in (("train", range(1, 5)), ("val", range(5, 7))):
+        (root / f"{part}.txt").write_text("".join(f"./images/{n:06d}.png\n" for n in numbers))
+    (root / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [bee, ant]\n")
+    return Yolo(name="mine", clients=Iid(clients=2))
+
+
 FORMS: dict[str, Callable[[Path], DataSpec]] = {
     "street": street,
     "coco": coco,
     "voc by list": voc_by_list,
     "voc by folder": voc_by_folder,
+    "yolo": yolo,
 }
 
 

@@ -73,6 +73,7 @@ def test_unions_are_plain_and_at_most_two_deep() -> None:
         "training.optimizer",
         "strategy",
         "data[VocFolders].clients",
+        "data[Yolo].clients",
         "detector[YoloV3Spec].weights",
     } <= set(unions)
     for path, (choices, depth) in unions.items():
