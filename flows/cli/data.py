@@ -21,7 +21,7 @@ from flows.cli.shared import (
 )
 from flows.commands.arguments import ChosenData, Form, choose_data
 from flows.commands.data_block import data_lines
-from flows.commands.written_data import FIELDS, MadeForm, WrittenForm, write_split, write_synthetic
+from flows.commands.written_data import MadeForm, WrittenForm, write_split, write_synthetic
 from infra.files.private import data_cache, private_home
 from infra.views import Views
 from tasks.errors import SpecError
@@ -121,8 +121,8 @@ def make(
                 f"--set kind: expected {SyntheticStreet().kind}, the only set that can be drawn, found {spec.kind}"
             )
         _require_new(folder)
-        write_synthetic(spec, form, folder, data_cache(settings.home))
-    _print_written(folder, f"{FIELDS[form]}, name: mine")
+        written = write_synthetic(spec, form, folder, data_cache(settings.home))
+    _print_written(folder, written)
 
 
 @data_app.command()

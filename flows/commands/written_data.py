@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from tasks.errors import DataError
-from tasks.spec.clients import ByFolder
-from tasks.spec.data import Coco, DataSpec, SyntheticStreet, VocFolders, Yolo
+from tasks.spec.data import DataSpec, SyntheticStreet
 
 if TYPE_CHECKING:
     from tasks.data.samples import FederatedData
 
 WrittenForm = Literal["coco", "coco2017", "voc", "yolo"]
 MadeForm = Literal["street", "coco", "coco2017", "voc", "yolo"]
-# The fields that read a written set, without its name.
-FIELDS: dict[MadeForm, str] = {
-    "street": "kind: federated-street",
-    "coco": "kind: coco",
-    "coco2017": "kind: coco",
-    "voc": "kind: voc-folders",
-    "yolo": "kind: yolo, clients: {kind: folders}",
-}
+NAME = "mine"
+_SPEC: TypeAdapter[DataSpec] = TypeAdapter(Annotated[DataSpec, Field(discriminator="kind")])
 
 
-def write_synthetic(spec: SyntheticStreet, form: MadeForm, folder: Path, cache: Path) -> None:
-    """Write the set to ``folder``.
+def write_synthetic(spec: SyntheticStreet, form: MadeForm, folder: Path, cache: Path) -> str:
+    """Write the set to ``folder``. Return the fields of ``data`` that a run needs, as YAML.
 
     Held-out images are among the training images: ``data.holdout`` of the written set holds out the same.
 
@@ -47,8 +43,9 @@ def write_synthetic(spec: SyntheticStreet, form: MadeForm, folder: Path, cache: 
     with _draft(folder) as draft:
         if form == "street":
             shutil.copytree(drawn, draft, ignore=shutil.ignore_patterns(CONTENTS))
-        else:
-            WRITERS[form](load_data(spec, root_of=lambda name: None, cache=cache), draft)
+            return _in_yaml({"kind": "federated-street", "name": NAME})
+        data = load_data(spec, root_of=lambda name: None, cache=cache)
+        return _in_yaml({**WRITERS[form](data, draft), "name": NAME})
 
 
 def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
@@ -60,28 +57,31 @@ def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
     from tasks.data.catalog import load_data
     from tasks.data.export import WRITERS
 
-    fields = f"{FIELDS[form]}, name: mine"
     turned = any(sample.turn != 1 for part in (data.train, data.test) for own in part.values() for sample in own)
-    # Boxes refer to the images as read. Their files are copied as they are.
-    exif: Literal["applied", "as-stored"] = "applied" if turned else "as-stored"
-    if turned:
-        fields += ", exif: applied"
-    in_order = form == "yolo" or list(data.classes) == sorted(data.classes)
-    if not in_order:
-        fields += f", classes: {json.dumps(data.classes, ensure_ascii=False)}"
     with _draft(folder) as draft:
-        WRITERS[form](data, draft)
-        classes = None if in_order else data.classes
-        written: DataSpec
-        if form == "yolo":
-            written = Yolo(name="mine", exif=exif, classes=classes, clients=ByFolder())
-        else:
-            written = (VocFolders if form == "voc" else Coco)(name="mine", exif=exif, classes=classes)
+        fields = {**WRITERS[form](data, draft), "name": NAME}
+        if turned:  # boxes refer to the images as read, and their files are copied as they are
+            fields["exif"] = "applied"
+        if form != "yolo" and list(data.classes) != sorted(data.classes):
+            fields["classes"] = list(data.classes)
+        written = _SPEC.validate_python(fields)
         try:
             load_data(written, root_of=lambda name: draft, cache=draft)
         except DataError as error:
             raise DataError(str(error).replace(str(draft), str(folder))) from None
-    return fields
+    return _in_yaml(fields)
+
+
+def _in_yaml(fields: dict[str, Any]) -> str:
+    """Return a mapping in one line of YAML, without the braces around it."""
+    return ", ".join(f"{name}: {_value_in_yaml(value)}" for name, value in fields.items())
+
+
+def _value_in_yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{_in_yaml(value)}}}"
+    is_word = isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9-]*", value)
+    return value if is_word else json.dumps(value, ensure_ascii=False)  # JSON is YAML too
 
 
 @contextmanager

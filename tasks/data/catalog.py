@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from tasks.data.synthetic import make_synthetic_street
 from tasks.data.voc import load_voc
 from tasks.data.yolo import load_yolo
 from tasks.errors import DataError
-from tasks.spec.data import POOLED_CLIENT, Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders, Yolo
+from tasks.spec.data import POOLED_CLIENT, DataSpec, FederatedStreet, SyntheticStreet, VocFolders
+from tasks.spec.data_parts import OwnDataFields
 
 
 def load_data(
@@ -53,16 +54,11 @@ def _load_devices(
         raise DataError(_unknown_name(spec))
     if not is_utf8(str(folder)):
         raise DataError(f"data.name: {spec.name}: expected a folder whose path is in UTF-8, found {str(folder)!r}")
-    if isinstance(spec, Coco):
-        return load_coco(folder, spec, faults=faults)
-    if isinstance(spec, VocFolders):
-        return load_voc(folder, spec, faults=faults)
-    if isinstance(spec, Yolo):
-        return load_yolo(folder, spec, faults=faults)
-    return _load_federated_street(folder, spec, faults or Faults())
+    return _LOADERS[spec.kind](folder, spec, faults=faults)
 
 
-def _load_federated_street(folder: Path, spec: FederatedStreet, faults: Faults) -> FederatedData:
+def _load_federated_street(folder: Path, spec: FederatedStreet, *, faults: Faults | None) -> FederatedData:
+    faults = faults or Faults()
     clean = spec.division == "clean"
     published = spec.model_copy(update={"digest": None}) if clean else spec  # the clean division has its own check
     if spec.form == "voc":
@@ -78,7 +74,16 @@ def _load_federated_street(folder: Path, spec: FederatedStreet, faults: Faults) 
     return clean_division(data, root, spec.digest, faults) if clean else data
 
 
-def _unknown_name(spec: FederatedStreet | VocFolders | Coco | Yolo) -> str:
+# By the kind of a specification: the reader of its data.
+_LOADERS: Mapping[str, Callable[..., FederatedData]] = {
+    "federated-street": _load_federated_street,
+    "voc-folders": load_voc,
+    "coco": load_coco,
+    "yolo": load_yolo,
+}
+
+
+def _unknown_name(spec: FederatedStreet | OwnDataFields) -> str:
     start = f"data.name: no folder is known for data set {spec.name!r} on this machine; set "
     if isinstance(spec, FederatedStreet):
         holds = "its train_label.json" if spec.form == "json" else f"its street_{spec.split}/"

@@ -1,0 +1,23 @@
+"""Write a data set in the forms that other tools read, each form in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.data.export.coco import COCO_2017, OWN_COCO, write_coco
+from tasks.data.export.voc import write_voc
+from tasks.data.export.yolo import write_yolo
+from tasks.data.samples import FederatedData
+
+__all__ = ["COCO_2017", "OWN_COCO", "WRITERS", "write_coco", "write_voc", "write_yolo"]
+
+# By the form's name on the command line: a function that writes a data set to a folder, and returns the fields of
+# ``data`` that read it, but no name.
+WRITERS: dict[str, Callable[[FederatedData, Path], dict[str, Any]]] = {
+    "coco": write_coco,
+    "coco2017": lambda data, folder: write_coco(data, folder, COCO_2017),
+    "voc": write_voc,
+    "yolo": write_yolo,
+}
