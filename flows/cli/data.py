@@ -102,7 +102,7 @@ def make(
         MadeForm,
         typer.Option(
             help="street: as Federated Street is published; coco; coco2017: in the files and folders of COCO as "
-            "published; voc, yolo: a folder for each device."
+            "published; voc, yolo: a folder for each device; bdd100k, visdrone, kitti: as published."
         ),
     ] = "street",
     assignments: Fields = None,

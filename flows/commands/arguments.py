@@ -20,7 +20,7 @@ from tasks.spec.suite import SuiteSpec, load_suite
 from tasks.spec.suite_presets import SUITES, suite_preset
 
 # The keys of tasks.data.recognise.FORMS.
-Form = Literal["street", "coco", "voc", "yolo"]
+Form = Literal["street", "coco", "voc", "yolo", "bdd100k", "visdrone", "kitti"]
 CHOSEN = "chosen"  # the name of a data set that is given by its folder
 DATA_ROOTS = "FEDBENCH_DATA_ROOTS"
 

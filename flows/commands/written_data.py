@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tasks.data.samples import FederatedData
 
 WrittenForm = Literal["coco", "coco2017", "voc", "yolo"]
-MadeForm = Literal["street", "coco", "coco2017", "voc", "yolo"]
+MadeForm = Literal["street", "coco", "coco2017", "voc", "yolo", "bdd100k", "visdrone", "kitti"]
 NAME = "mine"
 _SPEC: TypeAdapter[DataSpec] = TypeAdapter(Annotated[DataSpec, Field(discriminator="kind")])
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tasks.data.device_names import take_devices_from_names
 from tasks.data.entries import Entry, Faults, Parsed, natural, read_bytes, shown
 from tasks.data.images import Reading, read_image
 from tasks.data.partition import partition_samples
@@ -16,7 +17,7 @@ from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.documents.errors import DocumentError
 from tasks.documents.yaml_text import read_document
 from tasks.errors import DataError
-from tasks.spec.clients import ByField, ByList, Partition
+from tasks.spec.clients import ByField, ByName, Named, Partition
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # tasks.spec.base.ClientId
 
@@ -56,7 +57,7 @@ def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faul
     if train and all(entry.device is None for entry in train):
         faults.add(
             f"{where}: no training image has {field!r}: expected the device that each came from; name the field in "
-            "data.clients.field, or set data.clients.kind to list, iid, dirichlet or size"
+            "data.clients.field, or set data.clients.kind to list, name, iid, dirichlet or size"
         )
         return
     for entry in train:
@@ -64,11 +65,15 @@ def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faul
             faults.add(f"{entry.where}: {field}: missing; expected the device that the image came from")
 
 
-def named_devices(root: Path, clients: ByField | ByList, parsed: Parsed, where: str, faults: Faults) -> tuple[str, ...]:
-    """Return the devices named by a field of the images, or by a list in ``root``, in order.
+def named_devices(root: Path, clients: Named, parsed: Parsed, where: str, faults: Faults) -> tuple[str, ...]:
+    """Return the devices named by a field of the images, by a list in ``root`` or by the images' names, in order.
 
     ``where`` is the path of the labels that hold the field. Messages name it.
     """
+    if isinstance(clients, ByName):
+        where = f"{root}: data.clients.pattern {clients.pattern!r}"
+        take_devices_from_names(clients, parsed, where, faults)
+        return check_devices(parsed.train, parsed.test, where, faults)
     if isinstance(clients, ByField):
         require_devices(parsed.train, clients.field, where, faults)
         parsed.test = devices_in_all_or_none(parsed.test, clients.field, faults)

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tasks.data.bdd100k import load_bdd100k
 from tasks.data.coco import load_coco
 from tasks.data.entries import Faults, is_utf8
 from tasks.data.holdout import hold_out
 from tasks.data.images import Reading
+from tasks.data.kitti import load_kitti
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.street import load_street
 from tasks.data.street_clean import clean_division
 from tasks.data.synthetic import make_synthetic_street
+from tasks.data.visdrone import load_visdrone
 from tasks.data.voc import load_voc
 from tasks.data.yolo import load_yolo
 from tasks.errors import DataError
@@ -80,6 +83,9 @@ _LOADERS: Mapping[str, Callable[..., FederatedData]] = {
     "voc-folders": load_voc,
     "coco": load_coco,
     "yolo": load_yolo,
+    "bdd100k": load_bdd100k,
+    "visdrone": load_visdrone,
+    "kitti": load_kitti,
 }
 
 

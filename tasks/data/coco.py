@@ -17,7 +17,7 @@ from tasks.data.coco_layout import advice, with_own_layout
 from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, is_utf8, read_json, shown
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
-from tasks.spec.clients import ByField, ByList
+from tasks.spec.clients import ByField, Named, Partition
 from tasks.spec.data import Coco
 
 # Pixels. COCO's own boxes extend beyond their images by fractions of a pixel.
@@ -47,7 +47,7 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
     parsed.test, _ = _read_part(root, spec.test, spec.test_images, field, parsed, faults)
     parsed.classes = spec.classes or tuple(sorted(set(categories.values())))
     devices: tuple[str, ...] | None = None
-    if isinstance(spec.clients, ByField | ByList):
+    if isinstance(spec.clients, Named):
         devices = named_devices(root, spec.clients, parsed, str(root / spec.train), faults)
     return assemble(
         root,
@@ -57,7 +57,7 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
         expected_digest=spec.digest,
         devices=devices,
         reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=None if isinstance(spec.clients, ByField | ByList) else spec.clients,
+        partition=spec.clients if isinstance(spec.clients, Partition) else None,
     )
 
 

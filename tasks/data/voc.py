@@ -26,7 +26,7 @@ from tasks.data.entries import (
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images, read_list
-from tasks.spec.clients import ByField, ByFolder, ByList
+from tasks.spec.clients import ByField, ByFolder, Named, Partition
 from tasks.spec.data import VocFolders
 
 JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS = "JPEGImages", "Annotations", "ImageSets/Main"
@@ -57,7 +57,7 @@ def load_voc(
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, found or None)
     else:
         _read_folder(root, "", spec, parsed, faults, device=None, field=field)
-        if isinstance(spec.clients, ByField | ByList):
+        if isinstance(spec.clients, Named):
             found = named_devices(root, spec.clients, parsed, str(root / ANNOTATIONS), faults)
     parsed.classes = spec.classes or tuple(sorted({thing.name for entry in parsed.train for thing in entry.things}))
     return assemble(
@@ -68,7 +68,7 @@ def load_voc(
         expected_digest=spec.digest,
         devices=found,
         reading=Reading(spec.exif, spec.drop_duplicate_objects),
-        partition=None if isinstance(spec.clients, ByFolder | ByField | ByList) else spec.clients,
+        partition=spec.clients if isinstance(spec.clients, Partition) else None,
     )
 
 
@@ -81,7 +81,7 @@ def _device_folders(root: Path, spec: VocFolders, faults: Faults, devices: Seque
     if not names:
         hint = ""
         if (root / ANNOTATIONS).is_dir():
-            hint = "; this folder itself has them: set data.clients.kind to field, list, iid, dirichlet or size"
+            hint = "; this folder itself has them: set data.clients.kind to field, list, name, iid, dirichlet or size"
         faults.add_unread(
             f"{root}: expected a folder for each device, with {JPEG_IMAGES}/, {ANNOTATIONS}/, {IMAGE_SETS}/{hint}"
         )

@@ -18,7 +18,7 @@ from tasks.data.entries import Entry, Faults, Parsed, Thing, natural
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.data.yolo_files import SLACK, YoloFile, label_file, read_labels, read_yolo_file
-from tasks.spec.clients import ByFolder, ByList
+from tasks.spec.clients import ByFolder, Named, Partition
 from tasks.spec.data import Yolo
 
 _Test = Literal["val", "test"]
@@ -57,7 +57,7 @@ def load_yolo(root: Path, spec: Yolo, *, faults: Faults | None = None) -> Federa
     reader.report_missing()
     if devices is not None:
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, devices or None)
-    elif isinstance(spec.clients, ByList):
+    elif isinstance(spec.clients, Named):
         devices = named_devices(root, spec.clients, parsed, str(root / spec.file), faults)
     return assemble(
         root,
@@ -67,7 +67,7 @@ def load_yolo(root: Path, spec: Yolo, *, faults: Faults | None = None) -> Federa
         expected_digest=spec.digest,
         devices=devices,
         reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=None if isinstance(spec.clients, ByFolder | ByList) else spec.clients,
+        partition=spec.clients if isinstance(spec.clients, Partition) else None,
     )
 
 

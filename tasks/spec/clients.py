@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from tasks.spec.base import CHOSEN, MOST, Frozen
+from tasks.spec.name_patterns import pattern_fault
 
 # A path inside the data set's folder: relative, with forward slashes, and without parts that start with a dot.
 InsidePath = Annotated[str, StringConstraints(pattern=r"^[^\x00/\\.][^\x00/\\]*(/[^\x00/\\.][^\x00/\\]*)*$")]
@@ -41,6 +42,34 @@ class ByList(Frozen, title="A list"):
 
     kind: Literal["list"] = Field("list", description=CHOSEN)
     file: InsidePath = Field("clients.yaml", description="The file, from the data set's folder.")
+
+
+class ByName(Frozen, title="A part of the name"):
+    """A part of each image's name is its device: the text that a regular expression's group matches.
+
+    The name is the image's path in the data set's folder, with forward slashes. A name of more than 200 characters
+    matches nothing. Patterns that may take long are refused: at most three of *, + and {…}, few of ? and |, no
+    repeated group.
+    """
+
+    kind: Literal["name"] = Field("name", description=CHOSEN)
+    pattern: str = Field(
+        r"([^/_]+)_[^/]*$",
+        description="A regular expression of Python with exactly one group, of at most 200 characters. It may match "
+        "anywhere in the name.",
+    )
+    test: Literal["per-device", "global"] = Field(
+        "per-device",
+        description="per-device: each test image has the device in its name too, or none has one; global: one test set "
+        "for all devices, whatever the images' names.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ByName:
+        fault = pattern_fault(self.pattern)
+        if fault is not None:
+            raise ValueError(f"pattern: {fault}")
+        return self
 
 
 class _Partition(Frozen):
@@ -85,11 +114,15 @@ class BySize(_Partition, title="Divided, by size"):
 
 
 Partition = Iid | Dirichlet | BySize
-VocClients = Annotated[ByFolder | ByField | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
-CocoClients = Annotated[ByField | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
-YoloClients = Annotated[Iid | Dirichlet | BySize | ByFolder | ByList, Field(discriminator="kind")]
+# The images name their devices: by a field, in a list, or by their own names.
+Named = ByField | ByList | ByName
+VocClients = Annotated[ByFolder | ByField | ByList | ByName | Iid | Dirichlet | BySize, Field(discriminator="kind")]
+CocoClients = Annotated[ByField | ByList | ByName | Iid | Dirichlet | BySize, Field(discriminator="kind")]
+YoloClients = Annotated[Iid | Dirichlet | BySize | ByFolder | ByList | ByName, Field(discriminator="kind")]
+NameClients = Annotated[ByName | ByList | Iid | Dirichlet | BySize, Field(discriminator="kind")]
+DividedClients = Annotated[Iid | Dirichlet | BySize | ByName | ByList, Field(discriminator="kind")]
 
 
-def devices_of(clients: ByFolder | ByField | ByList | Partition) -> tuple[str, ...] | None:
+def devices_of(clients: ByFolder | Named | Partition) -> tuple[str, ...] | None:
     """Return the numbers of a division's clients; None if the data must be read to know the devices."""
     return numbered(clients.clients) if isinstance(clients, _Partition) else None

@@ -18,6 +18,7 @@ from tasks.spec.clients import (
     devices_of,
     numbered,
 )
+from tasks.spec.data_forms import Bdd100k, Kitti, VisDrone
 from tasks.spec.data_parts import (
     POOLED_CLIENT,
     DataFields,
@@ -31,12 +32,15 @@ from tasks.spec.data_parts import (
 
 __all__ = [
     "POOLED_CLIENT",
+    "Bdd100k",
     "Coco",
     "DataSpec",
     "Exif",
     "FederatedStreet",
     "Holdout",
+    "Kitti",
     "SyntheticStreet",
+    "VisDrone",
     "VocFolders",
     "Yolo",
 ]
@@ -152,4 +156,4 @@ class Yolo(OwnDataFields, title="YOLO"):
         return devices_of(self.clients)
 
 
-DataSpec = SyntheticStreet | FederatedStreet | VocFolders | Coco | Yolo
+DataSpec = SyntheticStreet | FederatedStreet | VocFolders | Coco | Yolo | Bdd100k | VisDrone | Kitti

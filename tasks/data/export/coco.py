@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.data.export.numbers import plain
-from tasks.data.samples import FederatedData, ImageSample, has_global_test_set
+from tasks.data.export.parts import Owned, plain, train_and_test
+from tasks.data.samples import FederatedData
 from tasks.errors import DataError
 
 
@@ -40,10 +40,7 @@ def write_coco(data: FederatedData, folder: Path, files: CocoFiles = OWN_COCO) -
     Raises:
         DataError: two images share a file name.
     """
-    train = [(device, sample) for device, samples in data.train.items() for sample in samples]
-    test: list[tuple[str | None, ImageSample]] = [(d, sample) for d, samples in data.test.items() for sample in samples]
-    if has_global_test_set(data):
-        test = [(None, sample) for sample in next(iter(data.test.values()))]
+    train, test = train_and_test(data)
     contents: dict[str, str] = {}
     for _, sample in (*train, *test):
         if contents.setdefault(sample.path.name, sample.content) != sample.content:
@@ -58,7 +55,7 @@ def write_coco(data: FederatedData, folder: Path, files: CocoFiles = OWN_COCO) -
     return {"kind": "coco"}
 
 
-def _coco_document(items: Iterable[tuple[str | None, ImageSample]], classes: Sequence[str]) -> dict[str, Any]:
+def _coco_document(items: Owned, classes: Sequence[str]) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (device, sample) in enumerate(items, 1):

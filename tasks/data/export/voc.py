@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from tasks.data.export.numbers import plain
+from tasks.data.export.parts import plain
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.voc import ANNOTATIONS, IMAGE_SETS, JPEG_IMAGES
 

@@ -1,0 +1,58 @@
+"""Write a data set in the form of KITTI's object labels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.data.export.parts import (
+    classes_unless_read,
+    name_with_device,
+    refuse_difficult,
+    train_and_test,
+    write_text,
+)
+from tasks.data.samples import FederatedData, ImageSample
+from tasks.errors import DataError
+from tasks.spec.clients import ByName
+from tasks.spec.data_forms import Kitti
+
+_PUBLISHED = Kitti(name="kitti")
+# What KITTI has where a value is not known: not truncated, visible, no angle; no size, place and angle in space.
+_BEFORE, _AFTER = "0.00 0 -10", "-1 -1 -1 -1000 -1000 -1000 -10"
+
+
+def write_kitti(data: FederatedData, folder: Path) -> dict[str, Any]:
+    """Write KITTI's folders, and a list for each part. Return the fields of ``data`` that read them, but no name.
+
+    The names of training images begin with their device and an underscore; so do those of test images, unless there is
+    one global test set. Images keep their format. Boxes are rounded to hundredths of a pixel.
+
+    Raises:
+        DataError: a class's name has a blank, a device has an underscore, or an object is difficult.
+    """
+    for name in data.classes:
+        if name.split() != [name]:
+            raise DataError(f"class {name!r}: expected a name without blanks, which end it in KITTI's form")
+    train, test = train_and_test(data)
+    refuse_difficult((sample for _, sample in (*train, *test)), "KITTI")
+    (folder / _PUBLISHED.images).mkdir(parents=True)
+    for file, items in ((_PUBLISHED.train, train), (_PUBLISHED.test, test)):
+        names = []
+        for device, sample in items:
+            image = Path(name_with_device(device, sample))
+            names.append(image.stem)
+            shutil.copyfile(sample.path, folder / _PUBLISHED.images / image)
+            write_text(folder / _PUBLISHED.labels / f"{image.stem}.txt", _lines(sample, data.classes))
+        write_text(folder / file, "".join(f"{name}\n" for name in names))
+    shared = bool(test) and test[0][0] is None
+    clients = {"kind": "name", "pattern": ByName().pattern, "test": "global" if shared else "per-device"}
+    return {"kind": _PUBLISHED.kind, **classes_unless_read(data), "clients": clients}
+
+
+def _lines(sample: ImageSample, classes: Sequence[str]) -> str:
+    objects = zip(sample.labels.tolist(), sample.boxes.tolist(), strict=True)
+    boxes = [(classes[label], " ".join(f"{edge:.2f}" for edge in box)) for label, box in objects]
+    return "".join(f"{name} {_BEFORE} {box} {_AFTER}\n" for name, box in boxes)

@@ -1,0 +1,70 @@
+"""What the readers of BDD100K, VisDrone and KITTI share: text files of labels, and boxes as they were published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from os.path import splitext
+from pathlib import Path
+
+from tasks.data.entries import Box, Faults, Parsed, check_box, read_bytes
+from tasks.data.pixels import IMAGE_SUFFIXES
+from tasks.data.voc_files import ImageFiles
+
+# Pixels. Boxes of published sets extend beyond their images by fractions of a pixel.
+SLACK = 1.0
+
+
+def box_with_area(at: str, box: Sequence[float], faults: Faults) -> Box | None:
+    """Return the box xmin, ymin, xmax, ymax. Note a box without width or height and return None, report a wrong one.
+
+    VisDrone was published with a few boxes that are lines. They hold nothing that a detector could learn or find.
+    """
+    left, top, right, bottom = box
+    if (left == right and top <= bottom) or (top == bottom and left <= right):
+        faults.notes.emptied.append(at)
+        return None
+    return check_box(at, box, faults)
+
+
+def read_rows(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a text file that are not empty, each with its place for messages. Report an unreadable file.
+
+    The file is added to those of ``parsed``.
+    """
+    path = root / file
+    data = read_bytes(path, faults)
+    if data is None:
+        return
+    parsed.files.append((file, hashlib.sha256(data).hexdigest()))
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        faults.add(f"{path}: expected text in UTF-8: {error}")
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield f"{path}: line {number}", line.strip()
+
+
+def read_numbers(texts: Sequence[str]) -> list[float] | None:
+    """Return the numbers, or None if one of the texts is none."""
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return None
+
+
+def is_image(name: str) -> bool:
+    """Return whether the name of a file ends as an image's."""
+    return splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def image_called(stem: str, images: ImageFiles, at: str, faults: Faults) -> str | None:
+    """Return the name of the image file that is called ``stem``, or report that there is not exactly one."""
+    found = [name for name in images.by_stem.get(stem, []) if is_image(name)]
+    if len(found) == 1:
+        return found[0]
+    have = f"found {' and '.join(found)}" if found else "found none"
+    faults.add(f"{at}: expected one image called {stem} in {images.folder}, {have}")
+    return None
