@@ -44,7 +44,7 @@ class Bdd100k(OwnDataFields, title="BDD100K"):
         "images/100k/val", description="Folder of the test images; a dot: the data set's folder itself."
     )
     clients: CocoClients = Field(
-        ByField(field="weather"),
+        ByField(field="scene"),
         description="How devices get their images. A field is one of the frame's attributes, as weather, scene or "
         "timeofday; blanks and slashes in its value become hyphens.",
     )

@@ -35,7 +35,7 @@ def write_bdd100k(data: FederatedData, folder: Path) -> dict[str, Any]:
     refuse_difficult((sample for _, sample in (*train, *test)), "BDD100K")
     _write_part(folder, _PUBLISHED.train, _PUBLISHED.train_images, train, data.classes)
     _write_part(folder, _PUBLISHED.test, _PUBLISHED.test_images, test, data.classes)
-    return {"kind": _PUBLISHED.kind, **classes_unless_read(data), "clients": {"kind": "field", "field": "scene"}}
+    return {"kind": _PUBLISHED.kind, **classes_unless_read(data)}
 
 
 def _write_part(folder: Path, file: str, images: str, items: Owned, classes: Sequence[str]) -> None:

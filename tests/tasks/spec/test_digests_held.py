@@ -24,7 +24,7 @@ from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.synthetic import make_synthetic_street
 from tasks.spec.base import AddedLater, Frozen, digest_fields
 from tasks.spec.clients import ByField, ByList, Iid
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders, Yolo
+from tasks.spec.data import Bdd100k, Coco, DataSpec, FederatedStreet, Kitti, SyntheticStreet, VisDrone, VocFolders, Yolo
 from tasks.spec.federation import FederationSpec, with_fields
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import local_only, twin
@@ -54,6 +54,9 @@ CONTENTS: dict[str, tuple[str, str]] = {
     "voc by list": ("2f18bc676657562b", "615c1bd65837a8c0"),
     "voc by folder": ("b31822687167e792", "b75395b222702057"),
     "yolo": ("2c06688a77a370fe", "642391ddc22bbafb"),
+    "bdd100k": ("ae1e6ba765466e2c", "67ab7ba458fca424"),
+    "visdrone": ("1b80469f0632f20d", "b1060e73e1dc0edc"),
+    "kitti": ("0a412b96f1817a25", "fe95f3a8bb5217aa"),
     "federated street": ("d7f19422545e1c93", "aa284d4d6a4f99b6"),
     "federated street, clean": ("85c064002c3a6e04", "0541fcb93a6ee778"),
     "synthetic street": ("aa127d359a91c69a", "964aa66cfd092d15"),
@@ -206,12 +209,57 @@ def yolo(root: Path) -> DataSpec:
     return Yolo(name="mine", clients=Iid(clients=2))
 
 
+def bdd100k(root: Path) -> DataSpec:
+    write_images(root / "images")
+    for file, numbers in (("train.json", range(1, 5)), ("test.json", range(5, 7))):
+        box = {"x1": 1, "y1": 1.5, "x2": 7, "y2": 9}
+        labels = [{"category": "car", "box2d": box}, {"category": "car", "box2d": box, "attributes": {"crowd": True}}]
+        frames = [
+            {
+                "name": f"{n:06d}.png",
+                "attributes": {"scene": "city street"},
+                "labels": labels if file == "train.json" else labels[:1],
+            }
+            for n in numbers
+        ]
+        (root / file).write_text(json.dumps(frames))
+    return Bdd100k(name="mine", train="train.json", test="test.json", train_images="images", test_images="images")
+
+
+def visdrone(root: Path) -> DataSpec:
+    for part, numbers, more in (("train", range(1, 5), "0,0,9,9,0,0,0,0\n"), ("test", range(5, 7), "")):
+        (root / part / "images").mkdir(parents=True)
+        (root / part / "annotations").mkdir()
+        for n in numbers:
+            (root / part / "images" / f"{n % 2}_{n}.png").write_bytes(png(30 * n))
+            lines = f"1,2,3,4,1,1,0,0\n2,2,5,5,1,4,0,1\n{more}"
+            (root / part / "annotations" / f"{n % 2}_{n}.txt").write_text(lines)
+    return VisDrone(name="mine", train="train", test="test")
+
+
+def kitti(root: Path) -> DataSpec:
+    write_images(root / "images")
+    (root / "labels").mkdir()
+    columns = "0.00 0 1.57 1.00 2.50 9.25 10.00 1 1 1 1 1 1 1"
+    for n in range(1, 7):
+        more = f"DontCare {columns}\n" if n < 5 else ""
+        (root / "labels" / f"{n:06d}.txt").write_text(f"Car {columns}\n{more}")
+    (root / "train.txt").write_text("000001\n000002\n000003\n000004\n")
+    (root / "test.txt").write_text("000005\n000006\n")
+    return Kitti(
+        name="mine", train="train.txt", test="test.txt", images="images", labels="labels", clients=Iid(clients=2)
+    )
+
+
 FORMS: dict[str, Callable[[Path], DataSpec]] = {
     "street": street,
     "coco": coco,
     "voc by list": voc_by_list,
     "voc by folder": voc_by_folder,
     "yolo": yolo,
+    "bdd100k": bdd100k,
+    "visdrone": visdrone,
+    "kitti": kitti,
 }
 
 
