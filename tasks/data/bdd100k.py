@@ -81,7 +81,7 @@ def _frames(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator[t
     if isdir(path):  # Path.is_dir raises for names that are too long
         files = sorted(path.glob("*.json"))
         if not files:
-            faults.add(f"{path}: expected a JSON file for each image, found none")
+            faults.add_unread(f"{path}: expected a JSON file for each image, found none")
         for one in files:
             document, digest = read_json(one, faults)
             if digest:
@@ -94,7 +94,9 @@ def _frames(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator[t
     parsed.files.append((file, digest))
     frames = document.get("frames") if isinstance(document, dict) else document
     if not isinstance(frames, list):
-        faults.add(f"{path}: expected a list of frames, or a mapping with the list frames, found {shown(document)}")
+        faults.add_unread(
+            f"{path}: expected a list of frames, or a mapping with the list frames, found {shown(document)}"
+        )
         return
     for number, frame in enumerate(frames, 1):
         yield f"{path}: frame {number}", frame
@@ -106,7 +108,7 @@ def _frame_of_2018(where: str, document: Any, faults: Faults) -> Any:
         return document
     frames = document["frames"]
     if not isinstance(frames, list) or len(frames) != 1 or not isinstance(frames[0], dict):
-        faults.add(f"{where}: frames: expected a list of one frame, found {shown(frames)}")
+        faults.add_unread(f"{where}: frames: expected a list of one frame, found {shown(frames)}")
         return None
     name = document.get("name")
     if isinstance(name, str) and not is_image(name):

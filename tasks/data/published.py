@@ -40,7 +40,7 @@ def read_rows(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        faults.add(f"{path}: expected text in UTF-8: {error}")
+        faults.add_unread(f"{path}: expected text in UTF-8: {error}")
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():

@@ -18,8 +18,8 @@ from tasks.data.street import TRAIN_LABELS
 from tasks.data.voc import ANNOTATIONS
 from tasks.data.yolo import device_folders
 from tasks.errors import SpecError
-from tasks.spec.clients import ByField, ByFolder, ByList, Iid
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders, Yolo
+from tasks.spec.clients import ByField, ByFolder, ByList, ByName, Iid
+from tasks.spec.data import Bdd100k, Coco, DataSpec, FederatedStreet, Kitti, VisDrone, VocFolders, Yolo
 
 _DEVICE_KEY = re.compile(rb'"device"\s*:')  # of an image in COCO's JSON
 
@@ -119,6 +119,32 @@ def _has(file: Path, text: re.Pattern[bytes]) -> bool:
             return text.search(content) is not None
 
 
+def _bdd100k(root: Path, name: str) -> DataSpec | None:
+    spec = Bdd100k(name=name)
+    parts = ((spec.train, spec.train_images), (spec.test, spec.test_images))
+    if not all((root / file).is_file() and (root / images).is_dir() for file, images in parts):
+        return None
+    listed, fielded = (root / ByList().file).is_file(), _has(root / spec.train, re.compile(rb'"scene"\s*:'))
+    return spec.model_copy(update={"clients": ByList() if listed else spec.clients if fielded else Iid()})
+
+
+def _visdrone(root: Path, name: str) -> DataSpec | None:
+    spec = VisDrone(name=name)
+    if not all((root / part / "annotations").is_dir() for part in (spec.train, spec.test)):
+        return None
+    return spec.model_copy(update={"clients": ByList()}) if (root / ByList().file).is_file() else spec
+
+
+def _kitti(root: Path, name: str) -> DataSpec | None:
+    spec = Kitti(name=name)
+    if not (root / spec.train).is_file() or not (root / spec.labels).is_dir():
+        return None
+    # KITTI's own names are numbers.
+    named = not _has(root / spec.train, re.compile(rb"^[^_\n]+$", re.MULTILINE))
+    listed = (root / ByList().file).is_file()
+    return spec.model_copy(update={"clients": ByList() if listed else ByName() if named else spec.clients})
+
+
 # By the name of the form on the command line.
 FORMS: dict[str, KnownForm] = {
     "street": KnownForm("federated-street", TRAIN_LABELS, _street, lambda name: FederatedStreet(name=name)),
@@ -135,4 +161,22 @@ FORMS: dict[str, KnownForm] = {
         lambda name: VocFolders(name=name),
     ),
     "yolo": KnownForm("yolo", "data.yaml in it or in a folder for each device", _yolo, lambda name: Yolo(name=name)),
+    "bdd100k": KnownForm(
+        "bdd100k",
+        "labels/det_20/det_train.json and det_val.json beside images/100k/train/ and val/",
+        _bdd100k,
+        lambda name: Bdd100k(name=name),
+    ),
+    "visdrone": KnownForm(
+        "visdrone",
+        "annotations/ in VisDrone2019-DET-train/ and VisDrone2019-DET-val/",
+        _visdrone,
+        lambda name: VisDrone(name=name),
+    ),
+    "kitti": KnownForm(
+        "kitti",
+        "ImageSets/train.txt beside training/label_2/",
+        _kitti,
+        lambda name: Kitti(name=name),
+    ),
 }

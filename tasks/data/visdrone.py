@@ -67,7 +67,7 @@ def _read_part(root: Path, prefix: str, entries: list[Entry], parsed: Parsed, fa
     try:
         annotated = sorted(path.stem for path in folder.iterdir() if path.suffix == ".txt")
     except OSError as error:
-        faults.add(f"{folder}: the folder of annotations cannot be read: {error.strerror}")
+        faults.add_unread(f"{folder}: the folder of annotations cannot be read: {error.strerror}")
         return
     pictured = {stem for stem, names in images.by_stem.items() if any(is_image(name) for name in names)}
     for stem in sorted({*annotated, *pictured}):

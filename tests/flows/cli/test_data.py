@@ -22,8 +22,8 @@ from infra.settings import Settings, load_settings
 from tasks.data.catalog import load_data
 from tasks.data.samples import samples_digest
 from tasks.errors import SpecError
-from tasks.spec.clients import ByFolder
-from tasks.spec.data import Coco, DataSpec, FederatedStreet, VocFolders, Yolo
+from tasks.spec.clients import ByFolder, ByName
+from tasks.spec.data import Bdd100k, Coco, DataSpec, FederatedStreet, Kitti, VocFolders, Yolo
 from tasks.spec.federation import FederationSpec, Participation, parse_spec
 from tasks.spec.presets import preset
 from tests.flows.command import fedbench
@@ -36,6 +36,8 @@ FORMS: dict[str, DataSpec] = {
     "voc": VocFolders(name="mine"),
     "coco2017": Coco(name="mine"),
     "yolo": Yolo(name="mine", clients=ByFolder()),
+    "bdd100k": Bdd100k(name="mine"),
+    "kitti": Kitti(name="mine", clients=ByName()),
 }
 
 
@@ -71,7 +73,7 @@ def test_all_forms_load_as_the_same_samples(made: Path) -> None:
         data = load_data(spec, root_of={"mine": made / form}.get, cache=made / "unused")
         parts: Any = [data.classes, *((device, samples_digest(own)) for device, own in data.train.items())]
         found[form] = [*parts, *((device, samples_digest(own)) for device, own in data.test.items())]
-    assert found["street"] == found["coco"] == found["voc"] == found["coco2017"] == found["yolo"]
+    assert all(found[form] == found["street"] for form in FORMS)
     assert sorted(path.name for path in made.iterdir()) == sorted(FORMS)
 
 
@@ -84,6 +86,17 @@ def test_a_made_set_has_no_errors(made: Path, form: str, tmp_path: Path) -> None
     assert "class 'table' is on device 2 only" in result.output
     with Image.open(tmp_path / "new" / "p.png") as picture:
         assert picture.width > 300
+
+
+def test_visdrones_form_needs_the_names_of_its_categories(tmp_path: Path) -> None:
+    result = call("make", tmp_path / "drones", "--form", "visdrone", *TINY)
+    assert result.exit_code == 0, result.output
+    fields = yaml.safe_load(re.findall(r"to train on it: data: (.*) in a specification", result.output)[0])
+    assert fields["clients"] == {"kind": "name", "pattern": "([^/_]+)_[^/]*$", "test": "global"}
+    result = call("check", tmp_path / "drones", "-s", f"classes={json.dumps(fields['classes'])}")
+    assert result.exit_code == 0, result.output
+    assert "5 devices · 7 classes · 40 training images" in result.output
+    assert "class 'table' is on device 2 only" in result.output
 
 
 def test_errors_exit_1_and_are_all_printed(made: Path, tmp_path: Path, home: Path) -> None:

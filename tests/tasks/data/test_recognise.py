@@ -9,12 +9,23 @@ import pytest
 
 from tasks.data.catalog import load_data
 from tasks.data.coco import load_coco
-from tasks.data.export import COCO_2017, OWN_COCO, write_coco, write_voc, write_yolo
+from tasks.data.export import COCO_2017, WRITERS, write_coco
 from tasks.data.recognise import FORMS, recognise
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.errors import SpecError
-from tasks.spec.clients import ByField, ByFolder, ByList, Iid
-from tasks.spec.data import Coco, FederatedStreet, SyntheticStreet, VocFolders, Yolo
+from tasks.spec.clients import ByField, ByFolder, ByList, ByName, Iid
+from tasks.spec.data import (
+    Bdd100k,
+    Coco,
+    DataSpec,
+    FederatedStreet,
+    Kitti,
+    SyntheticStreet,
+    VisDrone,
+    VocFolders,
+    Yolo,
+)
+from tests.tasks.data.published_folders import bdd100k, write_frames, write_kitti, write_visdrone
 from tests.tasks.data.voc_folder import CHAIR, add_image, add_lists
 from tests.tasks.data.yolo_folder import write_yolo_folder
 from tests.tasks.drawn_data import drawn_data
@@ -34,16 +45,18 @@ def drawn(tmp_path: Path) -> FederatedData:
 
 
 def test_each_written_form_is_recognised_and_read_to_the_same_boxes(drawn: FederatedData, tmp_path: Path) -> None:
-    write_coco(drawn, tmp_path / "coco", OWN_COCO)
-    write_coco(drawn, tmp_path / "coco2017", COCO_2017)
-    write_voc(drawn, tmp_path / "voc")
-    write_yolo(drawn, tmp_path / "yolo")
-    expected = {
+    for form, write in WRITERS.items():
+        write(drawn, tmp_path / form)
+    expected: dict[str, DataSpec] = {
         "coco": Coco(name="mine"),
         "coco2017": Coco.model_validate({"name": "mine", **OWN_LAYOUT}),
         "voc": VocFolders(name="mine"),
         "yolo": Yolo(name="mine", clients=ByFolder()),
+        "bdd100k": Bdd100k(name="mine"),
+        "visdrone": VisDrone(name="mine"),
+        "kitti": Kitti(name="mine", clients=ByName()),
     }
+    assert set(expected) == set(WRITERS)
     for form, spec in expected.items():
         found = recognise(tmp_path / form, "mine")
         assert found == spec
@@ -89,6 +102,25 @@ def test_devices_come_from_a_list_or_a_field_else_images_are_divided(tmp_path: P
         add_image(tmp_path, "a", CHAIR, extra="<device>b</device>")
     if form != "yolo":
         assert getattr(recognise(tmp_path, "mine"), "clients", None) == ByField()
+    (tmp_path / "clients.yaml").write_text("b: [a]\n")
+    assert getattr(recognise(tmp_path, "mine"), "clients", None) == ByList()
+
+
+@pytest.mark.parametrize("form", ["bdd100k", "visdrone", "kitti"])
+def test_devices_of_published_forms_come_from_a_list_or_names(tmp_path: Path, form: str) -> None:
+    if form == "bdd100k":
+        write_frames(tmp_path, *bdd100k(tmp_path))
+        expected: object = ByField(field="scene")
+    elif form == "visdrone":
+        write_visdrone(tmp_path)
+        expected = ByName(test="global")
+    else:
+        write_kitti(tmp_path)
+        expected = Iid()
+    assert getattr(recognise(tmp_path, "mine"), "clients", None) == expected
+    if form == "bdd100k":
+        write_frames(tmp_path, [], [])
+        assert getattr(recognise(tmp_path, "mine"), "clients", None) == Iid()
     (tmp_path / "clients.yaml").write_text("b: [a]\n")
     assert getattr(recognise(tmp_path, "mine"), "clients", None) == ByList()
 
