@@ -12,13 +12,15 @@ from xml.etree import ElementTree
 from tasks.data.samples import FederatedData, ImageSample, has_global_test_set
 from tasks.data.voc import ANNOTATIONS, IMAGE_SETS, JPEG_IMAGES
 from tasks.errors import DataError
+from tasks.metrics.truth import truth_of
 
 
 def write_coco(data: FederatedData, folder: Path) -> None:
     """Write ``train.json``, ``test.json`` and ``images/`` as ``data: {kind: coco}`` reads them by default.
 
     Each training image has a ``device``; so has each test image, unless there is one global test set. Ids start at 1,
-    because pycocotools takes annotation 0 for no match.
+    because pycocotools takes annotation 0 for no match. An ignore region is a crowd, one of each class if it is of any
+    class. A difficult object is a crowd, too, because COCO's form has no other flag.
 
     Raises:
         DataError: two images share a file name.
@@ -45,8 +47,9 @@ def _coco_document(items: Iterable[tuple[str | None, ImageSample]], classes: Seq
     for number, (device, sample) in enumerate(items, 1):
         image = {"id": number, "file_name": sample.path.name, "width": sample.width, "height": sample.height}
         images.append(image if device is None else image | {"device": device})
-        crowd = [False] * len(sample.labels) if sample.difficult is None else sample.difficult.tolist()
-        for label, box, is_crowd in zip(sample.labels.tolist(), sample.boxes.tolist(), crowd, strict=True):
+        boxes, labels, difficult = truth_of(sample, len(classes))
+        crowd = [False] * len(labels) if difficult is None else difficult.tolist()
+        for label, box, is_crowd in zip(labels.tolist(), boxes.tolist(), crowd, strict=True):
             left, top, right, bottom = box
             annotations.append(
                 {
@@ -67,7 +70,16 @@ def write_voc(data: FederatedData, folder: Path) -> None:
 
     The paths are ``<device>/{JPEGImages,Annotations,ImageSets/Main/{train,test}.txt}``. A global test set is written
     into each device's folder.
+
+    Raises:
+        DataError: an image has ignore regions, for which the form has no place.
     """
+    for sample in (sample for part in (data.train, data.test) for own in part.values() for sample in own):
+        if sample.regions is not None and len(sample.regions):
+            raise DataError(
+                f"{sample.path}: expected no ignore regions, for which PASCAL VOC's form has no place, "
+                f"found {len(sample.regions)}; COCO's form has crowds"
+            )
     for device, samples in data.train.items():
         for part, items in (("train", samples), ("test", data.test[device])):
             _write_voc_part(folder / device, part, items, data.classes)

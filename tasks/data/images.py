@@ -115,7 +115,7 @@ def _regions(entry: Entry, size: tuple[int, int], classes: tuple[str, ...], faul
     for region in entry.regions:
         if region.name is not None and region.name not in classes:
             known = ", ".join(classes) or "(none)"
-            faults.add(f"{region.at}: class {region.name!r} is in no training image; expected one of {known}")
+            faults.add(f"{entry.where}: class {region.name!r} is in no training image; expected one of {known}")
             continue
         left, top, right, bottom = region.box
         cut = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))

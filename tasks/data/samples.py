@@ -30,6 +30,11 @@ class Regions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def none(cls) -> Regions:
+        """Return the regions of an image without any."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSample:

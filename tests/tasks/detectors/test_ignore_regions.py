@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tasks.data.loading import Batch
+from tasks.data.samples import ImageSample
 from tasks.detectors.base import Targets
 from tasks.detectors.faster_rcnn import FasterRcnn, Sampler
 from tasks.detectors.fcos import FcosOutputs
@@ -18,7 +22,10 @@ from tasks.detectors.ignored import in_region
 from tasks.detectors.registry import build_detector
 from tasks.detectors.yolo_boxes import decode
 from tasks.detectors.yolo_loss import ASSIGNMENTS
-from tests.tasks.detectors.tiny_detectors import MOBILE, RESNET, TINY, VGG, built, noise
+from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.training.evaluation import evaluate
+from tasks.training.local import train
+from tests.tasks.detectors.tiny_detectors import MOBILE, RESNET, SIDE, TINY, VGG, built, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -232,3 +239,22 @@ def test_regions_go_through_the_detectors_own_loss() -> None:
     outputs = detector(noise(2, seed=5))
     assert isinstance(outputs, FcosOutputs)
     assert detector.loss(outputs, REGIONS)["class"] < detector.loss(outputs, PLAIN)["class"]
+
+
+@pytest.mark.parametrize("multi_scale", [None, (96, 96)])
+def test_training_and_the_test_loss_get_the_regions_of_their_batches(multi_scale: tuple[int, int] | None) -> None:
+    nothing = Batch(noise(2, seed=5), [BOXES[1]] * 2, [LABELS[1]] * 2, [0, 1])
+    covered = dataclasses.replace(nothing, regions=[EVERYWHERE] * 2, region_labels=[torch.tensor([ANY])] * 2)
+    no_object = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    samples = [ImageSample(Path("x"), SIDE, SIDE, *no_object, str(number), "") for number in range(2)]
+    objectness, losses = [], []
+    for batch in (nothing, covered):
+        detector = build_detector(TINY["yolov3-tiny"], CLASSES, seed=3)
+        spec = TrainingSpec(multi_scale=multi_scale)
+        result = train(detector, [batch], spec, lr=1e-4, warmup_steps=0, seed=1, client="1")
+        objectness.append(result.terms["objectness"])
+        losses += evaluate(detector, [batch], samples, EvaluationSpec(), device="cpu").batch_losses
+    assert objectness[0] > 0
+    assert objectness[1] == 0
+    assert losses[0] > 0
+    assert losses[1] == 0
