@@ -215,7 +215,7 @@ def test_ignore_regions_are_counted_and_not_written_as_voc(made: Path, tmp_path:
     assert found is not None
     assert int(found[1]) >= 3
     refused = call("split", root, tmp_path / "voc", "--group-near-duplicates", "--to", "voc")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "expected no ignore regions, for which PASCAL VOC's form has no place, found" in refused.output
     assert not (tmp_path / "voc").exists()
     # Regions stay with their images in a new division.
