@@ -14,7 +14,7 @@ from tasks.detectors.state import load_state, tensor_faults
 from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import part_key
 from tasks.metrics.detections import pack
-from tasks.metrics.truth import Truth, pack_truth
+from tasks.metrics.truth import Truth, pack_truth, truth_of
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import IMAGES_HAVE, ClientFailure, WeightRef
@@ -40,7 +40,7 @@ def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
             )
         load = load_personal if request.personal else load_detector
         detector, downloaded = load(site, request.spec, request.model, len(data.classes), request.own)
-        result, truth = _evaluate_part(site, request, detector, samples)
+        result, truth = _evaluate_part(site, request, detector, samples, len(data.classes))
     except (ClientError, DataError) as error:
         failed = ClientFailure(
             client=request.clients[0],
@@ -117,10 +117,10 @@ def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[Image
 
 
 def _evaluate_part(
-    site: Site, request: EvaluationRequest, detector: Detector, samples: Sequence[ImageSample]
+    site: Site, request: EvaluationRequest, detector: Detector, samples: Sequence[ImageSample], classes: int
 ) -> tuple[PartResult, dict[int, Truth]]:
     loader = evaluation_batches(site, request.spec, samples)
     batches = (loader[number] for number in range(request.part, len(loader), request.parts))
     result = evaluate(detector, batches, samples, request.spec.evaluation, device=request.spec.training.device)
     chosen = {index: samples[index] for index in result.detections}
-    return result, {index: (sample.boxes, sample.labels, sample.difficult) for index, sample in chosen.items()}
+    return result, {index: truth_of(sample, classes) for index, sample in chosen.items()}

@@ -75,7 +75,7 @@ def _draw(site: Site, request: SheetRequest) -> TurnReply:
         for index, sample in enumerate(chosen)
     ]
     buffer = io.BytesIO()
-    detection_sheet(drawn, data.classes).save(buffer, format="PNG")
+    detection_sheet(drawn, data.classes, regions=[sample.regions for sample in chosen]).save(buffer, format="PNG")
     stored = site.weights.put(site.layout(request.federation).sheet, buffer.getvalue())
     return TurnReply(
         images=len(chosen),

@@ -21,6 +21,8 @@ from tasks.strategies.updates import check_header
 
 # Limits of objects: in one image, and on average over a part's images. The densest public test sets have a few hundred.
 MOST_OBJECTS, MOST_OBJECTS_ON_AVERAGE = 10_000, 1_000
+# More of each class: an ignore region of any class is one difficult object of each class.
+MOST_REGIONS, MOST_REGIONS_ON_AVERAGE = 100, 10
 # Bytes in a part: of a detection (4 float32 corners, an int64 label, a float32 score), of a true object (a flag instead
 # of the score), and of an image (index and count, for detections and for truth).
 _DETECTION_BYTES, _TRUTH_BYTES, _IMAGE_BYTES = 28, 25, 32
@@ -56,10 +58,15 @@ def most_detections(request: EvaluationRequest, classes: int) -> int:
     return min(MAX_CANDIDATES, classes * request.spec.evaluation.max_detections)
 
 
+def most_on_average(classes: int) -> int:
+    """Return the most true objects of an image, on average over a part's images."""
+    return MOST_OBJECTS_ON_AVERAGE + MOST_REGIONS_ON_AVERAGE * classes
+
+
 def most_bytes(request: EvaluationRequest, classes: int) -> int:
     """Return the most bytes that a part's object can have."""
     of_image = (
-        _IMAGE_BYTES + _DETECTION_BYTES * most_detections(request, classes) + _TRUTH_BYTES * MOST_OBJECTS_ON_AVERAGE
+        _IMAGE_BYTES + _DETECTION_BYTES * most_detections(request, classes) + _TRUTH_BYTES * most_on_average(classes)
     )
     return _MOST_HEADER + images_of(request) * of_image
 
@@ -125,7 +132,7 @@ def _check_images(request: EvaluationRequest, arrays: dict[str, dict[str, np.nda
     """
     index = np.arange(request.test_size)
     expected = index[index // request.spec.evaluation.batch_size % request.parts == request.part]
-    most = {"detections": most_detections(request, classes), "truth": MOST_OBJECTS}
+    most = {"detections": most_detections(request, classes), "truth": MOST_OBJECTS + MOST_REGIONS * classes}
     for group, columns in arrays.items():
         if not np.array_equal(columns["images"], expected):
             raise DataError(f"{key}: {group}: images: expected the {len(expected)} of the part, found others")
@@ -137,7 +144,13 @@ def _check_images(request: EvaluationRequest, arrays: dict[str, dict[str, np.nda
                 f"found {counts[worst]} in image {expected[worst]}"
             )
         check_labels(columns["labels"], classes, f"{key}: {group}")
-    if len(arrays["truth"]["labels"]) > MOST_OBJECTS_ON_AVERAGE * len(expected):
-        raise DataError(f"{key}: truth: expected at most {MOST_OBJECTS_ON_AVERAGE} objects an image on average")
+    difficult = arrays["truth"]["difficult"]
+    if len(difficult) > most_on_average(classes) * len(expected) or (~difficult).sum() > MOST_OBJECTS_ON_AVERAGE * len(
+        expected
+    ):
+        raise DataError(
+            f"{key}: truth: expected at most {MOST_OBJECTS_ON_AVERAGE} objects an image on average, "
+            f"and {MOST_REGIONS_ON_AVERAGE * classes} more that are difficult"
+        )
     if not np.isfinite(arrays["truth"]["boxes"]).all():
         raise DataError(f"{key}: truth: boxes: expected finite numbers")

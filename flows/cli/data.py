@@ -292,6 +292,13 @@ def _print_counts(report: DataReport, spec: DataSpec, out: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if report.ignore_regions:
+        out.print(
+            f"{report.images_with_regions} images have {report.ignore_regions} ignore regions, "
+            "which are neither objects nor background",
+            soft_wrap=True,
+            highlight=False,
+        )
     devices = Table("device", box=None)
     for title in ("training images", "training boxes", *(["held-out images"] if holds_out else []), "test images"):
         devices.add_column(title, justify="right")

@@ -71,8 +71,8 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
     width = image.shape[-1]
     if draws.flip:
         image = functional.horizontal_flip(image)
-        boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
-    if (draws.zoom, draws.shift_x, draws.shift_y) != (1.0, 0.0, 0.0):
+        boxes = _flip(boxes, width)
+    if _moves(draws):
         image, boxes, labels = _zoom_and_shift(image, boxes, labels, draws)
     # Colour comes last and also changes the filled margins, as one light would over the whole picture.
     for factor, adjust in (
@@ -85,26 +85,58 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
     return Labelled(image, boxes, labels)
 
 
+def move_regions(boxes: Tensor, labels: Tensor, draws: Draws, *, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Return the boxes and labels of ignore regions after the same changes to a ``width`` x ``height`` image.
+
+    boxes: float32 [k, 4] xyxy in pixels. labels: int64 [k]. Boxes are clipped to the image. Other than objects, a
+    region stays however little of it is in view, because that part is still no background.
+    """
+    if draws.flip:
+        boxes = _flip(boxes, width)
+    if _moves(draws):
+        boxes = _moved(boxes, _window(draws, width=width, height=height), width=width, height=height)
+        boxes, _ = clip_boxes(boxes, width=width, height=height)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return boxes[kept], labels[kept]
+
+
+def _flip(boxes: Tensor, width: int) -> Tensor:
+    return torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), dim=1)
+
+
+def _moves(draws: Draws) -> bool:
+    return (draws.zoom, draws.shift_x, draws.shift_y) != (1.0, 0.0, 0.0)
+
+
+def _window(draws: Draws, *, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom of the window, in whole pixels, that fills a ``width`` x ``height`` image."""
+    window_width = max(2, round(width / draws.zoom))
+    window_height = max(2, round(height / draws.zoom))
+    left = round((width - window_width) / 2 - draws.shift_x * window_width)
+    top = round((height - window_height) / 2 - draws.shift_y * window_height)
+    return left, top, left + window_width, top + window_height
+
+
+def _moved(boxes: Tensor, window: tuple[int, int, int, int], *, width: int, height: int) -> Tensor:
+    """Return boxes in pixels of the image that ``window`` fills."""
+    left, top, right, bottom = window
+    scale = boxes.new_tensor([width / (right - left), height / (bottom - top)] * 2)
+    return (boxes - boxes.new_tensor([left, top] * 2)) * scale
+
+
 def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelled:
     """Resize a window of whole pixels to the image's size. This is cheaper than a warp, and exact for the boxes."""
     from torchvision.transforms.v2 import functional
 
     height, width = image.shape[-2:]
-    window_width = max(2, round(width / draws.zoom))
-    window_height = max(2, round(height / draws.zoom))
-    left = round((width - window_width) / 2 - draws.shift_x * window_width)
-    top = round((height - window_height) / 2 - draws.shift_y * window_height)
-    right, bottom = left + window_width, top + window_height
-
+    window = left, top, right, bottom = _window(draws, width=width, height=height)
     view = image[:, max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
     margins = [max(0, -left), max(0, -top), max(0, right - width), max(0, bottom - height)]
     if any(margins):
         view = functional.pad(view, margins, fill=[FILL])
     image = functional.resize(view, [height, width], antialias=True)
 
-    scale = boxes.new_tensor([width / window_width, height / window_height] * 2)
-    moved = (boxes - boxes.new_tensor([left, top] * 2)) * scale
-    boxes, kept = clip_boxes(moved, width=width, height=height)
+    boxes, kept = clip_boxes(_moved(boxes, window, width=width, height=height), width=width, height=height)
     return Labelled(image, boxes[kept], labels[kept])
 
 

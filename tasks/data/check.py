@@ -38,6 +38,8 @@ class DeviceCounts:
 class DataReport:
     """The result of a check. ``data`` is the usable part of the data set; a set with ``errors`` cannot be loaded.
 
+    ``ignore_regions`` is the number of ignore regions, in ``images_with_regions`` images of all parts.
+
     ``near_duplicates`` is the number of test images that are near-duplicates of a training or held-out image, or have
     the same bytes. ``findings`` are the warnings, one for each kind, near-duplicates first.
     """
@@ -50,6 +52,8 @@ class DataReport:
     near_duplicates: int
     errors: tuple[str, ...]
     findings: tuple[Finding, ...]
+    ignore_regions: int = 0
+    images_with_regions: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -88,6 +92,7 @@ def check_data(
     near = list(findings.near_duplicates(placed, thumbnails, near_bits))
     tests = {sample.path: sample for samples in data.test.values() for sample in samples}
     trained = {item.sample.content for item in placed if item.part != "test"}
+    regions = {item.sample.path: len(item.sample.regions) for item in placed if item.sample.regions}
     same_bytes = {path for path, sample in tests.items() if sample.content in trained}
     found = [
         *findings.near(near, len(tests), near_bits),
@@ -116,6 +121,8 @@ def check_data(
         near_duplicates=len(same_bytes | {pair.test.sample.path for pair in near}),
         errors=tuple(faults.errors),
         findings=tuple(found),
+        ignore_regions=sum(regions.values()),
+        images_with_regions=len(regions),
     )
 
 

@@ -1,7 +1,7 @@
 """Reader of COCO's JSON (Lin et al., arXiv 1405.0312): an annotation file and a folder of images for each part.
 
-``bbox`` is x, y, width, height in pixels; ``iscrowd`` makes an object difficult. An image may name its device in an
-attribute of its own. Segmentations and keypoints are not read.
+``bbox`` is x, y, width, height in pixels; ``iscrowd`` makes it an ignore region of its class. An image may name its
+device in an attribute of its own. Segmentations and keypoints are not read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from tasks.data.assemble import assemble, named_devices
 from tasks.data.coco_layout import advice, with_own_layout
-from tasks.data.entries import Entry, Faults, Parsed, Thing, check_box, inside, is_utf8, read_json, shown
+from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, check_box, inside, is_utf8, read_json, shown
 from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.spec.clients import ByField, Named, Partition
@@ -76,7 +76,7 @@ def _read_part(
     lists = {key: _mappings(path, document, key, faults) for key in ("images", "annotations", "categories")}
     categories = _categories(path, lists["categories"], faults)
     known = {item["id"] for item in lists["images"]}
-    things: dict[int, list[Thing]] = {}
+    things: dict[int, list[Thing | Region]] = {}
     for item in lists["annotations"]:
         at = f"{path}: annotation {item['id']}"
         image = item.get("image_id")
@@ -148,7 +148,7 @@ def _categories(path: Path, items: list[dict[str, Any]], faults: Faults) -> dict
 
 
 def _read_image_entry(
-    path: Path, item: dict[str, Any], images: _Images, field: str | None, things: list[Thing], faults: Faults
+    path: Path, item: dict[str, Any], images: _Images, field: str | None, things: list[Thing | Region], faults: Faults
 ) -> Entry | None:
     where = f"{path}: image {item['id']}"
     found = item.get("file_name")
@@ -174,12 +174,13 @@ def _read_image_entry(
         key=str(PurePosixPath(name).with_suffix("")),
         inside=images.inside(name),
         device=None if device is None else str(device),
-        things=tuple(things),
+        things=tuple(thing for thing in things if isinstance(thing, Thing)),
         size=(int(item["width"]), int(item["height"])) if stated else None,
+        regions=tuple(thing for thing in things if isinstance(thing, Region)),
     )
 
 
-def _read_thing(at: str, item: dict[str, Any], categories: Mapping[int, str], faults: Faults) -> Thing | None:
+def _read_thing(at: str, item: dict[str, Any], categories: Mapping[int, str], faults: Faults) -> Thing | Region | None:
     category = item.get("category_id")
     if not _is_id(category) or category not in categories:
         faults.add(f"{at}: category_id: expected the id of one of the categories, found {shown(category)}")
@@ -198,4 +199,4 @@ def _read_thing(at: str, item: dict[str, Any], categories: Mapping[int, str], fa
         faults.add(f"{at}: bbox: expected four numbers x, y, width, height, found {shown(value)}")
         return None
     box = check_box(f"{at}: bbox", (left, top, left + width, top + height), faults)
-    return None if box is None else Thing(at, categories[category], box, crowd == 1)
+    return None if box is None else (Region if crowd == 1 else Thing)(at, categories[category], box)

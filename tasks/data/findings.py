@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.data.entries import Faults
 from tasks.data.notes import Finding
-from tasks.data.samples import FederatedData, ImageSample, class_counts, has_global_test_set
+from tasks.data.samples import FederatedData, ImageSample, Regions, class_counts, has_global_test_set
 from tasks.data.similar import HASH_SIDE, difference_hash, is_uniform, nearest
 
 # A grey level of 255. Values of 14 bits stored in 16 all stay below it once the upper 8 bits are read.
@@ -116,11 +116,14 @@ class _SameBytes:
 def _same_bytes(same: list[Placed]) -> _SameBytes:
     parts, first = {item.part for item in same}, same[0].sample
     leak = "in test" if parts >= {"train", "test"} else "held out" if parts >= {"train", "held out"} else ""
-    differ = any(
-        other.sample.boxes.tobytes() != first.boxes.tobytes() or other.sample.labels.tobytes() != first.labels.tobytes()
-        for other in same[1:]
-    )
+    differ = any(_annotation(other.sample) != _annotation(first) for other in same[1:])
     return _SameBytes(tuple(map(str, same)), leak, differ)
+
+
+def _annotation(sample: ImageSample) -> tuple[bytes, ...]:
+    """Return the objects and ignore regions in a form that compares."""
+    regions = sample.regions or Regions.none()
+    return tuple(array.tobytes() for array in (sample.boxes, sample.labels, regions.boxes, regions.labels))
 
 
 def uniform(thumbnails: dict[Path, NDArray[np.uint8]]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.data.entries import Box, Entry, Faults, Thing, is_utf8, without_address
 from tasks.data.notes import Oriented
 from tasks.data.pixels import UNREADABLE, UPRIGHT, Header, read_header, turned
-from tasks.data.samples import ImageSample
+from tasks.data.samples import ANY_CLASS, ImageSample, Regions
 from tasks.spec.data import Exif
 
 # Fraction of the image's side. A shorter box can round to an empty one in 32 bits, here or when scaled to an input.
@@ -71,6 +71,7 @@ def read_image(
         content=content,
         difficult=np.array(difficult, dtype=np.bool_) if any(difficult) else None,
         turn=turn,
+        regions=_regions(entry, size, classes, faults),
     )
 
 
@@ -119,6 +120,30 @@ def in_pixels(box: Box, size: tuple[int, int]) -> Box:
         for edge, side in zip(box, (width, height, width, height), strict=True)
     )
     return left, top, right, bottom
+
+
+def _regions(entry: Entry, size: tuple[int, int], classes: tuple[str, ...], faults: Faults) -> Regions | None:
+    """Return the ignore regions of an image of ``size``, cut to it, or None if none of them has an area there.
+
+    Report a region of an unknown class and leave it out.
+    """
+    width, height = size
+    found: list[tuple[Box, int]] = []
+    for region in entry.regions:
+        if region.name is not None and region.name not in classes:
+            known = ", ".join(classes) or "(none)"
+            faults.add(f"{entry.where}: class {region.name!r} is in no training image; expected one of {known}")
+            continue
+        left, top, right, bottom = in_pixels(region.box, size) if entry.normalized else region.box
+        cut = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
+        box: Box = tuple(np.array(cut, dtype=np.float32).tolist())
+        if box[2] - box[0] >= width * _SHORTEST and box[3] - box[1] >= height * _SHORTEST:
+            found.append((box, ANY_CLASS if region.name is None else classes.index(region.name)))
+    if not found:
+        return None
+    return Regions(
+        np.array([box for box, _ in found], dtype=np.float32), np.array([label for _, label in found], dtype=np.int64)
+    )
 
 
 def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | None:

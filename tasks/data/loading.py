@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -26,34 +26,52 @@ class Batch:
     """Images of one size with their objects. ``images`` is uint8 [B, 3, H, W].
 
     Each image has ``boxes``, float32 [n, 4] xyxy in pixels of the input, ``labels``, int64 [n], and its index in the
-    list of samples.
+    list of samples. ``regions`` and ``region_labels`` have the same form and hold each image's ignore regions. A label
+    of -1 stands for any class. Both are None if no image of the batch has a region.
     """
 
     images: Tensor
     boxes: list[Tensor]
     labels: list[Tensor]
     indices: list[int]
+    regions: list[Tensor] | None = None
+    region_labels: list[Tensor] | None = None
 
 
 class Item(NamedTuple):
-    """One image of a batch, with its objects; ``number`` is its place in the list of samples."""
+    """One image of a batch, with its objects and ignore regions; ``number`` is its place in the list of samples."""
 
     image: Tensor
     boxes: Tensor
     labels: Tensor
     number: int
+    regions: Tensor | None = None
+    region_labels: Tensor | None = None
 
 
 def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
     """Return the image as a tensor apart from the cache's, and its boxes in pixels of the input."""
     image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
     scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
-    return Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
+    item = Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
+    if sample.regions is None:
+        return item
+    return item._replace(
+        regions=torch.from_numpy(sample.regions.boxes * scale),
+        region_labels=torch.from_numpy(sample.regions.labels.copy()),
+    )
 
 
 def _stack(items: Sequence[Item]) -> Batch:
-    images, boxes, labels, indices = zip(*items, strict=True)
-    return Batch(torch.stack(images), list(boxes), list(labels), list(indices))
+    images, boxes, labels, indices, regions, region_labels = zip(*items, strict=True)
+    batch = Batch(torch.stack(images), list(boxes), list(labels), list(indices))
+    if all(found is None for found in regions):
+        return batch
+    return replace(
+        batch,
+        regions=[torch.zeros(0, 4) if found is None else found for found in regions],
+        region_labels=[torch.zeros(0, dtype=torch.int64) if found is None else found for found in region_labels],
+    )
 
 
 def _generator(seed: int, round: int, client: str, *rest: int) -> np.random.Generator:
@@ -98,7 +116,13 @@ class TrainingSet(Dataset[Item | ClientError]):
         except ClientError as error:
             return error
         draws = augment.draw(self.augmentation, _generator(self.seed, self.round, self.client, epoch, index))
-        return Item(*augment.apply(plain.image, plain.boxes, plain.labels, draws), index)
+        changed = Item(*augment.apply(plain.image, plain.boxes, plain.labels, draws), index)
+        if plain.regions is None or plain.region_labels is None:
+            return changed
+        regions, labels = augment.move_regions(
+            plain.regions, plain.region_labels, draws, width=self.width, height=self.height
+        )
+        return changed._replace(regions=regions, region_labels=labels)
 
 
 def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:

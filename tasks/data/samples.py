@@ -12,6 +12,29 @@ from numpy.typing import NDArray
 
 from tasks.spec.training import ScoredOn
 
+# The label of an ignore region that may hold objects of any class.
+ANY_CLASS = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The ignore regions of one image, which may hold objects that nobody annotated one by one.
+
+    ``boxes`` is float32 [k, 4] as an image's. ``labels`` is int64 [k]: indices into the data set's classes, or
+    :data:`ANY_CLASS`. Training does not use a region as background. An evaluation does not count detections in it.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def none(cls) -> Regions:
+        """Return the regions of an image without any."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSample:
@@ -25,6 +48,8 @@ class ImageSample:
     ``difficult`` is PASCAL VOC's flag, bool [n], or None if no object has it. An evaluation ignores difficult objects.
     Training and the test loss treat them like any other. The devkit leaves this open; torchvision's ``VOCDetection``
     returns them all and Detectron2 trains on them, while Darknet's ``voc_label.py`` drops them.
+
+    ``regions`` are the image's ignore regions, or None if it has none.
     """
 
     path: Path
@@ -36,6 +61,7 @@ class ImageSample:
     content: str
     difficult: NDArray[np.bool_] | None = None
     turn: int = 1
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +93,7 @@ def has_global_test_set(data: FederatedData) -> bool:
 
 
 def samples_digest(samples: Iterable[ImageSample]) -> str:
-    """Return the sha256 (hex) over images as read, boxes, labels and difficult flags, in order.
+    """Return the sha256 (hex) over images as read, boxes, labels, difficult flags and ignore regions, in order.
 
     Paths and image ids do not count, so the digest is the same on machines that keep the set in different folders.
     """
@@ -76,11 +102,15 @@ def samples_digest(samples: Iterable[ImageSample]) -> str:
         # Counts come first, so that no two different lists of samples give the same bytes.
         turned = "" if sample.turn == 1 else f" turned {sample.turn}"
         marked = sample.difficult is not None and bool(sample.difficult.any())
-        digest.update(f"{sample.content} {len(sample.labels)}{' difficult' * marked}{turned}\n".encode())
+        regions = "" if sample.regions is None or not len(sample.regions) else f" regions {len(sample.regions)}"
+        digest.update(f"{sample.content} {len(sample.labels)}{' difficult' * marked}{turned}{regions}\n".encode())
         digest.update(sample.boxes.astype("<f4").tobytes())
         digest.update(sample.labels.astype("<i8").tobytes())
         if sample.difficult is not None and marked:
             digest.update(sample.difficult.astype(np.uint8).tobytes())
+        if sample.regions is not None and regions:
+            digest.update(sample.regions.boxes.astype("<f4").tobytes())
+            digest.update(sample.regions.labels.astype("<i8").tobytes())
     return digest.hexdigest()
 
 

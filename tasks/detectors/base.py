@@ -20,13 +20,22 @@ class Targets:
 
     boxes: one float32 tensor [n, 4] an image, (xmin, ymin, xmax, ymax) in pixels of the network's input.
     labels: one int64 tensor [n] an image, indices of classes.
+    regions, region_labels: the ignore regions in the same form, of which each image may have none; a label of -1
+    stands for any class. Both are None if no image has a region. A loss must not use a region as background.
     """
 
     boxes: list[Tensor]
     labels: list[Tensor]
+    regions: list[Tensor] | None = None
+    region_labels: list[Tensor] | None = None
 
     def to(self, device: torch.device) -> Targets:
-        return Targets([box.to(device) for box in self.boxes], [label.to(device) for label in self.labels])
+        def moved(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor.to(device) for tensor in tensors]
+
+        if self.regions is None or self.region_labels is None:
+            return Targets(moved(self.boxes), moved(self.labels))
+        return Targets(moved(self.boxes), moved(self.labels), moved(self.regions), moved(self.region_labels))
 
 
 @dataclass(frozen=True)

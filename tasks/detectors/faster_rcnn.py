@@ -21,6 +21,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.faster_rcnn_parts import maps_of, parts_of
+from tasks.detectors.ignored import in_region
 from tasks.detectors.suppression import suppress
 from tasks.spec.faster_rcnn import FasterRcnnSpec
 
@@ -189,13 +190,16 @@ class FasterRcnn(Detector):
 
         In training they are means over the batch's samples, as torchvision's are; nearly all images have equally many
         samples. In evaluation mode each image has its own terms, independent of the rest of the batch, and their means
-        are returned. Boxes without an area are left out.
+        are returned. Boxes without an area are left out. Anchors and proposals in an ignore region are not sampled as
+        background, whatever the region's class.
         """
         truth = [
             {"boxes": boxes[whole], "labels": labels[whole] + 1}
             for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
             for whole in [(boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= THINNEST]
         ]
+        if targets.regions is not None:
+            truth = [item | {"regions": regions} for item, regions in zip(truth, targets.regions, strict=True)]
         if self.training:
             return {**self._anchor_terms(outputs, slice(None), truth), **self._sampled_terms(outputs, truth)}
         found = self._scored_terms(outputs, truth)
@@ -208,6 +212,10 @@ class FasterRcnn(Detector):
     ) -> dict[str, Tensor]:
         anchors = [outputs.anchors] * len(truth)
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, truth)
+        if _leave_out(labels, anchors, truth) and not (torch.cat(labels) >= 0).any():
+            # torchvision's means over no samples are not numbers.
+            zero = outputs.objectness[images].sum() * 0
+            return {"objectness": zero, "rpn_box": zero}
         wanted = self.rpn.box_coder.encode(matched, anchors)
         objectness, box = self.rpn.compute_loss(
             outputs.objectness[images].flatten(), outputs.deltas[images].flatten(0, 1), labels, wanted
@@ -241,6 +249,7 @@ class FasterRcnn(Detector):
         matched, labels = self.roi_heads.assign_targets_to_proposals(
             boxes, true_boxes, [item["labels"] for item in truth]
         )
+        _leave_out(labels, boxes, truth)
         chosen = self.roi_heads.subsample(labels)
         # In an image without objects, background samples match box 0: an empty box, whose deltas are never used.
         some = [box if len(box) else box.new_zeros(1, 4) for box in true_boxes]
@@ -264,6 +273,20 @@ class FasterRcnn(Detector):
                 suppress(boxes, scores, score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
             )
         return found
+
+
+def _leave_out(labels: list[Tensor], boxes: list[Tensor], truth: list[dict[str, Tensor]]) -> bool:
+    """Set the label of background boxes in an ignore region to -1, which is never drawn. Return whether any box is one.
+
+    labels: a number [n] for each of an image's ``boxes``, 0 for background. They are changed in place.
+    """
+    found = False
+    for label, box, item in zip(labels, boxes, truth, strict=True):
+        regions = item.get("regions")
+        if regions is not None and len(regions):
+            label[(label == 0) & in_region(box, regions)] = -1
+            found = True
+    return found
 
 
 def _head_terms(

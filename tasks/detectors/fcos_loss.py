@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tasks.data.samples import ANY_CLASS
 from tasks.detectors.base import Targets
 
 # A point can be assigned an object whose centre is less than this many strides away, in x and in y.
@@ -91,7 +92,8 @@ def assign(points: Points, boxes: Tensor) -> Tensor:
 def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -> dict[str, Tensor]:
     """Return the terms ``class`` and ``box``: sums over all points, divided by the batch's number of positive points.
 
-    logits: float32 [B, N, C]. boxes: float32 [B, N, 4] in input pixels.
+    logits: float32 [B, N, C]. boxes: float32 [B, N, 4] in input pixels. The class loss leaves out the scores that
+    :func:`ignored_scores` names, at points that are assigned no object.
     """
     from torchvision.ops import generalized_box_iou_loss
 
@@ -108,16 +110,38 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
         predicted = boxes[image, point]
         box_loss = generalized_box_iou_loss(predicted, truth, reduction="sum")
         quality[image, point, label] = paired_iou(predicted.detach(), truth)
+    counted = None
+    if targets.regions is not None and targets.region_labels is not None:
+        pairs = zip(targets.regions, targets.region_labels, strict=True)
+        ignored = torch.stack([ignored_scores(points, *pair, classes=logits.shape[2]) for pair in pairs])
+        counted = ~ignored | (assigned >= 0)[..., None]
     return {
-        "class": varifocal_loss(logits, quality) / positives,
+        "class": varifocal_loss(logits, quality, counted) / positives,
         "box": BOX_WEIGHT * box_loss / positives,
     }
 
 
-def varifocal_loss(logits: Tensor, quality: Tensor) -> Tensor:
-    """Return the summed cross-entropy to ``quality``, weighted by ``quality`` where it is above 0, else by α · p^γ."""
+def ignored_scores(points: Points, regions: Tensor, labels: Tensor, *, classes: int) -> Tensor:
+    """Return the scores that an image's ignore regions leave open, bool [N, C]: those of a region's class inside it.
+
+    regions: float32 [k, 4] in input pixels. labels: int64 [k]; -1 stands for all classes.
+    """
+    x, y = points.centres[:, None].unbind(-1)
+    left, top, right, bottom = regions.unbind(-1)
+    inside = (x > left) & (y > top) & (x < right) & (y < bottom)  # [N, k]
+    of_class = (labels[:, None] == torch.arange(classes, device=labels.device)) | (labels[:, None] == ANY_CLASS)
+    return inside.float() @ of_class.float() > 0
+
+
+def varifocal_loss(logits: Tensor, quality: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return the summed cross-entropy to ``quality``, weighted by ``quality`` where it is above 0, else by α · p^γ.
+
+    counted: bool, as ``logits``; other scores have no loss. None: all have.
+    """
     score = logits.detach().sigmoid()
     weight = torch.where(quality > 0, quality, ALPHA * score**GAMMA)
+    if counted is not None:
+        weight = weight * counted
     return functional.binary_cross_entropy_with_logits(logits, quality, weight=weight, reduction="sum")
 
 

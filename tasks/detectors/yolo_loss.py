@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tasks.detectors.base import Targets
+from tasks.detectors.ignored import in_region
 from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
 from tasks.spec.detector import YoloSpec
 
@@ -182,7 +183,12 @@ def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets
 
 
 def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: float) -> Tensor:
-    """Return a mask [B, A, H, W] of predictions that overlap no object by more than ``ignore_iou``."""
+    """Return a mask [B, A, H, W] of predictions that overlap no object by more than ``ignore_iou``.
+
+    Predictions in an ignore region are left out too, whatever the region's class, because objectness has no class. As
+    for the overlap with objects, and as in an evaluation, the predicted box counts and not its cell: a cell of a coarse
+    map is larger than most regions, and a box around a region has its centre inside it.
+    """
     from torchvision.ops import box_iou
 
     anchors = scale.anchor_tensor(output.shape[2:4], output)[None, :, None, None, :]
@@ -192,4 +198,7 @@ def _background(output: Tensor, scale: YoloScale, targets: Targets, ignore_iou: 
         if len(truth):
             overlap = box_iou(boxes[number].reshape(-1, 4), truth).amax(dim=1)
             background[number] = (overlap <= ignore_iou).view_as(background[number])
+    for number, regions in enumerate(targets.regions or ()):
+        if len(regions):
+            background[number] &= ~in_region(boxes[number].reshape(-1, 4), regions).view_as(background[number])
     return background

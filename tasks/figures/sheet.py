@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tasks.data.samples import ANY_CLASS, Regions
 from tasks.errors import DataError
 from tasks.figures.boxes import (
     DRAWN_SCORE,
@@ -32,15 +33,24 @@ _GAP = 12
 _LEGEND_SIZE = 17
 _LEGEND_HEIGHT = 4096  # at most
 _PAPER = (255, 255, 255)
+# Ignore regions of any class.
+GREY = (150, 150, 150)
 
 
 def detection_sheet(
-    images: Sequence[SheetImage], classes: Sequence[str], *, score: float = DRAWN_SCORE, columns: int = 3
+    images: Sequence[SheetImage],
+    classes: Sequence[str],
+    *,
+    regions: Sequence[Regions | None] = (),
+    score: float = DRAWN_SCORE,
+    columns: int = 3,
 ) -> Image.Image:
     """Draw each image on a tile of its own, ``columns`` tiles in a row. Return the sheet as an RGB image.
 
     Boxes have the colour of their class. True ones are dashed; predicted ones of at least ``score`` are
-    solid, with class and score.
+    solid, with class and score. An ignore region is hatched, in the colour of its class or, for any class, in grey.
+
+    regions: those of each image; none if empty.
 
     Raises:
         DataError: there are no images, or a label is not one of ``classes``.
@@ -48,10 +58,11 @@ def detection_sheet(
     if not images:
         raise DataError("sheet: expected at least one image, found none")
     columns = max(1, min(columns, len(images)))
-    tiles = [_tile(entry, classes, score) for entry in images]
+    ignored = [Regions.none() if own is None else own for own in regions] or [Regions.none()] * len(images)
+    tiles = [_tile(entry, own, classes, score) for entry, own in zip(images, ignored, strict=True)]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     width = columns * TILE_WIDTH + (columns + 1) * _GAP
-    legend = _legend(classes, score, width)
+    legend = _legend(classes, score, width, regions=any(map(len, ignored)))
     height = legend.height + sum(max(tile.height for tile in row) + _GAP for row in rows)
     sheet = Image.new("RGB", (width, height), _PAPER)
     sheet.paste(legend, (0, 0))
@@ -69,16 +80,19 @@ def most_pixels(images: int, columns: int = 3) -> int:
     return (columns * (TILE_WIDTH + _GAP) + _GAP) * (rows * (4 * TILE_WIDTH + _GAP) + _LEGEND_HEIGHT)
 
 
-def _tile(entry: SheetImage, classes: Sequence[str], score: float) -> Image.Image:
+def _tile(entry: SheetImage, regions: Regions, classes: Sequence[str], score: float) -> Image.Image:
     image, truth, found = entry
     true_boxes = np.asarray(truth[0], np.float64).reshape(-1, 4)
-    for label in [*np.asarray(truth[1]).tolist(), *found.labels.tolist()]:
+    of_class = regions.labels[regions.labels != ANY_CLASS]
+    for label in [*np.asarray(truth[1]).tolist(), *found.labels.tolist(), *of_class.tolist()]:
         if not 0 <= label < len(classes):
             raise DataError(f"sheet: labels: expected class indices from 0 to {len(classes) - 1}, found {label}")
     scale = TILE_WIDTH / image.width
     size = (TILE_WIDTH, max(1, round(image.height * scale)))
     tile = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(tile)
+    for box, label in zip(regions.boxes, regions.labels.tolist(), strict=True):
+        _hatched(draw, pixel_box(box, scale, size), GREY if label == ANY_CLASS else class_color(label))
     marks = marks_of(found, classes, score=score, scale=scale, size=size)
     draw_outlines(draw, marks, LINE_WIDTH)
     for box, label in zip(true_boxes, truth[1], strict=True):
@@ -99,11 +113,26 @@ def _dashed(draw: ImageDraw.ImageDraw, box: Box, color: Color, dash: int = 6) ->
             draw.rectangle((x, start, x + 1, min(start + dash - 1, bottom)), fill=color)
 
 
-def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
-    """Draw the meaning of the boxes and the colour of each class, in as many lines as the width needs."""
+def _hatched(draw: ImageDraw.ImageDraw, box: Box, color: Color, gap: int = 8) -> None:
+    """Draw a thin box filled with diagonal lines, through which the image stays visible."""
+    left, top, right, bottom = box
+    draw.rectangle(box, outline=color)
+    height = bottom - top
+    for start in range(left - height + gap, right, gap):
+        # The line from (start, bottom) to (start + height, top), cut at the left and right edges.
+        first, last = max(start, left), min(start + height, right)
+        draw.line((first, bottom - (first - start), last, bottom - (last - start)), fill=color)
+
+
+def _legend(classes: Sequence[str], score: float, width: int, *, regions: bool = False) -> Image.Image:
+    """Draw the meaning of the boxes and the colour of each class, in as many lines as the width needs.
+
+    regions: whether ignore regions are among them.
+    """
     font = ImageFont.load_default(_LEGEND_SIZE)
     line = _LEGEND_SIZE + 14
-    entries = ["truth", f"predicted, score at least {score:g}", *(plain_name(name, LABEL_LIMIT) for name in classes)]
+    boxes = ["truth", f"predicted, score at least {score:g}", *(["ignore region"] if regions else [])]
+    entries = [*boxes, *(plain_name(name, LABEL_LIMIT) for name in classes)]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     places, x, y = [], _GAP, _GAP
     for text in entries:
@@ -120,7 +149,9 @@ def _legend(classes: Sequence[str], score: float, width: int) -> Image.Image:
             _dashed(draw, box, _PAPER)
         elif number == 1:
             draw.rectangle(box, outline=INK, width=LINE_WIDTH)
+        elif number < len(boxes):
+            _hatched(draw, box, GREY)
         else:
-            draw.rectangle(box, fill=class_color(number - 2))
+            draw.rectangle(box, fill=class_color(number - len(boxes)))
         draw.text((left + 30, top + 2 + _LEGEND_SIZE // 2), text, fill=INK, font=font, anchor="lm")
     return legend

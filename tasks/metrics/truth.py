@@ -1,7 +1,9 @@
 """The objects of one image in an evaluation, and their form in a safetensors object.
 
 ``difficult`` is a flag of PASCAL VOC's annotations: the object is hard to recognise without its surroundings. By all
-measures of this package, a difficult object need not be found, and a detection of it is not wrong.
+measures of this package, a difficult object need not be found, and a detection of it is not wrong. That is the rule of
+an ignore region, too. So truth holds a region as a difficult object of its class, and a region of any class as one
+difficult object of each class.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tasks.data.samples import ANY_CLASS, ImageSample
 from tasks.errors import DataError
 from tasks.metrics.detections import Columns, pack_columns, unpack_columns
 
@@ -19,6 +22,25 @@ Truth = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], npt.NDArray[np.
 CheckedTruth = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
 _COLUMNS: Columns = {"boxes": np.dtype(np.float32), "labels": np.dtype(np.int64), "difficult": np.dtype(np.bool_)}
+
+
+def truth_of(sample: ImageSample, classes: int) -> Truth:
+    """Return the truth of an image: its objects, then its ignore regions as difficult objects.
+
+    classes: number of classes, for each of which a region of any class stands.
+    """
+    regions = sample.regions
+    if regions is None:
+        return sample.boxes, sample.labels, sample.difficult
+    every = np.arange(classes, dtype=np.int64)
+    labels = [every if label == ANY_CLASS else np.array([label], np.int64) for label in regions.labels.tolist()]
+    boxes = np.repeat(regions.boxes, [len(each) for each in labels], axis=0)
+    difficult = np.zeros(len(sample.labels), np.bool_) if sample.difficult is None else sample.difficult
+    return (
+        np.concatenate([sample.boxes, boxes]),
+        np.concatenate([sample.labels, *labels]),
+        np.concatenate([difficult, np.ones(len(boxes), np.bool_)]),
+    )
 
 
 def pack_truth(truth: Mapping[int, Truth]) -> dict[str, np.ndarray]:
@@ -59,7 +81,7 @@ def checked_truth(truth: Truth, classes: int, image: int) -> CheckedTruth:
 
 
 def count_objects(truth: Sequence[Truth], classes: Sequence[str]) -> dict[str, int]:
-    """Return the number of objects by class, without difficult ones.
+    """Return the number of objects by class, without difficult ones and ignore regions.
 
     Raises:
         DataError: as :func:`checked_truth`.

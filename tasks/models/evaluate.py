@@ -11,12 +11,13 @@ import torch
 
 from tasks.data.image_cache import ImageCache
 from tasks.data.loading import Batch, EvaluationLoader, evaluation_loader
-from tasks.data.samples import FederatedData, ImageSample, samples_digest
+from tasks.data.samples import ANY_CLASS, FederatedData, ImageSample, Regions, samples_digest
 from tasks.detectors.base import Detector
 from tasks.errors import DataError
 from tasks.metrics.detections import in_order
 from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
+from tasks.metrics.truth import truth_of
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
 from tasks.training.evaluation import evaluate
@@ -112,7 +113,7 @@ def score_sets(
             item.clients,
             item.on,
             item.digest,
-            tuple((sample.boxes, sample.labels, sample.difficult) for sample in item.samples),
+            tuple(truth_of(sample, len(classes)) for sample in item.samples),
             tuple(in_order(result.detections, len(item.samples))),
         )
         record = evaluation_record(
@@ -152,4 +153,13 @@ def _class_indices(data: FederatedData, classes: Sequence[str]) -> np.ndarray | 
 def _relabelled(samples: tuple[ImageSample, ...], index: np.ndarray | None) -> tuple[ImageSample, ...]:
     if index is None:
         return samples
-    return tuple(dataclasses.replace(sample, labels=index[sample.labels]) for sample in samples)
+
+    def of_model(regions: Regions | None) -> Regions | None:
+        if regions is None:
+            return None
+        of_class = regions.labels != ANY_CLASS
+        return Regions(regions.boxes, np.where(of_class, index[np.where(of_class, regions.labels, 0)], ANY_CLASS))
+
+    return tuple(
+        dataclasses.replace(sample, labels=index[sample.labels], regions=of_model(sample.regions)) for sample in samples
+    )

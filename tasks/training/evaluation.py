@@ -12,10 +12,11 @@ import torch
 
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
-from tasks.detectors.base import Detections, Detector, Targets
+from tasks.detectors.base import Detections, Detector
 from tasks.errors import ModelDiverged
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.training import EvaluationSpec
+from tasks.training.targets import targets_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def evaluate(
     started = time.perf_counter()
     for batch in batches:
         outputs = detector(batch.images.to(torch_device, non_blocking=True))
-        terms = detector.loss(outputs, Targets(batch.boxes, batch.labels).to(torch_device))
+        terms = detector.loss(outputs, targets_of(batch).to(torch_device))
         count = batch.images.shape[0]
         loss = float(torch.stack(list(terms.values())).sum().double())
         if not math.isfinite(loss):

@@ -18,6 +18,7 @@ from tasks.spec.training import TrainingSpec
 from tasks.training.multi_scale import input_size, resize
 from tasks.training.optimizers import build_optimizer, set_learning_rate
 from tasks.training.rules import LocalRule
+from tasks.training.targets import targets_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def train(
         torch.manual_seed(seed)
         for number, batch in enumerate(batches):
             inputs = batch.images.to(device, non_blocking=True)
-            targets = Targets(batch.boxes, batch.labels).to(device)
+            targets = targets_of(batch).to(device)
             if spec.multi_scale is not None:
                 size = input_size(detector.width, detector.height, spec.multi_scale, seed=seed, step=steps)
                 inputs, targets = resize(inputs, targets, size)

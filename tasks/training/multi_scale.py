@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +28,7 @@ def input_size(width: int, height: int, limits: tuple[int, int], *, seed: int, s
 
 
 def resize(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Tensor, Targets]:
-    """Resize a batch, uint8 [B, 3, H, W] with its boxes, to ``size`` (width, height): bilinear, antialiased."""
+    """Resize a batch, uint8 [B, 3, H, W] with boxes and regions, to ``size`` (width, height): bilinear, antialiased."""
     rows, columns = images.shape[2:]
     width, height = size
     if (columns, rows) == size:
@@ -35,5 +36,9 @@ def resize(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Ten
     pixels = functional.interpolate(
         images.float(), size=(height, width), mode="bilinear", align_corners=False, antialias=True
     )
-    boxes = [box * box.new_tensor([width / columns, height / rows] * 2) for box in targets.boxes]
-    return pixels.round().clamp(0, 255).to(images.dtype), Targets(boxes, targets.labels)
+
+    def scaled(boxes: list[Tensor]) -> list[Tensor]:
+        return [box * box.new_tensor([width / columns, height / rows] * 2) for box in boxes]
+
+    regions = None if targets.regions is None else scaled(targets.regions)
+    return pixels.round().clamp(0, 255).to(images.dtype), replace(targets, boxes=scaled(targets.boxes), regions=regions)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +19,8 @@ from tasks.aggregate import initial_weights
 from tasks.client_eval import client_eval
 from tasks.client_update import client_update
 from tasks.client_wake_up import client_wake_up
-from tasks.data.samples import class_counts
+from tasks.data.export import write_coco
+from tasks.data.samples import ANY_CLASS, Regions, class_counts
 from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
 from tasks.evaluation_parts import read_part
@@ -25,13 +28,15 @@ from tasks.handles import Handles
 from tasks.replies import answer_limit, checked, read_reply
 from tasks.request_update import answers_plan, stored_updates
 from tasks.site import Site
-from tasks.spec.data import SyntheticStreet
+from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import clients_by_test_set, score
+from tests.present import present
+from tests.tasks.drawn_data import drawn_data
 from tests.tasks.phase_handles import make_handles, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,3 +214,32 @@ def test_the_environment_names_what_the_bits_depend_on(site: Site) -> None:
     assert environment.torch.split("+")[0] == torch.__version__.split("+")[0]
     assert environment.threads == 1
     assert environment.cpu == site.device_name(SPEC)
+
+
+def test_ignore_regions_reach_the_truth_in_the_store(
+    home: Path, s3_settings: S3Settings, handles: Handles, model: WeightRef, tmp_path: Path
+) -> None:
+    data = drawn_data(SPEC.data, tmp_path / "cache")  # type: ignore[arg-type]
+    regions = Regions(np.array([[8, 8, 40, 40]], np.float32), np.array([ANY_CLASS]))
+    test = tuple(dataclasses.replace(sample, regions=regions) for sample in data.test["1"])
+    write_coco(dataclasses.replace(data, test=dict.fromkeys(data.test, test)), tmp_path / "set")
+    spec = SPEC.model_copy(update={"data": Coco(name="mine")})
+    store = s3_settings.model_copy(update={"prefix": "phases"})
+    place = Site(Settings(home=home, s3=store, data_roots={"mine": tmp_path / "set"}))
+    (ready,) = client_wake_up(place, wake(place, "1", spec=spec)).ready
+    request = EvaluationRequest(
+        federation=NAME, spec=spec, clients=("1",), round=0, model=model, test_digest=ready.test_digest, test_size=5,
+        part=0, parts=1,
+    )  # fmt: skip
+    part = read_part(handles, request, client_eval(place, request), 7)
+    for sample, (boxes, labels, difficult) in zip(test, part.truth.values(), strict=True):
+        objects = len(sample.labels)
+        assert labels.tolist() == [*sample.labels.tolist(), *range(7)]
+        assert boxes[objects:].tolist() == [[8, 8, 40, 40]] * 7
+        assert present(difficult).tolist() == [False] * objects + [True] * 7
+    record = score(spec, ("1",), tuple(ready.class_counts), ready.test_digest, [part], 0.0)
+    assert record.objects == class_counts(test, data.classes)
+    sheet = SheetRequest(federation=NAME, spec=spec, clients=("1",), model=model, images=3)
+    with_regions = read_sheet(handles, sheet, draw_sheet(place, sheet))
+    plain = Site(Settings(home=home, s3=store))
+    assert with_regions != read_sheet(handles, sheet, draw_sheet(plain, sheet.model_copy(update={"spec": SPEC})))

@@ -13,6 +13,7 @@ from tasks.data.export.parts import (
     classes_unless_read,
     plain,
     refuse_difficult,
+    refuse_regions,
     train_and_test,
     write_text,
 )
@@ -29,8 +30,9 @@ def write_bdd100k(data: FederatedData, folder: Path) -> dict[str, Any]:
     test set.
 
     Raises:
-        DataError: an object is difficult.
+        DataError: an object is difficult, or an image has ignore regions.
     """
+    refuse_regions(data, "BDD100K")
     train, test = train_and_test(data)
     refuse_difficult((sample for _, sample in (*train, *test)), "BDD100K")
     _write_part(folder, _PUBLISHED.train, _PUBLISHED.train_images, train, data.classes)

@@ -12,6 +12,7 @@ from typing import Any
 from tasks.data.export.parts import Owned, plain, train_and_test
 from tasks.data.samples import FederatedData
 from tasks.errors import DataError
+from tasks.metrics.truth import truth_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def write_coco(data: FederatedData, folder: Path, files: CocoFiles = OWN_COCO) -
     """Write annotation files and images. Return the fields of ``data`` that read them, but no name.
 
     Each training image has a ``device``; so has each test image, unless there is one global test set. Ids start at 1,
-    because pycocotools takes annotation 0 for no match.
+    because pycocotools takes annotation 0 for no match. An ignore region is a crowd, one of each class if it is of any
+    class. A difficult object is a crowd, too, because COCO's form has no other flag.
 
     Raises:
         DataError: two images share a file name.
@@ -61,8 +63,9 @@ def _coco_document(items: Owned, classes: Sequence[str]) -> dict[str, Any]:
     for number, (device, sample) in enumerate(items, 1):
         image = {"id": number, "file_name": sample.path.name, "width": sample.width, "height": sample.height}
         images.append(image if device is None else image | {"device": device})
-        crowd = [False] * len(sample.labels) if sample.difficult is None else sample.difficult.tolist()
-        for label, box, is_crowd in zip(sample.labels.tolist(), sample.boxes.tolist(), crowd, strict=True):
+        boxes, labels, difficult = truth_of(sample, len(classes))
+        crowd = [False] * len(labels) if difficult is None else difficult.tolist()
+        for label, box, is_crowd in zip(labels.tolist(), boxes.tolist(), crowd, strict=True):
             left, top, right, bottom = box
             annotations.append(
                 {

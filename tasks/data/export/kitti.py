@@ -11,6 +11,7 @@ from tasks.data.export.parts import (
     classes_unless_read,
     name_with_device,
     refuse_difficult,
+    refuse_regions,
     train_and_test,
     write_text,
 )
@@ -31,8 +32,10 @@ def write_kitti(data: FederatedData, folder: Path) -> dict[str, Any]:
     one global test set. Images keep their format. Boxes are rounded to hundredths of a pixel.
 
     Raises:
-        DataError: a class's name has a blank, a device has an underscore, or an object is difficult.
+        DataError: a class's name has a blank, a device has an underscore, an object is difficult, or an image has
+            ignore regions.
     """
+    refuse_regions(data, "KITTI")
     for name in data.classes:
         if name.split() != [name]:
             raise DataError(f"class {name!r}: expected a name without blanks, which end it in KITTI's form")

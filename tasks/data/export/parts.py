@@ -53,6 +53,20 @@ def refuse_difficult(samples: Iterable[ImageSample], form: str) -> None:
             raise DataError(f"{sample.path}: expected no difficult objects, which {form}'s form does not have")
 
 
+def refuse_regions(data: FederatedData, form: str) -> None:
+    """
+    Raises:
+        DataError: an image has ignore regions.
+    """
+    for own in (*data.train.values(), *data.test.values()):
+        for sample in own:
+            if sample.regions is not None and len(sample.regions):
+                raise DataError(
+                    f"{sample.path}: expected no ignore regions, which are not written in {form}'s form, found "
+                    f"{len(sample.regions)}; COCO's form has crowds"
+                )
+
+
 def plain(value: float) -> int | float:
     """Return a whole number as an int, because most forms write it without a point."""
     return int(value) if value.is_integer() else value

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tasks.data.export.parts import name_with_device, refuse_difficult, train_and_test, write_text
+from tasks.data.export.parts import name_with_device, refuse_difficult, refuse_regions, train_and_test, write_text
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.visdrone import ANNOTATIONS, IMAGES
 from tasks.errors import DataError
@@ -23,8 +23,10 @@ def write_visdrone(data: FederatedData, folder: Path) -> dict[str, Any]:
     one global test set. Boxes are rounded to whole pixels. The classes are categories from 1 on.
 
     Raises:
-        DataError: there are more than ten classes, a device has an underscore, or an object is difficult.
+        DataError: there are more than ten classes, a device has an underscore, an object is difficult, or an image has
+            ignore regions.
     """
+    refuse_regions(data, "VisDrone")
     if len(data.classes) > len(VISDRONE_CLASSES):
         raise DataError(
             f"expected at most {len(VISDRONE_CLASSES)} classes in VisDrone's form, found {len(data.classes)}"

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from tasks.data.export.parts import plain
+from tasks.data.export.parts import plain, refuse_regions
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.voc import ANNOTATIONS, IMAGE_SETS, JPEG_IMAGES
 
@@ -19,7 +19,11 @@ def write_voc(data: FederatedData, folder: Path) -> dict[str, Any]:
     Federated Street is also published in this form. The paths are
     ``<device>/{JPEGImages,Annotations,ImageSets/Main/{train,test}.txt}``. A global test set is written
     into each device's folder.
+
+    Raises:
+        DataError: an image has ignore regions.
     """
+    refuse_regions(data, "PASCAL VOC")
     for device, samples in data.train.items():
         for part, items in (("train", samples), ("test", data.test[device])):
             _write_part(folder / device, part, items, data.classes)

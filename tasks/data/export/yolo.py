@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.data.export.parts import refuse_regions
 from tasks.data.samples import FederatedData, ImageSample, has_global_test_set
 from tasks.errors import DataError
 
@@ -20,8 +21,9 @@ def write_yolo(data: FederatedData, folder: Path) -> dict[str, Any]:
     ``test.txt``. The test set is also ``val``, because Ultralytics trains with one only.
 
     Raises:
-        DataError: two images of a folder share a name, or an object is difficult, which the form cannot say.
+        DataError: two images of a folder share a name, an object is difficult, or an image has ignore regions.
     """
+    refuse_regions(data, "YOLO")
     shared = has_global_test_set(data)
     common = "test"
     while common in data.train:

@@ -221,6 +221,29 @@ def keys_by_part(root: Path, spec: DataSpec) -> dict[str, set[str]]:
     return {part: {one.key for one in own} for part, own in parts.items()}
 
 
+def test_ignore_regions_are_counted_and_not_written_as_voc(made: Path, tmp_path: Path) -> None:
+    assert "ignore region" not in call("check", made / "coco").output
+    root = tmp_path / "crowds"
+    shutil.copytree(made / "coco", root)
+    for part, images in (("train", (1, 2)), ("test", (1,))):
+        document = json.loads((root / f"{part}.json").read_text())
+        for item in document["annotations"]:
+            item["iscrowd"] = int(item["image_id"] in images)
+        (root / f"{part}.json").write_text(json.dumps(document))
+    result = call("check", root)
+    assert result.exit_code == 0, result.output
+    found = re.search(r"^3 images have (\d+) ignore regions, which are neither objects nor back", result.output, re.M)
+    assert found is not None
+    assert int(found[1]) >= 3
+    refused = call("split", root, tmp_path / "voc", "--group-near-duplicates", "--to", "voc")
+    assert refused.exit_code == 2
+    assert "expected no ignore regions, for which PASCAL VOC's form has no place, found" in refused.output
+    assert not (tmp_path / "voc").exists()
+    # Regions stay with their images in a new division.
+    result = call("split", root, tmp_path / "coco", "--group-near-duplicates")
+    assert f"3 images have {found[1]} ignore regions" in call("check", tmp_path / "coco").output, result.output
+
+
 def test_a_check_prints_how_many_test_images_are_near_duplicates(made: Path) -> None:
     result = call("check", made / "coco", "--near-bits", 0)
     assert " of 5 test images are near-duplicates of a training image\n" in result.output

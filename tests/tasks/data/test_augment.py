@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.data.augment import FILL, Draws, apply, clip_boxes, draw
+from tasks.data.augment import FILL, Draws, apply, clip_boxes, draw, move_regions
 from tasks.spec.training import Augmentation
 
 HEIGHT, WIDTH = 80, 120
@@ -127,3 +127,25 @@ def test_switching_one_change_off_does_not_change_the_others() -> None:
         everything.shift_y,
     )
     assert (less.flip, less.brightness) == (False, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change", [draws(), draws(flip=True), draws(zoom=1.25, shift_x=0.1), draws(flip=True, zoom=0.8, shift_y=-0.1)]
+)
+def test_regions_move_as_objects_do(change: Draws) -> None:
+    image, boxes, labels = picture()
+    _, expected, _ = apply(image, boxes, labels, change)
+    moved, same = move_regions(boxes, labels, change, width=WIDTH, height=HEIGHT)
+    assert torch.equal(moved, expected)
+    assert torch.equal(same, labels)
+
+
+def test_a_region_stays_as_long_as_a_part_of_it_is_in_view() -> None:
+    image, _, _ = picture()
+    change = draws(shift_x=-0.2)  # by 24 pixels to the left
+    boxes = torch.tensor([[0.0, 0, 25, 40], [0.0, 0, 24, 40], [-5, -5, 200, 200]])
+    labels = torch.tensor([-1, 2, 0])
+    assert apply(image, boxes[:1], labels[:1], change).labels.shape == (0,)
+    moved, kept = move_regions(boxes, labels, change, width=WIDTH, height=HEIGHT)
+    assert kept.tolist() == [-1, 0]
+    assert moved.tolist() == [[0, 0, 1, 40], [0, 0, WIDTH, HEIGHT]]

@@ -13,8 +13,10 @@ from PIL import Image
 from tasks.data.check import DataReport, check_data
 from tasks.data.similar import difference_hash, nearest, thumbnail
 from tasks.errors import DataError
-from tasks.spec.data import Coco, FederatedStreet
+from tasks.spec.clients import Iid
+from tasks.spec.data import Coco, FederatedStreet, VocFolders
 from tests.tasks.data.pictures import HEIGHT, WIDTH, picture
+from tests.tasks.data.voc_folder import CHAIR, TABLE, add_image, add_lists
 
 
 @pytest.fixture
@@ -146,13 +148,51 @@ def test_near_duplicates_across_train_and_test_are_reported(root: Path) -> None:
 
 
 def test_difficult_and_absent_classes(root: Path) -> None:
-    edit(root, "test.json", '"bbox"', '"iscrowd": 1, "bbox"')
+    folder = root.parent / "voc"
+    add_image(folder, "a", CHAIR, TABLE)
+    add_image(folder, "b", CHAIR)
+    add_lists(folder, "a\n", "b\n")
+    spec = VocFolders(name="mine", clients=Iid(clients=1))
+    report = check_data(spec, root_of=lambda name: folder, cache=root / "cache")
+    place = f"{folder}/JPEGImages/a.jpg (train, device 1): 1 of 2"
+    assert f"1 objects in 1 images are difficult; evaluation ignores them: {place}" in report.warnings
+    assert (report.ignore_regions, report.images_with_regions) == (0, 0)
     edit(root, "train.json", '{"id": 2, "name": "cup"}', '{"id": 2, "name": "cup"}, {"id": 5, "name": "ufo"}')
-    warnings = check(root).warnings
-    assert (
-        f"1 objects in 1 images are difficult; evaluation ignores them: {root}/images/5.jpg (test): 1 of 1" in warnings
-    )
-    assert "class 'ufo' has no training box" in warnings
+    assert "class 'ufo' has no training box" in check(root).warnings
+
+
+def test_ignore_regions_are_counted_and_are_no_boxes(root: Path) -> None:
+    def make_crowds(file: str, *annotations: int, crowd: int = 1) -> None:
+        document = json.loads((root / file).read_text())
+        for index in annotations:
+            document["annotations"][index]["iscrowd"] = crowd
+        (root / file).write_text(json.dumps(document))
+
+    def boxes(report: DataReport) -> tuple[int, int]:
+        training = sum(sum(device.boxes.values()) for device in report.devices)
+        return training, sum(report.test_boxes.values())
+
+    before = check(root)
+    assert boxes(before) == (5, 3)
+    assert (before.ignore_regions, before.images_with_regions) == (0, 0)
+    make_crowds("train.json", 2, 3)  # both of image 3
+    make_crowds("test.json", 0)
+    report = check(root)
+    assert report.errors == ()
+    assert boxes(report) == (3, 2)
+    assert (report.ignore_regions, report.images_with_regions) == (3, 2)
+    assert not any("difficult" in message for message in report.warnings)
+
+
+def test_equal_images_with_other_regions_are_reported_to_differ(root: Path) -> None:
+    shutil.copyfile(root / "images" / "1.jpg", root / "images" / "5.jpg")
+    (same,) = (message for message in check(root).warnings if "same bytes" in message)
+    assert "their boxes differ" not in same
+    document = json.loads((root / "test.json").read_text())
+    document["annotations"].append({"id": 99, "image_id": 5, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 1})
+    (root / "test.json").write_text(json.dumps(document))
+    (other,) = (message for message in check(root).warnings if "same bytes" in message)
+    assert "their boxes differ" in other
 
 
 def test_another_content_is_an_error_and_a_missing_folder_is_refused(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 from tasks.data.catalog import load_data
 from tasks.data.coco import load_coco
 from tasks.data.entries import Faults
-from tasks.data.export import write_coco
+from tasks.data.export import write_coco, write_voc
+from tasks.data.samples import ANY_CLASS, Regions, samples_digest
 from tasks.errors import DataError
 from tasks.spec.clients import ByField, ByList, Dirichlet
 from tasks.spec.data import Coco, SyntheticStreet
@@ -66,8 +68,12 @@ def test_reads_devices_corners_and_crowds(root: Path) -> None:
     np.testing.assert_array_equal(east.boxes, [[2, 2, 12.5, 22]])
     np.testing.assert_array_equal(east.labels, [1])
     assert east.difficult is None
-    assert west.difficult is not None
-    assert west.difficult.tolist() == [True]
+    assert east.regions is None
+    # A crowd is no object.
+    assert west.difficult is None
+    assert len(west.labels) == 0
+    assert west.regions is not None
+    assert (west.regions.boxes.tolist(), west.regions.labels.tolist()) == ([[1, 2, 11.5, 22]], [1])
     assert data.test["east"] is data.test["west"]
     assert [sample.key for sample in data.test["east"]] == ["sub/5", "sub/6"]
 
@@ -100,9 +106,38 @@ def test_other_field_lists_and_partitions(root: Path, documents: Any) -> None:
 
 def test_boxes_within_a_pixel_of_the_edge_are_cut(root: Path, documents: Any) -> None:
     train, test = documents
-    train["annotations"][0]["bbox"] = [-0.5, 0, 65, 48.75]
+    train["annotations"][1]["bbox"] = [-0.5, 0, 65, 48.75]
     write(root, train, test)
-    np.testing.assert_array_equal(load_coco(root, SPEC).train["west"][0].boxes, [[0, 0, 64, 48]])
+    np.testing.assert_array_equal(load_coco(root, SPEC).train["east"][0].boxes, [[0, 0, 64, 48]])
+
+
+@pytest.mark.parametrize(
+    ("bbox", "boxes"), [([-30, 10, 90, 60], [[0, 10, 60, 48]]), ([64, 10, 9, 9], None), ([-9, 10, 9.0, 9], None)]
+)
+def test_crowds_are_cut_to_the_image_and_left_out_if_nothing_stays(
+    root: Path, documents: Any, bbox: list[float], boxes: Any
+) -> None:
+    train, test = documents
+    train["annotations"][0]["bbox"] = bbox
+    write(root, train, test)
+    regions = load_coco(root, SPEC).train["west"][0].regions
+    assert (None if regions is None else regions.boxes.tolist()) == boxes
+
+
+def test_crowds_are_written_and_read_again(root: Path, tmp_path: Path) -> None:
+    data = load_coco(root, SPEC)
+    write_coco(data, tmp_path / "written")
+    again = load_coco(tmp_path / "written", SPEC)
+    assert [samples_digest(own) for own in again.train.values()] == [samples_digest(own) for own in data.train.values()]
+    assert samples_digest(again.test["east"]) == samples_digest(data.test["east"])
+    of_any_class = Regions(np.array([[1, 2, 9, 9]], np.float32), np.array([ANY_CLASS]))
+    any_class = [dataclasses.replace(sample, regions=of_any_class) for sample in data.train["west"]]
+    write_coco(dataclasses.replace(data, train={**data.train, "west": tuple(any_class)}), tmp_path / "any")
+    regions = load_coco(tmp_path / "any", SPEC).train["west"][0].regions
+    assert regions is not None
+    assert (regions.labels.tolist(), regions.boxes.tolist()) == ([0, 1], [[1, 2, 9, 9]] * 2)
+    with pytest.raises(DataError, match=r"1\.png: expected no ignore regions, .* found 1; COCO's form has crowds"):
+        write_voc(data, tmp_path / "voc")
 
 
 SPELT = ["./sub/{}", "sub\\{}", ".\\sub\\.\\{}", "images/sub/{}", "images\\sub\\{}", "./images/sub/{}"]
@@ -251,7 +286,8 @@ def test_all_mistakes_are_named_at_once_and_usable_images_are_kept(root: Path, d
     data = load_coco(root, SPEC, faults=faults)
     assert len(faults.errors) == 3
     assert [sample.key for sample in data.test["east"]] == ["sub/5"]
-    assert [len(sample.labels) for samples in data.train.values() for sample in samples] == [0, 1, 0, 1]
+    kept = [sample for samples in data.train.values() for sample in samples]
+    assert [len(sample.labels) + len(sample.regions or ()) for sample in kept] == [0, 1, 0, 1]
 
 
 def test_a_repeated_key_is_refused_with_its_lines(root: Path) -> None:

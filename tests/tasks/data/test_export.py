@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from tasks.data.catalog import load_data
 from tasks.data.export import WRITERS
-from tasks.data.samples import FederatedData, samples_digest
+from tasks.data.samples import ANY_CLASS, FederatedData, Regions, samples_digest
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tests.tasks.drawn_data import drawn_data
@@ -75,3 +75,16 @@ def test_a_form_refuses_what_it_cannot_hold(tmp_path: Path, form: str) -> None:
     if form == "kitti":
         with pytest.raises(DataError, match="class 'traffic sign': expected a name without blanks"):
             WRITERS[form](replace(data, classes=("traffic sign",)), tmp_path / "classes")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_only_cocos_form_holds_ignore_regions(tmp_path: Path, form: str) -> None:
+    regions = Regions(np.array([[2, 3, 20, 30]], np.float32), np.array([ANY_CLASS]))
+    data = changed(drawn_data(TINY, tmp_path / "cache"), np.array([[1, 1, 9, 9]]), regions=regions)
+    if form.startswith("coco"):
+        found = written(data, form, tmp_path / "set").train["1"][0].regions
+        assert found is not None
+        assert (found.boxes.tolist(), found.labels.tolist()) == ([[2, 3, 20, 30]], [0])  # one crowd of each class
+    else:
+        with pytest.raises(DataError, match=r"expected no ignore regions, .* found 1; COCO's form has crowds"):
+            WRITERS[form](data, tmp_path / "set")

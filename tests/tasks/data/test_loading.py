@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from PIL import Image
 
 from tasks.data.image_cache import ImageCache, decode
 from tasks.data.loading import Batch, TrainingLoader, cut_batches, evaluation_loader, training_loader
-from tasks.data.samples import ImageSample
+from tasks.data.samples import ANY_CLASS, ImageSample, Regions
 from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.training import Augmentation
+from tasks.training.multi_scale import resize
+from tasks.training.targets import targets_of
 from tests.tasks.drawn_data import drawn_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -224,3 +227,42 @@ def test_bad_image_is_the_clients_own_error(samples: Samples, workers: int, dama
 def test_client_without_images_is_named() -> None:
     with pytest.raises(ClientError, match="client 2: no training images; expected at least one"):
         loader(())
+
+
+def with_region(sample: ImageSample) -> ImageSample:
+    box = np.array([[16, 24, 64, 48]], dtype=np.float32)
+    return dataclasses.replace(sample, regions=Regions(box, np.array([ANY_CLASS])))
+
+
+def test_regions_are_in_input_pixels_for_every_image_of_a_batch_that_has_any(samples: Samples) -> None:
+    chosen = (samples[0], with_region(samples[1]), samples[2])
+    first, second = evaluation_loader(chosen, width=64, height=192, batch_size=2, cache=ImageCache(50))
+    assert first.regions is not None
+    assert first.region_labels is not None
+    assert [region.tolist() for region in first.regions] == [[], [[8, 48, 32, 96]]]
+    assert [label.tolist() for label in first.region_labels] == [[], [ANY_CLASS]]
+    assert (second.regions, second.region_labels) == (None, None)
+    targets = targets_of(first).to(torch.device("cpu"))
+    assert targets.regions is not None
+    assert torch.equal(targets.regions[1], first.regions[1])
+    assert targets.region_labels == first.region_labels
+    _, resized = resize(first.images, targets, (128, 96))
+    assert resized.regions is not None
+    assert resized.regions[1].tolist() == [[16, 24, 64, 48]]
+    assert resized.region_labels == first.region_labels
+
+
+def test_regions_are_augmented_with_their_image_and_change_nothing_else(samples: Samples) -> None:
+    plain, with_regions = list(loader(samples)), list(loader(tuple(map(with_region, samples))))
+    assert_same(plain, with_regions)
+    assert all(batch.regions is None for batch in plain)
+    moved = [region.tolist() for batch in with_regions for region in batch.regions or ()]
+    assert len(moved) == len(samples)
+    assert len({str(region) for region in moved}) > len(samples) / 2
+    # An object in the region's place moves to the same place.
+    objects = tuple(
+        dataclasses.replace(sample, boxes=sample.regions.boxes, labels=np.zeros(1, np.int64))
+        for sample in map(with_region, samples)
+        if sample.regions is not None
+    )
+    assert moved == [box.tolist() for batch in loader(objects) for box in batch.boxes]

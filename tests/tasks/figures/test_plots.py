@@ -7,9 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tasks.data.samples import Regions
 from tasks.errors import DataError
+from tasks.figures.boxes import class_color
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
-from tasks.figures.sheet import TILE_WIDTH, detection_sheet
+from tasks.figures.sheet import GREY, TILE_WIDTH, detection_sheet
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.plans import ClientFailure
 from tasks.spec.records import Decision, Metrics, RoundRecord
@@ -188,3 +190,23 @@ def test_an_empty_sheet_and_an_unknown_class_are_refused() -> None:
         detection_sheet([], ["a"])
     with pytest.raises(DataError, match="sheet: labels: expected class indices from 0 to 0, found 4"):
         detection_sheet([(_gray(), (np.zeros((1, 4)), np.array([4])), ImageDetections.empty())], ["a"])
+
+
+def test_the_sheet_hatches_ignore_regions() -> None:
+    nothing = (_gray(), (np.zeros((0, 4)), np.zeros(0, np.int64)), ImageDetections.empty())
+    of_class, of_any = (Regions(np.array([[100, 100, 300, 200]], np.float32), np.array([label])) for label in (1, -1))
+    plain = np.asarray(detection_sheet([nothing] * 2, ["a", "b"]))
+    drawn = np.asarray(detection_sheet([nothing] * 2, ["a", "b"], regions=[of_any, of_class]))
+    assert np.array_equal(plain, np.asarray(detection_sheet([nothing] * 2, ["a", "b"], regions=[None, None])))
+    scale = TILE_WIDTH / 704
+    tiles = np.argwhere((plain == 128).all(axis=2)).min(axis=0)
+    for column, color in enumerate([GREY, class_color(1)]):
+        left = tiles[1] + column * (TILE_WIDTH + 12)
+        tile = drawn[tiles[0] :, left : left + TILE_WIDTH]
+        rows, columns = np.nonzero((tile == color).all(axis=2))
+        found = [columns.min(), rows.min(), columns.max(), rows.max()]
+        assert found == pytest.approx([100 * scale, 100 * scale, 300 * scale, 200 * scale], abs=2)
+        part = len(rows) / ((300 - 100) * (200 - 100) * scale**2)
+        assert 0.05 < part < 0.4  # hatched and not filled
+    with pytest.raises(DataError, match="sheet: labels: expected class indices from 0 to 0, found 1"):
+        detection_sheet([nothing], ["a"], regions=[of_class])

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.data.samples import FederatedData, samples_digest
+from tasks.data.samples import FederatedData, Regions, samples_digest
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError
 from tasks.metrics.over_clients import aggregate_metrics
+from tasks.metrics.scored import ScoredImages
 from tasks.models.evaluate import evaluation_sets, score_sets
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
@@ -39,6 +40,16 @@ def scored(detector: Detector, data: FederatedData, classes: tuple[str, ...], *c
     sets = evaluation_sets(data, classes, clients or None)
     found = score_sets(detector, sets, classes, RULES, device="cpu", threads=1)
     return [record.model_copy(update={"seconds": 0}) for record, _ in found]
+
+
+def with_regions(data: FederatedData, label: int) -> FederatedData:
+    """Return the data with an ignore region of class ``label`` in each test image; -1: of any class."""
+    regions = Regions(np.array([[8, 8, 40, 40]], np.float32), np.array([label]))
+    test = {
+        client: tuple(dataclasses.replace(sample, regions=regions) for sample in samples)
+        for client, samples in data.test.items()
+    }
+    return dataclasses.replace(data, test=test)
 
 
 def test_clients_share_a_test_set_or_have_their_own(data: FederatedData) -> None:
@@ -87,11 +98,38 @@ def test_classes_are_matched_by_name(detector: Detector, data: FederatedData) ->
             for client, samples in data.test.items()
         },
     )
+    of_class = with_regions(data, 2)
+    turned_regions = with_regions(turned, int(place[2]))
+    for plain, other in (
+        (evaluation_sets(of_class, data.classes), evaluation_sets(turned_regions, data.classes)),
+        (
+            evaluation_sets(with_regions(data, -1), data.classes),
+            evaluation_sets(with_regions(turned, -1), data.classes),
+        ),
+    ):
+        assert [[present(s.regions).labels.tolist() for s in item.samples] for item in plain] == [
+            [present(s.regions).labels.tolist() for s in item.samples] for item in other
+        ]
     expected = scored(detector, data, data.classes)
     found = scored(detector, turned, data.classes)
     assert [record.test_digest for record in found] != [record.test_digest for record in expected]
     same = [record.model_copy(update={"test_digest": "0" * 64}) for record in found]
     assert same == [record.model_copy(update={"test_digest": "0" * 64}) for record in expected]
+
+
+def test_truth_has_the_ignore_regions_of_one_class_and_of_any(detector: Detector, data: FederatedData) -> None:
+    def images(data: FederatedData) -> list[ScoredImages]:
+        sets = evaluation_sets(data, data.classes)
+        return [item for _, item in score_sets(detector, sets, data.classes, RULES, device="cpu", threads=1)]
+
+    size = len(data.classes)
+    for label, each in ((2, 1), (-1, size)):
+        for plain, other in zip(images(data), images(with_regions(data, label)), strict=True):
+            assert plain.digest != other.digest
+            for (_, before, flags), (_, after, difficult) in zip(plain.truth, other.truth, strict=True):
+                assert flags is None
+                assert after.tolist() == [*before.tolist(), *([2] if label == 2 else range(size))]
+                assert present(difficult).tolist() == [False] * len(before) + [True] * each
 
 
 def test_a_class_of_the_model_without_truth_has_no_figure(detector: Detector, data: FederatedData) -> None:
