@@ -133,6 +133,9 @@ class _Chapter:
             return f"list of: {self._type(f'{path}[]', field['items'])}"
         if "additionalProperties" in field:
             return f"mapping of names to: {self._type(path, field['additionalProperties'])}"
+        if "patternProperties" in field:
+            (inner,) = field["patternProperties"].values()
+            return f"mapping of names to: {self._type(path, inner)}"
         named = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}
         formats = {"path": "path", "password": "secret text", "ipv4": "IPv4 address"}
         return formats.get(field.get("format", ""), named[field["type"]])
@@ -140,7 +143,7 @@ class _Chapter:
     def _default(self, field: Schema) -> str:
         value = field.get("default")
         if value is None:
-            return "empty" if field.get("type") == "object" else "left out"
+            return "empty" if "additionalProperties" in field else "left out"
         if isinstance(value, dict):
             return f"`kind: {value['kind']}`" if "kind" in value else "see its fields"
         return f"`{_value(value)}`"

@@ -27,6 +27,7 @@ from tasks.strategies.registry import build_strategy
 from tasks.strategies.sums import Counted, Sums
 from tasks.strategies.tensor_file import TensorFile
 from tasks.training.local import TrainingResult
+from tasks.training.unlabelled import with_unlabelled_regions
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,22 @@ def train_client(
     shared, from_shared = _tensors(site, request.shared)
     own, from_own = _tensors(site, (request.states or {}).get(client))
     _check_fits(own, detector, client)
+    model = TensorFile(fetched.path)
+
+    def start() -> Mapping[str, Tensor] | None:
+        complete = spec.strategy.shared_model or not own
+        return None if complete else strategy.personal_model(model, own)
+
+    batches = partial(training_batches, site.images, spec, samples, round=request.round, client=client)
     turn = LocalTurn(
         client,
         detector,
         spec.training,
-        partial(training_batches, site.images, spec, samples, round=request.round, client=client),
+        with_unlabelled_regions(batches, samples, detector, spec, start),
         request.seeds[client],
         request.learning_rate,
         warmup_steps=spec.training.schedule.warmup_steps if request.round == 1 else 0,
-        model=TensorFile(fetched.path),
+        model=model,
         shared=shared,
         own=own,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -281,9 +283,33 @@ def _print_finding(finding: Finding, out: Console, every: bool) -> None:
     out.print("\n".join(lines), soft_wrap=True, highlight=False)
 
 
+def _by_device(report: DataReport, width: int) -> Iterator[Table]:
+    """Yield tables of the training boxes by class and device, each with as many devices as ``width`` has room for."""
+    names = [plain_name(name) for name in report.data.classes]
+    first = max(map(cell_len, ("training boxes", *names)))
+    columns = [
+        (plain_name(device.device), ["—" if count is None else str(count) for count in device.boxes.values()])
+        for device in report.devices
+    ]
+    while columns:
+        left, taken = width - first - 2, 0
+        while taken < len(columns):
+            left -= 2 + max(map(cell_len, (columns[taken][0], *columns[taken][1])))
+            if left < 0 and taken:
+                break
+            taken += 1
+        table = Table("training boxes", box=None)
+        for device, _ in columns[:taken]:
+            table.add_column(device, justify="right", no_wrap=True)
+        for number, name in enumerate(names):
+            table.add_row(name, *(counts[number] for _, counts in columns[:taken]))
+        yield table
+        columns = columns[taken:]
+
+
 def _print_counts(report: DataReport, spec: DataSpec, out: Console) -> None:
     data = report.data
-    boxes = sum(sum(device.boxes.values()) for device in report.devices)
+    boxes = sum(device.all_boxes for device in report.devices)
     holds_out = any(device.holdout_images for device in report.devices)
     held = f"{sum(device.holdout_images for device in report.devices)} held-out images · " if holds_out else ""
     out.print(
@@ -304,18 +330,20 @@ def _print_counts(report: DataReport, spec: DataSpec, out: Console) -> None:
         devices.add_column(title, justify="right")
     for device in report.devices:
         kept_out = (device.holdout_images,) if holds_out else ()
-        numbers = (device.train_images, sum(device.boxes.values()), *kept_out, device.test_images)
+        numbers = (device.train_images, device.all_boxes, *kept_out, device.test_images)
         devices.add_row(plain_name(device.device), *map(str, numbers))
     classes = Table("class", box=None)
     for title in ("training boxes", "on devices", "test boxes"):
         classes.add_column(title, justify="right")
     for name in data.classes:
-        counts = [device.boxes[name] for device in report.devices]
+        counts = [device.boxes[name] or 0 for device in report.devices]
         numbers = (sum(counts), sum(count > 0 for count in counts), report.test_boxes[name])
         classes.add_row(plain_name(name), *map(str, numbers))
-    for table in (devices, classes):
+    for table in (devices, classes, *_by_device(report, out.width)):
         if table.row_count:
             out.print(table)
+    if spec.label_space is not None:
+        out.print("—: not labelled on this device · 0: no such object", soft_wrap=True, highlight=False)
     division = f" (division: {spec.division})" if isinstance(spec, FederatedStreet) else ""
     out.print(
         f"{report.near_duplicates} of {report.test_images} test images are near-duplicates of a training image"

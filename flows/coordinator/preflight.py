@@ -88,6 +88,13 @@ def pin(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | N
             f"data.digest: expected the content digest of data set {name}, because each silo must have all of it and "
             "it is not on this machine, found none; fedbench data check prints it"
         )
+    elif own_images and spec.data.label_space is not None:
+        strangers = [client for client in spec.data.label_space if client not in (spec.clients or ())]
+        if strangers:
+            raise SpecError(
+                "data.label_space: expected clients of participation.clients, because those in pools.silos keep their "
+                f"data to themselves, found {', '.join(strangers)}"
+            )
     return pin_weights(spec, settings)
 
 
@@ -97,7 +104,8 @@ def require_kinds(spec: FederationSpec, say: Callable[[str], None] | None = None
     say: called, beside the log, with a line for each package whose kinds could not be taken in.
 
     Raises:
-        SpecError: a class cannot be imported, or is no method or detector.
+        SpecError: a class cannot be imported, or is no method or detector; or the detector has no rule for unlabelled
+            classes and ``data.label_space`` is set.
     """
     for line in extensions.faults():
         log.warning("%s", line)
@@ -108,9 +116,9 @@ def require_kinds(spec: FederationSpec, say: Callable[[str], None] | None = None
 
         strategy_class(spec)
     if getattr(spec.detector, "implementation", ""):
-        from tasks.detectors.registry import detector_class
+        from tasks.detectors.registry import detector_class, require_masks
 
-        detector_class(spec.detector)
+        require_masks(spec, detector_class(spec.detector))
 
 
 def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None] | None = None) -> FederationSpec:
@@ -123,7 +131,8 @@ def pin_data(spec: FederationSpec, settings: Settings, say: Callable[[str], None
         SpecError: the participation asks for devices that the data set does not have.
     """
     faults = Faults()
-    data = load_data(spec.data, root_of=settings.data_root, cache=data_cache(settings.home), faults=faults)
+    cache = data_cache(settings.home)
+    data = load_data(spec.data, root_of=settings.data_root, cache=cache, faults=faults, whole=True)
     for finding in faults.notes.findings(spec.data):
         line = str(finding)
         log.warning("data: %s", line)

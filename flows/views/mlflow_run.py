@@ -28,6 +28,7 @@ from tasks.hand_out import hand_out
 from tasks.handles import Handles, Leavings
 from tasks.report.detections import analysis_plots
 from tasks.spec.federation import FederationSpec, flatten
+from tasks.spec.label_space import by_label_space
 from tasks.spec.records import RoundRecord
 from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
 
@@ -208,7 +209,8 @@ class RunReport:
                 self._tracker.close(status)
 
     def _draw(self, history: Sequence[RoundRecord]) -> dict[str, bytes]:
-        counts = {info.client: info.class_counts for info in history[-1].clients}
+        boxes = {info.client: info.class_counts for info in history[-1].clients}
+        counts = by_label_space(self.spec.data.label_space, boxes)
         plots: dict[str, Callable[[], Figure]] = {
             "rounds.png": lambda: rounds_plot(history),
             "class-by-device.png": lambda: class_by_device_plot(counts),

@@ -12,6 +12,7 @@ from tasks.data.entries import Faults, is_utf8
 from tasks.data.holdout import hold_out
 from tasks.data.images import Reading
 from tasks.data.kitti import load_kitti
+from tasks.data.label_space import with_label_space
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.street import load_street
 from tasks.data.street_clean import clean_division
@@ -25,19 +26,29 @@ from tasks.spec.data_parts import OwnDataFields
 
 
 def load_data(
-    spec: DataSpec, *, root_of: Callable[[str], Path | None], cache: Path, faults: Faults | None = None
+    spec: DataSpec,
+    *,
+    root_of: Callable[[str], Path | None],
+    cache: Path,
+    faults: Faults | None = None,
+    whole: bool = False,
 ) -> FederatedData:
     """Load the data that ``spec`` names.
 
     ``root_of`` returns this machine's folder of a named data set, or None. Synthetic sets are drawn once and kept in
     the folder ``cache``. If ``faults`` collects mistakes, mistakes in the data are added to it and the usable part of
-    the data is returned. Data of every kind are read by device first. Then each device's images are held out, and the
-    data are pooled (:func:`pool`) or cut down to one device (:func:`alone`), so that these hold out the same images.
+    the data is returned. Data of every kind are read by device first. Then each device's images get its label space and
+    are held out, and the data are pooled (:func:`pool`) or cut down to one device (:func:`alone`), so that these have
+    the same label spaces and hold out the same images.
+
+    whole: whether every device of the data set must be on this machine. A silo has only its own.
 
     Raises:
         DataError: this machine has no folder for the named data set, or something in the data set is wrong.
     """
     data = _load_devices(spec, root_of=root_of, cache=cache, faults=faults)
+    if spec.label_space is not None:
+        data = with_label_space(data, spec.label_space, faults or Faults(), whole=whole)
     if spec.holdout is not None:
         data = hold_out(data, spec.holdout, cache=cache / "hashes", faults=faults or Faults())
     if spec.local_only is not None:

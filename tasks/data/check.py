@@ -17,11 +17,12 @@ from tasks.data.samples import FederatedData, class_counts
 from tasks.data.similar import NEAR_BITS, thumbnail
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec
+from tasks.spec.label_space import by_label_space
 
 
 @dataclass(frozen=True)
 class DeviceCounts:
-    """Counts of one device. ``boxes`` are its training boxes by class.
+    """Counts of one device. ``boxes`` are its training boxes by class, None for a class that it does not label.
 
     ``test_images`` is the size of the device's test set, or of the global test set. ``holdout_images`` is the number of
     images that the device keeps out of training; they are not in ``train_images``.
@@ -30,8 +31,13 @@ class DeviceCounts:
     device: str
     train_images: int
     test_images: int
-    boxes: dict[str, int]
+    boxes: dict[str, int | None]
     holdout_images: int = 0
+
+    @property
+    def all_boxes(self) -> int:
+        """Return the number of training boxes."""
+        return sum(count or 0 for count in self.boxes.values())
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class DataReport:
         return self.train_images + self.test_images > 0
 
     @property
-    def boxes_by_device(self) -> dict[str, dict[str, int]]:
+    def boxes_by_device(self) -> dict[str, dict[str, int | None]]:
         """Training boxes by class, for each device, as ``tasks.figures.plots.class_by_device_plot`` takes them."""
         return {device.device: device.boxes for device in self.devices}
 
@@ -86,10 +92,13 @@ def check_data(
     """
     faults = Faults(collect=True)
     spec = spec.model_copy(update={"pooled": False, "pooled_devices": None, "local_only": None})
-    data = load_data(spec, root_of=root_of, cache=cache, faults=faults)
+    data = load_data(spec, root_of=root_of, cache=cache, faults=faults, whole=True)
     placed = list(findings.placed_images(data))
     thumbnails = _decode(placed, faults)
     near = list(findings.near_duplicates(placed, thumbnails, near_bits))
+    boxes = by_label_space(
+        spec.label_space, {device: class_counts(samples, data.classes) for device, samples in data.train.items()}
+    )
     tests = {sample.path: sample for samples in data.test.values() for sample in samples}
     trained = {item.sample.content for item in placed if item.part != "test"}
     regions = {item.sample.path: len(item.sample.regions) for item in placed if item.sample.regions}
@@ -100,7 +109,7 @@ def check_data(
         *findings.dark(faults, thumbnails),
         *findings.duplicates(placed),
         *findings.uniform(thumbnails),
-        *findings.lonely_classes(data),
+        *findings.lonely_classes(boxes, data),
         *findings.difficult(placed),
     ]
     return DataReport(
@@ -110,7 +119,7 @@ def check_data(
                 device,
                 len(samples),
                 len(data.test[device]),
-                class_counts(samples, data.classes),
+                boxes[device],
                 len(data.scored(device, "holdout")),
             )
             for device, samples in data.train.items()

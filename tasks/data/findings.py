@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.data.entries import Faults
 from tasks.data.notes import Finding
-from tasks.data.samples import FederatedData, ImageSample, Regions, class_counts, has_global_test_set
+from tasks.data.samples import FederatedData, ImageSample, Regions, has_global_test_set
 from tasks.data.similar import HASH_SIDE, difference_hash, is_uniform, nearest
 
 # A grey level of 255. Values of 14 bits stored in 16 all stay below it once the upper 8 bits are read.
@@ -151,14 +151,17 @@ def near_duplicates(placed: list[Placed], thumbnails: dict[Path, NDArray[np.uint
             yield Pair(item, train[int(index)], int(distance))
 
 
-def lonely_classes(data: FederatedData) -> Iterator[Finding]:
-    """Warn of each class that no device, or one device alone, has in its training images."""
-    counts = {device: class_counts(samples, data.classes) for device, samples in data.train.items()}
+def lonely_classes(counts: Mapping[str, Mapping[str, int | None]], data: FederatedData) -> Iterator[Finding]:
+    """Warn of each class that no device, or one of those that label it alone, has in its training images.
+
+    counts: training boxes by device and class; None for a class that the device does not label.
+    """
     for label, name in enumerate(data.classes):
-        having = [device for device, own in counts.items() if own[name]]
+        labelling = [device for device, own in counts.items() if own[name] is not None]
+        having = [device for device in labelling if counts[device][name]]
         if not having:
             yield Finding(f"class {name!r} has no training box")
-        elif len(having) == 1 and len(counts) > 1:
+        elif len(having) == 1 and len(labelling) > 1:
             images = [sample for sample in data.train[having[0]] if label in sample.labels]
             yield Finding(
                 f"class {name!r} is on device {having[0]} only: {counts[having[0]][name]} boxes in "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ class Batch:
 
     Each image has ``boxes``, float32 [n, 4] xyxy in pixels of the input, ``labels``, int64 [n], and its index in the
     list of samples. ``regions`` and ``region_labels`` have the same form and hold each image's ignore regions. A label
-    of -1 stands for any class. Both are None if no image of the batch has a region.
+    of -1 stands for any class. Both are None if no image of the batch has a region. ``labelled`` is bool [B, classes]:
+    the classes that were annotated in each image; None if all were in all of them.
     """
 
     images: Tensor
@@ -36,10 +37,22 @@ class Batch:
     indices: list[int]
     regions: list[Tensor] | None = None
     region_labels: list[Tensor] | None = None
+    labelled: Tensor | None = None
+
+
+class Batches(Protocol):
+    """The batches of a turn, all epochs in a row."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class Item(NamedTuple):
-    """One image of a batch, with its objects and ignore regions; ``number`` is its place in the list of samples."""
+    """One image of a batch, with its objects and ignore regions; ``number`` is its place in the list of samples.
+
+    ``labelled`` is as in :class:`tasks.data.samples.ImageSample`.
+    """
 
     image: Tensor
     boxes: Tensor
@@ -47,6 +60,7 @@ class Item(NamedTuple):
     number: int
     regions: Tensor | None = None
     region_labels: Tensor | None = None
+    labelled: Tensor | None = None
 
 
 def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
@@ -54,6 +68,8 @@ def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: Im
     image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
     scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
     item = Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
+    if sample.labelled is not None:
+        item = item._replace(labelled=torch.from_numpy(sample.labelled.copy()))
     if sample.regions is None:
         return item
     return item._replace(
@@ -63,8 +79,8 @@ def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: Im
 
 
 def _stack(items: Sequence[Item]) -> Batch:
-    images, boxes, labels, indices, regions, region_labels = zip(*items, strict=True)
-    batch = Batch(torch.stack(images), list(boxes), list(labels), list(indices))
+    images, boxes, labels, indices, regions, region_labels, labelled = zip(*items, strict=True)
+    batch = Batch(torch.stack(images), list(boxes), list(labels), list(indices), labelled=_stacked(labelled))
     if all(found is None for found in regions):
         return batch
     return replace(
@@ -72,6 +88,14 @@ def _stack(items: Sequence[Item]) -> Batch:
         regions=[torch.zeros(0, 4) if found is None else found for found in regions],
         region_labels=[torch.zeros(0, dtype=torch.int64) if found is None else found for found in region_labels],
     )
+
+
+def _stacked(labelled: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the label spaces of a batch's images, bool [B, classes]; None if all classes were annotated in all."""
+    some = next((found for found in labelled if found is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.ones_like(some) if found is None else found for found in labelled])
 
 
 def _generator(seed: int, round: int, client: str, *rest: int) -> np.random.Generator:
@@ -116,7 +140,7 @@ class TrainingSet(Dataset[Item | ClientError]):
         except ClientError as error:
             return error
         draws = augment.draw(self.augmentation, _generator(self.seed, self.round, self.client, epoch, index))
-        changed = Item(*augment.apply(plain.image, plain.boxes, plain.labels, draws), index)
+        changed = Item(*augment.apply(plain.image, plain.boxes, plain.labels, draws), index, labelled=plain.labelled)
         if plain.regions is None or plain.region_labels is None:
             return changed
         regions, labels = augment.move_regions(

@@ -50,6 +50,9 @@ class ImageSample:
     returns them all and Detectron2 trains on them, while Darknet's ``voc_label.py`` drops them.
 
     ``regions`` are the image's ignore regions, or None if it has none.
+
+    ``labelled`` is the image's label space, bool [classes]: whether objects of a class were annotated. None: all were.
+    An object of another class is in no list here, and is no background either.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class ImageSample:
     difficult: NDArray[np.bool_] | None = None
     turn: int = 1
     regions: Regions | None = None
+    labelled: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +97,7 @@ def has_global_test_set(data: FederatedData) -> bool:
 
 
 def samples_digest(samples: Iterable[ImageSample]) -> str:
-    """Return the sha256 (hex) over images as read, boxes, labels, difficult flags and ignore regions, in order.
+    """Return the sha256 (hex) over images as read, boxes, labels, flags, regions and label spaces, in order.
 
     Paths and image ids do not count, so the digest is the same on machines that keep the set in different folders.
     """
@@ -103,7 +107,10 @@ def samples_digest(samples: Iterable[ImageSample]) -> str:
         turned = "" if sample.turn == 1 else f" turned {sample.turn}"
         marked = sample.difficult is not None and bool(sample.difficult.any())
         regions = "" if sample.regions is None or not len(sample.regions) else f" regions {len(sample.regions)}"
-        digest.update(f"{sample.content} {len(sample.labels)}{' difficult' * marked}{turned}{regions}\n".encode())
+        space = "" if sample.labelled is None else f" labelled {''.join(map(str, sample.labelled.astype(int)))}"
+        digest.update(
+            f"{sample.content} {len(sample.labels)}{' difficult' * marked}{turned}{regions}{space}\n".encode()
+        )
         digest.update(sample.boxes.astype("<f4").tobytes())
         digest.update(sample.labels.astype("<i8").tobytes())
         if sample.difficult is not None and marked:

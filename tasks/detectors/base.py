@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,24 @@ class Targets:
     labels: one int64 tensor [n] an image, indices of classes.
     regions, region_labels: the ignore regions in the same form, of which each image may have none; a label of -1
     stands for any class. Both are None if no image has a region. A loss must not use a region as background.
+    labelled: bool [images, classes], whether objects of a class were annotated in an image; None: all were. A loss with
+    the rule for unlabelled classes (:attr:`Detector.masks_unlabelled`) leaves its class terms of the others out.
     """
 
     boxes: list[Tensor]
     labels: list[Tensor]
     regions: list[Tensor] | None = None
     region_labels: list[Tensor] | None = None
+    labelled: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         def moved(tensors: list[Tensor]) -> list[Tensor]:
             return [tensor.to(device) for tensor in tensors]
 
+        labelled = None if self.labelled is None else self.labelled.to(device)
         if self.regions is None or self.region_labels is None:
-            return Targets(moved(self.boxes), moved(self.labels))
-        return Targets(moved(self.boxes), moved(self.labels), moved(self.regions), moved(self.region_labels))
+            return Targets(moved(self.boxes), moved(self.labels), labelled=labelled)
+        return Targets(moved(self.boxes), moved(self.labels), moved(self.regions), moved(self.region_labels), labelled)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,16 @@ class Detections:
 
 
 class Detector(nn.Module, ABC):
-    """A trainable detector over inputs of one size."""
+    """A trainable detector over inputs of one size.
+
+    masks_unlabelled: whether the loss follows ``Targets.labelled``. A specification with ``data.label_space`` is
+    refused for a detector whose loss does not.
+    needs_unlabelled_regions: whether the loss also needs ignore regions where the round's global model finds unlabelled
+    classes, because a negative counts for all classes together. Where each class has a score of its own, the masks do.
+    """
+
+    masks_unlabelled: ClassVar[bool] = False
+    needs_unlabelled_regions: ClassVar[bool] = True
 
     width: int
     height: int

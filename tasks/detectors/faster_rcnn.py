@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
@@ -99,6 +100,8 @@ class Sampler(nn.Module):
 
 class FasterRcnn(Detector):
     """Faster R-CNN with the backbone, proposal network and box head of the specification's kind."""
+
+    masks_unlabelled = True
 
     def __init__(self, spec: FasterRcnnSpec, num_classes: int) -> None:
         super().__init__()
@@ -191,7 +194,8 @@ class FasterRcnn(Detector):
         In training they are means over the batch's samples, as torchvision's are; nearly all images have equally many
         samples. In evaluation mode each image has its own terms, independent of the rest of the batch, and their means
         are returned. Boxes without an area are left out. Anchors and proposals in an ignore region are not sampled as
-        background, whatever the region's class.
+        background, whatever the region's class. The classifier's softmax runs over the background and the classes that
+        are labelled in the image.
         """
         truth = [
             {"boxes": boxes[whole], "labels": labels[whole] + 1}
@@ -201,8 +205,9 @@ class FasterRcnn(Detector):
         if targets.regions is not None:
             truth = [item | {"regions": regions} for item, regions in zip(truth, targets.regions, strict=True)]
         if self.training:
-            return {**self._anchor_terms(outputs, slice(None), truth), **self._sampled_terms(outputs, truth)}
-        found = self._scored_terms(outputs, truth)
+            sampled = self._sampled_terms(outputs, truth, targets.labelled)
+            return {**self._anchor_terms(outputs, slice(None), truth), **sampled}
+        found = self._scored_terms(outputs, truth, targets.labelled)
         for number, item in enumerate(truth):
             found[number].update(self._anchor_terms(outputs, slice(number, number + 1), [item]))
         return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
@@ -222,13 +227,17 @@ class FasterRcnn(Detector):
         )
         return {"objectness": objectness, "rpn_box": box}
 
-    def _sampled_terms(self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _sampled_terms(
+        self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]], labelled: Tensor | None
+    ) -> dict[str, Tensor]:
         """Return the box head's terms. The head scores a sample of the proposals here."""
         boxes, chosen, labels, wanted = self._sample(outputs.proposals, truth)
         logits, deltas = self._score(outputs, [box[index] for box, index in zip(boxes, chosen, strict=True)])
-        return _head_terms(logits, deltas, labels, wanted)
+        return _head_terms(_masked(logits, labelled), deltas, labels, wanted)
 
-    def _scored_terms(self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def _scored_terms(
+        self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]], labelled: Tensor | None
+    ) -> list[dict[str, Tensor]]:
         """Return the box head's terms, image by image. Proposals are scored already; here it scores the true boxes."""
         scored = outputs.scored or self._score(outputs, outputs.proposals)
         added = self._score(outputs, [item["boxes"] for item in truth])
@@ -236,6 +245,7 @@ class FasterRcnn(Detector):
             [torch.cat(pair) for pair in zip(of_proposals, of_truth, strict=True)]
             for of_proposals, of_truth in zip(scored, added, strict=True)
         )
+        logits = _masked(logits, labelled)
         sample = self._sample(outputs.proposals, truth)
         return [
             _head_terms([logits[i][index]], [deltas[i][index]], [sample.labels[i]], [sample.wanted[i]])
@@ -287,6 +297,17 @@ def _leave_out(labels: list[Tensor], boxes: list[Tensor], truth: list[dict[str, 
             label[(label == 0) & in_region(box, regions)] = -1
             found = True
     return found
+
+
+def _masked(logits: Sequence[Tensor], labelled: Tensor | None) -> list[Tensor]:
+    """Return each image's logits [n, 1 + C], -inf for its unlabelled classes: the softmax runs over the others.
+
+    labelled: bool [images, C]; None: all classes are labelled in all images.
+    """
+    if labelled is None:
+        return list(logits)
+    known = functional.pad(labelled, (1, 0), value=True)
+    return [rows.masked_fill(~of_image, -torch.inf) for rows, of_image in zip(logits, known, strict=True)]
 
 
 def _head_terms(

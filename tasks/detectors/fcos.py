@@ -62,6 +62,9 @@ class FcosLite0(Detector):
     State: 3.5 M parameters (14.1 MB) with 7 classes.
     """
 
+    masks_unlabelled = True
+    needs_unlabelled_regions = False
+
     def __init__(self, spec: FcosLite0Spec, num_classes: int) -> None:
         super().__init__()
         self.width, self.height, self.num_classes = spec.width, spec.height, num_classes

@@ -93,7 +93,8 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
     """Return the terms ``class`` and ``box``: sums over all points, divided by the batch's number of positive points.
 
     logits: float32 [B, N, C]. boxes: float32 [B, N, 4] in input pixels. The class loss leaves out the scores that
-    :func:`ignored_scores` names, at points that are assigned no object.
+    :func:`ignored_scores` names, at points that are assigned no object, and the scores of classes that are unlabelled
+    in the image, at all points.
     """
     from torchvision.ops import generalized_box_iou_loss
 
@@ -115,6 +116,9 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
         pairs = zip(targets.regions, targets.region_labels, strict=True)
         ignored = torch.stack([ignored_scores(points, *pair, classes=logits.shape[2]) for pair in pairs])
         counted = ~ignored | (assigned >= 0)[..., None]
+    if targets.labelled is not None:
+        known = targets.labelled[:, None]
+        counted = known if counted is None else counted & known
     return {
         "class": varifocal_loss(logits, quality, counted) / positives,
         "box": BOX_WEIGHT * box_loss / positives,

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from tasks.detectors.base import Detector
+from tasks.errors import SpecError
 from tasks.spec import extensions
 from tasks.spec.detector import DetectorSpec
+from tasks.spec.federation import FederationSpec
 
 # The class for each kind, imported when a detector of that kind is built. Importing torchvision takes seconds, which a
 # coordinator that only draws a YOLO network's weights need not wait. So where torchvision serves a turn alone (losses,
@@ -35,6 +37,20 @@ def detector_class(spec: DetectorSpec) -> type[Any]:
         return extensions.implementation(path, Detector, field=f"detector.kind {spec.kind}")
     kind: type[Any] = resolve_name(DETECTORS[spec.kind])
     return kind
+
+
+def require_masks(spec: FederationSpec, kind: type[Detector]) -> None:
+    """Check that a detector of ``kind`` can learn from images in which some classes are unlabelled, if there are any.
+
+    Raises:
+        SpecError: it cannot, and the specification has a label space.
+    """
+    if spec.data.label_space is not None and not kind.masks_unlabelled:
+        raise SpecError(
+            f"data.label_space: expected none, because detector.kind {spec.detector.kind} has no rule for unlabelled "
+            f"classes ({kind.__module__}.{kind.__qualname__}.masks_unlabelled is false), found classes of "
+            f"{', '.join(spec.data.label_space)}; it runs with -s data.label_space=null"
+        )
 
 
 def build_detector(spec: DetectorSpec, num_classes: int, *, seed: int) -> Detector:

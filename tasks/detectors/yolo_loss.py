@@ -141,7 +141,11 @@ ASSIGNMENTS = {"best-prior": assign_best_prior, "side-ratio": assign_side_ratio}
 def yolo_loss(
     outputs: Sequence[Tensor], targets: Targets, scales: Sequence[YoloScale], spec: YoloSpec
 ) -> dict[str, Tensor]:
-    """Return the terms ``box``, ``objectness`` and ``class``: sums over objects and cells divided by the batch size."""
+    """Return the terms ``box``, ``objectness`` and ``class``: sums over objects and cells divided by the batch size.
+
+    An object's class term leaves out the classes that are unlabelled in its image. Objectness has no class: ignore
+    regions keep it from learning that an unlabelled object is none.
+    """
     shapes = [(output.shape[2], output.shape[3]) for output in outputs]
     assignments = ASSIGNMENTS[spec.assignment](targets, scales, shapes)
     terms = {name: outputs[0].new_zeros(()) for name in ("box", "objectness", "class")}
@@ -178,7 +182,11 @@ def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets
     raw = functional.binary_cross_entropy_with_logits(output[..., 4], wanted, reduction="none")
     objectness = (raw * counted).sum()
     one_hot = functional.one_hot(positives.labels, output.shape[-1] - 5).float()
-    classes = functional.binary_cross_entropy_with_logits(predicted[:, 5:], one_hot, reduction="sum")
+    if targets.labelled is None:
+        classes = functional.binary_cross_entropy_with_logits(predicted[:, 5:], one_hot, reduction="sum")
+    else:
+        of_class = functional.binary_cross_entropy_with_logits(predicted[:, 5:], one_hot, reduction="none")
+        classes = (of_class * targets.labelled[positives.image]).sum()
     return _Terms(box, objectness, classes)
 
 

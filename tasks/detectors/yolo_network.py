@@ -150,6 +150,8 @@ def _output(channels_in: int, anchors: int, num_classes: int) -> nn.Conv2d:
 class YoloNetwork(Detector):
     """A network of the YOLOv3 family, built and run from a table of layers."""
 
+    masks_unlabelled = True
+
     def __init__(self, spec: YoloSpec, num_classes: int, table: tuple[Layer, ...]) -> None:
         super().__init__()
         self.width, self.height, self.num_classes = spec.width, spec.height, num_classes

@@ -113,15 +113,17 @@ def _own(personal: Sequence[PersonalMetrics | None], metric: str) -> tuple[list[
     return mean, [None if spread is None else spread.worst for spread in spreads]
 
 
-def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figure:
+def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int | None]]) -> Figure:
     """Plot the training boxes of each class (rows) on each device (columns), with the counts and their sums.
+
+    A dot stands for no box, a dash for a class that the device does not label (None).
 
     With hundreds of classes or devices, only some have a label, and only the shade shows the counts.
     """
     devices = list(class_counts)
     classes = sorted({name for counts in class_counts.values() for name in counts})
     table = np.array(
-        [[class_counts[device].get(name, 0) for device in devices] for name in classes], dtype=np.int64
+        [[class_counts[device].get(name) or 0 for device in devices] for name in classes], dtype=np.int64
     ).reshape(len(classes), len(devices))
     width, columns = table_room(len(devices), 0.52, 0.3)
     height, rows = table_room(len(classes), 0.42, 0.16)
@@ -137,10 +139,11 @@ def class_by_device_plot(class_counts: Mapping[str, Mapping[str, int]]) -> Figur
     for row, counts in enumerate(table if columns == rows == 1 else ()):
         for column, count in enumerate(counts):
             dark = count > 0 and shade(count) > 0.5
+            unlabelled = class_counts[devices[column]].get(classes[row], 0) is None
             axes.text(
                 column,
                 row,
-                f"{count:d}" if count else "·",
+                "—" if unlabelled else f"{count:d}" if count else "·",
                 ha="center",
                 va="center",
                 fontsize=9,

@@ -72,7 +72,7 @@ def evaluation_sets(
         enough = f"a client with at least {least} " if least > 1 else ""
         raise DataError(f"data set {data.name}: expected {enough}{PART_NAMES[on]} images, found none")
     return [
-        EvaluationSet(tuple(names), digest, _relabelled(data.scored(names[0], on), index), on)
+        EvaluationSet(tuple(names), digest, _relabelled(data.scored(names[0], on), index, len(classes)), on)
         for (digest, _), names in shared.items()
     ]
 
@@ -150,7 +150,8 @@ def _class_indices(data: FederatedData, classes: Sequence[str]) -> np.ndarray | 
     return np.array([list(classes).index(name) for name in data.classes], dtype=np.int64)
 
 
-def _relabelled(samples: tuple[ImageSample, ...], index: np.ndarray | None) -> tuple[ImageSample, ...]:
+def _relabelled(samples: tuple[ImageSample, ...], index: np.ndarray | None, classes: int) -> tuple[ImageSample, ...]:
+    """Return ``samples`` with the labels that ``index`` maps theirs to, of a model with this number of ``classes``."""
     if index is None:
         return samples
 
@@ -160,6 +161,19 @@ def _relabelled(samples: tuple[ImageSample, ...], index: np.ndarray | None) -> t
         of_class = regions.labels != ANY_CLASS
         return Regions(regions.boxes, np.where(of_class, index[np.where(of_class, regions.labels, 0)], ANY_CLASS))
 
+    def labelled_of_model(mask: np.ndarray | None) -> np.ndarray | None:
+        if mask is None:
+            return None
+        labelled = np.ones(classes, dtype=np.bool_)
+        labelled[index] = mask
+        return labelled
+
     return tuple(
-        dataclasses.replace(sample, labels=index[sample.labels], regions=of_model(sample.regions)) for sample in samples
+        dataclasses.replace(
+            sample,
+            labels=index[sample.labels],
+            regions=of_model(sample.regions),
+            labelled=labelled_of_model(sample.labelled),
+        )
+        for sample in samples
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from tasks.spec.base import MOST, AddedLater, ClientId, Frozen, Sha256
+from tasks.spec.label_space import LabelSpace, label_space_faults
 
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 # A path inside the data set's folder, or the folder itself.
@@ -15,6 +16,8 @@ Exif = Literal["as-stored", "applied"]
 
 # The one client of pooled data.
 POOLED_CLIENT = "all"
+
+UNLABELLED_SCORE = 0.1
 
 
 class Holdout(Frozen, title="Held-out images"):
@@ -51,11 +54,28 @@ class DataFields(Frozen):
         description="Training images that each client keeps out of training, for evaluation.on and for the figures of "
         "its own model. Left out: none.",
     )
+    label_space: Annotated[LabelSpace | None, AddedLater()] = Field(
+        None,
+        description="The classes that a device labels, by device; a device that is not named labels all. Objects of "
+        "other classes in its images are unlabelled, and not background. Left out: every device labels all classes.",
+    )
+    unlabelled_score: Annotated[float, AddedLater(along_with="label_space")] = Field(
+        UNLABELLED_SCORE,
+        gt=0,
+        lt=1,
+        description="With label_space: where the round's global model finds an unlabelled class with a higher score, "
+        "YOLO and Faster R-CNN do not learn that there is no object.",
+    )
 
     @property
     def own_devices(self) -> tuple[str, ...] | None:
         """Return the data set's devices in order, pooled or not; None if the data must be read to know them."""
         raise NotImplementedError
+
+    @property
+    def own_classes(self) -> tuple[str, ...] | None:
+        """Return the data set's classes in order; None if the data must be read to know them."""
+        return None
 
     @property
     def devices(self) -> tuple[str, ...] | None:
@@ -85,6 +105,17 @@ class DataFields(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_label_space(self) -> DataFields:
+        if self.label_space is None:
+            if self.unlabelled_score != UNLABELLED_SCORE:
+                raise ValueError("unlabelled_score: expected none unless label_space is set")
+            return self
+        faults = list(label_space_faults(self.label_space, devices=self.own_devices, classes=self.own_classes))
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
 
 class FileFields(DataFields):
     """The fields that all data sets in files have in common."""
@@ -110,6 +141,11 @@ class OwnDataFields(FileFields):
         description="The classes, in order; any other class in the files is an error. Left out: the classes in the "
         "training annotations (in COCO, their categories), in alphabetical order.",
     )
+
+    @property
+    def own_classes(self) -> tuple[str, ...] | None:
+        """Return the classes that the specification names."""
+        return self.classes
 
     @model_validator(mode="after")
     def _check_classes(self) -> OwnDataFields:

@@ -8,14 +8,14 @@ the round, ``y_i`` the model that client ``i`` returns, ``Δ_i = y_i - x``, ``p_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch
+from tasks.data.loading import Batch, Batches
 from tasks.detectors.base import Detector
 from tasks.detectors.roles import Roles, tensor_roles
 from tasks.detectors.state import check_finite, state_of
@@ -28,14 +28,6 @@ from tasks.training.rules import LocalRule
 
 Tensors = Mapping[str, Tensor]
 S = TypeVar("S", bound=StrategySpec)
-
-
-class Batches(Protocol):
-    """The batches of a turn, all epochs in a row."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)

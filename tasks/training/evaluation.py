@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
@@ -44,7 +45,8 @@ def evaluate(
 ) -> PartResult:
     """Return losses and detections of the images in ``batches``, with boxes in pixels of the original images.
 
-    ``samples`` is the whole test set, which a batch's indices refer to.
+    ``samples`` is the whole test set, which a batch's indices refer to. Detections of a class that was not annotated in
+    an image are left out, because nobody knows which of them are right.
 
     Raises:
         ModelDiverged: a loss is NaN or infinite; the message names the batch.
@@ -72,8 +74,16 @@ def evaluate(
         )
         for index, item in zip(batch.indices, found, strict=True):
             sample = samples[index]
+            if sample.labelled is not None:
+                item = of_classes(item, torch.from_numpy(sample.labelled))
             detections[index] = in_original_pixels(item, detector, width=sample.width, height=sample.height)
     return PartResult(batch_losses, images, detections, time.perf_counter() - started)
+
+
+def of_classes(found: Detections, labelled: Tensor) -> Detections:
+    """Return the detections of the classes that ``labelled``, bool [classes], marks."""
+    kept = labelled.to(found.labels.device)[found.labels]
+    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
 
 
 def in_original_pixels(found: Detections, detector: Detector, *, width: int, height: int) -> ImageDetections:

@@ -7,5 +7,5 @@ from tasks.detectors.base import Targets
 
 
 def targets_of(batch: Batch) -> Targets:
-    """Return the objects and ignore regions of a batch."""
-    return Targets(batch.boxes, batch.labels, batch.regions, batch.region_labels)
+    """Return the objects, ignore regions and label spaces of a batch."""
+    return Targets(batch.boxes, batch.labels, batch.regions, batch.region_labels, batch.labelled)

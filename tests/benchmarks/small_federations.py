@@ -23,6 +23,7 @@ from tasks.strategies.mean import WeightedMean
 from tasks.training.local import train
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
+from tasks.training.unlabelled import with_unlabelled_regions
 
 
 def no_root(name: str) -> None:
@@ -42,11 +43,14 @@ def _without(label: int, sample: ImageSample) -> ImageSample:
 
 
 def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | None = None) -> Metrics:
-    """Train ``spec`` with all clients in every round. Return the figures after the last round."""
-    torch.set_num_threads(spec.training.threads)
+    """Train ``spec`` on drawn data. Return the figures after the last round."""
     data = load_data(spec.data, root_of=no_root, cache=cache)
-    if dropped_class is not None:
-        data = without_class(data, dropped_class)
+    return train_on(spec, data if dropped_class is None else without_class(data, dropped_class))
+
+
+def train_on(spec: FederationSpec, data: FederatedData) -> Metrics:
+    """Train ``spec`` on ``data`` with all clients in every round. Return the figures after the last round."""
+    torch.set_num_threads(spec.training.threads)
     classes = data.classes
     detector, _ = initial_detector(spec.detector, len(classes), seed=spec.seed, file_of=Path)
     images = ImageCache(256)
@@ -55,9 +59,10 @@ def train_federation(spec: FederationSpec, cache: Path, *, dropped_class: str | 
         mean = WeightedMean()
         for client, samples in data.train.items():
             detector.load_state_dict(before)
+            batches = partial(training_batches, images, spec, samples, round=number, client=client)
             train(
                 detector,
-                training_batches(images, spec, samples, round=number, client=client),
+                with_unlabelled_regions(batches, samples, detector, spec, lambda: None)(),
                 spec.training,
                 lr=learning_rate(spec.training.optimizer.lr, spec.training.schedule, number),
                 warmup_steps=spec.training.schedule.warmup_steps if number == 1 else 0,

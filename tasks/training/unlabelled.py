@@ -1,0 +1,108 @@
+"""Find unlabelled objects in a client's training images with the model that it starts its turn from.
+
+An object of a class that a client does not label (``data.label_space``) is not in its truth, but it is no background
+either. Zhao et al., *Object Detection with a Unified Label Space from Multiple Datasets*, arXiv 2008.06614, take the
+detections of models that know such classes as a part of the truth. Here the round's global model, which learns them at
+other clients, marks where negatives are left out: its detections of unlabelled classes become ignore regions of the
+batch. It never adds an object.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tasks.data.loading import Batch, Batches
+from tasks.data.samples import ImageSample
+from tasks.detectors.base import Detector
+from tasks.spec.federation import FederationSpec
+
+
+class Teacher:
+    """A frozen copy of the model at the start of a turn. It stays as it is while ``detector`` is trained.
+
+    state: weights that the copy takes in place of the detector's; None: those that it has.
+    """
+
+    def __init__(self, detector: Detector, spec: FederationSpec, state: Mapping[str, Tensor] | None = None) -> None:
+        self._model = copy.deepcopy(detector)
+        if state is not None:
+            self._model.load_state_dict(dict(state))
+        self._device = torch.device(spec.training.device)
+        self._model.requires_grad_(False).to(self._device).eval()
+        self._score, self._rules = spec.data.unlabelled_score, spec.evaluation
+
+    @torch.no_grad()
+    def mark(self, batch: Batch) -> Batch:
+        """Return ``batch`` with an ignore region for each detection of a class that is unlabelled in its image.
+
+        Torch's global generators stay as they are, whatever a detector draws in evaluation mode.
+        """
+        if batch.labelled is None:
+            return batch
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            outputs = self._model(batch.images.to(self._device))
+            found = self._model.predict(
+                outputs,
+                score_threshold=self._score,
+                nms_iou=self._rules.nms_iou,
+                max_detections=self._rules.max_detections,
+            )
+        regions, labels = _regions_of(batch)
+        for number, (item, labelled) in enumerate(zip(found, batch.labelled, strict=True)):
+            boxes, classes = item.boxes.cpu(), item.labels.cpu()
+            kept = ~labelled[classes] & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            regions[number] = torch.cat([regions[number], boxes[kept]])
+            labels[number] = torch.cat([labels[number], classes[kept]])
+        if not any(map(len, labels)):
+            return batch
+        return replace(batch, regions=regions, region_labels=labels)
+
+
+class MarkedBatches:
+    """The batches of a turn with the regions that a teacher finds."""
+
+    def __init__(self, batches: Batches, teacher: Teacher) -> None:
+        self._batches, self._teacher = batches, teacher
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._teacher.mark, self._batches)
+
+
+def with_unlabelled_regions(
+    batches: Callable[[], Batches],
+    samples: Sequence[ImageSample],
+    detector: Detector,
+    spec: FederationSpec,
+    state: Callable[[], Mapping[str, Tensor] | None],
+) -> Callable[[], Batches]:
+    """Return ``batches`` with regions of unlabelled objects, if an image has unlabelled classes; else as they are.
+
+    state: returns the weights of the client's model at the start of the turn; None: those that ``detector`` has.
+
+    A detector that gives each class a score of its own needs no regions, because masking its class loss suffices.
+    """
+    if not detector.needs_unlabelled_regions or all(sample.labelled is None for sample in samples):
+        return batches
+    teacher = Teacher(detector, spec, state())
+    return partial(_marked, batches, teacher)
+
+
+def _marked(batches: Callable[[], Batches], teacher: Teacher) -> Batches:
+    return MarkedBatches(batches(), teacher)
+
+
+def _regions_of(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """Return a list of each image's regions, and one of their labels."""
+    if batch.regions is None or batch.region_labels is None:
+        count = len(batch.boxes)
+        return [torch.zeros(0, 4)] * count, [torch.zeros(0, dtype=torch.int64)] * count
+    return list(batch.regions), list(batch.region_labels)
