@@ -146,17 +146,12 @@ def train_client(
     own, from_own = _tensors(site, (request.states or {}).get(client))
     _check_fits(own, detector, client)
     model = TensorFile(fetched.path)
-
-    def start() -> Mapping[str, Tensor] | None:
-        complete = spec.strategy.shared_model or not own
-        return None if complete else strategy.personal_model(model, own)
-
     batches = partial(training_batches, site.images, spec, samples, round=request.round, client=client)
     turn = LocalTurn(
         client,
         detector,
         spec.training,
-        with_unlabelled_regions(batches, samples, detector, spec, start),
+        with_unlabelled_regions(batches, samples, detector, spec, lambda: own_start(strategy, model, own)),
         request.seeds[client],
         request.learning_rate,
         warmup_steps=spec.training.schedule.warmup_steps if request.round == 1 else 0,
@@ -179,6 +174,16 @@ def train_client(
         state,
     )
     return trained, outcome.state
+
+
+def own_start(
+    strategy: Strategy[Any], model: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> Mapping[str, Tensor] | None:
+    """Return the complete model that a client starts from if the method shares none; None: it is the global one.
+
+    model: the global weights. own: the client's state.
+    """
+    return strategy.personal_model(model, own) if own and not strategy.spec.shared_model else None
 
 
 def _tensors(site: Site, ref: WeightRef | None) -> tuple[Mapping[str, Tensor], int]:

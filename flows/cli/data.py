@@ -177,7 +177,13 @@ def split(
         _require_new(folder)
         _print_block(chosen)
         spec = chosen.spec.model_copy(
-            update={"pooled": False, "pooled_devices": None, "local_only": None, "holdout": None}
+            update={
+                "pooled": False,
+                "pooled_devices": None,
+                "local_only": None,
+                "holdout": None,
+                "label_space": None,
+            }
         )
         cache = data_cache(settings.home)
         done = split_data(

@@ -38,7 +38,7 @@ def write_synthetic(spec: SyntheticStreet, form: MadeForm, folder: Path, cache: 
     from tasks.data.export import WRITERS
     from tasks.data.synthetic import CONTENTS, make_synthetic_street
 
-    spec = spec.model_copy(update={"holdout": None})
+    spec = spec.model_copy(update={"holdout": None, "label_space": None})
     drawn = make_synthetic_street(spec, cache / spec.kind)
     with _draft(folder) as draft:
         if form == "street":

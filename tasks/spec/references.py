@@ -42,8 +42,10 @@ def twin(spec: FederationSpec) -> FederationSpec:
         SpecError: ``spec`` is a reference already.
     """
     change: dict[str, object] = {"pooled": True, "pooled_devices": spec.participation.clients}
-    if spec.participation.clients is None and "split" in type(spec.data).model_fields and spec.data.holdout is None:
-        # Both splits have the same images in all, so their federations have one twin. Their held-out images differ.
+    by_device = spec.data.holdout is not None or spec.data.label_space is not None
+    if spec.participation.clients is None and "split" in type(spec.data).model_fields and not by_device:
+        # Both splits have the same images in all, so their federations have one twin. Held-out images and label spaces
+        # depend on the devices.
         change["split"] = 5
     return _of_one_client(spec, change)
 

@@ -1,10 +1,9 @@
 """Find unlabelled objects in a client's training images with the model that it starts its turn from.
 
 An object of a class that a client does not label (``data.label_space``) is not in its truth, but it is no background
-either. Zhao et al., *Object Detection with a Unified Label Space from Multiple Datasets*, arXiv 2008.06614, take the
-detections of models that know such classes as a part of the truth. Here the round's global model, which learns them at
-other clients, marks where negatives are left out: its detections of unlabelled classes become ignore regions of the
-batch. It never adds an object.
+either. Zhao et al., *Object Detection with a Unified Label Space from Multiple Datasets*, arXiv 2008.06614, complete
+such truth with pseudo labels of other detectors. Here the round's global model, which learns the classes at other
+clients, only marks where negatives are left out: its detections of unlabelled classes become ignore regions.
 """
 
 from __future__ import annotations

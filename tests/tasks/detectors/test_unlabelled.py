@@ -33,7 +33,7 @@ def class_gradient(detector: Detector, targets: Targets) -> Tensor:
     if isinstance(detector, FcosLite0):
         return detector.class_output.weight.grad[UNLABELLED]  # type: ignore[index]
     if isinstance(detector, FasterRcnn):
-        return detector.roi_heads.box_predictor.cls_score.weight.grad[1 + UNLABELLED]  # type: ignore[no-any-return]
+        return detector.roi_heads.box_predictor.cls_score.weight.grad[1 + UNLABELLED]
     assert isinstance(detector, YoloNetwork)
     names = [name for name in detector.head_names() if name.endswith("weight")]
     rows = [detector.get_parameter(name).grad.unflatten(0, (-1, 5 + CLASSES)) for name in names]  # type: ignore[union-attr]
@@ -115,7 +115,7 @@ def test_yolo_learns_no_background_where_a_region_marks_an_unlabelled_object() -
         for output in outputs:
             output.grad = None
         sum(detector.loss(outputs, targets).values()).backward()  # type: ignore[union-attr]
-        return outputs[0].grad[1].flatten(0, 2)[best, 4]  # type: ignore[no-any-return]
+        return outputs[0].grad[1].flatten(0, 2)[best, 4]
 
     none, one = torch.zeros(0, 4), torch.tensor([UNLABELLED])
     marked = replace(PARTLY, regions=[none, region], region_labels=[one[:0], one])
@@ -136,7 +136,7 @@ def test_faster_rcnn_s_proposals_learn_no_background_where_a_region_marks_an_unl
         objectness.grad = None
         torch.manual_seed(0)
         detector.loss(outputs, targets)["objectness"].backward()
-        return objectness.grad[1].clone()  # type: ignore[index]
+        return objectness.grad[1].clone()
 
     negative = int(gradient(PARTLY).argmax())
     none, region, one = torch.zeros(0, 4), outputs.anchors[negative : negative + 1], torch.tensor([UNLABELLED])
