@@ -169,7 +169,7 @@ def test_ignore_regions_are_counted_and_are_no_boxes(root: Path) -> None:
         (root / file).write_text(json.dumps(document))
 
     def boxes(report: DataReport) -> tuple[int, int]:
-        training = sum(sum(device.boxes.values()) for device in report.devices)
+        training = sum(device.all_boxes for device in report.devices)
         return training, sum(report.test_boxes.values())
 
     before = check(root)

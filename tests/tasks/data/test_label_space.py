@@ -213,7 +213,7 @@ def test_the_check_tells_no_object_from_not_labelled(root: Path) -> None:
     }
     assert not any("on device" in text for text in report.warnings)
     console = Console(width=100, record=True)
-    command._print(report, spec, console)
+    command._print_counts(report, spec, console)
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["training", "boxes", "a", "b", "c"] in lines
     assert ["bin", "3", "—", "3"] in lines

@@ -169,7 +169,7 @@ def test_a_client_s_own_complete_model_can_mark_instead() -> None:
 
 def test_it_is_the_client_s_own_model_where_the_method_shares_no_complete_one() -> None:
     model, own = {"place": torch.tensor([1.0]), "out": torch.tensor([2.0])}, {"place": torch.tensor([9.0])}
-    for kind in ("fedavg", "scaffold", "ditto", "fedsam"):
+    for kind in ("fedavg", "ditto", "fedsam"):
         assert own_start(build_strategy(spec_of(strategy={"kind": kind})), model, own) is None
     for kind in ("fedper", "fedrep", "fedbn"):
         strategy = build_strategy(spec_of(strategy={"kind": kind}))
