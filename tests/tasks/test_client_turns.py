@@ -243,3 +243,40 @@ def test_ignore_regions_reach_the_truth_in_the_store(
     with_regions = read_sheet(handles, sheet, draw_sheet(place, sheet))
     plain = Site(Settings(home=home, s3=store))
     assert with_regions != read_sheet(handles, sheet, draw_sheet(plain, sheet.model_copy(update={"spec": SPEC})))
+
+
+def test_a_partly_labelled_client_learns_by_the_rule_and_the_others_as_ever(site: Site, plan: RoundPlan) -> None:
+    space = {"5": site.data(SPEC.data).classes[:2]}
+    data = SPEC.data.model_validate({**SPEC.data.model_dump(), "label_space": space, "unlabelled_score": 0.001})
+    partly = SPEC.model_copy(update={"data": data})
+    plain = client_update(site, update_request(plan, "3", "5"))
+    found = [
+        client_update(site, update_request(plan, *clients).model_copy(update={"spec": partly}))
+        for clients in (("3", "5"), ("5",))
+    ]
+    assert [reply.failures for reply in found] == [(), ()]
+    assert found[0].updates[0].weights.sha256 == plain.updates[0].weights.sha256
+    assert found[0].updates[1].weights.sha256 != plain.updates[1].weights.sha256
+    assert found[0].updates[1].weights.sha256 == found[1].updates[0].weights.sha256
+
+
+def test_a_partly_labelled_client_s_own_test_set_is_scored_on_its_classes(
+    site: Site, handles: Handles, model: WeightRef
+) -> None:
+    classes = site.data(SPEC.data).classes
+    changes = {"test": "per-device", "label_space": {"1": classes[:2]}}
+    spec = SPEC.model_copy(update={"data": SPEC.data.model_validate({**SPEC.data.model_dump(), **changes})})
+    infos = {info.client: info for info in client_wake_up(site, wake(site, "1", "2", spec=spec)).ready}
+    assert all(infos["1"].class_counts[name] == 0 for name in classes[2:])
+    records = {}
+    for client, info in infos.items():
+        request = EvaluationRequest(
+            federation=NAME, spec=spec, clients=(client,), round=0, model=model, test_digest=info.test_digest,
+            test_size=info.test_size, part=0, parts=1,
+        )  # fmt: skip
+        part = read_part(handles, request, client_eval(site, request), len(classes))
+        labels = {int(label) for item in part.detections.values() for label in item.labels}
+        assert labels == ({0, 1} if client == "1" else set(range(len(classes))))
+        records[client] = score(spec, (client,), classes, info.test_digest, [part], 0.0)
+    assert all(records["1"].per_class[name] is None for name in classes[2:])
+    assert any(records["2"].per_class[name] is not None for name in classes[2:])
