@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
 
+from flows.coordinator.preflight import pin, require_kinds
+from infra.settings import PoolSettings, Settings
 from tasks.detectors.base import Detector
 from tasks.detectors.fcos import FcosLite0
 from tasks.detectors.registry import require_masks
-from tasks.errors import DataError, SpecError
+from tasks.errors import SpecError
 from tasks.spec.base import digest_fields
+from tasks.spec.detector_parts import OwnDetectorSpec
 from tasks.spec.federation import FederationSpec, load_spec, parse_spec, with_fields
 from tasks.spec.label_space import by_label_space
 from tasks.spec.references import is_local_only, is_twin, local_only, twin
@@ -129,6 +132,14 @@ class OwnDetector(Detector):
         raise NotImplementedError
 
 
+class OwnSpec(OwnDetectorSpec):
+    """The specification of that detector."""
+
+    implementation: ClassVar[str] = f"{__name__}:OwnDetector"
+
+    kind: Literal["own"] = "own"
+
+
 class Following(OwnDetector):
     masks_unlabelled: ClassVar[bool] = True
 
@@ -142,4 +153,20 @@ def test_a_detector_without_the_rule_is_refused() -> None:
     text = str(refused.value)
     assert text.startswith("data.label_space: expected none, because detector.kind yolov3-tiny has no rule for unlabel")
     assert "OwnDetector.masks_unlabelled is false" in text
-    assert not isinstance(refused.value, DataError)
+
+
+def test_a_run_with_it_is_refused_before_it_starts() -> None:
+    require_kinds(spec().model_copy(update={"detector": OwnSpec()}))
+    with pytest.raises(SpecError, match=r"^data\.label_space: expected none, because detector\.kind own has no rule"):
+        require_kinds(spec(label_space=SPACE).model_copy(update={"detector": OwnSpec()}))
+
+
+def test_silos_with_their_own_images_have_label_spaces_of_clients_alone(tmp_path: Path) -> None:
+    """Nobody has all images, so that only the specification can tell a mistyped client."""
+    data = {"kind": "voc-folders", "name": "mine", "label_space": {"x": ["cup"], "z": ["bin"]}}
+    silos = parse_spec({"data": data, "participation": {"clients": ["x", "y"], "check_load": True}}, source="x")
+    settings = Settings(home=tmp_path, pools=PoolSettings(silos={"x": "one", "y": "two"}))
+    with pytest.raises(SpecError, match=r"^data\.label_space: expected clients of participation\.clients, .*found z$"):
+        pin(silos, settings)
+    right = with_fields(silos, {"data.label_space": {"x": ["cup"]}}, source="-s")
+    assert pin(right, settings) == right
