@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 TestSets = Literal["global", "per-device"]
 
 EXIT_ERRORS = 1
+_MOST_DEVICES = 100
 _MESSAGE_LIMIT = 100_000  # characters; a message may list many files
 
 data_app = typer.Typer(name="data", help="Check a data set; divide it; write the synthetic one.", no_args_is_help=True)
@@ -290,7 +291,12 @@ def _print_finding(finding: Finding, out: Console, every: bool) -> None:
 
 
 def _by_device(report: DataReport, width: int) -> Iterator[Table]:
-    """Yield tables of the training boxes by class and device, each with as many devices as ``width`` has room for."""
+    """Yield tables of the training boxes by class and device, each with as many devices as ``width`` has room for.
+
+    Of very many devices only the picture has them.
+    """
+    if len(report.devices) > _MOST_DEVICES:
+        return
     names = [plain_name(name) for name in report.data.classes]
     first = max(map(cell_len, ("training boxes", *names)))
     columns = [
