@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tasks.data.loading import EvaluationLoader, evaluation_loader
 from tasks.data.samples import ImageSample, samples_digest
+from tasks.data.truth import truth_of
 from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state, tensor_faults
 from tasks.errors import ClientError, DataError, ModelDiverged
 from tasks.evaluation_parts import part_key
 from tasks.metrics.detections import pack
-from tasks.metrics.truth import Truth, pack_truth, truth_of
+from tasks.metrics.truth import Truth, pack_truth
 from tasks.site import Site
 from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import IMAGES_HAVE, ClientFailure, WeightRef

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tasks.data.samples import ANY_CLASS, ImageSample
 from tasks.errors import DataError
 from tasks.metrics.detections import Columns, pack_columns, unpack_columns
 
@@ -22,25 +21,6 @@ Truth = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer], npt.NDArray[np.
 CheckedTruth = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
 _COLUMNS: Columns = {"boxes": np.dtype(np.float32), "labels": np.dtype(np.int64), "difficult": np.dtype(np.bool_)}
-
-
-def truth_of(sample: ImageSample, classes: int) -> Truth:
-    """Return the truth of an image: its objects, then its ignore regions as difficult objects.
-
-    classes: number of classes, for each of which a region of any class stands.
-    """
-    regions = sample.regions
-    if regions is None:
-        return sample.boxes, sample.labels, sample.difficult
-    every = np.arange(classes, dtype=np.int64)
-    labels = [every if label == ANY_CLASS else np.array([label], np.int64) for label in regions.labels.tolist()]
-    boxes = np.repeat(regions.boxes, [len(each) for each in labels], axis=0)
-    difficult = np.zeros(len(sample.labels), np.bool_) if sample.difficult is None else sample.difficult
-    return (
-        np.concatenate([sample.boxes, boxes]),
-        np.concatenate([sample.labels, *labels]),
-        np.concatenate([difficult, np.ones(len(boxes), np.bool_)]),
-    )
 
 
 def pack_truth(truth: Mapping[int, Truth]) -> dict[str, np.ndarray]:

@@ -12,12 +12,12 @@ import torch
 from tasks.data.image_cache import ImageCache
 from tasks.data.loading import Batch, EvaluationLoader, evaluation_loader
 from tasks.data.samples import ANY_CLASS, FederatedData, ImageSample, Regions, samples_digest
+from tasks.data.truth import truth_of
 from tasks.detectors.base import Detector
 from tasks.errors import DataError
 from tasks.metrics.detections import in_order
 from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
-from tasks.metrics.truth import truth_of
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
 from tasks.training.evaluation import evaluate

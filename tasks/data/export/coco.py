@@ -11,8 +11,8 @@ from typing import Any
 
 from tasks.data.export.parts import Owned, plain, train_and_test
 from tasks.data.samples import FederatedData
+from tasks.data.truth import truth_of
 from tasks.errors import DataError
-from tasks.metrics.truth import truth_of
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from pycocotools.cocoeval import COCOeval
 
 from tasks.analysis.analyse import analyse
 from tasks.data.samples import ANY_CLASS, ImageSample, Regions, samples_digest
+from tasks.data.truth import truth_of
 from tasks.metrics.coco import evaluate_coco
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.scored import ScoredImages, ScoredModel
-from tasks.metrics.truth import Truth, count_objects, pack_truth, truth_of, unpack_truth
+from tasks.metrics.truth import Truth, count_objects, pack_truth, unpack_truth
 from tasks.metrics.voc import evaluate_voc
 from tests.tasks.metrics.scenes import CLASSES, found_of
 
