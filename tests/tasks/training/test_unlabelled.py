@@ -172,7 +172,7 @@ def test_it_is_the_client_s_own_model_where_the_method_shares_no_complete_one() 
     for kind in ("fedavg", "ditto", "fedsam"):
         assert own_start(build_strategy(spec_of(strategy={"kind": kind})), model, own) is None
     for kind in ("fedper", "fedrep", "fedbn"):
-        strategy = build_strategy(spec_of(strategy={"kind": kind}))
+        strategy = build_strategy(spec_of(strategy={"kind": kind}, training={"local_epochs": 2}))
         assert own_start(strategy, model, {}) is None
         start = own_start(strategy, model, own)
         assert start is not None
