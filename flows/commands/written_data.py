@@ -35,7 +35,7 @@ def write_synthetic(spec: SyntheticStreet, form: MadeForm, folder: Path, cache: 
         DataError: the set cannot be written.
     """
     from tasks.data.catalog import load_data
-    from tasks.data.export import WRITERS
+    from tasks.data.export.forms import WRITERS
     from tasks.data.synthetic import CONTENTS, make_synthetic_street
 
     spec = spec.model_copy(update={"holdout": None, "label_space": None})
@@ -55,7 +55,7 @@ def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
         DataError: the set cannot be written, or the written set cannot be read: a class is in no training image.
     """
     from tasks.data.catalog import load_data
-    from tasks.data.export import WRITERS
+    from tasks.data.export.forms import WRITERS
 
     turned = any(sample.turn != 1 for part in (data.train, data.test) for own in part.values() for sample in own)
     with _draft(folder) as draft:

@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
-from tasks.data.export import write_coco
+from tasks.data.export.coco import write_coco
 from tasks.spec.clients import Iid
 from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.federation import FederationSpec

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tasks.data.catalog import load_data
-from tasks.data.export import write_yolo
+from tasks.data.export.yolo import write_yolo
 from tasks.data.recognise import recognise
 from tasks.spec.data import SyntheticStreet
 from tests.tasks.data.yolo_folder import add_image, write_yolo_folder

@@ -19,7 +19,7 @@ from tasks.aggregate import initial_weights
 from tasks.client_eval import client_eval
 from tasks.client_update import client_update
 from tasks.client_wake_up import client_wake_up
-from tasks.data.export import write_coco
+from tasks.data.export.coco import write_coco
 from tasks.data.samples import ANY_CLASS, Regions, class_counts
 from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment

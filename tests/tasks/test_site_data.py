@@ -8,7 +8,7 @@ import pytest
 
 from infra.settings import S3Settings, Settings
 from tasks.client_wake_up import client_wake_up
-from tasks.data.export import write_voc
+from tasks.data.export.voc import write_voc
 from tasks.draw_sheet import draw_sheet
 from tasks.errors import DataError
 from tasks.site import Site

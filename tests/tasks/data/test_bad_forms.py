@@ -12,7 +12,7 @@ import pytest
 
 from tasks.data.catalog import load_data
 from tasks.data.check import check_data
-from tasks.data.export import COCO_2017, write_coco
+from tasks.data.export.coco import COCO_2017, write_coco
 from tasks.errors import DataError
 from tasks.spec.clients import ByFolder, ByList, Iid
 from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders, Yolo

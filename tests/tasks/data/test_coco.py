@@ -15,7 +15,8 @@ from PIL import Image
 from tasks.data.catalog import load_data
 from tasks.data.coco import load_coco
 from tasks.data.entries import Faults
-from tasks.data.export import write_coco, write_voc
+from tasks.data.export.coco import write_coco
+from tasks.data.export.voc import write_voc
 from tasks.data.samples import ANY_CLASS, Regions, samples_digest
 from tasks.errors import DataError
 from tasks.spec.clients import ByField, ByList, Dirichlet

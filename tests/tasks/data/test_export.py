@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field, TypeAdapter
 
 from tasks.data.catalog import load_data
-from tasks.data.export import WRITERS
+from tasks.data.export.forms import WRITERS
 from tasks.data.samples import ANY_CLASS, FederatedData, Regions, samples_digest
 from tasks.errors import DataError
 from tasks.spec.data import DataSpec, SyntheticStreet

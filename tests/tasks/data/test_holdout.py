@@ -16,7 +16,7 @@ import tasks.data.holdout
 from tasks.data.catalog import load_data
 from tasks.data.check import check_data
 from tasks.data.entries import Faults
-from tasks.data.export import write_coco
+from tasks.data.export.coco import write_coco
 from tasks.data.holdout import drawn, hold_out, similar_groups
 from tasks.data.samples import FederatedData, ImageSample
 from tasks.data.similar import groups_of

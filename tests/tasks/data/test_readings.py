@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from tasks.data.catalog import load_data
 from tasks.data.check import DataReport, check_data
-from tasks.data.export import write_voc
+from tasks.data.export.voc import write_voc
 from tasks.data.image_cache import ImageCache, decode
 from tasks.data.loading import evaluation_loader
 from tasks.data.samples import FederatedData, samples_digest

@@ -9,7 +9,8 @@ import pytest
 
 from tasks.data.catalog import load_data
 from tasks.data.coco import load_coco
-from tasks.data.export import COCO_2017, WRITERS, write_coco
+from tasks.data.export.coco import COCO_2017, write_coco
+from tasks.data.export.forms import WRITERS
 from tasks.data.recognise import FORMS, recognise
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.errors import SpecError

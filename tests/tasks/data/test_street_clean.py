@@ -11,7 +11,7 @@ import pytest
 from tasks.data.catalog import load_data
 from tasks.data.check import check_data
 from tasks.data.entries import Faults
-from tasks.data.export import write_voc
+from tasks.data.export.voc import write_voc
 from tasks.data.samples import FederatedData, class_counts, samples_digest
 from tasks.data.street_clean import find_moved_numbers, moved_numbers
 from tasks.errors import DataError

@@ -13,7 +13,8 @@ import pytest
 
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
-from tasks.data.export import write_coco, write_voc
+from tasks.data.export.coco import write_coco
+from tasks.data.export.voc import write_voc
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.voc import load_voc
 from tasks.errors import DataError

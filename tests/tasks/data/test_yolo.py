@@ -12,7 +12,7 @@ import pytest
 from tasks.data.catalog import load_data
 from tasks.data.check import check_data
 from tasks.data.entries import Faults
-from tasks.data.export import write_yolo
+from tasks.data.export.yolo import write_yolo
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.yolo import load_yolo
 from tasks.data.yolo_files import inside_root, label_file

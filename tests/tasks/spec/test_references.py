@@ -15,7 +15,7 @@ from tasks.client_update import client_update
 from tasks.client_wake_up import client_wake_up
 from tasks.data.catalog import pool
 from tasks.data.check import check_data
-from tasks.data.export import write_coco
+from tasks.data.export.coco import write_coco
 from tasks.data.image_cache import ImageCache
 from tasks.data.loading import training_loader
 from tasks.data.samples import FederatedData, samples_digest
