@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ for _name in [name for name in os.environ if name.startswith("FEDBENCH_")]:
         os.environ[FOR_TESTS + _name.removeprefix("FEDBENCH_")] = _value
 STREET_DIR = os.environ.get(f"{FOR_TESTS}STREET_DIR")
 SCREENSHOTS = os.environ.get(f"{FOR_TESTS}SCREENSHOTS")
+
+# Threads of OpenMP wait asleep. By default they wait in a loop, which takes the cores from the other test processes.
+# The library reads this when torch loads it, and the commands that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Test files that use the session's fixture `undisturbed`, directly or through another fixture, in scopes of about equal
 # length. Each scope makes the run anew, half a minute, so that the scopes can run at the same time.
@@ -77,6 +82,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_collection_finish() -> None:
+    """Give torch one thread in this process, if a test file has imported it: small tensors gain nothing from more."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Return a scheduler that distributes whole scopes, in the order of their tests."""
@@ -110,7 +122,7 @@ def street_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Give torch one thread during the file's tests, as small tensors gain nothing from more.
+    """Give torch one thread during the file's tests, also if it is first imported by them.
 
     Restore the number afterwards, also if a turn in this process has changed it.
     """

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import TYPE_CHECKING, Literal
+from functools import partial
 
 from tasks.report.csv import rounds_csv
 from tasks.report.detections import CellAnalysis, suite_errors_csv
 from tasks.report.detections import suite_plots as analysed_plots
-from tasks.report.drawn import image_bytes
+from tasks.report.drawn import DrawnOnce
 from tasks.report.html import report_html
 from tasks.report.latex import latex_tables
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.methods import Compared
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def report_parts(
@@ -36,21 +32,17 @@ def report_parts(
     """
     from tasks.figures.suite import suite_plots  # here: matplotlib takes a second
 
+    drawn = DrawnOnce()
     parts: dict[str, Callable[[], bytes]] = {
         "report.html": lambda: report_html(
-            result, before=before, notes=notes, analyses=analyses, compared=compared
+            result, before=before, notes=notes, analyses=analyses, compared=compared, drawn=drawn
         ).encode(),
         "rounds.csv": lambda: rounds_csv(result).encode(),
         "table.tex": lambda: latex_tables(result, compared).encode(),
     }
     for name, draw in suite_plots(result).items():
-        once = cache(draw)
-        parts[f"{name}.png"] = partial(_image, once, "png")
-        parts[f"{name}.svg"] = partial(_image, once, "svg")
+        parts[f"{name}.png"] = partial(drawn.image, name, draw, "png")
+        parts[f"{name}.svg"] = partial(drawn.image, name, draw, "svg")
     if analyses:
         parts["errors.csv"] = lambda: suite_errors_csv(analyses).encode()
     return parts | analysed_plots(analyses)
-
-
-def _image(draw: Callable[[], Figure], kind: Literal["png", "svg"]) -> bytes:
-    return image_bytes(draw(), kind)

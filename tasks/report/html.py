@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.plain_text import visible
 from tasks.report import text
 from tasks.report.cost_tables import costs_table, targets_table
 from tasks.report.detections import CellAnalysis, errors_table
-from tasks.report.drawn import image_bytes
+from tasks.report.drawn import DrawnOnce, image_bytes
 from tasks.report.fields import common_fields, differing_fields
 from tasks.report.main_tables import before_table, main_table, measures_table, runs_table
 from tasks.report.method_tables import images_note, methods_table
@@ -23,9 +24,6 @@ from tasks.suite.methods import Compared, compare_methods
 from tasks.suite.published import curves_beside, street_splits, what_differs
 from tasks.suite.sharing import sharing_of
 from tasks.suite.summary import Between, Summary, held_out_notes, summarise
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _HERE = Path(__file__).parent
 # Descriptions of the plots of detections.
@@ -40,12 +38,13 @@ def report_html(
     result: SuiteResult, *, before: SuiteResult | None = None, notes: Sequence[str] = (),
     analyses: Sequence[CellAnalysis] = (),
     compared: Sequence[Compared] | None = None,
+    drawn: DrawnOnce | None = None,
 ) -> str:  # fmt: skip
     """Return the whole page.
 
     before: an earlier result (the accepted one) to compare figures with. notes: what a reader must know before
     comparing; it stands at the top. analyses: of the detections of one run of each experiment. compared: the methods,
-    as in :func:`tasks.report.method_tables.methods_table`.
+    as in :func:`tasks.report.method_tables.methods_table`. drawn: plots that files beside the page have too.
     """
     import jinja2  # here, so that the core loads without it
 
@@ -54,7 +53,8 @@ def report_html(
         trim_blocks=True, lstrip_blocks=True, finalize=_printable,
     )  # fmt: skip
     css = (_HERE / "report.css").read_text(encoding="utf-8")
-    view = _view(result, before, notes, analyses, compare_methods(result) if compared is None else compared)
+    compared = compare_methods(result) if compared is None else compared
+    view = _view(result, before, notes, analyses, compared, drawn or DrawnOnce())
     return environment.get_template("report.html.j2").render(css=css, **view)
 
 
@@ -65,7 +65,7 @@ def _printable(value: object) -> object:
 
 def _view(
     result: SuiteResult, before: SuiteResult | None, notes: Sequence[str], analyses: Sequence[CellAnalysis],
-    compared: Sequence[Compared],
+    compared: Sequence[Compared], drawn: DrawnOnce,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the template's variables."""
     summary = summarise(result)
@@ -83,7 +83,7 @@ def _view(
         "costs": costs_table(result, summary),
         "wall_time": sharing_of(result).note if result.cells else "",
         "over_time": not sharing_of(result).shared,
-        "published": _published(result),
+        "published": _published(result, drawn),
         "before": before_table(result, before) if before is not None else None,
         "runs": runs_table(result),
         "common": common_fields(list(result.specs.values())),
@@ -92,9 +92,9 @@ def _view(
         "own": own_models_table(result, summary),
         "clients": [clients_table(row, summary.metric) for row in summary.rows if row.per_client],
         "plots": _plots(result, summary),
-        "federations": _federations(result, summary),
+        "federations": _federations(result, summary, drawn),
         "classes": [
-            {"table": classes_table(between), "plot": _classes_plot(between)}
+            {"table": classes_table(between), "plot": _classes_plot(between, drawn)}
             for between in summary.experiments
             if any(row.per_class for row in between.rows.values())
         ],
@@ -129,7 +129,10 @@ def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
         {
             "experiment": between.experiment,
             "panels": [
-                {"src": _inline(experiment_plot(result, between.experiment, by)), "alt": _alt(between, summary, by)}
+                {
+                    "src": _svg(image_bytes(experiment_plot(result, between.experiment, by), "svg")),
+                    "alt": _alt(between, summary, by),
+                }
                 for by in bys_of(result)
             ],
         }
@@ -137,7 +140,7 @@ def _plots(result: SuiteResult, summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _federations(result: SuiteResult, summary: Summary) -> list[dict[str, str]]:
+def _federations(result: SuiteResult, summary: Summary, drawn: DrawnOnce) -> list[dict[str, str]]:
     """Return panels of all experiments, by round, bytes and time, or none for a single experiment."""
     from tasks.figures.panels import bys_of
     from tasks.figures.suite import federations_plot
@@ -146,12 +149,15 @@ def _federations(result: SuiteResult, summary: Summary) -> list[dict[str, str]]:
         return []
     names = ", ".join(between.experiment for between in summary.experiments)
     return [
-        {"src": _inline(federations_plot(result, by)), "alt": f"{summary.metric} by {by} of {names}, a line each"}
+        {
+            "src": _svg(drawn.image(f"federations-by-{by}", partial(federations_plot, result, by), "svg")),
+            "alt": f"{summary.metric} by {by} of {names}, a line each",
+        }
         for by in bys_of(result)
     ]
 
 
-def _published(result: SuiteResult) -> dict[str, Any] | None:
+def _published(result: SuiteResult, drawn: DrawnOnce) -> dict[str, Any] | None:
     """Return the plots beside the published curves, and what differs; None without runs on Federated Street."""
     from tasks.figures.published import published_plot
 
@@ -161,7 +167,7 @@ def _published(result: SuiteResult) -> dict[str, Any] | None:
     specs = [spec for name, spec in result.specs.items() if street_splits(result, name)]
     plots = [
         {
-            "src": _inline(published_plot(result, split)),
+            "src": _svg(drawn.image(f"published-{split}", partial(published_plot, result, split), "svg")),
             "alt": f"map50_voc10 by round on a logarithmic axis to 1,000, {split} devices; published curves end at "
             + ", ".join(f"{curve.values[-1]:.3f} ({curve.label})" for curve in curves_beside(split)),
         }
@@ -170,11 +176,12 @@ def _published(result: SuiteResult) -> dict[str, Any] | None:
     return {"plots": plots, "note": what_differs(specs)}
 
 
-def _classes_plot(between: Between) -> dict[str, str]:
+def _classes_plot(between: Between, drawn: DrawnOnce) -> dict[str, str]:
     from tasks.figures.suite import classes_plot
 
     alt = f"Bars of the AP50 of every class of {between.experiment}; the table beside it has the figures"
-    return {"src": _inline(classes_plot(between)), "alt": alt}
+    image = drawn.image(f"by-class-{between.experiment}", partial(classes_plot, between), "svg")
+    return {"src": _svg(image), "alt": alt}
 
 
 def _detections(analyses: Sequence[CellAnalysis]) -> list[dict[str, Any]]:
@@ -202,9 +209,9 @@ def _alt(between: Between, summary: Summary, by: str) -> str:
     return f"{summary.metric} by {by} of {between.experiment}: {'; '.join(ends)}"
 
 
-def _inline(figure: Figure) -> str:
-    """Return the figure as an SVG in a data address, so that its ids do not clash with those of other figures."""
-    return _address("image/svg+xml", image_bytes(figure, "svg"))
+def _svg(image: bytes) -> str:
+    """Return the address of an SVG that the page holds, so that its ids do not clash with those of other figures."""
+    return _address("image/svg+xml", image)
 
 
 def _address(kind: str, data: bytes) -> str:

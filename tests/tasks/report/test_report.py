@@ -295,6 +295,13 @@ def test_a_suite_without_any_result_still_has_a_report() -> None:
     assert "0 experiments" in page.words
 
 
+def test_the_page_has_the_images_of_the_files() -> None:
+    """Each SVG gets random ids, so the bytes are equal only if the plot was drawn once."""
+    files = files_of(between())
+    image = base64.b64encode(files["by-class-apart.svg"]).decode()
+    assert f"data:image/svg+xml;base64,{image}" in files["report.html"].decode()
+
+
 def test_all_forms_are_files() -> None:
     files = files_of(result(cell("a", "federated", 1, [0.1])), notes=["mind this"])
     names = [
