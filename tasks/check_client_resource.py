@@ -90,12 +90,12 @@ async def check_client_resource(
         await asyncio.to_thread(
             handles.objects.put_json, handles.layout.plan(round_number), plan.model_dump(mode="json")
         )
-    warn_of_majority(handles, plan)
+    warn_of_majority(handles, spec, plan)
     handles.reporter.phase_finished("check_client_resource", time.monotonic() - started)
     return plan
 
 
-def warn_of_majority(handles: Handles, plan: RoundPlan) -> None:
+def warn_of_majority(handles: Handles, spec: FederationSpec, plan: RoundPlan) -> None:
     """Log a warning about a client that holds more than half of the round's weight.
 
     The display gets the warning only in the first of successive rounds in which that client holds it.
@@ -104,9 +104,10 @@ def warn_of_majority(handles: Handles, plan: RoundPlan) -> None:
     if held is None:
         return
     client, share = held
+    counted = "objects" if spec.strategy.weighting == "objects" else "images"
     text = (
         f"round {plan.round}: warning: client {client} holds {share:.2%} of the weight, by its own count of its "
-        "training images; participation.max_weight_share limits it"
+        f"training {counted}; participation.max_weight_share limits it"
     )
     log.warning("%s", text)
     before = handles.history[-1].plan if handles.history else None
@@ -149,11 +150,11 @@ def read_plan(
     return plan
 
 
-def _counts(spec: FederationSpec, clients: Sequence[ClientInfo]) -> dict[str, int]:
+def _counts(spec: FederationSpec, round_number: int, clients: Sequence[ClientInfo]) -> dict[str, int]:
     """Return what each client's update counts by, before any limit.
 
     Raises:
-        ValueError: no client has an object, and the updates are weighted by objects.
+        FedbenchError: no client has an object, and the updates are weighted by objects.
     """
     match spec.strategy.weighting:
         case "uniform":
@@ -162,7 +163,10 @@ def _counts(spec: FederationSpec, clients: Sequence[ClientInfo]) -> dict[str, in
             counts = {info.client: sum(info.class_counts.values()) for info in clients}
             if not any(counts.values()):
                 names = ", ".join(counts)
-                raise ValueError(f"strategy.weights objects: expected a training object, found none at clients {names}")
+                raise FedbenchError(
+                    f"round {round_number}: strategy.weights objects: expected a training object, found none at "
+                    f"clients {names}"
+                )
             return counts
         case _:
             return {info.client: info.train_size for info in clients}
@@ -217,12 +221,12 @@ async def _new_plan(
         )
     chosen = set(qualified)
     sizes = {info.client: info.train_size for info in clients if info.client in chosen}
+    counts = _counts(spec, round_number, [info for info in clients if info.client in chosen])
     try:
-        weights = limited(_counts(spec, [info for info in clients if info.client in chosen]), rule.max_weight_share)
+        weights = limited(counts, rule.max_weight_share)
     except ValueError as error:
         share = rule.max_weight_share
-        field = "" if share is None else f"participation.max_weight_share ({share}): "
-        raise FedbenchError(f"round {round_number}: {field}{error}") from None
+        raise FedbenchError(f"round {round_number}: participation.max_weight_share ({share}): {error}") from None
     return RoundPlan(
         federation=federation,
         round=round_number,

@@ -49,6 +49,7 @@ class Progress:
     def resumed(self, number: int, records: Sequence[RoundRecord] = ()) -> None:
         """The run goes on after the committed round ``number``; ``records`` are those so far."""
         with self._lock:
+            self.round = number  # phases outside rounds name it: waking clients up, fine-tuning
             self.records.extend(records)
             self._say(f"resumed: round {number} is committed, going on from there", "cyan")
 

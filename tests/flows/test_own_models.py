@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -188,6 +190,34 @@ def test_a_first_state_of_ditto_is_the_initial_model_and_kept_until_it_is_newer(
     there = set(run.objects.list(run.layout.rounds))
     kept = {record.model.key for record in records if record.round in (0, 8, 9)}
     assert {key for key in there if key.endswith("global.safetensors")} == kept  # round 0 is the best: all are equal
+
+
+def test_the_initial_model_stays_while_a_kept_round_names_it_as_a_state(
+    s3_settings: S3Settings, tmp_path: Path, own_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Round 1 is the best. Round 0 is neither best nor among the last, and the other clients' states are its model."""
+    fields = {"participation.clients_per_round": 1, "max_rounds": 5}
+    run = Run(s3_settings, tmp_path, own_prefix, spec_of("ditto", **fields), keep_globals=1)
+    initial = loss_of(run_initial(run))
+
+    def evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:
+        part = _evaluate(detector, batches, samples, spec, device=device)
+        if loss_of(detector.state_dict()) == initial:
+            return part
+        right = {}
+        for index in part.detections:
+            boxes, labels = samples[index].boxes, samples[index].labels
+            right[index] = ImageDetections(boxes, np.ones(len(boxes), np.float32), labels)
+        return replace(part, detections=right)
+
+    monkeypatch.setattr(tasks.client_eval, "evaluate", evaluate)
+    records = run.run()
+    assert [record.decision.best_round for record in records[1:]] == [1] * 5
+    assert sum(ref == records[0].model for ref in records[1].states.values()) == 2
+    kept = {records[number].model.key for number in (0, 1, 5)}
+    assert {key for key in run.objects.list(run.layout.rounds) if key.endswith("global.safetensors")} == kept
+    for client in CLIENTS:
+        assert open_model(f"it@{client}", run.settings).title == f"it@{client}, round 1"
 
 
 def run_initial(run: Run) -> State:

@@ -23,7 +23,7 @@ import yaml
 from infra.store.layout import FederationLayout
 from infra.store.sealed import unseal
 from tasks.spec.federation import FederationSpec, parse_spec
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import EvaluationRecord, RoundRecord
 from tests.integration.databases import copy_databases
 from tests.waiting import eventually
 
@@ -255,6 +255,11 @@ def digests(records: list[RoundRecord]) -> list[str]:
 def state_digests(records: list[RoundRecord]) -> list[dict[str, str]]:
     """Return the sha256 of each state that is current after each round, by its key below ``rounds/``."""
     return [{ref.key.rpartition("/rounds/")[2]: ref.sha256 for ref in record.state_refs} for record in records]
+
+
+def own_figures(records: list[RoundRecord]) -> list[list[EvaluationRecord]]:
+    """Return the figures of each client's own model by round, without the times."""
+    return [[item.model_copy(update={"seconds": 0}) for item in record.personal] for record in records]
 
 
 def assert_tracked_once(home: Home, name: str, status: str, records: list[RoundRecord]) -> Any:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tasks.spec.records import RoundRecord
+from tasks.spec.records import FineTunedRecord, RoundRecord
 from tests.integration.conftest import MANY_ROUNDS, FinishedRun
 from tests.integration.homes import (
     PLAIN_SGD,
@@ -27,6 +28,7 @@ from tests.integration.homes import (
     assert_no_process_left,
     assert_tracked_once,
     digests,
+    own_figures,
     state_digests,
     tiny,
 )
@@ -34,7 +36,9 @@ from tests.integration.homes import (
 pytestmark = pytest.mark.integration
 
 SEED = 20
-STUCK_SECONDS = 120.0
+STUCK_SECONDS = 300.0
+# Waits for a moment to kill, or for the end of the run, with its process, its output and the kills so far.
+Moment = Callable[[subprocess.Popen[bytes], Path, Sequence[str], random.Random], None]
 
 
 def what(process: psutil.Process) -> str:
@@ -51,13 +55,16 @@ def what(process: psutil.Process) -> str:
     return next((name for mark, name in marks.items() if mark in line), line[:40])
 
 
-def kill_one(home: Home, rng: random.Random) -> str | None:
-    """SIGKILL one of the run's processes. Return which, or None if there is none or it has just ended."""
-    processes = sorted(home.processes(), key=lambda process: process.pid)
-    if not processes:
-        return None
-    victim = rng.choice(processes)
+def kill_one(home: Home, rng: random.Random, part: str | None = None) -> str | None:
+    """SIGKILL one of the run's processes. Return which, or None if there is none or it has just ended.
+
+    part: kill one of this part of the run, as :func:`what` names it; left out, any.
+    """
     try:
+        processes = [process for process in home.processes() if part is None or what(process) == part]
+        if not processes:
+            return None
+        victim = rng.choice(sorted(processes, key=lambda process: process.pid))
         name = what(victim)
         victim.kill()
     except psutil.NoSuchProcess:
@@ -65,7 +72,7 @@ def kill_one(home: Home, rng: random.Random) -> str | None:
     return name
 
 
-def wait_for_moment(process: subprocess.Popen[bytes], output: Path, rng: random.Random) -> None:
+def wait_for_moment(process: subprocess.Popen[bytes], output: Path, kills: Sequence[str], rng: random.Random) -> None:
     """Wait for the next moment to kill, or for the run's end.
 
     A quarter of the moments come after a random time, so that kills hit starts and recoveries too. The others come
@@ -76,8 +83,13 @@ def wait_for_moment(process: subprocess.Popen[bytes], output: Path, rng: random.
     else:
         lines, pause = rng.randint(1, 10), rng.uniform(0.0, 0.5)
     target = printed_events(output) + lines
+    wait_until(lambda: printed_events(output) >= target, process, output, pause)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, pause: float) -> None:
+    """Wait until ``condition`` holds, and for ``pause`` seconds more, or until the run has ended."""
     deadline = time.monotonic() + STUCK_SECONDS
-    while process.poll() is None and printed_events(output) < target:
+    while process.poll() is None and not condition():
         assert time.monotonic() < deadline, "the run shows no progress:\n" + output.read_text()[-4000:]
         time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -91,7 +103,9 @@ def printed_events(output: Path) -> int:
 @pytest.mark.slow  # the kills of SCAFFOLD below do the same to a run that has states besides
 @pytest.mark.parametrize("most", [6, 20])
 def test_kills_change_nothing(extended: FinishedRun, tmp_path: Path, most: int) -> None:
-    assert digests(run_with_kills(TINY, tmp_path, most)) == digests(extended.records)
+    home = Home(tmp_path / "home")
+    assert digests(run_with_kills(TINY, home, most)) == digests(extended.records)
+    home.remove_weights()
 
 
 # Methods with a state of the server, or of clients. In SCAFFOLD's rounds one client is not drawn and keeps its state.
@@ -127,24 +141,87 @@ def undisturbed_run(shared_home: Home) -> Callable[[str], list[RoundRecord]]:
 def test_kills_change_no_state(
     undisturbed_run: Callable[[str], list[RoundRecord]], tmp_path: Path, kind: str, most: int
 ) -> None:
-    undisturbed = undisturbed_run(kind)
-    records = run_with_kills(METHODS[kind], tmp_path, most)
+    undisturbed, home = undisturbed_run(kind), Home(tmp_path / "home")
+    records = run_with_kills(METHODS[kind], home, most)
     assert digests(records) == digests(undisturbed)
     assert state_digests(records) == state_digests(undisturbed)
     assert all(state_digests(records)[1:])
     assert own_figures(records) == own_figures(undisturbed)
+    home.remove_weights()
 
 
-def own_figures(records: list[RoundRecord]) -> list[Any]:
-    """Return the figures of each client's own model by round, without the times."""
-    return [[item.model_copy(update={"seconds": 0}) for item in record.personal] for record in records]
+# The epochs take each client many seconds, so that all kills come before the last model is stored.
+TUNED = tiny(max_rounds=1, fine_tuning={"epochs": 80})
+TUNING = "fine-tuning the model of round 1"
+TAKEN_OVER = "taken over from before the interruption"
+# Parts of the run to kill during fine-tuning; None: any.
+PARTS = ("prefect", "slot or fork server", "coordinator", "store", "coordinator", None)
 
 
-def run_with_kills(document: dict[str, Any], folder: Path, most: int) -> list[RoundRecord]:
-    """Run the specification ``document`` in a new home, with ``most`` kills, to its end. Return its records."""
-    home, output = Home(folder / "home"), folder / "output.txt"
+@pytest.mark.slow
+def test_kills_during_fine_tuning_change_no_model(tmp_path: Path) -> None:
+    """Three kills come when fine-tuning has begun, and three when a client's model is stored."""
+    home, other = Home(tmp_path / "home"), Home(tmp_path / "undisturbed")
+    result = other.run("run", other.spec_file(TUNED), "--name", "alone", "--slots", 2, timeout=900)
+    assert result.returncode == 0, result.stdout
+    undisturbed, expected = assert_consistent(other, "alone", rounds=1), tuned_record(other, "alone")
+    other.remove_weights()
+
+    def moment(process: subprocess.Popen[bytes], output: Path, kills: Sequence[str], rng: random.Random) -> None:
+        """Wait until the current process tunes, and for the last kills, until a model is stored."""
+        layout = home.layout("tiny")
+        stored = [home.object_path(layout.fine_tuned_update(1, info.client)) for info in undisturbed[-1].clients]
+
+        def reached() -> bool:
+            of_process = output.read_text().rpartition(": coordinator\n")[2]
+            return TUNING in of_process and (len(kills) < 3 or any(path.exists() for path in stored))
+
+        wait_until(reached, process, output, rng.uniform(0, 0.5))
+        assert not home.object_path(layout.fine_tuned_record(1)).exists(), "fine-tuning has ended: more epochs, please"
+
+    records = run_with_kills(TUNED, home, len(PARTS), rounds=1, wait=moment, parts=PARTS)
+    assert digests(records) == digests(undisturbed)
+    found = tuned_record(home, "tiny")
+    assert [(update.client, update.weights.sha256, update.train_loss) for update in found.updates] == [
+        (update.client, update.weights.sha256, update.train_loss) for update in expected.updates
+    ]
+    assert (found.model, found.dropped) == (records[-1].model, ())
+    assert [item.model_copy(update={"seconds": 0}) for item in found.evaluations] == [
+        item.model_copy(update={"seconds": 0}) for item in expected.evaluations
+    ]
+    assert found.metrics == expected.metrics
+    home.remove_weights()
+    output = (tmp_path / "output.txt").read_text()
+    assert output.count(TUNING) >= 3
+    assert TAKEN_OVER in output
+
+
+def tuned_record(home: Home, name: str) -> FineTunedRecord:
+    """Return the record of fine-tuning after round 1. Check that each client has a model, whose object is intact."""
+    record = FineTunedRecord.model_validate(home.document(home.layout(name).fine_tuned_record(1)))
+    assert [update.client for update in record.updates] == TINY["participation"]["clients"]
+    for update in record.updates:
+        content = home.object_path(update.weights.key).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == update.weights.sha256
+    return record
+
+
+def run_with_kills(
+    document: dict[str, Any],
+    home: Home,
+    most: int,
+    *,
+    rounds: int = MANY_ROUNDS,
+    wait: Moment = wait_for_moment,
+    parts: Sequence[str | None] = (),
+) -> list[RoundRecord]:
+    """Run the specification ``document`` in a new home, with ``most`` kills, to its end. Return its records.
+
+    The output goes to ``output.txt`` beside the home. parts: of the run, for each kill; left out, any.
+    """
+    output = home.path.with_name("output.txt")
     spec = home.spec_file(document)
-    command = ("run", spec, "--name", "tiny", "--slots", 2, "--max-rounds", MANY_ROUNDS)
+    command = ("run", spec, "--name", "tiny", "--slots", 2, "--max-rounds", rounds)
     rng = random.Random(SEED)
     kills: list[str] = []
     starts = 0
@@ -154,8 +231,9 @@ def run_with_kills(document: dict[str, Any], folder: Path, most: int) -> list[Ro
             process = home.start(*command, output=output)
             starts += 1
             while len(kills) < most and process.poll() is None:
-                wait_for_moment(process, output, rng)
-                killed = None if process.poll() is not None else kill_one(home, rng)
+                wait(process, output, kills, rng)
+                part = parts[len(kills)] if parts else None
+                killed = None if process.poll() is not None else kill_one(home, rng, part)
                 if killed is not None:
                     kills.append(killed)
                     with output.open("a", encoding="utf-8") as file:
@@ -172,10 +250,9 @@ def run_with_kills(document: dict[str, Any], folder: Path, most: int) -> list[Ro
     assert len(kills) == most, "the run ended before the last kill: it needs more rounds"
     assert "\nfailed:" not in output.read_text()
     assert_no_process_left(home)
-    records = assert_consistent(home, "tiny", rounds=MANY_ROUNDS)
+    records = assert_consistent(home, "tiny", rounds=rounds)
     assert_tracked_once(home, "tiny", "FINISHED", records)
     runs = home.flow_runs("tiny")
     assert {state for _, state in runs} <= {"COMPLETED", "CRASHED", "FAILED", "CANCELLED"}
     assert ("tiny", "COMPLETED") in runs
-    home.remove_weights()
     return records

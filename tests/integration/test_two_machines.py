@@ -21,7 +21,7 @@ import yaml
 
 from tasks.data.street_scenes import CLASSES
 from tasks.spec.records import RoundRecord
-from tests.integration.homes import FEDBENCH, PLAIN_SGD, Home, assert_consistent, digests, state_digests
+from tests.integration.homes import FEDBENCH, PLAIN_SGD, Home, assert_consistent, digests, own_figures, state_digests
 from tests.integration.machines import Machine, two_machines, why_not
 from tests.integration.workers import _registration
 from tests.waiting import eventually
@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(_WHY_NOT is not None, 
 ROUNDS = 2
 PATIENCE = 600.0  # seconds that a worker may take to start
 DEVICES = (("1", "2"), ("3", "4", "5"))
+CLIENTS = [device for half in DEVICES for device in half]
 POOLS = ("silo-a", "silo-b")
 SPEC: dict[str, Any] = {
     "max_rounds": ROUNDS,
@@ -42,8 +43,7 @@ SPEC: dict[str, Any] = {
     "evaluation": {"batch_size": 2},  # this makes several parts, so that both silos evaluate
     # The load of other tests on this machine must not exclude a client.
     "participation": {
-        "clients": [device for half in DEVICES for device in half], "turn_retries": 5,
-        "check_load": True, "max_load": 1000.0,
+        "clients": CLIENTS, "turn_retries": 5, "check_load": True, "max_load": 1000.0,
     },
 }  # fmt: skip
 # A method with a shared state, and a state of each client. Its states are first used in round 2.
@@ -196,7 +196,7 @@ def test_each_silo_reports_its_load(on_two: list[RoundRecord]) -> None:
         assert record.plan is not None
         (draw,) = record.plan.draws
         answers = {answer.client: answer.load for answer in draw.answers}
-        assert list(answers) == list(draw.contacted) == SPEC["participation"]["clients"]
+        assert list(answers) == list(draw.contacted) == CLIENTS
         assert all(load >= 0 for load in answers.values())
 
 
@@ -208,30 +208,52 @@ def test_the_other_machine_only_connects_outwards(silos: Silos, on_two: list[Rou
 def test_the_weights_are_the_same_as_on_one_machine(on_one: list[RoundRecord], on_two: list[RoundRecord]) -> None:
     assert digests(on_two) == digests(on_one)
     for one, two in zip(on_one, on_two, strict=True):
-        assert [info.client for info in two.clients] == SPEC["participation"]["clients"]
+        assert [info.client for info in two.clients] == CLIENTS
         assert [update.train_loss for update in two.updates] == [update.train_loss for update in one.updates]
         ((first,), (second,)) = (one.evaluations, two.evaluations)  # both silos have the same test set
         different = {"seconds"}
         assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
 
 
-def test_states_of_a_method_are_the_same_as_on_one_machine(silos: Silos, cameras: Path) -> None:
-    one = run_on_one(silos, cameras, "scaffold-one", SCAFFOLD)
-    result = silos.federate("scaffold-two", SCAFFOLD)
+def run_on_both(
+    silos: Silos, cameras: Path, name: str, document: dict[str, Any]
+) -> tuple[list[RoundRecord], list[RoundRecord]]:
+    """Run a method with states on one machine and on two. Check its states. Return the records of both runs."""
+    one = run_on_one(silos, cameras, f"{name}-one", document)
+    result = silos.federate(f"{name}-two", document)
     assert result.returncode == 0, result.stdout + silos.log_ends()
-    two = assert_consistent(silos.server, "scaffold-two", rounds=SCAFFOLD["max_rounds"])
+    two = assert_consistent(silos.server, f"{name}-two", rounds=document["max_rounds"])
     assert digests(two) == digests(one)
     assert state_digests(two) == state_digests(one)
     home_of = {device: machine.name for machine, half in zip(silos.machines, DEVICES, strict=True) for device in half}
-    for record in two[1:]:
+    for before, record in itertools.pairwise(two):
         assert {update.client: update.host for update in record.updates} == home_of
         assert set(record.states) == set(home_of)
-    for before, record in itertools.pairwise(two):
-        # Every client started from the shared state and, from round 2 on, from its own, which only its silo wrote.
+        # Every client started from the shared state, if there is one, and from its own, which only its silo wrote.
         shared = [before.shared.sha256] if before.shared is not None else []
         for update in record.updates:
             own = [before.states[update.client].sha256] if update.client in before.states else []
             assert list(update.started_from) == shared + own
+            assert record.states[update.client] == update.state
+    return one, two
+
+
+def test_states_of_a_method_are_the_same_as_on_one_machine(silos: Silos, cameras: Path) -> None:
+    run_on_both(silos, cameras, "scaffold", SCAFFOLD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ditto", "fedper"])
+def test_own_models_are_the_same_as_on_one_machine(silos: Silos, cameras: Path, kind: str) -> None:
+    """A client's own model is stored by its silo, trained further there in the next round, and scored there."""
+    one, two = run_on_both(silos, cameras, kind, {**SPEC, "max_rounds": 3, "strategy": {"kind": kind}})
+    figures = own_figures(two)
+    assert figures == own_figures(one)
+    assert all({client for item in items for client in item.clients} == set(CLIENTS) for items in figures)
+    for before, record in itertools.pairwise(two):
+        for client in CLIENTS:
+            last = before.states.get(client)  # FedPer has no state before round 1
+            assert last is None or record.states[client].sha256 != last.sha256
 
 
 def test_a_federation_without_a_load_check_is_refused(silos: Silos) -> None:

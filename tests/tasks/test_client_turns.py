@@ -21,6 +21,7 @@ from tasks.client_update import client_update
 from tasks.client_wake_up import client_wake_up
 from tasks.data.export.coco import write_coco
 from tasks.data.samples import ANY_CLASS, Regions, class_counts
+from tasks.detectors.registry import build_detector
 from tasks.draw_sheet import draw_sheet, read_sheet
 from tasks.environment import this_environment
 from tasks.evaluation_parts import read_part
@@ -31,13 +32,14 @@ from tasks.site import Site
 from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.federation import FederationSpec
-from tasks.spec.plans import RoundPlan, WeightRef
-from tasks.spec.training import EvaluationSpec, TrainingSpec
+from tasks.spec.plans import RoundPlan, UpdateRecord, WeightRef
+from tasks.spec.strategies import ScaffoldSpec
+from tasks.spec.training import EvaluationSpec, Sgd, TrainingSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import clients_by_test_set, score
 from tests.present import present
 from tests.tasks.drawn_data import drawn_data
-from tests.tasks.phase_handles import make_handles, make_plan
+from tests.tasks.phase_handles import make_handles, make_plan, put_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,6 +136,41 @@ def test_an_update_is_stored_as_recorded_and_repeats_bit_for_bit(site: Site, han
     assert again.weights.sha256 == reply.updates[1].weights.sha256
     other = client_update(site, update_request(plan.model_copy(update={"seeds": {"3": 1}}), "3")).updates[0]
     assert other.seed == 1
+
+
+def test_a_turn_starts_from_the_states_that_its_request_names(site: Site, handles: Handles, plan: RoundPlan) -> None:
+    """One step of SCAFFOLD: ``c - c_i`` moves every weight by the rate; client 4's state is another one."""
+    training = TrainingSpec(batch_size=64, optimizer=Sgd(momentum=0.0, weight_decay=0.0), clip_norm=None)
+    spec = SPEC.model_copy(update={"training": training, "strategy": ScaffoldSpec()})
+    request = update_request(plan, "4", "5").model_copy(update={"spec": spec, "learning_rate": 0.1})
+    trained = dict(build_detector(spec.detector, 7, seed=1).named_parameters())
+
+    def stored(key: str, value: float) -> WeightRef:
+        return put_state(handles, key, {name: torch.full(tensor.shape, value) for name, tensor in trained.items()})
+
+    layout = handles.layout
+    shared, states = stored(layout.shared_state(2), 0.5), {"5": stored(layout.client_state(2, "5"), 0.2)}
+    states["4"] = stored(layout.client_state(1, "4"), 0.9)
+
+    def turn(request: UpdateRequest) -> list[tuple[UpdateRecord, dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+        """Return each client's record, update and new state."""
+        found = []
+        for update in client_update(site, request).updates:
+            assert update.steps == 1
+            assert update.state is not None
+            refs = (update.weights, update.state)
+            files = [load_file(handles.weights.get(ref.key, ref.sha256, ref.bytes).path) for ref in refs]
+            found.append((update, files[0], files[1]))
+        return found
+
+    before = turn(request)
+    after = turn(request.model_copy(update={"shared": shared, "states": states}))
+    for (_, x, gradient), (update, y, variate), own in zip(before, after, (0.9, 0.2), strict=True):
+        assert update.started_from == (shared.sha256, states[update.client].sha256)
+        for name in trained:
+            torch.testing.assert_close(y[name], x[name] - 0.1 * (0.5 - own), rtol=1e-5, atol=1e-5)
+            # The mean of the corrected gradients, less c - c_i: the plain gradient at x again.
+            torch.testing.assert_close(variate[name], gradient[name], rtol=1e-4, atol=1e-3)
 
 
 def test_a_bad_image_drops_only_its_client(site: Site, handles: Handles, plan: RoundPlan) -> None:

@@ -50,11 +50,16 @@ def infos(sizes: dict[str, int]) -> list[ClientInfo]:
     return [client_info(client, train_size=size, test_size=1) for client, size in sizes.items()]
 
 
-def planned(handles: Handles, spec: FederationSpec, sizes: dict[str, int]) -> RoundPlan:
+def planned(
+    handles: Handles, spec: FederationSpec, sizes: dict[str, int], objects: dict[str, dict[str, int]] | None = None
+) -> RoundPlan:
+    """Return the plan of round 3. objects: each client's training boxes by class; left out, none."""
+    clients = [info.model_copy(update={"class_counts": (objects or {}).get(info.client, {})}) for info in infos(sizes)]
+
     async def run() -> RoundPlan:
         set_handles(handles)
         model = put_state(handles, handles.layout.global_weights(2), {"w": torch.zeros(3)})
-        return await check_client_resource.fn(handles.layout.federation, spec, 3, infos(sizes), model)
+        return await check_client_resource.fn(handles.layout.federation, spec, 3, clients, model)
 
     return asyncio.run(run())
 
@@ -99,6 +104,52 @@ def test_a_cohort_too_small_for_the_limit_does_not_train(handles: Handles) -> No
     with pytest.raises(FedbenchError, match=says):
         planned(handles, LIMITED, {"1": 10, "2": 10})
     assert handles.objects.get_json(handles.layout.plan(3)) is None
+
+
+def weighted(weights: str, **participation: Any) -> FederationSpec:
+    return FederationSpec.model_validate(
+        {"strategy": {"kind": "fedavg", "weights": weights}, "participation": {"min_updates": 1, **participation}}
+    )
+
+
+OBJECTS = {"1": {"car": 30, "bus": 3}, "2": {}, "3": {"car": 7}, "4": {"bus": 60}}
+
+
+def test_weights_by_objects_are_the_clients_training_boxes(handles: Handles) -> None:
+    """Client 2 has most images and no box: it counts, but adds nothing."""
+    spec = weighted("objects")
+    plan = planned(handles, spec, SIZES, OBJECTS)
+    assert plan.weights == {"1": 33, "2": 0, "3": 7, "4": 60}
+    assert plan.train_sizes == SIZES
+    updates = [update_of(handles, plan, client) for client in "1234"]
+    new = aggregate_updates(handles, spec, plan, updates)
+    assert new.counted == updates
+    torch.testing.assert_close(new.result.model["w"], torch.full((3,), (33 * 1 + 7 * 3 + 60 * 4) / 100))
+
+
+def test_uniform_weights_count_every_client_the_same(handles: Handles) -> None:
+    spec = weighted("uniform")
+    plan = planned(handles, spec, SIZES, OBJECTS)
+    assert plan.weights == dict.fromkeys(SIZES, 1)
+    new = aggregate_updates(handles, spec, plan, [update_of(handles, plan, client) for client in "1234"])
+    torch.testing.assert_close(new.result.model["w"], torch.full((3,), 2.5))
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_weights_by_objects_need_an_object(handles: Handles, share: float | None) -> None:
+    spec = weighted("objects", max_weight_share=share)
+    with pytest.raises(FedbenchError) as refused:
+        planned(handles, spec, SIZES, {"1": {"car": 0}})
+    says = "round 3: strategy.weights objects: expected a training object, found none at clients 1, 2, 3, 4"
+    assert str(refused.value) == says
+    assert handles.objects.get_json(handles.layout.plan(3)) is None
+
+
+def test_a_warning_of_a_large_weight_names_what_counts(noted: tuple[Handles, Notes]) -> None:
+    handles, notes = noted
+    planned(handles, weighted("objects"), SIZES, OBJECTS)
+    (warning,) = [text for (text,) in notes.of("message") if "warning" in text]
+    assert "client 4 holds 60.00% of the weight, by its own count of its training objects;" in warning
 
 
 def test_a_client_with_more_than_half_of_the_weight_is_reported_once(noted: tuple[Handles, Notes]) -> None:

@@ -114,6 +114,21 @@ def test_the_kind_of_progress_depends_on_the_console(monkeypatch: pytest.MonkeyP
     assert type(make_progress(Console(file=io.StringIO()), quiet=False)) is LineProgress
 
 
+def test_phases_between_rounds_name_the_committed_round() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(Console(file=stream, width=200))
+    progress.federation_started("street", "synthetic street, 2 devices", 3)
+    progress.resumed(3, [record(3, 0.0)])
+    progress.phase_started("fine_tune", 2)
+    progress.client_done("fine_tune", "1", "loss 2.50")
+    progress.phase_finished("fine_tune", 4.04)
+    assert [line.partition("] ")[2] for line in stream.getvalue().splitlines()][2:] == [
+        "round 3 fine_tune starts: 2 clients",
+        "round 3 fine_tune: client 1 done (1 of 2): loss 2.50",
+        "round 3 fine_tune finished in 4.0 s",
+    ]
+
+
 def test_the_live_display_in_the_middle_of_a_phase() -> None:
     progress = LiveProgress(Console(file=io.StringIO()))
     progress.federation_started("street", "synthetic street, 2 devices", 3)

@@ -326,6 +326,18 @@ def test_fedrep_trains_the_head_with_the_body_as_it_was_then_the_body_alone() ->
     assert (result.steps, result.images, len(result.rates)) == (2 * steps, 2 * sum(CLIENTS["2"][1]), 2 * steps)
 
 
+@pytest.mark.parametrize(("head", "body"), [(2, 1), (1, 2)])
+def test_fedrep_trains_head_and_body_for_as_many_epochs_as_its_fields_say(head: int, body: int) -> None:
+    detector, epoch = small(INITIAL), batches_of("2", 1)[: len(CLIENTS["2"][1])]
+    training = TRAINING.model_copy(update={"local_epochs": head + body})
+    modes: list[bool] = []
+    detector.body.register_forward_pre_hook(lambda *_: modes.append(detector.norm.training))
+    one = LocalTurn("2", detector, training, lambda: epoch * (head + body), 7, 0.05, 0, model=INITIAL)
+    result = FedRep(FedRepSpec(head_epochs=head, body_epochs=body), training).train(one).result
+    assert modes == [False] * head * len(epoch) + [True] * body * len(epoch)
+    assert result.steps == len(modes)
+
+
 def test_ditto_shares_the_bits_of_fedavg() -> None:
     ditto, average = Federation(Ditto(DittoSpec(), TRAINING)), Federation(FedAvg(FedAvgSpec(), TRAINING))
     for clients in ((), ("1", "3"), ()):

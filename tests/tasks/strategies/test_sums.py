@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pytest
 import torch
 
 from tasks.aggregate import aggregate_updates
-from tasks.detectors.roles import Roles, tensor_roles
+from tasks.detectors.roles import Roles, TensorRole, tensor_roles
 from tasks.errors import ClientError, FedbenchError
 from tasks.handles import Handles
 from tasks.spec.federation import FederationSpec, Participation
 from tasks.spec.plans import UpdateRecord
-from tasks.spec.strategies import AnyStrategy, FedAvgSpec
+from tasks.spec.strategies import AnyStrategy, FedAvgMSpec, FedAvgSpec, FedDynSpec, ScaffoldSpec
+from tasks.strategies.registry import strategy_class
 from tasks.strategies.sums import Counted, Sums
 from tasks.strategies.updates import reference_of
 from tests.tasks.phase_handles import make_plan, make_update, put_state
@@ -279,6 +280,51 @@ def test_the_order_of_arrival_changes_no_bit(
         assert [update.client for update in new.counted] == ["1", "2", "3"], new.dropped
         found.add(tuple(bits(part or {}) for part in (new.result.model, new.result.server, new.result.shared)))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kept", "before", "after", "model"),
+    [
+        (FedAvgMSpec(momentum=0.5), "server", 2.0, 0.5 * 2 + 1, 2.0),
+        (FedDynSpec(alpha=0.5), "server", -1.0, -1 - 0.5 / 4, 1 + 1.125 / 0.5),
+        (ScaffoldSpec(), "shared", 8.0, 8 * 3 / 4 - 1 / 0.01 / 4, 1.0),
+    ],
+    ids=["fedavgm", "feddyn", "scaffold"],
+)
+def test_aggregation_starts_from_the_servers_state_that_the_plan_names(
+    handles: Handles,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: AnyStrategy,
+    kept: Literal["server", "shared"],
+    before: float,
+    after: float,
+    model: float,
+) -> None:
+    """One of four clients moves ``w`` from 0 to 1, in one step of the rate 0.01."""
+    monkeypatch.setattr("tasks.aggregate.roles_of", lambda spec, classes: {"w": TensorRole("parameter", 1.0)})
+    participation = Participation(clients=("1", "2", "3", "4"))
+    training = PLAIN.model_copy(update={"batch_size": 64})
+    spec = FederationSpec(strategy=strategy, training=training, participation=participation)
+    layout, names = handles.layout, strategy_class(spec).figures
+    start = put_state(handles, layout.global_weights(2), {"w": torch.zeros(1)})
+    state = put_state(handles, f"{layout.round(2)}{kept}.safetensors", {"w": torch.tensor([before])})
+    plan = make_plan(handles, spec, start, ("1",)).model_copy(
+        update={kept: state, "figures": names, "train_sizes": {"1": 10}}
+    )
+    update = make_update(
+        handles,
+        plan,
+        "1",
+        put_state(handles, layout.update_weights(3, "1"), {"w": torch.ones(1)}),
+        figures=dict.fromkeys(names, plan.learning_rate),
+        started_from=(state.sha256,) if kept == "shared" else (),
+    )
+    new = aggregate_updates(handles, spec, plan, [update])
+    assert new.dropped == []
+    assert float(new.result.model["w"]) == pytest.approx(model)
+    states = new.result.server if kept == "server" else new.result.shared
+    assert states is not None
+    assert float(states["w"]) == pytest.approx(after)
 
 
 def test_weights_by_objects_leave_out_a_client_without_objects() -> None:
