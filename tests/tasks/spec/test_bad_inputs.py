@@ -59,7 +59,7 @@ TABLE: dict[str, Row] = {
     "too large": spec({"seed": 2**32}, "seed: expected less than 4294967296"),
     "not finite": spec({"target_map": float("nan")}, "target_map: expected a finite number, found nan"),
     "null": spec({"max_rounds": None}, "max_rounds: expected a whole number, found None"),
-    "unknown kind": spec({"data": {"kind": "kitti"}}, "data.kind: expected one of: 'synthetic-street', 'federated-s"),
+    "unknown kind": spec({"data": {"kind": "lvis"}}, "data.kind: expected one of: 'synthetic-street', 'federated-s"),
     "no kind": spec({"data": {"split": 5}}, "data.kind: expected one of: 'synthetic-street'", "found none"),
     "not a mapping": spec({"training": 3}, "training: expected a mapping of fields, found 3"),
     "list as specification": spec([1], "expected a mapping of fields, found list"),
