@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from infra.errors import TrackingUnavailable
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAG_FEDERATION = "fedbench.federation"
+
+# By this tag of an experiment MLflow's page chooses between its modes "Model training" and "GenAI". Without it, the
+# page guesses from the experiment's contents, and takes an empty one for GenAI. A guess has "inferred" in its name.
+_KIND, _MODEL_TRAINING, _GUESS = "mlflow.experimentKind", "custom_model_development", "inferred"
 
 _PART_LENGTH = 100  # characters; MLflow allows 250 in a metric's name
 _DIGEST_LENGTH = 12
@@ -82,6 +86,8 @@ def client_at(uri: str) -> MlflowClient:
 def experiment_named(client: MlflowClient, name: str, artifact_location: str | None) -> str:
     """Return the id of the experiment. Make it if there is none, with its files at ``artifact_location``.
 
+    MLflow's page opens it as "Model training", unless a person has chosen another mode there.
+
     Raises:
         TrackingUnavailable: it was deleted.
     """
@@ -90,7 +96,7 @@ def experiment_named(client: MlflowClient, name: str, artifact_location: str | N
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_location)
+            return client.create_experiment(name, artifact_location=artifact_location, tags={_KIND: _MODEL_TRAINING})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -102,6 +108,9 @@ def experiment_named(client: MlflowClient, name: str, artifact_location: str | N
             f"MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore "
             f"--experiment-id {found.experiment_id}) or set another mlflow_experiment"
         )
+    if _GUESS in found.tags.get(_KIND, _GUESS):
+        with suppress(MlflowException):  # a server may refuse it to a user who may add runs
+            client.set_experiment_tag(found.experiment_id, _KIND, _MODEL_TRAINING)
     return str(found.experiment_id)
 
 
