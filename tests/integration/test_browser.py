@@ -264,6 +264,21 @@ def test_mlflow_compares_the_two_runs(stack: RunningStack, page: Browser, shoot:
     shoot("mlflow-compare-runs")
 
 
+def test_the_comparisons_link_draws_the_map_of_both_runs_by_round(
+    stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    compared = stack.home.run("compare", FORM, API)
+    assert compared.returncode == 0, compared.stdout
+    (link,) = [line.removeprefix("MLflow: ") for line in compared.stdout.splitlines() if line.startswith("MLflow: ")]
+    page.go(link)
+    both = json.dumps([FORM, API])
+    page.wait_for(
+        f"{_DRAWN}.some(lines => {both}.every(name => lines.some(line => line[0].includes(name) && line[1] === 4)))",
+        "both runs with their rounds",
+    )
+    shoot("mlflow-compare-by-round")
+
+
 def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
     stack: RunningStack,
     page: Browser,
