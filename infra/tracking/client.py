@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 TAG_FEDERATION = "fedbench.federation"
 
-# By this tag of an experiment MLflow's page chooses between its modes "Model training" and "GenAI". Without it, the
-# page guesses from the experiment's contents, and takes an empty one for GenAI. A guess has "inferred" in its name.
+# MLflow's page has two modes, "Model training" and "GenAI". Some versions choose it by this tag of the experiment, and
+# guess it without the tag; a guess has "inferred" in its name. The page of 3.17 ignores the tag: it takes the mode from
+# its address, else the one that was chosen last in this browser, at first GenAI.
+MODEL_TRAINING_PAGE = "workflowType=machine_learning"
 _KIND, _MODEL_TRAINING, _GUESS = "mlflow.experimentKind", "custom_model_development", "inferred"
 
 _PART_LENGTH = 100  # characters; MLflow allows 250 in a metric's name
@@ -67,7 +69,7 @@ def turn_mlflow_to(store: S3Settings) -> None:
 
 def page_url(base: str, experiment_id: str, run_id: str) -> str:
     """Return the page of a run in the MLflow UI that is served at ``base`` (``http://127.0.0.1:5000``)."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING_PAGE}"
 
 
 @contextmanager

@@ -206,7 +206,7 @@ def test_the_runs_summary_has_the_rounds_and_plots(
         assert len(shown.getcolors(shown.width * shown.height) or []) > 50, f"{name} is blank"
     link = page.run("[...document.querySelectorAll('a')].find(a => a.innerText === 'MLflow run').href")
     assert link.startswith(f"{stack.mlflow}/#/experiments/")
-    assert link.endswith(stack.tracked()[FORM]["run_id"])
+    assert link.endswith(f"{stack.tracked()[FORM]['run_id']}?workflowType=machine_learning")
 
 
 def test_progress_and_each_rounds_clients_are_artifacts_too(
