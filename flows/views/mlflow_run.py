@@ -275,9 +275,9 @@ class RunReport:
         self._wait()
         self._stop_metrics()
         if self._tracker is not None:
-            self._describe(self._tracker)
             with self.views.showing("the end of MLflow's run"):
-                self._tracker.close(status)
+                self._tracker.close(status)  # first, because a worker kills a cancelled run that does not end soon
+                self._describe(self._tracker)
 
     def _draw(self, history: Sequence[RoundRecord]) -> dict[str, bytes]:
         boxes = {info.client: info.class_counts for info in history[-1].clients}
