@@ -118,7 +118,7 @@ class SuiteTracker:
         """Log figures over the seeds by round. Return False, and log nothing, if the run has other points of them.
 
         Then seeds have been run again, with other results, and the run must be superseded: MLflow cannot delete points.
-        Points that are logged again stay one point.
+        Points that the run has already, at whatever time, are not logged again.
         """
         from mlflow.entities import Metric
 
@@ -133,8 +133,10 @@ class SuiteTracker:
             logged = self._client.get_run(self.run_id).data.metrics
             for key in sorted({point.key for point in points} & logged.keys()):
                 history = self._client.get_metric_history(self.run_id, key)
-                if any((key, point.step, point.value) not in known for point in history):
+                found = {(key, point.step, point.value) for point in history}
+                if found - known:
                     return False
+                points = [point for point in points if (point.key, point.step, point.value) not in found]
             for start in range(0, len(points), _BATCH):
                 self._client.log_batch(self.run_id, metrics=points[start : start + _BATCH])
         return True

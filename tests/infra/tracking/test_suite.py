@@ -22,8 +22,9 @@ def open_suite(uri: str) -> SuiteTracker:
     return SuiteTracker.open(uri, "streets", "night", {"fedbench.suite": "smoke"}, location=location)
 
 
-def curves(*values: float) -> list[RoundFigures]:
-    return [RoundFigures(number, datetime.fromtimestamp(60, UTC), {MEAN: value}) for number, value in enumerate(values)]
+def curves(*values: float, seconds: int = 60) -> list[RoundFigures]:
+    time = datetime.fromtimestamp(seconds, UTC)
+    return [RoundFigures(number, time, {MEAN: value}) for number, value in enumerate(values)]
 
 
 def points(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -37,8 +38,12 @@ def test_a_suite_has_one_parent_run_and_points_logged_again_stay_one(uri: str) -
     second = open_suite(uri)
     assert second.run_id == first.run_id
     assert client_at(uri).get_run(first.run_id).info.status == "RUNNING"
-    assert second.log_curves(curves(0.1, 0.2))
-    assert points(uri, first.run_id, MEAN) == [(0, 0.1), (1, 0.2)]
+    # The time is that of the last cell which committed the round, so it changes with each cell.
+    for seconds in (60, 90):
+        assert second.log_curves(curves(0.1, 0.2, seconds=seconds))
+        assert points(uri, first.run_id, MEAN) == [(0, 0.1), (1, 0.2)]
+    assert second.log_curves(curves(0.1, 0.2, 0.3))
+    assert points(uri, first.run_id, MEAN) == [(0, 0.1), (1, 0.2), (2, 0.3)]
 
 
 def test_a_suite_with_other_results_gets_another_parent_run(uri: str) -> None:
