@@ -19,6 +19,7 @@ from infra.settings import Settings, run_folder
 from infra.store.holding import Subject
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
+from infra.tracking.cell import this_cell
 from infra.views import Views
 from tasks.spec.federation import FederationSpec
 from tasks.whole import DamagedObject
@@ -100,7 +101,8 @@ def _finished(
             return None
         if spec.fine_tuning is not None and tuned is None:
             return None
-        if model is None and spec.strategy.shared_model:  # without a shared model, none is registered
+        # Without a shared model none is registered. The models of a suite's cells are the suite's to register.
+        if model is None and spec.strategy.shared_model and this_cell() is None:
             return None
         views = Views(again or "", folder / FAILED_FILE)
         views.recall()

@@ -47,9 +47,9 @@ from tasks.documents.yaml_text import read_document
 log = logging.getLogger(__name__)
 
 PREFIX = "FEDBENCH_"
-# Variables that have the prefix and are no settings: the settings file, a run's slot, an image's version, and variables
-# of tests and benchmarks.
-_OTHER_VARIABLES = {"SETTINGS", "SLOT", "VERSION", "SCREENSHOTS", "FLOWER_VENV"}
+# Variables that have the prefix and are no settings: the settings file, a run's slot, an image's version, variables of
+# tests and benchmarks, and those that a suite sets for its cells.
+_OTHER_VARIABLES = {"SETTINGS", "SLOT", "VERSION", "SCREENSHOTS", "FLOWER_VENV", "MLFLOW_CELL", "PARENT_TASK_RUN"}
 
 _FROM_FILE: ContextVar[dict[str, Any]] = ContextVar("fedbench_settings_file", default={})  # noqa: B039 (never changed)
 
@@ -212,6 +212,9 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(None, description="API of a Prefect server; none: an embedded one.")
     mlflow_tracking_uri: str | None = Field(None, description="Tracking URI; none: SQLite under home.")
     mlflow_experiment: str = Field("fedbench", description="MLflow experiment that runs are tracked in.")
+    mlflow_system_metrics: bool = Field(
+        True, description="Log CPU, memory, disk, network and GPU of the coordinating machine to a run in MLflow."
+    )
     prefect_database_url: SecretStr | None = Field(
         None, description="postgresql+asyncpg://… of our own Prefect server; none: SQLite under home."
     )

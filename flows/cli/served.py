@@ -7,19 +7,21 @@ from typing import Annotated
 import typer
 
 from flows.cli.models import Model, Round
-from flows.cli.shared import Home, RunName, machine_settings, out, plain_errors
+from flows.cli.shared import Home, machine_settings, out, plain_errors
 
 
 def ui(
-    name: RunName,
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Federations; several are compared on MLflow's page.")
+    ],
     home: Home = None,
     browser: Annotated[bool, typer.Option(help="Open the pages in a browser.")] = True,
 ) -> None:
-    """Serve Prefect's and MLflow's pages of a federation until Ctrl-C."""
+    """Serve Prefect's and MLflow's pages of a federation until Ctrl-C. MLflow's page compares several, by round."""
     from flows.commands.pages import serve_pages
 
     with plain_errors():
-        serve_pages(machine_settings(home), name, out, open_browser=browser)
+        serve_pages(machine_settings(home), names, out, open_browser=browser)
 
 
 def serve(

@@ -12,12 +12,16 @@ from flows.cli.shared import (
     WIDE,
     Home,
     RunName,
+    home_option,
     machine_settings,
     out,
     plain_errors,
+    print_command,
     print_warnings,
     shell_quoted,
 )
+from infra.errors import InfraError
+from infra.settings import Settings
 from infra.views import Views
 from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.federation import FederationSpec, MapName
@@ -152,6 +156,22 @@ def compare(
         )
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
+    _print_mlflow_page(settings, names, metric)
     print_warnings(views)
     if views.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _print_mlflow_page(settings: Settings, names: list[str], metric: MapName) -> None:
+    """Print the address of MLflow's comparison by round; without a server that stays, the command that serves it."""
+    from flows.commands.tracked import comparison_page
+
+    try:
+        page = comparison_page(settings, names, metric)
+    except InfraError as error:  # the comparison itself is made
+        out.print(f"MLflow's page: {plain(str(error), REASON_LIMIT)}", soft_wrap=True, highlight=False)
+        return
+    if page is not None:
+        out.print(f"MLflow: {page}", soft_wrap=True, highlight=False, markup=False)
+    else:
+        print_command(out, "MLflow: ", f"fedbench ui {' '.join(names)}{home_option(settings)}")

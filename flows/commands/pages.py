@@ -1,10 +1,11 @@
-"""The Prefect and MLflow pages of one federation, served from this machine's state."""
+"""The Prefect and MLflow pages of federations, served from this machine's state."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 
 import typer
 from rich.console import Console
@@ -16,13 +17,16 @@ from infra.servers.mlflow_server import MlflowService
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.objects import ObjectStore
+from tasks.spec.federation import MAP_NAMES
 
 
-def serve_pages(settings: Settings, name: str, console: Console, *, open_browser: bool) -> None:
+def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, open_browser: bool) -> None:
     """Start the servers that are not running, print the two addresses, and serve until Ctrl-C.
 
+    With several federations, MLflow's page compares them by round, and Prefect's is that of the first.
+
     Raises:
-        SpecError: there is no federation of this name.
+        SpecError: there is no federation of one of the names.
         ServiceFailed: a server did not come up.
     """
     from flows.stored.runs import read_run
@@ -31,7 +35,8 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
     with EmbeddedServices(settings) as services:
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
-        read_run(objects, settings, name)
+        for name in names:
+            read_run(objects, settings, name)
         os.environ.update(services.prefect_environment())
         hold_back_planted(settings, services.prefect, lambda line: console.print(line, soft_wrap=True, markup=False))
         mlflow = None
@@ -44,7 +49,10 @@ def serve_pages(settings: Settings, name: str, console: Console, *, open_browser
             mlflow.ensure()
             base = mlflow.address
         try:
-            pages = {"Prefect": prefect_page(services, name), "MLflow": mlflow_page(settings, tracking, name, base)}
+            pages = {
+                "Prefect": prefect_page(services, names[0]),
+                "MLflow": mlflow_page(settings, tracking, names, base),
+            }
             for title, page in pages.items():
                 console.print(f"{title:8}{page}", soft_wrap=True)
             own_mlflow = mlflow is not None or services.mlflow is not None  # ours, or the stack's
@@ -73,8 +81,14 @@ def prefect_page(services: EmbeddedServices, name: str) -> str:
     return f"{base}/runs/flow-run/{run.id}" if run is not None else f"{base}/runs"
 
 
-def mlflow_page(settings: Settings, tracking: str, name: str, base: str) -> str:
-    """Return the URL of the federation's MLflow run; of MLflow's front page if it has none."""
+def mlflow_page(settings: Settings, tracking: str, names: Sequence[str], base: str) -> str:
+    """Return the URL of the federation's MLflow run, or of the page that compares several; else MLflow's front page."""
     from infra.tracking.federation import find_page
 
-    return find_page(tracking, settings.mlflow_experiment, name, base) or base
+    if len(names) > 1:
+        from flows.commands.tracked import comparison_page
+
+        page = comparison_page(settings, names, MAP_NAMES[0], base=base, tracking=tracking)
+        if page is not None:
+            return page
+    return find_page(tracking, settings.mlflow_experiment, names[0], base) or base

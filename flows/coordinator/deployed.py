@@ -18,6 +18,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 
 from flows.coordinator.handles import open_handles
+from flows.coordinator.interrupts import was_stopped
 from flows.coordinator.preflight import claim_federation, pin
 from flows.coordinator.restarts import Attempts
 from flows.views.mlflow_run import RunReport
@@ -46,6 +47,10 @@ class NamedServices:
     @property
     def prefect_api_url(self) -> str:
         return self.settings.prefect_api_url or ""
+
+    @property
+    def prefect_stays(self) -> bool:
+        return True
 
     @property
     def mlflow_tracking_uri(self) -> str:
@@ -145,16 +150,20 @@ async def _attempt(name: str, spec: FederationSpec, rounds: Callable[[str, Feder
             await asyncio.to_thread(claim_federation, lease.objects, settings, name, spec, progress.message)
             await close_dead_runs(name, keep=UUID(runtime.flow_run.id))
             progress.federation_started(name, describe(spec), spec.max_rounds)
-            report = RunReport(name, spec, settings, NamedServices(settings), run_folder(settings, name))
+            report = RunReport(
+                name,
+                spec,
+                settings,
+                NamedServices(settings),
+                run_folder(settings, name),
+                deployment=runtime.deployment.name,
+            )
             handles = await asyncio.to_thread(open_handles, name, spec, settings, progress, report, lease)
             set_handles(handles)
             try:
                 return await rounds(name, spec)
-            except asyncio.CancelledError:
-                await asyncio.to_thread(report.close, "KILLED")
-                raise
-            except BaseException:
-                await asyncio.to_thread(report.close, "FAILED")
+            except BaseException as error:
+                await asyncio.to_thread(report.close, "KILLED" if was_stopped(error) else "FAILED")
                 raise
             finally:
                 await handles.slots.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,6 +12,17 @@ from collections.abc import Iterator
 from types import FrameType
 
 AGAIN_SECONDS = 0.05
+# Prefect's exceptions for a run that was cancelled or whose process was asked to end. Its module is not imported here.
+_OF_PREFECT = ("CancelledRun", "TerminationSignal", "Abort", "Pause")
+
+
+def was_stopped(error: BaseException) -> bool:
+    """Return whether ``error`` means that somebody stopped the run, by Ctrl-C, a signal or Prefect. Else it failed."""
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        return True
+    prefect = sys.modules.get("prefect.exceptions")
+    kinds = tuple(kind for name in _OF_PREFECT if (kind := getattr(prefect, name, None)) is not None)
+    return isinstance(error, kinds)
 
 
 @contextlib.contextmanager

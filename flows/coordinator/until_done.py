@@ -11,6 +11,7 @@ from typing import Any
 from prefect import Flow
 
 from flows.coordinator.handles import open_handles
+from flows.coordinator.interrupts import was_stopped
 from flows.coordinator.outcome import Outcome
 from flows.coordinator.session import OwnSession
 from flows.views.mlflow_run import RunReport
@@ -79,13 +80,10 @@ def _closed_on_failure(name: str, report: RunReport) -> Iterator[None]:
     """Mark the runs in MLflow and Prefect if the block fails or is interrupted."""
     try:
         yield
-    except KeyboardInterrupt:
-        report.close("KILLED")
-        _close_open_runs(name, interrupted=True)
-        raise
-    except Exception:
-        report.close("FAILED")
-        _close_open_runs(name, interrupted=False)
+    except BaseException as error:
+        stopped = was_stopped(error)
+        report.close("KILLED" if stopped else "FAILED")
+        _close_open_runs(name, interrupted=stopped)
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 
@@ -11,12 +12,14 @@ from flows.suite.detections import read_analyses
 from flows.suite.files import made_files, write_files
 from flows.suite.handles import SuiteHandles
 from flows.suite.image_intervals import compared_methods
+from flows.suite.models import register_best_models
 from flows.suite.moved_cells import imported_notes
 from flows.suite.result import build_result
 from flows.views.mlflow_figures import suite_figures
 from flows.views.prefect_page import artifact_key
+from flows.views.suite_curves import charted, curves_over_seeds, suite_description
 from infra.store.flush import flush
-from infra.tracking.suite import SuitePages, track_suite
+from infra.tracking.suite import SuiteFigures, SuitePages, track_suite
 from tasks.plain_text import plain
 from tasks.report.markdown import report_markdown
 from tasks.spec.suite_records import SuiteResult
@@ -62,10 +65,13 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
             track_suite,
             handles.mlflow_uri,
             handles.settings.mlflow_experiment,
-            suite_figures(result),
+            _tracked(handles, result),
             {**files, "suite.yaml": plan.suite.to_yaml().encode()},
             location=handles.mlflow_artifacts,
         )
+    await asyncio.to_thread(register_best_models, handles, result)
+    if pages is not None:
+        handles.say(f"MLflow: {pages.curves or pages.parent}")
     with handles.views.showing("the report on Prefect's page"):
         await acreate_markdown_artifact(
             key=artifact_key("suite", plan.name),
@@ -83,6 +89,16 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
         handles.say(f"warning: {line}")
     failed = [f"cell {cell.cell} failed: {plain(cell.reason)}" for cell in result.failed]
     return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
+
+
+def _tracked(handles: SuiteHandles, result: SuiteResult) -> SuiteFigures:
+    plan = handles.plan
+    return replace(
+        suite_figures(result),
+        curves=curves_over_seeds(result.cells),
+        charted=charted(result.cells, result.metric),
+        description=suite_description(plan.suite, plan.cells, result.cells),
+    )
 
 
 def _compared(handles: SuiteHandles, result: SuiteResult) -> tuple[Comparison | None, SuiteResult | None]:

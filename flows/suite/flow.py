@@ -19,6 +19,7 @@ from flows.suite.deployed import run_deployed
 from flows.suite.ending import leave
 from flows.suite.handles import has_suite_handles, suite_handles
 from flows.suite.schedule import Estimate, duration, run_all, slots_of
+from flows.suite.tracked import TrackedSuite
 from flows.views.prefect_page import artifact_key
 from infra.orchestrator.flow_runs import PARENT_VARIABLE, tag_run
 from infra.store.layout import FederationLayout
@@ -79,15 +80,21 @@ async def cells(*, compare: bool) -> str:
     weights = {cell.name: 1 if handles.settings.pools.used else slots_of(cell, handles.capacity) for cell in all_cells}
     progress = SuiteProgress(waiting, len(done), Estimate(weights, handles.capacity))
     await progress.open(done)
+    tracked = TrackedSuite(handles)
+    if waiting:
+        await tracked.open()
 
     async def one(cell: Cell) -> None:
         async with progress.running(cell):
             with contextlib.suppress(CellFailed):  # the task run and the record show it, and other cells go on
-                await run_one.with_options(task_run_name=cell.name)(cell.name, weights[cell.name])
+                variables = tracked.variables(cell)
+                await run_one.with_options(task_run_name=cell.name)(cell.name, weights[cell.name], variables)
+        await tracked.cell_ended()
 
-    async with progress.reported():
-        await run_all(waiting, weights, handles.capacity, one)
-    problems = await leave(handles, compare=compare)
+    with tracked.closed_on_failure():
+        async with progress.reported():
+            await run_all(waiting, weights, handles.capacity, one)
+        problems = await leave(handles, compare=compare)
     if problems:
         raise SuiteFailed("\n".join(problems))
     return plan.name
@@ -99,8 +106,10 @@ async def _is_done(cell: Cell) -> bool:
 
 
 @task(name="cell", persist_result=False)
-async def run_one(name: str, slots: int) -> str:
+async def run_one(name: str, slots: int, variables: dict[str, str]) -> str:
     """Run one cell to its end. Returns the name of its federation.
+
+    variables: more environment variables for its process.
 
     Raises:
         CellFailed: the cell has ended without a result.
@@ -112,7 +121,7 @@ async def run_one(name: str, slots: int) -> str:
         cell,
         handles.folder,
         None if handles.settings.pools.used else slots,
-        {**handles.environment, PARENT_VARIABLE: str(runtime.task_run.get_id())},
+        {**handles.environment, **variables, PARENT_VARIABLE: str(runtime.task_run.get_id())},
     )
     if record.state == "failed":
         raise CellFailed(f"{name}: {plain(record.reason or '')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from flows.views.mlflow_texts import cell_title
 from infra.tracking.client import metric_part
 from infra.tracking.federation import RoundFigures
 from infra.tracking.suite import CellFigures, SuiteFigures
@@ -13,10 +14,14 @@ from tasks.spec.records import PERSONAL_FIGURES, PersonalMetrics, RoundRecord
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite_records import CellResult, SuiteResult
 
+SECTION = "average_precision"
+
 
 def round_figures(record: RoundRecord) -> RoundFigures:
     """Return the figures of a committed round; MLflow's page makes a section of each prefix before a slash.
 
+    ``average_precision/*`` are the run's mAPs whatever its method and data: of the shared model, else the mean over the
+    clients' own models; on the test sets, else on held-out images. MLflow sorts sections by name, so they come first.
     Losses are means per image, ``seconds/*`` wall time, ``bytes/*`` totals over the cohort, ``class/*`` VOC 2010
     AP at IoU 0.5, ``class_coco/*`` COCO AP at IoU 0.50 to 0.95, ``class_recall/*`` recall. ``holdout/*`` are the global
     model's figures on held-out images, and ``client/*/holdout_*`` each client's. ``best/*`` are of the images that
@@ -25,6 +30,7 @@ def round_figures(record: RoundRecord) -> RoundFigures:
     """
     metrics, decision = record.metrics, record.decision
     values: dict[str, float | None] = {
+        **{f"{SECTION}/{name}": getattr(record.shown, name) for name in MAP_NAMES},
         "train/loss": metrics.train_loss,
         **{f"global/{name}": getattr(metrics, name) for name in ("loss", *MAP_NAMES, "recall")},
         **{f"holdout/{name}": getattr(metrics.on("holdout"), name) for name in ("loss", *MAP_NAMES, "recall")},
@@ -97,16 +103,17 @@ def suite_figures(result: SuiteResult) -> SuiteFigures:
     """Return the figures of a suite run and of its cells' last rounds."""
     return SuiteFigures(
         suite_run=result.suite_run,
-        tags={
-            "fedbench.suite": result.suite,
-            "fedbench.suite_digest": result.suite_digest,
-            "fedbench.code_version": result.code_version,
-        },
+        tags=suite_tags(result.suite, result.suite_digest, result.code_version),
         figures=_summary(result),
         cells=[_cell_figures(result, cell) for cell in result.cells],
         sorted_by=f"final/{result.metric}",
         complete=not (result.failed or result.missing),
     )
+
+
+def suite_tags(suite: str, digest: str, code: str) -> dict[str, str]:
+    """Return the tags of a suite's run."""
+    return {"fedbench.suite": suite, "fedbench.suite_digest": digest, "fedbench.code_version": code}
 
 
 def _cell_figures(result: SuiteResult, cell: CellResult) -> CellFigures:
@@ -122,6 +129,7 @@ def _cell_figures(result: SuiteResult, cell: CellResult) -> CellFigures:
     }
     tags = {
         "fedbench.suite": result.suite,
+        "fedbench.cell": cell.name,
         "fedbench.experiment": cell.experiment,
         "fedbench.role": cell.role,
         "fedbench.seed": str(cell.seed),
@@ -131,7 +139,8 @@ def _cell_figures(result: SuiteResult, cell: CellResult) -> CellFigures:
     if spec is not None and cell.role == "federated":
         tags |= method_tags(spec)
     figures = {name: float(value) for name, value in values.items() if value is not None}
-    return CellFigures(federation=cell.federation, name=cell.name, tags=tags, figures=figures)
+    title = cell_title(cell.experiment, cell.role, cell.seed, cell.device)
+    return CellFigures(federation=cell.federation, name=title, tags=tags, figures=figures)
 
 
 def _summary(result: SuiteResult) -> dict[str, float]:

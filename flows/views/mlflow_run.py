@@ -17,10 +17,15 @@ from matplotlib.figure import Figure
 from flows.stored.detections import read_analysis
 from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
-from flows.views.mlflow_figures import method_tags, own_figures, round_figures
+from flows.views.mlflow_data import data_sets
+from flows.views.mlflow_figures import own_figures, round_figures
+from flows.views.mlflow_texts import description, filter_tags
 from flows.views.registration import best_record, register
 from infra.settings import Settings
+from infra.tracking.cell import this_cell
 from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
+from infra.tracking.origin import origin_tags
+from infra.tracking.system_metrics import SystemMetrics
 from infra.views import Views
 from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
@@ -35,6 +40,7 @@ from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
 SHEET_IMAGES = 9
 # Names of views, for warnings.
 _RUN = "MLflow's run"
+_DESCRIPTION = "the description in MLflow"
 
 
 class Services(Protocol):
@@ -44,6 +50,9 @@ class Services(Protocol):
 
     @property
     def prefect_api_url(self) -> str: ...
+
+    @property
+    def prefect_stays(self) -> bool: ...
 
     @property
     def mlflow_tracking_uri(self) -> str: ...
@@ -65,8 +74,13 @@ class RunReport:
         services: Services,
         folder: Path,
         again: str | None = None,
+        deployment: str | None = None,
     ) -> None:
-        """again: the command that makes the report of the finished federation once more."""
+        """again: the command that makes the report of the finished federation once more. deployment: what started it.
+
+        If this process runs a cell of a suite, the MLflow run is named for it and is below the suite's, and no model is
+        registered: the suite registers the best of each experiment.
+        """
         self.name, self.spec, self.settings, self.services, self.folder = (
             name,
             spec,
@@ -76,8 +90,16 @@ class RunReport:
         )
         self._tracker: Tracker | None = None
         self._uri: str | None = None  # the tracker's
-        self._tags: dict[str, str] = method_tags(spec)
-        self.views = Views(again or f"fedbench report {name}", folder / FAILED_FILE)
+        self._cell = this_cell()
+        self._tags: dict[str, str] = {**filter_tags(spec), **(self._cell.all_tags if self._cell is not None else {})}
+        self._deployment = deployment
+        again = again or f"fedbench report {name}"
+        self._ui = again.replace("fedbench report", "fedbench ui", 1)
+        self._prefect: str | None = None  # the flow run's page, if its server goes on after this command
+        self._committed: list[RoundRecord] = []
+        self._described: set[str] = set()  # clients whose data MLflow has
+        self._metrics: SystemMetrics | None = None
+        self.views = Views(again, folder / FAILED_FILE)
         self.model: str | None = None  # URI of the registered model, once there is one
         # A round is logged while the next one runs. If the run is killed before that, the next attempt logs the round.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
@@ -89,17 +111,46 @@ class RunReport:
         A federation that went back to an earlier round gets a new run.
         """
         self._wait()
+        monitored = self._metrics is not None
+        self._stop_metrics()
         with self.views.showing(_RUN):
             self._open_with(history)
+            if monitored:
+                self._start_metrics()
 
     def _open_with(self, history: Sequence[RoundRecord]) -> Tracker:
+        self._committed, self._described = list(history), set()
         rounds = list(map(round_figures, history))
         self._tracker = self._open()
         if self._tracker.has_other_rounds(rounds):
             self._tracker.supersede()
             self._tracker = self._open()
         self._tracker.backfill(rounds)
+        self._log_data(self._tracker)
+        self._describe(self._tracker)
         return self._tracker
+
+    def _log_data(self, tracker: Tracker) -> None:
+        """Log the data of those clients of the committed rounds that MLflow does not have yet."""
+        clients = {info.client: info for record in self._committed for info in record.clients}
+        if clients.keys() - self._described:
+            with self.views.showing("the data sets in MLflow"):
+                tracker.log_data(data_sets(self.spec, list(clients.values()), self._committed[-1].evaluations))
+                self._described = set(clients)
+
+    def _describe(self, tracker: Tracker) -> None:
+        with self.views.showing(_DESCRIPTION):
+            tracker.describe(description(self.name, self.spec, self._committed, prefect=self._prefect, ui=self._ui))
+
+    def _start_metrics(self) -> None:
+        if self._tracker is not None and self._uri is not None and self.settings.mlflow_system_metrics:
+            with self.views.showing("the system metrics in MLflow"):
+                self._metrics = SystemMetrics(self._uri, self._tracker.run_id)
+
+    def _stop_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.stop()
+            self._metrics = None
 
     def _open(self) -> Tracker:
         self._uri = self.services.mlflow_tracking_uri
@@ -112,16 +163,27 @@ class RunReport:
             params=flatten(self.spec.model_dump(mode="json")),
             spec_yaml=self.spec.to_yaml(),
             tags=self._tags,
+            title=self._cell.title if self._cell is not None else None,
+            origin=self._origin,
         )
 
+    def _origin(self) -> dict[str, str]:
+        if self._deployment is not None:
+            return origin_tags(f"federation/{self._deployment}", "JOB")
+        return origin_tags("fedbench run", "LOCAL")
+
     def flow_started(self, flow_run_id: str) -> None:
-        """Link the MLflow run to Prefect's."""
+        """Link the MLflow run to Prefect's, and log this machine's load from now on.
+
+        If Prefect's server ends with this command, the command that serves the page takes the place of its address.
+        """
         base = self.services.prefect_api_url.removesuffix("/api")
-        page = f"{base}/runs/flow-run/{flow_run_id}"
-        self._tags = {**self._tags, TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: page}
+        self._prefect = f"{base}/runs/flow-run/{flow_run_id}" if self.services.prefect_stays else None
+        self._tags = {**self._tags, TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: self._prefect or self._ui}
         if self._tracker is not None:
             with self.views.showing("the link to Prefect in MLflow"):
                 self._tracker.set_tags(self._tags)
+                self._start_metrics()
 
     def round_committed(self, record: RoundRecord) -> None:
         """Begin to log a round, once the previous round has been logged."""
@@ -137,6 +199,8 @@ class RunReport:
         if self._tracker is not None:
             with self.views.showing(_RUN):  # finish() logs a round that is missing
                 self._tracker.log_round(round_figures(record))
+                self._committed.append(record)
+                self._log_data(self._tracker)
 
     async def finish(self, handles: Handles) -> Leavings:
         """Draw the plots and the sheet, register the best model, and end the MLflow run as FINISHED.
@@ -163,6 +227,7 @@ class RunReport:
     def _track(self, handles: Handles, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:
         """Log all that MLflow lacks, and end its run. Return the URL of the run's page; None without a server."""
         showing, best, tracker = self.views.showing, best_record(history), None
+        self._stop_metrics()
         with showing(_RUN):
             if (
                 self._tracker is None or self._uri != self.services.mlflow_tracking_uri
@@ -173,6 +238,9 @@ class RunReport:
                 tracker = self._tracker
         if tracker is None:
             return None  # the server does not answer, and each further request to it takes seconds
+        self._committed = list(history)
+        self._log_data(tracker)
+        self._describe(tracker)
         with showing("plots in MLflow"):
             for file, data in files.items():
                 tracker.log_artifact_bytes(f"plots/{file}", data)
@@ -190,6 +258,7 @@ class RunReport:
             with showing("the reference to the best weights in MLflow"):
                 uri = f"s3://{handles.objects.bucket}/{best.model.key}"
                 tracker.log_reference("best", uri, best.model.sha256)
+        if scored and self.spec.strategy.shared_model and self._cell is None:
             with showing("registering the best model"):
                 handles.reporter.message("registering the best model")
                 self.model = register(handles, tracker, self.name, self.spec, self.folder).uri
@@ -204,9 +273,11 @@ class RunReport:
     def close(self, status: EndStatus) -> None:
         """End the MLflow run as FAILED or KILLED."""
         self._wait()
+        self._stop_metrics()
         if self._tracker is not None:
             with self.views.showing("the end of MLflow's run"):
-                self._tracker.close(status)
+                self._tracker.close(status)  # first, because a worker kills a cancelled run that does not end soon
+                self._describe(self._tracker)
 
     def _draw(self, history: Sequence[RoundRecord]) -> dict[str, bytes]:
         boxes = {info.client: info.class_counts for info in history[-1].clients}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
 import tasks
 from infra.files.durable import write_durably
+from infra.store.weights import WeightStore
 from infra.tracking.federation import Tracker
 from infra.tracking.model_folder import ModelFiles
 from infra.tracking.registry import BestModel, model_uri, register_best
@@ -62,8 +64,25 @@ def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[],
     )
 
 
-def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec, folder: Path) -> Registered:
+@dataclass(frozen=True)
+class Trained:
+    """A federation's committed rounds, and the store of their weights."""
+
+    history: Sequence[RoundRecord]
+    weights: WeightStore
+
+
+def register(
+    handles: Handles | Trained,
+    tracker: Tracker,
+    name: str,
+    spec: FederationSpec,
+    folder: Path,
+    tags: Mapping[str, str] | None = None,
+) -> Registered:
     """Register the best model of ``handles.history`` once, and note it in the run's ``folder``.
+
+    tags: more tags of the model's version.
 
     Raises:
         TrackingUnavailable: MLflow or its artifact store failed.
@@ -90,7 +109,8 @@ def register(handles: Handles, tracker: Tracker, name: str, spec: FederationSpec
                 for measure, value in figures.items()
                 if measure.startswith("map") and value is not None
             }
-            | on,
+            | on
+            | dict(tags or {}),
         ),
         scratch=folder / "registering",
     )

@@ -156,6 +156,11 @@ class EmbeddedServices:
             raise RuntimeError("these services were made without Prefect")
         return self.settings.prefect_api_url
 
+    @property
+    def prefect_stays(self) -> bool:
+        """Whether Prefect's server goes on when these services are stopped, so that links to its pages stay valid."""
+        return self.uses_stack or self.prefect is None
+
     def prefect_environment(self) -> dict[str, str]:
         """Return the environment variables that Prefect's clients need, including credentials of our own server."""
         variables = {"PREFECT_API_URL": self.prefect_api_url}

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from infra.errors import TrackingUnavailable
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAG_FEDERATION = "fedbench.federation"
+
+# MLflow's page has two modes, "Model training" and "GenAI". Some versions choose it by this tag of the experiment, and
+# guess it without the tag; a guess has "inferred" in its name. The page of 3.17 ignores the tag: it takes the mode from
+# its address, else the one that was chosen last in this browser, at first GenAI.
+MODEL_TRAINING_PAGE = "workflowType=machine_learning"
+_KIND, _MODEL_TRAINING, _GUESS = "mlflow.experimentKind", "custom_model_development", "inferred"
 
 _PART_LENGTH = 100  # characters; MLflow allows 250 in a metric's name
 _DIGEST_LENGTH = 12
@@ -63,7 +69,7 @@ def turn_mlflow_to(store: S3Settings) -> None:
 
 def page_url(base: str, experiment_id: str, run_id: str) -> str:
     """Return the page of a run in the MLflow UI that is served at ``base`` (``http://127.0.0.1:5000``)."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING_PAGE}"
 
 
 @contextmanager
@@ -82,6 +88,8 @@ def client_at(uri: str) -> MlflowClient:
 def experiment_named(client: MlflowClient, name: str, artifact_location: str | None) -> str:
     """Return the id of the experiment. Make it if there is none, with its files at ``artifact_location``.
 
+    MLflow's page opens it as "Model training", unless a person has chosen another mode there.
+
     Raises:
         TrackingUnavailable: it was deleted.
     """
@@ -90,7 +98,7 @@ def experiment_named(client: MlflowClient, name: str, artifact_location: str | N
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_location)
+            return client.create_experiment(name, artifact_location=artifact_location, tags={_KIND: _MODEL_TRAINING})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -102,6 +110,9 @@ def experiment_named(client: MlflowClient, name: str, artifact_location: str | N
             f"MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore "
             f"--experiment-id {found.experiment_id}) or set another mlflow_experiment"
         )
+    if _GUESS in found.tags.get(_KIND, _GUESS):
+        with suppress(MlflowException):  # a server may refuse it to a user who may add runs
+            client.set_experiment_tag(found.experiment_id, _KIND, _MODEL_TRAINING)
     return str(found.experiment_id)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from infra.tracking.client import TAG_FEDERATION, answers, client_at, experiment_named, page_url, run_tagged
+from infra.tracking.data_sets import DataSet, log_data_sets
+from infra.tracking.note import write_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +36,7 @@ TAG_FLOW_RUN_ID = "prefect.flow_run_id"
 TAG_FLOW_RUN_URL = "prefect.flow_run_url"
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+SYSTEM_METRICS = "system/"  # prefix of the figures of MLflow's monitor, which have steps of their own
 
 # Logged with every round, in the last batch, so that a round that has it is logged completely.
 _ROUND_KEY = "round"
@@ -78,12 +81,15 @@ class Tracker:
         params: Mapping[str, object],
         spec_yaml: str,
         tags: Mapping[str, str],
+        title: str | None = None,
+        origin: Callable[[], Mapping[str, str]] = dict,
     ) -> Tracker:
         """Find and reopen the federation's run, or create it. Each federation has exactly one run.
 
         ``artifact_location`` (``s3://…``; None: the server's choice) is for an experiment created now. MLflow keeps a
         parameter's first value. If it has changed since (``max_rounds`` may be raised), the new value becomes the tag
-        ``fedbench.<name>``.
+        ``fedbench.<name>``. ``title`` is the run's name, instead of the federation's. ``origin`` returns tags that only
+        a new run gets.
 
         Raises:
             TrackingUnavailable: the server does not answer or refuses, after short retries.
@@ -100,7 +106,7 @@ class Tracker:
             experiment_id = experiment_named(client, experiment, artifact_location)
             run = run_tagged(client, experiment_id, TAG_FEDERATION, federation)
             if run is None:
-                run = client.create_run(experiment_id, tags=tags, run_name=federation)
+                run = client.create_run(experiment_id, tags={**origin(), **tags}, run_name=title or federation)
             else:
                 client.update_run(run.info.run_id, status="RUNNING")
             tracker = cls(client, uri, experiment_id, run.info.run_id, federation)
@@ -187,6 +193,16 @@ class Tracker:
         with answers(self._uri):
             self._set_tags(tags)
 
+    def log_data(self, data_sets: Iterable[DataSet]) -> None:
+        """Log the run's data sets. A data set whose name the run already has is not logged again."""
+        with answers(self._uri):
+            log_data_sets(self._client, self.run_id, data_sets)
+
+    def describe(self, text: str) -> None:
+        """Set the description on the run's page (Markdown), unless a person has changed it there."""
+        with answers(self._uri):
+            write_note(self._client, self.run_id, text)
+
     def close(self, status: EndStatus) -> None:
         """End the MLflow run; :meth:`open` reopens it."""
         with answers(self._uri):
@@ -209,6 +225,18 @@ class Tracker:
         from mlflow.entities import RunTag
 
         self._client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+
+
+def find_tracker(uri: str, experiment: str, federation: str) -> Tracker | None:
+    """Return the federation's run without opening it; None: there is no run.
+
+    Raises:
+        TrackingUnavailable: the server does not answer.
+    """
+    found = _locate(uri, experiment, federation)
+    if found is None:
+        return None
+    return Tracker(client_at(uri), uri, found.info.experiment_id, found.info.run_id, federation)
 
 
 def find_page(uri: str, experiment: str, federation: str, base: str) -> str | None:

@@ -60,16 +60,26 @@ def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
         Whatever ``files.write_model`` raises.
     """
     with tracker.answering() as client:
-        version = _find(client, best)
+        version = _find(client, best.name, best.weights_sha256)
         if version is None:
             version = _add(client, tracker, best, scratch)
         client.set_registered_model_alias(best.name, ALIAS, version)
     return version
 
 
-def _find(client: MlflowClient, best: BestModel) -> str | None:
+def is_registered(tracker: Tracker, name: str, weights_sha256: str) -> bool:
+    """Return whether a version of the registered model ``name`` has these weights.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
+    """
+    with tracker.answering() as client:
+        return _find(client, name, weights_sha256) is not None
+
+
+def _find(client: MlflowClient, name: str, weights_sha256: str) -> str | None:
     versions = client.search_model_versions(
-        f"name = '{best.name}' and tag.`{TAG_WEIGHTS}` = '{best.weights_sha256}'", order_by=["version_number DESC"]
+        f"name = '{name}' and tag.`{TAG_WEIGHTS}` = '{weights_sha256}'", order_by=["version_number DESC"]
     )
     return str(versions[0].version) if versions else None
 

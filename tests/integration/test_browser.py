@@ -206,7 +206,7 @@ def test_the_runs_summary_has_the_rounds_and_plots(
         assert len(shown.getcolors(shown.width * shown.height) or []) > 50, f"{name} is blank"
     link = page.run("[...document.querySelectorAll('a')].find(a => a.innerText === 'MLflow run').href")
     assert link.startswith(f"{stack.mlflow}/#/experiments/")
-    assert link.endswith(stack.tracked()[FORM]["run_id"])
+    assert link.endswith(f"{stack.tracked()[FORM]['run_id']}?workflowType=machine_learning")
 
 
 def test_progress_and_each_rounds_clients_are_artifacts_too(
@@ -262,6 +262,21 @@ def test_mlflow_compares_the_two_runs(stack: RunningStack, page: Browser, shoot:
     for text in (FORM, API, "training.local_epochs"):  # the field in which the runs differ
         page.wait_for_text(text)
     shoot("mlflow-compare-runs")
+
+
+def test_the_comparisons_link_draws_the_map_of_both_runs_by_round(
+    stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    compared = stack.home.run("compare", FORM, API)
+    assert compared.returncode == 0, compared.stdout
+    (link,) = [line.removeprefix("MLflow: ") for line in compared.stdout.splitlines() if line.startswith("MLflow: ")]
+    page.go(link)
+    both = json.dumps([FORM, API])
+    page.wait_for(
+        f"{_DRAWN}.some(lines => {both}.every(name => lines.some(line => line[0].includes(name) && line[1] === 4)))",
+        "both runs with their rounds",
+    )
+    shoot("mlflow-compare-by-round")
 
 
 def test_the_link_of_a_suite_opens_the_charts_of_its_cells(

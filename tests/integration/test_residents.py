@@ -134,6 +134,7 @@ def test_a_cancelled_federation_gives_its_slots_back(stack: RunningStack) -> Non
     assert eventually(lambda: slots_are_free(stack), 60)
     final = {run.state_name for run in residents_of(stack, "cancelled")}
     assert final <= {"Completed", "Cancelled"}
+    assert stack.tracked()["cancelled"]["status"] == "KILLED"
 
 
 def test_a_resident_without_a_coordinator_fails(stack: RunningStack) -> None:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from flows.views.mlflow_texts import cell_title
 from infra.store.sealed import seal
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
 from tasks.spec.suite_presets import suite_preset
@@ -135,14 +136,32 @@ def test_mlflow_has_a_parent_with_the_federations_below_it(finished: Finished) -
     runs = client.search_runs([experiment.experiment_id])
     parent = next(run for run in runs if run.data.tags.get("fedbench.suite_run") == "first")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(CELLS)
+    assert len(children) == len(CELLS) + 1
     by_name = {run.info.run_name: run for run in children}
     for cell in finished.result().cells:
-        run = by_name[cell.name]
+        run = by_name[cell_title(cell.experiment, cell.role, cell.seed, cell.device)]
+        assert run.data.tags["fedbench.cell"] == cell.name
         assert run.data.tags["fedbench.federation"] == cell.federation
         assert run.data.tags["fedbench.role"] == cell.role
         assert run.data.metrics["final/loss"] == pytest.approx(cell.last.figures["loss"])
     assert parent.info.status == "FAILED"  # one cell has no result
+    # The failed cell is below the parent too, because it was from its start.
+    assert {run.data.tags["fedbench.cell"] for run in children} == CELLS | {"diverges.s1"}
+    means = client.get_metric_history(parent.info.run_id, "average_precision/map50_voc10/yolov3-tiny mean")
+    assert sorted(point.step for point in means) == [0, 1, 2]  # once each, though the suite was killed
+    seeds = [cell for cell in finished.result().cells if cell.experiment == "yolov3-tiny"]
+    last = [cell.last.figures["map50_voc10"] or 0.0 for cell in seeds]
+    assert max(means, key=lambda point: point.step).value == pytest.approx(sum(last) / 2)
+
+
+def test_only_the_best_model_of_each_experiment_is_registered(finished: Finished) -> None:
+    client = MlflowClient(f"sqlite:///{finished.home.path / 'mlflow.db'}")
+    registered = {model.name for model in client.search_registered_models()}
+    federated = [cell for cell in finished.result().cells if cell.role == "federated"]
+    by_experiment = {name: {cell.federation for cell in federated if cell.experiment == name} for name in
+                     ("yolov3-tiny", "laptop")}  # fmt: skip
+    assert [len(registered & names) for names in by_experiment.values()] == [1, 1]
+    assert len(registered) == 2
 
 
 def test_show_list_and_report_read_the_store_and_run_nothing(finished: Finished, tmp_path: Path) -> None:

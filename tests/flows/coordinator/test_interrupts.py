@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import time
@@ -9,10 +10,30 @@ import weakref
 from typing import Any
 
 import pytest
+from prefect.exceptions import Abort, CancelledRun, CrashedRun, TerminationSignal
 
-from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt, was_stopped
+from tasks.errors import FedbenchError
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("error", "stopped"),
+    [
+        (KeyboardInterrupt(), True),
+        (asyncio.CancelledError(), True),
+        (CancelledRun(), True),
+        (TerminationSignal(signal.SIGTERM), True),
+        (Abort(), True),
+        (CrashedRun(), False),
+        (FedbenchError("no quorum"), False),
+        (SystemExit(1), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_that_somebody_stopped_has_not_failed(error: BaseException, stopped: bool) -> None:
+    assert was_stopped(error) is stopped
 
 
 class Thing:

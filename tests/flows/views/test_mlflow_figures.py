@@ -87,9 +87,17 @@ def test_the_best_value_of_the_chosen_metric_is_logged_too() -> None:
     assert best == {"best/round": 1.0, "best/map50_voc10": 0.3, "best/map_coco": 0.0}
 
 
+def test_the_section_of_the_maps_is_the_first_on_mlflows_page() -> None:
+    """MLflow sorts the sections of charts by name; a name without a slash is in a section that comes last."""
+    sections = sorted({name.rpartition("/")[0] for name in round_figures(record(evaluations=2)).figures if "/" in name})
+    assert sections[0] == "average_precision"
+
+
 def test_a_round_has_these_figures() -> None:
     metrics = round_figures(record()).figures
     assert metrics == {
+        "average_precision/map50_voc10": 0.25,
+        "average_precision/map_coco": 0.125,
         "train/loss": 2.5,
         "train/learning_rate": 0.001,
         "global/loss": 3.0,

@@ -22,6 +22,7 @@ from infra.errors import StoreUnavailable
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
+from infra.tracking.cell import CellRun
 from infra.tracking.client import answering
 from infra.tracking.federation import TAG_SUPERSEDED
 from infra.views import Views
@@ -31,7 +32,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.failing_server import failing_server
 from tests.infra.tracking.lookup import find_run
-from tests.records import evaluation_record, round_record
+from tests.records import client_info, evaluation_record, round_record
 from tests.tasks.metrics.scenes import CLASSES
 from tests.tasks.metrics.test_scored import scored_model
 
@@ -107,6 +108,103 @@ def test_all_rounds_are_logged_before_the_run_ends(tmp_path: Path, uri: str) -> 
     with answering(uri) as client:
         assert [point.step for point in client.get_metric_history(run, "round")] == [0, 1, 2]
         assert client.get_run(run).info.status == "KILLED"
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the name of each federation whose best model is registered."""
+    names: list[str] = []
+
+    def register(handles: Any, tracker: Any, name: str, *others: object) -> Any:
+        names.append(name)
+        return SimpleNamespace(uri=f"models:/{name}@best")
+
+    monkeypatch.setattr("flows.views.mlflow_run.register", register)
+
+    async def no_sheet(*arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr(RunReport, "_sheet", no_sheet)
+    monkeypatch.setattr(RunReport, "_analysis", lambda *arguments: {})
+    monkeypatch.setattr(RunReport, "_draw", lambda *arguments: {})
+    return names
+
+
+def test_a_run_that_was_killed_and_resumed_has_everything_once(tmp_path: Path, uri: str, registered: list[str]) -> None:
+    def record(number: int) -> RoundRecord:
+        return record_of(number).model_copy(update={"clients": tuple(map(client_info, ("1", "2")))})
+
+    killed = report_at(uri, tmp_path)
+    killed.open([])
+    killed.flow_started("first")
+    killed.round_committed(record(0))
+    killed.round_committed(record(1))
+    killed.close("KILLED")
+    resumed = report_at(uri, tmp_path)
+    resumed.open([record(0), record(1)])
+    resumed.flow_started("second")
+    resumed.round_committed(record(2))
+    handles = handles_of(resumed)
+    handles.history = [record(number) for number in range(3)]
+    asyncio.run(resumed.finish(handles))
+    assert (killed.views.failed, resumed.views.failed) == ({}, {})
+    run_id = find_run(uri, "fedbench", "street")
+    assert run_id is not None
+    with answering(uri) as client:
+        run = client.get_run(run_id)
+        assert run.inputs is not None
+        names = [item.dataset.name for item in run.inputs.dataset_inputs]
+        for key in run.data.metrics:
+            steps = [point.step for point in client.get_metric_history(run_id, key)]
+            assert len(steps) == len(set(steps)), key
+    assert sorted(names) == [f"synthetic-street5 {what}" for what in ("client 1", "client 2", "test")]
+    tags = run.data.tags
+    assert (tags["fedbench.data"], tags["fedbench.method"]) == ("synthetic-street5", "fedavg")
+    assert (tags["mlflow.source.name"], tags["prefect.flow_run_id"]) == ("fedbench run", "second")
+    assert "Best round 2 of 2: map50_voc10 0.100" in tags["mlflow.note.content"]
+    assert "mlflow.parentRunId" not in tags
+    assert run.info.run_name == "street"
+    assert registered == ["street"]
+
+
+def test_a_suites_cell_is_below_its_parent_from_the_start_and_registers_no_model(
+    tmp_path: Path, uri: str, registered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = CellRun("laptop · seed 1", {"fedbench.suite": "smoke", "fedbench.cell": "laptop.s1"}, "parent")
+    for name, value in cell.variables().items():
+        monkeypatch.setenv(name, value)
+    report = report_at(uri, tmp_path)
+    report.open([])
+    run_id = find_run(uri, "fedbench", "street")
+    assert run_id is not None
+    with answering(uri) as client:
+        run = client.get_run(run_id)
+    assert run.info.run_name == "laptop · seed 1"
+    assert run.data.tags["mlflow.parentRunId"] == "parent"
+    assert run.data.tags["fedbench.cell"] == "laptop.s1"
+    assert asyncio.run(report.finish(handles_of(report))).model is None
+    assert registered == []
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_run_has_no_link_to_a_server_that_ends_with_the_command(tmp_path: Path, uri: str, stays: bool) -> None:
+    settings = Settings(home=tmp_path, mlflow_tracking_uri=uri, mlflow_system_metrics=False)
+    services = SimpleNamespace(
+        settings=settings, prefect_api_url="http://127.0.0.1:9/api", prefect_stays=stays, mlflow_tracking_uri=uri
+    )
+    report = RunReport("street", SPEC, settings, services, tmp_path, "fedbench report street --home /h")
+    report.open([])
+    report.flow_started("1")
+    report.close("KILLED")
+    run_id = find_run(uri, "fedbench", "street")
+    assert run_id is not None
+    with answering(uri) as client:
+        run = client.get_run(run_id)
+    link = "http://127.0.0.1:9/runs/flow-run/1" if stays else "fedbench ui street --home /h"
+    assert run.data.tags["prefect.flow_run_url"] == link
+    assert link in run.data.tags["mlflow.note.content"]
+    assert any("http" in value for value in run.data.tags.values()) is stays
+    assert not any(key.startswith("system/") for key in run.data.metrics)
 
 
 # --- a failing view does not fail the federation ------------------------------------------------------------

@@ -10,7 +10,7 @@ from infra.tracking.registry import ALIAS
 def find_run(uri: str, experiment: str, federation: str) -> str | None:
     """Return the id of the federation's MLflow run, by its page; None when there is none."""
     page = find_page(uri, experiment, federation, "http://mlflow")
-    return None if page is None else page.rpartition("/")[2]
+    return None if page is None else page.partition("?")[0].rpartition("/")[2]
 
 
 def best_version(uri: str, name: str) -> str | None:

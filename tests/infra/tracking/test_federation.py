@@ -127,7 +127,8 @@ def test_another_federation_has_a_run_of_its_own(uri: str) -> None:
 
 def test_page(uri: str) -> None:
     tracker = open_tracker(uri)
-    expected = f"http://h:5000/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
+    run = f"{tracker.experiment_id}/runs/{tracker.run_id}"
+    expected = f"http://h:5000/#/experiments/{run}?workflowType=machine_learning"
     assert page_url("http://h:5000/", tracker.experiment_id, tracker.run_id) == expected
     assert find_page(uri, "streets", "street", "http://h:5000") == expected
     assert find_page(uri, "streets", "nobody", "http://h:5000") is None

@@ -1,0 +1,68 @@
+"""Names, tags and descriptions of runs for MLflow's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.views.mlflow_data import data_name
+from flows.views.tables import describe
+from infra.tracking.cell import CellRun
+from tasks.plain_text import link_target, markdown
+from tasks.spec.federation import FederationSpec
+from tasks.spec.records import RoundRecord
+from tasks.spec.references import is_reference
+from tasks.spec.suite import Cell, Role
+
+_DESCRIBED = ("map50_voc10", "map_coco", "recall")
+
+
+def filter_tags(spec: FederationSpec) -> dict[str, str]:
+    """Return the tags by which people find runs: data, detector, method, role and seed."""
+    role = "centralised" if spec.data.pooled else "local-only" if is_reference(spec) else "federated"
+    return {
+        "fedbench.data": data_name(spec),
+        "fedbench.detector": spec.detector.kind,
+        "fedbench.role": role,
+        "fedbench.seed": str(spec.seed),
+        **({"fedbench.method": spec.strategy.label} if role == "federated" else {}),
+    }
+
+
+def cell_title(experiment: str, role: Role, seed: int, device: str | None) -> str:
+    """Return the name of a cell's run, as ``laptop · seed 1`` or ``laptop · seed 1 · centralised``."""
+    ending = {"federated": "", "centralised": " · centralised", "local-only": f" · device {device} alone"}[role]
+    return f"{experiment} · seed {seed}{ending}"
+
+
+def cell_run(suite: str, cell: Cell, parent: str | None) -> CellRun:
+    """Return the place of ``cell`` in its suite. parent: id of the suite's run in MLflow, if it is known."""
+    tags = {
+        "fedbench.suite": suite,
+        "fedbench.cell": cell.name,
+        "fedbench.experiment": cell.experiment,
+        "fedbench.role": cell.role,
+        "fedbench.seed": str(cell.seed),
+        **({"fedbench.device": cell.device} if cell.device is not None else {}),
+    }
+    return CellRun(cell_title(cell.experiment, cell.role, cell.seed, cell.device), tags, parent)
+
+
+def description(
+    name: str, spec: FederationSpec, history: Sequence[RoundRecord], *, prefect: str | None, ui: str
+) -> str:
+    """Return the description (Markdown) of a federation's run: what it is, its best figures, where to see more.
+
+    prefect: the address of Prefect's page; None if its server ends with the command. ui: the command that serves it.
+    """
+    lines = [f"{markdown(describe(spec))} · data {markdown(data_name(spec))} · seed {spec.seed}", ""]
+    if history:
+        last, best = history[-1], history[history[-1].decision.best_round]
+        figures = best.figures_on(best.shown_on)
+        shown = [f"{key} {value:.3f}" for key in _DESCRIBED if (value := getattr(figures, key)) is not None]
+        if shown:
+            lines.append(f"- Best round {best.round} of {last.round}: {', '.join(shown)}")
+        if last.decision.reason is not None:
+            lines.append(f"- Stopped by {last.decision.reason}")
+    link = f"`{ui}`" if prefect is None else f"[flow run]({link_target(prefect)})"
+    lines += [f"- Prefect: {link}", f"- Commands: `fedbench show {name}` · `fedbench compare {name} OTHER`"]
+    return "\n".join(lines) + "\n"
