@@ -92,7 +92,7 @@ bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o python_files="bench_*.py test_*.py" -m benchmark -s
 
 lock: $(BIN)/uv
-	$(COMPILE) --extra dev --extra docs --extra laptop --extra postgresql pyproject.toml -o requirements.txt
+	$(COMPILE) --extra dev --extra docs --extra export --extra laptop --extra postgresql pyproject.toml -o requirements.txt
 	printf '%s\n' uv 'hatchling>=1.25,<2' editables | $(COMPILE) --constraints requirements.txt - -o requirements-setup.txt
 
 clean:

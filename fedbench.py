@@ -4,6 +4,9 @@ Other projects also have packages named ``flows``, ``infra`` or ``tasks``. If an
 Python's search path, an import of ours fails inside that project, or runs its code. The name of this module is
 fedbench's alone, and the module lies beside the packages, so it knows where they must be.
 
+Notebooks and scripts import :func:`read_run`, :func:`load_model` and :func:`run` from here (docs/python.md). They are
+those of ``flows.from_python``, which loads when one is first used.
+
 The command ``fedbench`` and ``python -m fedbench`` start here. Prefect finds the worker type here, and a worker's warm
 process calls :func:`require_own_packages`. Only the standard library is imported before the check.
 """
@@ -15,7 +18,12 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.from_python import load_model, read_run, run
+
+__all__ = ["load_model", "read_run", "run"]
 
 PACKAGES = ("flows", "infra", "tasks")
 EXIT_USAGE = 2  # the command line's exit code for wrong usage
@@ -72,11 +80,16 @@ def main() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Return the class ``GpuWorker``, which Prefect loads as a worker type.
+    """Return a function for notebooks, or the class ``GpuWorker``, which Prefect loads as a worker type.
 
     Raises:
-        PackageHidden: a package that the worker imports is hidden. Prefect prints why, and goes on without it.
+        PackageHidden: a package that it imports is hidden. Prefect prints why, and goes on without the worker type.
     """
+    if name in __all__:
+        require_own_packages()
+        import flows.from_python
+
+        return getattr(flows.from_python, name)
     if name != "GpuWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_own_packages(("infra", "tasks"))

@@ -15,8 +15,8 @@ from tasks.spec.extensions import packages
 
 DIGITS = 8
 PACKAGES = ("flows", "infra", "tasks")
-# Files that only present results. Changing them does not change the results' digest.
-_PRESENTING = ("analysis", "figures", "report", "suite")
+# Files that only present or export results. Changing them does not change the results' digest.
+_PRESENTING = ("analysis", "figures", "portable", "report", "suite")
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,11 +33,15 @@ def clean(
         typer.Option(
             metavar="DAYS",
             min=0,
-            help="Treat an unfinished round as abandoned after so many days without a new object of its federation.",
+            help="Treat an unfinished round as abandoned, or a federation as a toy, after so many days without a new "
+            "object of the federation.",
         ),
     ] = 7.0,
     run_folders: Annotated[
         bool, typer.Option("--run-folders", help="Also remove folders of runs whose federation is not in the store.")
+    ] = False,
+    toys: Annotated[
+        bool, typer.Option("--toys", help="Whole federations of synthetic images instead, by the rule that it prints.")
     ] = False,
     keys: Annotated[
         bool, typer.Option("--keys", "-k", help="Print the key of every object and the path of every file.")
@@ -45,10 +50,14 @@ def clean(
 ) -> None:
     """List what retention, dead runs and killed servers left in the store and on this machine. --apply removes it.
 
-    `fedbench clean` · `fedbench clean --apply --older-than 2`
+    `fedbench clean` · `fedbench clean --apply --older-than 2` · `fedbench clean --toys --older-than 0`
 
     Running federations, here or elsewhere, records, and the best and the last two global models are never touched.
+    Only --toys removes whole federations.
     """
+    if toys:
+        _clean_toys(names or [], apply, older_than, home)
+        return
     from flows.stored.leftovers import clean as find
     from flows.stored.leftovers import describe
 
@@ -78,6 +87,37 @@ def clean(
     else:
         out.print(f"would be removed with --apply: {describe(result.leftovers)}", highlight=False)
     if result.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _clean_toys(names: list[str], apply: bool, older_than: float, home: Path | None) -> None:
+    """List the toys in the store and their rule. With ``apply``, remove them."""
+    from rich.table import Table
+
+    from flows.stored.toys import RULE, find_toys, remove_toys
+
+    with plain_errors():
+        settings = machine_settings(home)
+        found = find_toys(settings, older_than_days=older_than, names=names)
+        out.print(f"rule: {RULE.format(days=older_than)}", soft_wrap=True, highlight=False)
+        failed = remove_toys(settings, found, say) if apply else {}
+    if not found:
+        out.print("nothing to remove")
+        return
+    table = Table("federation", "last written", box=None)
+    table.columns[0].no_wrap = True
+    for title in ("objects", "MB"):
+        table.add_column(title, justify="right")
+    for toy in found:
+        written = toy.written.astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(toy.name, written, str(toy.objects), f"{toy.bytes / 1e6:,.1f}")
+    out.print(table)
+    for name, reason in failed.items():
+        err.print(f"not removed: {name}: {reason}", soft_wrap=True, highlight=False)
+    gone = [toy for toy in found if toy.name not in failed]
+    count = f"{len(gone)} federation{'' if len(gone) == 1 else 's'}, {sum(toy.bytes for toy in gone) / 1e6:,.1f} MB"
+    out.print(f"removed: {count}" if apply else f"would be removed with --apply: {count}", highlight=False)
+    if failed:
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -85,7 +85,10 @@ def down(home: Home = None) -> None:
 
 
 def status(home: Home = None) -> None:
-    """List what `up` has started, and whether it answers. Exit code 1 if something does not."""
+    """List what `up` has started and whether it answers, and the disk space of the home.
+
+    Exit code 1 if something does not answer.
+    """
     with plain_errors():
         settings = machine_settings(home)
         found = _stack(settings).status()
@@ -98,6 +101,7 @@ def status(home: Home = None) -> None:
             )
         if any(service.state in ("crashed", "silent") for service in found):
             print_command(out, "bring back: ", f"fedbench up{home_option(settings)}")
+        _print_disk(settings)
     if any(service.state != "up" for service in found):
         raise typer.Exit(EXIT_NOT_UP)
 
@@ -159,6 +163,29 @@ def _stack(settings: Settings) -> Stack:
 
 def _say(line: str) -> None:
     err.print(line, soft_wrap=True, highlight=False)
+
+
+def _print_disk(settings: Settings) -> None:
+    """Print what the parts of the home take on this machine's disk, and how each is freed."""
+    import shutil
+
+    from infra.leftovers.usage import disk_usage
+
+    usages = disk_usage(settings.home)
+    if not usages:
+        return
+    table = Table("disk", "", "freed by", box=None)
+    table.columns[1].justify = "right"
+    for usage in usages:
+        table.add_row(usage.part, _size(usage.bytes), usage.freed or "–")
+    out.print()
+    out.print(table)
+    total, free = sum(usage.bytes for usage in usages), shutil.disk_usage(settings.home).free
+    out.print(f"{settings.home}: {_size(total)}, {_size(free)} free", soft_wrap=True, highlight=False)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _table(found: list[ServiceStatus]) -> Table:

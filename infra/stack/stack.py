@@ -24,6 +24,7 @@ from infra.servers.prefect_server import PrefectService
 from infra.settings import Settings
 from infra.stack.asked import check_databases, foreign_addresses, with_databases, with_host
 from infra.stack.environment_file import remove_environment, stack_environment, write_environment
+from infra.stack.port_choice import moved_ports, with_asked_ports
 from infra.stack.services import (
     SERVERS,
     SERVICES,
@@ -97,9 +98,13 @@ class Stack:
                 and running_addresses(self.settings) == state.addresses
             ):
                 self._write_client_files(state)  # the file may have been removed
+                for line in moved_ports(self.settings, state):
+                    say(line)
                 look(self._answering_prefect(state))
                 return self._supervise(state)
             check_databases(state)
+            if not found_state.up:  # while it is up, its clients have the addresses
+                state = with_asked_ports(state, (found.name for found in before if found.state == "down"))
             state = state.model_copy(update={"up": True})
             write_state(self.home, state)
             try:
@@ -201,7 +206,6 @@ class Stack:
     def _start(self, state: StackState, before: list[ServiceStatus], say: Callable[[str], None]) -> None:
         from infra.store.objects import ObjectStore  # imports boto3, which `status` does not need
 
-        wanted = {name: state.port(name, getattr(self.settings.ports, name)) for name in SERVERS}
         for found in before:
             if found.state == "silent":
                 self._wait_or_end(found, state)
@@ -238,9 +242,8 @@ class Stack:
         )
         write_state(self.home, state)
         self._write_client_files(state)
-        for service in started:
-            if service.port != wanted[service.name]:
-                say(f"{service.name}: port {wanted[service.name]} is taken, {service.port} is used instead")
+        for line in moved_ports(self.settings, state):
+            say(line)
 
     def _wait_or_end(self, found: ServiceStatus, state: StackState) -> None:
         """Wait for a silent service that is coming up; end one that hangs."""

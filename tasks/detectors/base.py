@@ -86,6 +86,16 @@ class Detector(nn.Module, ABC):
         """
         return frozenset()
 
+    def decode(self, outputs: Any) -> list[tuple[Tensor, Tensor]]:
+        """Return each image's boxes and scores before non-maximum suppression, for `fedbench export-model`.
+
+        Boxes are float32 [N, 4] in input pixels, or [N, classes, 4] if each class has its own; scores [N, classes].
+
+        Raises:
+            NotImplementedError: a detector of another package may leave this out. It cannot be exported then.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define decode()")
+
     @abstractmethod
     def predict(self, outputs: Any, *, score_threshold: float, nms_iou: float, max_detections: int) -> list[Detections]:
         """Return each image's detections after non-maximum suppression, at most ``max_detections`` a class."""

@@ -269,20 +269,23 @@ class FasterRcnn(Detector):
         )
         return _Sample(boxes, chosen, [label[index] for label, index in zip(labels, chosen, strict=True)], wanted)
 
-    def predict(
-        self, outputs: FasterRcnnOutputs, *, score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[Detections]:
+    def decode(self, outputs: FasterRcnnOutputs) -> list[tuple[Tensor, Tensor]]:
         scored = outputs.scored or self._score(outputs, outputs.proposals)
         found = []
         for proposals, logits, deltas in zip(outputs.proposals, *scored, strict=True):
             boxes = self.roi_heads.box_coder.decode_single(deltas, proposals).view(-1, 1 + self.num_classes, 4)[:, 1:]
             boxes = clip_boxes_to_image(boxes, outputs.size)
             whole = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1) >= THINNEST
-            scores = logits.softmax(dim=-1)[:, 1:] * whole
-            found.append(
-                suppress(boxes, scores, score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
-            )
+            found.append((boxes, logits.softmax(dim=-1)[:, 1:] * whole))
         return found
+
+    def predict(
+        self, outputs: FasterRcnnOutputs, *, score_threshold: float, nms_iou: float, max_detections: int
+    ) -> list[Detections]:
+        return [
+            suppress(box, score, score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
+            for box, score in self.decode(outputs)
+        ]
 
 
 def _leave_out(labels: list[Tensor], boxes: list[Tensor], truth: list[dict[str, Tensor]]) -> bool:

@@ -123,14 +123,17 @@ class FcosLite0(Detector):
     def loss(self, outputs: FcosOutputs, targets: Targets) -> dict[str, Tensor]:
         return fcos_loss(outputs.logits, outputs.boxes, outputs.points, targets)
 
+    def decode(self, outputs: FcosOutputs) -> list[tuple[Tensor, Tensor]]:
+        limits = outputs.boxes.new_tensor([outputs.width, outputs.height] * 2)
+        boxes = torch.minimum(outputs.boxes.clamp(min=0), limits)
+        return list(zip(boxes, outputs.logits.sigmoid(), strict=True))
+
     def predict(
         self, outputs: FcosOutputs, *, score_threshold: float, nms_iou: float, max_detections: int
     ) -> list[Detections]:
-        limits = outputs.boxes.new_tensor([outputs.width, outputs.height] * 2)
-        boxes = torch.minimum(outputs.boxes.clamp(min=0), limits)
         return [
             suppress(box, score, score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
-            for box, score in zip(boxes, outputs.logits.sigmoid(), strict=True)
+            for box, score in self.decode(outputs)
         ]
 
 

@@ -225,17 +225,20 @@ class YoloNetwork(Detector):
     def loss(self, outputs: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         return yolo_loss(outputs, targets, self.scales, self.spec)
 
-    def predict(
-        self, outputs: list[Tensor], *, score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[Detections]:
+    def decode(self, outputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         decoded = [decode(output, scale) for output, scale in zip(outputs, self.scales, strict=True)]
         boxes = torch.cat([item[0] for item in decoded], dim=1)
         scores = torch.cat([item[1] for item in decoded], dim=1)
         limits = boxes.new_tensor(self.scales[0].input_size(outputs[0].shape[2:4]) * 2)
         boxes = torch.minimum(boxes.clamp(min=0), limits)
+        return list(zip(boxes, scores, strict=True))
+
+    def predict(
+        self, outputs: list[Tensor], *, score_threshold: float, nms_iou: float, max_detections: int
+    ) -> list[Detections]:
         return [
             suppress(box, score, score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
-            for box, score in zip(boxes, scores, strict=True)
+            for box, score in self.decode(outputs)
         ]
 
 
