@@ -397,3 +397,125 @@ def test_yolo_has_no_difficult_objects(made: Path, tmp_path: Path) -> None:
     result = call("split", tmp_path / "set", tmp_path / "new", "--group-near-duplicates", "--to", "yolo")
     assert result.exit_code == 2
     assert "expected no difficult objects, because YOLO's form cannot mark them" in result.output
+
+
+def test_a_run_of_a_folder_has_its_data_and_the_settings_its_place(
+    made: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBENCH_DATA_ROOTS", '{"other": "/other"}')
+    ran: list[tuple[str, FederationSpec, Settings, str]] = []
+
+    def keep(name: str, spec: FederationSpec, settings: Settings, *_: object, variable: str = "") -> None:
+        ran.append((name, spec, settings, variable))
+
+    monkeypatch.setattr(runs, "_run", keep)
+    result = fedbench("run", made / "yolo", "-s", "max_rounds=3", "--home", home)
+    assert result.exit_code == 0, result.output
+    ((name, spec, settings, variable),) = ran
+    assert name == f"yolo-{spec.digest[:8]}"
+    assert spec.data == Yolo(name="yolo", clients=ByFolder())
+    assert (spec.max_rounds, spec.detector) == (3, preset("street5_laptop").detector)
+    assert block(result.output)[0] == {"data": {"kind": "yolo", "name": "yolo", "clients": {"kind": "folders"}}}
+    assert settings.data_root("yolo") == load_settings().data_root("yolo") == made / "yolo"
+    assert settings.data_root("other") == load_settings().data_root("other") == Path("/other")
+    (assignment,) = shlex.split(variable)
+    assert json.loads(assignment.removeprefix("FEDBENCH_DATA_ROOTS="))["yolo"] == str(made / "yolo")
+    result = fedbench("run", made / "coco", "-s", "data.name=yolo", "--home", home)
+    assert result.exit_code == 2
+    assert f"data.name: yolo: the settings have the folder {made}/yolo under this name, expected {made}/coco" in (
+        result.output
+    )
+    assert len(ran) == 1
+    assert fedbench("run", made / "coco", "-q", "--home", home).output == ""
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no such thing": (("check", "nowhere"), "nowhere: no such preset or file"),
+    "no data at hand": (("check", "street5"), "no folder is known for data set 'street'"),
+    "folder of nothing": (("check", "{tmp}"), "expected train_label.json (street), train.json"),
+    "form of a preset": (("check", "street5", "--form", "coco"), "--form coco: expected a folder, found street5"),
+    "unknown field": (("check", "{made}/coco", "-s", "split=5"), "data.split: "),
+    "field without value": (("check", "{made}/coco", "-s", "train"), "--set train: expected FIELD=VALUE"),
+    "picture": (("check", "{made}/coco", "--picture", "{made}/coco/test.json/p.png"), "/test.json/p.png failed: "),
+    "folder of several forms": (("check", "{several}"), "expected the files of one form, found those of coco and voc"),
+    "folder in use": (("make", "{made}/coco"), "expected a folder that does not exist yet, or is empty"),
+    "field twice": (("check", "{made}/coco", "-s", "exif=applied", "-s", "exif=as-stored"), "expected each field once"),
+    "leading zero": (("make", "{tmp}/x", "-s", "seed=03"), "--set seed=03: data.seed: 03 has a leading zero"),
+    "too few images": (("make", "{tmp}/x", "-s", "train_images=3"), "data.train_images: "),
+    "other kind": (("make", "{tmp}/x", "-s", "kind=federated-street"), "expected synthetic-street"),
+    "split of nothing": (("split", "{made}/coco", "{tmp}/x"), "expected --group-near-duplicates, --test-fraction or"),
+    "no fraction": (
+        ("split", "{made}/coco", "{tmp}/x", "--test-fraction", "1"),
+        "--test-fraction: expected a number between 0 and 1, found 1",
+    ),
+    "no devices of test images": (
+        ("split", "{made}/coco", "{tmp}/x", "--test-fraction", "0.2"),
+        "expected the device of each test image, because a test fraction divides each device's images anew; 5 have",
+    ),
+    "no devices for test sets": (
+        ("split", "{made}/coco", "{tmp}/x", "--group-near-duplicates", "--test", "per-device"),
+        "expected the device of each test image, because each device gets a test set of its own",
+    ),
+    "split into a folder in use": (
+        ("split", "{made}/coco", "{made}/coco", "--group-near-duplicates"),
+        "expected a folder that does not exist yet, or is empty",
+    ),
+    "below a file": (("make", "{made}/coco/test.json/x", *TINY), "the data set cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_exit_2(made: Path, tmp_path: Path, case: str) -> None:
+    words, message = WRONG[case]
+    several = tmp_path / "d" / "several"
+    (several / "Annotations").mkdir(parents=True)
+    (several / "train.json").touch()
+    result = call(*(word.format(made=made, tmp=tmp_path, several=several) for word in words))
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_devices_that_only_the_data_define_are_pinned(made: Path, home: Path) -> None:
+    settings = Settings(home=home, data_roots={"mine": made / "voc"})
+    spec = FederationSpec(data=VocFolders(name="mine"))
+    assert "· all clients ·" in describe(spec)
+    pinned = pin_data(spec, settings)
+    assert pinned.clients == pinned.participation.clients == ("1", "2", "3", "4", "5")
+    assert isinstance(pinned.data, VocFolders)
+    assert pinned.data.digest is not None
+    assert pin_data(pinned, settings) == pinned
+    assert "· 5 clients ·" in describe(pinned)
+    for participation, message in (
+        (Participation(clients=("2", "6")), r"participation\.clients: 6: expected devices of the 5-device split, 1 to"),
+        (Participation(clients_per_round=6), r"participation\.clients_per_round: expected at most 5"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            pin_data(spec.model_copy(update={"participation": participation}), settings)
+
+
+def test_devices_that_the_specification_defines_are_not_pinned(made: Path, home: Path) -> None:
+    settings = Settings(home=home, data_roots={"mine": made / "street"})
+    pinned = pin_data(FederationSpec(data=FederatedStreet(name="mine", split=20)), settings)
+    assert pinned.participation.clients is None
+    assert len(pinned.clients or ()) == 20
+
+
+def test_a_run_prints_warnings_about_its_data_at_its_start(made: Path, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "coco", tmp_path / "set")
+    document = json.loads((tmp_path / "set" / "test.json").read_text())
+    document["annotations"] += [{**item, "id": item["id"] + 1000} for item in document["annotations"]]
+    (tmp_path / "set" / "test.json").write_text(json.dumps(document))
+    settings = Settings(home=home, data_roots={"mine": tmp_path / "set"})
+    lines: list[str] = []
+    spec = FederationSpec(data=Coco(name="mine"))
+    pin(spec, settings, lines.append)
+    (line,) = lines
+    count = len(document["annotations"]) // 2
+    assert line.startswith(f"data: {count} objects repeat another one of their image, with the same class and box")
+    result = call("check", tmp_path / "set", "--form", "coco")
+    assert f"warning: {line.removeprefix('data: ').split(' (', 1)[0]}" in result.output
+    assert result.exit_code == 0
+    lines.clear()
+    pin(spec, settings.model_copy(update={"data_roots": {"mine": made / "coco"}}), lines.append)
+    assert lines == []
