@@ -59,9 +59,10 @@ def export_model(
     card = opened.card
     out.print(f"{opened.title}: {shell_quoted(file)}, {exported.bytes / 1e6:.1f} MB", soft_wrap=True, highlight=False)
     size = f"[1, 3, {card.detector.height}, {card.detector.width}]"
-    out.print(f"input: images, {pixels} {size}, RGB, 0 to 255 · outputs: boxes, scores, labels", highlight=False)
+    what = f"input: images, {pixels} {size}, RGB, 0 to 255 · outputs: boxes, scores, labels"
+    out.print(what, soft_wrap=True, highlight=False)
     if exported.checked is not None:
-        out.print(f"compared with the model: {exported.checked}", highlight=False)
+        out.print(f"compared with the model: {exported.checked}", soft_wrap=True, highlight=False)
     else:
         out.print(f"not compared with the model: {exported.unchecked}", soft_wrap=True, highlight=False)
     for note in card.notes:
