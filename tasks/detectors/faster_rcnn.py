@@ -205,8 +205,8 @@ class FasterRcnn(Detector):
         if targets.regions is not None:
             truth = [item | {"regions": regions} for item, regions in zip(truth, targets.regions, strict=True)]
         if self.training:
-            sampled = self._sampled_terms(outputs, truth, targets.labelled)
-            return {**self._anchor_terms(outputs, slice(None), truth), **sampled}
+            terms = self._anchor_terms(outputs, slice(None), truth)  # first: both draw from torch's generator
+            return terms | self._sampled_terms(outputs, truth, targets.labelled)
         found = self._scored_terms(outputs, truth, targets.labelled)
         for number, item in enumerate(truth):
             found[number].update(self._anchor_terms(outputs, slice(number, number + 1), [item]))
