@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,7 +11,9 @@ from tasks.detectors.base import Detector
 from tasks.errors import SpecError
 from tasks.spec import extensions
 from tasks.spec.detector import DetectorSpec
-from tasks.spec.federation import FederationSpec
+
+if TYPE_CHECKING:  # a served model has no YAML, which the specification's reader imports
+    from tasks.spec.federation import FederationSpec
 
 # The class for each kind, imported when a detector of that kind is built. Importing torchvision takes seconds, which a
 # coordinator that only draws a YOLO network's weights need not wait. So where torchvision serves a turn alone (losses,
