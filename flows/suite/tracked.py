@@ -80,10 +80,7 @@ class TrackedSuite:
             results = [self._results[cell.name] for cell in plan.cells if cell.name in self._results]
             assert self._tracker is not None
             curves = curves_over_seeds(whole_groups(plan.cells, results))
-            if not self._tracker.log_curves(curves):
-                self._tracker.supersede()
-                self._tracker = self._opened()
-                self._tracker.log_curves(curves)
+            self._tracker = self._tracker.with_curves(curves, self._opened)
             self._tracker.describe(suite_description(plan.suite, plan.cells, results))
 
     @contextlib.contextmanager

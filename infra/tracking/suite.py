@@ -141,6 +141,18 @@ class SuiteTracker:
                 self._client.log_batch(self.run_id, metrics=points[start : start + _BATCH])
         return True
 
+    def with_curves(self, curves: Sequence[RoundFigures], opened: Callable[[], SuiteTracker]) -> SuiteTracker:
+        """Log figures over the seeds by round. Return the run that has them: this one, or a new one in its place.
+
+        opened: opens the suite run's parent, as :meth:`open`; called if this one has other points and is superseded.
+        """
+        if self.log_curves(curves):
+            return self
+        self.supersede()
+        new = opened()
+        new.log_curves(curves)
+        return new
+
     def describe(self, text: str) -> None:
         """Set the description on the run's page (Markdown), unless a person has changed it there."""
         with answers(self._uri):
@@ -173,11 +185,11 @@ def track_suite(
     Raises:
         TrackingUnavailable: the server does not answer, or refuses.
     """
-    tracker = SuiteTracker.open(uri, experiment, suite.suite_run, suite.tags, location=location)
-    if not tracker.log_curves(suite.curves):
-        tracker.supersede()
-        tracker = SuiteTracker.open(uri, experiment, suite.suite_run, suite.tags, location=location)
-        tracker.log_curves(suite.curves)
+
+    def opened() -> SuiteTracker:
+        return SuiteTracker.open(uri, experiment, suite.suite_run, suite.tags, location=location)
+
+    tracker = opened().with_curves(suite.curves, opened)
     if suite.description is not None:
         tracker.describe(suite.description)
     run_id, experiment_id = tracker.run_id, tracker.experiment_id
