@@ -93,11 +93,11 @@ def choose_federation(what: str, fields: dict[str, Any]) -> ChosenFederation:
     Raises:
         SpecError: there is no such preset, file or folder, the folder has no known form, or a field is wrong.
     """
-    from tasks.data.recognise import recognise
-
     folder = Path(what)
     if what in PRESETS or not folder.is_dir():
         return ChosenFederation(*choose_spec(what, fields))
+    from tasks.data.recognise import recognise
+
     data = recognise(folder, data_name(folder))
     spec = with_fields(own_data(data), fields, source=what)
     base = name_of_file(Path(f"{folder.resolve().name}.yaml"))
