@@ -18,6 +18,7 @@ from tasks.documents.errors import DocumentError
 from tasks.documents.yaml_text import read_document
 from tasks.errors import DataError
 from tasks.spec.clients import ByField, ByName, Named, Partition
+from tasks.spec.data import OwnData
 
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # tasks.spec.base.ClientId
 
@@ -141,6 +142,38 @@ def _read_list(path: Path, parsed: Parsed, file: str, faults: Faults) -> Mapping
         faults.add(f"{path}: expected a mapping of devices to lists of image names, found {shown(document)}")
         return {}
     return {str(device): names for device, names in document.items()}
+
+
+def assemble_own(
+    root: Path,
+    spec: OwnData,
+    parsed: Parsed,
+    faults: Faults,
+    *,
+    where: str,
+    slack: float = 0.0,
+    devices: Sequence[str] | None = None,
+) -> FederatedData:
+    """Return the data of ``spec``, whose images come to clients as its ``clients`` says.
+
+    where: the path of the labels that may name devices, for messages. slack: as in :class:`tasks.data.images.Reading`.
+    devices: those whose folders the reader found, in order.
+
+    Raises:
+        DataError: as :func:`assemble`, or the images name no devices, or wrong ones.
+    """
+    if isinstance(spec.clients, Named):
+        devices = named_devices(root, spec.clients, parsed, where, faults)
+    return assemble(
+        root,
+        parsed,
+        faults,
+        name=spec.name,
+        expected_digest=spec.digest,
+        devices=devices,
+        reading=Reading(spec.exif, spec.drop_duplicate_objects, slack),
+        partition=spec.clients if isinstance(spec.clients, Partition) else None,
+    )
 
 
 def assemble(

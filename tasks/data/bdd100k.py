@@ -21,12 +21,11 @@ from os.path import isdir
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.data.assemble import assemble, named_devices
+from tasks.data.assemble import assemble_own
 from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, inside, is_utf8, read_json, shown
-from tasks.data.images import Reading
 from tasks.data.published import SLACK, box_with_area, is_image
 from tasks.data.samples import FederatedData
-from tasks.spec.clients import ByField, Named, Partition
+from tasks.spec.clients import ByField
 from tasks.spec.data_forms import Bdd100k
 
 _EDGES = ("x1", "y1", "x2", "y2")
@@ -57,22 +56,10 @@ def load_bdd100k(root: Path, spec: Bdd100k, *, faults: Faults | None = None) -> 
             if entry is not None:
                 entries.append(entry)
     if spec.classes is None:
-        parsed.classes = tuple(sorted({thing.name for entry in parsed.train for thing in entry.things}))
+        parsed.classes = parsed.training_classes()
         parsed.train = [_without_other_regions(entry, parsed.classes) for entry in parsed.train]
         parsed.test = [_without_other_regions(entry, parsed.classes) for entry in parsed.test]
-    devices: tuple[str, ...] | None = None
-    if isinstance(spec.clients, Named):
-        devices = named_devices(root, spec.clients, parsed, f"{root / spec.train}: attributes", faults)
-    return assemble(
-        root,
-        parsed,
-        faults,
-        name=spec.name,
-        expected_digest=spec.digest,
-        devices=devices,
-        reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=spec.clients if isinstance(spec.clients, Partition) else None,
-    )
+    return assemble_own(root, spec, parsed, faults, where=f"{root / spec.train}: attributes", slack=SLACK)
 
 
 def _frames(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator[tuple[str, Any]]:

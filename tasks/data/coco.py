@@ -12,12 +12,11 @@ from os.path import exists, isfile
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
-from tasks.data.assemble import assemble, named_devices
+from tasks.data.assemble import assemble_own
 from tasks.data.coco_layout import advice, with_own_layout
 from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, check_box, inside, is_utf8, read_json, shown
-from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
-from tasks.spec.clients import ByField, Named, Partition
+from tasks.spec.clients import ByField
 from tasks.spec.data import Coco
 
 # Pixels. COCO's own boxes extend beyond their images by fractions of a pixel.
@@ -46,19 +45,7 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
     parsed.train, categories = _read_part(root, spec.train, spec.train_images, field, parsed, faults)
     parsed.test, _ = _read_part(root, spec.test, spec.test_images, field, parsed, faults)
     parsed.classes = spec.classes or tuple(sorted(set(categories.values())))
-    devices: tuple[str, ...] | None = None
-    if isinstance(spec.clients, Named):
-        devices = named_devices(root, spec.clients, parsed, str(root / spec.train), faults)
-    return assemble(
-        root,
-        parsed,
-        faults,
-        name=spec.name,
-        expected_digest=spec.digest,
-        devices=devices,
-        reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=spec.clients if isinstance(spec.clients, Partition) else None,
-    )
+    return assemble_own(root, spec, parsed, faults, where=str(root / spec.train), slack=SLACK)
 
 
 def _read_part(

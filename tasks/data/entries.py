@@ -102,6 +102,10 @@ class Parsed:
     files: list[tuple[str, str]]
     lists: tuple[str, str]
 
+    def training_classes(self) -> tuple[str, ...]:
+        """Return the classes of the training images' objects, in alphabetical order."""
+        return tuple(sorted({thing.name for entry in self.train for thing in entry.things}))
+
 
 def read_bytes(path: Path, faults: Faults) -> bytes | None:
     """Return the file's bytes, or report that it cannot be read and return None."""

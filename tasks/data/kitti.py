@@ -13,13 +13,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tasks.data.assemble import assemble, named_devices
+from tasks.data.assemble import assemble_own
 from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, read_bytes, shown
-from tasks.data.images import Reading
 from tasks.data.published import SLACK, box_with_area, image_called, read_numbers, read_rows
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images, read_list
-from tasks.spec.clients import Named, Partition
 from tasks.spec.data_forms import Kitti
 
 DONT_CARE = "DontCare"
@@ -42,20 +40,8 @@ def load_kitti(root: Path, spec: Kitti, *, faults: Faults | None = None) -> Fede
     if images is not None:
         for file, entries in ((spec.train, parsed.train), (spec.test, parsed.test)):
             _read_part(root, file, spec, images, entries, parsed, faults)
-    parsed.classes = spec.classes or tuple(sorted({thing.name for entry in parsed.train for thing in entry.things}))
-    devices: tuple[str, ...] | None = None
-    if isinstance(spec.clients, Named):
-        devices = named_devices(root, spec.clients, parsed, str(root / spec.labels), faults)
-    return assemble(
-        root,
-        parsed,
-        faults,
-        name=spec.name,
-        expected_digest=spec.digest,
-        devices=devices,
-        reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=spec.clients if isinstance(spec.clients, Partition) else None,
-    )
+    parsed.classes = spec.classes or parsed.training_classes()
+    return assemble_own(root, spec, parsed, faults, where=str(root / spec.labels), slack=SLACK)
 
 
 def _read_part(

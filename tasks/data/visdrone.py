@@ -15,13 +15,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.data.assemble import assemble, named_devices
+from tasks.data.assemble import assemble_own
 from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, shown
-from tasks.data.images import Reading
 from tasks.data.published import SLACK, box_with_area, image_called, is_image, read_numbers, read_rows
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images
-from tasks.spec.clients import Named, Partition
 from tasks.spec.data_forms import VISDRONE_CLASSES, VisDrone
 
 IMAGES, ANNOTATIONS = "images", "annotations"
@@ -43,19 +41,7 @@ def load_visdrone(root: Path, spec: VisDrone, *, faults: Faults | None = None) -
     parsed = Parsed([], [], classes, [], (spec.train, spec.test))
     for part, entries in ((spec.train, parsed.train), (spec.test, parsed.test)):
         _read_part(root, "" if part == "." else f"{part}/", entries, parsed, faults)
-    devices: tuple[str, ...] | None = None
-    if isinstance(spec.clients, Named):
-        devices = named_devices(root, spec.clients, parsed, str(root / spec.train), faults)
-    return assemble(
-        root,
-        parsed,
-        faults,
-        name=spec.name,
-        expected_digest=spec.digest,
-        devices=devices,
-        reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=spec.clients if isinstance(spec.clients, Partition) else None,
-    )
+    return assemble_own(root, spec, parsed, faults, where=str(root / spec.train), slack=SLACK)
 
 
 def _read_part(root: Path, prefix: str, entries: list[Entry], parsed: Parsed, faults: Faults) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tasks.data.assemble import assemble, check_devices, named_devices
+from tasks.data.assemble import assemble_own, check_devices
 from tasks.data.entries import (
     Entry,
     Faults,
@@ -23,10 +23,9 @@ from tasks.data.entries import (
     read_bytes,
     shown,
 )
-from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images, read_list
-from tasks.spec.clients import ByField, ByFolder, Named, Partition
+from tasks.spec.clients import ByField, ByFolder
 from tasks.spec.data import VocFolders
 
 JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS = "JPEGImages", "Annotations", "ImageSets/Main"
@@ -57,19 +56,8 @@ def load_voc(
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, found or None)
     else:
         _read_folder(root, "", spec, parsed, faults, device=None, field=field)
-        if isinstance(spec.clients, Named):
-            found = named_devices(root, spec.clients, parsed, str(root / ANNOTATIONS), faults)
-    parsed.classes = spec.classes or tuple(sorted({thing.name for entry in parsed.train for thing in entry.things}))
-    return assemble(
-        root,
-        parsed,
-        faults,
-        name=spec.name,
-        expected_digest=spec.digest,
-        devices=found,
-        reading=Reading(spec.exif, spec.drop_duplicate_objects),
-        partition=spec.clients if isinstance(spec.clients, Partition) else None,
-    )
+    parsed.classes = spec.classes or parsed.training_classes()
+    return assemble_own(root, spec, parsed, faults, where=str(root / ANNOTATIONS), devices=found)
 
 
 def _device_folders(root: Path, spec: VocFolders, faults: Faults, devices: Sequence[str] | None) -> list[str]:

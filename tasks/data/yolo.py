@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tasks.data.assemble import assemble, check_devices, named_devices
+from tasks.data.assemble import assemble_own, check_devices
 from tasks.data.entries import Entry, Faults, Parsed, Thing, natural
-from tasks.data.images import Reading
 from tasks.data.samples import FederatedData
 from tasks.data.yolo_files import SLACK, YoloFile, label_file, read_labels, read_yolo_file
-from tasks.spec.clients import ByFolder, Named, Partition
+from tasks.spec.clients import ByFolder
 from tasks.spec.data import Yolo
 
 _Test = Literal["val", "test"]
@@ -57,18 +56,7 @@ def load_yolo(root: Path, spec: Yolo, *, faults: Faults | None = None) -> Federa
     reader.report_missing()
     if devices is not None:
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, devices or None)
-    elif isinstance(spec.clients, Named):
-        devices = named_devices(root, spec.clients, parsed, str(root / spec.file), faults)
-    return assemble(
-        root,
-        parsed,
-        faults,
-        name=spec.name,
-        expected_digest=spec.digest,
-        devices=devices,
-        reading=Reading(spec.exif, spec.drop_duplicate_objects, SLACK),
-        partition=spec.clients if isinstance(spec.clients, Partition) else None,
-    )
+    return assemble_own(root, spec, parsed, faults, where=str(root / spec.file), slack=SLACK, devices=devices)
 
 
 class _Labels:

@@ -156,4 +156,6 @@ class Yolo(OwnDataFields, title="YOLO"):
         return devices_of(self.clients)
 
 
-DataSpec = SyntheticStreet | FederatedStreet | VocFolders | Coco | Yolo | Bdd100k | VisDrone | Kitti
+# Data that people hold in files, of forms that other tools read too.
+OwnData = VocFolders | Coco | Yolo | Bdd100k | VisDrone | Kitti
+DataSpec = SyntheticStreet | FederatedStreet | OwnData

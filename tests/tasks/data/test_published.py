@@ -30,7 +30,7 @@ def parsed_by(root: Path, spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> Pa
     """Return what the reader of ``spec`` found before any image was opened."""
     found: list[Parsed] = []
     with monkeypatch.context() as patch:
-        patch.setattr(f"tasks.data.{spec.kind}.assemble", lambda root, parsed, *_, **__: found.append(parsed))
+        patch.setattr("tasks.data.assemble.assemble", lambda root, parsed, *_, **__: found.append(parsed))
         load(root, spec)
     return found[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tasks.spec.faster_rcnn import FasterRcnnVgg16Spec
 from tasks.spec.federation import load_spec
 from tasks.spec.presets import street5_faster_rcnn
 from tasks.spec.training import Adam, Sgd
+from tests.tasks.original.task_folder import write, write_tasks
 
 FOLDER = "data/task_configs/faster/street_5"
 MODEL_PATH = f"{FOLDER}/faster_model.json"
@@ -49,19 +49,10 @@ def client(number: int) -> dict[str, Any]:
     }
 
 
-def write(path: Path, document: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
-    return path
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Return the original's root folder with the task files that its generator writes."""
-    write(tmp_path / FOLDER / "faster_task.json", SERVER)
-    write(tmp_path / MODEL_PATH, MODEL)
-    for number in range(1, 6):
-        write(tmp_path / FOLDER / f"faster_task{number}.json", client(number))
+    write_tasks(tmp_path / FOLDER, "faster", SERVER, MODEL, client)
     return tmp_path
 
 

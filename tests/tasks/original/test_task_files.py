@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tasks.original.network_file import read_network
 from tasks.original.rounds_csv import rounds_csv
 from tasks.spec.detector import DarknetWeights
 from tasks.spec.federation import load_spec, parse_spec
+from tests.tasks.original.task_folder import write, write_tasks
 
 FOLDER = "data/task_configs/yolo/street_5"
 MODEL_PATH = f"{FOLDER}/yolo_model.json"
@@ -52,19 +52,10 @@ def client(number: int) -> dict[str, Any]:
     }
 
 
-def write(path: Path, document: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document if isinstance(document, str) else json.dumps(document))
-    return path
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Return the original's root folder with its published task files."""
-    write(tmp_path / FOLDER / "yolo_task.json", SERVER)
-    write(tmp_path / MODEL_PATH, MODEL)
-    for number in range(1, 6):
-        write(tmp_path / FOLDER / f"yolo_task{number}.json", client(number))
+    write_tasks(tmp_path / FOLDER, "yolo", SERVER, MODEL, client)
     return tmp_path
 
 
