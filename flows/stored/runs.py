@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flows.stored.spec_copy import kept_spec
 from infra.errors import StoreCorrupt
-from infra.files.lock import FileLock
+from infra.files.lock import FileLock, run_lock_path
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.layout import FederationLayout, federations, first_missing
 from infra.store.objects import ObjectStore
 from tasks.errors import FedbenchError, SpecError
+from tasks.nearest import did_you_mean
+from tasks.nearest import listed as first_of
 from tasks.spec.base import RECORD_VERSION, SPEC_VERSION, check_name
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import FineTunedRecord, RoundRecord
@@ -52,11 +54,17 @@ def opened_store(settings: Settings) -> Iterator[ObjectStore]:
 
 
 def listed(names: Sequence[str], wanted: str) -> str:
-    """Return ``names`` as text for a message. Of many names, list those most like ``wanted``, and count the others."""
-    if len(names) <= MOST_LISTED:
-        return ", ".join(names) or "(none yet)"
-    near = difflib.get_close_matches(wanted, names, n=MOST_LISTED, cutoff=0)
-    return f"{', '.join(near)}, and {len(names) - len(near)} more"
+    """Return ``names`` as text for a message, and the one nearest to ``wanted``.
+
+    Of many names, list those most like ``wanted``, and count the others.
+    """
+    if not names:
+        return "(none yet)"
+    ordered = list(names)
+    if len(names) > MOST_LISTED:
+        near = difflib.get_close_matches(wanted, names, n=MOST_LISTED, cutoff=0)
+        ordered = [*near, *(name for name in names if name not in near)]
+    return f"{first_of(ordered, most=MOST_LISTED)}{did_you_mean(wanted, names)}"
 
 
 def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
@@ -246,10 +254,12 @@ def require_scores(name: str, history: Sequence[RoundRecord]) -> None:
         )
 
 
-def read_runs(objects: ObjectStore, settings: Settings) -> list[StoredRun | DamagedRun]:
-    """Return all federations in the store, sorted by name. A damaged one becomes a :class:`DamagedRun`."""
+def read_runs(
+    objects: ObjectStore, settings: Settings, names: Iterable[str] | None = None
+) -> list[StoredRun | DamagedRun]:
+    """Return the federations ``names``; None: all in the store, sorted. A damaged one is a :class:`DamagedRun`."""
     runs: list[StoredRun | DamagedRun] = []
-    for name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
+    for name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)) if names is None else names:
         spec = None
         try:
             spec = read_spec(objects, settings, name)
@@ -280,11 +290,12 @@ def stored_spec(settings: Settings, name: str) -> FederationSpec:
             return kept
 
 
+def is_running(settings: Settings, name: str) -> bool:
+    """Return whether a process of this machine runs the federation ``name``, or with ``suite-NAME`` a suite run."""
+    return FileLock(run_lock_path(settings.home, name)).is_taken()
+
+
 def _status(settings: Settings, name: str, spec: FederationSpec, records: list[RoundRecord]) -> str:
     if stopped(spec, records):
         return "finished"
-    lock = FileLock(settings.home / "locks" / f"{name}.lock")
-    if lock.acquire():
-        lock.release()
-        return "stopped"
-    return "running"
+    return "running" if is_running(settings, name) else "stopped"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationInfo, model_validator
 
 from tasks.errors import SpecError
+from tasks.nearest import did_you_mean, listed
 from tasks.spec.base import (
     MOST,
     MOST_CLIENTS,
@@ -316,7 +317,8 @@ def with_fields(spec: FederationSpec, fields: dict[str, Any], *, source: str) ->
                 child = node[parent] = {}
             if not isinstance(child, dict):
                 why = f"{parent} has no fields" if parent in node else "no such field"
-                raise SpecError(f"{source}: {name}: {why}; expected one of: {', '.join(node)}")
+                near = "" if parent in node else did_you_mean(parent, node, name.partition(parent)[0])
+                raise SpecError(f"{source}: {name}: {why}; expected one of: {listed(list(node))}{near}")
             node = child
         if last == "kind" and node.get("kind") != value:
             node.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tasks.documents.by_type import is_model, item_type, members, tag_values, tags
+from tasks.nearest import did_you_mean, listed
 from tasks.spec import extensions
 
 # Our wording for pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/). Other types keep
@@ -38,6 +40,7 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 _LONGEST = 80  # characters of a value in a message
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,19 @@ def _of_its_items(item: Any, items: Sequence[Any]) -> bool:
 def _line(item: Any, model: type[BaseModel]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     found_at = _field_at(model, item["loc"])
-    field, holder = ".".join(found_at.names), found_at.holder
+    field = ".".join(found_at.names)
     if kind == "value_error":
         # From a check of several fields. Each line begins with the field's path below the model that is checked.
         return "\n".join(f"{field}.{line}" if field else line for line in str(context["error"]).splitlines())
     if kind == "extra_forbidden":
-        known = f"; expected one of: {', '.join(holder.model_fields)}" if holder else ""
-        return f"{field}: no such field{known}{_of_other_kinds(found_at)}"
+        return f"{field}: no such field{_known_fields(found_at)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = context["discriminator"].strip("'")
-        known = ", ".join(repr(name) for name in tag_values(found_at.kind, tag))
+        known = tag_values(found_at.kind, tag)
         if kind == "union_tag_not_found":
-            return f"{field}.{tag}: expected one of: {known}, found none"
-        return f"{field}.{tag}: expected one of: {known}, found {context['tag']!r}{extensions.hint(found_at.names[-1])}"
+            return f"{field}.{tag}: expected one of: {listed(known, repr)}, found none"
+        hint = extensions.hint(found_at.names[-1]) + did_you_mean(context["tag"], known)
+        return f"{field}.{tag}: expected one of: {listed(known, repr)}, found {context['tag']!r}{hint}"
     if kind == "missing":
         return f"{field}: missing"
     expected = _EXPECTED.get(kind)
@@ -95,7 +98,19 @@ def _line(item: Any, model: type[BaseModel]) -> str:
     hint = ""
     if kind == "model_attributes_type" and str(item["input"]) in tag_values(found_at.kind, "kind"):
         hint = f"; set {field}.kind"  # the name of a kind in place of its fields
+    elif kind == "literal_error":
+        hint = did_you_mean(item["input"], _QUOTED.findall(context["expected"]))
     return f"{field or '(whole)'}: {text}, found {_formatted(item['input'])}{hint}"
+
+
+def _known_fields(field: _Field) -> str:
+    """Return the fields that exist in place of the unknown ``field``, and the nearest of them."""
+    if field.holder is None:
+        return ""
+    known, other_kinds = list(field.holder.model_fields), _of_other_kinds(field)
+    path = "".join(f"{name}." for name in field.names[:-1])
+    near = "" if other_kinds else did_you_mean(field.names[-1], known, path)
+    return f"; expected one of: {listed(known)}{other_kinds}{near}"
 
 
 def _of_other_kinds(field: _Field) -> str:

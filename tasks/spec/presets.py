@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tasks.errors import SpecError
+from tasks.nearest import did_you_mean
 from tasks.spec.data import DataSpec, FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, YoloV3TinySpec
 from tasks.spec.detector_parts import TorchvisionWeights
@@ -130,5 +131,8 @@ def preset(name: str) -> FederationSpec:
         SpecError: there is no such preset; the message lists all presets.
     """
     if name not in PRESETS:
-        raise SpecError(f"{name}: no such preset or file; expected a YAML file or one of: {', '.join(PRESETS)}")
+        raise SpecError(
+            f"{name}: no such preset or file; expected a YAML file or one of: {', '.join(PRESETS)}"
+            f"{did_you_mean(name, PRESETS)}"
+        )
     return PRESETS[name]()

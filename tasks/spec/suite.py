@@ -225,12 +225,23 @@ def _written_out(item: Any, path: Path) -> Any:
     if isinstance(base, Plain) and base.is_null:
         base = None
     if isinstance(base, str):
-        spec = preset(base) if base in PRESETS else load_spec(path.parent / base, fields_follow=bool(fields))
+        file = path.parent / base
+        if base in PRESETS or not (file.suffix or file.exists()):
+            spec = _preset(base, where)
+        else:
+            spec = load_spec(file, fields_follow=bool(fields))
         base = spec.model_dump(mode="json")
     if fields:
         spec = parse_spec(base or {}, source=where, fields_follow=True)
         base = with_fields(spec, fields, source=where).model_dump(mode="json")
     return {**{key: value for key, value in item.items() if key != "set"}, "spec": base}
+
+
+def _preset(name: str, where: str) -> FederationSpec:
+    try:
+        return preset(name)
+    except SpecError as error:
+        raise SpecError(f"{where}: spec: {error}") from None
 
 
 def with_seeds(suite: SuiteSpec, seeds: Sequence[int]) -> SuiteSpec:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import get_args
 
 from tasks.errors import SpecError
+from tasks.nearest import did_you_mean
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, YoloV3Spec
 from tasks.spec.detector_parts import RandomWeights
@@ -162,5 +163,8 @@ def suite_preset(name: str) -> SuiteSpec:
         SpecError: there is no such suite; the message lists all suites.
     """
     if name not in SUITES:
-        raise SpecError(f"{name}: no such suite or file; expected a YAML file or one of: {', '.join(SUITES)}")
+        raise SpecError(
+            f"{name}: no such suite or file; expected a YAML file or one of: {', '.join(SUITES)}"
+            f"{did_you_mean(name, SUITES)}"
+        )
     return SUITES[name]()
