@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Most characters of a text:
 REASON_LIMIT = 2000  # a failure's reason, in records and where it is printed in full
@@ -72,6 +73,12 @@ def plain_lines(text: str, limit: int = REASON_LIMIT) -> str:
     """Return ``text`` with each line as :func:`visible`, tabs as spaces, cut after ``limit`` characters."""
     lines = (visible(line[:limit].expandtabs(4)) + _ELLIPSIS * (len(line) > limit) for line in text.split("\n"))
     return "\n".join(lines)
+
+
+def few_of(names: Sequence[str], most: int = 3) -> str:
+    """Return the first ``most`` names and the number of others, as ``1, 2, 5 and 4 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def markdown(text: str, limit: int = LIMIT) -> str:

@@ -107,6 +107,12 @@ def print_warnings(views: Views) -> None:
         err.print(Text.assemble(("warning:", "yellow"), " ", line), soft_wrap=True, highlight=False)
 
 
+def print_note(text: str | None) -> None:
+    """Print a line that explains a table, below it; nothing for None."""
+    if text is not None:
+        out.print(Text(text, "dim"), soft_wrap=True, highlight=False)
+
+
 def say(line: str) -> None:
     """Print a line about a command's progress on standard error, so that it stays out of the result."""
     err.print(line, soft_wrap=True, highlight=False)
@@ -117,11 +123,13 @@ def print_command(console: PlainConsole, before: str, command: str) -> None:
     console.print(Text.assemble(before, (command, "bold")), soft_wrap=True, highlight=False)
 
 
-def machine_settings(home: Path | None, slots: int | None = None, *, deploys: bool = False) -> Settings:
+def machine_settings(
+    home: Path | None, slots: int | None = None, *, deploys: bool = False, reads_only: bool = False
+) -> Settings:
     """Return this machine's settings. ``home`` and ``slots`` override the environment and the settings file.
 
     Also makes this process's environment that of a run with these settings: see :func:`use_own_environment`, which
-    gets ``deploys``.
+    gets ``deploys``. reads_only: leave the home's rights as they are.
     """
     if home is not None:
         os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
@@ -130,7 +138,7 @@ def machine_settings(home: Path | None, slots: int | None = None, *, deploys: bo
     settings = load_settings()
     require_folder(settings.home)
     use_own_environment(settings, deploys=deploys)
-    narrowed = narrow(settings.home)
+    narrowed = None if reads_only else narrow(settings.home)
     if narrowed is not None:
         err.print(narrowed, soft_wrap=True, highlight=False)
     return settings

@@ -1,12 +1,13 @@
-"""``fedbench show``, ``list`` and ``compare``: print what the store has, without running anything."""
+"""``fedbench show``, ``list`` and ``compare``: print what the store has, as tables or JSON. They run nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from flows.cli.json_output import PrintJson, print_json
 from flows.cli.shared import (
     EXIT_FAILED,
     WIDE,
@@ -17,6 +18,7 @@ from flows.cli.shared import (
     out,
     plain_errors,
     print_command,
+    print_note,
     print_warnings,
     shell_quoted,
 )
@@ -24,8 +26,7 @@ from infra.errors import InfraError
 from infra.settings import Settings
 from infra.views import Views
 from tasks.plain_text import REASON_LIMIT, plain
-from tasks.spec.federation import FederationSpec, MapName
-from tasks.spec.strategies import FedAvgSpec
+from tasks.spec.federation import MapName
 
 
 def show(
@@ -33,13 +34,15 @@ def show(
     classes: Annotated[
         bool, typer.Option("--classes", "-c", help="Also print the best round's figures by class.")
     ] = False,
+    as_json: PrintJson = False,
     home: Home = None,
 ) -> None:
     """Print a federation's rounds from the store, with all four mAPs if the terminal has room for them."""
     from rich.text import Text
 
     from flows.stored.runs import opened_store, read_run, read_tuned
-    from flows.views.tables import best_line, class_table, describe, own_lines, own_table, round_table
+    from flows.views.documents import run_document
+    from flows.views.tables import best_line, bytes_note, class_table, describe, own_lines, own_table, round_table
     from tasks.held_out import without_figure
 
     with plain_errors():
@@ -47,10 +50,14 @@ def show(
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
             tuned = read_tuned(objects, settings, stored)
+        if as_json:
+            print_json(run_document(name, stored.status, stored.spec, stored.records, tuned))
+            return
         what = f" · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}"
         out.print(Text.assemble((name, "bold"), what))
         if stored.records:
             out.print(round_table(stored.records, wide=out.width >= WIDE))
+            print_note(bytes_note(stored.records))
             decision, environment = stored.records[-1].decision, stored.records[-1].environment
             if (best := best_line(decision)) is not None:
                 out.print(f"best: {best}", highlight=False)
@@ -76,45 +83,46 @@ def show(
                 )
 
 
-def list_runs(home: Home = None) -> None:
-    """List the federations in the store: state, rounds and best figure, or why one cannot be read."""
-    from rich.table import Table
+def list_runs(
+    suite: Annotated[
+        str | None, typer.Option(metavar="SUITE_RUN", help="List the cells of this suite run, which are folded else.")
+    ] = None,
+    state: Annotated[
+        Literal["running", "finished", "stopped", "failed", "waiting", "damaged"] | None,
+        typer.Option(help="List only what is in this state. A cell that has not begun is waiting."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only what has changed since 2026-11-30, or since 7d (30m, 12h, 2w) ago."),
+    ] = None,
+    as_json: PrintJson = False,
+    home: Home = None,
+) -> None:
+    """List federations and suite runs in the store: state, rounds, best figure, seed, last commit, wall time.
 
-    from flows.stored.runs import DamagedRun, opened_store, read_runs
+    A suite run is one line. `--suite SUITE_RUN` lists its cells.
+    """
+    from flows.commands.listing import listing_table, read_listing, since_of
+    from flows.stored.runs import opened_store
 
     with plain_errors():
+        after = None if since is None else since_of(since)
         settings = machine_settings(home)
-        table = Table("federation", "state", "rounds", "best", "specification", box=None)
-        table.columns[0].no_wrap = True  # so that names can be copied
-        damaged: list[DamagedRun] = []
         with opened_store(settings) as objects:
-            for stored in read_runs(objects, settings):
-                if isinstance(stored, DamagedRun):
-                    table.add_row(stored.name, "damaged", "–", "–", _described(stored.spec))
-                    damaged.append(stored)
-                    continue
-                last = stored.records[-1].decision if stored.records else None
-                table.add_row(
-                    stored.name,
-                    stored.status,
-                    f"{max(len(stored.records) - 1, 0)}/{stored.spec.max_rounds}",
-                    "–" if last is None or last.best is None else f"{last.best_name} {last.best:.3f}",
-                    _described(stored.spec),
-                )
-        if not table.row_count:
+            whole = read_listing(objects, settings, suite)
+        listing = whole.chosen(state, after)
+        if as_json:
+            print_json(listing.document())
+            return
+        if not (whole.suites or whole.federations):
             out.print("no federation yet; start with: fedbench run")
             return
-        out.print(table)
-        for run in damaged:
-            reason = plain(run.reason, REASON_LIMIT)
-            out.print(f"{run.name} is damaged: {reason}", soft_wrap=True, highlight=False)
-
-
-def _described(spec: FederationSpec | None) -> str:
-    if spec is None:
-        return "–"
-    method = "" if spec.strategy == FedAvgSpec() else f"{spec.strategy.label} · "
-    return f"{spec.data.kind} · {spec.detector.kind} · {method}{spec.digest[:8]}"
+        if not (listing.suites or listing.federations):
+            out.print("nothing in the store is in this state, or has changed since then")
+            return
+        out.print(listing_table(listing, wide=out.width >= WIDE))
+        for line in listing.reasons():
+            out.print(line, soft_wrap=True, highlight=False)
 
 
 def compare(
@@ -128,6 +136,7 @@ def compare(
         float, typer.Option(min=0, max=1, help="The report names the first round whose metric reaches this value.")
     ] = 0.5,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder of the report. [below home]")] = None,
+    as_json: PrintJson = False,
     home: Home = None,
 ) -> None:
     """Compare federations side by side: figures by measure and class, costs, and differing fields.
@@ -147,7 +156,16 @@ def compare(
         views, folder = Views(), folder or comparison.default_folder(settings, names)
         ranked = stored_methods(settings, result, views)
         paths = comparison.write_comparison(compared, result, folder, views, ranked)
+    if as_json:
+        from flows.commands.compare_document import comparison_document
+
+        print_json(comparison_document(compared, result, paths, views))
+        print_warnings(views)
+        if views.failed:
+            raise typer.Exit(EXIT_FAILED)
+        return
     out.print(comparison.comparison_table(compared, metric))
+    print_note(comparison.BYTES_NOTE)
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
     lines += [*comparison.gaps(compared, metric), *comparison.gains(result), *comparison.differences(compared)]
     if paths:

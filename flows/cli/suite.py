@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.json_output import PrintJson, print_json
 from flows.cli.shared import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -100,12 +101,17 @@ def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *
 
 
 @suite_app.command("show")
-def show(name: SuiteRunName, home: Home = None) -> None:
+def show(name: SuiteRunName, as_json: PrintJson = False, home: Home = None) -> None:
     """Print the figures of a suite run's finished cells, and which cells failed or are missing. Runs nothing."""
     from tasks.code_version import code_version
 
     with plain_errors():
         result = stored_result(machine_settings(home), name)
+        if as_json:
+            from flows.suite.document import suite_document
+
+            print_json(suite_document(result))
+            return
         _print_figures(result)
         from flows.suite.moved_cells import imported_notes
 

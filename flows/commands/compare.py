@@ -173,25 +173,49 @@ def _factors(table: Table, label: str, values: Sequence[float | None], form: str
     table.add_row(label, *cells)
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A federation less its centralised twin, by the metric of the comparison.
+
+    passes: image passes that both have taken. difference: after these; None if not both have a figure then.
+    best: best round less best round; None if not both have a figure.
+    """
+
+    federation: str
+    reference: str
+    passes: float
+    difference: float | None
+    best: float | None
+
+
+def find_gaps(compared: Sequence[Compared], metric: MapName) -> list[Gap]:
+    """Return the gap of each federation to its centralised twin, if both are compared."""
+    found = []
+    for item, other in itertools.permutations(compared, 2):
+        if not is_twin(item.run.spec, other.run.spec) or training_images(item.whole) != training_images(other.whole):
+            continue
+        common = min(item.costs[-1].passes, other.costs[-1].passes)
+        after = _difference(*(_after(one, common, metric) for one in (item, other)))
+        best = _difference(getattr(item.best, metric), getattr(other.best, metric))
+        found.append(Gap(item.name, other.name, common, after, best))
+    return found
+
+
+def _difference(mine: float | None, reference: float | None) -> float | None:
+    return None if mine is None or reference is None else mine - reference
+
+
 def gaps(compared: Sequence[Compared], metric: MapName) -> list[str]:
     """Return a line for each federation and its centralised twin: the gap after the same number of image passes."""
-    pairs = [
-        (item, other)
-        for item, other in itertools.permutations(compared, 2)
-        if is_twin(item.run.spec, other.run.spec) and training_images(item.whole) == training_images(other.whole)
-    ]
     lines = []
-    for item, other in pairs:
-        common = min(item.costs[-1].passes, other.costs[-1].passes)
-        mine, reference = (_after(one, common, metric) for one in (item, other))
-        who = f"{item.name}: " if len(compared) > 2 else ""
-        if mine is None or reference is None:
-            lines.append(f"{who}gap to centralised: not both have a {metric} after {common:.4g} image passes")
+    for gap in find_gaps(compared, metric):
+        who = f"{gap.federation}: " if len(compared) > 2 else ""
+        if gap.difference is None:
+            lines.append(f"{who}gap to centralised: not both have a {metric} after {gap.passes:.4g} image passes")
             continue
-        best, highest = getattr(item.best, metric), getattr(other.best, metric)
-        ends = f"; best against best {signed(best - highest)}" if best is not None and highest is not None else ""
+        ends = f"; best against best {signed(gap.best)}" if gap.best is not None else ""
         lines.append(
-            f"{who}gap to centralised: {signed(mine - reference)} {metric} after {common:.4g} image passes{ends}"
+            f"{who}gap to centralised: {signed(gap.difference)} {metric} after {gap.passes:.4g} image passes{ends}"
         )
     return lines
 
@@ -201,6 +225,13 @@ def _after(item: Compared, passes: float, metric: MapName) -> float | None:
     within = [number for number, costs in enumerate(item.costs) if costs.passes <= passes * (1 + 1e-9)]
     value: float | None = getattr(item.records[within[-1]].shown, metric)
     return value
+
+
+# Below the table.
+BYTES_NOTE = (
+    "MB exchanged: weights that clients needed and sent, from a cache or not. MB moved: what turns sent to the store "
+    "and fetched from it"
+)
 
 
 def gains(result: SuiteResult) -> list[str]:

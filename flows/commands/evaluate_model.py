@@ -26,7 +26,7 @@ from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scored import ScoredModel
 from tasks.models.card import FIGURES
 from tasks.models.evaluate import EvaluationSet, evaluation_sets, score_sets
-from tasks.plain_text import plain, plain_name
+from tasks.plain_text import few_of, plain, plain_name
 from tasks.report.detections import analysis_files
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, with_fields
@@ -61,6 +61,7 @@ class Evaluated:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "version": 1,
             "card": self.model.card.model_dump(mode="json"),
             "data": self.spec.data.model_dump(mode="json"),
             "data_digest": self.data_digest,
@@ -259,8 +260,7 @@ def _counted(console: Console, images: int) -> Iterator[Callable[[EvaluationLoad
 
 def _clients(record: EvaluationRecord) -> str:
     names = record.clients
-    more = f" (+{len(names) - 3})" if len(names) > 3 else ""
-    return f"client{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
+    return f"client{'s' if len(names) > 1 else ''} {few_of(names)}"
 
 
 def _three_decimals(value: float | None) -> str:

@@ -164,5 +164,16 @@ def number_of(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def bytes_note(records: Sequence[RoundRecord]) -> str | None:
+    """Return a line that explains the columns of bytes, with the bytes that clients exchanged; None before round 1."""
+    exchanged = sum(update.bytes_up + update.bytes_down for record in records for update in record.updates)
+    if not exchanged:
+        return None
+    return (
+        "MB up, MB down: moved to and from the store; what this machine's cache has is not moved again. "
+        f"Exchanged: clients needed and sent {megabytes(exchanged)} MB, from a cache or not."
+    )
+
+
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f}"

@@ -153,7 +153,7 @@ def test_clean_up_and_lists_leave_suites_alone(handles: Handles) -> None:
     assert not [note for note in result.notes if "_suites" in note or "_references" in note]
     listed = fedbench("list")
     assert listed.exit_code == 0
-    assert [line.split()[0] for line in listed.output.splitlines()[1:]] == ["mine"]
+    assert [line.split()[0] for line in listed.output.splitlines()[1:]] == ["one", "mine"]
     for name in ("_suites", "_references"):
         refused = fedbench("remove", name, "--yes")
         assert refused.exit_code == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.stored import _described
+from flows.commands.listing import described
 from flows.deployments.table import of_file
 from flows.views.mlflow_figures import method_tags, suite_figures
 from flows.views.prefect_page import summary
@@ -48,8 +48,8 @@ def test_a_label_has_the_fields_that_are_not_defaults(strategy: AnyStrategy, lab
 def test_terminal() -> None:
     assert describe(ADAM).endswith(f" local epoch · {LABEL}")
     assert describe(PLAIN).endswith(" local epoch · fedavg")
-    assert _described(ADAM) == f"synthetic-street · yolov3-tiny · {LABEL} · {ADAM.digest[:8]}"
-    assert _described(PLAIN) == f"synthetic-street · yolov3-tiny · {PLAIN.digest[:8]}"
+    assert described(ADAM) == f"synthetic-street · yolov3-tiny · {LABEL} · {ADAM.digest[:8]}"
+    assert described(PLAIN) == f"synthetic-street · yolov3-tiny · {PLAIN.digest[:8]}"
 
 
 def test_mlflow() -> None:
