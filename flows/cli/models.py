@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from flows.cli.json_output import print_json
 from flows.cli.shared import EXIT_USAGE, Home, err, field_values, machine_settings, out, plain_errors, shell_quoted
 from infra.errors import SettingsError
 from tasks.errors import DataError, SpecError
@@ -33,8 +34,10 @@ Model = Annotated[
 ]
 Round = Annotated[int | None, typer.Option("--round", min=0, help="Round of a run. [its best round]")]
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to this file as JSON.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the results to this file as JSON; `-`: print JSON alone."),
 ]
+STANDARD_OUTPUT = Path("-")
 
 
 def evaluate(
@@ -95,14 +98,19 @@ def evaluate(
             threads=threads or (opened.spec.training.threads if opened.spec else None),
             console=err,
         )
-        out.print(title_of(evaluated), soft_wrap=True, highlight=False)
-        out.print(figures_table(evaluated))
-        out.print(classes_table(evaluated))
         document = {"model": model, **evaluated.as_json()}
+        written: list[str] = []
         if folder is not None:
             analyses = evaluated.analyses()
             document["analysis"] = analysis_documents(analyses)
             written = write_analyses(analyses, opened.title, folder)
+        if json_file == STANDARD_OUTPUT:
+            print_json(document)
+            return
+        out.print(title_of(evaluated), soft_wrap=True, highlight=False)
+        out.print(figures_table(evaluated))
+        out.print(classes_table(evaluated))
+        if folder is not None:
             out.print(f"{folder}: {', '.join(written)}", soft_wrap=True, highlight=False)
         if json_file is not None:
             _write_json(json_file, document)
@@ -149,12 +157,19 @@ def predict(
                 err.print(f"error: {error}", soft_wrap=True, highlight=False)
                 continue
             found.append(entry)
-            out.print(line, soft_wrap=True, highlight=False)
+            if json_file != STANDARD_OUTPUT:
+                out.print(line, soft_wrap=True, highlight=False)
         if json_file is not None:
             card = opened.card
-            origin = {"model": model, "federation": card.federation, "round": card.round, "classes": card.classes}
+            origin = {
+                "version": 1,
+                "model": model,
+                "federation": card.federation,
+                "round": card.round,
+                "classes": card.classes,
+            }
             _write_json(json_file, {**origin, **options, "images": found, "errors": errors})
-        if len(targets) > 1:
+        if len(targets) > 1 and json_file != STANDARD_OUTPUT:
             boxes = sum(len(entry["detections"]) for entry in found)
             out.print(
                 f"{len(found)} images, {boxes} boxes with score ≥ {score:g} · {len(errors)} errors", highlight=False
@@ -255,10 +270,15 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
 
     classes = opened.card.classes
     picture = read_picture(file, opened.card.exif)
-    found = detect(opened.detector, picture.image, max_detections=opened.evaluation.max_detections, **options)
+    most = opened.evaluation.max_detections
+    found = detect(opened.detector, picture.image, max_detections=most, **options)
+    highest = None
+    if not len(found.scores):
+        everything = detect(opened.detector, picture.image, max_detections=most, **{**options, "score": 0.0})
+        highest = next(iter(_as_json(everything, classes)), None)
     save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
     counts = Counter(classes[label] for label in found.labels)
-    what = ", ".join(f"{count} {plain_name(name)}" for name, count in counts.most_common()) or "nothing"
+    what = ", ".join(f"{count} {plain_name(name)}" for name, count in counts.most_common()) or _nothing(highest)
     note = " (its orientation in EXIF is not applied)" if picture.turned else ""
     entry = {
         "file": str(file),
@@ -267,8 +287,22 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
         "drawn": str(target),
         "exif_orientation_ignored": picture.turned,
         "detections": _as_json(found, classes),
+        "highest_below": highest,
     }
     return f"{file}: {what} → {shell_quoted(target)}{note}", entry
+
+
+def _nothing(highest: dict[str, Any] | None) -> str:
+    """Return that nothing was found, with the highest score under the threshold and the option that shows it."""
+    from tasks.models.predict import score_below
+
+    if highest is None:
+        return "nothing, at any score"
+    score = highest["score"]
+    return (
+        f"nothing; the highest score is {score:.3g} ({plain_name(highest['class'])}), "
+        f"which --score {score_below(score):g} shows"
+    )
 
 
 def _as_json(found: ImageDetections, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -279,6 +313,14 @@ def _as_json(found: ImageDetections, classes: tuple[str, ...]) -> list[dict[str,
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write ``document`` to a file; for ``-``, print it.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    if path == STANDARD_OUTPUT:
+        print_json(document)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,14 @@ def detect(
     outputs = detector(pixels[None].to(torch_device))
     (found,) = detector.predict(outputs, score_threshold=score, nms_iou=nms_iou, max_detections=max_detections)
     return in_original_pixels(found, detector, width=image.width, height=image.height)
+
+
+def score_below(score: float) -> float:
+    """Return a threshold of two digits that a detection of this score, which is above 0, just passes."""
+    unit = 10.0 ** (math.floor(math.log10(score)) - 1)
+    units = math.floor(score / unit)
+    below = float(f"{units * unit:.2g}")
+    return below if below < score else float(f"{(units - 1) * unit:.2g}")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,8 +267,37 @@ def test_predict_prints_its_detections_and_warns_of_a_rotated_image(
     result = call("predict", file, turned, "--out", tmp_path / "out", "--score", 0.99)
     assert result.exit_code == 0, result.output
     drawn = tmp_path / "out" / "turned.jpg"
-    assert result.output == f"{turned}: nothing → {drawn} (its orientation in EXIF is not applied)\n"
+    found = re.fullmatch(
+        rf"{turned}: nothing; the highest score is ([0-9.]+) \(\w+\), which --score ([0-9.]+) shows "
+        rf"→ {drawn} \(its orientation in EXIF is not applied\)\n",
+        result.output,
+    )
+    assert found is not None, result.output
+    assert 0.9 * float(found[1]) < float(found[2]) < float(found[1]) < 0.99
     assert SCORE == DRAWN_SCORE
+    shown = call("predict", file, turned, "--out", tmp_path / "out", "--score", found[2])
+    assert shown.exit_code == 0, shown.output
+    assert "nothing" not in shown.output
+
+
+def test_predict_and_evaluate_print_json_alone(call: Any, file: Path, picture: Path, tmp_path: Path) -> None:
+    words = (file, picture, "--out", tmp_path / "out", "--json", "-")
+    for score in (0.001, 0.99):
+        result = call("predict", *words, "--score", score)
+        assert result.exit_code == 0, result.output
+        (image,) = json.loads(result.stdout)["images"]
+        assert bool(image["detections"]) == (image["highest_below"] is None) == (score == 0.001)
+    assert 0 < image["highest_below"]["score"] <= 0.99
+    path = tmp_path / "e.json"
+    printed = call("evaluate", file, "--threads", 1, "--json", "-", "--out", tmp_path / "plots")
+    written = call("evaluate", file, "--threads", 1, "--json", path, "--out", tmp_path / "plots")
+    assert (printed.exit_code, written.exit_code) == (0, 0), printed.output
+    found, expected = json.loads(printed.stdout), json.loads(path.read_text())
+    for document in (found, expected):
+        for evaluation in document["evaluations"]:
+            evaluation["seconds"] = 0
+    assert found == expected
+    assert "analysis" in found
 
 
 def test_save_model_copies_a_model_whole(call: Any, file: Path, tmp_path: Path) -> None:

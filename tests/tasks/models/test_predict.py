@@ -19,7 +19,7 @@ from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.errors import DataError, SpecError
 from tasks.models.file import ModelCard
-from tasks.models.predict import detect, drawn_files, image_files, read_picture, save_picture
+from tasks.models.predict import detect, drawn_files, image_files, read_picture, save_picture, score_below
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import EvaluationSpec
 from tasks.training.evaluation import evaluate
@@ -179,6 +179,13 @@ def test_copies_keep_their_names_and_overwrite_no_original(tmp_path: Path) -> No
     with pytest.raises(SpecError, match=r"--out .*/two: expected another folder, the image .*/two/a\.jpg would be"):
         drawn_files(files[1:2], two)
     assert drawn_files([one / "a.bmp"], one) == {one / "a.bmp": one / "a.png"}
+
+
+@pytest.mark.parametrize("score", [0.0412, 0.04, 0.3, 0.299999, 1.0, 0.00123, 1e-9, 0.0999999, 0.1])
+def test_the_threshold_below_a_score_has_two_digits_and_is_near(score: float) -> None:
+    below = score_below(score)
+    assert 0.85 * score < below < score
+    assert float(f"{below:.2g}") == below
 
 
 def test_pictures_are_written_in_the_format_of_their_suffix(pixels: Image.Image, tmp_path: Path) -> None:
