@@ -52,6 +52,17 @@ def terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
+@contextlib.contextmanager
+def stops_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of the exceptions with which Prefect and asyncio end a run that was stopped."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or not was_stopped(error):
+            raise
+        raise KeyboardInterrupt from None
+
+
 class Interrupts:
     """Remembers whether Ctrl-C or SIGTERM came while they were deferred."""
 

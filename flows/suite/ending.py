@@ -10,6 +10,7 @@ from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
 from flows.suite.accepted import accepted_result
 from flows.suite.detections import read_analyses
 from flows.suite.files import made_files, write_files
+from flows.suite.finished import note_reported
 from flows.suite.handles import SuiteHandles
 from flows.suite.image_intervals import compared_methods
 from flows.suite.models import register_best_models
@@ -88,7 +89,13 @@ async def leave(handles: SuiteHandles, *, compare: bool) -> list[str]:
     for line in handles.views.lines():
         handles.say(f"warning: {line}")
     failed = [f"cell {cell.cell} failed: {plain(cell.reason)}" for cell in result.failed]
-    return failed + ([] if comparison is None else [item.message for item in comparison.regressions])
+    problems = failed + ([] if comparison is None else [item.message for item in comparison.regressions])
+    if not (problems or result.missing or handles.views.failed):
+        prefix = handles.settings.s3.prefix
+        await asyncio.to_thread(
+            note_reported, handles.folder, plan.suite, result, plan.objects, prefix, compare=compare
+        )
+    return problems
 
 
 def _tracked(handles: SuiteHandles, result: SuiteResult) -> SuiteFigures:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.coordinator.interrupts import stops_as_interrupt
 from flows.coordinator.session import OwnSession
+from flows.suite.finished import REPORT, reported_result
 from flows.suite.handles import SuiteHandles, capacity_of, child_environment, set_suite_handles, suite_folder
 from flows.suite.plan import claim, default_name, pinned
 from infra.files.private import private_process
@@ -43,7 +45,14 @@ def run_suite(
     say("reading data")
     suite = pinned(suite, settings)
     name = name or default_name(suite)
-    with OwnSession(settings, Subject.suite(settings, name), say) as session:
+    folder = suite_folder(settings, name)
+    with OwnSession(settings, Subject.suite(settings, name), say) as session, stops_as_interrupt():
+        finished = session.with_store(
+            lambda objects: reported_result(objects, settings.s3.prefix, name, suite, folder, compare=compare)
+        )
+        if finished is not None:
+            say(f"{name} is finished; nothing was left to do.")
+            return SuiteOutcome(name, finished, folder / REPORT.parent)
         # Before session.start sets the variables of our Prefect: a cell sets those of its own.
         environment = child_environment(settings)
         plan = session.hold(
@@ -61,7 +70,7 @@ def run_suite(
         handles = SuiteHandles(
             plan=plan,
             settings=resolved,
-            folder=suite_folder(settings, name),
+            folder=folder,
             capacity=capacity,
             environment=environment,
             mlflow_uri=session.services.mlflow_tracking_uri,
@@ -73,4 +82,4 @@ def run_suite(
             with attempt:
                 set_suite_handles(handles)
                 session.run_flow(suite_flow(name=name, spec=plan.suite, compare=compare))
-        return SuiteOutcome(name, build_result(plan, resolved), handles.folder / "report")
+        return SuiteOutcome(name, build_result(plan, resolved), folder / REPORT.parent)

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 from prefect.exceptions import Abort, CancelledRun, CrashedRun, TerminationSignal
 
-from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt, was_stopped
+from flows.coordinator.interrupts import (
+    interrupts_deferred,
+    stops_as_interrupt,
+    terminate_as_interrupt,
+    was_stopped,
+)
 from tasks.errors import FedbenchError
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
@@ -34,6 +39,21 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 )
 def test_a_run_that_somebody_stopped_has_not_failed(error: BaseException, stopped: bool) -> None:
     assert was_stopped(error) is stopped
+
+
+@pytest.mark.parametrize("error", [TerminationSignal(signal.SIGTERM), CancelledRun(), asyncio.CancelledError()])
+def test_a_stop_by_prefect_becomes_an_interrupt_without_its_traceback(error: BaseException) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, stops_as_interrupt():
+        raise error
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("error", [FedbenchError("no quorum"), KeyboardInterrupt(), SystemExit(1)])
+def test_what_is_no_stop_stays_as_it_is(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, stops_as_interrupt():
+        raise error
+    assert caught.value is error
 
 
 class Thing:
