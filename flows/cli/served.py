@@ -12,12 +12,16 @@ from flows.cli.shared import Home, machine_settings, out, plain_errors
 
 def ui(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Federations; several are compared on MLflow's page.")
+        list[str],
+        typer.Argument(metavar="RUN...", help="Federations, which MLflow's page compares, or one suite run."),
     ],
     home: Home = None,
     browser: Annotated[bool, typer.Option(help="Open the pages in a browser.")] = True,
 ) -> None:
-    """Serve Prefect's and MLflow's pages of a federation until Ctrl-C. MLflow's page compares several, by round."""
+    """Serve Prefect's and MLflow's pages of a federation or a suite run until Ctrl-C.
+
+    Of several federations, MLflow's page draws their mAP by round. That of a suite run has its cells below it.
+    """
     from flows.commands.pages import serve_pages
 
     with plain_errors():

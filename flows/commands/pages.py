@@ -23,20 +23,18 @@ from tasks.spec.federation import MAP_NAMES
 def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, open_browser: bool) -> None:
     """Start the servers that are not running, print the two addresses, and serve until Ctrl-C.
 
-    With several federations, MLflow's page compares them by round, and Prefect's is that of the first.
+    With several federations, MLflow's page compares them by round, and Prefect's is that of the first. A suite run has
+    pages of its own.
 
     Raises:
-        SpecError: there is no federation of one of the names.
+        SpecError: there is no federation or suite run of one of the names, or a suite run is not alone.
         ServiceFailed: a server did not come up.
     """
-    from flows.stored.runs import read_run
-
     private_process(settings.home)
     with EmbeddedServices(settings) as services:
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
-        for name in names:
-            read_run(objects, settings, name)
+        of_suite = is_suite_run(objects, settings, names)
         os.environ.update(services.prefect_environment())
         hold_back_planted(settings, services.prefect, lambda line: console.print(line, soft_wrap=True, markup=False))
         mlflow = None
@@ -51,7 +49,9 @@ def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, o
         try:
             pages = {
                 "Prefect": prefect_page(services, names[0]),
-                "MLflow": mlflow_page(settings, tracking, names, base),
+                "MLflow": suite_page(settings, tracking, names[0], base)
+                if of_suite
+                else mlflow_page(settings, tracking, names, base),
             }
             for title, page in pages.items():
                 console.print(f"{title:8}{page}", soft_wrap=True)
@@ -72,13 +72,48 @@ def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, o
                 mlflow.stop()
 
 
+def is_suite_run(objects: ObjectStore, settings: Settings, names: Sequence[str]) -> bool:
+    """Return whether ``names`` is one suite run; False: they are federations, which are read.
+
+    Raises:
+        SpecError: there is no federation or suite run of one of the names, or a suite run is not alone.
+    """
+    from flows.stored.runs import listed, read_run
+    from infra.store.layout import federations
+    from infra.store.suite_layout import suite_runs
+    from tasks.errors import SpecError
+
+    prefix = settings.s3.prefix
+    there = objects.list(prefix)
+    runs, suites = federations(prefix, there), suite_runs(prefix, there)
+    for name in names:
+        if name in suites and name not in runs:
+            if len(names) > 1:
+                raise SpecError(f"{name}: expected federations to compare, or one suite run alone, found a suite run")
+            return True
+        if name not in runs:
+            known = [*runs, *suites]
+            raise SpecError(
+                f"{name}: no such federation or suite run in the store; expected one of: {listed(known, name)}"
+            )
+        read_run(objects, settings, name)
+    return False
+
+
 def prefect_page(services: EmbeddedServices, name: str) -> str:
-    """Return the URL of the federation's newest flow run; of the list of all runs if it has none."""
+    """Return the URL of the newest flow run of a federation or suite; of the list of all runs if it has none."""
     from infra.orchestrator.flow_runs import newest_run
 
     base = services.prefect_api_url.removesuffix("/api")
     run = asyncio.run(newest_run(name))
     return f"{base}/runs/flow-run/{run.id}" if run is not None else f"{base}/runs"
+
+
+def suite_page(settings: Settings, tracking: str, name: str, base: str) -> str:
+    """Return the URL of the MLflow run of a suite run, which has its cells below it; else MLflow's front page."""
+    from infra.tracking.suite import find_suite_page
+
+    return find_suite_page(tracking, settings.mlflow_experiment, name, base) or base
 
 
 def mlflow_page(settings: Settings, tracking: str, names: Sequence[str], base: str) -> str:

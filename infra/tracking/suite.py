@@ -172,6 +172,18 @@ class SuiteTracker:
             self._client.set_terminated(self.run_id, status)
 
 
+def find_suite_page(uri: str, experiment: str, suite_run: str, base: str) -> str | None:
+    """Return the page of a suite run's parent in the MLflow UI at ``base``; None: there is none.
+
+    Raises:
+        TrackingUnavailable: the server does not answer.
+    """
+    with answering(uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        run = None if found is None else run_tagged(client, found.experiment_id, TAG_SUITE_RUN, suite_run)
+        return None if run is None else page_url(base, run.info.experiment_id, run.info.run_id)
+
+
 def track_suite(
     uri: str, experiment: str, suite: SuiteFigures, files: Mapping[str, bytes], *, location: str | None = None
 ) -> SuitePages | None:
