@@ -23,6 +23,7 @@ from flows.cli.shared import (
     plain_errors,
     print_command,
     print_error,
+    print_note,
     say,
     set_up_logging,
     shell_quoted,
@@ -66,6 +67,12 @@ def run(
     centralised: Annotated[
         bool, typer.Option("--centralised", help="All training images at one client: the reference for the federation.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the specification whole, and what would happen. Start and write nothing."
+        ),
+    ] = False,
     home: Home = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -83,7 +90,10 @@ def run(
         fields |= {key: value for key, value in (("max_rounds", max_rounds), ("seed", seed)) if value is not None}
         chosen = choose_federation(what, fields)
         spec = twin(chosen.spec) if centralised else chosen.spec
-        settings = chosen.settings(machine_settings(home, slots))
+        settings = chosen.settings(machine_settings(home, slots, reads_only=dry_run))
+        if dry_run:
+            _dry_run(settings, name, chosen.base, spec)
+            return
         federation = name or default_name(chosen.base, spec)
         if chosen.folder is None:
             _run(federation, spec, settings, verbose, quiet)
@@ -93,6 +103,19 @@ def run(
                 say(visible(line))
         variable = f"{DATA_ROOTS}={shlex.quote(os.environ.get(DATA_ROOTS, '{}'))} "
         _run(federation, spec, settings, verbose, quiet, variable=variable)
+
+
+def _dry_run(settings: Settings, name: str | None, base: str, spec: FederationSpec) -> None:
+    from flows.commands.dry_run import dry_run
+    from tasks.spec.base import check_name
+
+    if name is not None:
+        check_name(name, source="--name")
+    logging.getLogger().addHandler(logging.NullHandler())  # warnings about the data are lines of the result
+    found = dry_run(settings, name, base, spec)
+    out.print(found.text, end="", soft_wrap=True, highlight=False)
+    if found.refusal is not None:
+        raise found.refusal
 
 
 def resume(
@@ -216,12 +239,13 @@ def _run(
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     """Print the table of rounds, the folder of the plots, and the command that opens the run's pages."""
-    from flows.views.tables import best_line, own_lines, own_table, round_table
+    from flows.views.tables import best_line, bytes_note, own_lines, own_table, round_table
 
     out.print()
     if outcome.already_finished:
         out.print(f"{name} is finished; nothing was left to do.")
     out.print(round_table(outcome.records))
+    print_note(bytes_note(outcome.records))
     if (own := own_table(outcome.records)) is not None:
         out.print(own)
     best = best_line(outcome.records[-1].decision)

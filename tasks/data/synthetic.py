@@ -36,6 +36,12 @@ CONTENTS = "contents.json"  # sha256 of each file of the set, by its path in the
 _compared: set[tuple[Path, int]] = set()
 
 
+def drawn_set(spec: SyntheticStreet) -> str:
+    """Return the name of the set's folder: a digest (hex) of the fields that decide its images."""
+    fields = spec.model_dump(mode="json", include=_DRAWN_FROM) | {"drawing": DRAWING}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     """Return the folder of the set under ``root``, in Federated Street's published form. Draw the set if it is missing.
 
@@ -47,8 +53,7 @@ def make_synthetic_street(spec: SyntheticStreet, root: Path) -> Path:
     Raises:
         DataError: ``root`` cannot be written to.
     """
-    fields = spec.model_dump(mode="json", include=_DRAWN_FROM) | {"drawing": DRAWING}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    digest = drawn_set(spec)
     final = root / digest
     damaged: str | None = None
     if final.is_dir():
