@@ -26,6 +26,7 @@ from infra.orchestrator.stored_results import refuse_stored_results
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import MAILBOX_VERSION, Mailbox, require_session
 from tasks.code_version import installed_code
+from tasks.plain_text import few_of
 from tasks.site import this_site
 from tasks.spec.base import FederationName
 from tasks.spec.turns import AnyRequest, EvaluationRequest, TurnReply, UpdateRequest
@@ -165,8 +166,7 @@ async def _take(ask: dict[str, Any], thread: TurnThread, alive: Callable[[], Any
 
 def turn_label(request: AnyRequest) -> str:
     """Return the label of a turn's task run, as ``round 3 · clients 1, 2``."""
-    shown = ", ".join(request.clients[:3]) + (f" (+{len(request.clients) - 3})" if len(request.clients) > 3 else "")
-    who = f"client{'s' if len(request.clients) > 1 else ''} {shown}"
+    who = f"client{'s' if len(request.clients) > 1 else ''} {few_of(request.clients)}"
     match request:
         case UpdateRequest():
             return f"round {request.round} · {who}"

@@ -28,6 +28,7 @@ from tasks.decide import decide
 from tasks.environment import this_environment
 from tasks.handles import Handles, current_handles
 from tasks.metrics.over_clients import aggregate_metrics
+from tasks.plain_text import few_of
 from tasks.replies import not_counted
 from tasks.request_update import request_update, stored_updates
 from tasks.spec.federation import FederationSpec
@@ -222,11 +223,8 @@ async def gather_updates(handles: Handles, spec: FederationSpec, plan: RoundPlan
 
 
 def shard_label(clients: Sequence[str]) -> str:
-    """Return the label of a shard's task run, as ``client 3`` or ``clients 1, 2, 5 (+4)``."""
-    if len(clients) == 1:
-        return f"client {clients[0]}"
-    more = f" (+{len(clients) - 3})" if len(clients) > 3 else ""
-    return f"clients {', '.join(clients[:3])}{more}"
+    """Return the label of a shard's task run, as ``client 3`` or ``clients 1, 2, 5 and 4 more``."""
+    return f"client{'s' if len(clients) > 1 else ''} {few_of(clients)}"
 
 
 async def evaluate_updated(

@@ -31,6 +31,7 @@ from tasks.errors import FedbenchError
 from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
 from tasks.hand_out import hand_out
 from tasks.handles import Handles, Leavings
+from tasks.plain_text import few_of
 from tasks.report.detections import analysis_plots
 from tasks.spec.federation import FederationSpec, flatten
 from tasks.spec.label_space import by_label_space
@@ -346,10 +347,9 @@ class RunReport:
 def without_shared_model(name: str, spec: FederationSpec, best: RoundRecord) -> str:
     """Return why no model is registered, and how to use those of the clients."""
     own = [f"{name}@{info.client}" for info in best.clients]
-    more = f" (+{len(own) - 3})" if len(own) > 3 else ""
     return (
         f"no model is registered: strategy.kind {spec.strategy.kind} has no complete shared model. The clients' own "
-        f"are {', '.join(own[:3])}{more}, for fedbench evaluate, predict, serve and save-model"
+        f"are {few_of(own)}, for fedbench evaluate, predict, serve and save-model"
     )
 
 

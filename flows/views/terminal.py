@@ -20,6 +20,8 @@ from tasks.plain_text import REASON_LIMIT, plain, plain_lines
 from tasks.spec.records import RoundRecord
 from tasks.spec.training import PART_NAMES
 
+EVALUATION = "stop_and_eval"
+
 
 class QuietProgress(Progress):
     """``-q``: no progress; the command line prints the result alone. Warnings go to standard error."""
@@ -47,12 +49,16 @@ class LineProgress(Progress):
         self._say(f"round {self.round} of {self.max_rounds}", "bold")
 
     def _show_phase(self) -> None:
-        clients = f": {_count(self.total, 'client')}" if self.total else ""
+        noun = "evaluation" if self.phase == EVALUATION else "client"
+        clients = f": {_count(self.total, noun)}" if self.total else ""
         self._say(f"{self._at(self.phase or '')} starts{clients}", "")
 
     def _show_client(self, phase: str, client: str, text: str) -> None:
         tail = f": {text}" if text else ""
-        self._say(f"{self._at(phase)}: client {client} done ({len(self.done)} of {self.total}){tail}", "")
+        who = f"client{'s' if ',' in client else ''} {client}"
+        if phase == EVALUATION:  # one for each test set, which several clients may have in common
+            who = f"evaluation for {who}"
+        self._say(f"{self._at(phase)}: {who} done ({len(self.done)} of {self.total}){tail}", "")
 
     def _show_phase_end(self, phase: str, seconds: float) -> None:
         self._say(f"{self._at(phase)} finished in {seconds:.1f} s", "")

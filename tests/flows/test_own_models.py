@@ -317,7 +317,7 @@ def test_the_note_on_a_model_that_is_not_registered_names_the_clients_models() -
     record = round_record(clients=[client_info(client) for client in "12345"])
     assert without_shared_model("street", spec_of("fedbn"), record) == (
         "no model is registered: strategy.kind fedbn has no complete shared model. The clients' own are street@1, "
-        "street@2, street@3 (+2), for fedbench evaluate, predict, serve and save-model"
+        "street@2, street@3 and 2 more, for fedbench evaluate, predict, serve and save-model"
     )
 
 

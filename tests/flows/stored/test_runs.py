@@ -189,7 +189,7 @@ def test_the_table_of_a_round_has_every_client_and_why_one_was_dropped(
     rows = client_table(record_of(handles_of(object_store, settings, "table"), 1))
     assert [(row["client"], row["dropped"]) for row in rows] == [("2", "client-error: bad label")]
     assert shard_label(["3"]) == "client 3"
-    assert shard_label(["1", "2", "5", "7", "9"]) == "clients 1, 2, 5 (+2)"
+    assert shard_label(["1", "2", "5", "7", "9"]) == "clients 1, 2, 5 and 2 more"
 
 
 def test_a_clock_gives_each_phase_its_own_time() -> None:

@@ -14,9 +14,10 @@ from rich.console import Console
 from flows.cli.console import PlainConsole
 from flows.views.live import LiveProgress
 from flows.views.progress import Progress, SafeReporter, clock
-from flows.views.tables import best_line, class_table, round_table
+from flows.views.tables import best_line, bytes_note, class_table, round_table
 from flows.views.terminal import LineProgress, QuietProgress, make_progress
 from infra.views import Views
+from tasks.spec.plans import WeightRef
 from tasks.spec.records import Decision, Metrics, RoundRecord
 from tests.flows.views.terminal_stream import Terminal
 from tests.records import evaluation_record, round_plan, round_record, update_record
@@ -88,6 +89,35 @@ def test_the_progress_is_printed_as_lines() -> None:
         "34.7 MB up, 35.6 MB down, 5.5 s",
         "stopping",
     ]
+
+
+@pytest.mark.parametrize(
+    ("phase", "client", "total", "expected"),
+    [
+        ("stop_and_eval", "1, 2, 3 and 2 more", 1, "evaluation for clients 1, 2, 3 and 2 more done (1 of 1): loss 1"),
+        ("stop_and_eval", "4", 5, "evaluation for client 4 done (1 of 5): loss 1"),
+        ("request_update", "4", 5, "client 4 done (1 of 5): loss 1"),
+    ],
+)
+def test_an_evaluation_is_counted_as_such(phase: str, client: str, total: int, expected: str) -> None:
+    stream = io.StringIO()
+    progress = LineProgress(Console(file=stream, width=200))
+    progress.phase_started(phase, total)
+    progress.client_done(phase, client, "loss 1")
+    starts, done = [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
+    noun = "evaluation" if phase == "stop_and_eval" else "client"
+    assert starts == f"round 0 {phase} starts: {total} {noun}{'s' if total > 1 else ''}"
+    assert done == f"round 0 {phase}: {expected}"
+
+
+def test_the_columns_of_bytes_are_explained() -> None:
+    weights = WeightRef(key="k", sha256="a" * 64, bytes=3_000_000)
+    updates = [update_record(client, weights=weights, bytes_down=2_000_000) for client in ("1", "2")]
+    assert bytes_note([round_record(0)]) is None
+    note = bytes_note([round_record(0), round_record(1, updates=updates), round_record(2, updates=updates)])
+    assert note is not None
+    assert note.startswith("MB up, MB down: moved to and from the store; what this machine's cache has is not moved")
+    assert note.endswith("Exchanged: clients needed and sent 20.0 MB, from a cache or not.")
 
 
 def test_lines_are_flushed() -> None:
