@@ -90,10 +90,10 @@ def run(
         fields |= {key: value for key, value in (("max_rounds", max_rounds), ("seed", seed)) if value is not None}
         chosen = choose_federation(what, fields)
         spec = twin(chosen.spec) if centralised else chosen.spec
-        settings = chosen.settings(machine_settings(home, slots, reads_only=dry_run))
         if dry_run:
-            _dry_run(settings, name, chosen.base, spec)
+            _dry_run(chosen.settings(machine_settings(home, slots, reads_only=True)), name, chosen.base, spec)
             return
+        settings = chosen.settings(machine_settings(home, slots))
         federation = name or default_name(chosen.base, spec)
         if chosen.folder is None:
             _run(federation, spec, settings, verbose, quiet)

@@ -15,10 +15,10 @@ from infra.stack.embedded import EmbeddedServices
 from infra.store.layout import FederationLayout, federations, first_missing
 from infra.store.objects import ObjectStore
 from tasks.errors import FedbenchError, SpecError
-from tasks.nearest import did_you_mean
-from tasks.nearest import listed as first_of
 from tasks.spec.base import RECORD_VERSION, SPEC_VERSION, check_name
 from tasks.spec.federation import FederationSpec
+from tasks.spec.nearest import did_you_mean
+from tasks.spec.nearest import listed as first_of
 from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.whole import DamagedObject, find_whole, read_whole
 

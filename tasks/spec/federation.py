@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationInfo, model_validator
 
 from tasks.errors import SpecError
-from tasks.nearest import did_you_mean, listed
 from tasks.spec.base import (
     MOST,
     MOST_CLIENTS,
@@ -26,6 +25,7 @@ from tasks.spec.base import (
 from tasks.spec.data import DataSpec, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.kinds import AnyDetector, AnyStrategy
+from tasks.spec.nearest import did_you_mean, listed
 from tasks.spec.shares import least_clients
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import EvaluationSpec, FineTuning, TrainingSpec

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tasks.documents.by_type import is_model, item_type, members, tag_values, tags
-from tasks.nearest import did_you_mean, listed
 from tasks.spec import extensions
+from tasks.spec.nearest import did_you_mean, listed
 
 # Our wording for pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/). Other types keep
 # pydantic's.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tasks.errors import SpecError
-from tasks.nearest import did_you_mean
 from tasks.spec.data import DataSpec, FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, YoloV3TinySpec
 from tasks.spec.detector_parts import TorchvisionWeights
 from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec, FasterRcnnVgg16Spec
 from tasks.spec.federation import FederationSpec
+from tasks.spec.nearest import did_you_mean
 from tasks.spec.training import AdamW, Augmentation, EvaluationSpec, Schedule, Sgd, TrainingSpec
 
 # Content digest of Federated Street as published: all 956 images and both label files.

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from tasks.documents.by_type import is_model, members, tag_values
 from tasks.errors import SpecError
-from tasks.nearest import did_you_mean, listed, nearest
 from tasks.spec.federation import FederationSpec, flatten, load_spec, parse_spec, with_fields
+from tasks.spec.nearest import did_you_mean, listed, nearest
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.suite import SuiteSpec, load_suite, parse_suite
 from tasks.spec.suite_presets import SUITES, suite_preset
