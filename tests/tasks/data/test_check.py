@@ -72,7 +72,7 @@ def test_all_errors_are_collected_each_with_its_file(root: Path) -> None:
     picture(4).save(inner, format="PNG")  # a good header before damaged pixels
     data = inner.read_bytes()
     inner.write_bytes(data[: len(data) // 2] + bytes(20) + data[len(data) // 2 + 20 :])
-    edit(root, "test.json", "[1, 1, 20, 20]", "[1, 1, 20, 0]")
+    edit(root, "test.json", "[1, 1, 20, 20]", "[1, 1, 20, -2]")
     edit(root, "test.json", '"bbox": [1, 1, 20, 20]', '"bbox": [90, 1, 20, 20]')
     edit(root, "train.json", '"name": "cup"', '"name": "mug"')
     report = check(root)
