@@ -233,7 +233,7 @@ def assemble(
         try:
             by_client = partition_samples(select(train), partition, classes=len(parsed.classes))
         except DataError as error:
-            if not faults.unread:
+            if not faults.unread and (train or not faults.errors):
                 faults.add(f"{root}: {error}")
     else:
         by_client = by_device(train, devices or ())
