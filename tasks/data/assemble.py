@@ -40,7 +40,8 @@ def check_devices(
     for device in known:
         if not _DEVICE.fullmatch(device):
             faults.add(
-                f"{where}: expected a device named by letters, digits, '.', '_' and '-', at most 64, found {device!r}"
+                f"{where}: expected a device named by letters, digits, '.', '_' and '-', at most 64, "
+                f"found {shown(device)}"
             )
     expected = set(known)
     for entry in (*train, *test):

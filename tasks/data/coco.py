@@ -58,7 +58,9 @@ def _read_part(
         return [], {}
     parsed.files.append((file, digest))
     if not isinstance(document, dict):
-        faults.add(f"{path}: expected a mapping with images, annotations and categories, found {shown(document)}")
+        faults.add_unread(
+            f"{path}: expected a mapping with images, annotations and categories, found {shown(document)}"
+        )
         return [], {}
     lists = {key: _mappings(path, document, key, faults) for key in ("images", "annotations", "categories")}
     categories = _categories(path, lists["categories"], faults)
@@ -101,7 +103,7 @@ class _Images:
 def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:
     """Return the mappings in the list under ``key``. Report and leave out items without an ``id`` of their own."""
     if not isinstance(document.get(key), list):
-        faults.add(f"{path}: {key}: expected a list, found {shown(document.get(key))}")
+        faults.add_unread(f"{path}: {key}: expected a list, found {shown(document.get(key))}")
         return []
     good: dict[int, dict[str, Any]] = {}
     for number, item in enumerate(document[key], 1):

@@ -139,10 +139,10 @@ def _read_annotation(
     try:
         document = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        faults.add(f"{path}: expected XML: {error}")
+        faults.add_unread(f"{path}: expected XML: {error}")
         return None
     if document.tag != "annotation":
-        faults.add(f"{path}: expected the element annotation, found {document.tag}")
+        faults.add_unread(f"{path}: expected the element annotation, found {document.tag}")
         return None
     if field is not None:
         device = (document.findtext(field) or "").strip() or None

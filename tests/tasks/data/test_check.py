@@ -115,6 +115,27 @@ def test_classes_without_training_boxes_are_one_warning(root: Path) -> None:
     assert "class 'mug' has no training box" in check(root).warnings
 
 
+@pytest.mark.parametrize("content", ["<annotation>", "<x/>"])
+def test_an_annotation_that_is_no_xml_leaves_no_digest_and_no_other_error(tmp_path: Path, content: str) -> None:
+    for name in "abt":
+        add_image(tmp_path, name, CHAIR)
+    add_lists(tmp_path, "a\nb", "t")
+    (tmp_path / "Annotations" / "a.xml").write_text(content)
+    spec = VocFolders(name="mine", clients=Iid(clients=2))
+    report = check_data(spec, root_of=lambda name: tmp_path, cache=tmp_path)
+    (error,) = report.errors
+    assert "a.xml: expected " in error
+    assert report.data.digest == ""
+
+
+@pytest.mark.parametrize("document", [[], {"images": {}, "annotations": [], "categories": []}])
+def test_a_file_that_is_no_annotation_leaves_no_digest(root: Path, document: object) -> None:
+    (root / "test.json").write_text(json.dumps(document))
+    report = check(root)
+    assert len(report.errors) == 1
+    assert report.data.digest == ""
+
+
 def test_wrong_lists_make_no_errors_of_what_follows(tmp_path: Path) -> None:
     write_kitti(tmp_path)
     write_lines(tmp_path / "ImageSets" / "train.txt", "training/image_2/000000.png")
