@@ -41,6 +41,7 @@ TestSets = Literal["global", "per-device"]
 
 EXIT_ERRORS = 1
 _MOST_DEVICES = 100
+_MOST_ERRORS = 100  # printed without --all; one mistake of a tool may be in every line of every file
 _MESSAGE_LIMIT = 100_000  # characters; a message may list many files
 
 data_app = typer.Typer(name="data", help="Check a data set; divide it; write the synthetic one.", no_args_is_help=True)
@@ -60,7 +61,12 @@ def check(
         int, typer.Option(min=0, max=256, help="Most bits, of 256, in which hashes of near-duplicates differ.")
     ] = 16,
     picture: Annotated[Path | None, typer.Option(help="File of the class-by-device picture. [below home]")] = None,
-    every: Annotated[bool, typer.Option("--all", help="List every place of each warning, not the first few.")] = False,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="List every error, not the first 100, and every place of each warning, not the first few."
+        ),
+    ] = False,
     home: Home = None,
 ) -> None:
     """Count images, boxes, classes and devices, and list everything that is wrong, each with its file.
@@ -264,8 +270,11 @@ def _print(report: DataReport, spec: DataSpec, out: Console, every: bool) -> Non
     """Print the counts, then errors, then warnings. Of data that could not be read, print the errors alone."""
     if report.was_read:
         _print_counts(report, spec, out)
-    for message in report.errors:
+    for message in report.errors if every else report.errors[:_MOST_ERRORS]:
         out.print(f"error: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False)
+    if not every and len(report.errors) > _MOST_ERRORS:
+        more = len(report.errors) - _MOST_ERRORS
+        out.print(f"and {more} errors more; --all lists them", soft_wrap=True, highlight=False)
     for finding in report.findings if report.was_read else ():
         _print_finding(finding, out, every)
     counted = f"{len(report.errors)} errors, {len(report.findings)} warnings"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.documents.errors import DocumentError
 from tasks.documents.yaml_text import read_document
 from tasks.errors import DataError
+from tasks.spec.base import LONGEST_CLASS, MOST_CLASSES
 from tasks.spec.clients import ByField, ByName, Named, Partition
 from tasks.spec.data import OwnData
 
@@ -39,10 +40,12 @@ def check_devices(
     for device in known:
         if not _DEVICE.fullmatch(device):
             faults.add(
-                f"{where}: expected a device named by letters, digits, '.', '_' and '-', at most 64, found {device!r}"
+                f"{where}: expected a device named by letters, digits, '.', '_' and '-', at most 64, "
+                f"found {shown(device)}"
             )
+    expected = set(known)
     for entry in (*train, *test):
-        if entry.device is not None and entry.device not in known:
+        if entry.device is not None and entry.device not in expected:
             faults.add(f"{entry.where}: {where}: expected a device {listed}, found {entry.device!r}")
     present = {entry.device for entry in train}
     missing = [device for device in known if device not in present]
@@ -196,6 +199,7 @@ def assemble(
         DataError: an image, object or division is wrong, or the content's digest is not ``expected_digest``, unless
             ``faults`` collects mistakes.
     """
+    _check_classes(root, parsed.classes, faults)
     train, test = _each_once(parsed, faults)
     samples: dict[str, ImageSample] = {}
     for entry in (*train, *test):
@@ -214,26 +218,45 @@ def assemble(
             f"{expected_digest}, found {digest}"
         )
 
-    def select(entries: Sequence[Entry], device: str | None) -> Samples:
-        chosen = (samples.get(entry.inside) for entry in entries if device is None or entry.device == device)
+    def select(entries: Sequence[Entry]) -> Samples:
+        chosen = (samples.get(entry.inside) for entry in entries)
         return tuple(sample for sample in chosen if sample is not None)
+
+    def by_device(entries: Sequence[Entry], clients: Iterable[str]) -> dict[str, Samples]:
+        own: dict[str, list[Entry]] = {client: [] for client in clients}
+        for entry in entries:
+            if entry.device is not None and entry.device in own:
+                own[entry.device].append(entry)
+        return {client: select(of_client) for client, of_client in own.items()}
 
     if partition is not None:
         by_client = {}
         try:
-            by_client = partition_samples(select(train, None), partition, classes=len(parsed.classes))
+            by_client = partition_samples(select(train), partition, classes=len(parsed.classes))
         except DataError as error:
-            if not faults.unread:
+            if not faults.unread and (train or not faults.errors):
                 faults.add(f"{root}: {error}")
     else:
-        by_client = {device: select(train, device) for device in devices or ()}
+        by_client = by_device(train, devices or ())
     if partition is None and any(entry.device is not None for entry in test):
-        tests = {device: select(test, device) for device in by_client}
+        tests = by_device(test, by_client)
         if len({samples_digest(own) for own in tests.values()}) == 1:
             tests = dict.fromkeys(by_client, next(iter(tests.values())))
     else:
-        tests = dict.fromkeys(by_client, select(test, None))
+        tests = dict.fromkeys(by_client, select(test))
     return FederatedData(name=name, digest=digest, classes=parsed.classes, train=by_client, test=tests)
+
+
+def _check_classes(root: Path, classes: Sequence[str], faults: Faults) -> None:
+    """Report classes that no record of a run could hold."""
+    if len(classes) > MOST_CLASSES:
+        faults.add(f"{root}: expected at most {MOST_CLASSES} classes, found {len(classes)}")
+    for name in classes:
+        if len(name) > LONGEST_CLASS:
+            faults.add(
+                f"{root}: expected the name of a class of at most {LONGEST_CLASS} characters, found {len(name)}: "
+                f"{shown(name)}"
+            )
 
 
 def _each_once(parsed: Parsed, faults: Faults) -> tuple[list[Entry], list[Entry]]:

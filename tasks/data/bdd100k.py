@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tasks.data.assemble import assemble_own
-from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, inside, is_utf8, read_json, shown
-from tasks.data.published import SLACK, box_with_area, is_image
+from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, box_with_area, inside, is_utf8, read_json, shown
+from tasks.data.published import SLACK, is_image
 from tasks.data.samples import FederatedData
 from tasks.spec.clients import ByField
 from tasks.spec.data_forms import Bdd100k
@@ -117,7 +117,7 @@ def _read_frame(
         faults.add(f"{where}: name: expected an image's path in UTF-8, relative and without .., found {shown(found)}")
         return None
     where = f"{where} ({name})"
-    labels = frame.get("labels") or []
+    labels = [] if frame.get("labels") is None else frame["labels"]
     if not isinstance(labels, list):
         faults.add(f"{where}: labels: expected a list, found {shown(labels)}")
         return None

@@ -110,6 +110,7 @@ def check_data(
         *findings.duplicates(placed),
         *findings.uniform(thumbnails),
         *findings.lonely_classes(boxes, data),
+        *findings.unscored(data, tests.values(), faults),
         *findings.difficult(placed),
     ]
     return DataReport(

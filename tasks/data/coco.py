@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from tasks.data.assemble import assemble_own
 from tasks.data.coco_layout import advice, with_own_layout
-from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, check_box, inside, is_utf8, read_json, shown
+from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, box_with_area, inside, is_utf8, read_json, shown
 from tasks.data.samples import FederatedData
 from tasks.spec.clients import ByField
 from tasks.spec.data import Coco
@@ -58,7 +58,9 @@ def _read_part(
         return [], {}
     parsed.files.append((file, digest))
     if not isinstance(document, dict):
-        faults.add(f"{path}: expected a mapping with images, annotations and categories, found {shown(document)}")
+        faults.add_unread(
+            f"{path}: expected a mapping with images, annotations and categories, found {shown(document)}"
+        )
         return [], {}
     lists = {key: _mappings(path, document, key, faults) for key in ("images", "annotations", "categories")}
     categories = _categories(path, lists["categories"], faults)
@@ -101,7 +103,7 @@ class _Images:
 def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:
     """Return the mappings in the list under ``key``. Report and leave out items without an ``id`` of their own."""
     if not isinstance(document.get(key), list):
-        faults.add(f"{path}: {key}: expected a list, found {shown(document.get(key))}")
+        faults.add_unread(f"{path}: {key}: expected a list, found {shown(document.get(key))}")
         return []
     good: dict[int, dict[str, Any]] = {}
     for number, item in enumerate(document[key], 1):
@@ -122,16 +124,16 @@ def _is_id(value: Any) -> TypeGuard[int]:
 
 
 def _categories(path: Path, items: list[dict[str, Any]], faults: Faults) -> dict[int, str]:
-    categories: dict[int, str] = {}
+    ids: dict[str, int] = {}
     for item in items:
         name = item.get("name")
         if not isinstance(name, str) or not name or not is_utf8(name):
             faults.add(f"{path}: category {item['id']}: name: expected a name, found {shown(name)}")
-        elif name in categories.values():
+        elif name in ids:
             faults.add(f"{path}: category {item['id']}: name: expected every category once, found {name!r} again")
         else:
-            categories[item["id"]] = name
-    return categories
+            ids[name] = item["id"]
+    return {number: name for name, number in ids.items()}
 
 
 def _read_image_entry(
@@ -185,5 +187,5 @@ def _read_thing(at: str, item: dict[str, Any], categories: Mapping[int, str], fa
     except OverflowError:
         faults.add(f"{at}: bbox: expected four numbers x, y, width, height, found {shown(value)}")
         return None
-    box = check_box(f"{at}: bbox", (left, top, left + width, top + height), faults)
+    box = box_with_area(f"{at}: bbox", (left, top, left + width, top + height), faults)
     return None if box is None else (Region if crowd == 1 else Thing)(at, categories[category], box)

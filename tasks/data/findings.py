@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,17 +156,34 @@ def lonely_classes(counts: Mapping[str, Mapping[str, int | None]], data: Federat
 
     counts: training boxes by device and class; None for a class that the device does not label.
     """
+    if not any(data.train.values()):
+        return  # an error says so
+    without: list[str] = []
     for label, name in enumerate(data.classes):
         labelling = [device for device, own in counts.items() if own[name] is not None]
         having = [device for device in labelling if counts[device][name]]
         if not having:
-            yield Finding(f"class {name!r} has no training box")
+            without.append(name)
         elif len(having) == 1 and len(labelling) > 1:
             images = [sample for sample in data.train[having[0]] if label in sample.labels]
             yield Finding(
                 f"class {name!r} is on device {having[0]} only: {counts[having[0]][name]} boxes in "
                 f"{len(images)} images, the first in {images[0].path}"
             )
+    if len(without) == 1:
+        yield Finding(f"class {without[0]!r} has no training box")
+    elif without:
+        yield Finding(f"{len(without)} classes have no training box", tuple(map(repr, without)))
+
+
+def unscored(data: FederatedData, tests: Collection[ImageSample], faults: Faults) -> Iterator[Finding]:
+    """Warn of test images without which a run has no figures, and so no best round."""
+    if faults.errors or not data.train:
+        return  # an error may say why there is none
+    if not tests:
+        yield Finding("there is no test image: a run has neither figures nor a best round")
+    elif not any(len(sample.labels) for sample in tests):
+        yield Finding(f"none of the {len(tests)} test images has an object: a run has no mAP, and so no best round")
 
 
 def difficult(placed: list[Placed]) -> Iterator[Finding]:

@@ -85,8 +85,7 @@ def _objects(
     for thing in entry.things:
         left, top, right, bottom = in_pixels(thing.box, size) if entry.normalized else thing.box
         if thing.name not in classes:
-            known = ", ".join(classes) or "(none)"
-            faults.add(f"{entry.where}: class {thing.name!r} is in no training image; expected one of {known}")
+            _report_class(entry, thing.name, classes, faults)
             continue
         across, down = (reading.slack * width, reading.slack * height) if entry.normalized else (reading.slack,) * 2
         if left < -across or top < -down or right > width + across or bottom > height + down:
@@ -107,6 +106,13 @@ def _objects(
         seen.add((thing.name, box))
         objects.append((thing, box))
     return objects
+
+
+def _report_class(entry: Entry, name: str, classes: tuple[str, ...], faults: Faults) -> None:
+    """Report an unknown class, unless there is no class at all because of a mistake that is reported already."""
+    if classes or not faults.errors:
+        known = ", ".join(classes) or "(none)"
+        faults.add(f"{entry.where}: class {name!r} is in no training image; expected one of {known}")
 
 
 def in_pixels(box: Box, size: tuple[int, int]) -> Box:
@@ -131,8 +137,7 @@ def _regions(entry: Entry, size: tuple[int, int], classes: tuple[str, ...], faul
     found: list[tuple[Box, int]] = []
     for region in entry.regions:
         if region.name is not None and region.name not in classes:
-            known = ", ".join(classes) or "(none)"
-            faults.add(f"{entry.where}: class {region.name!r} is in no training image; expected one of {known}")
+            _report_class(entry, region.name, classes, faults)
             continue
         left, top, right, bottom = in_pixels(region.box, size) if entry.normalized else region.box
         cut = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))

@@ -14,8 +14,8 @@ import hashlib
 from pathlib import Path
 
 from tasks.data.assemble import assemble_own
-from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, read_bytes, shown
-from tasks.data.published import SLACK, box_with_area, image_called, read_numbers, read_rows
+from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, box_with_area, read_bytes, shown
+from tasks.data.published import SLACK, image_called, read_numbers, read_rows
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images, read_list
 from tasks.spec.data_forms import Kitti

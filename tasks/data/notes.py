@@ -62,6 +62,7 @@ class Notes:
     duplicates: list[str] = field(default_factory=list)
     several_files: list[str] = field(default_factory=list)
     without_labels: list[str] = field(default_factory=list)
+    shared_labels: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # whole lines: which part of a data set is used for what
 
     def findings(self, spec: DataSpec) -> list[Finding]:
@@ -74,6 +75,13 @@ class Notes:
                 Finding(
                     f"{len(self.without_labels)} images have no label file, and count as images without objects",
                     tuple(self.without_labels),
+                )
+            )
+        if self.shared_labels:
+            found.append(
+                Finding(
+                    f"{len(self.shared_labels)} label files belong to several images, which differ in their suffix",
+                    tuple(self.shared_labels),
                 )
             )
         if self.emptied:

@@ -1,4 +1,4 @@
-"""What the readers of BDD100K, VisDrone and KITTI share: text files of labels, and boxes as they were published."""
+"""What the readers of BDD100K, VisDrone and KITTI share: text files of labels, and the images that belong to them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ from collections.abc import Iterator, Sequence
 from os.path import splitext
 from pathlib import Path
 
-from tasks.data.entries import Box, Faults, Parsed, check_box, read_bytes
+from tasks.data.entries import Faults, Parsed, read_bytes
 from tasks.data.pixels import IMAGE_SUFFIXES
 from tasks.data.voc_files import ImageFiles
 
 # Pixels. Boxes of published sets extend beyond their images by fractions of a pixel.
 SLACK = 1.0
-
-
-def box_with_area(at: str, box: Sequence[float], faults: Faults) -> Box | None:
-    """Return the box xmin, ymin, xmax, ymax. Note a box without width or height and return None, report a wrong one.
-
-    VisDrone was published with a few boxes that are lines. They hold nothing that a detector could learn or find.
-    """
-    left, top, right, bottom = box
-    if (left == right and top <= bottom) or (top == bottom and left <= right):
-        faults.notes.emptied.append(at)
-        return None
-    return check_box(at, box, faults)
 
 
 def read_rows(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator[tuple[str, str]]:

@@ -140,7 +140,7 @@ def _kitti(root: Path, name: str) -> DataSpec | None:
     if not (root / spec.train).is_file() or not (root / spec.labels).is_dir():
         return None
     # KITTI's own names are numbers.
-    named = not _has(root / spec.train, re.compile(rb"^[^_\n]+$", re.MULTILINE))
+    named = not _has(root / spec.train, re.compile(rb"^[^_\r\n]+\r?$", re.MULTILINE))
     listed = (root / ByList().file).is_file()
     return spec.model_copy(update={"clients": ByList() if listed else ByName() if named else spec.clients})
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.data.assemble import assemble_own
-from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, shown
-from tasks.data.published import SLACK, box_with_area, image_called, is_image, read_numbers, read_rows
+from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, box_with_area, shown
+from tasks.data.published import SLACK, image_called, is_image, read_numbers, read_rows
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images
 from tasks.spec.data_forms import VISDRONE_CLASSES, VisDrone

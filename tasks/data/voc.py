@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from tasks.data.assemble import assemble_own, check_devices
 from tasks.data.entries import (
+    LONGEST_NUMBER,
     Entry,
     Faults,
     Parsed,
@@ -138,10 +139,10 @@ def _read_annotation(
     try:
         document = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        faults.add(f"{path}: expected XML: {error}")
+        faults.add_unread(f"{path}: expected XML: {error}")
         return None
     if document.tag != "annotation":
-        faults.add(f"{path}: expected the element annotation, found {document.tag}")
+        faults.add_unread(f"{path}: expected the element annotation, found {document.tag}")
         return None
     if field is not None:
         device = (document.findtext(field) or "").strip() or None
@@ -158,8 +159,10 @@ def _read_annotation(
 
 def _size(document: ElementTree.Element) -> tuple[int, int] | None:
     """Return the stated (width, height), or None: tools that do not know the size leave it out or write 0."""
-    width, height = (document.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
-    return (int(width), int(height)) if width.isdecimal() and height.isdecimal() and int(width) * int(height) else None
+    texts = [document.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    # The first digits of an absurdly long number are no image's size either.
+    width, height = (int(text[:LONGEST_NUMBER]) if text.isdecimal() else 0 for text in texts)
+    return (width, height) if width and height else None
 
 
 def _read_object(at: str, item: ElementTree.Element, faults: Faults) -> Thing | None:

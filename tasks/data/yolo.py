@@ -16,7 +16,7 @@ from typing import Literal
 from tasks.data.assemble import assemble_own, check_devices
 from tasks.data.entries import Entry, Faults, Parsed, Thing, natural
 from tasks.data.samples import FederatedData
-from tasks.data.yolo_files import SLACK, YoloFile, label_file, read_labels, read_yolo_file
+from tasks.data.yolo_files import PARTS, SLACK, Part, YoloFile, label_file, read_labels, read_yolo_file
 from tasks.spec.clients import ByFolder
 from tasks.spec.data import Yolo
 
@@ -54,6 +54,7 @@ def load_yolo(root: Path, spec: Yolo, *, faults: Faults | None = None) -> Federa
         if not shared or place == 0:
             parsed.test += [reader.entry(image, None if shared else device) for image in file.parts.get(test, ())]
     reader.report_missing()
+    reader.note_shared()
     if devices is not None:
         check_devices(parsed.train, parsed.test, f"{root}: folders", faults, devices or None)
     return assemble_own(root, spec, parsed, faults, where=str(root / spec.file), slack=SLACK, devices=devices)
@@ -108,12 +109,24 @@ class _Labels:
         else:
             self._faults.notes.without_labels += [str(self._root / image) for image in without]
 
+    def note_shared(self) -> None:
+        """Note the label files that belong to several images, as ``a.jpg`` and ``a.png``."""
+        images: dict[str, set[str]] = {}
+        for entry in (*self._parsed.train, *self._parsed.test):
+            images.setdefault(label_file(entry.inside), set()).add(entry.inside)
+        self._faults.notes.shared_labels += [
+            f"{self._root / file} ({' and '.join(sorted(own))})"
+            for file, own in images.items()
+            if len(own) > 1 and self._read[file] is not None
+        ]
+
 
 def _read_files(root: Path, spec: Yolo, devices: Sequence[str] | None, faults: Faults) -> dict[str | None, YoloFile]:
     """Return the readable data.yaml of each device, or of the data set (None)."""
+    parts: tuple[Part, ...] = PARTS if spec.test is None else ("train", spec.test)
     files: dict[str | None, YoloFile] = {}
     for device in (None,) if devices is None else devices:
-        file = read_yolo_file(root, spec.file if device is None else f"{device}/{spec.file}", faults)
+        file = read_yolo_file(root, spec.file if device is None else f"{device}/{spec.file}", faults, parts)
         if file is not None:
             files[device] = file
     return files

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from tasks.data.entries import Faults, Thing, check_box, is_utf8, read_bytes, shown
+from tasks.data.entries import Faults, Thing, box_with_area, is_utf8, read_bytes, shown
+from tasks.data.notes import named
 from tasks.data.pixels import IMAGE_SUFFIXES
 from tasks.documents.errors import DocumentError
 from tasks.documents.plain import Plain
@@ -21,7 +22,13 @@ from tasks.documents.yaml_text import read_document
 
 # Fraction of the image's side. Files round fractions to a few digits.
 SLACK = 1e-3
-PARTS = ("train", "val", "test")
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+_OTHER: dict[Part, Part] = {"val": "test", "test": "val"}
+# Images that other tools read, and that fedbench does not look for.
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpeg2000", ".jpe", ".jxl", ".mpo", ".pfm"}
+)
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
@@ -34,8 +41,11 @@ class YoloFile:
     parts: dict[str, tuple[str, ...]]
 
 
-def read_yolo_file(root: Path, file: str, faults: Faults) -> YoloFile | None:
-    """Return the content of the data.yaml ``file`` in the data set's folder ``root``, or report it and return None."""
+def read_yolo_file(root: Path, file: str, faults: Faults, parts: Sequence[Part] = PARTS) -> YoloFile | None:
+    """Return the content of the data.yaml ``file`` in the data set's folder ``root``, or report it and return None.
+
+    Other parts than ``parts`` are not read: exported files often name folders that do not exist.
+    """
     path = root / file
     data = read_bytes(path, faults)
     if data is None:
@@ -51,6 +61,8 @@ def read_yolo_file(root: Path, file: str, faults: Faults) -> YoloFile | None:
     if not isinstance(document, dict):
         faults.add_unread(f"{path}: expected a mapping with names, train and val, found {shown(document)}")
         return None
+    # Tools write null for a part that a set does not have.
+    document = {key: None if isinstance(value, Plain) and value.is_null else value for key, value in document.items()}
     if document.get("kpt_shape") is not None:
         faults.add(f"{path}: kpt_shape: expected boxes or polygons, found keypoints, which are not read")
     names = _names(path, document, faults)
@@ -58,14 +70,16 @@ def read_yolo_file(root: Path, file: str, faults: Faults) -> YoloFile | None:
     if names is None or base is None:
         faults.unread = True
         return None
-    parts = {}
-    for part in PARTS:
+    found: dict[str, tuple[str, ...]] = {}
+    for part in parts:
         if document.get(part) not in (None, "", []):
-            parts[part] = tuple(_images(root, base, part, document[part], path, faults))
-    if "train" not in parts:
+            other = _OTHER.get(part)
+            hint = f"; data.test={other} does not read {part}" if other in parts and document.get(other) else ""
+            found[part] = tuple(_images(root, base, part, document[part], path, faults, hint))
+    if "train" not in found:
         faults.add_unread(f"{path}: train: missing; expected a folder of images, or a text file that lists them")
         return None
-    return YoloFile(path, names, parts)
+    return YoloFile(path, names, found)
 
 
 def _names(path: Path, document: dict[str, Any], faults: Faults) -> tuple[str, ...] | None:
@@ -80,7 +94,7 @@ def _names(path: Path, document: dict[str, Any], faults: Faults) -> tuple[str, .
     if not isinstance(found, list) or not found:
         faults.add(f"{path}: names: expected the classes, as a list or by number from 0, found {shown(found)}")
         return None
-    names: list[str] = []
+    names: dict[str, None] = {}  # in order, each once
     for number, name in enumerate(found):
         if not isinstance(name, str) or not name.strip() or not is_utf8(name):
             faults.add(f"{path}: names: {number}: expected a name, found {shown(name)}")
@@ -88,7 +102,7 @@ def _names(path: Path, document: dict[str, Any], faults: Faults) -> tuple[str, .
         if str(name) in names:
             faults.add(f"{path}: names: {number}: expected every class once, found {str(name)!r} again")
             return None
-        names.append(str(name))
+        names[str(name)] = None
     count = document.get("nc")
     try:
         count = count.value("nc") if isinstance(count, Plain) else count
@@ -121,14 +135,17 @@ def _base(root: Path, file: str, value: Any, faults: Faults) -> str | None:
     return None
 
 
-def _images(root: Path, base: str, part: str, value: Any, path: Path, faults: Faults) -> Iterator[str]:
-    """Yield the images of one part: of a folder, of a list of folders, or those that a text file lists."""
+def _images(root: Path, base: str, part: str, value: Any, path: Path, faults: Faults, hint: str = "") -> Iterator[str]:
+    """Yield the images of one part: of a folder, of a list of folders, or those that a text file lists.
+
+    hint: for messages, how to do without this part.
+    """
     for place in value if isinstance(value, list) else [value]:
         found = _located(root, base, place) if isinstance(place, str) else None
         if found is None:
             faults.add_unread(
                 f"{path}: {part}: expected a folder of images, or a text file that lists them, inside {root}, "
-                f"found {shown(place)}"
+                f"found {shown(place)}{hint}"
             )
         elif os.path.isdir(root / found):
             yield from _in_folder(root, found, f"{path}: {part}", faults)
@@ -177,17 +194,29 @@ def inside_root(root: Path, base: str, value: str) -> str | None:
 def _in_folder(root: Path, folder: str, at: str, faults: Faults) -> list[str]:
     """Return the images in ``folder`` and below it, sorted. Report that there are none, or that it cannot be read."""
     try:
-        images = sorted(_walk(root, folder, set()))
+        files = sorted(_walk(root, folder, set()))
     except OSError as error:
         faults.add_unread(f"{at}: {error.filename}: cannot be read: {error.strerror}")
         return []
+    images = [file for file in files if _suffix(file) in IMAGE_SUFFIXES]
+    others = [str(root / file) for file in files if _suffix(file) in UNREAD_SUFFIXES]
     if not images:
-        faults.add_unread(f"{at}: expected a folder of images, found none in {root / folder}")
+        also = f", but {named(others)}; images end in {', '.join(sorted(IMAGE_SUFFIXES))}" if others else ""
+        faults.add_unread(f"{at}: expected a folder of images, found none in {root / folder}{also}")
+    elif others:
+        faults.notes.parts.append(
+            f"{at}: {len(others)} files have a suffix of images that are not read; write them as PNG or JPEG: "
+            f"{named(others)}"
+        )
     return images
 
 
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
 def _walk(root: Path, folder: str, seen: set[str]) -> Iterator[str]:
-    """Yield the images in ``folder`` and below it. Hidden files are left out.
+    """Yield the files in ``folder`` and below it. Hidden files are left out.
 
     Links are followed, but no folder is entered twice.
     """
@@ -202,7 +231,7 @@ def _walk(root: Path, folder: str, seen: set[str]) -> Iterator[str]:
             path = f"{folder}/{item.name}" if folder else item.name
             if item.is_dir():
                 yield from _walk(root, path, seen)
-            elif os.path.splitext(item.name)[1].lower() in IMAGE_SUFFIXES:
+            else:
                 yield path
 
 
@@ -277,5 +306,5 @@ def _read_line(at: str, columns: list[str], names: tuple[str, ...], faults: Faul
         edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     else:
         edges = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-    box = check_box(at, edges, faults)
+    box = box_with_area(at, edges, faults)
     return None if box is None else Thing(at, names[int(label)], box)

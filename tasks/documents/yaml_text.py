@@ -16,6 +16,7 @@ from tasks.documents.errors import DocumentError, DuplicateKey
 from tasks.documents.json_text import read_json
 from tasks.documents.plain import Plain
 
+MOST_REPEATED = 1_000_000  # values that a document has through aliases
 _OBJECT = re.compile(r"\ufeff?\s*\{")
 
 
@@ -78,12 +79,17 @@ def _loader() -> Any:
 
 
 class _YamlReader:
-    """Turns nodes into values. A node with several aliases is read once, so that a few lines cannot fill the memory."""
+    """Turns nodes into values.
+
+    A node with several aliases is read once, so that a few lines cannot fill the memory. Readers of the document visit
+    it once for each alias, so a document in which this takes long is refused.
+    """
 
     def __init__(self, source: str, *, lines: bool) -> None:
         self._source = source
         self._lines = lines
         self._made: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}  # values in a node, those behind an alias counted each time
         self._open: set[int] = set()
 
     def read(self, node: Any, path: tuple[str, ...]) -> Any:
@@ -103,7 +109,17 @@ class _YamlReader:
             raise _unknown_tag(node)
         self._open.remove(id(node))
         self._made[id(node)] = value
+        self._count(node)
         return value
+
+    def _count(self, node: Any) -> None:
+        inner = [item[1] if isinstance(item, tuple) else item for item in node.value] if node.id != "scalar" else []
+        size = self._sizes[id(node)] = 1 + sum(self._sizes[id(item)] for item in inner)
+        if size > len(self._made) + MOST_REPEATED:
+            raise DocumentError(
+                f"expected YAML: line {_line(node)}: expected aliases that stand for at most {MOST_REPEATED} values, "
+                "found more: write the values out"
+            )
 
     def _scalar(self, node: Any) -> Any:
         if node.written_tag not in (None, "!", _TEXT):

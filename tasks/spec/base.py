@@ -56,6 +56,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MOST = 10**9
 MOST_CLIENTS = 100_000
 MOST_CLASSES = 10_000
+LONGEST_CLASS = 500  # characters of a class's name
 LONGEST_TEXT = 2000
 MOST_SECONDS = 1e10
 LARGEST_LOSS = 1e40  # a mean of sums of float32 numbers
@@ -74,7 +75,7 @@ def _shortened(text: str) -> str:
 
 # Text for people to read: longer text is cut, not refused.
 ReadText = Annotated[str, AfterValidator(_shortened), Field(json_schema_extra={"maxLength": LONGEST_TEXT})]
-ClassName = Annotated[str, StringConstraints(max_length=500)]
+ClassName = Annotated[str, StringConstraints(max_length=LONGEST_CLASS)]
 
 # The description of every field ``kind``.
 CHOSEN = "Which of the choices above this is."

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from tasks.spec.base import MOST_CLASSES, MOST_CLIENTS, ClientId
+from tasks.spec.base import LONGEST_CLASS, MOST_CLASSES, MOST_CLIENTS, ClientId
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -21,7 +21,7 @@ class HashableDict(dict[Key, Value]):
 
 
 Classes = Annotated[
-    tuple[Annotated[str, StringConstraints(min_length=1, max_length=500)], ...],
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_CLASS)], ...],
     Field(min_length=1, max_length=MOST_CLASSES),
 ]
 LabelSpace = Annotated[dict[ClientId, Classes], Field(max_length=MOST_CLIENTS), AfterValidator(HashableDict)]

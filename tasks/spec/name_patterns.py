@@ -15,9 +15,13 @@ LONGEST_NAME = 200
 # Points: a repetition of unknown length (*, +, {2,}) has three, a choice (? or |) has one.
 MOST_POINTS = 9
 
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
 # An escaped character, or a class of characters such as [^\]_].
 _ONE_CHARACTER = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
-_COMMENT = re.compile(r"\(\?#[^)]*\)")
+# Two things that hide a repetition from the search below. In a comment a bracket opens no class of characters, and the
+# flag x allows blanks before a repetition.
+_COMMENT = re.compile(r"\(\?#")
+_VERBOSE = re.compile(r"\(\?[A-Za-z-]*x")
 _EXACT_COUNT = re.compile(r"\{\d+\}")
 _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{)")
 _REPEAT = re.compile(r"(?:[*+]|\{[\d,]+\})[?+]?")
@@ -34,13 +38,16 @@ def pattern_fault(pattern: str) -> str | None:
         return f"expected a regular expression of Python, found {pattern!r}: {error}"
     if compiled.groups != 1:
         return f"expected exactly one group, (…), whose text is the device, found {compiled.groups} in {pattern!r}"
-    if compiled.flags & re.VERBOSE:
+    without_escapes = _ESCAPE.sub("_", pattern)
+    if _VERBOSE.search(without_escapes):
         return f"expected a regular expression without the flag x, found {pattern!r}"
+    if _COMMENT.search(without_escapes):
+        return f"expected a regular expression without a comment, (?#…), found {pattern!r}"
     return _cost_fault(pattern)
 
 
 def _cost_fault(pattern: str) -> str | None:
-    plain = _COMMENT.sub("", _ONE_CHARACTER.sub("x", pattern)).replace("(?", "(")
+    plain = _ONE_CHARACTER.sub("x", pattern).replace("(?", "(")
     if _REPEATED_GROUP.search(plain):
         return f"expected no group that repeats, because matching may never end, found {pattern!r}"
     without_repeats, repeats = _REPEAT.subn("", _EXACT_COUNT.sub("", plain))

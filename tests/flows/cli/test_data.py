@@ -118,6 +118,17 @@ def test_errors_exit_1_and_are_all_printed(made: Path, tmp_path: Path, home: Pat
         root.rename(made / "voc")
 
 
+def test_of_very_many_errors_the_first_hundred_are_printed_and_with_all_every_one(tmp_path: Path) -> None:
+    root = write_yolo_folder(tmp_path / "many")
+    (root / "labels/train/1.txt").write_text("9 0.5 0.5 0.1 0.1\n" * 150)
+    few, every = call("check", root), call("check", root, "--all")
+    assert few.exit_code == every.exit_code == 1
+    assert few.output.count("error: ") == 100
+    assert "\nand 50 errors more; --all lists them\n" in few.output
+    assert every.output.count("error: ") == 150
+    assert "150 errors, " in few.output
+
+
 def test_of_data_that_could_not_be_read_only_errors_are_printed(made: Path, tmp_path: Path, home: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(made / "coco", root)

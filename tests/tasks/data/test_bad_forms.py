@@ -72,8 +72,7 @@ BAD_YOLO: dict[str, tuple[Change, str]] = {
     "score": (line("0 0.5 0.5 0.1 0.1 0.9"), NUMBERS + "6 columns; a sixth column, a detection's score, is not read"),
     "half a point": (line("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4"), LABEL + "expected " + NUMBERS + "8 columns"),
     "not a number": (line("0 nan 0.5 0.1 0.1"), LABEL + "expected fractions of the image's size, from 0 to 1"),
-    "flat box": (line("0 0.5 0.5 0 0.1"), LABEL + "expected xmin < xmax and ymin < ymax, found the empty box 0.5"),
-    "flat polygon": (line("0 0.5 0.1 0.5 0.2 0.5 0.3"), LABEL + "expected xmin < xmax and ymin < ymax, found"),
+    "negative width": (line("0 0.5 0.5 -0.0005 0.1"), LABEL + "expected xmin < xmax and ymin < ymax, found the empty"),
     "box outside": (line("0 0.9 0.5 0.4 0.1"), LABEL + "bbox: expected a box inside the image of 64 x 48"),
     "labels of bytes": (
         lambda root: (root / "labels/train/1.txt").write_bytes(b"0 \xff"),

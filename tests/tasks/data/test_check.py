@@ -14,8 +14,9 @@ from tasks.data.check import DataReport, check_data
 from tasks.data.similar import difference_hash, nearest, thumbnail
 from tasks.errors import DataError
 from tasks.spec.clients import Iid
-from tasks.spec.data import Coco, FederatedStreet, VocFolders
+from tasks.spec.data import Coco, FederatedStreet, Kitti, VocFolders
 from tests.tasks.data.pictures import HEIGHT, WIDTH, picture
+from tests.tasks.data.published_folders import write_kitti, write_lines
 from tests.tasks.data.voc_folder import CHAIR, TABLE, add_image, add_lists
 
 
@@ -72,7 +73,7 @@ def test_all_errors_are_collected_each_with_its_file(root: Path) -> None:
     picture(4).save(inner, format="PNG")  # a good header before damaged pixels
     data = inner.read_bytes()
     inner.write_bytes(data[: len(data) // 2] + bytes(20) + data[len(data) // 2 + 20 :])
-    edit(root, "test.json", "[1, 1, 20, 20]", "[1, 1, 20, 0]")
+    edit(root, "test.json", "[1, 1, 20, 20]", "[1, 1, 20, -2]")
     edit(root, "test.json", '"bbox": [1, 1, 20, 20]', '"bbox": [90, 1, 20, 20]')
     edit(root, "train.json", '"name": "cup"', '"name": "mug"')
     report = check(root)
@@ -97,6 +98,60 @@ def test_a_device_without_images_and_a_broken_label_file_are_errors(root: Path) 
     assert "test_label.json: expected a list of at least one image" in "\n".join(report.errors)
     assert "device_2_id: no images of device 1, 2, 3, 4, 5; expected some of each" in "\n".join(report.errors)
     assert report.boxes_by_device.keys() == {"1", "2", "3", "4", "5"}
+
+
+def test_unreadable_training_labels_make_no_error_or_warning_of_what_follows(root: Path) -> None:
+    (root / "train.json").write_text("{")
+    report = check(root)
+    (error,) = report.errors
+    assert "train.json: expected JSON" in error
+    assert report.warnings == ()
+
+
+def test_classes_without_training_boxes_are_one_warning(root: Path) -> None:
+    edit(root, "train.json", '"categories": [', '"categories": [{"id": 8, "name": "mug"}, {"id": 9, "name": "pot"}, ')
+    assert "2 classes have no training box: 'mug', 'pot'" in check(root).warnings
+    edit(root, "train.json", ', {"id": 9, "name": "pot"}', "")
+    assert "class 'mug' has no training box" in check(root).warnings
+
+
+@pytest.mark.parametrize("content", ["<annotation>", "<x/>"])
+def test_an_annotation_that_is_no_xml_leaves_no_digest_and_no_other_error(tmp_path: Path, content: str) -> None:
+    for name in "abt":
+        add_image(tmp_path, name, CHAIR)
+    add_lists(tmp_path, "a\nb", "t")
+    (tmp_path / "Annotations" / "a.xml").write_text(content)
+    spec = VocFolders(name="mine", clients=Iid(clients=2))
+    report = check_data(spec, root_of=lambda name: tmp_path, cache=tmp_path)
+    (error,) = report.errors
+    assert "a.xml: expected " in error
+    assert report.data.digest == ""
+
+
+@pytest.mark.parametrize("document", [[], {"images": {}, "annotations": [], "categories": []}])
+def test_a_file_that_is_no_annotation_leaves_no_digest(root: Path, document: object) -> None:
+    (root / "test.json").write_text(json.dumps(document))
+    report = check(root)
+    assert len(report.errors) == 1
+    assert report.data.digest == ""
+
+
+def test_wrong_lists_make_no_errors_of_what_follows(tmp_path: Path) -> None:
+    write_kitti(tmp_path)
+    write_lines(tmp_path / "ImageSets" / "train.txt", "training/image_2/000000.png")
+    report = check_data(Kitti(name="mine"), root_of=lambda name: tmp_path, cache=tmp_path)
+    (error,) = report.errors
+    assert "train.txt: line 1: expected an image's name, found" in error
+    assert report.warnings == ()
+
+
+def test_without_test_images_or_objects_in_them_a_warning_says_what_a_run_lacks(root: Path) -> None:
+    text = (root / "test.json").read_text()
+    document = json.loads(text)
+    (root / "test.json").write_text(json.dumps(document | {"annotations": []}))
+    assert "none of the 2 test images has an object: a run has no mAP, and so no best round" in check(root).warnings
+    (root / "test.json").write_text(json.dumps(document | {"annotations": [], "images": []}))
+    assert "there is no test image: a run has neither figures nor a best round" in check(root).warnings
 
 
 def test_images_of_the_same_bytes_are_reported_with_whether_their_boxes_agree(root: Path) -> None:

@@ -187,6 +187,22 @@ def test_the_folder_itself_may_hold_the_images(root: Path, documents: Any) -> No
             Coco(name="mine", train_images=wrong)
 
 
+@pytest.mark.parametrize("bbox", [[5, 5, 0, 4], [5.5, 5, 1.03, 0.0], [0, 0, 0, 0]])
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_lines_as_coco_was_published_with_are_noted_and_left_out(
+    root: Path, documents: Any, bbox: list[float], iscrowd: int
+) -> None:
+    """Annotations 918 and 2206849 of instances_train2017.json have no height."""
+    train, test = documents
+    train["annotations"][1].update(bbox=bbox, iscrowd=iscrowd)
+    write(root, train, test)
+    faults = Faults(collect=True)
+    sample = load_coco(root, SPEC, faults=faults).train["east"][0]
+    assert (sample.key, len(sample.labels), sample.regions) == ("sub/2", 0, None)
+    assert faults.errors == []
+    assert faults.notes.emptied == [f"{root / 'train.json'}: annotation 2: bbox"]
+
+
 def set_annotation(**fields: Any) -> Callable[[Any, Any], object]:
     return lambda train, _: train["annotations"][1].update(fields)
 
@@ -219,7 +235,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     "no box": (lambda train, _: train["annotations"][1].pop("bbox"), BOX + "expected four numbers x, y"),
     "box beyond numbers": (set_annotation(bbox=[10**400, 0, 1, 1]), BOX + "expected four numbers x, y"),
     "not finite": (set_annotation(bbox=[0, 0, float("inf"), 1]), BOX + "expected four numbers xmin"),
-    "empty box": (set_annotation(bbox=[5, 5, 0, 4]), BOX + "expected xmin < xmax .* empty box 5, 5, 5, 9"),
+    "box turned around": (set_annotation(bbox=[5, 5, -1, 4]), BOX + "expected xmin < xmax .* empty box 5, 5, 4, 9"),
     "box outside": (set_annotation(bbox=[60, 5, 6, 4]), BOX + r"expected a box inside .* 64 x 48 pixels, found 60"),
     "crowd": (set_annotation(iscrowd=2), r"annotation 2: iscrowd: expected 0 or 1, found 2"),
     "no file name": (set_image(file_name=None), r"image 2: file_name: expected a path inside .* found None"),
@@ -250,6 +266,10 @@ WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     "other width": (set_image(width=65), r"image 2 .*expected the annotation's 65 x 48 pixels, found 64 x 48"),
     "device missing": (set_image(device=None), r"image 2 .*: device: missing; expected the device"),
     "device of list": (set_image(device=[1]), r"image 2 .*: device: expected a device's name or number, found \[1\]"),
+    "device of digits": (
+        set_image(device="1" * 5000),
+        r"train\.json: device: expected a device named .* at most 64",
+    ),
     "device's name": (set_image(device="a/b"), r"train\.json: device: expected a device named by .* found 'a/b'"),
     "some tests with device": (
         lambda train, test: test["images"][0].update(device="east"),
@@ -280,7 +300,7 @@ def test_mistakes_name_file_and_item(root: Path, documents: Any, case: str) -> N
 def test_all_mistakes_are_named_at_once_and_usable_images_are_kept(root: Path, documents: Any) -> None:
     train, test = documents
     train["annotations"][0]["category_id"] = 1
-    train["annotations"][1]["bbox"] = [0, 0, 0, 0]
+    train["annotations"][1]["bbox"] = [0, 0, 4, -4]
     (root / "images" / "sub" / "6.png").unlink()
     write(root, train, test)
     faults = Faults(collect=True)

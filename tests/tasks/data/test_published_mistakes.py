@@ -62,6 +62,7 @@ BDD100K: dict[str, tuple[Callable[[Frames, Frames], object], str]] = {
         r"attributes: weather: expected a device named by letters, .*, found 'été'",
     ),
     "labels of text": (frame(labels="none"), r"frame 1 \(a\.jpg\): labels: expected a list, found 'none'"),
+    "labels of an empty mapping": (frame(labels={}), r"frame 1 \(a\.jpg\): labels: expected a list, found \{\}"),
     "a label of text": (frame(labels=["car"]), r"label 1: expected a mapping with category and box2d, found 'car'"),
     "no category": (first_label(category=None), r"frame 1 \(a\.jpg\): label 1: category: expected a name, found None"),
     "a box of three": (

@@ -126,6 +126,15 @@ def test_devices_of_published_forms_come_from_a_list_or_names(tmp_path: Path, fo
     assert getattr(recognise(tmp_path, "mine"), "clients", None) == ByList()
 
 
+def test_blank_lines_of_windows_in_a_list_of_kitti_are_no_names(tmp_path: Path) -> None:
+    write_kitti(tmp_path)
+    lists = tmp_path / "ImageSets" / "train.txt"
+    lists.write_bytes(b"a_000000\r\n\r\nb_000001\r\n")
+    assert getattr(recognise(tmp_path, "mine"), "clients", None) == ByName()
+    lists.write_bytes(b"a_000000\r\n000001\r\n")
+    assert getattr(recognise(tmp_path, "mine"), "clients", None) == Iid()
+
+
 def test_a_yolo_file_of_another_name_is_found_by_its_keys(tmp_path: Path) -> None:
     write_yolo_folder(tmp_path)
     (tmp_path / "data.yaml").rename(tmp_path / "ants.yml")

@@ -160,6 +160,10 @@ WRONG: dict[str, tuple[Edit, str]] = {
         annotation("<width>64<", "<width>65<"),
         r"a\.jpg: expected the annotation's 65 x 48 pixels, found 64",
     ),
+    "size of digits": (
+        annotation("<width>64<", f"<width>{'6' * 5000}<"),
+        r"expected the annotation's 6{64} x 48 pixels, found 64 x 48",
+    ),
     "no image": (lambda root: (root / "2/JPEGImages/a.jpg").unlink(), r"a\.jpg: the image cannot be read: No such"),
     "cut image": (
         lambda root: (root / "2/JPEGImages/a.jpg").write_bytes((root / "2/JPEGImages/a.jpg").read_bytes()[:900]),

@@ -64,6 +64,18 @@ def test_polygons_become_boxes_and_empty_or_missing_files_mean_no_objects(root: 
     ]
 
 
+@pytest.mark.parametrize("line", ["0 0.5 0.5 0 0.1", "0 0.5 0.5 0.1 0", "0 0.5 0.1 0.5 0.2 0.5 0.3"])
+def test_lines_without_width_or_height_are_noted_and_left_out(root: Path, line: str) -> None:
+    """Ultralytics takes them. Its conversion of VisDrone writes a few."""
+    add_image(root, "images/train/1.png", f"1 0.5 0.5 0.5 0.5\n{line}\n")
+    faults = Faults(collect=True)
+    data = load_yolo(root, SPEC, faults=faults)
+    (sample,) = (sample for own in data.train.values() for sample in own if sample.path.stem == "1")
+    assert sample.labels.tolist() == [1]
+    assert faults.errors == []
+    assert faults.notes.emptied == [f"{root / 'labels/train/1.txt'}: line 2"]
+
+
 def test_a_box_is_cut_to_its_image_up_to_rounding(root: Path) -> None:
     add_image(root, "images/train/1.png", "0 0.25 0.5 0.5015 1\n")
     boxes = {s.path.stem: s.boxes for own in load_yolo(root, SPEC).train.values() for s in own}
@@ -138,6 +150,39 @@ def test_val_is_the_test_set_only_without_test_and_is_never_left_out_silently(ro
     assert load(test="val") == (["7", "8"], [])
     (root / "data.yaml").write_text((root / "data.yaml").read_text().replace("images/test", "images/val"))
     assert load() == (["7", "8"], [])  # val is test: nothing is left out
+
+
+def test_a_part_that_is_not_chosen_need_not_exist(root: Path) -> None:
+    """Some tools write ``test: ../test/images`` into every data.yaml, and others null."""
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text + "test: ../test/images\n")
+    with pytest.raises(DataError, match=r"test: expected a folder .* found '\.\./test/images'; data\.test=val"):
+        load_yolo(root, SPEC)
+    chosen = SPEC.model_copy(update={"test": "val"})
+    assert keys(load_yolo(root, chosen)) == (list("123456"), ["7", "8"])
+    for null in ("null", "~", ""):
+        (root / "data.yaml").write_text(text.replace("path: .", f"path: {null}") + f"test: {null}\nkpt_shape: {null}\n")
+        faults = Faults()
+        assert keys(load_yolo(root, SPEC, faults=faults)) == (list("123456"), ["7", "8"])
+        assert [line for line in lines(faults) if "val is the test set" in line]
+
+
+def test_images_that_are_not_read_and_label_files_of_several_images_are_noted(root: Path) -> None:
+    (root / "images/train/x.HEIC").touch()
+    (root / "images/train/notes.md").touch()
+    add_image(root, "images/train/1.jpg")
+    faults = Faults()
+    assert len(keys(load_yolo(root, SPEC.model_copy(update={"test": "val"}), faults=faults))[0]) == 7
+    assert lines(faults) == [
+        f"{root}/data.yaml: train: 1 files have a suffix of images that are not read; write them as PNG or JPEG: "
+        f"{root}/images/train/x.HEIC",
+        "1 label files belong to several images, which differ in their suffix: "
+        f"{root}/labels/train/1.txt (images/train/1.jpg and images/train/1.png)",
+    ]
+    for image in (root / "images/train").glob("*.[pj][np]g"):
+        image.unlink()
+    with pytest.raises(DataError, match=r"expected a folder .*, found none in .*, but .*x\.HEIC; images end in \.bmp"):
+        load_yolo(root, SPEC)
 
 
 def test_each_folder_with_a_file_of_its_own_is_a_device(tmp_path: Path) -> None:

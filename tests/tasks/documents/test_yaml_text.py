@@ -54,7 +54,13 @@ def test_an_empty_document_gives_none() -> None:
     assert [read_document(text, "x") for text in ("", "# nothing\n", "null", "~")] == [None] * 4
 
 
-def test_aliases_do_not_fill_the_memory() -> None:
+def test_aliases_fill_neither_memory_nor_time() -> None:
+    """Readers of a document visit a value once for each alias."""
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
-    found = read_document("\n".join(lines), "my.yaml")
-    assert found["a59"][0] is found["a59"][1]
+    found = read_document("\n".join(lines[:17]), "my.yaml")
+    assert found["a16"][0] is found["a16"][1]
+    with pytest.raises(DocumentError, match="line 19: expected aliases that stand for at most 1000000 values, found m"):
+        read_document("\n".join(lines), "my.yaml")
+    items = ", ".join(["x"] * 20_000)
+    many = read_document(f"a: &a [{items}]\n" + "".join(f"b{n}: *a\n" for n in range(40)), "my.yaml")
+    assert len(many["b39"]) == 20_000

@@ -69,3 +69,18 @@ def test_a_slow_pattern_is_refused() -> None:
         assert pattern_fault(pattern), pattern
     for pattern in (r"^(\d+)_", r"/([^/_]+)_[^/]*$", r"\((\d{7})\)+", r"[)*+]+(x)", r"(?:train|val)/(.+?)-", r"(a)?b"):
         assert pattern_fault(pattern) is None, pattern
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(?#[)(a+)+(?#])b", r"(?i:(?#[)(a+)+(?#])b)", r"(?x:(a+) +)b", r"(?x)(a+) +b", "(?i-s:(?x:(a+)#\n+))b"],
+)
+def test_a_repeated_group_cannot_be_hidden_in_comments_or_by_the_flag_x(pattern: str) -> None:
+    fault = pattern_fault(pattern)
+    assert fault is not None
+    assert "without a comment" in fault or "without the flag x" in fault
+
+
+def test_what_only_looks_like_a_comment_or_a_flag_is_no_fault() -> None:
+    for pattern in (r"cam\(?x(\d)", r"\(?#(\d)", r"(?P<x>a)", r"(?i:(a))", r"(?:x)(a)", r"(?<=x)(a)"):
+        assert pattern_fault(pattern) is None, pattern
