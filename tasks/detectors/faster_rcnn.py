@@ -184,8 +184,10 @@ class FasterRcnn(Detector):
 
     def _score(self, outputs: FasterRcnnOutputs, boxes: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return logits and deltas of ``boxes``, image by image, from the maps of the pass."""
+        # Not every version of torchvision pools in other types than the boxes'.
+        maps = {name: x.float() for name, x in outputs.maps.items()}
         with torch.autocast(boxes[0].device.type, dtype=outputs.amp, enabled=outputs.amp is not None):
-            pooled = self.roi_heads.box_roi_pool(outputs.maps, boxes, [outputs.size] * len(boxes))
+            pooled = self.roi_heads.box_roi_pool(maps, boxes, [outputs.size] * len(boxes))
             logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         counts = [len(box) for box in boxes]
         return logits.float().split(counts), deltas.float().split(counts)
