@@ -73,6 +73,7 @@ outcome = train_turn(
 )
 assert outcome.state.keys() == model.keys()
 assert any((outcome.state[name] != model[name]).any() for name in model)
+import tests.benchmarks.bench_gpu, tests.gpu.__main__
 assert not blocked & {name.split(".")[0] for name in sys.modules}
 print(outcome.result.images)
 """
@@ -117,7 +118,7 @@ def test_the_core_loads_without_services_and_settings() -> None:
     assert int(done.stdout) == len(modules) > 25
 
 
-def test_a_turn_trains_with_the_core_alone(tmp_path: Path) -> None:
+def test_a_turn_trains_and_the_programs_for_gpus_load_with_the_core_alone(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_ONE, ",".join(sorted(BLOCKED_IN_TURNS)), str(tmp_path)],
         cwd=ROOT,
