@@ -227,7 +227,6 @@ def _check_figures(
         Planned(
             plan.learning_rate,
             planned_rates(batches, training.accumulate, plan.learning_rate, warmup),
-            all_taken=not training.amp,
             start=last.start,
             roles_of=last.roles_of,
             update=None if file is None else TensorFile(file),

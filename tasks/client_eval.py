@@ -23,6 +23,7 @@ from tasks.spec.turns import EvaluationRequest, TurnReply
 from tasks.strategies.registry import build_strategy
 from tasks.strategies.tensor_file import TensorFile
 from tasks.training.evaluation import PartResult, evaluate
+from tasks.training.turn import give_back
 
 
 def client_eval(site: Site, request: EvaluationRequest) -> TurnReply:
@@ -112,8 +113,10 @@ def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[Image
         samples,
         width=spec.detector.width,
         height=spec.detector.height,
-        batch_size=spec.evaluation.batch_size,
+        batch_size=spec.evaluation.batch_on(spec.training.device),
         cache=site.images,
+        on_device=site.images_on_device(spec),
+        threads=max(spec.training.loader_workers, 1),
     )
 
 
@@ -122,6 +125,8 @@ def _evaluate_part(
 ) -> tuple[PartResult, dict[int, Truth]]:
     loader = evaluation_batches(site, request.spec, samples)
     batches = (loader[number] for number in range(request.part, len(loader), request.parts))
-    result = evaluate(detector, batches, samples, request.spec.evaluation, device=request.spec.training.device)
+    device = request.spec.training.device
+    result = evaluate(detector, batches, samples, request.spec.evaluation, device=device)
+    give_back(device)
     chosen = {index: samples[index] for index in result.detections}
     return result, {index: truth_of(sample, classes) for index, sample in chosen.items()}

@@ -11,23 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from infra.store.layout import FederationLayout
-from tasks.data.image_cache import ImageCache
-from tasks.data.loading import TrainingLoader, training_loader
-from tasks.data.samples import ImageSample
-from tasks.detectors.base import Detector
 from tasks.detectors.state import load_state, write_state
 from tasks.errors import ClientError, DataError
 from tasks.replies import failure_of
 from tasks.site import Site
-from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import ClientFailure, UpdateRecord, WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest
-from tasks.strategies.base import LocalTurn, Strategy
+from tasks.strategies.base import Strategy
 from tasks.strategies.registry import build_strategy
 from tasks.strategies.sums import Counted, Sums
 from tasks.strategies.tensor_file import TensorFile
 from tasks.training.local import TrainingResult
-from tasks.training.unlabelled import with_unlabelled_regions
+from tasks.training.turn import give_back, train_turn
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,7 @@ def client_update(site: Site, request: UpdateRequest) -> TurnReply:
         succeeded.append(trained)
         if not together:
             updates += put_updates(site, request, weights_key(layout, request, client), state, [trained])
+    give_back(request.spec.training.device)
     if together and succeeded:
         key = layout.partial_sum(request.round, succeeded[0].client)
         updates = put_updates(site, request, key, sums.partial_sum(), succeeded)
@@ -100,29 +96,6 @@ def record_key(layout: FederationLayout, request: UpdateRequest, client: str) ->
     return layout.update_record(request.round, client)
 
 
-def training_batches(
-    images: ImageCache, spec: FederationSpec, samples: Sequence[ImageSample], *, round: int, client: str
-) -> TrainingLoader:
-    """Return the batches of ``samples`` for a turn of ``client`` by ``spec``.
-
-    Raises:
-        ClientError: the client has no images.
-    """
-    return training_loader(
-        samples,
-        width=spec.detector.width,
-        height=spec.detector.height,
-        batch_size=spec.training.batch_size,
-        epochs=spec.training.local_epochs,
-        seed=spec.seed,
-        round=round,
-        client=client,
-        augmentation=spec.training.augmentation,
-        workers=spec.training.loader_workers,
-        cache=images,
-    )
-
-
 def train_client(
     site: Site, request: UpdateRequest, client: str, strategy: Strategy[Any]
 ) -> tuple[Trained, dict[str, Tensor]]:
@@ -144,22 +117,21 @@ def train_client(
     load_state(detector, fetched.path)
     shared, from_shared = _tensors(site, request.shared)
     own, from_own = _tensors(site, (request.states or {}).get(client))
-    _check_fits(own, detector, client)
-    model = TensorFile(fetched.path)
-    batches = partial(training_batches, site.images, spec, samples, round=request.round, client=client)
-    turn = LocalTurn(
-        client,
+    outcome = train_turn(
+        strategy,
+        spec,
+        samples,
         detector,
-        spec.training,
-        with_unlabelled_regions(batches, samples, detector, spec, lambda: own_start(strategy, model, own)),
-        request.seeds[client],
-        request.learning_rate,
-        warmup_steps=spec.training.schedule.warmup_steps if request.round == 1 else 0,
-        model=model,
+        site.images,
+        client=client,
+        round=request.round,
+        seed=request.seeds[client],
+        learning_rate=request.learning_rate,
+        model=TensorFile(fetched.path),
         shared=shared,
         own=own,
+        on_device=site.images_on_device(spec),
     )
-    outcome = strategy.train(turn)
     state = None
     if outcome.own is not None:
         key = site.layout(request.federation).client_state(request.round, client)
@@ -176,35 +148,12 @@ def train_client(
     return trained, outcome.state
 
 
-def own_start(
-    strategy: Strategy[Any], model: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> Mapping[str, Tensor] | None:
-    """Return the complete model that a client starts from if the method shares none; None: it is the global one.
-
-    model: the global weights. own: the client's state.
-    """
-    return strategy.personal_model(model, own) if own and not strategy.spec.shared_model else None
-
-
 def _tensors(site: Site, ref: WeightRef | None) -> tuple[Mapping[str, Tensor], int]:
     """Return the tensors of a state in the store, and the bytes fetched for them; nothing without a reference."""
     if ref is None:
         return {}, 0
     fetched = site.weights.get(ref.key, ref.sha256, ref.bytes)
     return TensorFile(fetched.path), fetched.downloaded
-
-
-def _check_fits(own: Mapping[str, Tensor], detector: Detector, client: str) -> None:
-    """
-    Raises:
-        ClientError: a tensor of the client's state has another shape than the detector's, or no counterpart there.
-    """
-    shapes = {name: tensor.shape for name, tensor in detector.state_dict().items()} if own else {}
-    for name, tensor in own.items():
-        if tensor.shape != shapes.get(name):
-            expected = "no such tensor" if name not in shapes else f"shape {list(shapes[name])}"
-            found = f"shape {list(tensor.shape)}"
-            raise ClientError(f"client {client}: its state: tensor {name}: expected {expected}, found {found}")
 
 
 def _check_size(found: int, request: UpdateRequest, client: str) -> None:

@@ -131,7 +131,8 @@ def _check_images(request: EvaluationRequest, arrays: dict[str, dict[str, np.nda
             a label that belongs to no class, or a true box that is not finite.
     """
     index = np.arange(request.test_size)
-    expected = index[index // request.spec.evaluation.batch_size % request.parts == request.part]
+    size = request.spec.evaluation.batch_on(request.spec.training.device)
+    expected = index[index // size % request.parts == request.part]
     most = {"detections": most_detections(request, classes), "truth": MOST_OBJECTS + MOST_REGIONS * classes}
     for group, columns in arrays.items():
         if not np.array_equal(columns["images"], expected):

@@ -70,14 +70,19 @@ def record_limit(plan: RoundPlan) -> int:
     return _OF_A_CLIENT["request_update"] + (len(plan.cohort) * _OF_A_NAME if plan.partial_sums else 0)
 
 
+def batch_size_of(request: EvaluationRequest) -> int:
+    """Return the number of images of a batch of the request, but for the test set's last one."""
+    return request.spec.evaluation.batch_on(request.spec.training.device)
+
+
 def batches_of(request: EvaluationRequest) -> range:
     """Return the numbers of the batches that make up the request's part of the test set."""
-    return range(request.part, -(-request.test_size // request.spec.evaluation.batch_size), request.parts)
+    return range(request.part, -(-request.test_size // batch_size_of(request)), request.parts)
 
 
 def images_of(request: EvaluationRequest) -> int:
     """Return the number of images in the batches of the request's part. The test set's last batch may be smaller."""
-    batches, size = batches_of(request), request.spec.evaluation.batch_size
+    batches, size = batches_of(request), batch_size_of(request)
     return (len(batches) - 1) * size + min(size, request.test_size - batches[-1] * size) if batches else 0
 
 
@@ -280,7 +285,7 @@ def _check_work(request: EvaluationRequest | SheetRequest, reply: TurnReply) -> 
         raise BadReply(f"reply: images: expected {images}, those of the part, found {reply.images}")
     if len(reply.batch_losses) != batches:
         raise BadReply(f"reply: batch_losses: expected {batches}, one a batch, found {len(reply.batch_losses)}")
-    most = _LARGEST_LOSS * request.spec.evaluation.batch_size
+    most = _LARGEST_LOSS * batch_size_of(request)
     for loss in reply.batch_losses:
         if not math.isfinite(loss) or abs(loss) > most:
             raise BadReply(f"reply: batch_losses: expected finite numbers up to {most:.3g}, found {loss:g}")

@@ -16,6 +16,7 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.data.catalog import load_data
+from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
 from tasks.data.samples import FederatedData
 from tasks.detectors.base import Detector
@@ -39,6 +40,7 @@ class Site:
         self.weights = WeightStore(self.objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
         self.images = ImageCache(settings.image_cache_megabytes)
         self.host = socket.gethostname()
+        self._on_device: DeviceImages | None = None
         self._data: dict[DataSpec, FederatedData] = {}
         self._detector: tuple[DetectorSpec, int, Detector] | None = None
 
@@ -86,6 +88,14 @@ class Site:
         if self._detector is None or self._detector[:2] != (spec.detector, classes):
             self._detector = (spec.detector, classes, build_detector(spec.detector, classes, seed=spec.seed))
         return self._detector[2]
+
+    def images_on_device(self, spec: FederationSpec) -> DeviceImages | None:
+        """Return the images that this process keeps on its GPU; None if turns of ``spec`` compute on the CPU."""
+        if spec.training.device == "cpu":
+            return None
+        if self._on_device is None:
+            self._on_device = DeviceImages(self.images, torch.device(spec.training.device))
+        return self._on_device
 
     def device_name(self, spec: FederationSpec) -> str:
         """Return the name of the GPU or the processor that computes turns of ``spec``."""

@@ -120,7 +120,7 @@ async def stop_and_eval(
     if size == 0 or digest is None:
         return Evaluations()
     # Own models of several clients are scored at a time, and each is loaded once.
-    parts = 1 if personal else min(handles.slots.count, -(-size // spec.evaluation.batch_size))
+    parts = 1 if personal else min(handles.slots.count, -(-size // spec.evaluation.batch_on(spec.training.device)))
     request = EvaluationRequest(
         federation=federation,
         spec=spec,

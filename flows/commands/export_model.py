@@ -137,8 +137,8 @@ def _test_images(model: OpenedModel, settings: Settings, most: int) -> list[Tens
 
     def images() -> Iterator[Tensor]:
         for item in evaluation_sets(loaded, model.card.classes, clients, on=on):
-            size = {"width": model.detector.width, "height": model.detector.height}
-            for batch in evaluation_loader(item.samples, **size, batch_size=1, cache=ImageCache(0)):
+            width, height = model.detector.width, model.detector.height
+            for batch in evaluation_loader(item.samples, width=width, height=height, batch_size=1, cache=ImageCache(0)):
                 yield batch.images
 
     return list(islice(images(), most))

@@ -66,14 +66,19 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
     Boxes are clipped to the image. An object is dropped when less than a quarter of its area, or less than 2
     pixels of its width or height, stay in view. The input is not modified; the image's size stays.
     """
+    height, width = image.shape[-2:]
+    boxes, labels = move_objects(boxes, labels, draws, width=width, height=height)
+    return Labelled(change_pixels(image, draws), boxes, labels)
+
+
+def change_pixels(image: Tensor, draws: Draws) -> Tensor:
+    """Return ``image``, uint8 [3, H, W], after the changes. It is not modified."""
     from torchvision.transforms.v2 import functional
 
-    width = image.shape[-1]
     if draws.flip:
         image = functional.horizontal_flip(image)
-        boxes = _flip(boxes, width)
     if _moves(draws):
-        image, boxes, labels = _zoom_and_shift(image, boxes, labels, draws)
+        image = _zoom_and_shift(image, draws)
     # Colour comes last and also changes the filled margins, as one light would over the whole picture.
     for factor, adjust in (
         (draws.brightness, functional.adjust_brightness),
@@ -82,7 +87,18 @@ def apply(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelle
     ):
         if factor != 1.0:
             image = adjust(image, factor)
-    return Labelled(image, boxes, labels)
+    return image
+
+
+def move_objects(boxes: Tensor, labels: Tensor, draws: Draws, *, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Return the boxes and labels of objects after the same changes to a ``width`` x ``height`` image, as in apply."""
+    if draws.flip:
+        boxes = _flip(boxes, width)
+    if _moves(draws):
+        moved = _moved(boxes, window(draws, width=width, height=height), width=width, height=height)
+        cut, kept = clip_boxes(moved, width=width, height=height)
+        boxes, labels = cut[kept], labels[kept]
+    return boxes, labels
 
 
 def move_regions(boxes: Tensor, labels: Tensor, draws: Draws, *, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +110,7 @@ def move_regions(boxes: Tensor, labels: Tensor, draws: Draws, *, width: int, hei
     if draws.flip:
         boxes = _flip(boxes, width)
     if _moves(draws):
-        boxes = _moved(boxes, _window(draws, width=width, height=height), width=width, height=height)
+        boxes = _moved(boxes, window(draws, width=width, height=height), width=width, height=height)
         boxes, _ = clip_boxes(boxes, width=width, height=height)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return boxes[kept], labels[kept]
@@ -108,8 +124,11 @@ def _moves(draws: Draws) -> bool:
     return (draws.zoom, draws.shift_x, draws.shift_y) != (1.0, 0.0, 0.0)
 
 
-def _window(draws: Draws, *, width: int, height: int) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom of the window, in whole pixels, that fills a ``width`` x ``height`` image."""
+def window(draws: Draws, *, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom of the window, in whole pixels, that fills a ``width`` x ``height`` image.
+
+    Without zoom and shift it is the whole image.
+    """
     window_width = max(2, round(width / draws.zoom))
     window_height = max(2, round(height / draws.zoom))
     left = round((width - window_width) / 2 - draws.shift_x * window_width)
@@ -117,27 +136,25 @@ def _window(draws: Draws, *, width: int, height: int) -> tuple[int, int, int, in
     return left, top, left + window_width, top + window_height
 
 
-def _moved(boxes: Tensor, window: tuple[int, int, int, int], *, width: int, height: int) -> Tensor:
-    """Return boxes in pixels of the image that ``window`` fills."""
-    left, top, right, bottom = window
+def _moved(boxes: Tensor, view: tuple[int, int, int, int], *, width: int, height: int) -> Tensor:
+    """Return boxes in pixels of the image that the window ``view`` fills."""
+    left, top, right, bottom = view
     scale = boxes.new_tensor([width / (right - left), height / (bottom - top)] * 2)
     return (boxes - boxes.new_tensor([left, top] * 2)) * scale
 
 
-def _zoom_and_shift(image: Tensor, boxes: Tensor, labels: Tensor, draws: Draws) -> Labelled:
+def _zoom_and_shift(image: Tensor, draws: Draws) -> Tensor:
     """Resize a window of whole pixels to the image's size. This is cheaper than a warp, and exact for the boxes."""
     from torchvision.transforms.v2 import functional
 
     height, width = image.shape[-2:]
-    window = left, top, right, bottom = _window(draws, width=width, height=height)
+    left, top, right, bottom = window(draws, width=width, height=height)
     view = image[:, max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
     margins = [max(0, -left), max(0, -top), max(0, right - width), max(0, bottom - height)]
     if any(margins):
         view = functional.pad(view, margins, fill=[FILL])
-    image = functional.resize(view, [height, width], antialias=True)
-
-    boxes, kept = clip_boxes(_moved(boxes, window, width=width, height=height), width=width, height=height)
-    return Labelled(image, boxes[kept], labels[kept])
+    resized: Tensor = functional.resize(view, [height, width], antialias=True)
+    return resized
 
 
 def clip_boxes(boxes: Tensor, *, width: int, height: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,15 @@ def to_input(image: Image.Image, *, width: int, height: int) -> NDArray[np.uint8
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 
+# Content, turn, width and height.
+ImageKey = tuple[str, int, int, int]
+
+
+def image_key(sample: ImageSample, width: int, height: int) -> ImageKey:
+    """Return what names the image of ``sample`` at this size: equal keys, equal pixels."""
+    return sample.content, sample.turn, width, height
+
+
 class ImageCache:
     """Decoded images of one process, up to a size in bytes (0: none). The least recently used are dropped first.
 
@@ -60,7 +69,7 @@ class ImageCache:
     def __init__(self, megabytes: float) -> None:
         self.limit = int(megabytes * 1_000_000)
         self.bytes = 0
-        self._images: OrderedDict[tuple[str, int, int, int], NDArray[np.uint8]] = OrderedDict()
+        self._images: OrderedDict[ImageKey, NDArray[np.uint8]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -68,20 +77,26 @@ class ImageCache:
     def __getstate__(self) -> dict[str, Any]:
         return {"limit": self.limit, "bytes": 0, "_images": OrderedDict()}
 
+    def find(self, sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8] | None:
+        """Return the image if it is in memory, else None. The caller must not write to it."""
+        key = image_key(sample, width, height)
+        image = self._images.get(key)
+        if image is not None:
+            self._images.move_to_end(key)
+        return image
+
     def get(self, sample: ImageSample, *, width: int, height: int) -> NDArray[np.uint8]:
         """Return the image as :func:`decode` does. The caller must not write to it.
 
         Raises:
             ClientError: as :func:`decode`.
         """
-        key = (sample.content, sample.turn, width, height)
-        image = self._images.get(key)
+        image = self.find(sample, width=width, height=height)
         if image is not None:
-            self._images.move_to_end(key)
             return image
         image = decode(sample, width=width, height=height)
         if image.nbytes <= self.limit:
-            self._images[key] = image
+            self._images[image_key(sample, width, height)] = image
             self.bytes += image.nbytes
             while self.bytes > self.limit:
                 self.bytes -= self._images.popitem(last=False)[1].nbytes

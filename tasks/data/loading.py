@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tasks.data import augment
+from tasks.data.augment_batch import apply_to_batch
+from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
 from tasks.data.samples import ImageSample
 from tasks.errors import ClientError
@@ -38,6 +40,10 @@ class Batch:
     regions: list[Tensor] | None = None
     region_labels: list[Tensor] | None = None
     labelled: Tensor | None = None
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its images in pinned memory, from which a copy to a GPU need not be waited for."""
+        return replace(self, images=self.images.pin_memory())
 
 
 class Batches(Protocol):
@@ -66,6 +72,11 @@ class Item(NamedTuple):
 def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
     """Return the image as a tensor apart from the cache's, and its boxes in pixels of the input."""
     image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
+    return _item(sample, index, image, width=width, height=height)
+
+
+def _item(sample: ImageSample, index: int, image: Tensor, *, width: int, height: int) -> Item:
+    """Return the item of ``image``, the input of ``sample``, with boxes in pixels of the input."""
     scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
     item = Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
     if sample.labelled is not None:
@@ -78,7 +89,8 @@ def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: Im
     )
 
 
-def _stack(items: Sequence[Item]) -> Batch:
+def stack(items: Sequence[Item]) -> Batch:
+    """Return the batch of ``items``."""
     images, boxes, labels, indices, regions, region_labels, labelled = zip(*items, strict=True)
     batch = Batch(torch.stack(images), list(boxes), list(labels), list(indices), labelled=_stacked(labelled))
     if all(found is None for found in regions):
@@ -139,14 +151,26 @@ class TrainingSet(Dataset[Item | ClientError]):
             plain = _load(self.samples[index], index, width=self.width, height=self.height, cache=self.cache)
         except ClientError as error:
             return error
-        draws = augment.draw(self.augmentation, _generator(self.seed, self.round, self.client, epoch, index))
-        changed = Item(*augment.apply(plain.image, plain.boxes, plain.labels, draws), index, labelled=plain.labelled)
+        draws = self.draws(epoch, index)
+        return self.moved(plain, draws)._replace(image=augment.change_pixels(plain.image, draws))
+
+    def draws(self, epoch: int, index: int) -> augment.Draws:
+        """Return the random numbers of an item."""
+        return augment.draw(self.augmentation, _generator(self.seed, self.round, self.client, epoch, index))
+
+    def plain(self, index: int, image: Tensor) -> Item:
+        """Return sample ``index`` before augmentation. image: its input."""
+        return _item(self.samples[index], index, image, width=self.width, height=self.height)
+
+    def moved(self, plain: Item, draws: augment.Draws) -> Item:
+        """Return ``plain`` with its objects and regions as augmentation moves them, and its image as it is."""
+        size = {"width": self.width, "height": self.height}
+        boxes, labels = augment.move_objects(plain.boxes, plain.labels, draws, **size)
+        changed = plain._replace(boxes=boxes, labels=labels)
         if plain.regions is None or plain.region_labels is None:
             return changed
-        regions, labels = augment.move_regions(
-            plain.regions, plain.region_labels, draws, width=self.width, height=self.height
-        )
-        return changed._replace(regions=regions, region_labels=labels)
+        regions, region_labels = augment.move_regions(plain.regions, plain.region_labels, draws, **size)
+        return changed._replace(regions=regions, region_labels=region_labels)
 
 
 def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:
@@ -155,7 +179,7 @@ def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:
         if isinstance(item, ClientError):
             return item
         good.append(item)
-    return _stack(good)
+    return stack(good)
 
 
 def cut_batches(count: int, batch_size: int, *, drop_last: bool = False) -> list[slice]:
@@ -174,7 +198,7 @@ def cut_batches(count: int, batch_size: int, *, drop_last: bool = False) -> list
     return cuts
 
 
-class _EpochSampler(Sampler[list[tuple[int, int]]]):
+class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) over all epochs, shuffled by the generator of (seed, round, client, epoch)."""
 
     def __init__(
@@ -195,7 +219,7 @@ class _EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingLoader:
-    """A client's batches of one turn, all epochs in a row."""
+    """A client's batches of one turn, all epochs in a row, on the CPU."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -215,6 +239,36 @@ class TrainingLoader:
             yield batch
 
 
+class DeviceLoader:
+    """A client's batches of one turn, whose images stay in the memory of a device and are augmented there.
+
+    Order, draws, objects and regions are those of :class:`TrainingLoader`; they are on the CPU, as there. Pixels differ
+    by what :mod:`tasks.data.augment_batch` states.
+    """
+
+    def __init__(self, dataset: TrainingSet, sampler: EpochSampler, images: DeviceImages) -> None:
+        self._dataset, self._sampler, self._images = dataset, sampler, images
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches.
+
+        Raises:
+            ClientError: an image that is not held any more cannot be decoded; the message names the file.
+        """
+        data = self._dataset
+        for chosen in self._sampler:
+            items, draws = [], []
+            for epoch, index in chosen:
+                image = self._images.get(data.samples[index], width=data.width, height=data.height)
+                draws.append(data.draws(epoch, index))
+                items.append(data.moved(data.plain(index, image), draws[-1]))
+            batch = stack(items)
+            yield replace(batch, images=apply_to_batch(batch.images, draws))
+
+
 def training_loader(
     samples: Sequence[ImageSample],
     *,
@@ -229,11 +283,16 @@ def training_loader(
     workers: int,
     cache: ImageCache,
     drop_last: bool = False,
-) -> TrainingLoader:
+    on_device: DeviceImages | None = None,
+    pinned: bool = False,
+) -> Batches:
     """Return augmented batches at the detector's input size, shuffled anew every epoch.
 
     :func:`cut_batches` cuts the batches. They depend neither on ``workers`` nor on torch's global generator, and no
     number is drawn from that generator.
+
+    on_device: if it can hold the images of all ``samples``, batches are made there, with the same objects and nearly
+    the same pixels (:class:`DeviceLoader`). pinned: whether batches on the CPU are in pinned memory.
 
     Raises:
         ClientError: the client has no images.
@@ -250,9 +309,9 @@ def training_loader(
         augmentation=augmentation,
         cache=cache,
     )
-    sampler = _EpochSampler(
-        len(samples), batch_size, epochs, seed=seed, round=round, client=client, drop_last=drop_last
-    )
+    sampler = EpochSampler(len(samples), batch_size, epochs, seed=seed, round=round, client=client, drop_last=drop_last)
+    if on_device is not None and on_device.hold(samples, width=width, height=height, threads=max(workers, 1)):
+        return DeviceLoader(dataset, sampler, on_device)
     if workers:
         import_module("torchvision.transforms.v2")  # augmentation imports it late: a forked worker inherits it
     loader: DataLoader[Any] = DataLoader(
@@ -262,19 +321,32 @@ def training_loader(
         # With a slot's own start method, which workers inherit, each would import torch anew: seconds a turn.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_collate,
+        pin_memory=pinned,
         generator=torch.Generator(),  # else DataLoader draws its workers' seed from torch's global generator
     )
     return TrainingLoader(loader)
 
 
 class EvaluationLoader:
-    """Batches in the samples' order, without augmentation. They can be iterated over several times."""
+    """Batches in the samples' order, without augmentation. They can be iterated over several times.
+
+    on_device: holds the images of a batch where they fit, and images are there then.
+    """
 
     def __init__(
-        self, samples: Sequence[ImageSample], *, width: int, height: int, batch_size: int, cache: ImageCache
+        self,
+        samples: Sequence[ImageSample],
+        *,
+        width: int,
+        height: int,
+        batch_size: int,
+        cache: ImageCache,
+        on_device: DeviceImages | None = None,
+        threads: int = 1,
     ) -> None:
         self.samples, self.width, self.height = samples, width, height
         self.batch_size, self.cache = batch_size, cache
+        self.on_device, self.threads = on_device, threads
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -286,15 +358,36 @@ class EvaluationLoader:
             ClientError: an image cannot be decoded; the message names the file.
         """
         start = range(0, len(self.samples), self.batch_size)[number]
-        chosen = enumerate(self.samples[start : start + self.batch_size], start)
-        return _stack([_load(s, index, width=self.width, height=self.height, cache=self.cache) for index, s in chosen])
+        chosen = self.samples[start : start + self.batch_size]
+        size, held = {"width": self.width, "height": self.height}, self.on_device
+        if held is not None and held.hold(chosen, **size, threads=self.threads):
+            return stack([_item(s, index, held.get(s, **size), **size) for index, s in enumerate(chosen, start)])
+        return stack([_load(s, index, **size, cache=self.cache) for index, s in enumerate(chosen, start)])
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[number] for number in range(len(self)))
 
 
 def evaluation_loader(
-    samples: Sequence[ImageSample], *, width: int, height: int, batch_size: int, cache: ImageCache
+    samples: Sequence[ImageSample],
+    *,
+    width: int,
+    height: int,
+    batch_size: int,
+    cache: ImageCache,
+    on_device: DeviceImages | None = None,
+    threads: int = 1,
 ) -> EvaluationLoader:
-    """Return all samples at the detector's input size, in order. The last batch may be smaller."""
-    return EvaluationLoader(samples, width=width, height=height, batch_size=batch_size, cache=cache)
+    """Return all samples at the detector's input size, in order. The last batch may be smaller.
+
+    on_device, threads: as in :class:`EvaluationLoader` and :meth:`DeviceImages.hold`.
+    """
+    return EvaluationLoader(
+        samples,
+        width=width,
+        height=height,
+        batch_size=batch_size,
+        cache=cache,
+        on_device=on_device,
+        threads=threads,
+    )

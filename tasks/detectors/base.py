@@ -7,11 +7,13 @@ detector itself reads, so that one pass serves both the test loss and the detect
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from tasks.data.transfer import moved_together
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Targets:
     stands for any class. Both are None if no image has a region. A loss must not use a region as background.
     labelled: bool [images, classes], whether objects of a class were annotated in an image; None: all were. A loss with
     the rule for unlabelled classes (:attr:`Detector.masks_unlabelled`) leaves its class terms of the others out.
+    host: the same truth on the CPU, if this one was copied from there to a GPU. A loss may compute on the CPU what
+    depends on the truth alone, such as an assignment whose size the host must know.
     """
 
     boxes: list[Tensor]
@@ -31,15 +35,31 @@ class Targets:
     regions: list[Tensor] | None = None
     region_labels: list[Tensor] | None = None
     labelled: Tensor | None = None
+    host: Targets | None = field(default=None, repr=False, compare=False)
 
     def to(self, device: torch.device) -> Targets:
-        def moved(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.to(device) for tensor in tensors]
+        """Return the truth on ``device``. All tensors move in one copy, and the host does not wait for a GPU."""
+        return self if self.boxes[0].device.type == device.type else self.moved(device)
 
-        labelled = None if self.labelled is None else self.labelled.to(device)
-        if self.regions is None or self.region_labels is None:
-            return Targets(moved(self.boxes), moved(self.labels), labelled=labelled)
-        return Targets(moved(self.boxes), moved(self.labels), moved(self.regions), moved(self.region_labels), labelled)
+    def moved(self, device: torch.device) -> Targets:
+        """Return a copy of the truth, which is on the CPU, on ``device``."""
+        regions, region_labels = self.regions or [], self.region_labels or []
+        labelled = [] if self.labelled is None else [self.labelled]
+        found = iter(moved_together([*self.boxes, *self.labels, *regions, *region_labels, *labelled], device))
+
+        def next_ones(tensors: list[Tensor]) -> list[Tensor]:
+            return [next(found) for _ in tensors]
+
+        boxes, labels = next_ones(self.boxes), next_ones(self.labels)
+        has_regions = self.regions is not None and self.region_labels is not None
+        return Targets(
+            boxes,
+            labels,
+            next_ones(regions) if has_regions else None,
+            next_ones(region_labels) if has_regions else None,
+            next(found) if labelled else None,
+            host=self,
+        )
 
 
 @dataclass(frozen=True)

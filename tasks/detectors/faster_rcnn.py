@@ -1,7 +1,8 @@
 """Faster R-CNN (arXiv 1506.01497): proposals, then a class and a box for each; assembled from torchvision's parts.
 
 Modules have the same names as in torchvision's ``FasterRCNN``, so that its checkpoints fit. torchvision's resizing is
-left out, because inputs have one size already. Class 0 of the box head is the background.
+left out, because inputs have one size already. Class 0 of the box head is the background. On a GPU the host waits in
+each step, because torchvision's proposals and samplers choose boxes by masks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
+from tasks.data.transfer import constant
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.faster_rcnn_parts import maps_of, parts_of
 from tasks.detectors.ignored import in_region
@@ -50,8 +52,8 @@ class FasterRcnnOutputs:
     maps: the backbone's, by name. anchors: float32 [N, 4] in input pixels, the same for each image. objectness:
     float32 [B, N] logits. deltas: float32 [B, N, 4] from the anchors. proposals: float32 [n, 4] an image, best first.
     scored: the box head's logits [n, 1 + C] and deltas [n, 4 (1 + C)] for each image's proposals; None in training
-    mode, in which the loss scores only a sample of them. size: height and width of the input. amp: whether the pass
-    used automatic mixed precision.
+    mode, in which the loss scores only a sample of them. size: height and width of the input. amp: the type of
+    automatic mixed precision that the pass used; None: it used none.
     """
 
     maps: dict[str, Tensor]
@@ -61,7 +63,7 @@ class FasterRcnnOutputs:
     proposals: list[Tensor]
     scored: tuple[Sequence[Tensor], Sequence[Tensor]] | None
     size: tuple[int, int]
-    amp: bool
+    amp: torch.dtype | None
 
 
 class _Sample(NamedTuple):
@@ -157,7 +159,7 @@ class FasterRcnn(Detector):
     def forward(self, images: Tensor) -> FasterRcnnOutputs:
         """Return the outputs for ``images``, whose size may differ from the detector's, in multiples of 32."""
         size = (images.shape[2], images.shape[3])
-        mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (MEAN, STD))
+        mean, std = (constant(value, images.device).view(1, 3, 1, 1) for value in (MEAN, STD))
         x = ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         maps = maps_of(self.backbone, x)
         objectness, deltas = ([part.float() for part in parts] for parts in self.rpn.head(list(maps.values())))
@@ -174,7 +176,7 @@ class FasterRcnn(Detector):
             proposals,
             None,
             size,
-            torch.is_autocast_enabled(images.device.type),
+            torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None,
         )
         if self.training:
             return outputs
@@ -182,8 +184,10 @@ class FasterRcnn(Detector):
 
     def _score(self, outputs: FasterRcnnOutputs, boxes: list[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return logits and deltas of ``boxes``, image by image, from the maps of the pass."""
-        with torch.autocast(boxes[0].device.type, enabled=outputs.amp):
-            pooled = self.roi_heads.box_roi_pool(outputs.maps, boxes, [outputs.size] * len(boxes))
+        # Not every version of torchvision pools in other types than the boxes'.
+        maps = {name: x.float() for name, x in outputs.maps.items()}
+        with torch.autocast(boxes[0].device.type, dtype=outputs.amp, enabled=outputs.amp is not None):
+            pooled = self.roi_heads.box_roi_pool(maps, boxes, [outputs.size] * len(boxes))
             logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         counts = [len(box) for box in boxes]
         return logits.float().split(counts), deltas.float().split(counts)

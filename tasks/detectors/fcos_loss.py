@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from tasks.data.samples import ANY_CLASS
 from tasks.detectors.base import Targets
+from tasks.detectors.box_loss import generalized_iou_loss, generalized_iou_losses
 
 # A point can be assigned an object whose centre is less than this many strides away, in x and in y.
 CENTRE_RADIUS = 1.5
@@ -59,34 +62,59 @@ class Points:
 
 
 def assign(points: Points, boxes: Tensor) -> Tensor:
-    """Assign objects to points. Return for each point the index of its object, or -1: int64 [N].
+    """Assign the objects of one image to points. Return for each point the index of its object, or -1: int64 [N].
 
     boxes: float32 [n, 4]. A point with several possible objects is assigned the smallest. An object without a point
     takes the nearest point of the map for its size.
     """
-    found = torch.full((len(points.centres),), -1, dtype=torch.int64, device=boxes.device)
-    if not len(boxes):
+    return assign_all(points, boxes[None], torch.ones(1, len(boxes), dtype=torch.bool, device=boxes.device))[0]
+
+
+def assign_all(points: Points, boxes: Tensor, real: Tensor) -> Tensor:
+    """Assign the objects of each image to points, as :func:`assign` does: int64 [B, N].
+
+    boxes: float32 [B, n, 4], filled up with zeros. real: bool [B, n], whether a box is an object.
+    """
+    images, objects = real.shape
+    found = torch.full((images, len(points.centres)), -1, dtype=torch.int64, device=boxes.device)
+    if not objects:
         return found
     x, y = points.centres[:, None].unbind(-1)
-    left, top, right, bottom = boxes.unbind(-1)
-    sides = torch.stack([x - left, y - top, right - x, bottom - y], dim=-1)  # [N, n, 4]
+    left, top, right, bottom = boxes[:, None].unbind(-1)
+    sides = torch.stack([x - left, y - top, right - x, bottom - y], dim=-1)  # [B, N, n, 4]
     farthest = sides.amax(-1)
     offset = torch.maximum((x - (left + right) / 2).abs(), (y - (top + bottom) / 2).abs())
     radius = CENTRE_RADIUS * points.strides[:, None]
     responsible = (farthest > points.least[:, None]) & (farthest <= points.most[:, None])
     candidate = (sides.amin(-1) > 0) & (offset < radius) & responsible
-    area = (right - left) * (bottom - top)
-    cost = torch.where(candidate, area.expand_as(candidate), torch.inf)
-    smallest, which = cost.min(dim=1)
+    area = (right - left) * (bottom - top)  # [B, 1, n]
+    smallest, which = area.expand_as(candidate).masked_fill(~candidate, torch.inf).min(dim=-1)
     found = torch.where(smallest.isfinite(), which, found)
-    missing = [index for index in range(len(boxes)) if not (found == index).any()]
+    index = torch.arange(objects, device=boxes.device)
+    missing = real & ~(found[..., None] == index).any(dim=1)
+    if missing.device.type == "cpu" and not missing.any():  # a GPU would make the host wait
+        return found
     half = torch.maximum(right - left, bottom - top) / 2
+    in_map = (half > points.least[:, None]) & (half <= points.most[:, None])
+    nearest = offset.masked_fill(~in_map, torch.inf).argmin(dim=1)  # [B, n]
     # The smallest comes last, because it may take another object's point.
-    for index in sorted(missing, key=lambda index: -float(area[index])):
-        in_map = (half[index] > points.least) & (half[index] <= points.most)
-        distance = torch.where(in_map, offset[:, index], torch.inf)
-        found[distance.argmin()] = index
-    return found
+    order = area[:, 0].argsort(dim=1, descending=True, stable=True)
+    rank = torch.zeros_like(order).scatter_(1, order, index.expand_as(order))
+    last = torch.full_like(found, -1).scatter_reduce_(1, nearest, rank.masked_fill(~missing, -1), "amax")
+    return torch.where(last >= 0, order.gather(1, last.clamp(min=0)), found)
+
+
+class _Matched(NamedTuple):
+    """What a batch's points must predict.
+
+    assigned: int64 [B, N], index of the object in its image, or -1. positives: number of points with an object, at
+    least the number of images. box: the summed box loss. quality: float32 [B, N, C], the wanted scores.
+    """
+
+    assigned: Tensor
+    positives: int | Tensor
+    box: Tensor
+    quality: Tensor
 
 
 def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -> dict[str, Tensor]:
@@ -96,21 +124,8 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
     :func:`ignored_scores` names, at points that are assigned no object, and the scores of classes that are unlabelled
     in the image, at all points.
     """
-    from torchvision.ops import generalized_box_iou_loss
-
-    assigned = torch.stack([assign(points, box) for box in targets.boxes])
-    image, point = (assigned >= 0).nonzero(as_tuple=True)
-    chosen = assigned[image, point]
-    positives = max(len(chosen), len(targets.boxes))
-    quality = torch.zeros_like(logits)
-    box_loss = boxes.sum() * 0
-    if len(chosen):
-        starts = torch.tensor([0, *(len(box) for box in targets.boxes[:-1])], device=image.device).cumsum(0)
-        truth = torch.cat(targets.boxes)[starts[image] + chosen]
-        label = torch.cat(targets.labels)[starts[image] + chosen]
-        predicted = boxes[image, point]
-        box_loss = generalized_box_iou_loss(predicted, truth, reduction="sum")
-        quality[image, point, label] = paired_iou(predicted.detach(), truth)
+    match = match_chosen if logits.device.type == "cpu" else match_all
+    assigned, positives, box_loss, quality = match(logits, boxes, points, targets)
     counted = None
     if targets.regions is not None and targets.region_labels is not None:
         pairs = zip(targets.regions, targets.region_labels, strict=True)
@@ -123,6 +138,44 @@ def fcos_loss(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -
         "class": varifocal_loss(logits, quality, counted) / positives,
         "box": BOX_WEIGHT * box_loss / positives,
     }
+
+
+def match_chosen(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -> _Matched:
+    """Match predictions with the truth at the points that are assigned an object. The host must know how many."""
+    assigned = torch.stack([assign(points, box) for box in targets.boxes])
+    image, point = (assigned >= 0).nonzero(as_tuple=True)
+    chosen = assigned[image, point]
+    positives = max(len(chosen), len(targets.boxes))
+    quality = torch.zeros_like(logits)
+    box_loss = boxes.sum() * 0
+    if len(chosen):
+        starts = torch.tensor([0, *(len(box) for box in targets.boxes[:-1])], device=image.device).cumsum(0)
+        truth = torch.cat(targets.boxes)[starts[image] + chosen]
+        label = torch.cat(targets.labels)[starts[image] + chosen]
+        predicted = boxes[image, point]
+        box_loss = generalized_iou_loss(predicted, truth)
+        quality[image, point, label] = paired_iou(predicted.detach(), truth)
+    return _Matched(assigned, positives, box_loss, quality)
+
+
+def match_all(logits: Tensor, boxes: Tensor, points: Points, targets: Targets) -> _Matched:
+    """Match as :func:`match_chosen` does, at all points, and leave out the others' values. The host need not wait.
+
+    The sums have another order, so the last bits may differ.
+    """
+    truth = pad_sequence(targets.boxes, batch_first=True)
+    labels = pad_sequence(targets.labels, batch_first=True, padding_value=-1)
+    if not labels.shape[1]:
+        truth, labels = truth.new_zeros(len(labels), 1, 4), labels.new_full((len(labels), 1), -1)
+    assigned = assign_all(points, truth, labels >= 0)
+    nothing, index = assigned < 0, assigned.clamp(min=0)
+    wanted = truth.gather(1, index[..., None].expand(-1, -1, 4)).flatten(0, 1)
+    predicted = boxes.flatten(0, 1)
+    box_loss = generalized_iou_losses(predicted, wanted).masked_fill(nothing.flatten(), 0).sum()
+    overlap = paired_iou(predicted.detach(), wanted).view_as(nothing).masked_fill(nothing, 0)
+    of_class = labels.gather(1, index)[..., None] == torch.arange(logits.shape[2], device=logits.device)
+    positives = (~nothing).sum().clamp(min=len(labels))
+    return _Matched(assigned, positives, box_loss, overlap[..., None] * of_class)
 
 
 def ignored_scores(points: Points, regions: Tensor, labels: Tensor, *, classes: int) -> Tensor:

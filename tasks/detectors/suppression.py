@@ -29,9 +29,9 @@ def suppress(
     boxes = boxes[index] if boxes.ndim == 2 else boxes[index, label]
     kept = batched_nms(boxes, candidate, label, nms_iou)
     boxes, candidate, label = boxes[kept], candidate[kept], label[kept]
-    rank = torch.zeros_like(label)
-    for value in label.unique():
-        of_class = label == value
-        rank[of_class] = torch.arange(int(of_class.sum()), device=label.device)
+    # The boxes are best first, and a stable sort keeps them so within a class.
+    grouped, order = label.sort(stable=True)
+    place = torch.arange(len(label), device=label.device) - torch.searchsorted(grouped, grouped)
+    rank = torch.zeros_like(label).scatter_(0, order, place)
     keep = rank < max_detections
     return Detections(boxes[keep], candidate[keep], label[keep])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tasks.data.transfer import constant
+
 # A raw width or height is cut at this value before exp(): e^4 = 55 times the anchor is more than any box needs.
 MAX_LOG_SIZE = 4.0
 
@@ -33,7 +35,7 @@ class YoloScale:
         """Return anchors [A, 2] in pixels for a map of ``shape`` (rows, columns), float32 on the device of ``like``."""
         width, height = self.input_size(shape)
         pixels = [(part_x * width, part_y * height) for part_x, part_y in self.anchors]
-        return torch.tensor(pixels, device=like.device, dtype=torch.float32)
+        return constant(pixels, like.device)
 
 
 def centre_offset(raw: Tensor, reach: float) -> Tensor:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tasks.data.transfer import moved_together
 from tasks.detectors.base import Targets
+from tasks.detectors.box_loss import complete_iou_loss
 from tasks.detectors.ignored import in_region
 from tasks.detectors.yolo_boxes import YoloScale, cell_grid, centre_offset, decode_boxes
 from tasks.spec.detector import YoloSpec
@@ -135,6 +137,20 @@ def assign_side_ratio(
     return assignments
 
 
+def _on(device: torch.device, assignments: Sequence[Assignment]) -> list[Assignment]:
+    """Return the assignments on ``device``."""
+    there = all(assignment.boxes.device.type == device.type for assignment in assignments)
+    return list(assignments) if there else copied(assignments, device)
+
+
+def copied(assignments: Sequence[Assignment], device: torch.device) -> list[Assignment]:
+    """Return copies of the assignments on ``device``. All tensors move in one copy."""
+    fields = ("image", "anchor", "row", "column", "boxes", "labels")
+    tensors = [getattr(assignment, name) for assignment in assignments for name in fields]
+    moved = iter(moved_together(tensors, device))
+    return [Assignment(*(next(moved) for _ in fields)) for _ in assignments]
+
+
 ASSIGNMENTS = {"best-prior": assign_best_prior, "side-ratio": assign_side_ratio}
 
 
@@ -144,10 +160,12 @@ def yolo_loss(
     """Return the terms ``box``, ``objectness`` and ``class``: sums over objects and cells divided by the batch size.
 
     An object's class term leaves out the classes that are unlabelled in its image. Objectness has no class: ignore
-    regions keep it from learning that an unlabelled object is none.
+    regions keep it from learning that an unlabelled object is none. For a GPU the assignment is computed on the CPU,
+    from the truth that the batch came with: how many predictions it names depends on the truth, and the host would wait
+    for that number.
     """
     shapes = [(output.shape[2], output.shape[3]) for output in outputs]
-    assignments = ASSIGNMENTS[spec.assignment](targets, scales, shapes)
+    assignments = _on(outputs[0].device, ASSIGNMENTS[spec.assignment](targets.host or targets, scales, shapes))
     terms = {name: outputs[0].new_zeros(()) for name in ("box", "objectness", "class")}
     for output, scale, positives in zip(outputs, scales, assignments, strict=True):
         box, objectness, classes = _scale_loss(output, scale, positives, targets, spec)
@@ -159,8 +177,6 @@ def yolo_loss(
 
 
 def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets: Targets, spec: YoloSpec) -> _Terms:
-    from torchvision.ops import complete_box_iou_loss
-
     where = (positives.image, positives.anchor, positives.row, positives.column)
     predicted = output[where]
     cells = torch.stack([positives.column, positives.row], dim=1).float()
@@ -169,14 +185,14 @@ def _scale_loss(output: Tensor, scale: YoloScale, positives: Assignment, targets
         boxes = decode_boxes(predicted[:, :4], cells, anchors, scale)
         centre, half = positives.boxes[:, :2], positives.boxes[:, 2:] / 2
         truth = torch.cat([centre - half, centre + half], dim=1)
-        box = BOX_WEIGHT * complete_box_iou_loss(boxes, truth, reduction="sum")
+        box = BOX_WEIGHT * complete_iou_loss(boxes, truth)
     else:
         area = positives.boxes[:, 2:].prod(-1) / (output.shape[2] * output.shape[3] * scale.stride**2)
         offset = centre_offset(predicted[:, :2], scale.reach) - (positives.boxes[:, :2] / scale.stride - cells)
         size = predicted[:, 2:4] - torch.log(positives.boxes[:, 2:] / anchors)
         box = ((2 - area) * (offset.square().sum(-1) + size.square().sum(-1))).sum()
     wanted = torch.zeros_like(output[..., 4])
-    wanted[where] = 1.0
+    wanted.index_put_(where, wanted.new_ones(len(positives.labels)))
     with torch.no_grad():
         counted = _background(output, scale, targets, spec.ignore_iou) | wanted.bool()
     raw = functional.binary_cross_entropy_with_logits(output[..., 4], wanted, reduction="none")

@@ -105,7 +105,7 @@ def score_sets(
             item.samples,
             width=detector.width,
             height=detector.height,
-            batch_size=spec.batch_size,
+            batch_size=spec.batch_on(device),
             cache=ImageCache(0),
         )
         result = evaluate(detector, watched(loader), item.samples, spec, device=device)

@@ -12,6 +12,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 # The images that a model is scored on: a client's test set, or its training images that data.holdout keeps out.
 ScoredOn = Literal["test", "holdout"]
 PART_NAMES: dict[ScoredOn, str] = {"test": "test", "holdout": "held-out"}
+# Images of a forward pass of an evaluation on a GPU, at least.
+GPU_EVALUATION_BATCH = 64
 _BETAS = "Decay of the running means of the gradient and of its square."
 
 
@@ -109,7 +111,10 @@ class TrainingSpec(Frozen, title="Training"):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where turns compute.")
     amp: bool = Field(
-        False, title="Mixed precision (amp)", description="Automatic mixed precision; needs device: cuda."
+        False,
+        title="Mixed precision (amp)",
+        description="Forward passes of turns compute in bfloat16 where that is safe (torch's autocast); needs "
+        "device: cuda.",
     )
 
     @model_validator(mode="after")
@@ -143,12 +148,16 @@ class EvaluationSpec(Frozen, title="Evaluation"):
         0.5, gt=0, le=1, description="Non-maximum suppression drops a box that overlaps a better one by more."
     )
     max_detections: int = Field(100, ge=1, le=10_000, description="Detections kept per image and class, best first.")
-    batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Images per forward pass; on a GPU at least 64.")
     on: Annotated[Literal["test", "holdout", "both"], AddedLater()] = Field(
         "test",
         description="Images that each round scores: the test sets, the images that data.holdout keeps out of training, "
         "or both. With holdout or both, the held-out images decide patience, target_map and the best round.",
     )
+
+    def batch_on(self, device: str) -> int:
+        """Return the number of images of a forward pass on ``device``: on a GPU at least 64, which small ones waste."""
+        return max(self.batch_size, GPU_EVALUATION_BATCH) if device == "cuda" else self.batch_size
 
     @property
     def parts(self) -> tuple[ScoredOn, ...]:

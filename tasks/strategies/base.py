@@ -8,78 +8,24 @@ the round, ``y_i`` the model that client ``i`` returns, ``Δ_i = y_i - x``, ``p_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch, Batches
-from tasks.detectors.base import Detector
 from tasks.detectors.roles import Roles, tensor_roles
 from tasks.detectors.state import check_finite, state_of
 from tasks.errors import ClientError
 from tasks.spec.strategies import StrategySpec
 from tasks.spec.training import TrainingSpec
 from tasks.strategies.sums import MODEL, Counted, State, Sums
-from tasks.training.local import TrainingResult, train
+from tasks.training.local import TrainingResult
 from tasks.training.rules import LocalRule
+from tasks.training.turn import LocalOutcome, LocalTurn, Tensors
 
-Tensors = Mapping[str, Tensor]
 S = TypeVar("S", bound=StrategySpec)
-
-
-@dataclass(frozen=True)
-class LocalTurn:
-    """A client's turn. ``detector`` has the global weights ``x``.
-
-    model: ``x``, on the CPU. shared: what the server shares of its state. own: the client's state from its last counted
-    round. ``shared`` and ``own`` are empty before there is one.
-    batches: returns the batches of the turn, the same ones at each call.
-    learning_rate: of the round, before a warm-up of ``warmup_steps``.
-    """
-
-    client: str
-    detector: Detector
-    training: TrainingSpec
-    batches: Callable[[], Batches]
-    seed: int
-    learning_rate: float
-    warmup_steps: int
-    model: Tensors
-    shared: Tensors = field(default_factory=dict)
-    own: Tensors = field(default_factory=dict)
-
-    def train(self, rule: LocalRule | None = None, batches: Iterable[Batch] | None = None) -> TrainingResult:
-        """Train the turn's detector with a fresh optimiser. batches: left out, all batches of the turn.
-
-        Raises:
-            ClientError: the loss is NaN or infinite.
-        """
-        return train(
-            self.detector,
-            self.batches() if batches is None else batches,
-            self.training,
-            lr=self.learning_rate,
-            warmup_steps=self.warmup_steps,
-            seed=self.seed,
-            client=self.client,
-            rule=rule,
-        )
-
-
-@dataclass(frozen=True)
-class LocalOutcome:
-    """The result of a turn: the update ``state``, figures for the server, and the client's new state, if it keeps one.
-
-    ``state`` holds views of the detector's tensors: use it before the next turn.
-    """
-
-    result: TrainingResult
-    state: State
-    figures: dict[str, float] = field(default_factory=dict)
-    own: State | None = None
 
 
 @dataclass(frozen=True)
@@ -115,42 +61,26 @@ class ServerResult:
 class Planned:
     """What the server knows about a client's turn when its update comes.
 
-    rates: learning rate of each step of the turn. all_taken: whether no step can be skipped, as mixed precision does.
-    start: ``x``. update: ``y_i``; None in a partial sum, which holds no single client's model.
+    rates: learning rate of each step of the turn. start: ``x``. update: ``y_i``; None in a partial sum, which holds no
+    single client's model.
     """
 
     learning_rate: float
     rates: tuple[float, ...]
-    all_taken: bool
     start: Tensors
     roles_of: Callable[[], Roles]
     update: Tensors | None = None
 
 
-def check_figure(client: Counted, name: str, expected: float, *, least: float | None = None) -> None:
-    """Check a figure to a relative 1e-6. least: any figure from this one to ``expected`` is right too.
+def check_figure(client: Counted, name: str, expected: float) -> None:
+    """Check a figure to a relative 1e-6.
 
     Raises:
         ClientError: the figure is another one.
     """
     found = client.figures[name]
-    low = expected if least is None else least
-    if not low * (1 - 1e-6) <= found <= expected * (1 + 1e-6):
-        limit = "" if least is None else f"at least {least:.9g} and at most "
-        raise ClientError(f"client {client.client}: figures: {name}: expected {limit}{expected:.9g}, found {found:.9g}")
-
-
-def check_steps(result: TrainingResult, client: str) -> None:
-    """Check that the turn took a step. A method that divides by its steps cannot use a turn without one.
-
-    Raises:
-        ClientError: mixed precision has skipped every step.
-    """
-    if not result.rates:
-        raise ClientError(
-            f"client {client}: mixed precision skipped all {result.steps} steps, because their gradients overflowed; "
-            "more steps a turn (training.local_epochs), or training.amp false, let it take some"
-        )
+    if not expected * (1 - 1e-6) <= found <= expected * (1 + 1e-6):
+        raise ClientError(f"client {client.client}: figures: {name}: expected {expected:.9g}, found {found:.9g}")
 
 
 class Strategy(Generic[S]):

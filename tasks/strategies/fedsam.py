@@ -29,13 +29,14 @@ class SharpnessAware(LocalRule):
         parameters = [parameter for parameter in trained_parameters(model).values() if parameter.grad is not None]
         gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt()
-        if float(norm) == 0:
+        if norm.device.type == "cpu" and float(norm) == 0:  # a GPU would make the host wait
             return  # there is no slope
+        length = (self.rho / norm).masked_fill(norm == 0, 0)
         weights = [parameter.detach().clone() for parameter in parameters]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.add_(gradient * (self.rho / norm).to(gradient.dtype))
+                parameter.add_(gradient * length.to(gradient.dtype))
                 parameter.grad = None
         again()
         with torch.no_grad():

@@ -30,7 +30,6 @@ from tasks.strategies.base import (
     Strategy,
     Tensors,
     check_figure,
-    check_steps,
     stepped,
     turn_roles,
 )
@@ -74,11 +73,9 @@ class Scaffold(Strategy[ScaffoldSpec]):
         return DriftCorrection(turn.shared, turn.own) if turn.shared or turn.own else LocalRule()
 
     def figures_of(self, turn: LocalTurn, state: Tensors, result: TrainingResult) -> dict[str, float]:
-        check_steps(result, turn.client)
         return {RATES: math.fsum(result.rates)}
 
     def new_client_state(self, turn: LocalTurn, state: Tensors, result: TrainingResult) -> State:
-        check_steps(result, turn.client)
         rates = math.fsum(result.rates)
         variate: State = {}
         for name, role in turn_roles(turn).items():
@@ -91,8 +88,7 @@ class Scaffold(Strategy[ScaffoldSpec]):
         return variate
 
     def check_figures(self, client: Counted, planned: Planned) -> None:
-        least = None if planned.all_taken else min(planned.rates)
-        check_figure(client, RATES, math.fsum(planned.rates), least=least)
+        check_figure(client, RATES, math.fsum(planned.rates))
 
     def weights_of(self, client: Counted) -> dict[str, float]:
         return {MODEL: client.weight, BY_RATE: client.weight / client.figures[RATES]}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
+from tasks.data.transfer import moved_together
 from tasks.detectors.base import Detections, Detector
 from tasks.errors import ModelDiverged
 from tasks.metrics.detections import ImageDetections
@@ -72,12 +73,27 @@ def evaluate(
             nms_iou=spec.nms_iou,
             max_detections=spec.max_detections,
         )
-        for index, item in zip(batch.indices, found, strict=True):
+        for index, item in zip(batch.indices, on_host(found), strict=True):
             sample = samples[index]
             if sample.labelled is not None:
                 item = of_classes(item, torch.from_numpy(sample.labelled))
             detections[index] = in_original_pixels(item, detector, width=sample.width, height=sample.height)
     return PartResult(batch_losses, images, detections, time.perf_counter() - started)
+
+
+def on_host(found: Sequence[Detections]) -> list[Detections]:
+    """Return a batch's detections on the CPU. From a GPU they come in one copy."""
+    if all(item.boxes.device.type == "cpu" for item in found):
+        return list(found)
+    return copied(found)
+
+
+def copied(found: Sequence[Detections]) -> list[Detections]:
+    """Return copies of a batch's detections on the CPU, made in one copy."""
+    fields = ("boxes", "scores", "labels")
+    tensors = [getattr(item, name) for item in found for name in fields]
+    moved = iter(moved_together(tensors, torch.device("cpu")))
+    return [Detections(*(next(moved) for _ in fields)) for _ in found]
 
 
 def of_classes(found: Detections, labelled: Tensor) -> Detections:

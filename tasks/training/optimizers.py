@@ -10,10 +10,13 @@ from tasks.detectors.base import Detector
 from tasks.spec.training import Adam, OptimizerSpec, Schedule, Sgd
 
 
-def build_optimizer(detector: Detector, spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    detector: Detector, spec: OptimizerSpec, lr: float, *, fused: bool | None = None
+) -> torch.optim.Optimizer:
     """Build an optimiser at ``lr``. Weight decay applies to matrices and kernels, never to norms and biases.
 
     The detector may set a factor of the learning rate for some parameters, which :func:`set_learning_rate` keeps.
+    fused: whether one kernel updates many tensors; None: on a GPU.
     """
     groups = []
     for factor, parameters in detector.learning_rate_factors().items():
@@ -21,11 +24,15 @@ def build_optimizer(detector: Detector, spec: OptimizerSpec, lr: float) -> torch
         for matrices, decay in ((True, spec.weight_decay), (False, 0.0)):
             chosen = [parameter for parameter in trained if (parameter.ndim > 1) is matrices]
             groups.append({"params": chosen, "weight_decay": decay, "lr": lr * factor, "factor": factor})
+    if fused is None:
+        fused = any(parameter.is_cuda for parameter in detector.parameters())
     if isinstance(spec, Sgd):
-        return torch.optim.SGD(groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov)
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov, fused=True if fused else None
+        )
     kind = torch.optim.Adam if isinstance(spec, Adam) else torch.optim.AdamW
     # foreach groups the update of many small tensors into few calls; the arithmetic is the same.
-    return kind(groups, lr=lr, betas=spec.betas, foreach=True)
+    return kind(groups, lr=lr, betas=spec.betas, foreach=not fused, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -20,10 +20,10 @@ class LocalRule:
         """Called before the first step, with the model on its device and its weights from the server."""
 
     def correct_gradient(self) -> None:
-        """Change the gradients before they are clipped and the optimiser uses them. They are not scaled (AMP)."""
+        """Change the gradients before they are clipped and the optimiser uses them."""
 
     def second_gradient(self, model: nn.Module, again: Callable[[], None]) -> None:
-        """Replace the gradients of a step. Called only with ``twice``, before gradients are unscaled.
+        """Replace the gradients of a step. Called only with ``twice``.
 
         again: passes the step's batches again, from the same random state; the gradients add to those there are.
         """
@@ -38,7 +38,8 @@ def add_to_gradient(parameter: nn.Parameter, term: Tensor) -> None:
     """Add ``term`` to the gradient of ``parameter``, which may have none. ``term`` is not changed.
 
     An optimiser leaves a parameter without a gradient as it is, but one whose gradient is 0 gets weight decay and
-    momentum. So a term of 0 makes no gradient: the step has the bits of a step without the term.
+    momentum. So a term of 0 makes no gradient: the step has the bits of a step without the term. Only for a parameter
+    without a gradient does the host wait for a GPU here; every trained parameter of our detectors gets one.
     """
     if parameter.grad is None:
         if term.any():

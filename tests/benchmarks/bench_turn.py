@@ -28,8 +28,8 @@ from torch import nn
 from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
-from tasks.client_update import train_client, training_batches
-from tasks.data.loading import TrainingLoader
+from tasks.client_update import train_client
+from tasks.data.loading import Batches
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.site import Site
@@ -39,6 +39,7 @@ from tasks.spec.records import RoundRecord
 from tasks.spec.training import AdamW
 from tasks.spec.turns import UpdateRequest
 from tasks.strategies.registry import build_strategy
+from tasks.training.turn import training_batches
 from tests.benchmarks.figures_text import line
 from tests.benchmarks.measured_detectors import (
     CLASSES,
@@ -60,7 +61,7 @@ CLIENT_IMAGES, IMAGES = 153, 350
 LR, ROUND, SEED = 1e-3, 2, 11
 
 
-def turn_batches(site: Site, spec: FederationSpec, client: str) -> TrainingLoader:
+def turn_batches(site: Site, spec: FederationSpec, client: str) -> Batches:
     return training_batches(site.images, spec, site.data(spec.data).train[client], round=ROUND, client=client)
 
 

@@ -44,9 +44,9 @@ def evaluate(
 
 def _replace() -> None:
     from tasks import client_eval
-    from tasks.strategies import base
+    from tasks.training import turn
 
-    base.train = train
+    turn.train = train
     client_eval.evaluate = evaluate
 
 

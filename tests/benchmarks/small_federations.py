@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks.client_update import training_batches
 from tasks.data.catalog import load_data
 from tasks.data.image_cache import ImageCache
 from tasks.data.samples import FederatedData, ImageSample
@@ -23,6 +22,7 @@ from tasks.strategies.mean import WeightedMean
 from tasks.training.local import train
 from tasks.training.optimizers import learning_rate
 from tasks.training.seeds import derive_seed
+from tasks.training.turn import training_batches
 from tasks.training.unlabelled import with_unlabelled_regions
 
 

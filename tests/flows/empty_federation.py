@@ -25,7 +25,7 @@ import flows.fine_tuning
 import flows.new_model
 import flows.round
 import tasks.client_eval
-import tasks.strategies.base
+import tasks.training.turn
 from flows.coordinator.preflight import claim_name
 from infra.settings import S3Settings, Settings
 from infra.store.layout import FederationLayout
@@ -158,7 +158,7 @@ def without_prefect_and_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.federation, "tag_run", _nothing)
     monkeypatch.setattr(flows.federation, "RunArtifacts", _NoArtifacts)
     monkeypatch.setattr(flows.round, "show_clients", _nothing)
-    monkeypatch.setattr(tasks.strategies.base, "train", _train)
+    monkeypatch.setattr(tasks.training.turn, "train", _train)
     monkeypatch.setattr(tasks.client_eval, "evaluate", _evaluate)
     narrow = [
         dataclasses.replace(layer, filters=max(layer.filters // 16, 4)) if isinstance(layer, Conv) else layer

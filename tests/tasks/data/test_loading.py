@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tasks.data.image_cache import ImageCache, decode
-from tasks.data.loading import Batch, TrainingLoader, cut_batches, evaluation_loader, training_loader
+from tasks.data.loading import Batch, Batches, cut_batches, evaluation_loader, training_loader
 from tasks.data.samples import ANY_CLASS, ImageSample, Regions
 from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet
@@ -45,7 +45,7 @@ def loader(
     workers: int = 0,
     cache: ImageCache | None = None,
     drop_last: bool = False,
-) -> TrainingLoader:
+) -> Batches:
     return training_loader(
         samples,
         width=64,

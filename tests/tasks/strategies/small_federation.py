@@ -221,7 +221,6 @@ class Federation:
                 self.lr,
                 self.warmup_steps if self.rounds == 1 else 0,
             ),
-            all_taken=True,
             start=TensorFile(folder / "global"),
             roles_of=lambda: tensor_roles(self.detector),
             update=TensorFile(update) if own else None,

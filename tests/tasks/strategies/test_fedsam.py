@@ -11,7 +11,7 @@ from tasks.data.loading import Batch
 from tasks.detectors.base import Targets
 from tasks.spec.strategies import FedAvgSpec, FedSamSpec
 from tasks.spec.training import AdamW, Sgd, TrainingSpec
-from tests.tasks.strategies.overflowing import AMP, overflowing, turn_of
+from tests.tasks.strategies.mixed_precision import AMP, LARGE_LR, large, turn_of
 from tests.tasks.strategies.small_federation import (
     PLAIN,
     Federation,
@@ -135,11 +135,11 @@ def test_the_loss_reported_is_that_of_the_first_pass() -> None:
     assert losses[0] == losses[1]
 
 
-def test_mixed_precision_skips_a_step_with_both_passes() -> None:
-    """The weights come back although the second point was not finite. Two steps from 0 are taken, at -ρ from w."""
-    batches = {"1": overflowing(first=3, then=2)}
-    outcome = turn_of(Federation(FedSamSpec(rho=0.5), Quadratic(), batches, training=AMP, lr=0.1))
-    assert len(outcome.result.rates) == 2
+def test_both_passes_of_a_step_use_mixed_precision() -> None:
+    """Two steps are taken from 0, each with the gradient at 0.5 below ``w``."""
+    federation = Federation(FedSamSpec(rho=0.5), Quadratic(), {"1": large(2)}, training=AMP, lr=LARGE_LR)
+    outcome = turn_of(federation)
+    assert outcome.result.rates == (LARGE_LR, LARGE_LR)
     assert float(outcome.state["w"]) == pytest.approx(1.05 + 0.1 * (10 + 0.5 - 1.05), rel=1e-5)
 
 

@@ -13,7 +13,7 @@ from tasks.errors import ClientError
 from tasks.spec.strategies import FedAvgSpec, ScaffoldSpec
 from tasks.spec.training import Sgd
 from tasks.strategies.base import LocalOutcome
-from tests.tasks.strategies.overflowing import AMP, overflowing, turn_of
+from tests.tasks.strategies.mixed_precision import AMP, LARGE_LR, large, turn_of
 from tests.tasks.strategies.small_federation import (
     COLOURS,
     PLAIN,
@@ -159,21 +159,14 @@ def test_a_wrong_sum_of_rates_is_refused() -> None:
         federation.round()
 
 
-def test_a_step_that_mixed_precision_skips_is_not_taken() -> None:
-    federation = Federation(ScaffoldSpec(), Quadratic(), {"1": overflowing(first=3, then=2)}, training=AMP, lr=0.1)
+def test_every_step_counts_with_mixed_precision() -> None:
+    federation = Federation(ScaffoldSpec(), Quadratic(), {"1": large(2)}, training=AMP, lr=LARGE_LR)
     outcome = turn_of(federation)
-    assert outcome.result.steps == 5
-    assert len(outcome.result.rates) == 2
-    assert outcome.figures == {"sum_of_rates": pytest.approx(0.2)}
+    assert outcome.result.rates == (LARGE_LR, LARGE_LR)
+    assert outcome.figures == {"sum_of_rates": pytest.approx(2e-7)}
     assert outcome.own is not None
-    # Two steps from 0 on ½ (w - 10)²: the gradients are -10 and -9.
-    assert float(outcome.own["w"]) == pytest.approx(-9.5, rel=1e-5)
-
-
-def test_a_turn_without_a_step_is_the_clients_error() -> None:
-    federation = Federation(ScaffoldSpec(), Quadratic(), {"1": overflowing(first=2, then=0)}, training=AMP)
-    with pytest.raises(ClientError, match="client 1: mixed precision skipped all 2 steps"):
-        turn_of(federation)
+    # Two steps from 0 on ½ 10⁶ (w - 10)²: the gradients are -10⁷ and -9 · 10⁶.
+    assert float(outcome.own["w"]) == pytest.approx(-9.5e6, rel=1e-5)
 
 
 def test_other_fields_give_another_model() -> None:

@@ -27,7 +27,8 @@ from tasks.metrics.detections import in_order, merge
 from tasks.metrics.voc import evaluate_voc
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import Adam, AdamW, Augmentation, EvaluationSpec, Schedule, Sgd, TrainingSpec
-from tasks.training.evaluation import evaluate
+from tasks.training import local
+from tasks.training.evaluation import copied, evaluate, on_host
 from tasks.training.local import TrainingResult, train
 from tasks.training.optimizers import build_optimizer, learning_rate
 from tasks.training.seeds import derive_seed
@@ -234,6 +235,53 @@ def test_a_learning_rate_that_is_too_large_is_a_clients_error() -> None:
         trained(batches_of([2] * 400), lr=9.0)
 
 
+def test_losses_that_are_read_together_name_the_first_bad_batch() -> None:
+    """As on a GPU, which the host would wait for at each reading."""
+    losses = local._Losses("7", 3)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        losses.add(torch.tensor(value))
+    losses.check()
+    losses.add(torch.tensor(5.0))
+    losses.add(torch.tensor(math.nan))
+    with pytest.raises(ClientError, match="client 7: training loss is nan at batch 6"):
+        losses.add(torch.tensor(math.inf))
+
+
+@pytest.mark.parametrize("spec", [Sgd(weight_decay=0.1), Sgd(momentum=0), Adam(weight_decay=0.1), AdamW()])
+def test_the_fused_optimiser_takes_the_same_steps(spec: Any) -> None:
+    weights = []
+    for fused in (False, True):
+        detector = Counter()
+        optimizer = build_optimizer(detector, spec, 0.05, fused=fused)
+        for batch in batches_of([3] * 6):
+            optimizer.zero_grad()
+            terms = detector.loss(detector(batch.images), Targets(batch.boxes, batch.labels))
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+        weights.append(torch.cat([detector.layer.weight[0], detector.layer.bias]).detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
+
+
+def test_with_mixed_precision_layers_compute_in_bfloat16() -> None:
+    seen = []
+
+    class Watched(Counter):
+        def forward(self, images: Tensor) -> Tensor:
+            found = super().forward(images)
+            seen.append(found.dtype)
+            return found.float()
+
+    spec = TrainingSpec(optimizer=SGD, clip_norm=None).model_copy(update={"amp": True})
+    detector = Watched()
+    result = train(detector, batches_of([4] * 3), spec, lr=0.1, warmup_steps=0, seed=1, client="7")
+    expected, _ = trained(batches_of([4] * 3))
+    assert seen == [torch.bfloat16] * 3
+    assert len(result.rates) == 3
+    found = torch.cat([detector.layer.weight[0], detector.layer.bias]).detach()
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+    assert not torch.equal(found, expected)
+
+
 # --- randomness --------------------------------------------------------------------------------------------
 
 
@@ -360,3 +408,17 @@ def test_parts_of_an_evaluation_give_exactly_the_figures_of_the_whole(
     ]
     assert figures[0] == figures[1]
     assert figures[0].map50_voc10 is not None
+
+
+def test_a_batchs_detections_come_to_the_cpu_in_one_copy() -> None:
+    found = [Detections(torch.rand(n, 4), torch.rand(n), torch.arange(n)) for n in (3, 0, 1)]
+    assert on_host(found) == found
+    for one, other in zip(found, copied(found), strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.scores, other.scores)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_an_evaluation_on_a_gpu_has_batches_of_64_at_least() -> None:
+    assert [EvaluationSpec(batch_size=size).batch_on("cuda") for size in (1, 64, 100)] == [64, 64, 100]
+    assert EvaluationSpec(batch_size=7).batch_on("cpu") == 7

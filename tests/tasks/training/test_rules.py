@@ -12,7 +12,7 @@ from torch import nn
 from tasks.spec.training import Sgd, TrainingSpec
 from tasks.training.local import train
 from tasks.training.rules import LocalRule, add_to_gradient, trained_parameters
-from tests.tasks.strategies.overflowing import AMP
+from tests.tasks.strategies.mixed_precision import AMP
 from tests.tasks.strategies.small_federation import PLAIN, Quadratic, Small, colours, quadratic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +54,7 @@ def test_the_gradient_is_corrected_before_it_is_clipped() -> None:
     assert float(detector.w.detach()) == pytest.approx(0, abs=1e-5)
 
 
-def test_the_gradient_is_corrected_after_it_is_unscaled() -> None:
+def test_the_gradient_is_not_scaled_with_mixed_precision() -> None:
     rule = Seen()
     train(Quadratic(1.0), quadratic(2, 3, 1), AMP, lr=0.5, warmup_steps=0, seed=1, client="1", rule=rule)
     assert rule.calls[1] == ("correct", 1, -4)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.client_update import own_start
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detections, Detector, Targets
@@ -25,6 +24,7 @@ from tasks.spec.training import EvaluationSpec
 from tasks.strategies.base import LocalTurn
 from tasks.strategies.registry import build_strategy
 from tasks.training.evaluation import evaluate
+from tasks.training.turn import own_start
 from tasks.training.unlabelled import Teacher, with_unlabelled_regions
 
 CLASSES = ("disc", "square", "star")

@@ -1,4 +1,4 @@
-"""Turns on a CPU in which mixed precision skips steps, because their scaled gradients overflow."""
+"""Turns on a CPU with mixed precision, whose gradients are larger than the largest float16, 65,504."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from tasks.strategies.base import LocalOutcome
 from tests.tasks.strategies.small_federation import PLAIN, Federation, quadratic
 
 AMP = PLAIN.model_copy(update={"amp": True})
+LARGE_LR = 1e-7
 
 
-def overflowing(*, first: int, then: int) -> list[Batch]:
-    """Return batches whose steps are skipped, then some with the loss ``½ (w - 10)²`` whose steps are taken."""
-    return quadratic(1e34, 10, first) + quadratic(1, 10, then)
+def large(steps: int) -> list[Batch]:
+    """Return batches with the loss ``½ 10⁶ (w - 10)²``. With :data:`LARGE_LR` a step from 0 goes to 1."""
+    return quadratic(1e6, 10, steps)
 
 
 def turn_of(federation: Federation) -> LocalOutcome:
