@@ -349,7 +349,7 @@ def without_shared_model(name: str, spec: FederationSpec, best: RoundRecord) -> 
     own = [f"{name}@{info.client}" for info in best.clients]
     return (
         f"no model is registered: strategy.kind {spec.strategy.kind} has no complete shared model. The clients' own "
-        f"are {few_of(own)}, for fedbench evaluate, predict, serve and save-model"
+        f"are {few_of(own)}, for fedbench evaluate, predict, serve, save-model and register"
     )
 
 
