@@ -53,6 +53,13 @@ def refuse_difficult(samples: Iterable[ImageSample], form: str) -> None:
             raise DataError(f"{sample.path}: expected no difficult objects, which {form}'s form does not have")
 
 
+def listed_regions(sample: ImageSample) -> list[tuple[int, list[float]]]:
+    """Return the label and the box of each ignore region, in order. The label may be ``ANY_CLASS``."""
+    if sample.regions is None:
+        return []
+    return list(zip(sample.regions.labels.tolist(), sample.regions.boxes.tolist(), strict=True))
+
+
 def refuse_regions(data: FederatedData, form: str) -> None:
     """
     Raises:
@@ -63,7 +70,7 @@ def refuse_regions(data: FederatedData, form: str) -> None:
             if sample.regions is not None and len(sample.regions):
                 raise DataError(
                     f"{sample.path}: expected no ignore regions, which are not written in {form}'s form, found "
-                    f"{len(sample.regions)}; COCO's form has crowds"
+                    f"{len(sample.regions)}; the forms of COCO, BDD100K and VisDrone have them"
                 )
 
 
