@@ -122,6 +122,13 @@ def _evaluate_part(
 ) -> tuple[PartResult, dict[int, Truth]]:
     loader = evaluation_batches(site, request.spec, samples)
     batches = (loader[number] for number in range(request.part, len(loader), request.parts))
-    result = evaluate(detector, batches, samples, request.spec.evaluation, device=request.spec.training.device)
+    result = evaluate(
+        detector,
+        batches,
+        samples,
+        request.spec.evaluation,
+        device=request.spec.training.device,
+        unlabelled_score=request.spec.data.unlabelled_score,
+    )
     chosen = {index: samples[index] for index in result.detections}
     return result, {index: truth_of(sample, classes) for index, sample in chosen.items()}
