@@ -151,7 +151,10 @@ def split(
     ] = None,
     to: Annotated[
         WrittenForm,
-        typer.Option(help="Form of DIR. coco; coco2017: COCO's own layout; voc, yolo: a folder for each device."),
+        typer.Option(
+            help="Form of DIR. coco; coco2017: COCO's own layout; voc, yolo: a folder for each device; bdd100k, "
+            "visdrone, kitti: as published."
+        ),
     ] = "coco",
     form: Annotated[Form | None, typer.Option(help="Form of the folder DATA. [found by its files]")] = None,
     assignments: Fields = None,

@@ -13,6 +13,7 @@ from tasks.data.export.parts import (
     name_with_device,
     refuse_difficult,
     train_and_test,
+    write_labels,
     write_text,
 )
 from tasks.data.kitti import DONT_CARE
@@ -35,8 +36,8 @@ def write_kitti(data: FederatedData, folder: Path) -> dict[str, Any]:
     class, or of every class, is written as ``DontCare``.
 
     Raises:
-        DataError: a class's name has a blank or is DontCare, a device has an underscore, an object is difficult, or an
-            image has an ignore region of some classes only.
+        DataError: a class's name has a blank or is DontCare, a device has an underscore, two images share a name, an
+            object is difficult, or an image has an ignore region of some classes only.
     """
     for name in data.classes:
         if name == DONT_CARE:
@@ -52,7 +53,7 @@ def write_kitti(data: FederatedData, folder: Path) -> dict[str, Any]:
             image = Path(name_with_device(device, sample))
             names.append(image.stem)
             shutil.copyfile(sample.path, folder / _PUBLISHED.images / image)
-            write_text(folder / _PUBLISHED.labels / f"{image.stem}.txt", _lines(sample, data.classes))
+            write_labels(folder / _PUBLISHED.labels / f"{image.stem}.txt", _lines(sample, data.classes), sample)
         write_text(folder / file, "".join(f"{name}\n" for name in names))
     shared = bool(test) and test[0][0] is None
     clients = {"kind": "name", "pattern": ByName().pattern, "test": "global" if shared else "per-device"}

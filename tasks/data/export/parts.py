@@ -37,6 +37,17 @@ def name_with_device(device: str | None, sample: ImageSample) -> str:
     return sample.path.name if device is None else f"{device}_{sample.path.name}"
 
 
+def write_labels(path: Path, text: str, sample: ImageSample) -> None:
+    """Write the label file of an image, and its folder if it is missing.
+
+    Raises:
+        DataError: another image has that file.
+    """
+    if path.exists():
+        raise DataError(f"{sample.path}: expected a file name of its own, found another image that has {path.name}")
+    write_text(path, text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, and its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tasks.data.export.parts import listed_regions, name_with_device, refuse_difficult, train_and_test, write_text
+from tasks.data.export.parts import listed_regions, name_with_device, refuse_difficult, train_and_test, write_labels
 from tasks.data.samples import ANY_CLASS, FederatedData, ImageSample
 from tasks.data.visdrone import ANNOTATIONS, IGNORED, IMAGES
 from tasks.errors import DataError
@@ -24,7 +24,8 @@ def write_visdrone(data: FederatedData, folder: Path) -> dict[str, Any]:
     score 0, and category 0 if it is of any class.
 
     Raises:
-        DataError: there are more than ten classes, a device has an underscore, or an object is difficult.
+        DataError: there are more than ten classes, a device has an underscore, two images share a name, or an
+            object is difficult.
     """
     if len(data.classes) > len(VISDRONE_CLASSES):
         raise DataError(
@@ -38,7 +39,7 @@ def write_visdrone(data: FederatedData, folder: Path) -> dict[str, Any]:
         for device, sample in items:
             image = Path(name_with_device(device, sample))
             shutil.copyfile(sample.path, folder / part / IMAGES / image)
-            write_text(folder / part / ANNOTATIONS / f"{image.stem}.txt", _lines(sample))
+            write_labels(folder / part / ANNOTATIONS / f"{image.stem}.txt", _lines(sample), sample)
     shared = bool(test) and test[0][0] is None
     clients = {"kind": "name", "pattern": ByName().pattern, "test": "global" if shared else "per-device"}
     return {"kind": _PUBLISHED.kind, "classes": list(data.classes), "clients": clients}

@@ -78,6 +78,15 @@ def test_a_form_refuses_what_it_cannot_hold(tmp_path: Path, form: str) -> None:
             WRITERS[form](replace(data, classes=("traffic sign",)), tmp_path / "classes")
 
 
+@pytest.mark.parametrize("form", ["visdrone", "kitti"])
+def test_two_images_of_one_name_are_refused(tmp_path: Path, form: str) -> None:
+    data = drawn_data(TINY, tmp_path / "cache")
+    (first, *_) = data.train["1"]
+    twice = replace(data, train={**data.train, "1": (first, first)})
+    with pytest.raises(DataError, match=r"expected a file name of its own, found another image that has 1_"):
+        WRITERS[form](twice, tmp_path / "set")
+
+
 OBJECT, REGION = np.array([[1, 1, 9, 9]]), [2.0, 3.0, 20.0, 30.0]
 
 
