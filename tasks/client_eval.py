@@ -126,7 +126,14 @@ def _evaluate_part(
     loader = evaluation_batches(site, request.spec, samples)
     batches = (loader[number] for number in range(request.part, len(loader), request.parts))
     device = request.spec.training.device
-    result = evaluate(detector, batches, samples, request.spec.evaluation, device=device)
+    result = evaluate(
+        detector,
+        batches,
+        samples,
+        request.spec.evaluation,
+        device=device,
+        unlabelled_score=request.spec.data.unlabelled_score,
+    )
     give_back(device)
     chosen = {index: samples[index] for index in result.detections}
     return result, {index: truth_of(sample, classes) for index, sample in chosen.items()}

@@ -16,7 +16,7 @@ from flows.cli.accepting import accept
 from flows.cli.cleaning import clean, remove
 from flows.cli.data import data_app
 from flows.cli.deploying import deploy
-from flows.cli.exporting import export_model
+from flows.cli.exporting import export_model, register
 from flows.cli.models import evaluate, predict, save_model, verify
 from flows.cli.moving import export_cells, import_cells
 from flows.cli.original import export, original_app
@@ -59,6 +59,7 @@ for _command in (
     predict,
     save_model,
     export_model,
+    register,
     verify,
     serve,
     ui,

@@ -30,7 +30,6 @@ from tasks.errors import SpecError
 from tasks.plain_text import plain, plain_name, visible
 from tasks.spec.data import DataSpec, FederatedStreet, SyntheticStreet
 from tasks.spec.federation import FederationSpec, with_fields
-from tasks.spec.names import data_name
 
 if TYPE_CHECKING:
     from tasks.data.check import DataReport
@@ -158,7 +157,10 @@ def split(
     ] = None,
     to: Annotated[
         WrittenForm,
-        typer.Option(help="Form of DIR. coco; coco2017: COCO's own layout; voc, yolo: a folder for each device."),
+        typer.Option(
+            help="Form of DIR. coco; coco2017: COCO's own layout; voc, yolo: a folder for each device; bdd100k, "
+            "visdrone, kitti: as published."
+        ),
     ] = "coco",
     form: Annotated[Form | None, typer.Option(help="Form of the folder DATA. [found by its files]")] = None,
     assignments: Fields = None,
@@ -218,8 +220,7 @@ def split(
 def _print_block(chosen: ChosenData) -> None:
     """Print how a folder's data were read, for a specification."""
     if chosen.folder is not None:
-        spec = chosen.spec.model_copy(update={"name": data_name(chosen.folder)})
-        for line in data_lines(spec, chosen.folder, chosen.divided):
+        for line in data_lines(chosen.spec, chosen.folder, chosen.divided):
             out.print(visible(line), soft_wrap=True, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""``fedbench export-model``: write a model for other programs."""
+"""``fedbench export-model`` and ``register``: bring a model to other programs and to MLflow's registry."""
 
 from __future__ import annotations
 
@@ -67,3 +67,29 @@ def export_model(
         out.print(f"not compared with the model: {exported.unchecked}", soft_wrap=True, highlight=False)
     for note in card.notes:
         out.print(f"note: {note}", soft_wrap=True, highlight=False)
+
+
+def register(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A finished run's name, or RUN@CLIENT for a client's own model.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="Name of the registered model. [RUN, or RUN+CLIENT]")
+    ] = None,
+    number: Round = None,
+    home: Home = None,
+) -> None:
+    """Register a model of a finished run in MLflow: a client's own one, another round's, or a suite cell's best.
+
+    The alias `best` names the version of the best round. A model that is registered already gets no second version.
+
+    `fedbench register street5-1a2b3c4d@3` · `fedbench register RUN --round 12`
+    """
+    from flows.commands.register_model import register_model
+
+    with plain_errors():
+        registered = register_model(model, machine_settings(home), name=name, number=number, say=say)
+    before = "" if registered.new else ", registered before"
+    out.print(
+        f"{registered.title}: {registered.uri}, version {registered.version}{before}", soft_wrap=True, highlight=False
+    )

@@ -183,13 +183,16 @@ def verify(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="models:/NAME@ALIAS, models:/NAME/VERSION, a run (its registered best), or a downloaded folder.",
+            help="models:/NAME@ALIAS, models:/NAME/VERSION, a run or RUN@CLIENT (its registered best), or a downloaded "
+            "folder.",
         ),
     ],
     run: Annotated[
         str | None,
         typer.Option(
-            "--run", metavar="RUN", help="Run whose model it must be. [the registered name; of a folder: as its card]"
+            "--run",
+            metavar="RUN",
+            help="Run whose model it must be, or RUN@CLIENT. [the registered name; of a folder: as its card]",
         ),
     ] = None,
     save: Annotated[

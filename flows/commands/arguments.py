@@ -21,7 +21,6 @@ from tasks.spec.suite_presets import SUITES, suite_preset
 
 # The keys of tasks.data.recognise.FORMS.
 Form = Literal["street", "coco", "voc", "yolo", "bdd100k", "visdrone", "kitti"]
-CHOSEN = "chosen"  # the name of a data set that is given by its folder
 DATA_ROOTS = "FEDBENCH_DATA_ROOTS"
 
 
@@ -121,6 +120,8 @@ def default_name(base: str, spec: FederationSpec) -> str:
 def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | None = None) -> ChosenData:
     """Return the data of a specification, or of a folder in ``form`` (None: found by its files), with ``fields`` set.
 
+    The data of a folder have its name, unless ``fields`` give another.
+
     Raises:
         SpecError: there is no such preset, file or folder, or a field is wrong.
     """
@@ -133,7 +134,7 @@ def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | No
     from tasks.data.recognise import recognise
 
     try:
-        data = recognise(root, CHOSEN, form)
+        data = recognise(root, data_name(root), form)
     except SpecError as error:
         raise SpecError(f"{error}; or set --form") from None
     spec = with_fields(FederationSpec(data=data), below, source=what).data

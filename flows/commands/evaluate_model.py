@@ -111,7 +111,14 @@ def evaluate_opened(
         sets += of_part
     with _counted(console, sum(len(item.samples) for item in sets)) as watched:
         found = score_sets(
-            model.detector, sets, model.card.classes, spec.evaluation, device=device, threads=threads, watched=watched
+            model.detector,
+            sets,
+            model.card.classes,
+            spec.evaluation,
+            device=device,
+            threads=threads,
+            unlabelled_score=spec.data.unlabelled_score,
+            watched=watched,
         )
     records = [record for record, _ in found]
     metrics, most = aggregate_metrics([], records), spec.evaluation.max_detections

@@ -16,14 +16,15 @@ from infra.store.layout import FederationLayout, federations
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from infra.tracking.registered import fetch_registered, registered_models
+from infra.tracking.registry import CLIENT_MARK
 from tasks.client_eval import load_personal_state
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
-from tasks.detectors.state import load_state, state_sha256
+from tasks.detectors.state import load_state, state_of, state_sha256
 from tasks.errors import DataError, SpecError
 from tasks.metrics.own_record import of_client
 from tasks.models.card import card_of
-from tasks.models.file import ModelCard, load_model, read_state
+from tasks.models.file import ModelCard, load_model, read_card, read_state
 from tasks.spec.base import check_name
 from tasks.spec.data import DataSpec
 from tasks.spec.federation import FederationSpec, parse_spec
@@ -105,29 +106,40 @@ def _open_file(path: Path, title: str) -> OpenedModel:
 
 def _open_round(name: str, settings: Settings, number: int | None, client: str | None) -> OpenedModel:
     with opened_store(settings) as objects:
-        run = _read(objects, settings, name)
-        if not run.records:
-            raise SpecError(f"{name}: expected a committed round, found none yet")
-        chosen = run.records[-1].decision.best_round if number is None else number
-        if not 0 <= chosen < len(run.records):
-            raise SpecError(f"--round {chosen}: expected 0 to {len(run.records) - 1}, the committed rounds of {name}")
-        record = run.records[chosen]
-        check_client(run, record, client)
-        if client is not None and not run.spec.strategy.personal:
-            return _open_tuned(objects, settings, run, client, number)
-        own = record.states.get(client) if client is not None else None
-        _require_weights(objects, settings, run, record, own)
-        weights = WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
-        path = weights.get(record.model.key, record.model.sha256, record.model.bytes).path
-        card = card_of(run.spec, record)
-        if client is not None:
-            record = of_client(record, client)
-            card = card_of(run.spec, record, notes=(own_note(client),))
-        detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
-        load_state(detector, path)
-        if own is not None:
-            state = TensorFile(weights.get(own.key, own.sha256, own.bytes).path)
-            load_personal_state(detector, run.spec, TensorFile(path), state, source=own.key)
+        return open_round(objects, settings, _read(objects, settings, name), number, client)
+
+
+def open_round(
+    objects: ObjectStore, settings: Settings, run: StoredRun, number: int | None, client: str | None
+) -> OpenedModel:
+    """Open a round's shared model, or ``client``'s own. number: None means the best round.
+
+    Raises:
+        SpecError: the run has no such round, client or model, or the round's weights were not kept.
+    """
+    name = run.name
+    if not run.records:
+        raise SpecError(f"{name}: expected a committed round, found none yet")
+    chosen = run.records[-1].decision.best_round if number is None else number
+    if not 0 <= chosen < len(run.records):
+        raise SpecError(f"--round {chosen}: expected 0 to {len(run.records) - 1}, the committed rounds of {name}")
+    record = run.records[chosen]
+    check_client(run, record, client)
+    if client is not None and not run.spec.strategy.personal:
+        return _open_tuned(objects, settings, run, client, number)
+    own = record.states.get(client) if client is not None else None
+    _require_weights(objects, settings, run, record, own)
+    weights = WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)
+    path = weights.get(record.model.key, record.model.sha256, record.model.bytes).path
+    card = card_of(run.spec, record)
+    if client is not None:
+        record = of_client(record, client)
+        card = card_of(run.spec, record, notes=(own_note(client),))
+    detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
+    load_state(detector, path)
+    if own is not None:
+        state = TensorFile(weights.get(own.key, own.sha256, own.bytes).path)
+        load_personal_state(detector, run.spec, TensorFile(path), state, source=own.key)
     title = f"{name}, round {chosen}" if client is None else f"{name}@{client}, round {chosen}"
     return OpenedModel(title, detector.eval(), card, run.spec, record, client)
 
@@ -220,8 +232,12 @@ def _open_registered(reference: str, settings: Settings) -> OpenedModel:
         path = _single_file(folder, reference)
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
-        if name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
-            return _on_record(reference, read_run(objects, settings, name), path)
+        federation, mark, client = name.partition(CLIENT_MARK)
+        if federation in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
+            run = read_run(objects, settings, federation)
+            if mark:
+                return _own_on_record(objects, settings, reference, run, client, path)
+            return _on_record(reference, run, path)
         opened = _open_file(path, reference)
     return dataclasses.replace(opened, title=f"{opened.title}, which no run in the store vouches for")
 
@@ -255,6 +271,24 @@ def _on_record(reference: str, run: StoredRun, path: Path) -> OpenedModel:
     detector = build_detector(run.spec.detector, len(card.classes), seed=run.spec.seed)
     detector.load_state_dict(state)
     return OpenedModel(f"{reference} ({run.name}, round {record.round})", detector.eval(), card, run.spec, record)
+
+
+def _own_on_record(
+    objects: ObjectStore, settings: Settings, reference: str, run: StoredRun, client: str, path: Path
+) -> OpenedModel:
+    """Open the client's own model of the round that the file's card names, from the run's record.
+
+    Raises:
+        SpecError: the round's weights were not kept.
+        DataError: the file has other weights.
+    """
+    opened = open_round(objects, settings, run, read_card(path).round, client)
+    if state_sha256(read_state(path)) != state_sha256(state_of(opened.detector)):
+        raise DataError(
+            f"{reference}: expected the weights of {opened.title}, found others: the registered file was changed, or "
+            f"the client was trained anew; the run's own model is called {run.name}@{client}"
+        )
+    return dataclasses.replace(opened, title=f"{reference} ({opened.title})")
 
 
 def record_of_weights(records: Sequence[RoundRecord], sha256: str) -> RoundRecord | None:

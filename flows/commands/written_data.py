@@ -20,7 +20,7 @@ from tasks.spec.data import DataSpec, SyntheticStreet
 if TYPE_CHECKING:
     from tasks.data.samples import FederatedData
 
-WrittenForm = Literal["coco", "coco2017", "voc", "yolo"]
+WrittenForm = Literal["coco", "coco2017", "voc", "yolo", "bdd100k", "visdrone", "kitti"]
 MadeForm = Literal["street", "coco", "coco2017", "voc", "yolo", "bdd100k", "visdrone", "kitti"]
 NAME = "mine"
 _SPEC: TypeAdapter[DataSpec] = TypeAdapter(Annotated[DataSpec, Field(discriminator="kind")])
@@ -52,7 +52,8 @@ def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
     """Write ``data`` and read them again. Return the fields of ``data`` that a run needs, as YAML.
 
     Raises:
-        DataError: the set cannot be written, or the written set cannot be read: a class is in no training image.
+        DataError: the set cannot be written, or the written set cannot be read: a class is in no training image. Or the
+            form's rounding leaves a box empty.
     """
     from tasks.data.catalog import load_data
     from tasks.data.export.forms import WRITERS
@@ -66,10 +67,17 @@ def write_split(data: FederatedData, form: WrittenForm, folder: Path) -> str:
             fields["classes"] = list(data.classes)
         written = _SPEC.validate_python(fields)
         try:
-            load_data(written, root_of=lambda name: draft, cache=draft)
+            again = load_data(written, root_of=lambda name: draft, cache=draft)
         except DataError as error:
             raise DataError(str(error).replace(str(draft), str(folder))) from None
+        lost = _objects(data) - _objects(again)
+        if lost:
+            raise DataError(f"{folder}: {lost} boxes are empty once they are rounded as {form}'s form has them")
     return _in_yaml(fields)
+
+
+def _objects(data: FederatedData) -> int:
+    return sum(len(sample.labels) for part in (data.train, data.test) for own in part.values() for sample in own)
 
 
 def _in_yaml(fields: dict[str, Any]) -> str:

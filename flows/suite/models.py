@@ -10,7 +10,7 @@ from flows.views.registration import Trained, best_record, register
 from infra.settings import run_folder
 from infra.store.weights import WeightStore
 from infra.tracking.federation import find_tracker
-from infra.tracking.registry import is_registered
+from infra.tracking.registry import registered_version
 from tasks.spec.federation import MapName
 from tasks.spec.suite_records import CellResult, SuiteResult
 
@@ -50,7 +50,7 @@ def _register(handles: SuiteHandles, cell: CellResult, experiment: str) -> None:
         return  # MLflow did not answer during the run; fedbench report on the federation makes run and model
     run = read_run(objects, settings, cell.federation)
     # Asked first, because torch, which writes the model file, takes seconds to import.
-    if is_registered(tracker, cell.federation, best_record(run.records).model.sha256):
+    if registered_version(tracker, cell.federation, best_record(run.records).model.sha256) is not None:
         return
     handles.say(f"registering the best model of {experiment}")
     weights = WeightStore(objects, settings.home / "cache" / "weights", settings.weight_cache_megabytes)

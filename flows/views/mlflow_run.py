@@ -19,7 +19,7 @@ from flows.stored.runs import require_scores
 from flows.views.files import FAILED_FILE
 from flows.views.mlflow_data import data_sets
 from flows.views.mlflow_figures import own_figures, round_figures
-from flows.views.mlflow_texts import description, filter_tags
+from flows.views.mlflow_texts import description, filter_tags, parameters
 from flows.views.registration import best_record, register
 from infra.settings import Settings
 from infra.tracking.cell import this_cell
@@ -33,7 +33,7 @@ from tasks.hand_out import hand_out
 from tasks.handles import Handles, Leavings
 from tasks.plain_text import few_of
 from tasks.report.detections import analysis_plots
-from tasks.spec.federation import FederationSpec, flatten
+from tasks.spec.federation import FederationSpec
 from tasks.spec.label_space import by_label_space
 from tasks.spec.records import RoundRecord
 from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
@@ -161,7 +161,7 @@ class RunReport:
             artifact_location=artifact_location(self.services.settings),
             federation=self.name,
             spec_digest=self.spec.digest,
-            params=flatten(self.spec.model_dump(mode="json")),
+            params=parameters(self.spec),
             spec_yaml=self.spec.to_yaml(),
             tags=self._tags,
             title=self._cell.title if self._cell is not None else None,
@@ -349,7 +349,7 @@ def without_shared_model(name: str, spec: FederationSpec, best: RoundRecord) -> 
     own = [f"{name}@{info.client}" for info in best.clients]
     return (
         f"no model is registered: strategy.kind {spec.strategy.kind} has no complete shared model. The clients' own "
-        f"are {few_of(own)}, for fedbench evaluate, predict, serve and save-model"
+        f"are {few_of(own)}, for fedbench evaluate, predict, serve, save-model and register"
     )
 
 

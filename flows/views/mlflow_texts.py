@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from flows.views.mlflow_data import data_name
+from flows.views.mlflow_data import MOST, data_name
 from flows.views.tables import describe
 from infra.tracking.cell import CellRun
 from tasks.plain_text import link_target, markdown
-from tasks.spec.federation import FederationSpec
+from tasks.spec.federation import FederationSpec, flatten
 from tasks.spec.records import RoundRecord
 from tasks.spec.references import is_reference
 from tasks.spec.suite import Cell, Role
 
+_LABEL_SPACES = 10  # most label spaces in a summary
+_CLASSES_LENGTH = 200  # most characters of a label space there
 _DESCRIBED = ("map50_voc10", "map_coco", "recall")
 
 
@@ -26,6 +29,31 @@ def filter_tags(spec: FederationSpec) -> dict[str, str]:
         "fedbench.seed": str(spec.seed),
         **({"fedbench.method": spec.strategy.label} if role == "federated" else {}),
     }
+
+
+def parameters(spec: FederationSpec) -> dict[str, object]:
+    """Return the fields of ``spec`` by their dotted names. Their number does not grow with that of clients.
+
+    ``data.label_space`` of many clients is one field, a summary; the file ``spec.yaml`` of the run has it whole.
+    """
+    document = spec.model_dump(mode="json")
+    space = document["data"].get("label_space")
+    if space is not None and len(space) > MOST:
+        document["data"]["label_space"] = _label_spaces(space)
+    return flatten(document)
+
+
+def _label_spaces(space: Mapping[str, Sequence[str]]) -> str:
+    """Return how many clients label which classes, the most frequent label spaces first."""
+    counts = Counter(tuple(sorted(classes)) for classes in space.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"{count} label {_shortened(', '.join(classes))}" for classes, count in ordered[:_LABEL_SPACES]]
+    more = [f"{len(ordered) - len(lines)} more label spaces"] if len(ordered) > len(lines) else []
+    return f"{len(space)} clients: {'; '.join([*lines, *more])}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CLASSES_LENGTH else text[: _CLASSES_LENGTH - 1] + "…"
 
 
 def cell_title(experiment: str, role: Role, seed: int, device: str | None) -> str:

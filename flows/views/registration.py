@@ -1,10 +1,11 @@
-"""Register the best global model of a finished run as a version of a registered model, with a card."""
+"""Register a model of a finished run, by itself the best global one, as a version of a registered model with a card."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -18,6 +19,11 @@ from tasks.handles import Handles
 from tasks.spec.base import Sha256
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.models.file import ModelCard
 
 # Packages that flows/views/served_model.py imports, directly or through `tasks`.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch", "torchvision")
@@ -37,31 +43,64 @@ def best_record(history: Sequence[RoundRecord]) -> RoundRecord:
     return history[history[-1].decision.best_round]
 
 
-def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[], Path]) -> ModelFiles:
+def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[], Path], uri: str = "") -> ModelFiles:
     """Return the parts of the registered model for ``record``'s round, made by the installed code.
 
     weights: returns a safetensors file with the round's checked weights; called when the model file is written.
+    uri: the registered model's; by default that of the federation's name.
 
     Raises:
         DataError: the record names no client.
     """
     # Imported here, because a finished run is printed without torch.
     from tasks.models.card import card_of
-    from tasks.models.file import card_text, read_state, write_model
+    from tasks.models.file import read_state
 
-    card = card_of(spec, record)
+    uri = uri or model_uri(record.federation)
+    return files_of(spec, card_of(spec, record), lambda: read_state(weights()), uri)
+
+
+def files_of(
+    spec: FederationSpec,
+    card: ModelCard,
+    state: Callable[[], Mapping[str, Tensor]],
+    uri: str,
+    client: str | None = None,
+) -> ModelFiles:
+    """Return the parts of a registered model, made by the installed code.
+
+    state: returns the weights; called when the model file is written.
+    uri: the registered model's. client: whose own model it is; None for a shared one.
+    """
+    from tasks.models.file import card_text, write_model
 
     def write(path: Path) -> None:
-        write_model(path, card, read_state(weights()))
+        write_model(path, card, state())
 
     return ModelFiles(
         code=Path(__file__).with_name("served_model.py"),
         packages=(Path(tasks.__path__[0]),),
         requirements=REQUIREMENTS,
         write_model=write,
-        card=card_text(card, uri=model_uri(record.federation)),
+        card=card_text(card, uri=uri, client=client),
         config={"nms_iou": spec.evaluation.nms_iou},
     )
+
+
+def version_tags(spec: FederationSpec, record: RoundRecord) -> dict[str, str]:
+    """Return the tags of a model's version: the method, the metric that chose the round, and the round's figures.
+
+    record: the round's, or a client's view of it.
+    """
+    metric = record.decision.best_metric
+    figures = record.shown.model_dump()
+    shown = {name for name in figures if name.startswith("map")} | {metric}
+    return {
+        **{f"fedbench.{name}": str(figures[name]) for name in figures if name in shown and figures[name] is not None},
+        **({} if record.shown_on == "test" else {"fedbench.figures_on": record.shown_on}),
+        "fedbench.method": spec.strategy.label,
+        "fedbench.metric": metric,
+    }
 
 
 @dataclass(frozen=True)
@@ -93,24 +132,17 @@ def register(
     def weights() -> Path:
         return handles.weights.get(record.model.key, record.model.sha256, record.model.bytes).path
 
-    figures = record.shown.model_dump()
-    on = {} if record.shown_on == "test" else {"fedbench.figures_on": record.shown_on}
     version = register_best(
         tracker,
         BestModel(
             name=name,
+            federation=name,
             round=record.round,
             spec_digest=record.spec_digest,
             code_version=record.environment.fedbench,
             weights_sha256=record.model.sha256,
             files=model_files(spec, record, weights),
-            tags={
-                f"fedbench.{measure}": str(value)
-                for measure, value in figures.items()
-                if measure.startswith("map") and value is not None
-            }
-            | on
-            | dict(tags or {}),
+            tags=version_tags(spec, record) | dict(tags or {}),
         ),
         scratch=folder / "registering",
     )

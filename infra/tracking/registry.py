@@ -1,7 +1,8 @@
 """MLflow's model registry: one registered model a federation, with a version for each model that was its best.
 
-A version is found by the sha256 of its weights, so that nothing is registered twice. The alias ``best`` names the
-newest best. A version is a pyfunc *model from code* with a safetensors artifact. Nothing is pickled.
+On request a client's own model is registered too, under a name of its own. A version is found by the sha256 of its
+weights, so that nothing is registered twice. The alias ``best`` names the newest best. A version is a pyfunc *model
+from code* with a safetensors artifact. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,35 +24,64 @@ if TYPE_CHECKING:
 ALIAS = "best"
 TAG_WEIGHTS = "fedbench.weights_sha256"
 TAG_ROUND = "fedbench.round"
+TAG_CLIENT = "fedbench.client"
+CLIENT_MARK = "+"  # MLflow's URIs accept it; names of federations and clients have none
 _DESCRIPTION_LENGTH = 5000  # limit of MLflow's database
 
 
 @dataclass(frozen=True)
 class BestModel:
-    """The best model of a federation, to be registered.
+    """The best model of a federation or of one of its clients, to be registered.
 
-    name: the federation's, and so the registered model's. MLflow accepts all characters that it may have.
-    weights_sha256: digest of the global weights, by which a version is found.
+    name: the registered model's. MLflow accepts all characters of a federation's name, which is the default.
+    client: whose own model it is; None for the shared one.
+    weights_sha256: digest of the weights, by which a version is found.
     files: the parts of the model. The card is also the version's description.
     """
 
     name: str
+    federation: str
     round: int
     spec_digest: str
     code_version: str
     weights_sha256: str
     files: ModelFiles
     tags: Mapping[str, str] = field(default_factory=dict)
+    client: str | None = None
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.federation, self.client)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose models a registered model has. federation: None if fedbench did not make it. client: None if shared."""
+
+    federation: str | None
+    client: str | None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the registered model by which :func:`owner_of` finds this again."""
+        tags = {TAG_FEDERATION: self.federation, TAG_CLIENT: self.client}
+        return {name: value for name, value in tags.items() if value is not None}
+
+
+def own_name(federation: str, client: str) -> str:
+    """Return the name of the registered model of a client's own models. No federation can have this name."""
+    return f"{federation}{CLIENT_MARK}{client}"
 
 
 def model_uri(name: str) -> str:
-    """Return the URI of a federation's best model, for MLflow's commands and ``load_model``."""
+    """Return the URI of the best version of a registered model, for MLflow's commands and ``load_model``."""
     return f"models:/{name}@{ALIAS}"
 
 
-def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
+def register_best(tracker: Tracker, best: BestModel, scratch: Path, *, alias: bool = True) -> str:
     """Register ``best`` unless it is registered already, and let the alias name it. Return its version.
 
+    alias: False leaves the alias as it is, for a model of a round that is not the best.
     scratch: a folder that nothing else uses, with room for two copies of the model file. It is emptied first and
         removed at the end.
 
@@ -63,18 +93,37 @@ def register_best(tracker: Tracker, best: BestModel, scratch: Path) -> str:
         version = _find(client, best.name, best.weights_sha256)
         if version is None:
             version = _add(client, tracker, best, scratch)
-        client.set_registered_model_alias(best.name, ALIAS, version)
+        if alias:
+            client.set_registered_model_alias(best.name, ALIAS, version)
     return version
 
 
-def is_registered(tracker: Tracker, name: str, weights_sha256: str) -> bool:
-    """Return whether a version of the registered model ``name`` has these weights.
+def registered_version(tracker: Tracker, name: str, weights_sha256: str) -> str | None:
+    """Return the newest version of the registered model ``name`` with these weights; None: there is none.
 
     Raises:
         TrackingUnavailable: MLflow does not answer.
     """
     with tracker.answering() as client:
-        return _find(client, name, weights_sha256) is not None
+        return _find(client, name, weights_sha256)
+
+
+def owner_of(tracker: Tracker, name: str) -> Owner | None:
+    """Return whose models the registered model ``name`` has; None: there is no such registered model.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with tracker.answering() as client:
+        try:
+            tags = client.get_registered_model(name).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+    return Owner(tags.get(TAG_FEDERATION), tags.get(TAG_CLIENT))
 
 
 def _find(client: MlflowClient, name: str, weights_sha256: str) -> str | None:
@@ -90,7 +139,7 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
 
     tags = {
         **best.tags,
-        TAG_FEDERATION: best.name,
+        **best.owner.tags,
         TAG_SPEC_DIGEST: best.spec_digest,
         TAG_VERSION: best.code_version,
         TAG_ROUND: str(best.round),
@@ -117,7 +166,7 @@ def _add(client: MlflowClient, tracker: Tracker, best: BestModel, scratch: Path)
         shutil.rmtree(scratch, ignore_errors=True)
     client.log_outputs(tracker.run_id, [LoggedModelOutput(logged.model_id, best.round)])
     try:
-        client.create_registered_model(best.name, tags={TAG_FEDERATION: best.name})
+        client.create_registered_model(best.name, tags=best.owner.tags)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -30,7 +30,7 @@ from tasks.spec.data_forms import Bdd100k
 
 _EDGES = ("x1", "y1", "x2", "y2")
 # Categories that BDD100K does not evaluate, and the class of which a detection there is not wrong.
-_NOT_EVALUATED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
+NOT_EVALUATED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
 
 
 def load_bdd100k(root: Path, spec: Bdd100k, *, faults: Faults | None = None) -> FederatedData:
@@ -185,8 +185,8 @@ def _read_label(at: str, label: Any, classes: tuple[str, ...], faults: Faults) -
     box = box_with_area(f"{at}: box2d", numbers, faults)
     if box is None:
         return None
-    if category in _NOT_EVALUATED and category not in classes:
-        category = _NOT_EVALUATED[category]
+    if category in NOT_EVALUATED and category not in classes:
+        category = NOT_EVALUATED[category]
         # There is no detection of a class that the specification does not have.
         return Region(at, category, box) if not classes or category in classes else None
     return Region(at, category, box) if uncounted else Thing(at, category, box)

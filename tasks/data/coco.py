@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from tasks.data.assemble import assemble_own
-from tasks.data.coco_layout import advice, with_own_layout
+from tasks.data.coco_layout import ROBOFLOW_FILE, advice, unused_part, with_own_layout, without_headings
 from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, box_with_area, inside, is_utf8, read_json, shown
 from tasks.data.samples import FederatedData
 from tasks.spec.clients import ByField
@@ -28,8 +28,8 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
 
     If the specification lists no classes, they are the training file's categories in alphabetical order. A box that
     extends up to one pixel beyond its image is cut. If the specification names no files and there is no train.json,
-    COCO's own layout is read (:func:`tasks.data.coco_layout.own_layout`). If ``faults`` collects mistakes, the usable
-    part is returned.
+    COCO's own layout or Roboflow's is read (:func:`tasks.data.coco_layout.own_layout`). If ``faults`` collects
+    mistakes, the usable part is returned.
 
     Raises:
         DataError: a file, key, category, box, device or image is missing or wrong, or the content is not the
@@ -40,6 +40,9 @@ def load_coco(root: Path, spec: Coco, *, faults: Faults | None = None) -> Federa
     if spec.train == Coco.model_fields["train"].default and not exists(root / spec.train):
         faults.add_unread(f"{root / spec.train}: cannot be read: No such file or directory; {advice(root)}")
         return FederatedData(name=spec.name, digest="", classes=(), train={}, test={})
+    unused = unused_part(root, spec)
+    if unused is not None:
+        faults.notes.parts.append(unused)
     parsed = Parsed([], [], (), [], (spec.train, spec.test))
     field = spec.clients.field if isinstance(spec.clients, ByField) else None
     parsed.train, categories = _read_part(root, spec.train, spec.train_images, field, parsed, faults)
@@ -63,6 +66,9 @@ def _read_part(
         )
         return [], {}
     lists = {key: _mappings(path, document, key, faults) for key in ("images", "annotations", "categories")}
+    if path.name == ROBOFLOW_FILE:
+        used = {item["category_id"] for item in lists["annotations"] if _is_id(item.get("category_id"))}
+        lists["categories"] = without_headings(lists["categories"], used)
     categories = _categories(path, lists["categories"], faults)
     known = {item["id"] for item in lists["images"]}
     things: dict[int, list[Thing | Region]] = {}

@@ -1,10 +1,12 @@
-"""Find the files of a COCO data set: those that the specification names, or those of COCO's own layout."""
+"""Find the files of a COCO data set: those that the specification names, those of COCO's own layout, or Roboflow's."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 from tasks.spec.data import Coco
 
@@ -13,6 +15,9 @@ ANNOTATIONS = "annotations"
 _PLACES = ("train", "test", "train_images", "test_images")
 _INSTANCES = re.compile(r"instances_((train|val)[^/]*)\.json")
 _NAMED = 6  # most files in a message
+# Roboflow's exports have this file in each of the folders train, valid and test, beside the images.
+ROBOFLOW_FILE = "_annotations.coco.json"
+_ROBOFLOW_TESTS = ("test", "valid")  # the first that is there is the test set
 
 
 def with_own_layout(root: Path, spec: Coco) -> Coco:
@@ -25,12 +30,18 @@ def with_own_layout(root: Path, spec: Coco) -> Coco:
 
 
 def own_layout(root: Path) -> dict[str, str] | None:
-    """Return the fields that read COCO's own layout, or None if the folder ``root`` does not have it exactly once.
+    """Return the fields that read COCO's own layout or Roboflow's; None if ``root`` has neither, or COCO's twice.
 
-    The layout is ``annotations/instances_train2017.json``, ``instances_val2017.json``, and folders of images called
+    COCO's layout is ``annotations/instances_train2017.json``, ``instances_val2017.json``, and folders of images called
     ``train2017`` and ``val2017``, in ``root`` or in ``images/``. val becomes the test set, because the annotations of
-    COCO's own test images are not published.
+    COCO's own test images are not published. Roboflow's is ``train/_annotations.coco.json`` with the images beside it,
+    and ``test/`` or else ``valid/`` likewise, which becomes the test set.
     """
+    roboflow = [folder for folder in ("train", *_ROBOFLOW_TESTS) if os.path.isfile(root / folder / ROBOFLOW_FILE)]
+    if roboflow[:1] == ["train"] and len(roboflow) > 1:
+        train, test = roboflow[:2]
+        files = {"train": f"{train}/{ROBOFLOW_FILE}", "test": f"{test}/{ROBOFLOW_FILE}"}
+        return {**files, "train_images": train, "test_images": test}
     parts = {kind: [match for match in _instances(root) if match[2] == kind] for kind in ("train", "val")}
     if any(len(found) != 1 for found in parts.values()):
         return None
@@ -42,6 +53,31 @@ def own_layout(root: Path) -> dict[str, str] | None:
             return None
         fields |= {field: f"{ANNOTATIONS}/{match[0]}", f"{field}_images": folders[0]}
     return fields
+
+
+def unused_part(root: Path, spec: Coco) -> str | None:
+    """Return the line that says which images of Roboflow's layout are not used; None: all are."""
+    used, other = _ROBOFLOW_TESTS
+    if spec.test != f"{used}/{ROBOFLOW_FILE}" or not os.path.isfile(root / other / ROBOFLOW_FILE):
+        return None
+    return (
+        f"{root}: the images of {other} are not used, because {used} is the test set; "
+        f"data.test={other}/{ROBOFLOW_FILE} with data.test_images={other} scores on them instead"
+    )
+
+
+def without_headings(categories: list[dict[str, Any]], used: Container[object]) -> list[dict[str, Any]]:
+    """Return the categories of a Roboflow export without those that only name a group of others.
+
+    Its first category stands for the whole project: other categories name it as ``supercategory``, and no annotation
+    has it. used: the ids that annotations have.
+    """
+    groups = {item.get("supercategory") for item in categories if isinstance(item.get("supercategory"), str)}
+    return [
+        item
+        for item in categories
+        if item["id"] in used or item.get("supercategory") != "none" or item.get("name") not in groups
+    ]
 
 
 def advice(root: Path) -> str:

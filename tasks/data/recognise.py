@@ -150,7 +150,8 @@ FORMS: dict[str, KnownForm] = {
     "street": KnownForm("federated-street", TRAIN_LABELS, _street, lambda name: FederatedStreet(name=name)),
     "coco": KnownForm(
         "coco",
-        "train.json, or annotations/instances_train*.json and instances_val*.json beside train*/ and val*/",
+        "train.json, or annotations/instances_train*.json and instances_val*.json beside train*/ and val*/, or "
+        "_annotations.coco.json in train/ and in test/ or valid/",
         _coco,
         lambda name: Coco(name=name),
     ),

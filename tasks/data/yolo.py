@@ -50,9 +50,11 @@ def load_yolo(root: Path, spec: Yolo, *, faults: Faults | None = None) -> Federa
         images = {"names": names, "train": file.parts["train"], "test": file.parts.get(test, ())}
         inside = str(file.path.relative_to(root).as_posix())
         parsed.files.append((inside, hashlib.sha256(json.dumps(images).encode()).hexdigest()))
-        parsed.train += [reader.entry(image, device) for image in file.parts["train"]]
+        points = file.keypoints
+        parsed.train += [reader.entry(image, device, points) for image in file.parts["train"]]
         if not shared or place == 0:
-            parsed.test += [reader.entry(image, None if shared else device) for image in file.parts.get(test, ())]
+            owner = None if shared else device
+            parsed.test += [reader.entry(image, owner, points) for image in file.parts.get(test, ())]
     reader.report_missing()
     reader.note_shared()
     if devices is not None:
@@ -70,17 +72,17 @@ class _Labels:
         self._faults = faults
         self._read: dict[str, tuple[Thing, ...] | None] = {}
 
-    def entry(self, image: str, device: str | None) -> Entry:
-        """Return the entry of the image at the path ``image``."""
+    def entry(self, image: str, device: str | None, keypoints: int) -> Entry:
+        """Return the entry of the image at the path ``image``. keypoints: as in :class:`YoloFile`."""
         file = label_file(image)
         if file not in self._read:
-            self._read[file] = self._things(file)
+            self._read[file] = self._things(file, keypoints)
         things = self._read[file]
         where = str(self._root / (image if things is None else file))
         key = os.path.splitext(image)[0]
         return Entry(where, key, image, device, things or (), normalized=True)
 
-    def _things(self, file: str) -> tuple[Thing, ...] | None:
+    def _things(self, file: str, keypoints: int) -> tuple[Thing, ...] | None:
         """Return the objects in a label file, or None if there is no such file."""
         path = self._root / file
         try:
@@ -91,7 +93,7 @@ class _Labels:
             self._faults.add_unread(f"{path}: cannot be read: {error.strerror}")
             return ()
         self._parsed.files.append((file, hashlib.sha256(data).hexdigest()))
-        return tuple(read_labels(path, data, self._names, self._faults))
+        return tuple(read_labels(path, data, self._names, self._faults, keypoints))
 
     def report_missing(self) -> None:
         """Note the images without a label file. If no training image has one, report that."""

@@ -29,16 +29,21 @@ _OTHER: dict[Part, Part] = {"val": "test", "test": "val"}
 UNREAD_SUFFIXES = frozenset(
     {".avif", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpeg2000", ".jpe", ".jxl", ".mpo", ".pfm"}
 )
+VALIDATION = "validation"  # what some tools call val
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 @dataclass(frozen=True)
 class YoloFile:
-    """The content of a data.yaml: the classes, and the images of each part that it names, in order."""
+    """The content of a data.yaml: the classes, and the images of each part that it names, in order.
+
+    keypoints: number of columns that a label line has after its box; 0 if the labels are boxes or polygons.
+    """
 
     path: Path
     names: tuple[str, ...]
     parts: dict[str, tuple[str, ...]]
+    keypoints: int = 0
 
 
 def read_yolo_file(root: Path, file: str, faults: Faults, parts: Sequence[Part] = PARTS) -> YoloFile | None:
@@ -63,23 +68,52 @@ def read_yolo_file(root: Path, file: str, faults: Faults, parts: Sequence[Part] 
         return None
     # Tools write null for a part that a set does not have.
     document = {key: None if isinstance(value, Plain) and value.is_null else value for key, value in document.items()}
-    if document.get("kpt_shape") is not None:
-        faults.add(f"{path}: kpt_shape: expected boxes or polygons, found keypoints, which are not read")
     names = _names(path, document, faults)
     base = _base(root, file, document.get("path"), faults)
-    if names is None or base is None:
+    keypoints = _keypoints(path, document.get("kpt_shape"), faults)
+    if names is None or base is None or keypoints is None:
         faults.unread = True
         return None
     found: dict[str, tuple[str, ...]] = {}
     for part in parts:
-        if document.get(part) not in (None, "", []):
+        key = _key(path, document, part, faults)
+        if key is not None:
             other = _OTHER.get(part)
-            hint = f"; data.test={other} does not read {part}" if other in parts and document.get(other) else ""
-            found[part] = tuple(_images(root, base, part, document[part], path, faults, hint))
+            hint = f"; data.test={other} does not read {key}" if other in parts and document.get(other) else ""
+            found[part] = tuple(_images(root, base, key, document[key], path, faults, hint))
     if "train" not in found:
         faults.add_unread(f"{path}: train: missing; expected a folder of images, or a text file that lists them")
         return None
-    return YoloFile(path, names, found)
+    return YoloFile(path, names, found, keypoints)
+
+
+def _key(path: Path, document: dict[str, Any], part: str, faults: Faults) -> str | None:
+    """Return the key that names the images of ``part``, or None if none does. Report two keys of val that differ."""
+    found = [key for key in ((part, VALIDATION) if part == "val" else (part,)) if document.get(key)]
+    if len(found) > 1 and document[found[0]] != document[found[1]]:
+        faults.add(
+            f"{path}: {VALIDATION}: expected val or {VALIDATION} alone, found both: {shown(document[found[0]])} and "
+            f"{shown(document[found[1]])}"
+        )
+    return found[0] if found else None
+
+
+def _keypoints(path: Path, value: Any, faults: Faults) -> int | None:
+    """Return the number of columns that ``kpt_shape`` adds to a label line, or report it and return None."""
+    if value is None:
+        return 0
+    try:
+        shape = [item.value("kpt_shape") if isinstance(item, Plain) else item for item in value]
+    except (DocumentError, TypeError):
+        shape = []
+    whole = all(isinstance(item, int) and not isinstance(item, bool) for item in shape)
+    if len(shape) != 2 or not whole or shape[0] < 1 or shape[1] not in (2, 3):
+        faults.add(
+            f"{path}: kpt_shape: expected the number of keypoints and 2 or 3 values for each, as [17, 3], found "
+            f"{shown(value)}"
+        )
+        return None
+    return int(shape[0] * shape[1])
 
 
 def _names(path: Path, document: dict[str, Any], faults: Faults) -> tuple[str, ...] | None:
@@ -263,11 +297,12 @@ def label_file(image: str) -> str:
     return os.path.splitext(f"{head}/labels/{tail}" if found else f"/{image}")[0][1:] + ".txt"
 
 
-def read_labels(path: Path, data: bytes, names: tuple[str, ...], faults: Faults) -> Iterator[Thing]:
+def read_labels(path: Path, data: bytes, names: tuple[str, ...], faults: Faults, keypoints: int = 0) -> Iterator[Thing]:
     """Yield the objects in a label file. Boxes are xmin, ymin, xmax, ymax in fractions of the image's size.
 
     A line is ``class x y width height``, with the box's centre, or a polygon ``class x1 y1 x2 y2 x3 y3 …``, which is
-    replaced by its bounding box.
+    replaced by its bounding box. With ``keypoints``, it is a box with that many more columns, which are not used, or a
+    box alone.
     """
     try:
         lines = data.decode("utf-8-sig").splitlines()
@@ -276,17 +311,25 @@ def read_labels(path: Path, data: bytes, names: tuple[str, ...], faults: Faults)
         return
     for number, line in enumerate(lines, 1):
         if line.strip():
-            thing = _read_line(f"{path}: line {number}", line.split(), names, faults)
+            thing = _read_line(f"{path}: line {number}", line.split(), names, faults, keypoints)
             if thing is not None:
                 yield thing
 
 
-def _read_line(at: str, columns: list[str], names: tuple[str, ...], faults: Faults) -> Thing | None:
-    if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
+def _read_line(at: str, columns: list[str], names: tuple[str, ...], faults: Faults, keypoints: int) -> Thing | None:
+    if keypoints:
+        if len(columns) not in (5, 5 + keypoints):
+            faults.add(
+                f"{at}: expected class x y width height and {keypoints} columns of keypoints (kpt_shape), or the box "
+                f"alone, found {len(columns)} columns"
+            )
+            return None
+    elif len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
         score = "; a sixth column, a detection's score, is not read" if len(columns) == 6 else ""
+        pose = "; keypoints are left out where data.yaml has kpt_shape" if len(columns) > 6 else ""
         faults.add(
             f"{at}: expected class x y width height, or a polygon class x1 y1 x2 y2 x3 y3 …, "
-            f"found {len(columns)} columns{score}"
+            f"found {len(columns)} columns{score}{pose}"
         )
         return None
     try:
@@ -297,6 +340,8 @@ def _read_line(at: str, columns: list[str], names: tuple[str, ...], faults: Faul
     if not 0 <= label < len(names) or not label.is_integer():
         faults.add(f"{at}: expected a class from 0 to {len(names) - 1}, found {columns[0]}")
         return None
+    if keypoints:
+        columns, values = columns[:5], values[:4]
     wrong = [text for text, value in zip(columns[1:], values, strict=True) if not -SLACK <= value <= 1 + SLACK]
     if wrong:
         faults.add(f"{at}: expected fractions of the image's size, from 0 to 1, found {shown(' '.join(wrong))}")

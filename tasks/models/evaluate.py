@@ -18,6 +18,7 @@ from tasks.errors import DataError
 from tasks.metrics.detections import in_order
 from tasks.metrics.scored import ScoredImages
 from tasks.metrics.scoring import evaluation_record
+from tasks.spec.data_parts import UNLABELLED_SCORE
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import PART_NAMES, EvaluationSpec, ScoredOn
 from tasks.training.evaluation import evaluate
@@ -85,13 +86,14 @@ def score_sets(
     *,
     device: str,
     threads: int | None = None,
+    unlabelled_score: float = UNLABELLED_SCORE,
     watched: Callable[[EvaluationLoader], Iterable[Batch]] = iter,
 ) -> list[tuple[EvaluationRecord, ScoredImages]]:
     """Return each test set's figures, and the detections that they are of.
 
     They equal to the bit the figures that a run records for these weights, with the same ``spec``, ``device`` and
     ``threads`` (None: torch's choice) on the same kind of processor. ``watched`` passes a test set's batches on, and
-    may count them.
+    may count them. ``unlabelled_score`` is that of the data's specification.
 
     Raises:
         ClientError: an image cannot be decoded; the message names the file.
@@ -108,7 +110,9 @@ def score_sets(
             batch_size=spec.batch_on(device),
             cache=ImageCache(0),
         )
-        result = evaluate(detector, watched(loader), item.samples, spec, device=device)
+        result = evaluate(
+            detector, watched(loader), item.samples, spec, device=device, unlabelled_score=unlabelled_score
+        )
         images = ScoredImages(
             item.clients,
             item.on,

@@ -39,6 +39,13 @@ VOUCHED = (
     "The weights are the mean of the clients' updates, weighted by the reported counts. What a client trained on is "
     "not checked.",
 )
+OWN_VOUCHED = (
+    "The weights are the client's own of the round above: the run's record has the sha256 of the objects that they are "
+    "put together from. `fedbench verify` compares every file of a registered model with that record and the installed "
+    "fedbench; MLflow itself checks nothing.",
+    "The client reports its own counts of images and boxes, its losses and its evaluations. They are its own word: "
+    "nobody else has seen its images. What it trained on is not checked.",
+)
 _NAMED = 5  # most wrong tensors in one message
 
 
@@ -157,8 +164,12 @@ def load_model(path: Path) -> tuple[Detector, ModelCard]:
     return detector.eval(), card
 
 
-def card_text(card: ModelCard, *, uri: str | None = None) -> str:
-    """Return the card as Markdown. With ``uri``, it says how to serve that model of MLflow's registry."""
+def card_text(card: ModelCard, *, uri: str | None = None, client: str | None = None) -> str:
+    """Return the card as Markdown. With ``uri``, it says how to serve that model of MLflow's registry.
+
+    client: whose own model it is; None for a shared one.
+    """
+    vouched = VOUCHED if client is None else OWN_VOUCHED
     size = f"{card.detector.width} × {card.detector.height}"
     lines = [
         f"# {markdown(card.federation or card.detector.kind)}",
@@ -169,6 +180,7 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
     ]
     origin = {
         "federation": card.federation,
+        "client": client,
         "round": card.round,
         "specification (sha256)": card.spec_digest,
         "fedbench": card.code_version,
@@ -182,7 +194,7 @@ def card_text(card: ModelCard, *, uri: str | None = None) -> str:
         card.per_class,
     )
     if card.federation is not None:
-        lines += ["", "## What is vouched for", "", *(f"- {line}" for line in VOUCHED)]
+        lines += ["", "## What is vouched for", "", *(f"- {line}" for line in vouched)]
     if card.notes:
         lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in card.notes)]
     return "\n".join([*lines, "", *_usage(uri)]) + "\n"

@@ -17,7 +17,9 @@ from tasks.data.transfer import moved_together
 from tasks.detectors.base import Detections, Detector
 from tasks.errors import ModelDiverged
 from tasks.metrics.detections import ImageDetections
+from tasks.spec.data_parts import UNLABELLED_SCORE
 from tasks.spec.training import EvaluationSpec
+from tasks.training.found_regions import with_found_regions
 from tasks.training.targets import targets_of
 
 
@@ -43,11 +45,16 @@ def evaluate(
     spec: EvaluationSpec,
     *,
     device: str,
+    unlabelled_score: float = UNLABELLED_SCORE,
 ) -> PartResult:
     """Return losses and detections of the images in ``batches``, with boxes in pixels of the original images.
 
     ``samples`` is the whole test set, which a batch's indices refer to. Detections of a class that was not annotated in
     an image are left out, because nobody knows which of them are right.
+
+    The loss follows the rule of training for unlabelled classes, with the model itself in the place of the round's.
+    Where it detects one with a score above ``unlabelled_score``, it is not asked to find nothing. So the loss is the
+    one from which a turn on these images would start.
 
     Raises:
         ModelDiverged: a loss is NaN or infinite; the message names the batch.
@@ -60,6 +67,14 @@ def evaluate(
     started = time.perf_counter()
     for batch in batches:
         outputs = detector(batch.images.to(torch_device, non_blocking=True))
+        if detector.needs_unlabelled_regions and batch.labelled is not None:
+            unlabelled = detector.predict(
+                outputs,
+                score_threshold=unlabelled_score,
+                nms_iou=spec.nms_iou,
+                max_detections=spec.max_detections,
+            )
+            batch = with_found_regions(batch, unlabelled)
         terms = detector.loss(outputs, targets_of(batch).to(torch_device))
         count = batch.images.shape[0]
         loss = float(torch.stack(list(terms.values())).sum().double())

@@ -1,16 +1,16 @@
-"""Find unlabelled objects in a client's training images with the model that it starts its turn from.
+"""Find unlabelled objects in a client's images: in training with the model that it starts its turn from.
 
 An object of a class that a client does not label (``data.label_space``) is not in its truth, but it is no background
 either. Zhao et al., *Object Detection with a Unified Label Space from Multiple Datasets*, arXiv 2008.06614, complete
 such truth with pseudo labels of other detectors. Here the round's global model, which learns the classes at other
-clients, only marks where negatives are left out: its detections of unlabelled classes become ignore regions.
+clients, only marks where negatives are left out: its detections of unlabelled classes become ignore regions. In an
+evaluation the scored model marks them itself (:func:`tasks.training.evaluation.evaluate`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from tasks.data.loading import Batch, Batches
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detector
 from tasks.spec.federation import FederationSpec
+from tasks.training.found_regions import with_found_regions
 
 
 class Teacher:
@@ -52,15 +53,7 @@ class Teacher:
                 nms_iou=self._rules.nms_iou,
                 max_detections=self._rules.max_detections,
             )
-        regions, labels = _regions_of(batch)
-        for number, (item, labelled) in enumerate(zip(found, batch.labelled, strict=True)):
-            boxes, classes = item.boxes.cpu(), item.labels.cpu()
-            kept = ~labelled[classes] & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            regions[number] = torch.cat([regions[number], boxes[kept]])
-            labels[number] = torch.cat([labels[number], classes[kept]])
-        if not any(map(len, labels)):
-            return batch
-        return replace(batch, regions=regions, region_labels=labels)
+        return with_found_regions(batch, found)
 
 
 class MarkedBatches:
@@ -97,11 +90,3 @@ def with_unlabelled_regions(
 
 def _marked(batches: Callable[[], Batches], teacher: Teacher) -> Batches:
     return MarkedBatches(batches(), teacher)
-
-
-def _regions_of(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """Return a list of each image's regions, and one of their labels."""
-    if batch.regions is None or batch.region_labels is None:
-        count = len(batch.boxes)
-        return [torch.zeros(0, 4)] * count, [torch.zeros(0, dtype=torch.int64)] * count
-    return list(batch.regions), list(batch.region_labels)

@@ -33,7 +33,13 @@ def train(detector: Detector, batches: Iterable[Batch], spec: TrainingSpec, *, c
 
 
 def evaluate(
-    detector: Detector, batches: Iterable[Batch], samples: Sequence[ImageSample], spec: EvaluationSpec, *, device: str
+    detector: Detector,
+    batches: Iterable[Batch],
+    samples: Sequence[ImageSample],
+    spec: EvaluationSpec,
+    *,
+    device: str,
+    **_: Any,
 ) -> PartResult:
     from tasks.metrics.detections import ImageDetections
     from tasks.training.evaluation import PartResult

@@ -45,6 +45,7 @@ class Rounds:
         info: Any = SimpleNamespace(class_counts=dict.fromkeys(map(str, range(CLASSES)), 1))
         self.handles.ready = [info] * len(spec.clients or ())
         self.number = 1
+        self.first = model
         self.current: dict[str, Any] = {"model": model}  # and the method's states, where it keeps any
         self.states: dict[str, WeightRef] = {}
         self.updates: list[UpdateRecord] = []
@@ -56,7 +57,10 @@ class Rounds:
             from tasks.strategies.registry import strategy_class
 
             method = strategy_class(self.spec)
-            fields |= {"figures": method.figures, "states": self.states if method.client_state else None}
+            states = self.states
+            if method.begins_with_model:
+                states = dict.fromkeys(cohort, self.first) | states
+            fields |= {"figures": method.figures, "states": states if method.client_state else None}
         return round_plan(
             *cohort,
             federation="bench",

@@ -71,5 +71,6 @@ def train_on(spec: FederationSpec, data: FederatedData) -> Metrics:
             )
             mean.accumulate_state(state_of(detector), len(samples), client=client)
         detector.load_state_dict(mean.result())
-    scored = score_sets(detector, evaluation_sets(data, classes), classes, spec.evaluation, device="cpu")
+    sets, score = evaluation_sets(data, classes), spec.data.unlabelled_score
+    scored = score_sets(detector, sets, classes, spec.evaluation, device="cpu", unlabelled_score=score)
     return aggregate_metrics([], [record for record, _ in scored])

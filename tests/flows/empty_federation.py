@@ -198,7 +198,7 @@ def _train(
     return TrainingResult(loss=1.0, terms={}, images=0, steps=1, seconds=0.0, rates=rates)
 
 
-def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:
+def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str, **_: Any) -> PartResult:
     loss = float(next(detector.parameters()).detach().sum())
     indices = [index for batch in batches for index in batch.indices]
     losses = [loss] * -(-len(indices) // spec.batch_size)

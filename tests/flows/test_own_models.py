@@ -67,7 +67,7 @@ def loss_of(state: State) -> float:
     )
 
 
-def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:
+def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str, **_: Any) -> PartResult:
     indices = [index for batch in batches for index in batch.indices]
     sizes = [min(spec.batch_size, len(indices) - start) for start in range(0, len(indices), spec.batch_size)]
     losses = [loss_of(detector.state_dict()) * size for size in sizes]
@@ -200,7 +200,7 @@ def test_the_initial_model_stays_while_a_kept_round_names_it_as_a_state(
     run = Run(s3_settings, tmp_path, own_prefix, spec_of("ditto", **fields), keep_globals=1)
     initial = loss_of(run_initial(run))
 
-    def evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:
+    def evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str, **_: Any) -> PartResult:
         part = _evaluate(detector, batches, samples, spec, device=device)
         if loss_of(detector.state_dict()) == initial:
             return part
@@ -317,7 +317,7 @@ def test_the_note_on_a_model_that_is_not_registered_names_the_clients_models() -
     record = round_record(clients=[client_info(client) for client in "12345"])
     assert without_shared_model("street", spec_of("fedbn"), record) == (
         "no model is registered: strategy.kind fedbn has no complete shared model. The clients' own are street@1, "
-        "street@2, street@3 and 2 more, for fedbench evaluate, predict, serve and save-model"
+        "street@2, street@3 and 2 more, for fedbench evaluate, predict, serve, save-model and register"
     )
 
 

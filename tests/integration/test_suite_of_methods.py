@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
 
+import pandas as pd
 import pytest
+from PIL import Image
 
+from infra.settings import Settings
+from infra.stack.embedded import EmbeddedServices
 from infra.store.suite_layout import SuiteLayout
+from infra.tracking.client import mlflow_environment
 from tasks.spec.suite_presets import suite_preset
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.methods import compare_methods
@@ -69,3 +76,30 @@ def test_the_report_has_the_table_of_methods(finished: Finished) -> None:
     assert "Methods: map50_voc10 less that of FedAvg with the same local training" in page
     assert r"\label{tab:methods-smoke-methods}" in (folder / "table.tex").read_text()
     assert (folder / "federations-by-round.png").stat().st_size > 10_000
+
+
+def test_a_clients_own_model_is_registered_on_request(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With FedPer no shared model is complete, so the run itself registers none."""
+    import mlflow
+
+    home = finished.home
+    (cell,) = [cell for cell in finished.result.cells if cell.experiment == "fedper" and cell.role == "federated"]
+    client = home.records(cell.federation)[0].clients[0].client
+    with EmbeddedServices(Settings(home=home.path)) as services:
+        outputs = [home.run("register", f"{cell.federation}@{client}").stdout for _ in range(2)]
+        uri = f"models:/{cell.federation}+{client}@best"
+        assert outputs[0].splitlines()[-1].endswith(f": {uri}, version 1"), outputs[0]
+        assert outputs[1].splitlines()[-1].endswith(f": {uri}, version 1, registered before"), outputs[1]
+        store = services.s3_endpoint()
+        assert store.access_key is not None
+        assert store.secret_key is not None
+        keys = store.access_key.get_secret_value(), store.secret_key.get_secret_value()
+        for name, value in mlflow_environment(store.endpoint, store.region, *keys).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", services.mlflow_tracking_uri)
+        loaded = mlflow.pyfunc.load_model(uri)
+    picture = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(picture, format="PNG")
+    images = pd.DataFrame({"image": [base64.b64encode(picture.getvalue()).decode()]})
+    (answer,) = loaded.predict(images, params={"score_threshold": 0.0, "max_detections": 3})
+    assert len(answer["detections"]) <= 3

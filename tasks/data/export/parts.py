@@ -37,6 +37,17 @@ def name_with_device(device: str | None, sample: ImageSample) -> str:
     return sample.path.name if device is None else f"{device}_{sample.path.name}"
 
 
+def write_labels(path: Path, text: str, sample: ImageSample) -> None:
+    """Write the label file of an image, and its folder if it is missing.
+
+    Raises:
+        DataError: another image has that file.
+    """
+    if path.exists():
+        raise DataError(f"{sample.path}: expected a file name of its own, found another image that has {path.name}")
+    write_text(path, text)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, and its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +64,13 @@ def refuse_difficult(samples: Iterable[ImageSample], form: str) -> None:
             raise DataError(f"{sample.path}: expected no difficult objects, which {form}'s form does not have")
 
 
+def listed_regions(sample: ImageSample) -> list[tuple[int, list[float]]]:
+    """Return the label and the box of each ignore region, in order. The label may be ``ANY_CLASS``."""
+    if sample.regions is None:
+        return []
+    return list(zip(sample.regions.labels.tolist(), sample.regions.boxes.tolist(), strict=True))
+
+
 def refuse_regions(data: FederatedData, form: str) -> None:
     """
     Raises:
@@ -63,7 +81,7 @@ def refuse_regions(data: FederatedData, form: str) -> None:
             if sample.regions is not None and len(sample.regions):
                 raise DataError(
                     f"{sample.path}: expected no ignore regions, which are not written in {form}'s form, found "
-                    f"{len(sample.regions)}; COCO's form has crowds"
+                    f"{len(sample.regions)}; the forms of COCO, BDD100K and VisDrone have them"
                 )
 
 

@@ -41,7 +41,9 @@ def _train(detector: Any, batches: Iterable[Any], spec: Any, *, lr: float, seed:
     return TrainingResult(loss=_draw(*drawn, b"loss"), terms={}, images=images, steps=1, seconds=0.0)
 
 
-def _evaluate(detector: Any, batches: Iterable[Any], samples: Sequence[Any], spec: Any, *, device: str) -> Any:
+def _evaluate(
+    detector: Any, batches: Iterable[Any], samples: Sequence[Any], spec: Any, *, device: str, **_: Any
+) -> Any:
     from tasks.metrics.detections import ImageDetections
     from tasks.training.evaluation import PartResult
 

@@ -262,6 +262,42 @@ def test_a_check_prints_how_many_test_images_are_near_duplicates(made: Path) -> 
     assert "5 of 5 test images are near-duplicates of a training image (division: published)\n" in result.output
 
 
+@pytest.mark.parametrize("to", ["bdd100k", "visdrone", "kitti"])
+def test_ignore_regions_go_into_the_published_forms(made: Path, tmp_path: Path, to: str) -> None:
+    """KITTI has regions of any class only: a crowd of each class with the same box."""
+    root = tmp_path / "crowds"
+    shutil.copytree(made / "coco", root)
+    document = json.loads((root / "train.json").read_text())
+    crowd = {"image_id": document["images"][0]["id"], "bbox": [4, 6, 20, 30], "area": 600, "iscrowd": 1}
+    document["annotations"] += [
+        {**crowd, "id": 10_000 + category["id"], "category_id": category["id"]} for category in document["categories"]
+    ]
+    (root / "train.json").write_text(json.dumps(document))
+    result = call("split", root, tmp_path / "new", "--group-near-duplicates", "--to", to)
+    assert result.exit_code == 0, result.output
+    assert f"kind: {to}" in result.output
+    count = 1 if to == "kitti" else len(document["categories"])
+    checked = call("check", tmp_path / "new").output
+    assert f"1 images have {count} ignore regions" in checked
+    # Near-duplicates move, so that only the sums over training and test are equal.
+    old, new = (
+        sum(map(int, re.findall(r"images, (\d+) boxes", output))) for output in (call("check", root).output, checked)
+    )
+    assert old == new > 0
+
+
+def test_a_box_that_a_form_rounds_away_is_refused(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "small"
+    shutil.copytree(made / "coco", root)
+    document = json.loads((root / "train.json").read_text())
+    document["annotations"][0]["bbox"] = [10.1, 10.1, 0.3, 5]
+    (root / "train.json").write_text(json.dumps(document))
+    result = call("split", root, tmp_path / "new", "--group-near-duplicates", "--to", "visdrone")
+    assert result.exit_code == 2
+    assert "new: 1 boxes are empty once they are rounded as visdrone's form has them" in result.output
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("to", ["coco", "voc", "coco2017", "yolo"])
 def test_near_duplicates_of_a_data_set_move_to_one_side(made: Path, tmp_path: Path, to: str) -> None:
     kinds = FORMS

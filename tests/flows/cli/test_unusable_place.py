@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "x"],
     "predict": ["predict", "x", "x.jpg"],
     "save-model": ["save-model", "x", "x.safetensors"],
+    "register": ["register", "x"],
     "verify": ["verify", "x"],
     "serve": ["serve", "x"],
     "ui": ["ui", "x"],

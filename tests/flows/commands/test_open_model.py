@@ -211,6 +211,7 @@ def test_evaluate_takes_a_folder_and_matches_its_classes_by_name(call: Any, file
     for path, words in zip(paths, (("--data", folder), ()), strict=True):
         result = call("evaluate", file, *words, "--threads", 1, "--json", path)
         assert result.exit_code == 0, result.output
+    assert json.loads(paths[0].read_text())["data"]["name"] == "coco"  # the folder's
     one, two = (json.loads(path.read_text())["metrics"] for path in paths)
     assert one == two
     document = json.loads((folder / "test.json").read_text())

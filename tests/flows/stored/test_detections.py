@@ -22,7 +22,7 @@ from tasks.training.local import TrainingResult
 from tests.flows.empty_federation import SPEC, EmptyFederation, without_prefect_and_learning
 
 
-def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str) -> PartResult:
+def _evaluate(detector: Any, batches: Any, samples: Any, spec: Any, *, device: str, **_: Any) -> PartResult:
     """Find about half of each image's objects, some with a wrong class; other ones by detector."""
     seed = int(1000 * abs(float(next(iter(detector.state_dict().values())).sum())))
     indices = [index for batch in batches for index in batch.indices]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.views.mlflow_data import MOST, data_name, data_sets
-from flows.views.mlflow_texts import cell_title, description, filter_tags
+from flows.views.mlflow_texts import cell_title, description, filter_tags, parameters
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import Decision, Metrics
 from tasks.spec.references import local_only, twin
@@ -61,6 +61,33 @@ def test_many_clients_are_one_data_set_with_a_profile_of_each() -> None:
     shared = [info.model_copy(update={"test_digest": A}) for info in clients]
     assert data_sets(STREET, shared, [])[1].profile["clients"] == 100
     assert len(data_sets(STREET, clients[:MOST], [])) == 2 * MOST
+
+
+def with_label_space(space: dict[str, list[str]]) -> FederationSpec:
+    classes = sorted({name for named in space.values() for name in named})
+    return FederationSpec.model_validate(
+        {"data": {"kind": "coco", "name": "mine", "classes": classes, "label_space": space}}
+    )
+
+
+def test_the_label_spaces_of_a_few_clients_are_a_parameter_each() -> None:
+    found = parameters(with_label_space({"a": ["car"], "b": ["bus", "car"]}))
+    assert found["data.label_space.a"] == ["car"]
+    assert found["data.label_space.b"] == ["bus", "car"]
+    assert found["max_rounds"] == FederationSpec().max_rounds
+
+
+def test_the_label_spaces_of_many_clients_are_one_short_parameter() -> None:
+    space = {str(number): ["bus", "car"] if number % 3 else ["car"] for number in range(1, 3001)}
+    found = parameters(with_label_space(space))
+    named = {name: value for name, value in found.items() if "label_space" in name}
+    assert named == {"data.label_space": "3000 clients: 2000 label bus, car; 1000 label car"}
+    assert len(found) < 100
+    own = {str(number): [f"class {number} {'x' * 300}", "car"] for number in range(2000)}
+    text = parameters(with_label_space(own))["data.label_space"]
+    assert isinstance(text, str)
+    assert text.endswith("; 1990 more label spaces")
+    assert len(text) < 3000
 
 
 def test_tags_name_what_people_filter_by() -> None:

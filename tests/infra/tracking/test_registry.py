@@ -17,7 +17,15 @@ from infra.errors import TrackingUnavailable
 from infra.tracking import model_folder
 from infra.tracking.federation import Tracker
 from infra.tracking.model_folder import ModelFiles, Origin, pinned, read_origin, save_folder
-from infra.tracking.registry import BestModel, model_uri, register_best
+from infra.tracking.registry import (
+    BestModel,
+    Owner,
+    model_uri,
+    own_name,
+    owner_of,
+    register_best,
+    registered_version,
+)
 from tests.infra.tracking.lookup import best_version
 
 SHA, OTHER = "a" * 64, "b" * 64
@@ -76,6 +84,7 @@ def make(tmp_path: Path) -> Callable[..., BestModel]:
         )
         return BestModel(
             name="street.1",
+            federation="street.1",
             round=round,
             spec_digest=SHA,
             code_version="0.1.0",
@@ -122,6 +131,40 @@ def test_the_alias_goes_to_the_best(tracker: Tracker, uri: str, make: Callable[.
     )  # registered already, so there is no third version
     assert best_version(uri, "street.1") == "1"
     assert [version.tags["fedbench.round"] for version in versions(tracker)] == ["3", "5"]
+
+
+def test_the_alias_stays_for_a_round_that_is_not_the_best(
+    tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path
+) -> None:
+    register_best(tracker, make(), tmp_path / "scratch")
+    assert register_best(tracker, make(OTHER, round=5), tmp_path / "scratch", alias=False) == "2"
+    assert best_version(uri, "street.1") == "1"
+    assert registered_version(tracker, "street.1", OTHER) == "2"
+    assert registered_version(tracker, "street.1", "c" * 64) is None
+
+
+def test_a_clients_model_is_registered_under_a_name_of_its_own(
+    tracker: Tracker, uri: str, make: Callable[..., BestModel], tmp_path: Path
+) -> None:
+    name = own_name("street.1", "cam-3")
+    assert owner_of(tracker, name) is None
+    own = dataclasses.replace(make(), name=name, client="cam-3")
+    assert register_best(tracker, own, tmp_path / "scratch") == "1"
+    assert register_best(tracker, own, tmp_path / "scratch") == "1"
+    assert versions(tracker) == []  # of the federation's name
+    with tracker.answering() as client:
+        (version,) = client.search_model_versions(f"name = '{name}'")
+    assert version.tags["fedbench.federation"] == "street.1"
+    assert version.tags["fedbench.client"] == "cam-3"
+    assert owner_of(tracker, name) == own.owner == Owner("street.1", "cam-3")
+    assert best_version(uri, name) == "1"
+
+
+def test_a_registered_model_of_another_origin_has_no_owner(tracker: Tracker) -> None:
+    with tracker.answering() as client:
+        client.create_registered_model("theirs")
+    assert owner_of(tracker, "theirs") == Owner(None, None)
+    assert owner_of(tracker, "nobody") is None
 
 
 def test_a_registered_model_needs_no_pickle_and_no_checkout(

@@ -16,6 +16,7 @@ from tasks.data.export.coco import COCO_2017, write_coco
 from tasks.errors import DataError
 from tasks.spec.clients import ByFolder, ByList, Iid
 from tasks.spec.data import Coco, DataSpec, FederatedStreet, SyntheticStreet, VocFolders, Yolo
+from tests.tasks.data.roboflow_folder import write_roboflow
 from tests.tasks.data.yolo_folder import add_image, write_yolo_folder
 from tests.tasks.drawn_data import drawn_data
 
@@ -58,7 +59,18 @@ def several_images(root: Path) -> None:
     data("val: images/val", "val: [images/val, images/train/]")(root)
 
 
+def keypoints(text: str) -> Change:
+    """Write ``text`` as a label of a set with two keypoints of three values."""
+
+    def change(root: Path) -> None:
+        data("nc: 3", "nc: 3\nkpt_shape: [2, 3]")(root)
+        line(text)(root)
+
+    return change
+
+
 DATA = "{root}/data.yaml: "
+KPT_SHAPE = "kpt_shape: expected the number of keypoints and 2 or 3 values for each, as [17, 3], found "
 LABEL = "{root}/labels/train/1.txt: line 2: "
 NUMBERS = "class x y width height, or a polygon class x1 y1 x2 y2 x3 y3 …, found "
 BAD_YOLO: dict[str, tuple[Change, str]] = {
@@ -95,7 +107,36 @@ BAD_YOLO: dict[str, tuple[Change, str]] = {
     "name of a list": (data("cat]", "[cat]]"), DATA + "names: 2: expected a name, found ["),
     "nc of others": (data("nc: 3", "nc: 4"), DATA + "nc: expected 3, the number of names, found 4"),
     "nc with a zero": (data("nc: 3", "nc: 03"), DATA + "line 4: nc: 03 has a leading zero"),
-    "keypoints": (data("nc: 3", "nc: 3\nkpt_shape: [17, 3]"), DATA + "kpt_shape: expected boxes or polygons"),
+    "keypoints without values": (data("nc: 3", "nc: 3\nkpt_shape: [17]"), DATA + KPT_SHAPE + "["),
+    "keypoints of four values": (data("nc: 3", "nc: 3\nkpt_shape: [17, 4]"), DATA + KPT_SHAPE + "["),
+    "keypoints by name": (data("nc: 3", "nc: 3\nkpt_shape: [nose, 3]"), DATA + KPT_SHAPE + "["),
+    "no keypoints": (data("nc: 3", "nc: 3\nkpt_shape: [0, 3]"), DATA + KPT_SHAPE + "["),
+    "a number of keypoints": (data("nc: 3", "nc: 3\nkpt_shape: 17"), DATA + KPT_SHAPE),
+    "a keypoint too few": (
+        keypoints("0 0.5 0.5 0.1 0.1 0.4 0.4 2"),
+        LABEL + "expected class x y width height and 6 columns of keypoints (kpt_shape), or the box alone, found 8",
+    ),
+    "a polygon among keypoints": (
+        keypoints("0 0.1 0.1 0.2 0.2 0.3 0.1"),
+        LABEL + "expected class x y width height and 6 columns of keypoints (kpt_shape), or the box alone, found 7",
+    ),
+    "a box of pixels before keypoints": (
+        keypoints("0 300 200 50 40 0.4 0.4 2 0.5 0.5 2"),
+        LABEL + "expected fractions of the image's size, from 0 to 1, found '300 200 50 40'",
+    ),
+    "a keypoint by name": (keypoints("0 0.5 0.5 0.1 0.1 nose 0.4 2 0.5 0.5 2"), LABEL + "expected numbers, found '0 "),
+    "keypoints without kpt_shape": (
+        line("0 0.5 0.5 0.1 0.1 0.4 0.4 2"),
+        NUMBERS + "8 columns; keypoints are left out where data.yaml has kpt_shape",
+    ),
+    "val and validation": (
+        data("nc: 3", "nc: 3\nvalidation: images/train"),
+        DATA + "validation: expected val or validation alone, found both: 'images/val' and 'images/train'",
+    ),
+    "no such folder of validation": (
+        data("val: images/val", "validation: images/valid"),
+        DATA + "validation: expected a folder of images, or a text file that lists them, inside {root}, found 'images",
+    ),
     "path elsewhere": (
         data("path: .", "path: /content/datasets/ants"),
         DATA + "path: expected a folder inside {root}, found '/content/datasets/ants'; without this key, "
@@ -239,6 +280,35 @@ def test_bad_files_of_cocos_own_layout(tmp_path: Path, case: str) -> None:
     change, message = BAD_COCO[case]
     change(tmp_path / "set")
     refused(COCO, tmp_path / "set", message)
+
+
+ROBOFLOW_TRAIN = "train/_annotations.coco.json"
+BAD_ROBOFLOW: dict[str, tuple[Change, str]] = {
+    "no test images": (rename("test/_annotations.coco.json", "test/a.json"), "{root}/train.json: cannot be read: "),
+    "no training images": (rename(ROBOFLOW_TRAIN, "train/a.json"), "{root}/train.json: cannot be read: No such file"),
+    "no JSON": (lambda root: (root / ROBOFLOW_TRAIN).write_text("{"), f"{{root}}/{ROBOFLOW_TRAIN}: expected JSON: "),
+    "a category twice": (
+        edit_json(ROBOFLOW_TRAIN, lambda document: document["categories"][2].update(name="chair")),
+        f"{{root}}/{ROBOFLOW_TRAIN}: category 2: name: expected every category once, found 'chair' again",
+    ),
+    "an annotated heading of a class's name": (
+        edit_json(ROBOFLOW_TRAIN, lambda document: document["annotations"][0].update(category_id=0)),
+        f"{{root}}/{ROBOFLOW_TRAIN}: category 1: name: expected every category once, found 'chair' again",
+    ),
+    "image elsewhere": (
+        edit_json(ROBOFLOW_TRAIN, lambda document: document["images"][0].update(file_name="../test/t.png")),
+        f"{{root}}/{ROBOFLOW_TRAIN}: image 0: file_name: expected a path inside the folder of images",
+    ),
+    "image missing": (lambda root: (root / "train/b.png").unlink(), "{root}/train/b.png: the image cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ROBOFLOW)
+def test_bad_files_of_roboflows_layout(tmp_path: Path, case: str) -> None:
+    root = write_roboflow(tmp_path / "set", ("train", "test"))
+    change, message = BAD_ROBOFLOW[case]
+    change(root)
+    refused(Coco(name="mine", clients=Iid(clients=1)), root, message)
 
 
 @pytest.mark.parametrize(

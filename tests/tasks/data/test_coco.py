@@ -137,7 +137,7 @@ def test_crowds_are_written_and_read_again(root: Path, tmp_path: Path) -> None:
     regions = load_coco(tmp_path / "any", SPEC).train["west"][0].regions
     assert regions is not None
     assert (regions.labels.tolist(), regions.boxes.tolist()) == ([0, 1], [[1, 2, 9, 9]] * 2)
-    with pytest.raises(DataError, match=r"1\.png: expected no ignore regions, .* found 1; COCO's form has crowds"):
+    with pytest.raises(DataError, match=r"1\.png: expected no ignore regions, .* found 1; the forms of COCO, BDD100K"):
         write_voc(data, tmp_path / "voc")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.data.catalog import load_data
+from tasks.data.check import check_data
 from tasks.data.coco import load_coco
 from tasks.data.export.coco import COCO_2017, write_coco
 from tasks.data.export.forms import WRITERS
@@ -27,6 +28,7 @@ from tasks.spec.data import (
     Yolo,
 )
 from tests.tasks.data.published_folders import bdd100k, write_frames, write_kitti, write_visdrone
+from tests.tasks.data.roboflow_folder import write_roboflow
 from tests.tasks.data.voc_folder import CHAIR, add_image, add_lists
 from tests.tasks.data.yolo_folder import write_yolo_folder
 from tests.tasks.drawn_data import drawn_data
@@ -80,6 +82,46 @@ def test_cocos_own_layout_is_found_without_options(drawn: FederatedData, tmp_pat
     assert isinstance(found, Coco)
     assert (found.train_images, found.test_images) == ("images/train2017", "images/val2017")
     assert sum(map(len, load_coco(tmp_path, Coco(name="mine")).train.values())) == 40
+
+
+@pytest.mark.parametrize(
+    ("parts", "test"),
+    [(("train", "valid", "test"), "test"), (("train", "valid"), "valid"), (("train", "test"), "test")],
+    ids=["all", "without test", "without valid"],
+)
+def test_roboflows_layout_of_coco_is_recognised_and_read(tmp_path: Path, parts: tuple[str, ...], test: str) -> None:
+    root = write_roboflow(tmp_path / "set", parts)
+    found = recognise(root, "mine")
+    assert found == Coco(
+        name="mine",
+        train="train/_annotations.coco.json",
+        test=f"{test}/_annotations.coco.json",
+        train_images="train",
+        test_images=test,
+        clients=Iid(),
+    )
+    read = load_coco(root, found.model_copy(update={"clients": Iid(clients=1)}))
+    assert read.classes == ("chair", "table")  # not the project's category
+    assert [sample.path.name for sample in read.train["1"]] == ["a.png", "b.png"]
+    assert [sample.path.name for sample in read.test["1"]] == ["t.png" if test == "test" else "v.png"]
+    (sample, _) = read.train["1"]
+    assert sample.boxes.tolist() == [[5, 4, 15, 24.5], [10, 4, 20, 24.5]]
+    assert sample.labels.tolist() == [0, 1]
+    assert load_coco(root, Coco(name="mine", clients=Iid(clients=1))).digest == read.digest
+
+
+def test_a_check_says_which_images_of_roboflows_layout_are_not_used(tmp_path: Path) -> None:
+    root = write_roboflow(tmp_path / "set")
+    spec = Coco(name="mine", clients=Iid(clients=1))
+    line = f"{root}: the images of valid are not used, because test is the test set; data.test=valid/_annotations"
+    report = check_data(spec, root_of=lambda name: root, cache=tmp_path)
+    assert report.errors == ()
+    assert any(warning.startswith(line) for warning in report.warnings), report.warnings
+    both = {"test": "valid/_annotations.coco.json", "test_images": "valid"}
+    stated = spec.model_copy(update={"train": "train/_annotations.coco.json", "train_images": "train", **both})
+    report = check_data(stated, root_of=lambda name: root, cache=tmp_path)
+    assert (report.errors, report.test_images) == ((), 1)
+    assert not any("are not used" in warning for warning in report.warnings)
 
 
 def test_the_street_is_recognised(tmp_path: Path) -> None:

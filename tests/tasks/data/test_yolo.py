@@ -295,6 +295,35 @@ def test_a_written_set_is_read_as_the_same_boxes_to_the_bit(tmp_path: Path, test
     assert expected.keys() == {sample.path.name for sample in data.train["1"]}
 
 
+def test_validation_is_another_key_of_val(root: Path) -> None:
+    expected = load_yolo(root, SPEC)
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("val:", "validation:"))
+    assert load_yolo(root, SPEC).digest == expected.digest
+    assert load_yolo(root, SPEC.model_copy(update={"test": "val"})).digest == expected.digest
+    (root / "data.yaml").write_text(f"{text}validation: images/val\n")  # both name the same
+    assert load_yolo(root, SPEC).digest == expected.digest
+
+
+@pytest.mark.parametrize(("shape", "columns"), [("[2, 3]", "0.4 0.4 2 0 0 0"), ("[3, 2]", "0.4 0.4 0.5 0.5 0 0")])
+def test_keypoints_are_left_out_where_the_file_declares_them(root: Path, shape: str, columns: str) -> None:
+    box = "0 0.5 0.5 0.25 0.5"
+    (root / "labels/train/1.txt").write_text(f"{box} {columns}\n{box}\n")
+    with (root / "data.yaml").open("a") as file:
+        file.write(f"kpt_shape: {shape}\n")
+    data = load_yolo(root, SPEC)
+    (sample,) = (one for own in data.train.values() for one in own if one.key.endswith("/1"))
+    assert sample.boxes.tolist() == [[24, 12, 40, 36]] * 2
+    assert sample.labels.tolist() == [0, 0]
+
+
+def test_the_same_columns_without_kpt_shape_are_a_polygon(root: Path) -> None:
+    (root / "labels/train/1.txt").write_text("0 0.5 0.5 0.25 0.5 0.4 0.4 0.5 0.5 0 0\n")
+    data = load_yolo(root, SPEC)
+    (sample,) = (one for own in data.train.values() for one in own if one.key.endswith("/1"))
+    assert sample.boxes.tolist() == [[0, 0, 32, 24]]  # around the points (0.5, 0.5), (0.25, 0.5), …, (0, 0)
+
+
 def test_a_check_counts_and_collects(root: Path) -> None:
     (root / "labels/train/1.txt").write_text("0 0.5 0.5 0.1 0.1\n5 0.5 0.5 0.1 0.1\n0 9 9 9 9\n")
     report = check_data(SPEC, root_of=lambda name: root, cache=root / "cache")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tasks.client_eval
+import tasks.models.evaluate
+from tasks.data.image_cache import ImageCache
 from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detections, Detector, Targets
+from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
+from tasks.metrics.detections import ImageDetections
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scoring import evaluation_record
+from tasks.models.evaluate import score_sets
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.training import EvaluationSpec
 from tasks.strategies.base import LocalTurn
 from tasks.strategies.registry import build_strategy
-from tasks.training.evaluation import evaluate
+from tasks.training.evaluation import PartResult, evaluate
 from tasks.training.turn import own_start
 from tasks.training.unlabelled import Teacher, with_unlabelled_regions
+from tests.tasks.detectors.tiny_detectors import TINY, noise
 
 CLASSES = ("disc", "square", "star")
 SCORES = (0.9, 0.5, 0.2)
@@ -258,6 +266,88 @@ def test_detections_of_an_unlabelled_class_do_not_count() -> None:
     images = [sample(1, 0, 1), sample()]
     result = evaluate(Finder(), [batch], images, EvaluationSpec(), device="cpu")
     assert [result.detections[index].labels.tolist() for index in (0, 1)] == [[0, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("score", "expected"), [(0.1, [1, 2]), (0.3, [1]), (0.95, [])])
+def test_the_scored_model_marks_unlabelled_objects_for_its_test_loss(score: float, expected: list[int]) -> None:
+    (batch,) = batches(1)
+    detector = Finder()
+    evaluate(detector, [batch], PARTLY, EvaluationSpec(), device="cpu", unlabelled_score=score)
+    (targets,) = detector.seen
+    if not expected:
+        assert targets.regions is None
+        return
+    assert targets.regions is not None
+    assert targets.region_labels is not None
+    assert [labels.tolist() for labels in targets.region_labels] == [expected, []]
+    assert targets.regions[0].tolist() == [[4, 4, 12, 12 + label] for label in expected]
+
+
+def test_a_test_loss_without_unlabelled_classes_or_need_has_no_regions() -> None:
+    (plain,), (partly,) = batches(1, labelled=None), batches(1)
+    detector = Finder()
+    evaluate(detector, [plain], FULLY, EvaluationSpec(), device="cpu")
+    detector.needs_unlabelled_regions = False  # type: ignore[misc]
+    evaluate(detector, [partly], PARTLY, EvaluationSpec(), device="cpu")
+    assert [targets.regions for targets in detector.seen] == [None, None]
+
+
+KINDS = ["yolov3-tiny", "fcos-lite0", "faster-rcnn-mobilenetv3-320-fpn"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_test_loss_does_not_ask_for_background_where_the_model_finds_an_unlabelled_object(kind: str) -> None:
+    """The loss is that of the same images with the detections as ignore regions, which counts other negatives."""
+    images, rules = noise(2, seed=4), EvaluationSpec()
+    threshold = 0.05 if kind.startswith("faster") else 1e-4  # of networks with random weights
+    detector = build_detector(TINY[kind], len(CLASSES), seed=1).eval()
+    boxes, labels = [BOX, BOX], [torch.zeros(1).long()] * 2
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    batch = Batch(images, boxes, labels, [0, 1], labelled=mask)
+    with torch.no_grad():
+        outputs = detector(images)
+        found = detector.predict(
+            outputs, score_threshold=threshold, nms_iou=rules.nms_iou, max_detections=rules.max_detections
+        )
+        marked = found[0].boxes[found[0].labels == 2]
+        assert len(marked)
+        regions, nothing = [marked, BOX[:0]], torch.zeros(0).long()
+        plain, left_out = (
+            sum(map(float, loss.values()))
+            for targets in (
+                Targets(boxes, labels, labelled=mask),
+                Targets(boxes, labels, regions, [torch.full((len(marked),), 2), nothing], mask),
+            )
+            for loss in [_seeded_loss(detector, outputs, targets)]
+        )
+    samples = [replace(sample(1, 1, 0), width=64, height=64), replace(sample(), width=64, height=64)]
+    torch.manual_seed(0)  # Faster R-CNN draws its samples
+    (loss,) = evaluate(detector, [batch], samples, rules, device="cpu", unlabelled_score=threshold).batch_losses
+    assert loss / 2 == pytest.approx(plain if kind == "fcos-lite0" else left_out, rel=1e-6)
+    if kind != "fcos-lite0":
+        assert left_out != pytest.approx(plain, rel=1e-4)
+
+
+def _seeded_loss(detector: Detector, outputs: Any, targets: Targets) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return detector.loss(outputs, targets)
+
+
+def test_a_turn_scores_with_the_score_of_the_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def keep(*arguments: Any, unlabelled_score: float, **options: Any) -> PartResult:
+        given.append(unlabelled_score)
+        return PartResult([1.0], 1, {0: ImageDetections.empty()}, 0.0)
+
+    monkeypatch.setattr(tasks.client_eval, "evaluate", keep)
+    request = SimpleNamespace(spec=spec_of(score=0.25), part=0, parts=1)
+    site = SimpleNamespace(images=ImageCache(0))
+    tasks.client_eval._evaluate_part(site, request, Finder(), (sample(),), len(CLASSES))  # type: ignore[arg-type]
+    monkeypatch.setattr(tasks.models.evaluate, "evaluate", keep)
+    sets = [tasks.models.evaluate.EvaluationSet(("a",), "0" * 64, (sample(),))]
+    score_sets(Finder(), sets, CLASSES, EvaluationSpec(), device="cpu", unlabelled_score=0.5)
+    assert given == [0.25, 0.5]
 
 
 def test_a_client_is_scored_on_its_labelled_classes_and_means_are_over_these() -> None:
