@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
+from flows.coordinator.changed_spec import MaxRounds, Overrides, changed_spec
 from flows.coordinator.deployed import deployed_name, run_deployed
 from flows.coordinator.hooks import go_on, let_residents_go
 from flows.coordinator.mending import mended_history
@@ -41,17 +42,25 @@ def run_name() -> str:
     on_cancellation=[let_residents_go],
     on_crashed=[let_residents_go, go_on],
 )
-async def federation(name: ScheduledName = None, spec: FederationSpec = FederationSpec()) -> int:  # noqa: B008
+async def federation(
+    name: ScheduledName = None,
+    spec: FederationSpec = FederationSpec(),  # noqa: B008
+    max_rounds: MaxRounds = None,
+    overrides: Overrides = None,
+) -> int:
     """Run a federation from its last commit until it stops. Returns the number of its last round.
 
     Args:
         name: The federation's name, in the store and everywhere else. An existing federation of this name is
             continued. Left out: deployment and scheduled time, so that every run is a new federation.
         spec: The experiment.
+        max_rounds: Another number of the last round, in place of spec's. From a shell: -p max_rounds=1.
+        overrides: Other fields of spec by their dotted names. From a shell: -p overrides='{"training.batch_size": 2}'.
 
     Raises:
         FedbenchError, InfraError: the federation cannot start or go on; the message says why.
     """
+    spec = changed_spec(spec, max_rounds, overrides)
     if name is not None and has_handles():
         return await rounds(name, spec)
     return await run_deployed(name, spec, rounds)

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.arguments import choose_spec, default_name
+from flows.cli.shared import log_kept
+from flows.commands.arguments import choose_spec
 from flows.commands.open_model import OpenedModel, open_model
+from flows.commands.run_name import find_run
 from flows.stored.runs import opened_store
 from flows.stored.runs import read_run as read_stored
 from infra.settings import Settings, load_settings
@@ -118,7 +120,8 @@ def run(
         FedbenchError: the federation cannot start or go on; the message is that of the command.
     """
     base, chosen = _chosen(spec)
-    name = name or default_name(base, chosen)
+    if name is None:
+        name, chosen = _named(base, chosen, home, quiet)
     with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
         file = Path(folder) / f"{base}.json"
         file.write_text(json.dumps(chosen.model_dump(mode="json")), encoding="utf-8")
@@ -133,6 +136,15 @@ def _chosen(spec: str | Path | Mapping[str, Any] | FederationSpec) -> tuple[str,
     if isinstance(spec, Mapping):
         return UNNAMED, parse_spec(dict(spec), source="spec")
     return choose_spec(str(spec), {})
+
+
+def _named(base: str, spec: FederationSpec, home: str | Path | None, quiet: bool) -> tuple[str, FederationSpec]:
+    """Return name and specification of the federation that `fedbench run` without a name means."""
+    with _settings(home) as settings, log_kept():  # the command logs and prints the data's faults
+        found = find_run(settings, base, spec, lambda line: None)
+    if found.note and not quiet:
+        print(found.note)
+    return found.name, found.spec
 
 
 def _command(words: list[str]) -> None:

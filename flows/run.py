@@ -36,11 +36,13 @@ def run_federation(
     *,
     again: str | None = None,
     report_only: bool = False,
+    pinned: bool = False,
 ) -> Outcome:
     """Run ``spec`` under ``name`` to its end, from its last commit.
 
     again: the command that makes the report of a finished federation again; warnings name it. report_only: this is
-    that command, and the federation is finished.
+    that command, and the federation is finished. pinned: this process has read the data already, and ``spec`` has
+    their digest.
 
     Raises:
         FedbenchError, InfraError: the federation cannot start or go on; the message says why.
@@ -49,8 +51,9 @@ def run_federation(
     if not settings.pools.used:  # with work pools, turns do not run on this machine
         slot_count(settings, spec)
     with OwnSession(settings, Subject.federation(settings, name), progress.message) as session:
-        progress.message("reading data, opening the store")
-        spec = pin(spec, settings, progress.message)
+        if not pinned:
+            progress.message("reading data, opening the store")
+            spec = pin(spec, settings, progress.message)
         if not report_only:
             finished = _finished(session, name, spec, progress, again)
             if finished is not None:

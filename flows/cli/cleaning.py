@@ -94,30 +94,28 @@ def _clean_toys(names: list[str], apply: bool, older_than: float, home: Path | N
     """List the toys in the store and their rule. With ``apply``, remove them."""
     from rich.table import Table
 
-    from flows.stored.toys import RULE, find_toys, remove_toys
+    from flows.stored.toys import RULE, clean_toys
 
     with plain_errors():
         settings = machine_settings(home)
-        found = find_toys(settings, older_than_days=older_than, names=names)
+        result = clean_toys(settings, apply=apply, older_than_days=older_than, names=names, say=say)
         out.print(f"rule: {RULE.format(days=older_than)}", soft_wrap=True, highlight=False)
-        failed = remove_toys(settings, found, say) if apply else {}
-    if not found:
+    if not result.toys:
         out.print("nothing to remove")
         return
     table = Table("federation", "last written", box=None)
     table.columns[0].no_wrap = True
     for title in ("objects", "MB"):
         table.add_column(title, justify="right")
-    for toy in found:
+    for toy in result.toys:
         written = toy.written.astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(toy.name, written, str(toy.objects), f"{toy.bytes / 1e6:,.1f}")
     out.print(table)
-    for name, reason in failed.items():
+    for name, reason in result.failed.items():
         err.print(f"not removed: {name}: {reason}", soft_wrap=True, highlight=False)
-    gone = [toy for toy in found if toy.name not in failed]
-    count = f"{len(gone)} federation{'' if len(gone) == 1 else 's'}, {sum(toy.bytes for toy in gone) / 1e6:,.1f} MB"
-    out.print(f"removed: {count}" if apply else f"would be removed with --apply: {count}", highlight=False)
-    if failed:
+    what = "removed" if apply else "would be removed with --apply"
+    out.print(f"{what}: {result.describe()}", highlight=False)
+    if result.failed:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -138,16 +136,19 @@ def _applied(settings: Settings, names: tuple[str, ...], older_than: float, run_
         os.environ.update(services.prefect_environment())
         hold_back_planted(settings, services.prefect, lambda line: err.print(line, soft_wrap=True, highlight=False))
         from flows.clean_up import clean_up
+        from flows.stored.leftovers import CleanUp
 
         try:
             with prefect_drained():
-                return asyncio.run(
+                result = asyncio.run(
                     clean_up(apply=True, older_than_days=older_than, runs=list(names) or None, run_folders=run_folders)
                 )
         except (FedbenchError, InfraError):
             raise
         except Exception as error:
             raise InfraError(f"Prefect at {services.prefect_api_url}: {first_line(error)}; log: {path}") from error
+    assert isinstance(result, CleanUp)  # no toys
+    return result
 
 
 def _table(result: CleanUp) -> Table:

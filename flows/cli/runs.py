@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from flows.cli.shared import (
     err,
     field_values,
     home_option,
+    log_kept,
     machine_settings,
     out,
     outlive_readers,
@@ -28,7 +30,7 @@ from flows.cli.shared import (
     set_up_logging,
     shell_quoted,
 )
-from flows.commands.arguments import DATA_ROOTS, choose_federation, default_name
+from flows.commands.arguments import DATA_ROOTS, choose_federation
 from flows.commands.data_block import data_lines
 from infra.errors import DiskFull, InfraError, RunLocked, SettingsError, StoreCorrupt
 from infra.files.disk import full_disk_named
@@ -41,12 +43,22 @@ from tasks.spec.presets import PRESETS
 from tasks.spec.references import twin
 
 if TYPE_CHECKING:
+    from flows.cli.shared import KeptLog
+    from flows.commands.run_name import NamedRun
     from flows.coordinator.outcome import Outcome
 
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too; -vv: the whole log.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Lines for the user, and lines of the log, of the time before the federation's name was known."""
+
+    lines: list[str]
+    log: KeptLog
 
 
 def run(
@@ -60,7 +72,7 @@ def run(
         typer.Option("--set", "-s", metavar="FIELD=VALUE", help="A field of the specification; repeatable."),
     ] = None,
     max_rounds: Annotated[
-        int | None, typer.Option(help="The last round. To extend a run: resume RUN --max-rounds.")
+        int | None, typer.Option(help="The last round. A larger one extends the run of the same specification.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     slots: Annotated[int | None, typer.Option(help="Turns at a time. [cores // threads]")] = None,
@@ -77,7 +89,7 @@ def run(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation. The same command continues a run that was killed.
+    """Run a federation. The same command continues a run that was killed or extended.
 
     `fedbench run DIR` recognises the form of a folder of data, and learns them with the detector and training of
     street5_laptop.
@@ -94,15 +106,29 @@ def run(
             _dry_run(chosen.settings(machine_settings(home, slots, reads_only=True)), name, chosen.base, spec)
             return
         settings = chosen.settings(machine_settings(home, slots))
-        federation = name or default_name(chosen.base, spec)
-        if chosen.folder is None:
-            _run(federation, spec, settings, verbose, quiet)
+        variable = ""
+        if chosen.folder is not None:
+            if not quiet:
+                for line in data_lines(chosen.spec.data, chosen.folder, chosen.divided):
+                    say(visible(line))
+            variable = f"{DATA_ROOTS}={shlex.quote(os.environ.get(DATA_ROOTS, '{}'))} "
+        if name is not None:
+            _run(name, spec, settings, verbose, quiet, variable=variable)
             return
-        if not quiet:
-            for line in data_lines(chosen.spec.data, chosen.folder, chosen.divided):
-                say(visible(line))
-        variable = f"{DATA_ROOTS}={shlex.quote(os.environ.get(DATA_ROOTS, '{}'))} "
-        _run(federation, spec, settings, verbose, quiet, variable=variable)
+        with log_kept() as log:
+            found, notes = _named(chosen.base, spec, settings, quiet)
+        _run(found.name, found.spec, settings, verbose, quiet, variable=variable, found=Found(notes, log))
+
+
+def _named(base: str, spec: FederationSpec, settings: Settings, quiet: bool) -> tuple[NamedRun, list[str]]:
+    """Return the federation that a command without a name means, and lines about it and its data."""
+    from flows.commands.run_name import find_run
+
+    lines: list[str] = []
+    if not quiet:
+        say("reading data")
+    found = find_run(settings, base, spec, lines.append)
+    return found, [*lines, *([found.note] if found.note else [])]
 
 
 def _dry_run(settings: Settings, name: str | None, base: str, spec: FederationSpec) -> None:
@@ -193,10 +219,12 @@ def _run(
     *,
     report_only: bool = False,
     variable: str = "",
+    found: Found | None = None,
 ) -> Outcome:
     """Run a federation and print its result.
 
     variable: the assignment that has to precede commands that continue the run.
+    found: what was found before the federation had a name.
     """
     from flows.run import run_federation
     from flows.views.tables import describe
@@ -208,11 +236,17 @@ def _run(
     outlive_readers()
     progress = make_progress(out, quiet)
     progress.federation_started(name, describe(spec), spec.max_rounds)
+    if found is not None:
+        found.log.write()
+        for line in found.lines:
+            progress.message(line)
     command = f"{variable}fedbench resume {name}" + home_option(settings)
     try:
         again = f"{variable}fedbench report {name}{home_option(settings)}"
         with full_disk_named(settings.home):
-            outcome = run_federation(name, spec, settings, progress, again=again, report_only=report_only)
+            outcome = run_federation(
+                name, spec, settings, progress, again=again, report_only=report_only, pinned=found is not None
+            )
     except KeyboardInterrupt:
         progress.close()
         print_command(err, "\ninterrupted; no committed round is lost. Go on with: ", command)

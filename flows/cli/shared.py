@@ -171,6 +171,34 @@ def outlive_readers() -> None:
     out.outlives_reader = err.outlives_reader = True
 
 
+class KeptLog(logging.Handler):
+    """Keeps the records of the log in memory until the file that they belong to is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def write(self) -> None:
+        """Log the records again, now that the log has its file."""
+        for record in self._records:
+            logging.getLogger(record.name).handle(record)
+        self._records.clear()
+
+
+@contextlib.contextmanager
+def log_kept() -> Iterator[KeptLog]:
+    """Keep what the block logs. Without a handler, Python would print warnings on the terminal."""
+    kept, root = KeptLog(), logging.getLogger()
+    root.addHandler(kept)
+    try:
+        yield kept
+    finally:
+        root.removeHandler(kept)
+
+
 def set_up_logging(settings: Settings, name: str, verbose: int) -> Path:
     """Log to the run's file, and to the terminal with ``-v``. Return the file's path."""
     return log_to(run_folder(settings, name) / "run.log", settings, verbose)

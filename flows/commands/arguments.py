@@ -113,8 +113,17 @@ def choose_suite(what: str) -> SuiteSpec:
 
 
 def default_name(base: str, spec: FederationSpec) -> str:
-    """Return the default name of a federation: ``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``."""
-    return f"{base}-{spec.digest[:8]}{'-centralised' if spec.data.pooled else ''}"
+    """Return the default name of a federation: ``street5-ed9332d5``, or ``street5-0a1b2c3d-centralised``.
+
+    It has the digest that `fedbench list` prints if the digests of data and weights are filled in
+    (:func:`flows.commands.run_name.find_run`).
+    """
+    return f"{base}-{spec.digest[:8]}{name_end(spec)}"
+
+
+def name_end(spec: FederationSpec) -> str:
+    """Return what follows the digest in a default name."""
+    return "-centralised" if spec.data.pooled else ""
 
 
 def choose_data(what: str, form: Form | None = None, fields: dict[str, Any] | None = None) -> ChosenData:

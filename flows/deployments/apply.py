@@ -18,8 +18,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
-from pydantic import ValidationError
 
+from flows.deployments.cron import cron_schedule
 from flows.deployments.names import FLOWS, SUITE_FLOW
 from flows.deployments.table import PROCESS, SCHEDULE, CronTimes, Deployment, PoolNames, PoolRow, pools
 from infra.orchestrator.automations import (
@@ -31,7 +31,6 @@ from infra.orchestrator.automations import (
 from infra.settings import Settings
 from infra.stack.prefect_api import prefect_api
 from infra.worker.work_pools import Done, ensure_pool, find_pool
-from tasks.errors import SpecError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -53,21 +52,6 @@ class Deployed:
     done: Done
     url: str | None
     note: str = ""
-
-
-def cron_schedule(when: CronTimes) -> CronSchedule:
-    """Return ``when`` as Prefect's schedule.
-
-    Raises:
-        SpecError: the cron expression or the time zone is not valid.
-    """
-    try:
-        return CronSchedule(cron=when.cron, timezone=when.timezone)
-    except ValidationError as error:
-        (item, *_) = error.errors(include_url=False)
-        what, found = ("--timezone", when.timezone) if item["loc"] == ("timezone",) else ("--schedule", when.cron)
-        expected = "a time zone, as in Europe/Berlin" if what == "--timezone" else "five cron fields, as in 0 3 * * *"
-        raise SpecError(f"{what}: expected {expected}, found {found!r}") from None
 
 
 def deploy_to(

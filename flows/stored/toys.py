@@ -31,6 +31,37 @@ class Toy:
     written: datetime
 
 
+@dataclass(frozen=True)
+class ToyCleanUp:
+    """The result of a clean-up of toys.
+
+    applied: whether they were removed, not only listed. failed: why a toy could not be removed, by its name.
+    """
+
+    applied: bool
+    toys: list[Toy]
+    failed: dict[str, str]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row for each toy, in the form of :meth:`flows.stored.leftovers.CleanUp.rows`."""
+        return [
+            {
+                "federation": toy.name,
+                "reason": "a toy, the whole federation",
+                "objects": toy.objects,
+                "bytes": toy.bytes,
+                "not removed": toy.objects if toy.name in self.failed else 0,
+            }
+            for toy in self.toys
+        ]
+
+    def describe(self) -> str:
+        """Return number and size of the toys that are gone, or would be, as ``2 federations, 345.6 MB``."""
+        gone = [toy for toy in self.toys if toy.name not in self.failed]
+        size = sum(toy.bytes for toy in gone)
+        return f"{len(gone)} federation{'' if len(gone) == 1 else 's'}, {size / 1e6:,.1f} MB"
+
+
 def find_toys(
     settings: Settings, *, older_than_days: float, names: Sequence[str] = (), now: datetime | None = None
 ) -> list[Toy]:
@@ -65,6 +96,25 @@ def find_toys(
                 size = sum(entry.bytes for entry in entries)
                 found.append(Toy(name, len(entries), size, max(entry.modified for entry in entries)))
     return found
+
+
+def clean_toys(
+    settings: Settings,
+    *,
+    apply: bool,
+    older_than_days: float,
+    names: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> ToyCleanUp:
+    """Find toys, as :func:`find_toys` does, and with ``apply`` remove them.
+
+    say: called with a line when a federation's lease must be waited for.
+
+    Raises:
+        SpecError, StoreUnavailable, SettingsError: as :func:`find_toys`.
+    """
+    found = find_toys(settings, older_than_days=older_than_days, names=names)
+    return ToyCleanUp(apply, found, remove_toys(settings, found, say) if apply else {})
 
 
 def remove_toys(settings: Settings, toys: Sequence[Toy], say: Callable[[str], None] | None = None) -> dict[str, str]:

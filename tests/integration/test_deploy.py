@@ -176,6 +176,23 @@ def test_a_users_suite_is_scheduled_and_stays(home: Path) -> None:
     assert [item.active for item in after.schedules] == [True]
 
 
+def test_one_field_is_changed_for_one_run(home: Path) -> None:
+    item = read(PRESET)
+    for fields in ({"max_rounds": 1}, {"overrides": {"training.local_epochs": 2}}):
+        create = partial(PrefectClient.create_flow_run_from_deployment, deployment_id=item.id, parameters=fields)
+        run = ask(partial(create, state=Pending()))
+        assert run.parameters == {**item.parameters, **fields}
+    for wrong, says in (
+        ({"max_rounds": 0}, "'max_rounds'. Failure reason: 0 is less than the minimum of 1"),
+        ({"overrides": {"training.epochs": 2}}, "'training.epochs' is not valid"),
+        ({"overrides": {"training.local_epochs": "two"}}, "'two' is not of type 'integer'"),
+    ):
+        create = partial(PrefectClient.create_flow_run_from_deployment, deployment_id=item.id, parameters=wrong)
+        with pytest.raises(PrefectHTTPStatusError) as refused:
+            ask(create)
+        assert says in refused.value.response.json()["detail"]
+
+
 def test_pools_of_silos_and_the_limit_of_coordinators(home: Path) -> None:
     (home / "home").mkdir(exist_ok=True)
     (home / "home" / "settings.yaml").write_text("pools: {silos: {'1': silo-1}, coordinator_runs: 2}\n")

@@ -12,7 +12,7 @@ import pytest
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.cli.shared import log_to
+from flows.cli.shared import log_kept, log_to
 from infra.settings import Settings
 
 
@@ -40,11 +40,23 @@ def test_prefects_errors_about_sending_logs_are_printed_only_with_verbose(
     assert ("Error logging to API" in capfd.readouterr().err) is bool(verbose)
 
 
+def test_the_log_of_the_time_before_the_name_is_in_the_runs_log(tmp_path: Path) -> None:
+    logger = logging.getLogger("flows.coordinator.preflight")
+    with log_kept() as log:
+        logger.warning("data: %d images have no object", 3)
+    path = log_to(tmp_path / "runs" / "a" / "run.log", Settings(home=tmp_path))
+    logger.warning("later")
+    assert "images" not in path.read_text()
+    log.write()
+    lines = path.read_text().splitlines()
+    assert [line.partition("preflight: ")[2] for line in lines] == ["later", "data: 3 images have no object"]
+
+
 # Runs in a process of its own, because MLflow sets up its logging when it is imported.
 MLFLOW_FAILS = """
 import logging, sys
 from pathlib import Path
-from flows.cli.shared import log_to
+from flows.cli.shared import log_kept, log_to
 from infra.settings import Settings
 log_to(Path(sys.argv[1]), Settings(home=Path(sys.argv[2])))
 import mlflow

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from flows.deployments.apply import cron_schedule
+from flows.deployments.cron import cron_schedule
 from flows.deployments.table import (
     GPU_WORKER,
     PROCESS,
@@ -226,6 +226,32 @@ def test_an_unreadable_schedule_is_refused() -> None:
         cron_schedule(CronTimes("0 3"))
     with pytest.raises(SpecError, match=r"--timezone: expected a time zone, as in Europe/Berlin, found 'Mars'"):
         cron_schedule(CronTimes("0 3 * * *", "Mars"))
+
+
+@pytest.mark.parametrize(
+    ("cron", "says"),
+    {
+        "0 25 * * *": r"hour: expected 0 to 23; found '25' in '0 25 \* \* \*'$",
+        "60 * * * *": "minute: expected 0 to 59; found '60'",
+        "0,61 3 * * *": "minute: expected 0 to 59; found '61'",
+        "0 3 32 * *": "day of the month: expected 1 to 31, or l for the last; found '32'",
+        "0 3 * 13 *": "month: expected 1 to 12, or jan to dec; found '13'",
+        "0 3 * * mond": "day of the week: expected 0 .Sunday. to 7 .Sunday., or sun to sat; found 'mond'",
+        "0 three * * *": "hour: expected 0 to 23; found 'three'",
+        "0 3 h * *": "day of the month: .* found 'h'",
+        "0 3-25 * * *": "hour: .* found '3-25'",
+    }.items(),
+)
+def test_a_wrong_cron_field_is_named_with_what_is_allowed(cron: str, says: str) -> None:
+    with pytest.raises(SpecError, match=f"^--schedule: {says}"):
+        cron_schedule(CronTimes(cron))
+
+
+@pytest.mark.parametrize(
+    "cron", ["*/5 3 * * 1-5", "0 3 l * *", "0 3 * jan sun", "0 3 * * 7", "0 3 * * fri#2", "@daily"]
+)
+def test_what_prefect_takes_is_taken(cron: str) -> None:
+    assert cron_schedule(CronTimes(cron)).cron == cron
 
 
 def test_deploying_needs_a_prefect_server(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows.stored.toys import find_toys, remove_toys
+from flows.stored.toys import clean_toys, find_toys, remove_toys
 from infra.files.lock import run_lock
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
@@ -56,6 +56,19 @@ def test_toys_go_and_one_that_runs_stays(stored: Settings, object_store: ObjectS
     assert list(failed) == ["busy"]
     left = {key.removeprefix(f"{stored.s3.prefix}/").split("/")[0] for key in object_store.list(stored.s3.prefix)}
     assert left & SPECS.keys() == {"busy", "yards", "smoke-1.a.s1"}
+
+
+def test_a_clean_up_has_rows_and_a_text_of_the_toys_that_are_gone(stored: Settings) -> None:
+    would = clean_toys(stored, apply=False, older_than_days=0)
+    assert (would.applied, would.failed, would.describe()) == (False, {}, "3 federations, 0.0 MB")
+    assert [(row["federation"], row["objects"], row["not removed"]) for row in would.rows()] == [
+        ("busy", 2, 0), ("smoke-2.a", 2, 0), ("toy", 2, 0)
+    ]  # fmt: skip
+    with run_lock(stored.home, "busy"):
+        done = clean_toys(stored, apply=True, older_than_days=0, names=["busy", "toy"])
+    assert [(row["federation"], row["not removed"]) for row in done.rows()] == [("busy", 2), ("toy", 0)]
+    assert done.describe() == "1 federation, 0.0 MB"
+    assert clean_toys(stored, apply=False, older_than_days=7).rows() == []
 
 
 def test_the_command_prints_the_rule_and_removes_nothing_unless_asked(stored: Settings) -> None:
