@@ -187,33 +187,28 @@ def summary(
 
 
 def _rounds(history: Sequence[RoundRecord]) -> list[str]:
-    """Return the Markdown of the table of rounds. Figures on several parts of the data have a table each.
+    """Return the Markdown of the tables of rounds: their figures, and their costs.
 
-    The page gives text a column of 65 characters, and cuts a wider table off.
+    Figures on several parts of the data have a table each. The page gives text a column of 65 characters, and in a
+    window of 1280 pixels less; it cuts a wider table off.
     """
     scored = [part for part in PARTS if any(part in record.scored_on for record in history)] or ["test"]
-    costs = [
-        ["round", "clients", "train loss", "MB up", "seconds"],
-        *(
-            [
-                str(record.round),
-                str(len(record.updates)),
-                _loss(record.metrics.train_loss),
-                f"{record.bytes_up / 1e6:.1f}",
-                f"{sum(record.seconds.values()):.1f}",
-            ]
-            for record in history
-        ),
+    rounds = ["round", *(str(record.round) for record in history)]
+    learned = [
+        ["clients", "train loss"],
+        *([str(len(record.updates)), _loss(record.metrics.train_loss)] for record in history),
     ]
-    figures = {part: [_figure_heads(part), *(_figures(record, part) for record in history)] for part in scored}
-    if len(scored) == 1:
-        (only,) = figures.values()
-        return _table([[*cost[:3], *figure, *cost[3:]] for cost, figure in zip(costs, only, strict=True)])
-    lines = _table(costs)
-    for part in scored:
-        rows = [[cost[0], *figure] for cost, figure in zip(costs, figures[part], strict=True)]
-        lines += ["", *_table(rows)]
-    return lines
+    figures = [[_figure_heads(part), *(_figures(record, part) for record in history)] for part in scored]
+    costs = [
+        ["MB up", "seconds"],
+        *([f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"] for record in history),
+    ]
+    if len(figures) == 1:
+        learned = [[*left, *right] for left, right in zip(learned, figures.pop(), strict=True)]
+    lines = []
+    for columns in (learned, *figures, costs):
+        lines += ["", *_table([[number, *row] for number, row in zip(rounds, columns, strict=True)])]
+    return lines[1:]
 
 
 def _figure_heads(part: ScoredOn) -> list[str]:

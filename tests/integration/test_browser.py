@@ -217,7 +217,7 @@ def test_the_runs_summary_has_the_rounds_and_plots(
 ) -> None:
     page.click("a", f"federation-{FORM}")
     page.wait_for_text("Stopped by: max_rounds.")
-    rows = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
+    rows = page.run("[...document.querySelector('tbody').children].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
     assert rows == [["0", "0"], ["1", "5"], ["2", "5"], ["3", "5"]]
     pictures = "[...document.querySelectorAll('img')].filter(i => i.src.startsWith('data:'))"
     both = f"({pictures}.length === 2 && {pictures}.every(i => i.complete && i.naturalWidth > 500))"
@@ -300,7 +300,9 @@ def test_the_comparisons_link_draws_the_map_of_both_runs_by_round(
 ) -> None:
     compared = stack.home.run("compare", FORM, API)
     assert compared.returncode == 0, compared.stdout
-    (link,) = [line.removeprefix("MLflow: ") for line in compared.stdout.splitlines() if line.startswith("MLflow: ")]
+    links = [line.removeprefix("MLflow: ") for line in compared.stdout.splitlines() if line.startswith("MLflow: ")]
+    assert len(links) == 1, compared.stdout
+    link = links[0]
     page.go(link)
     both = json.dumps([FORM, API])
     page.wait_for(
