@@ -12,11 +12,17 @@ from flows.cli.shared import Home, machine_settings, out, plain_errors
 
 def ui(
     names: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="Federations, which MLflow's page compares, or one suite run."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN...]",
+            help="Federations, which MLflow's page compares, or one suite run. [the pages of all runs]",
+        ),
+    ] = None,
     home: Home = None,
-    browser: Annotated[bool, typer.Option(help="Open the pages in a browser.")] = True,
+    browser: Annotated[bool, typer.Option(help="Open the pages in a browser, logged in.")] = True,
+    show_login: Annotated[
+        bool, typer.Option("--show-login", help="Print the passwords of both pages, for another machine's browser.")
+    ] = False,
 ) -> None:
     """Serve Prefect's and MLflow's pages of a federation or a suite run until Ctrl-C.
 
@@ -25,7 +31,7 @@ def ui(
     from flows.commands.pages import serve_pages
 
     with plain_errors():
-        serve_pages(machine_settings(home), names, out, open_browser=browser)
+        serve_pages(machine_settings(home), names or [], out, open_browser=browser, show_login=show_login)
 
 
 def serve(

@@ -48,7 +48,7 @@ def up(
     """
     from flows.coordinator.planted import hold_back_planted
     from infra.servers.database import refuse_password, shown
-    from infra.servers.login_page import how_to_log_in, login_path
+    from infra.servers.login_page import how_to_log_in, login_path, what_pages_ask
     from infra.stack.environment_file import environment_path
 
     with plain_errors():
@@ -70,8 +70,10 @@ def up(
         out.print(_table(stack.status()))
         for name, uri in stack.databases().items():
             out.print(f"{name}'s database: {shown(uri)}", soft_wrap=True, highlight=False)
-    login = how_to_log_in(login_path(settings.home, "up"))
-    out.print(f"pages: {login}", soft_wrap=True, highlight=False)
+    out.print(f"pages: {how_to_log_in(login_path(settings.home, 'up'))}", soft_wrap=True, highlight=False)
+    ui = f"fedbench ui{home_option(settings)}"
+    out.print(what_pages_ask(f"{ui} --show-login"), soft_wrap=True, highlight=False, markup=False)
+    print_command(out, "both at once, logged in: ", ui)
     print_command(out, "credentials: ", f"source {shell_quoted(environment_path(settings.home))}")
     print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 

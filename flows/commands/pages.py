@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import typer
 from rich.console import Console
 
 from flows.coordinator.planted import hold_back_planted
 from infra.files.private import private_process
-from infra.servers.login_page import how_to_log_in
+from infra.orchestrator.page_links import flow_run_page, runs_page
+from infra.servers.login_page import MLFLOW_FRONT, credentials_lines, how_to_log_in, what_pages_ask, write_openers
 from infra.servers.mlflow_server import MlflowService
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
@@ -20,11 +21,13 @@ from infra.store.objects import ObjectStore
 from tasks.spec.federation import MAP_NAMES
 
 
-def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, open_browser: bool) -> None:
+def serve_pages(
+    settings: Settings, names: Sequence[str], console: Console, *, open_browser: bool, show_login: bool = False
+) -> None:
     """Start the servers that are not running, print the two addresses, and serve until Ctrl-C.
 
     With several federations, MLflow's page compares them by round, and Prefect's is that of the first. A suite run has
-    pages of its own.
+    pages of its own. Without names, the pages are those of all runs. show_login: print the passwords.
 
     Raises:
         SpecError: there is no federation or suite run of one of the names, or a suite run is not alone.
@@ -48,7 +51,7 @@ def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, o
             base = mlflow.address
         try:
             pages = {
-                "Prefect": prefect_page(services, names[0]),
+                "Prefect": prefect_page(services, names[0]) if names else runs_page(services.prefect_api_url),
                 "MLflow": suite_page(settings, tracking, names[0], base)
                 if of_suite
                 else mlflow_page(settings, tracking, names, base),
@@ -58,10 +61,11 @@ def serve_pages(settings: Settings, names: Sequence[str], console: Console, *, o
             own_mlflow = mlflow is not None or services.mlflow is not None  # ours, or the stack's
             login = services.login_page("ui", pages["Prefect"], pages["MLflow"] if own_mlflow else None)
             if login is not None:
-                console.print(how_to_log_in(login), soft_wrap=True, highlight=False, markup=False)
+                by_hand = credentials_lines(services.keys) if show_login else [what_pages_ask("--show-login")]
+                for line in (how_to_log_in(login), *by_hand):
+                    console.print(line, soft_wrap=True, highlight=False, markup=False)
             if open_browser:
-                for page in pages.values() if login is None else [login.as_uri()]:
-                    typer.launch(page)  # other users see it in `ps`: an address, or a file that they cannot read
+                _open(services, pages, {"Prefect": services.prefect is not None, "MLflow": own_mlflow})
             console.print("Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -100,30 +104,43 @@ def is_suite_run(objects: ObjectStore, settings: Settings, names: Sequence[str])
     return False
 
 
+def _open(services: EmbeddedServices, pages: Mapping[str, str], ours: Mapping[str, bool]) -> None:
+    """Open the pages in the browser, those of our own servers logged in."""
+    opened = [page for title, page in pages.items() if not ours[title]]
+    if any(ours.values()):
+        prefect, mlflow = (pages[title] if ours[title] else None for title in ("Prefect", "MLflow"))
+        files = write_openers(services.settings.home, services.keys, prefect, mlflow)
+        opened += [file.as_uri() for file in files]
+    for page in opened:
+        typer.launch(page)  # other users see it in `ps`: an address, or a file that they cannot read
+
+
 def prefect_page(services: EmbeddedServices, name: str) -> str:
     """Return the URL of the newest flow run of a federation or suite; of the list of all runs if it has none."""
     from infra.orchestrator.flow_runs import newest_run
 
-    base = services.prefect_api_url.removesuffix("/api")
+    api = services.prefect_api_url
     run = asyncio.run(newest_run(name))
-    return f"{base}/runs/flow-run/{run.id}" if run is not None else f"{base}/runs"
+    return runs_page(api) if run is None else flow_run_page(api, run.id)
 
 
 def suite_page(settings: Settings, tracking: str, name: str, base: str) -> str:
     """Return the URL of the MLflow run of a suite run, which has its cells below it; else MLflow's front page."""
     from infra.tracking.suite import find_suite_page
 
-    return find_suite_page(tracking, settings.mlflow_experiment, name, base) or base
+    return find_suite_page(tracking, settings.mlflow_experiment, name, base) or base.rstrip("/") + MLFLOW_FRONT
 
 
 def mlflow_page(settings: Settings, tracking: str, names: Sequence[str], base: str) -> str:
     """Return the URL of the federation's MLflow run, or of the page that compares several; else MLflow's front page."""
     from infra.tracking.federation import find_page
 
+    if not names:
+        return base.rstrip("/") + MLFLOW_FRONT
     if len(names) > 1:
         from flows.commands.tracked import comparison_page
 
         page = comparison_page(settings, names, MAP_NAMES[0], base=base, tracking=tracking)
         if page is not None:
             return page
-    return find_page(tracking, settings.mlflow_experiment, names[0], base) or base
+    return find_page(tracking, settings.mlflow_experiment, names[0], base) or base.rstrip("/") + MLFLOW_FRONT

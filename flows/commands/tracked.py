@@ -23,7 +23,11 @@ def comparison_page(
     """
     from infra.tracking.metric_page import find_metric_page
 
-    tracking = tracking or EmbeddedServices(settings, prefect=False).mlflow_tracking_uri
+    if tracking is None:
+        services = EmbeddedServices(settings, prefect=False)
+        if services.uses_stack:
+            services.start_store()  # finds the stack's store, whose address the stack's MLflow server needs
+        tracking = services.mlflow_tracking_uri
     base = base or tracking
     if not base.startswith("http"):
         return None

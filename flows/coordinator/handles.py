@@ -8,6 +8,7 @@ from flows.coordinator.preflight import PRELOAD, slot_count
 from flows.deployments.names import resident_deployment
 from flows.stored.runs import readable_history
 from flows.views.progress import SafeReporter
+from flows.views.tables import describe
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
@@ -35,12 +36,19 @@ GRACE_SECONDS = 3.0
 
 
 def open_handles(
-    name: str, spec: FederationSpec, settings: Settings, progress: Progress, report: RunReport, lease: StoreLease
+    name: str,
+    spec: FederationSpec,
+    settings: Settings,
+    progress: Progress,
+    report: RunReport,
+    lease: StoreLease,
+    page_log: Callable[[], Progress] | None = None,
 ) -> Handles:
     """Open the handles of one federation, and pass the committed rounds to ``progress`` and ``report``.
 
     settings: with the store's endpoint filled in; MLflow uses it too. lease: the federation's lease, which is held;
-    once it is lost, nothing is written any more.
+    once it is lost, nothing is written any more. page_log: called in the federation's flow run when it begins; what it
+    returns gets the events too. None: ``progress`` logs to the flow run's page itself.
 
     Raises:
         PoolUnusable, SettingsError, SpecError: the federation's turns cannot run anywhere.
@@ -62,6 +70,17 @@ def open_handles(
         safe.round_committed(record)
         report.round_committed(record)
 
+    def started(flow_run_id: str) -> None:
+        report.flow_started(flow_run_id)
+        if page_log is not None:
+            what = "the log on Prefect's page"
+            with report.views.showing(what):
+                log = page_log()
+                log.federation_started(name, describe(spec), spec.max_rounds)
+                if history:
+                    log.resumed(history[-1].round, history)
+                safe.also_to(what, log)
+
     history = readable_history(objects, layout).records  # mended_history mends damaged ones when the flow has begun
     if history:
         safe.resumed(history[-1].round, history)
@@ -75,7 +94,7 @@ def open_handles(
         take_turn=take_turn,
         reporter=cast("Reporter", safe),
         committed=committed,
-        started=report.flow_started,
+        started=started,
         finished=report.finish,
         went_back=report.open,
         views=report.views,

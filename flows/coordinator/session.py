@@ -20,6 +20,7 @@ from flows.coordinator.planted import hold_back_planted
 from flows.coordinator.restarts import Attempts
 from infra.errors import StoreUnavailable
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
+from infra.orchestrator.page_links import front_page
 from infra.servers.login_page import how_to_log_in
 from infra.settings import S3Settings, Settings
 from infra.stack.embedded import EmbeddedServices, supervised
@@ -130,7 +131,7 @@ class OwnSession:
         if prefect is not None:
             path = self.services.login_page("run")
             assert path is not None, "our Prefect server is up"
-            self._say(f"Prefect's page: {prefect.ui_url} · {how_to_log_in(path)}")
+            self._say(f"Prefect's page: {front_page(prefect.address)} · {how_to_log_in(path)}")
         hold_back_planted(self.settings, prefect, self._say)
         self._held.enter_context(supervised(self.services))
         self._held.enter_context(prefect_drained())

@@ -16,8 +16,10 @@ from flows.coordinator.outcome import Outcome
 from flows.coordinator.session import OwnSession
 from flows.views.mlflow_run import RunReport
 from flows.views.progress import Progress
+from flows.views.terminal import LogProgress
 from infra.orchestrator.flow_runs import call, close_dead_runs
 from infra.orchestrator.prefect_private import log_internals_by_root
+from infra.orchestrator.run_log import page_log
 from infra.settings import run_folder
 from infra.store.lease import StoreLease
 from tasks.handles import Handles, set_handles
@@ -50,7 +52,9 @@ def run_until_done(
         for attempt in session.attempts():
             with attempt:
                 resolved = session.settings.model_copy(update={"s3": session.store})
-                handles = open_handles(name, spec, resolved, progress, report, session.lease)
+                handles = open_handles(
+                    name, spec, resolved, progress, report, session.lease, lambda: LogProgress(page_log())
+                )
                 set_handles(handles)
                 session.run_flow(_run(federation, name, spec, handles, session.lease))
                 outcome = Outcome(

@@ -17,11 +17,12 @@ from flows.federation import run_name
 from flows.suite.cell_process import run_cell
 from flows.suite.deployed import run_deployed
 from flows.suite.ending import leave
-from flows.suite.handles import has_suite_handles, suite_handles
+from flows.suite.handles import has_suite_handles, log_to_page, suite_handles
 from flows.suite.schedule import Estimate, duration, run_all, slots_of
 from flows.suite.tracked import TrackedSuite
 from flows.views.prefect_page import artifact_key
 from infra.orchestrator.flow_runs import PARENT_VARIABLE, tag_run
+from infra.orchestrator.run_log import page_log
 from infra.store.layout import FederationLayout
 from tasks.errors import FedbenchError
 from tasks.plain_text import plain
@@ -64,6 +65,7 @@ async def suite(
         FedbenchError, InfraError: the suite cannot start; the message says why.
     """
     if has_suite_handles():
+        log_to_page(page_log().info)
         return await cells(compare=compare)
     return await run_deployed(name, preset, spec, lambda: cells(compare=compare))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.coordinator.preflight import slot_count
@@ -66,6 +66,17 @@ _HANDLES: ContextVar[SuiteHandles] = ContextVar("fedbench_suite_handles")
 def set_suite_handles(handles: SuiteHandles) -> None:
     """Make ``handles`` the current ones, for this context and all that it starts."""
     _HANDLES.set(handles)
+
+
+def log_to_page(log: Callable[[str], None]) -> None:
+    """Call ``log`` with the lines of progress of the current suite run too, from now on and in this context."""
+    handles = _HANDLES.get()
+
+    def say(line: str) -> None:
+        handles.say(line)
+        log(line)
+
+    set_suite_handles(replace(handles, say=say))
 
 
 def has_suite_handles() -> bool:

@@ -21,6 +21,7 @@ from flows.views.mlflow_data import data_sets
 from flows.views.mlflow_figures import own_figures, round_figures
 from flows.views.mlflow_texts import description, filter_tags, parameters
 from flows.views.registration import best_record, register
+from infra.orchestrator.page_links import flow_run_page
 from infra.settings import Settings
 from infra.tracking.cell import this_cell
 from infra.tracking.federation import TAG_FLOW_RUN_ID, TAG_FLOW_RUN_URL, EndStatus, Tracker, find_page
@@ -178,8 +179,8 @@ class RunReport:
 
         If Prefect's server ends with this command, the command that serves the page takes the place of its address.
         """
-        base = self.services.prefect_api_url.removesuffix("/api")
-        self._prefect = f"{base}/runs/flow-run/{flow_run_id}" if self.services.prefect_stays else None
+        page = flow_run_page(self.services.prefect_api_url, flow_run_id)
+        self._prefect = page if self.services.prefect_stays else None
         self._tags = {**self._tags, TAG_FLOW_RUN_ID: flow_run_id, TAG_FLOW_RUN_URL: self._prefect or self._ui}
         if self._tracker is not None:
             with self.views.showing("the link to Prefect in MLflow"):

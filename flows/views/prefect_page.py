@@ -24,12 +24,14 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import PARTS
 from tasks.spec.records import RoundRecord
 from tasks.spec.strategies import FedAvgSpec
-from tasks.spec.training import PART_NAMES
+from tasks.spec.training import PART_NAMES, ScoredOn
 
 # Prefect's page gives the summary a column of some 700 pixels.
 WIDTH = 1040
 # The figures of each round in the summary.
 _SHOWN = ("map50_voc10", "map_coco", "recall")
+_HELD_OUT = PART_NAMES["holdout"]
+_REASONS = 10  # of dropped clients, at most this many are above the table
 _PROGRESS = "the progress on Prefect's page"
 
 
@@ -44,8 +46,27 @@ async def show_clients(handles: Handles, record: RoundRecord) -> None:
         await acreate_table_artifact(
             key=artifact_key("round", record.federation),
             table=client_table(record),
-            description=f"Round {record.round}: {len(record.updates)} of {_clients_asked(record)} clients.",
+            description=round_description(record),
         )
+
+
+def round_description(record: RoundRecord) -> str:
+    """Return the Markdown above the table: how many clients took part, and why the first of the others did not.
+
+    The reasons are here because the page breaks no line of a table, and cuts one off that is wider than its column.
+    """
+    lines = [f"Round {record.round}: {len(record.updates)} of {_clients_asked(record)} clients."]
+    if record.evaluations_on("holdout"):
+        lines += ["", f"{_HELD_OUT}: map50_voc10 on the client's held-out images."]
+    if record.dropped:
+        lines.append("")
+    lines += [
+        f"* client {markdown(failure.client)} dropped: {markdown(f'{failure.kind}: {failure.reason}')}"
+        for failure in record.dropped[:_REASONS]
+    ]
+    if len(record.dropped) > _REASONS:
+        lines.append(f"* and {len(record.dropped) - _REASONS} more; the log of the federation's run has all")
+    return "\n".join(lines)
 
 
 def _clients_asked(record: RoundRecord) -> int:
@@ -155,20 +176,7 @@ def summary(
         lines += [f"All figures, plots and the model: [MLflow run]({link_target(leavings.page)})", ""]
     if leavings.model is not None:
         lines += [f"Model: {markdown(leavings.model)}", ""]
-    scored = [part for part in PARTS if any(part in record.scored_on for record in history)] or ["test"]
-    heads = ["round", "clients", "train loss"]
-    for part in scored:
-        heads += [f"{PART_NAMES[part]} loss"]
-        heads += [name if part == "test" else f"{PART_NAMES[part]} {name}" for name in _SHOWN]
-    heads += ["MB up", "seconds"]
-    lines += [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
-    for record in history:
-        shown = [_loss(record.metrics.train_loss)]
-        for part in scored:
-            metrics = record.figures_on(part)
-            shown += [_loss(metrics.loss), *(_fraction(getattr(metrics, name)) for name in _SHOWN)]
-        shown += [f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"]
-        lines.append(f"| {record.round} | {len(record.updates)} | {' | '.join(shown)} |")
+    lines += _rounds(history)
     lines += _own_models(history)
     with views.showing("the plot of rounds on Prefect's page"):
         lines += _curves(history)
@@ -176,6 +184,46 @@ def summary(
         with views.showing("the sheet of detections on Prefect's page"):
             lines += _sheet(leavings.plots["sheet.png"])
     return "\n".join(lines)
+
+
+def _rounds(history: Sequence[RoundRecord]) -> list[str]:
+    """Return the Markdown of the tables of rounds: their figures, and their costs.
+
+    Figures on several parts of the data have a table each. The page gives text a column of 65 characters, and in a
+    window of 1280 pixels less; it cuts a wider table off.
+    """
+    scored = [part for part in PARTS if any(part in record.scored_on for record in history)] or ["test"]
+    rounds = ["round", *(str(record.round) for record in history)]
+    learned = [
+        ["clients", "train loss"],
+        *([str(len(record.updates)), _loss(record.metrics.train_loss)] for record in history),
+    ]
+    figures = [[_figure_heads(part), *(_figures(record, part) for record in history)] for part in scored]
+    costs = [
+        ["MB up", "seconds"],
+        *([f"{record.bytes_up / 1e6:.1f}", f"{sum(record.seconds.values()):.1f}"] for record in history),
+    ]
+    if len(figures) == 1:
+        learned = [[*left, *right] for left, right in zip(learned, figures.pop(), strict=True)]
+    lines = []
+    for columns in (learned, *figures, costs):
+        lines += ["", *_table([[number, *row] for number, row in zip(rounds, columns, strict=True)])]
+    return lines[1:]
+
+
+def _figure_heads(part: ScoredOn) -> list[str]:
+    return [f"{PART_NAMES[part]} loss", *(name if part == "test" else f"{PART_NAMES[part]} {name}" for name in _SHOWN)]
+
+
+def _figures(record: RoundRecord, part: ScoredOn) -> list[str]:
+    metrics = record.figures_on(part)
+    return [_loss(metrics.loss), *(_fraction(getattr(metrics, name)) for name in _SHOWN)]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the Markdown of a table whose first row is its head."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, f"|{' ---: |' * len(rows[0])}", *body]
 
 
 def _own_models(history: Sequence[RoundRecord]) -> list[str]:
@@ -199,13 +247,16 @@ def _held_out(record: RoundRecord, client: str) -> dict[str, object]:
     if not held:
         return {}
     value = next((item.map50_voc10 for item in held if client in item.clients), None)
-    return {f"{PART_NAMES['holdout']} map50_voc10": _fraction(value)}
+    return {_HELD_OUT: _fraction(value)}
 
 
 def client_table(record: RoundRecord) -> list[dict[str, object]]:
-    """Return one row for each client of the round. Texts are escaped, as Prefect's page renders them as Markdown."""
+    """Return one row for each client of the round. Texts are escaped, as Prefect's page renders them as Markdown.
+
+    In a window of 1280 pixels the page has room for 580 pixels of it, so headings are short and ``dropped`` is a word.
+    """
     updates = {update.client: update for update in record.updates}
-    reasons = {failure.client: markdown(f"{failure.kind}: {failure.reason}") for failure in record.dropped}
+    reasons = {failure.client: failure.kind for failure in record.dropped}
     rows: list[dict[str, object]] = []
     for client in sorted({info.client for info in record.clients} | reasons.keys(), key=lambda c: (len(c), c)):
         update = updates.get(client)

@@ -136,14 +136,20 @@ class SafeReporter:
     """A reporter that hands each event to ``progress``. A failure, as on a closed terminal, is noted in ``views``."""
 
     def __init__(self, progress: Progress, views: Views) -> None:
-        self._progress, self._views = progress, views
+        self._views = views
+        self._shown: tuple[tuple[str, Progress], ...] = (("the progress on the terminal", progress),)
+
+    def also_to(self, what: str, progress: Progress) -> None:
+        """Hand all events from now on to ``progress`` too. ``views`` calls it ``what``."""
+        self._shown += ((what, progress),)
 
     def __getattr__(self, event: str) -> Callable[..., None]:
-        report = getattr(self._progress, event)
+        reports = [(what, getattr(progress, event)) for what, progress in self._shown]
 
         def report_safely(*arguments: Any) -> None:
-            with self._views.showing("the progress on the terminal"):
-                report(*arguments)
+            for what, report in reports:
+                with self._views.showing(what):
+                    report(*arguments)
 
         return report_safely
 

@@ -21,10 +21,12 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Crashed, State
 from prefect.utilities.annotations import quote
 
+from infra.orchestrator.run_log import calm_cancellations
 from infra.orchestrator.stored_results import refuse_stored_results
 from infra.turns.resident_runs import OPEN_STATES, cancel
 
 refuse_stored_results()  # in every process that runs federations or suites, or reads their states
+calm_cancellations()
 
 log = logging.getLogger(__name__)
 

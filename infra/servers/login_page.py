@@ -1,10 +1,11 @@
-"""Open Prefect's and MLflow's pages logged in, from a file of the home that only its owner can read.
+"""Open Prefect's and MLflow's pages logged in, from files of the home that only its owner can read.
 
 Prefect's page keeps its auth string in the browser's storage for its own address, which no other page can write. So
 the file posts the string to the server, and the server, if the string is right, answers with a page that stores it.
 The string is then in no address, no history and no process's arguments, which ``ps`` shows to others.
 MLflow's page uses HTTP's basic authentication: the file links to ``http://user:password@host``, which browsers accept
-and remember.
+and remember. A page whose own URL has credentials may not send requests, so the server answers with the address of the
+page without them (:mod:`infra.servers.mlflow_gate`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
 from infra.files.durable import write_durably
-from infra.servers.credentials import StackKeys
+from infra.servers.credentials import USER, StackKeys
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-LOGIN_PATH = "/fedbench-login"
+LOGIN_PATH = "/fedbench-login"  # of Prefect's server and of MLflow's
 MOST_BYTES = 4096  # of a posted form
 STORED_AS = "prefect-password"  # key in the browser's storage, of both of Prefect's pages; the value is in base64
+MLFLOW_FRONT = "/#/experiments?workflowType=machine_learning"
+
+_HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
 
 
 def login_path(home: Path, command: str) -> Path:
@@ -38,39 +42,88 @@ def how_to_log_in(path: Path) -> str:
     return f"log in: open {path.as_uri()} (only you can read it; it also has the passwords)"
 
 
+def what_pages_ask(show_login: str) -> str:
+    """Return a line that says what each page asks for. ``show_login``: what prints the passwords."""
+    return (
+        f"by hand: Prefect's one field takes the whole string {USER}:…, MLflow the user {USER} and its password; "
+        f"{show_login} prints them"
+    )
+
+
+def credentials_lines(keys: StackKeys) -> list[str]:
+    """Return lines with the credentials, for a person who has asked for them."""
+    user, _, password = keys.mlflow_auth.partition(":")
+    return [f"Prefect asks for: {keys.prefect_auth}", f"MLflow asks for: user {user}, password {password}"]
+
+
 def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | None, mlflow: str | None) -> Path:
     """Write the file (0600).
 
     It has the credentials as text too, to be pasted: some browsers may not read files in hidden folders.
     prefect, mlflow: URLs of the pages; None: there is none, or it does not ask for our credentials.
     """
-    parts = []
+    parts = ["<h1>fedbench: log in</h1>"]
+    if prefect is not None and mlflow is not None:
+        # One click may open one tab, so Prefect's page opens in this one.
+        opened = html.escape(
+            f"window.open({_js(_mlflow_login(keys, mlflow))}, 'mlflow'); document.forms[0].target = '_self'; "
+            "document.forms[0].submit()"
+        )
+        parts.append(f'<p><button onclick="{opened}">Open both</button></p>')
     if prefect is not None:
-        base = "{0.scheme}://{0.netloc}".format(urlsplit(prefect))
         parts.append(
-            f'<form method="post" action="{html.escape(base + LOGIN_PATH)}">'
-            f'<input type="hidden" name="auth" value="{html.escape(keys.prefect_auth)}">'
-            f'<input type="hidden" name="to" value="{html.escape(prefect.removeprefix(base) or "/")}">'
-            "<button>Open Prefect</button></form>"
-            f"<p>Prefect asks for: <code>{html.escape(keys.prefect_auth)}</code></p>"
+            f"{_prefect_form(keys, prefect, '<button>Open Prefect</button>')}"
+            f"<p>Prefect asks for one string: <code>{html.escape(keys.prefect_auth)}</code></p>"
         )
     if mlflow is not None:
         user, _, password = keys.mlflow_auth.partition(":")
-        scheme, _, rest = mlflow.partition("://")
-        # The page itself cannot be opened like this: a page whose URL has credentials may not send requests. So the
-        # link first opens an address that answers one word. The browser remembers the credentials, and the page then
-        # opens in the same tab.
-        first = f"{scheme}://{quote(user)}:{quote(password)}@{rest.partition('/')[0]}/version"
-        then = html.escape(f"setTimeout(() => window.open({_js(mlflow)}, 'mlflow'), 1500)")
         parts.append(
-            f'<p><a href="{html.escape(first)}" target="mlflow" onclick="{then}">Open MLflow</a> '
-            f'(<a href="{html.escape(mlflow)}" target="mlflow">again</a>)</p>'
-            f"<p>MLflow asks for user <code>{user}</code>, password <code>{html.escape(password)}</code></p>"
+            f'<p><a href="{html.escape(_mlflow_login(keys, mlflow))}" target="mlflow">Open MLflow</a></p>'
+            f"<p>MLflow asks for the user <code>{html.escape(user)}</code> and the password "
+            f"<code>{html.escape(password)}</code></p>"
         )
-    path = login_path(home, command)
-    text = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
-    write_durably(path, f"{text}<title>fedbench: log in</title></head><body>{''.join(parts)}</body></html>\n")
+    return _write(login_path(home, command), "".join(parts))
+
+
+def write_openers(home: Path, keys: StackKeys, prefect: str | None, mlflow: str | None) -> list[Path]:
+    """Write files (0600) that log in without a click when a browser opens them, one for each page."""
+    paths = []
+    if prefect is not None:
+        form = _prefect_form(keys, prefect, "")
+        paths.append(_write(login_path(home, "prefect"), f"{form}<script>document.forms[0].submit()</script>"))
+    if mlflow is not None:
+        script = f"<script>location.replace({_js(_mlflow_login(keys, mlflow))})</script>"
+        paths.append(_write(login_path(home, "mlflow"), script))
+    return paths
+
+
+def _write(path: Path, body: str) -> Path:
+    write_durably(path, f"{_HEAD}<title>fedbench: log in</title></head><body>{body}</body></html>\n")
     return path
+
+
+def _prefect_form(keys: StackKeys, page: str, button: str) -> str:
+    base = "{0.scheme}://{0.netloc}".format(urlsplit(page))
+    return (
+        f'<form method="post" action="{html.escape(base + LOGIN_PATH)}">'
+        f'<input type="hidden" name="auth" value="{html.escape(keys.prefect_auth)}">'
+        f'<input type="hidden" name="to" value="{html.escape(page.removeprefix(base) or "/")}">'
+        f"{button}</form>"
+    )
+
+
+def _mlflow_login(keys: StackKeys, page: str) -> str:
+    """Return the URL that logs in at MLflow's server and goes on to ``page``."""
+    user, _, password = keys.mlflow_auth.partition(":")
+    scheme, _, rest = page.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{quote(user)}:{quote(password)}@{host}{LOGIN_PATH}?to={quote(slash + path or '/', safe='')}"
+
+
+def stays_here(address: str) -> str:
+    """Return ``address`` if it is a path of the server that sends it; otherwise the path of its front page."""
+    is_path = address.startswith("/") and not address.startswith(("//", "/\\"))
+    return address if is_path and address.isprintable() else "/"
 
 
 async def answer_login(scope: Scope, receive: Receive, send: Send, auth: str) -> None:
@@ -85,12 +138,10 @@ async def answer_login(scope: Scope, receive: Receive, send: Send, auth: str) ->
             await PlainTextResponse("too long", status_code=413)(scope, receive, send)
             return
     form = parse_qs(body.decode("utf-8", "replace"))
-    given, to = form.get("auth", [""])[0], form.get("to", ["/"])[0]
+    given, to = form.get("auth", [""])[0], stays_here(form.get("to", ["/"])[0])
     if not hmac.compare_digest(given.encode(), auth.encode()):
         await PlainTextResponse("Unauthorized", status_code=401)(scope, receive, send)
         return
-    if not to.startswith("/") or to.startswith(("//", "/\\")):  # stays at this server
-        to = "/"
     token = base64.b64encode(auth.encode()).decode()
     script = f"localStorage.setItem({_js(STORED_AS)}, {_js(token)}); location.replace({_js(to)});"
     page = f"<!doctype html><title>fedbench</title><script>{script}</script>"

@@ -12,8 +12,9 @@ from types import TracebackType
 
 from infra.errors import InfraError, ServiceFailed
 from infra.files.private import private_home
+from infra.orchestrator.page_links import front_page
 from infra.processes.service import Service
-from infra.servers.credentials import draw_keys
+from infra.servers.credentials import StackKeys, draw_keys
 from infra.servers.database import mlflow_database_uri, prefect_database_url
 from infra.servers.login_page import write_login_page
 from infra.servers.mlflow_server import MlflowService
@@ -173,11 +174,15 @@ class EmbeddedServices:
 
         prefect_page: URL at our Prefect server; None: its front page. mlflow_page: URL at an MLflow server of ours.
         """
-        prefect = None if self.prefect is None else prefect_page or self.prefect.ui_url
+        prefect = None if self.prefect is None else prefect_page or front_page(self.prefect.address)
         if prefect is None and mlflow_page is None:
             return None
-        home = self.settings.home
-        return write_login_page(home, command, draw_keys(home.absolute() / "services"), prefect, mlflow_page)
+        return write_login_page(self.settings.home, command, self.keys, prefect, mlflow_page)
+
+    @property
+    def keys(self) -> StackKeys:
+        """The credentials of this home's servers."""
+        return draw_keys(self.settings.home.absolute() / "services")
 
     @property
     def mlflow_tracking_uri(self) -> str:

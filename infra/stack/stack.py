@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from infra.errors import HomeInUse
 from infra.files.private import private_home
 from infra.files.sqlite_urls import sqlite_url
+from infra.orchestrator.page_links import front_page
 from infra.processes.ports import LOOPBACK
 from infra.processes.service import Service
 from infra.servers.credentials import draw_keys, read_keys
-from infra.servers.login_page import write_login_page
+from infra.servers.login_page import MLFLOW_FRONT, write_login_page
 from infra.servers.mlflow_server import default_tracking_uri
 from infra.servers.prefect_server import PrefectService
 from infra.settings import Settings
@@ -271,4 +272,4 @@ class Stack:
         store = stack_s3(self.settings, state).resolved(self.settings.s3, state.addresses["s3"])
         keys, addresses = read_keys(self.home / "services"), state.addresses
         write_environment(self.home, addresses, store, keys)
-        write_login_page(self.home, "up", keys, addresses["prefect"].removesuffix("/api"), addresses["mlflow"])
+        write_login_page(self.home, "up", keys, front_page(addresses["prefect"]), addresses["mlflow"] + MLFLOW_FRONT)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from flows.views.mlflow_figures import round_figures
-from flows.views.prefect_page import client_table, summary
+from flows.views.prefect_page import client_table, round_description, summary
 from flows.views.tables import best_line, class_table, round_table
 from infra.settings import S3Settings
 from infra.views import Views
@@ -243,7 +243,8 @@ def test_tables_and_pages_name_the_images(on: str) -> None:
     titles = [axis.get_title(loc) for axis in axes for loc in ("left", "right")]
     assert any("best held-out map50_voc10 0.600, round 2" in title for title in titles) == (on != "test")
     columns = client_table(history[-1])[0]
-    assert columns.get("held-out map50_voc10") == (None if on == "test" else "0.600")
+    assert columns.get("held-out") == (None if on == "test" else "0.600")
+    assert ("held-out: map50_voc10" in round_description(history[-1])) == (on != "test")
     card = card_of(spec_of(on), history[-1])
     assert (card.on, card.metrics["map50_voc10"]) == (("holdout", 0.6) if on == "holdout" else ("test", 0.4))
     assert f"Figures on the {'held-out' if on == 'holdout' else 'test'} data" in card_text(card)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -157,6 +158,12 @@ class Home:
         """Return (name, state) of the flow runs of the federation and its rounds."""
         query = "SELECT name, state_type FROM flow_run WHERE name = ? OR name LIKE ? ORDER BY name"
         return [(run, str(state)) for run, state in self._prefect(query, name, f"{name} · %")]
+
+    def page_log(self, name: str) -> list[str]:
+        """Return level and text of the lines on the page of the federation's own flow runs, as ``INFO round 1``."""
+        query = "SELECT log.level, log.message FROM log JOIN flow_run ON flow_run.id = log.flow_run_id "
+        found = self._prefect(query + "WHERE flow_run.name = ? ORDER BY log.timestamp", name)
+        return [f"{logging.getLevelName(level)} {message}" for level, message in found]
 
     def artifact(self, key: str) -> tuple[str, Any]:
         """Return (type, data) of the newest Prefect artifact with this key."""

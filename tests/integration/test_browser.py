@@ -7,7 +7,6 @@ folder ``FEDBENCH_SCREENSHOTS``, or else to a temporary one; the tests print the
 from __future__ import annotations
 
 import json
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from infra.servers.login_page import login_path
+from infra.servers.login_page import MLFLOW_FRONT, login_path, write_openers
 from infra.tracking.suite import CellFigures, SuiteFigures, track_suite
 from tasks.spec.federation import FederationSpec
 from tests.integration.browser import CHROMIUM, Browser, browser
@@ -36,6 +35,14 @@ FORM, API = "from-the-form", "through-the-api"
 DATA = {"train_images": 40, "test_images": 10, "width": 96, "height": 80}
 # The lines of each of MLflow's charts: name and number of points.
 _DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(line => [line.name, line.x.length]))"
+# By how many pixels the tables are wider than the columns that they are in, and their texts wider than their cells.
+_CUT_OFF = """Math.max(...[...document.querySelectorAll('table')].map(table => Math.max(
+  table.getBoundingClientRect().right - (table.closest('.prose') || table.parentElement).getBoundingClientRect().right,
+  ...[table.parentElement, ...table.querySelectorAll('span')].map(e => e.scrollWidth - e.clientWidth)
+)))"""
+# Scrolls everything to its end, as a person does to read the last lines of a log, and returns whether they have a text.
+_SCROLLED_TO = """([...document.querySelectorAll('div')].forEach(e => e.scrollTop = e.scrollHeight),
+  document.body.innerText.includes(TEXT))"""
 PREFECT_GREEN = (34, 158, 77)  # the colour of Completed
 
 
@@ -86,7 +93,8 @@ def started(stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Ima
     """Start a flow run with the form. Return it."""
     _log_in(stack, page)
     page.click("a", "Deployments")
-    page.click("a", "smoke")
+    deployment = stack.call("/api/deployments/name/federation/smoke")["id"]  # other deployments' names contain it
+    page.click(f"a[href$='{deployment}']")
     page.click("button", "Run")
     page.click("[role=menuitem]", "Custom run")
     page.wait_for_text("Max rounds")
@@ -169,6 +177,27 @@ def test_prefects_page_follows_the_run_until_it_is_completed(
     assert sum(update.train_size for update in records[-1].updates) == 40
 
 
+def test_the_runs_page_has_the_lines_of_every_round(
+    started: dict[str, Any], stack: RunningStack, page: Browser, shoot: Callable[[str], Image.Image]
+) -> None:
+    page.open_tab("Logs")
+    page.wait_for_text("up to 3 rounds")
+    for number in (1, 2, 3):
+        line = json.dumps(f"round {number} of 3 committed: train loss")
+        page.wait_for(_SCROLLED_TO.replace("TEXT", line), f"the end of round {number}")
+    page.wait_for(_SCROLLED_TO.replace("TEXT", json.dumps("Finished in state Completed()")), "the run's end")
+    shoot("prefect-log")
+    page.open_tab("Artifacts")
+
+
+def _require_whole_tables(page: Browser) -> None:
+    """Check that the open artifact's tables are whole in narrower and wider windows. Keep the usual width."""
+    for width in (1280, 1600, 1400):
+        page.resize(width, 1000)
+        page.settled()
+        assert page.run(_CUT_OFF) <= 1, width
+
+
 def _share(picture: Image.Image, colour: tuple[int, int, int]) -> float:
     """Return the share of pixels that have about this colour."""
     pixels = list(picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST).getdata())
@@ -188,13 +217,14 @@ def test_the_runs_summary_has_the_rounds_and_plots(
 ) -> None:
     page.click("a", f"federation-{FORM}")
     page.wait_for_text("Stopped by: max_rounds.")
-    rows = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
+    rows = page.run("[...document.querySelector('tbody').children].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
     assert rows == [["0", "0"], ["1", "5"], ["2", "5"], ["3", "5"]]
     pictures = "[...document.querySelectorAll('img')].filter(i => i.src.startsWith('data:'))"
     both = f"({pictures}.length === 2 && {pictures}.every(i => i.complete && i.naturalWidth > 500))"
     # The page redraws its pictures while the run goes on, so wait for them and read the text in the same expression.
     assert page.wait_for(f"{both} && {pictures}[0].alt", "plots").startswith("Loss, recall")
     shoot("prefect-summary")
+    _require_whole_tables(page)
     for number, name in enumerate(("plots", "sheet")):
         scroll = f"{pictures}[{number}].scrollIntoView({{block: 'start', behavior: 'instant'}})"
         page.wait_for(f"{both} && ({scroll}, true)", name)
@@ -222,6 +252,7 @@ def test_progress_and_each_rounds_clients_are_artifacts_too(
     shown = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.innerText.split(/\\s+/).slice(0, 2))")
     assert shown == [[update.client, str(update.train_size)] for update in updates]
     shoot("prefect-clients")
+    _require_whole_tables(page)
 
 
 def test_the_pages_of_prefects_older_interface_show_the_summary_too(
@@ -269,7 +300,9 @@ def test_the_comparisons_link_draws_the_map_of_both_runs_by_round(
 ) -> None:
     compared = stack.home.run("compare", FORM, API)
     assert compared.returncode == 0, compared.stdout
-    (link,) = [line.removeprefix("MLflow: ") for line in compared.stdout.splitlines() if line.startswith("MLflow: ")]
+    links = [line.removeprefix("MLflow: ") for line in compared.stdout.splitlines() if line.startswith("MLflow: ")]
+    assert len(links) == 1, compared.stdout
+    link = links[0]
     page.go(link)
     both = json.dumps([FORM, API])
     page.wait_for(
@@ -306,19 +339,46 @@ def test_the_link_of_a_suite_opens_the_charts_of_its_cells(
         page.wait_for_text(name)
 
 
-def test_one_click_opens_each_page_logged_in(stack: RunningStack, tmp_path: Path) -> None:
+def test_one_click_opens_both_pages_logged_in(stack: RunningStack, tmp_path: Path) -> None:
     """A new browser starts from the page that only the owner of the home can read."""
     login = login_path(stack.home.path, "up").as_uri()
     assert login in stack.output
+    assert "Prefect's one field takes the whole string fedbench:…" in stack.output
     with browser(tmp_path / "profile") as page:
         page.patience = 120
         page.go(login)
-        page.click("button", "Open Prefect")
+        page.click("button", "Open both")
         page.wait_for_text("Event Feed")  # Prefect's login page has no menu
-        assert page.address().startswith(stack.prefect)
-        page.go(login)
-        page.click("a", "Open MLflow")
-        time.sleep(5)  # another tab opens, and the browser then has the credentials
-        page.go(stack.mlflow)
-        page.wait_for_text("Experiments")
+        assert page.address().startswith(f"{stack.prefect}/v2/")
+
+        def others() -> list[str]:
+            found = [info["url"] for info in page.call("Target.getTargets")["targetInfos"] if info["type"] == "page"]
+            return [url for url in found if not url.startswith(stack.prefect)]
+
+        assert eventually(lambda: others() == [stack.mlflow + MLFLOW_FRONT], page.patience), others()
+        page.go(stack.mlflow + MLFLOW_FRONT)
+        page.wait_for_text("fedbench")  # the experiment
         assert "Failed to" not in page.text()
+
+
+def test_a_link_to_a_run_asks_once_for_the_login_and_files_that_ui_opens_never(
+    started: dict[str, Any], stack: RunningStack, tmp_path: Path
+) -> None:
+    link = f"{stack.prefect}/v2/runs/flow-run/{started['id']}"
+    with browser(tmp_path / "profile") as page:
+        page.patience = 120
+        page.go(link)
+        page.type_into("input[type=password]", stack.keys.prefect_auth)
+        page.click("button", "Login")
+        page.wait_for_text("Logout")
+        page.wait_for_text(FORM)
+        assert page.address().startswith(link)
+        page.run("localStorage.clear()")
+        prefect, mlflow = write_openers(stack.home.path, stack.keys, link, stack.mlflow + MLFLOW_FRONT)
+        page.go(prefect.as_uri())
+        page.wait_for_text("Logout")
+        page.wait_for_text(FORM)
+        page.go(mlflow.as_uri())
+        page.wait_for_text("Model training")
+        page.wait_for_text("fedbench")
+        assert page.address() == stack.mlflow + MLFLOW_FRONT

@@ -135,6 +135,9 @@ def test_a_cancelled_federation_gives_its_slots_back(stack: RunningStack) -> Non
     final = {run.state_name for run in residents_of(stack, "cancelled")}
     assert final <= {"Completed", "Cancelled"}
     assert stack.tracked()["cancelled"]["status"] == "KILLED"
+    log = stack.home.page_log("cancelled")
+    assert "INFO Flow run was cancelled." in log
+    assert not [line for line in log if not line.startswith("INFO ")], log
 
 
 def test_a_resident_without_a_coordinator_fails(stack: RunningStack) -> None:

@@ -126,6 +126,22 @@ def test_the_login_page_accepts_only_the_credentials(servers: Servers) -> None:
     assert log_in("x" * 10_000).status_code == 413
 
 
+def test_mlflows_login_leads_to_an_address_without_credentials(servers: Servers) -> None:
+    def follow(to: str, auth: str) -> httpx.Response:
+        with httpx.Client(trust_env=False, headers=basic_auth(auth)) as client:
+            return client.get(f"{servers.mlflow.address}/fedbench-login", params={"to": to})
+
+    keys, front = servers.mlflow.keys, servers.mlflow.address
+    right = follow("/#/experiments/1?workflowType=machine_learning", keys.mlflow_auth)
+    assert (right.status_code, right.text) == (303, "")
+    assert right.headers["location"] == f"{front}/#/experiments/1?workflowType=machine_learning"
+    for foreign in ("//evil.example", "/\\evil.example", "http://evil.example"):
+        assert follow(foreign, keys.mlflow_auth).headers["location"] == f"{front}/"
+    wrong = follow("/#/experiments/1", "fedbench:wrong")
+    assert (wrong.status_code, wrong.headers.get("location")) == (401, None)
+    assert wrong.headers["www-authenticate"].startswith("Basic ")  # a browser then sends the credentials of the link
+
+
 def test_nobody_without_credentials_gets_anything_but_static_files(servers: Servers) -> None:
     with servers.client() as client:
         assert client.post("/flows/", json={"name": MARKER}).status_code == 201

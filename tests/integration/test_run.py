@@ -50,6 +50,18 @@ def test_a_run_prints_once_how_to_log_in_but_not_the_password(undisturbed: Finis
     assert keys.prefect_auth in page.read_text()
 
 
+def test_prefects_page_has_the_lines_of_every_round(undisturbed: FinishedRun) -> None:
+    log = undisturbed.home.page_log("tiny")
+    for number in (1, 2, 3):
+        assert any(line.startswith(f"INFO round {number} of 3 committed: train loss ") for line in log), log
+        done = [line for line in log if line.startswith(f"INFO round {number} request_update: client ")]
+        assert len(done) == 3
+    assert log[-1] == "INFO Finished in state Completed()"
+    # The terminal has each line once, and so has the log file.
+    printed = undisturbed.result.stdout + (undisturbed.home.path / "runs" / "tiny" / "run.log").read_text()
+    assert printed.count("round 2 of 3 committed") == 1
+
+
 def test_the_store_holds_every_round_and_the_best_and_last_weights(undisturbed: FinishedRun) -> None:
     records = assert_consistent(undisturbed.home, "tiny", rounds=3)
     assert len(set(digests(records))) == 4

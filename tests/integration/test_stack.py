@@ -128,14 +128,16 @@ def test_ui_and_serve_use_the_stacks_servers_too(stack: RunningStack, tmp_path: 
     pages = tmp_path / "pages.txt"
     with _until_interrupted(stack.home, "ui", "through", "--no-browser", output=pages) as ui:
         assert eventually(lambda: ui.poll() is not None or "Ctrl-C ends it" in pages.read_text(), PATIENCE)
-    assert f"{stack.prefect}/runs/flow-run/" in pages.read_text()
+    assert f"{stack.prefect}/v2/runs/flow-run/" in pages.read_text()
     assert f"{stack.mlflow}/#/experiments/" in pages.read_text()
     login = login_path(stack.home.path, "ui")
     assert how_to_log_in(login) in pages.read_text()
     page = login.read_text()
     assert f'action="{stack.prefect}/fedbench-login"' in page
-    assert f'href="http://{stack.keys.mlflow_auth}@{stack.mlflow.removeprefix("http://")}/version"' in page
-    assert f'href="{stack.mlflow}/#/experiments/' in page
+    link = (
+        f"http://{stack.keys.mlflow_auth}@{stack.mlflow.removeprefix('http://')}/fedbench-login?to=%2F%23%2Fexperiments"
+    )
+    assert f'href="{link}' in page
     (port,) = free_ports(1)
     served = tmp_path / "served.txt"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -10,7 +10,7 @@ import pytest
 from flows.coordinator.preflight import claim_name, pin_data, slot_count
 from flows.round import Clock, clear_up, commit, shard_label
 from flows.stored.runs import StoredRun, listed, read_history, read_run, read_runs, require_scores, stopped
-from flows.views.prefect_page import client_table
+from flows.views.prefect_page import client_table, round_description
 from infra.errors import SettingsError
 from infra.files.lock import run_lock
 from infra.settings import Settings
@@ -186,8 +186,11 @@ def test_a_named_data_set_is_pinned_by_its_content(settings: Settings) -> None:
 def test_the_table_of_a_round_has_every_client_and_why_one_was_dropped(
     object_store: ObjectStore, settings: Settings
 ) -> None:
-    rows = client_table(record_of(handles_of(object_store, settings, "table"), 1))
-    assert [(row["client"], row["dropped"]) for row in rows] == [("2", "client-error: bad label")]
+    record = record_of(handles_of(object_store, settings, "table"), 1)
+    assert [(row["client"], row["dropped"]) for row in client_table(record)] == [("2", "client-error")]
+    assert "\n* client 2 dropped: client-error: bad label" in round_description(record)
+    many = record.model_copy(update={"dropped": record.dropped * 12})
+    assert round_description(many).endswith("\n* and 2 more; the log of the federation's run has all")
     assert shard_label(["3"]) == "client 3"
     assert shard_label(["1", "2", "5", "7", "9"]) == "clients 1, 2, 5 and 2 more"
 

@@ -22,7 +22,7 @@ from flows.commands.evaluate_model import classes_table
 from flows.coordinator.restarts import servers_failed
 from flows.views.live import LiveProgress
 from flows.views.mlflow_figures import round_figures
-from flows.views.prefect_page import client_table, summary
+from flows.views.prefect_page import client_table, round_description, summary
 from flows.views.progress import Progress
 from flows.views.tables import class_table
 from flows.views.terminal import LineProgress, LogProgress
@@ -226,13 +226,14 @@ def test_the_log_on_prefects_page_has_no_commands(text: str) -> None:
 
 @hostile
 def test_tables_on_prefects_page_have_no_markup_of_clients(text: str) -> None:
-    """Prefect's page renders the cells of a table as Markdown."""
+    """Prefect's page renders the cells of a table and its description as Markdown."""
     told = record(text)
     (_, dropped) = client_table(told)
-    page = Html(MarkdownIt("commonmark", {"html": True}).enable("table").render(str(dropped["dropped"])))
-    assert page.tags == ["p"]
-    assert page.text.strip() == plain(f"client-error: {told.dropped[0].reason}")
-    assert commands(str(dropped)) == set()
+    description = round_description(told)
+    page = Html(MarkdownIt("commonmark", {"html": True}).enable("table").render(description))
+    assert page.tags == ["p", "ul", "li"]
+    assert page.text.strip().splitlines()[-1] == "client 2 dropped: " + plain(f"client-error: {told.dropped[0].reason}")
+    assert commands(str(dropped) + description) == set()
 
 
 def test_the_summary_on_prefects_page_has_no_text_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_a_run_has_no_link_to_a_server_that_ends_with_the_command(tmp_path: Path
     assert run_id is not None
     with answering(uri) as client:
         run = client.get_run(run_id)
-    link = "http://127.0.0.1:9/runs/flow-run/1" if stays else "fedbench ui street --home /h"
+    link = "http://127.0.0.1:9/v2/runs/flow-run/1" if stays else "fedbench ui street --home /h"
     assert run.data.tags["prefect.flow_run_url"] == link
     assert link in run.data.tags["mlflow.note.content"]
     assert any("http" in value for value in run.data.tags.values()) is stays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from flows.cli.console import PlainConsole
 from flows.views.live import LiveProgress
 from flows.views.progress import Progress, SafeReporter, clock
 from flows.views.tables import best_line, bytes_note, class_table, round_table
-from flows.views.terminal import LineProgress, QuietProgress, make_progress
+from flows.views.terminal import LineProgress, LogProgress, QuietProgress, make_progress
 from infra.views import Views
 from tasks.spec.plans import WeightRef
 from tasks.spec.records import Decision, Metrics, RoundRecord
@@ -326,6 +327,37 @@ def test_no_event_fails_when_the_terminal_is_gone() -> None:
     reporter.warning("no picture")
     assert [progress.round, progress.done, len(progress.records)] == [1, ["1"], 1]
     assert views.lines() == ["the progress on the terminal failed: OSError: [Errno 5] Input/output error"]
+
+
+def test_all_shown_progresses_get_the_events_and_fail_by_themselves() -> None:
+    class Failing(Progress):
+        def _show_round(self) -> None:
+            raise ConnectionError("no page")
+
+    records: list[logging.LogRecord] = []
+    logger = logging.Logger("of this test")
+
+    class Kept(logging.Handler):
+        def emit(self, entry: logging.LogRecord) -> None:
+            records.append(entry)
+
+    logger.addHandler(Kept())
+    views = Views()
+    reporter = SafeReporter(QuietProgress(), views)
+    reporter.round_started(1)  # before there is a log
+    reporter.also_to("the page", Failing())
+    log = LogProgress(logger)
+    log.federation_started("street", "synthetic street, 2 devices", 3)
+    reporter.also_to("the log", log)
+    reporter.round_started(2)
+    assert views.lines() == ["the page failed: ConnectionError: no page"]
+    reporter.warning("no picture")
+    assert [(record.levelname, record.getMessage()) for record in records] == [
+        ("INFO", "federation street: synthetic street, 2 devices; up to 3 rounds"),
+        ("INFO", "round 2 of 3"),
+        ("WARNING", "warning: no picture"),
+    ]
+    assert views.lines() == []  # the page got the warning
 
 
 def test_a_run_outlives_the_process_that_reads_its_output(capfd: pytest.CaptureFixture[str]) -> None:
