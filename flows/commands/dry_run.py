@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.commands.arguments import default_name
+from flows.commands.run_name import NamedRun, choose_run
 from flows.coordinator.preflight import pin, require_name, slot_count
 from flows.stored.runs import is_running, readable_history, stopped
 from infra.errors import RunLocked, SettingsError
@@ -66,25 +66,28 @@ def dry_run(settings: Settings, name: str | None, base: str, given: FederationSp
         aside = _aside(settings, given, Path(folder))
         spec = pin(_with_published_weights(given), aside, notes.append)
         data = _data(spec, aside)
-    chosen = name or default_name(base, given)
+    objects = _readable(settings)
+    named = choose_run(objects, settings, base, given, spec) if name is None else NamedRun(name, spec)
+    spec = named.spec
     refusal: SpecError | SettingsError | RunLocked | None = None
     try:
-        would = what_happens(_readable(settings), settings, chosen, spec)
+        would = what_happens(objects, settings, named.name, spec)
         slots = None if settings.pools.used else slot_count(settings, spec)
     except (SpecError, SettingsError, RunLocked) as error:
         would, slots, refusal = f"refuse: {error}", None, error
     lines = [
         "nothing was started or written",
-        f"name: {chosen}",
+        f"name: {named.name}",
         f"digest: {spec.digest}",
         f"would {would}",
         *_data_lines(spec, data),
         *_model_lines(spec, settings, data),
         *([] if slots is None else [f"turns at a time: {slots}, on this machine"]),
         *([] if not settings.pools.used else ["turns on work pools (pools.turns)"]),
+        *([f"note: {named.note}"] if named.note else []),
         *(f"warning: {note}" for note in notes),
     ]
-    return DryRun(chosen, spec, lines, refusal)
+    return DryRun(named.name, spec, lines, refusal)
 
 
 def what_happens(objects: ObjectStore, settings: Settings, name: str, spec: FederationSpec) -> str:
