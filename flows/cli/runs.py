@@ -123,7 +123,9 @@ def run(
 def _named(base: str, spec: FederationSpec, settings: Settings, quiet: bool) -> tuple[NamedRun, list[str]]:
     """Return the federation that a command without a name means, and lines about it and its data."""
     from flows.commands.run_name import find_run
+    from infra.files.private import private_home
 
+    private_home(settings.home)
     lines: list[str] = []
     if not quiet:
         say("reading data")

@@ -287,7 +287,7 @@ def listing_table(listing: Listing, *, wide: bool, now: datetime | None = None) 
     for head in ("name", "state", "rounds", "best", "seed", "date", "took"):
         right = head in ("rounds", "seed", "took")
         # Names can be copied, so they stay whole. Only the best figure may take two lines.
-        table.add_column(head, justify="right" if right else "left", no_wrap=head != "best")
+        table.add_column(head, justify="right" if right else "left", no_wrap=head != "best", overflow="fold")
     table.add_column("specification" if wide else "digest", overflow="fold", min_width=8)
     present = now or datetime.now(UTC)
     for suite in listing.suites:

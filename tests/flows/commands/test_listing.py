@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from flows.cli.shared import out
 from flows.commands.listing import cells_text, date_of, listing_table, read_listing, since_of
 from flows.suite.plan import SuitePlan, claim
 from infra.files.lock import run_lock
@@ -101,7 +102,8 @@ def suite(store: Store) -> Iterator[SuitePlan]:
         yield plan
 
 
-def test_each_federation_has_its_date_duration_and_seed(store: Store) -> None:
+def test_each_federation_has_its_date_duration_and_seed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "_width", 160)  # of a narrow terminal the table has other columns
     store.put("done", 3)
     store.put("half", 2, SPEC.model_copy(update={"seed": 9}), ago=timedelta(days=3))
     result = fedbench("list")

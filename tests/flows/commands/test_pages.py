@@ -56,8 +56,8 @@ def test_other_names_are_refused(store: ObjectStore, settings: Settings, names: 
 
 def test_a_suite_runs_page_is_that_of_its_parent_run(settings: Settings, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert suite_page(settings, uri, "tiny-1", BASE) == BASE
+    assert suite_page(settings, uri, "tiny-1", BASE) == f"{BASE}/#/experiments?workflowType=machine_learning"
     tracker = SuiteTracker.open(uri, settings.mlflow_experiment, "tiny-1", {}, location=str(tmp_path / "files"))
     page = suite_page(settings, uri, "tiny-1", BASE)
     assert page.startswith(f"{BASE}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}")
-    assert suite_page(settings, uri, "tiny-2", BASE) == BASE
+    assert suite_page(settings, uri, "tiny-2", BASE) == f"{BASE}/#/experiments?workflowType=machine_learning"

@@ -205,11 +205,11 @@ def test_a_clock_gives_each_phase_its_own_time() -> None:
 
 def test_the_names_most_like_the_wanted_one_are_listed() -> None:
     assert listed([], "street") == "(none yet)"
-    assert listed(["yards", "street"], "street") == "yards, street"
+    assert listed(["yards", "street"], "stret") == "yards, street; did you mean street?"
     names = [f"run-{number}" for number in range(40)] + ["street5-0a1b"]
     text = listed(names, "street5")
     assert text.startswith("street5-0a1b, ")
-    assert text.endswith(", and 31 more")
+    assert text.endswith(", and 31 more; did you mean street5-0a1b?")
 
 
 def test_a_commit_has_the_weights_on_the_disk_before_the_marker(

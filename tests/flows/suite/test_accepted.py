@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from flows.cli.shared import out
 from flows.stored.leftovers import clean
 from flows.suite.accepted import (
     accept,
@@ -137,7 +138,8 @@ def test_without_a_result_nothing_is_accepted(handles: Handles) -> None:
         accept(handles.objects, handles.prefix, "newer", by="ada", note="")
 
 
-def test_clean_up_and_lists_leave_suites_alone(handles: Handles) -> None:
+def test_clean_up_and_lists_leave_suites_alone(handles: Handles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "_width", 160)  # in a narrow terminal a suite has several lines
     handles.put("one", [0.5])
     accept(handles.objects, handles.prefix, "one", by="ada", note="")
     accept(handles.objects, handles.prefix, "one", by="ada", note="")

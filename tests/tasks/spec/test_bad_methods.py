@@ -15,6 +15,7 @@ import yaml
 from flows.cli import runs
 from flows.cli.shared import field_values
 from flows.commands.arguments import choose_spec
+from flows.commands.run_name import NamedRun
 from tasks.documents.by_type import members
 from tasks.errors import SpecError
 from tasks.spec.detector import DetectorSpec
@@ -203,7 +204,8 @@ def accepted(monkeypatch: pytest.MonkeyPatch, what: str | Path, *options: str) -
     read: list[FederationSpec] = []
     with monkeypatch.context() as patch:
         patch.setattr(runs, "machine_settings", lambda *_: None)
-        patch.setattr(runs, "_run", lambda name, spec, *_: read.append(spec))
+        patch.setattr(runs, "_named", lambda base, spec, *_: (NamedRun(base, spec), []))
+        patch.setattr(runs, "_run", lambda name, spec, *_, **options: read.append(spec))
         result = fedbench("run", what, *options)
     assert result.exit_code == 0, (what, options, result.output)
     return read[0]

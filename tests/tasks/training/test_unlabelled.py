@@ -342,7 +342,7 @@ def test_a_turn_scores_with_the_score_of_the_specification(monkeypatch: pytest.M
 
     monkeypatch.setattr(tasks.client_eval, "evaluate", keep)
     request = SimpleNamespace(spec=spec_of(score=0.25), part=0, parts=1)
-    site = SimpleNamespace(images=ImageCache(0))
+    site = SimpleNamespace(images=ImageCache(0), images_on_device=lambda spec: None)
     tasks.client_eval._evaluate_part(site, request, Finder(), (sample(),), len(CLASSES))  # type: ignore[arg-type]
     monkeypatch.setattr(tasks.models.evaluate, "evaluate", keep)
     sets = [tasks.models.evaluate.EvaluationSet(("a",), "0" * 64, (sample(),))]
