@@ -215,13 +215,9 @@ def _own_record(own: OpenedModel, folder: Path) -> tuple[RoundRecord | None, str
     assert own.record is not None
     wanted = state_of(own.detector)
     size = sum(tensor.numel() * tensor.element_size() for tensor in wanted.values())
-    wrong = fault(folder, MODEL_FILE, most=size + _HEADER_BYTES)
-    if wrong is not None:
+    sha256, wrong = _weights_sha256(folder, most=size + _HEADER_BYTES)
+    if sha256 is None:
         return None, wrong
-    try:
-        sha256 = state_sha256(read_state(folder / MODEL_FILE))
-    except DataError:
-        return None, "expected a safetensors file"
     if sha256 == state_sha256(wanted):
         return own.record, None
     return None, f"its weights (sha256 {sha256}) are not those of {own.title}"
@@ -229,15 +225,22 @@ def _own_record(own: OpenedModel, folder: Path) -> tuple[RoundRecord | None, str
 
 def _record(run: StoredRun, folder: Path, *, most: int) -> tuple[RoundRecord | None, str | None]:
     """Return the round whose weights the model file has, or what is wrong with the file."""
+    sha256, wrong = _weights_sha256(folder, most=most)
+    if sha256 is None:
+        return None, wrong
+    record = record_of_weights(run.records, sha256)
+    return record, None if record else f"its weights (sha256 {sha256}) are those of no committed round of {run.name}"
+
+
+def _weights_sha256(folder: Path, *, most: int) -> tuple[str | None, str | None]:
+    """Return the digest of the weights in the model file of at most ``most`` bytes, or what is wrong with the file."""
     wrong = fault(folder, MODEL_FILE, most=most)
     if wrong is not None:
         return None, wrong
     try:
-        sha256 = state_sha256(read_state(folder / MODEL_FILE))
+        return state_sha256(read_state(folder / MODEL_FILE)), None
     except DataError:
         return None, "expected a safetensors file"
-    record = record_of_weights(run.records, sha256)
-    return record, None if record else f"its weights (sha256 {sha256}) are those of no committed round of {run.name}"
 
 
 def _origin(folder: Path) -> Origin:
