@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from safetensors.numpy import save
 from torch import Tensor
 
-from tasks.data.loading import EvaluationLoader, evaluation_loader
+from tasks.data.loading import EvaluationLoader
 from tasks.data.samples import ImageSample, samples_digest
 from tasks.data.truth import truth_of
 from tasks.detectors.base import Detector
@@ -109,7 +109,7 @@ def load_personal_state(
 
 def evaluation_batches(site: Site, spec: FederationSpec, samples: Sequence[ImageSample]) -> EvaluationLoader:
     """Return the batches of ``samples`` for an evaluation by ``spec``."""
-    return evaluation_loader(
+    return EvaluationLoader(
         samples,
         width=spec.detector.width,
         height=spec.detector.height,

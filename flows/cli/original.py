@@ -206,13 +206,13 @@ def _convert_weights(
 def _estimate(detector: YoloNetwork, data: FederatedData, federation: FederationSpec, images: int) -> str:
     """Estimate BatchNorm's statistics in place. Return a note that says how."""
     from tasks.data.image_cache import ImageCache
-    from tasks.data.loading import evaluation_loader
+    from tasks.data.loading import EvaluationLoader
     from tasks.training.batch_norm import estimate_statistics, sample_images
 
     batch_size = federation.evaluation.batch_size
     every = [sample for samples in data.train.values() for sample in samples]
     chosen = sample_images(every, images, seed=federation.seed, batch_size=batch_size)
-    loader = evaluation_loader(
+    loader = EvaluationLoader(
         chosen, width=detector.width, height=detector.height, batch_size=batch_size, cache=ImageCache(0)
     )
     count = estimate_statistics(detector, (batch.images for batch in loader))

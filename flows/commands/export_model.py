@@ -21,7 +21,7 @@ from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import evaluation_loader
+from tasks.data.loading import EvaluationLoader
 from tasks.errors import ClientError, DataError, FedbenchError, SpecError
 from tasks.models.evaluate import evaluation_sets
 from tasks.portable.agreement import Agreement, agreement
@@ -138,7 +138,7 @@ def _test_images(model: OpenedModel, settings: Settings, most: int) -> list[Tens
     def images() -> Iterator[Tensor]:
         for item in evaluation_sets(loaded, model.card.classes, clients, on=on):
             width, height = model.detector.width, model.detector.height
-            for batch in evaluation_loader(item.samples, width=width, height=height, batch_size=1, cache=ImageCache(0)):
+            for batch in EvaluationLoader(item.samples, width=width, height=height, batch_size=1, cache=ImageCache(0)):
                 yield batch.images
 
     return list(islice(images(), most))

@@ -328,9 +328,10 @@ def training_loader(
 
 
 class EvaluationLoader:
-    """Batches in the samples' order, without augmentation. They can be iterated over several times.
+    """All samples at the detector's input size, in order and without augmentation. The last batch may be smaller.
 
-    on_device: holds the images of a batch where they fit, and images are there then.
+    The batches can be iterated over several times. on_device: holds the images of a batch where they fit, and images
+    are there then. threads: as in :meth:`DeviceImages.hold`.
     """
 
     def __init__(
@@ -366,28 +367,3 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[number] for number in range(len(self)))
-
-
-def evaluation_loader(
-    samples: Sequence[ImageSample],
-    *,
-    width: int,
-    height: int,
-    batch_size: int,
-    cache: ImageCache,
-    on_device: DeviceImages | None = None,
-    threads: int = 1,
-) -> EvaluationLoader:
-    """Return all samples at the detector's input size, in order. The last batch may be smaller.
-
-    on_device, threads: as in :class:`EvaluationLoader` and :meth:`DeviceImages.hold`.
-    """
-    return EvaluationLoader(
-        samples,
-        width=width,
-        height=height,
-        batch_size=batch_size,
-        cache=cache,
-        on_device=on_device,
-        threads=threads,
-    )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, EvaluationLoader, evaluation_loader
+from tasks.data.loading import Batch, EvaluationLoader
 from tasks.data.samples import ANY_CLASS, FederatedData, ImageSample, Regions, samples_digest
 from tasks.data.truth import truth_of
 from tasks.detectors.base import Detector
@@ -103,7 +103,7 @@ def score_sets(
     scored = []
     for item in sets:
         started = time.monotonic()
-        loader = evaluation_loader(
+        loader = EvaluationLoader(
             item.samples,
             width=detector.width,
             height=detector.height,

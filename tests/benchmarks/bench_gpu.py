@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tasks.data.catalog import load_data
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, evaluation_loader, training_loader
+from tasks.data.loading import Batch, EvaluationLoader, training_loader
 from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.detectors.base import Detector, Targets
 from tasks.detectors.registry import build_detector
@@ -297,7 +297,7 @@ def evaluation(bench: Bench, kind: str) -> float:
     spec, detector = bench.spec(kind, False), bench.detector(kind)
     size: dict[str, Any] = {"width": spec.detector.width, "height": spec.detector.height}
     batch_size = spec.evaluation.batch_on(bench.device)
-    loader = evaluation_loader(
+    loader = EvaluationLoader(
         bench.samples, **size, batch_size=batch_size, cache=bench.cache, on_device=bench.on_device, threads=8
     )
     list(loader)

@@ -27,7 +27,7 @@ from tasks.data.augment import change_pixels, draw
 from tasks.data.augment_batch import apply_to_batch
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, Batches, evaluation_loader, training_loader
+from tasks.data.loading import Batch, Batches, EvaluationLoader, training_loader
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
@@ -367,7 +367,7 @@ def evaluation_equals_the_cpus(device: str, folder: Path, kind: str) -> None:
     with exact():
         for place in ("cpu", device):
             held = DeviceImages(ImageCache(0), torch.device(place), 50_000_000)
-            loader = evaluation_loader(samples, **size, cache=ImageCache(0), on_device=held)
+            loader = EvaluationLoader(samples, **size, cache=ImageCache(0), on_device=held)
             found.append(evaluate(detector, loader, samples, spec.evaluation, device=place))
     cpu, other = found
     assert cpu.images == other.images == 70

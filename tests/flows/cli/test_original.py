@@ -17,7 +17,7 @@ from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import evaluation_loader
+from tasks.data.loading import EvaluationLoader
 from tasks.detectors.base import Detections
 from tasks.detectors.registry import build_detector
 from tasks.models.file import load_model, read_card
@@ -124,9 +124,9 @@ def test_a_weight_file_becomes_a_model_that_detects_the_same(source: Source, tmp
     data = load_data(SPEC.data, root_of=lambda name: None, cache=home / "cache" / "data")
     every = [sample for samples in data.train.values() for sample in samples]
     chosen = sample_images(every, 20, seed=SPEC.seed, batch_size=8)
-    loader = evaluation_loader(chosen, width=64, height=64, batch_size=8, cache=ImageCache(0))
+    loader = EvaluationLoader(chosen, width=64, height=64, batch_size=8, cache=ImageCache(0))
     estimate_statistics(source.detector, [batch.images for batch in loader])
-    tests = evaluation_loader(next(iter(data.test.values())), width=64, height=64, batch_size=5, cache=ImageCache(0))
+    tests = EvaluationLoader(next(iter(data.test.values())), width=64, height=64, batch_size=5, cache=ImageCache(0))
     detector, _ = load_model(output)
     source.detector.eval()
     found: list[list[Detections]] = []

@@ -13,7 +13,7 @@ import torch
 
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batches, DeviceLoader, TrainingLoader, evaluation_loader, training_loader
+from tasks.data.loading import Batches, DeviceLoader, EvaluationLoader, TrainingLoader, training_loader
 from tasks.data.samples import ImageSample, Regions
 from tasks.errors import ClientError
 from tasks.spec.training import Augmentation
@@ -111,10 +111,10 @@ def test_an_image_that_cannot_be_decoded_is_named(samples: list[ImageSample]) ->
 
 def test_evaluation_uses_the_held_images_in_the_same_bits(samples: list[ImageSample]) -> None:
     size: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "batch_size": 4}
-    plain = evaluation_loader(samples, **size, cache=ImageCache(0))
+    plain = EvaluationLoader(samples, **size, cache=ImageCache(0))
     images = held()
     with torch.inference_mode():
-        found = list(evaluation_loader(samples, **size, cache=ImageCache(0), on_device=images))
+        found = list(EvaluationLoader(samples, **size, cache=ImageCache(0), on_device=images))
     assert len(images) == len(samples)
     assert not any(images.get(sample, width=WIDTH, height=HEIGHT).is_inference() for sample in samples)
     for one, other in zip(plain, found, strict=True):
@@ -122,5 +122,5 @@ def test_evaluation_uses_the_held_images_in_the_same_bits(samples: list[ImageSam
         assert one.indices == other.indices
         assert all(torch.equal(*pair) for pair in zip(one.boxes, other.boxes, strict=True))
     few = held(IMAGE_BYTES)
-    assert len(list(evaluation_loader(samples, **size, cache=ImageCache(0), on_device=few))) == 3
+    assert len(list(EvaluationLoader(samples, **size, cache=ImageCache(0), on_device=few))) == 3
     assert len(few) == 1  # the last batch has one image

@@ -17,7 +17,7 @@ from tasks.data.check import check_data
 from tasks.data.entries import Faults
 from tasks.data.image_cache import ImageCache
 from tasks.data.label_space import with_label_space
-from tasks.data.loading import evaluation_loader, training_loader
+from tasks.data.loading import EvaluationLoader, training_loader
 from tasks.data.samples import ANY_CLASS, FederatedData, ImageSample, Regions, samples_digest
 from tasks.errors import DataError
 from tasks.models.evaluate import evaluation_sets
@@ -173,7 +173,7 @@ def test_flags_and_regions_follow_the_objects(root: Path) -> None:
 def test_batches_have_the_label_space_of_each_image(root: Path) -> None:
     data = load(root, pooled=True)
     size: dict[str, Any] = {"width": 96, "height": 64, "batch_size": 9, "cache": ImageCache(0)}
-    (batch,) = evaluation_loader(data.train["all"], **size)
+    (batch,) = EvaluationLoader(data.train["all"], **size)
     rows = [[True, False, True]] * 3 + [[False, True, False]] * 3 + [[True] * 3] * 3
     assert batch.labelled is not None
     assert batch.labelled.tolist() == rows
@@ -188,7 +188,7 @@ def test_batches_have_the_label_space_of_each_image(root: Path) -> None:
     (batch,) = training_loader(data.train["all"], **size, **order)
     assert batch.labelled is not None
     assert batch.labelled.tolist() == [rows[index] for index in batch.indices]
-    (batch,) = evaluation_loader(data.train["all"][6:], **size)
+    (batch,) = EvaluationLoader(data.train["all"][6:], **size)
     assert batch.labelled is None
 
 

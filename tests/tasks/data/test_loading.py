@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tasks.data.image_cache import ImageCache, decode
-from tasks.data.loading import Batch, Batches, cut_batches, evaluation_loader, training_loader
+from tasks.data.loading import Batch, Batches, EvaluationLoader, cut_batches, training_loader
 from tasks.data.samples import ANY_CLASS, ImageSample, Regions
 from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet
@@ -71,7 +71,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 
 
 def test_evaluation_is_in_order_with_boxes_in_input_pixels(samples: Samples) -> None:
-    batches = evaluation_loader(samples[:5], width=64, height=192, batch_size=2, cache=ImageCache(50))
+    batches = EvaluationLoader(samples[:5], width=64, height=192, batch_size=2, cache=ImageCache(50))
     assert len(batches) == 3
     got = list(batches)
     assert [batch.indices for batch in got] == [[0, 1], [2, 3], [4]]
@@ -138,7 +138,7 @@ def test_a_longer_turn_starts_like_a_shorter_one(samples: Samples) -> None:
 
 def test_no_augmentation_is_the_evaluation_image(samples: Samples) -> None:
     plain = next(iter(loader(samples, augmentation=PLAIN)))
-    whole = next(iter(evaluation_loader(samples, width=64, height=96, batch_size=len(samples), cache=ImageCache(50))))
+    whole = next(iter(EvaluationLoader(samples, width=64, height=96, batch_size=len(samples), cache=ImageCache(50))))
     for position, index in enumerate(plain.indices):
         assert torch.equal(plain.images[position], whole.images[index])
         assert torch.equal(plain.boxes[position], whole.boxes[index])
@@ -219,7 +219,7 @@ def test_bad_image_is_the_clients_own_error(samples: Samples, workers: int, dama
         with pytest.raises(ClientError, match=f"^{path}: .*{message}"):
             list(loader(samples, workers=workers))
         with pytest.raises(ClientError, match=f"^{path}: .*{message}"):
-            list(evaluation_loader(samples, width=64, height=96, batch_size=2, cache=ImageCache(50)))
+            list(EvaluationLoader(samples, width=64, height=96, batch_size=2, cache=ImageCache(50)))
     finally:
         path.write_bytes(good)
 
@@ -236,7 +236,7 @@ def with_region(sample: ImageSample) -> ImageSample:
 
 def test_regions_are_in_input_pixels_for_every_image_of_a_batch_that_has_any(samples: Samples) -> None:
     chosen = (samples[0], with_region(samples[1]), samples[2])
-    first, second = evaluation_loader(chosen, width=64, height=192, batch_size=2, cache=ImageCache(50))
+    first, second = EvaluationLoader(chosen, width=64, height=192, batch_size=2, cache=ImageCache(50))
     assert first.regions is not None
     assert first.region_labels is not None
     assert [region.tolist() for region in first.regions] == [[], [[8, 48, 32, 96]]]

@@ -14,7 +14,7 @@ from tasks.data.catalog import load_data
 from tasks.data.check import DataReport, check_data
 from tasks.data.export.voc import write_voc
 from tasks.data.image_cache import ImageCache, decode
-from tasks.data.loading import evaluation_loader
+from tasks.data.loading import EvaluationLoader
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.errors import DataError
 from tasks.spec.data import Coco, DataSpec, FederatedStreet
@@ -102,7 +102,7 @@ def test_boxes_that_are_kept_have_an_area_at_every_input_size(own: OwnData, side
     samples = own.load().test["a"]
     assert (len(samples[0].boxes) > 100) == (side > 1e-7)
     for width, height in ((32, 32), (416, 288), (97, 1333)):
-        (batch,) = evaluation_loader(samples, width=width, height=height, batch_size=1, cache=ImageCache(0))
+        (batch,) = EvaluationLoader(samples, width=width, height=height, batch_size=1, cache=ImageCache(0))
         assert ((batch.boxes[0][:, 2:] - batch.boxes[0][:, :2]) > 0).all()
 
 

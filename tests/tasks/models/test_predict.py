@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import evaluation_loader
+from tasks.data.loading import EvaluationLoader
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
@@ -58,7 +58,7 @@ def test_a_prediction_finds_what_an_evaluation_finds(detector: Detector, pixels:
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     sample = ImageSample(path, 160, 90, *nothing, key="1", content=content)
-    loader = evaluation_loader([sample], width=96, height=64, batch_size=1, cache=ImageCache(0))
+    loader = EvaluationLoader([sample], width=96, height=64, batch_size=1, cache=ImageCache(0))
     spec = EvaluationSpec(score_threshold=0.2)
     expected = evaluate(detector, loader, [sample], spec, device="cpu").detections[0]
     found = detect(detector, read_picture(path).image, **LOW)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, evaluation_loader, training_loader
+from tasks.data.loading import Batch, EvaluationLoader, training_loader
 from tasks.data.samples import ImageSample
 from tasks.data.street import load_street
 from tasks.detectors.base import Detections, Detector, Targets
@@ -384,7 +384,7 @@ def test_parts_of_an_evaluation_give_exactly_the_figures_of_the_whole(
     samples: Sequence[ImageSample], parts: int
 ) -> None:
     detector = build_detector(YoloV3TinySpec(width=64, height=96), 1, seed=1)
-    loader = evaluation_loader(samples, width=64, height=96, batch_size=2, cache=ImageCache(10))
+    loader = EvaluationLoader(samples, width=64, height=96, batch_size=2, cache=ImageCache(10))
     spec = EvaluationSpec(score_threshold=0.0, max_detections=20)
     whole = evaluate(detector, loader, samples, spec, device="cpu")
     found = [
