@@ -72,28 +72,36 @@ def kill_one(home: Home, rng: random.Random, part: str | None = None) -> str | N
     return name
 
 
-def wait_for_moment(process: subprocess.Popen[bytes], output: Path, kills: Sequence[str], rng: random.Random) -> None:
-    """Wait for the next moment to kill, or for the run's end.
+def random_moments(home: Home, most: int, rounds: int) -> Moment:
+    """Return a function that waits for a random moment to kill, or for the run's end.
 
     A quarter of the moments come after a random time, so that kills hit starts and recoveries too. The others come
-    shortly after a random number of printed events, so that kills hit all phases on machines of any speed.
+    shortly after a random number of printed events, so that kills hit all phases. No moment comes later than the
+    commit of the kill's share of the rounds, so that all ``most`` kills come before the last of ``rounds``, on
+    machines of any speed.
     """
-    if rng.random() < 0.25:
-        lines, pause = 0, rng.uniform(0.0, 8.0)
-    else:
-        lines, pause = rng.randint(1, 10), rng.uniform(0.0, 0.5)
-    target = printed_events(output) + lines
-    wait_until(lambda: printed_events(output) >= target, process, output, pause)
+    layout = home.layout("tiny")
+
+    def wait(process: subprocess.Popen[bytes], output: Path, kills: Sequence[str], rng: random.Random) -> None:
+        last = home.object_path(layout.marker(1 + len(kills) * (rounds - 1) // most))
+        if rng.random() < 0.25:
+            lines, pause = 0, rng.uniform(0.0, 8.0)
+        else:
+            lines, pause = rng.randint(1, 10), rng.uniform(0.0, 0.5)
+        target = printed_events(output) + lines
+        wait_until(lambda: last.exists() or printed_events(output) >= target, process, output)
+        end = time.monotonic() + pause
+        wait_until(lambda: last.exists() or time.monotonic() >= end, process, output)
+
+    return wait
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, pause: float) -> None:
-    """Wait until ``condition`` holds, and for ``pause`` seconds more, or until the run has ended."""
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path) -> None:
+    """Wait until ``condition`` holds, or until the run has ended."""
     deadline = time.monotonic() + STUCK_SECONDS
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline, "the run shows no progress:\n" + output.read_text()[-4000:]
         time.sleep(0.02)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=pause)
 
 
 def printed_events(output: Path) -> int:
@@ -176,7 +184,9 @@ def test_kills_during_fine_tuning_change_no_model(tmp_path: Path) -> None:
             of_process = output.read_text().rpartition(": coordinator\n")[2]
             return TUNING in of_process and (len(kills) < 3 or any(path.exists() for path in stored))
 
-        wait_until(reached, process, output, rng.uniform(0, 0.5))
+        wait_until(reached, process, output)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0, 0.5))
         assert not home.object_path(layout.fine_tuned_record(1)).exists(), "fine-tuning has ended: more epochs, please"
 
     records = run_with_kills(TUNED, home, len(PARTS), rounds=1, wait=moment, parts=PARTS)
@@ -212,13 +222,15 @@ def run_with_kills(
     most: int,
     *,
     rounds: int = MANY_ROUNDS,
-    wait: Moment = wait_for_moment,
+    wait: Moment | None = None,
     parts: Sequence[str | None] = (),
 ) -> list[RoundRecord]:
     """Run the specification ``document`` in a new home, with ``most`` kills, to its end. Return its records.
 
-    The output goes to ``output.txt`` beside the home. parts: of the run, for each kill; left out, any.
+    The output goes to ``output.txt`` beside the home. wait: for the moment of a kill; left out, for a random one.
+    parts: of the run, for each kill; left out, any.
     """
+    wait = wait or random_moments(home, most, rounds)
     output = home.path.with_name("output.txt")
     spec = home.spec_file(document)
     command = ("run", spec, "--name", "tiny", "--slots", 2, "--max-rounds", rounds)
