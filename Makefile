@@ -20,7 +20,7 @@ help:
 	@echo "make docs         write docs/specification.md, then build the documentation into site/; a dead link is an error"
 	@echo "make unit         unit tests (minutes)"
 	@echo "make integration  tests that start real services and runs (some twenty minutes)"
-	@echo "make slow         integration tests that take many minutes each"
+	@echo "make slow         tests that take long, most of them integration tests of many minutes each"
 	@echo "make faults       the fault matrix, docs/faults.md (ARGS='--faults 20 --seed 3'; an hour and a half for 100)"
 	@echo "make bench        benchmarks"
 	@echo "make lock         compile requirements.txt and requirements-setup.txt again, to the newest versions"
@@ -77,13 +77,13 @@ compiled: setup
 	@$(BIN)/python -m compileall -q fedbench.py flows infra tasks tests
 
 unit: compiled
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not integration and not benchmark" --ignore tests/integration
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not integration and not benchmark and not slow" --ignore tests/integration
 
 integration: compiled
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile -m "integration and not benchmark and not slow"
 
 slow: setup
-	$(BIN)/python -m pytest tests/integration -m slow
+	$(BIN)/python -m pytest -m slow
 
 faults: setup
 	$(BIN)/python -m tests.faults $(ARGS)

@@ -128,7 +128,7 @@ def main() -> int:
     found = [file for file in nearest(changed(options.since)) if file not in ALWAYS]
     files = [*found[: MOST_FILES - len(ALWAYS)], *ALWAYS]
     limit = Limit(files, options.seconds - (time.monotonic() - began))
-    unit = ["-q", "-m", "not integration and not benchmark", "-p", "no:cacheprovider"]
+    unit = ["-q", "-m", "not integration and not benchmark and not slow", "-p", "no:cacheprovider"]
     with ThreadPoolExecutor(1) as beside:
         checks = beside.submit(run_checks)
         tests = pytest.main([*unit, *(str(ROOT / file) for file in files)], plugins=[limit])

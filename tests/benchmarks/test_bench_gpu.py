@@ -12,6 +12,7 @@ from tests.benchmarks.bench_gpu import TINY, main
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "lines.jsonl"
     code = main(["--device", "cpu", "--tiny", "--out", str(out)])

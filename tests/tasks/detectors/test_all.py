@@ -123,7 +123,7 @@ def test_a_few_steps_on_one_image_lower_its_loss(name: str) -> None:
     images, targets = images_of(2), targets_of(1, 1)
     losses = []
     with torch.random.fork_rng():
-        for _ in range(12):
+        for _ in range(8):
             torch.manual_seed(0)  # draw the same sample in each step
             loss = total(detector, images, targets)
             optimizer.zero_grad()
