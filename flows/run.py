@@ -11,7 +11,7 @@ from flows.coordinator.outcome import Outcome
 from flows.coordinator.preflight import PRELOAD, claim_federation, pin, require_name, slot_count
 from flows.coordinator.session import OwnSession
 from flows.stored.runs import StoredRun, read_tuned, readable_history, require_scores, stopped
-from flows.views.files import FAILED_FILE, REPORTED
+from flows.views.files import FAILED_FILE, reported
 from flows.views.progress import Progress
 from flows.views.registration import noted
 from infra.errors import DiskFull
@@ -83,7 +83,7 @@ def _finished(
     """Return the outcome of a federation that has nothing left to do; None if it has, or if that is not known yet."""
     settings = session.settings
     folder = run_folder(settings, name)
-    if not (folder / REPORTED).exists():
+    if not reported(folder):
         return None
 
     def look(objects: ObjectStore) -> Outcome | None:

@@ -215,6 +215,9 @@ class Settings(BaseSettings):
     mlflow_system_metrics: bool = Field(
         True, description="Log CPU, memory, disk, network and GPU of the coordinating machine to a run in MLflow."
     )
+    plots: bool = Field(
+        True, description="Draw plots and a sheet of detections at a run's end. fedbench report draws them in any case."
+    )
     prefect_database_url: SecretStr | None = Field(
         None, description="postgresql+asyncpg://… of our own Prefect server; none: SQLite under home."
     )

@@ -45,11 +45,15 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Leavings:
-    """The products of a finished run: plots (PNG) by file name, the registered model, and its page in MLflow."""
+    """The products of a finished run: plots (PNG) by file name, the registered model, and its page in MLflow.
+
+    drawn: False if no plot was drawn because the settings say so.
+    """
 
     plots: Mapping[str, bytes]
     model: str | None
     page: str | None
+    drawn: bool = True
 
 
 @dataclass

@@ -207,7 +207,8 @@ def report(
             go_on = f"go on with: fedbench resume {name}{home_option(settings)}"
             what_then = "wait for its end" if stored.status == "running" else go_on
             raise SpecError(f"{name}: expected a finished federation, found one that is {stored.status}; {what_then}")
-        outcome = _run(name, stored.spec, settings, verbose, quiet, report_only=True)
+        drawn = settings.model_copy(update={"plots": True})
+        outcome = _run(name, stored.spec, drawn, verbose, quiet, report_only=True)
     if outcome.failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -275,8 +276,10 @@ def _run(
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     """Print the table of rounds, the folder of the plots, and the command that opens the run's pages."""
+    from flows.views.files import WITHOUT_PLOTS
     from flows.views.tables import best_line, bytes_note, own_lines, own_table, round_table
 
+    report = f"fedbench report {name}{home_option(settings)}"
     out.print()
     if outcome.already_finished:
         out.print(f"{name} is finished; nothing was left to do.")
@@ -291,5 +294,8 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
         out.print(line, soft_wrap=True, highlight=False)
     if outcome.model is not None:
         out.print(f"model: {outcome.model}", soft_wrap=True, highlight=False)
-    out.print(f"plots: {shell_quoted(outcome.folder)}", soft_wrap=True, highlight=False)
+    if (outcome.folder / WITHOUT_PLOTS).exists():
+        print_command(out, "plots: not drawn (setting plots); draw them with: ", report)
+    else:
+        out.print(f"plots: {shell_quoted(outcome.folder)}", soft_wrap=True, highlight=False)
     print_command(out, "pages: ", f"fedbench ui {name}{home_option(settings)}")

@@ -1,4 +1,4 @@
-"""The report of a federation: its MLflow run, plots, and a sheet of detections.
+"""The report of a federation: its MLflow run, with the plots and the sheet of detections.
 
 MLflow is a view of the store. When it is unreachable the run goes on, and the missing rounds are filled in later.
 A failure here is noted in the report's ``views``, and never fails the federation.
@@ -6,20 +6,17 @@ A failure here is noted in the report's ``views``, and never fails the federatio
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from matplotlib.figure import Figure
-
-from flows.stored.detections import read_analysis
 from flows.stored.runs import require_scores
-from flows.views.files import FAILED_FILE
+from flows.views.files import FAILED_FILE, PLOTTED, WITHOUT_PLOTS
 from flows.views.mlflow_data import data_sets
 from flows.views.mlflow_figures import own_figures, round_figures
 from flows.views.mlflow_texts import description, filter_tags, parameters
+from flows.views.pictures import pictures
 from flows.views.registration import best_record, register
 from infra.orchestrator.page_links import flow_run_page
 from infra.settings import Settings
@@ -29,17 +26,11 @@ from infra.tracking.origin import origin_tags
 from infra.tracking.system_metrics import SystemMetrics
 from infra.views import Views
 from tasks.errors import FedbenchError
-from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds_plot
-from tasks.hand_out import hand_out
 from tasks.handles import Handles, Leavings
 from tasks.plain_text import few_of
-from tasks.report.detections import analysis_plots
 from tasks.spec.federation import FederationSpec
-from tasks.spec.label_space import by_label_space
 from tasks.spec.records import RoundRecord
-from tasks.spec.turns import AnyRequest, SheetRequest, TurnReply
 
-SHEET_IMAGES = 9
 # Names of views, for warnings.
 _RUN = "MLflow's run"
 _DESCRIPTION = "the description in MLflow"
@@ -95,7 +86,7 @@ class RunReport:
         self._cell = this_cell()
         self._tags: dict[str, str] = {**filter_tags(spec), **(self._cell.all_tags if self._cell is not None else {})}
         self._deployment = deployment
-        again = again or f"fedbench report {name}"
+        self._again = again = again or f"fedbench report {name}"
         self._ui = again.replace("fedbench report", "fedbench ui", 1)
         self._prefect: str | None = None  # the flow run's page, if its server goes on after this command
         self._committed: list[RoundRecord] = []
@@ -207,24 +198,22 @@ class RunReport:
     async def finish(self, handles: Handles) -> Leavings:
         """Draw the plots and the sheet, register the best model, and end the MLflow run as FINISHED.
 
-        If every evaluation failed, no round is the best: no model is registered, and the MLflow run ends as FAILED.
+        With the setting ``plots: false`` nothing is drawn. If every evaluation failed, no round is the best: no model
+        is registered, and the MLflow run ends as FAILED.
         """
         self._wait()
         history = handles.history
-        files = self._draw(history)
-        with self.views.showing("sheet.png"):
-            sheet = await self._sheet(handles, history)
-            if sheet is not None:
-                files["sheet.png"] = sheet
-        with self.views.showing("the plots of the best model's detections"):
-            files |= await asyncio.to_thread(self._analysis, handles, history)
+        files = await pictures(self.name, self.spec, handles, self.views) if self.settings.plots else {}
         page = self._track(handles, history, files)
         # The plot of rounds is written last: a folder that has it has the other files, or names those that failed.
-        for file, data in reversed(files.items()):
+        kept = files if self.settings.plots else {WITHOUT_PLOTS: f"{self._again} draws the plots.\n".encode()}
+        for file, data in reversed(kept.items()):
             with self.views.showing(f"writing {file}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / file).write_bytes(data)
-        return Leavings(files, self.model, page)
+                if file == PLOTTED:
+                    (self.folder / WITHOUT_PLOTS).unlink(missing_ok=True)
+        return Leavings(files, self.model, page, drawn=self.settings.plots)
 
     def _track(self, handles: Handles, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:
         """Log all that MLflow lacks, and end its run. Return the URL of the run's page; None without a server."""
@@ -281,69 +270,6 @@ class RunReport:
                 self._tracker.close(status)  # first, because a worker kills a cancelled run that does not end soon
                 self._describe(self._tracker)
 
-    def _draw(self, history: Sequence[RoundRecord]) -> dict[str, bytes]:
-        boxes = {info.client: info.class_counts for info in history[-1].clients}
-        counts = by_label_space(self.spec.data.label_space, boxes)
-        plots: dict[str, Callable[[], Figure]] = {
-            "rounds.png": lambda: rounds_plot(history),
-            "class-by-device.png": lambda: class_by_device_plot(counts),
-        }
-        if len(history) > 1:
-            plots["client-losses.png"] = lambda: client_losses_plot(history)
-        files = {}
-        for file, plot in plots.items():
-            with self.views.showing(file):
-                files[file] = _png(plot())
-        return files
-
-    def _analysis(self, handles: Handles, history: Sequence[RoundRecord]) -> dict[str, bytes]:
-        """Return plots of the best model's detections; none if the store does not have these."""
-        best = best_record(history)
-        analysis = read_analysis(handles.objects, handles.layout, best)
-        if analysis is None:
-            return {}
-        plots = analysis_plots(analysis, f"{self.name}, round {best.round}")
-        return {f"{name}.png": _png(draw()) for name, draw in plots.items()}
-
-    async def _sheet(self, handles: Handles, history: Sequence[RoundRecord]) -> bytes | None:
-        """A sheet of detections of the best model; None if no client has test images.
-
-        Without a complete shared model it is the own model of the client whose images are drawn.
-
-        Raises:
-            FedbenchError: every client failed.
-        """
-        best = best_record(history)
-        tested = [info.client for info in best.clients if info.test_size]
-        if not tested:
-            return None
-        # Imported here, because a finished run is printed without torch.
-        from tasks.draw_sheet import read_sheet
-
-        sheets: list[bytes] = []
-
-        async def accept(asked: AnyRequest, reply: TurnReply) -> None:
-            assert isinstance(asked, SheetRequest)
-            sheets.append(await asyncio.to_thread(read_sheet, handles, asked, reply))
-
-        reasons = []
-        for client, *_ in handles.slots.split(tested):  # if one silo fails, the next draws the sheet
-            request = SheetRequest(
-                federation=self.name,
-                spec=self.spec,
-                clients=(client,),
-                model=best.model,
-                personal=not self.spec.strategy.shared_model,
-                own=None if self.spec.strategy.shared_model else best.states.get(client),
-                images=SHEET_IMAGES,
-            )
-            deadline = self.spec.participation.evaluation_deadline
-            for reply in await hand_out(handles, request, deadline=deadline, accept=accept):
-                reasons += [f"client {failure.client}: {failure.reason}" for failure in reply.failures]
-            if sheets:
-                return sheets[0]
-        raise FedbenchError("; ".join(reasons))
-
 
 def without_shared_model(name: str, spec: FederationSpec, best: RoundRecord) -> str:
     """Return why no model is registered, and how to use those of the clients."""
@@ -360,11 +286,3 @@ def _scored(name: str, history: Sequence[RoundRecord]) -> bool:
     except FedbenchError:
         return False
     return True
-
-
-def _png(figure: Figure) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()

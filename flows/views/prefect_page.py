@@ -166,7 +166,7 @@ def summary(
 
     method: named if it is not None, which stands for plain FedAvg.
 
-    A plot that cannot be drawn is noted in ``views``, and left out.
+    A plot that cannot be drawn is noted in ``views``, and left out. Where the settings say so, none is drawn.
     """
     reason = history[-1].decision.reason or "nothing yet"
     lines = [f"# {markdown(name)}", "", f"Best: {_best(history)}. Stopped by: {reason}.", ""]
@@ -178,8 +178,9 @@ def summary(
         lines += [f"Model: {markdown(leavings.model)}", ""]
     lines += _rounds(history)
     lines += _own_models(history)
-    with views.showing("the plot of rounds on Prefect's page"):
-        lines += _curves(history)
+    if leavings.drawn:
+        with views.showing("the plot of rounds on Prefect's page"):
+            lines += _curves(history)
     if "sheet.png" in leavings.plots:
         with views.showing("the sheet of detections on Prefect's page"):
             lines += _sheet(leavings.plots["sheet.png"])

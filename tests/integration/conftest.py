@@ -20,7 +20,7 @@ from tasks.spec.records import RoundRecord
 from tests import warm
 from tests.conftest import scope
 from tests.integration.databases import set_origin
-from tests.integration.homes import TINY, Home, tiny
+from tests.integration.homes import PLOTS, TINY, Home, tiny
 
 # Rounds of the kill test and of the undisturbed run that it is compared with.
 MANY_ROUNDS = 6
@@ -72,7 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRu
     home.path.chmod(0o777)
     spec = home.spec_file(TINY)
     with warm.cold() if scope(os.environ["PYTEST_CURRENT_TEST"]) == COLD else contextlib.nullcontext():
-        result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0)
+        result = home.run("run", spec, "--name", "tiny", "--slots", 2, umask=0, environment=home.environment() | PLOTS)
     assert result.returncode == 0, result.stdout
     yield FinishedRun(home, "tiny", spec, result, home.records("tiny"), tuple(home.open_to_others()))
     home.remove_weights()

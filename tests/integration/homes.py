@@ -32,6 +32,8 @@ from tests.waiting import eventually
 FEDBENCH = Path(sys.executable).parent / "fedbench"
 # This variable is in the environment of every process of a home's runs, orphans too, so that tests find them all.
 MARK = "INTEGRATION_TEST_HOME"
+# Variables with which a run draws its plots, as runs do by default.
+PLOTS = {"FEDBENCH_PLOTS": "true"}
 
 # A round takes seconds: the images have few pixels, and the three devices are those with the fewest images.
 TINY: dict[str, Any] = {
@@ -72,10 +74,14 @@ class Home:
         return str(self.path)
 
     def environment(self) -> dict[str, str]:
-        """Return this process's environment without its services and settings, and with this home."""
+        """Return this process's environment without its services and settings, and with this home.
+
+        Runs draw no plots: that would take a fifth of their time. Tests that look at plots add :data:`PLOTS`.
+        """
         foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        return kept | {"FEDBENCH_HOME": str(self.path), "COLUMNS": "160", "NO_COLOR": "1", MARK: self.mark}
+        ours = {"FEDBENCH_HOME": str(self.path), "FEDBENCH_PLOTS": "false", MARK: self.mark}
+        return kept | {"COLUMNS": "160", "NO_COLOR": "1"} | ours
 
     def spec_file(self, document: dict[str, Any], stem: str = "tiny") -> Path:
         path = self.path.with_name(f"{self.path.name}-{stem}.yaml")

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from infra.servers.credentials import StackKeys, basic_auth, read_keys
-from tests.integration.homes import Home
+from tests.integration.homes import PLOTS, Home
 
 FORK_SERVER = "infra.worker.fork_server"
 PATIENCE = 600.0  # seconds, for servers and runs on a loaded machine
@@ -142,17 +142,22 @@ def environment_of(home: Home) -> dict[str, str]:
 
 @contextmanager
 def running_stack(
-    path: Path, *options: str, settings: dict[str, Any] | None = None, databases: bool = True
+    path: Path,
+    *options: str,
+    settings: dict[str, Any] | None = None,
+    databases: bool = True,
+    plots: bool = False,
 ) -> Iterator[RunningStack]:
     """``fedbench up`` with ``options``, on free ports unless the settings name some. Then ``fedbench down``.
 
-    databases: passed to :class:`Home`.
+    databases: passed to :class:`Home`. plots: whether deployed runs draw them.
     """
     home = Home(path, databases=databases)
     document = {"ports": dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True)), **(settings or {})}
     (path / "settings.yaml").write_text(yaml.safe_dump(document))
     (path / "settings.yaml").chmod(0o600)  # it may hold a password
-    result = home.run("up", *options, timeout=PATIENCE)
+    variables = PLOTS if plots else {}
+    result = home.run("up", *options, timeout=PATIENCE, environment=home.environment() | variables)
     try:
         assert result.returncode == 0, result.stdout
         yield RunningStack(home, document["ports"], result.stdout, environment_of(home))

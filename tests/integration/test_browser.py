@@ -51,7 +51,7 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, screenshots: Path
 ) -> Iterator[RunningStack]:
     """Start servers, deployments and workers of a new home on free ports."""
-    with running_stack(tmp_path_factory.mktemp("browser") / "home") as found:
+    with running_stack(tmp_path_factory.mktemp("browser") / "home", plots=True) as found:
         try:
             yield found
         finally:

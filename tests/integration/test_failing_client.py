@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.views.files import reported
 from tasks.data.catalog import load_data
 from tasks.data.synthetic import CONTENTS
 from tasks.spec.federation import FederationSpec, parse_spec
@@ -185,7 +186,7 @@ def test_a_run_without_any_figure_fails_and_registers_no_model(shared_home: Home
     assert_tracked_once(shared_home, "unscored", "FAILED", records)
     assert shared_home.flow_runs("unscored")[0] == ("unscored", "FAILED")
     folder = shared_home.path / "runs" / "unscored"
-    assert (folder / "rounds.png").exists()
+    assert reported(folder)
     assert not (folder / "model.json").exists()
     again = shared_home.run(*command)
     assert again.returncode == 1

@@ -9,7 +9,7 @@ import pytest
 
 from tests.failing_server import failing_server
 from tests.integration.conftest import FinishedRun
-from tests.integration.homes import Home, assert_tracked_once, digests, tiny
+from tests.integration.homes import PLOTS, Home, assert_tracked_once, digests, tiny
 
 pytestmark = pytest.mark.integration
 
@@ -22,12 +22,16 @@ def test_failed_tracking_and_plots_are_warnings_and_can_be_made_later(
     # The user's matplotlib settings require LaTeX, which is not installed.
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     with failing_server() as server:
-        failing = home.environment() | {
-            "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
-            "PATH": str(tmp_path),
-            "FEDBENCH_MLFLOW_TRACKING_URI": server,
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        }
+        failing = (
+            home.environment()
+            | PLOTS
+            | {
+                "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+                "PATH": str(tmp_path),
+                "FEDBENCH_MLFLOW_TRACKING_URI": server,
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+            }
+        )
         result = home.run("run", spec, "--name", name, "--slots", 2, environment=failing)
         assert result.returncode == 0, result.stdout
         warnings = [line.partition("warning: ")[2] for line in result.stdout.splitlines() if "warning: " in line]

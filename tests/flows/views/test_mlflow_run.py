@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.coordinator.deployed import NamedServices
-from flows.views import prefect_page
+from flows.views import pictures, prefect_page
+from flows.views.files import reported
 from flows.views.mlflow_run import RunReport
 from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.errors import StoreUnavailable
@@ -124,9 +125,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def no_sheet(*arguments: object) -> None:
         return None
 
-    monkeypatch.setattr(RunReport, "_sheet", no_sheet)
-    monkeypatch.setattr(RunReport, "_analysis", lambda *arguments: {})
-    monkeypatch.setattr(RunReport, "_draw", lambda *arguments: {})
+    monkeypatch.setattr("flows.views.pictures._sheet", no_sheet)
+    monkeypatch.setattr("flows.views.pictures._analysis", lambda *arguments: {})
+    monkeypatch.setattr("flows.views.pictures._plots", lambda *arguments: {})
     return names
 
 
@@ -230,13 +231,13 @@ def report(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRepo
         "flows.views.mlflow_run.register", lambda *arguments: SimpleNamespace(uri="models:/street@best")
     )
     for plot in ("rounds_plot", "class_by_device_plot", "client_losses_plot"):
-        monkeypatch.setattr(f"flows.views.mlflow_run.{plot}", lambda history: Figure((1, 1)))
+        monkeypatch.setattr(f"flows.views.pictures.{plot}", lambda history: Figure((1, 1)))
 
     async def sheet(*arguments: object) -> bytes:
         return b"sheet"
 
-    monkeypatch.setattr(RunReport, "_sheet", sheet)
-    monkeypatch.setattr(RunReport, "_analysis", lambda *arguments: {"errors.png": b"errors"})
+    monkeypatch.setattr("flows.views.pictures._sheet", sheet)
+    monkeypatch.setattr("flows.views.pictures._analysis", lambda *arguments: {"errors.png": b"errors"})
     return report_at(uri, tmp_path)
 
 
@@ -268,16 +269,16 @@ def finished(report: RunReport) -> Leavings:
 ALL = {"rounds.png", "class-by-device.png", "client-losses.png", "sheet.png", "errors.png"}
 # The broken function, the views that fail because of it, and the missing files.
 BROKEN: dict[str, tuple[str, set[str], set[str]]] = {
-    "plot of rounds": ("flows.views.mlflow_run.rounds_plot", {"rounds.png"}, {"rounds.png"}),
+    "plot of rounds": ("flows.views.pictures.rounds_plot", {"rounds.png"}, {"rounds.png"}),
     "plot of classes": (
-        "flows.views.mlflow_run.class_by_device_plot",
+        "flows.views.pictures.class_by_device_plot",
         {"class-by-device.png"},
         {"class-by-device.png"},
     ),
-    "plot of losses": ("flows.views.mlflow_run.client_losses_plot", {"client-losses.png"}, {"client-losses.png"}),
-    "sheet": ("flows.views.mlflow_run.RunReport._sheet", {"sheet.png"}, {"sheet.png"}),
+    "plot of losses": ("flows.views.pictures.client_losses_plot", {"client-losses.png"}, {"client-losses.png"}),
+    "sheet": ("flows.views.pictures._sheet", {"sheet.png"}, {"sheet.png"}),
     "detections": (
-        "flows.views.mlflow_run.RunReport._analysis",
+        "flows.views.pictures._analysis",
         {"the plots of the best model's detections"},
         {"errors.png"},
     ),
@@ -326,19 +327,32 @@ def test_one_broken_part_of_the_report_does_not_affect_the_others(
 def test_the_best_models_detections_are_drawn_if_the_store_has_them(
     settings: Settings, object_store: ObjectStore
 ) -> None:
-    report = RunReport("street", SPEC, settings, NamedServices(settings), settings.home / "street")
     layout = FederationLayout(settings.s3.prefix, "street")
-    handles: Any = SimpleNamespace(objects=object_store, layout=layout)
     scored = scored_model(4, sets=1)
     (images,) = scored.sets
     found = evaluate_voc(images.truth, images.detections, CLASSES, score_threshold=0.2, max_per_class=3)
     evaluation = evaluation_record(*images.clients, test_digest=images.digest, per_class=found.per_class)
     history = [record_of(0), record_of(1).model_copy(update={"evaluations": (evaluation,)})]
-    assert report._analysis(handles, history) == {}
+    handles: Any = SimpleNamespace(objects=object_store, layout=layout, history=history)
+    assert pictures._analysis("street", handles) == {}
     object_store.put_bytes(layout.detections(1), scored.to_bytes())
-    plots = report._analysis(handles, history)
+    plots = pictures._analysis("street", handles)
     assert list(plots) == ["precision-recall.png", "confusion.png", "errors.png"]
     assert all(data.startswith(b"\x89PNG") for data in plots.values())
+
+
+def test_nothing_is_drawn_where_the_settings_say_so_and_a_report_draws_it_later(report: RunReport) -> None:
+    drawing = report.settings
+    report.settings = drawing.model_copy(update={"plots": False})
+    leavings = finished(report)
+    assert (leavings.plots, leavings.drawn, leavings.model) == ({}, False, "models:/street@best")
+    assert [path.name for path in report.folder.iterdir()] == ["without-plots.txt"]
+    assert (report.folder / "without-plots.txt").read_text() == "fedbench report street draws the plots.\n"
+    assert reported(report.folder)
+    assert not report.views.failed
+    report.settings = drawing
+    assert finished(report).drawn
+    assert {path.name for path in report.folder.iterdir()} == ALL
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(report: RunReport) -> None:
@@ -396,6 +410,9 @@ def test_the_summary_is_made_without_a_plot_that_cannot_be_drawn(monkeypatch: py
     text = prefect_page.summary("street", [record_of(0)], Leavings({}, None, None), views)
     assert "| 0 | 0 |" in text
     assert set(views.failed) == {"the plot of rounds on Prefect's page"}
+    views = Views()
+    assert text == prefect_page.summary("street", [record_of(0)], Leavings({}, None, None, drawn=False), views)
+    assert not views.failed
 
 
 def test_a_store_that_fails_during_the_report_ends_the_attempt(
