@@ -230,7 +230,7 @@ def _run(
     found: what was found before the federation had a name.
     """
     from flows.run import run_federation
-    from flows.views.tables import describe
+    from flows.views.header import show_header
     from flows.views.terminal import make_progress
     from tasks.spec.base import check_name
 
@@ -238,7 +238,7 @@ def _run(
     log_path = set_up_logging(settings, name, verbose)
     outlive_readers()
     progress = make_progress(out, quiet)
-    progress.federation_started(name, describe(spec), spec.max_rounds)
+    show_header(progress, name, spec)
     if found is not None:
         found.log.write()
         for line in found.lines:

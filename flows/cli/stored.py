@@ -42,6 +42,7 @@ def show(
 
     from flows.stored.runs import opened_store, read_run, read_tuned
     from flows.views.documents import run_document
+    from flows.views.label_spaces import label_space_lines
     from flows.views.tables import best_line, bytes_note, class_table, describe, own_lines, own_table, round_table
     from tasks.held_out import without_figure
 
@@ -55,6 +56,8 @@ def show(
             return
         what = f" · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}"
         out.print(Text.assemble((name, "bold"), what))
+        for line in label_space_lines(stored.spec):
+            out.print(line, soft_wrap=True, highlight=False)
         if stored.records:
             out.print(round_table(stored.records, wide=out.width >= WIDE))
             print_note(bytes_note(stored.records))

@@ -14,6 +14,7 @@ from pathlib import Path
 from flows.commands.run_name import NamedRun, choose_run
 from flows.coordinator.preflight import pin, require_name, slot_count
 from flows.stored.runs import is_running, readable_history, stopped
+from flows.views.label_spaces import label_space_lines
 from infra.errors import RunLocked, SettingsError
 from infra.settings import Settings
 from infra.stack.state import read_state, without_own_addresses
@@ -157,6 +158,7 @@ def _data(spec: FederationSpec, settings: Settings) -> FederatedData | None:
 def _data_lines(spec: FederationSpec, data: FederatedData | None) -> Iterator[str]:
     if data is None:
         yield f"data: {spec.data.kind}, at the silos"
+        yield from label_space_lines(spec)
         return
     clients = list(spec.clients or data.train)
     train, held = ({client: len(part.get(client, ())) for client in clients} for part in (data.train, data.holdout))
@@ -167,6 +169,7 @@ def _data_lines(spec: FederationSpec, data: FederatedData | None) -> Iterator[st
         f"data: {spec.data.kind}, {len(data.classes)} classes, {sum(train.values())} training images at "
         f"{_count(len(clients), 'client')}{kept}, {test} test images{' that all clients share' if common else ''}"
     )
+    yield from label_space_lines(spec, data.classes)
     for client in clients[:MOST_CLIENTS]:
         own = "" if common else f", {len(data.test[client])} test images"
         kept = f", {held[client]} held out" if data.holdout else ""

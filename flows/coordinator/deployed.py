@@ -21,8 +21,8 @@ from flows.coordinator.handles import open_handles
 from flows.coordinator.interrupts import was_stopped
 from flows.coordinator.preflight import claim_federation, pin
 from flows.coordinator.restarts import Attempts
+from flows.views.header import show_header
 from flows.views.mlflow_run import RunReport
-from flows.views.tables import describe
 from flows.views.terminal import LogProgress
 from infra.errors import SettingsError
 from infra.orchestrator.flow_runs import close_dead_runs
@@ -149,7 +149,7 @@ async def _attempt(name: str, spec: FederationSpec, rounds: Callable[[str, Feder
         async with session.hold("a deployment's run") as lease:
             await asyncio.to_thread(claim_federation, lease.objects, settings, name, spec, progress.message)
             await close_dead_runs(name, keep=UUID(runtime.flow_run.id))
-            progress.federation_started(name, describe(spec), spec.max_rounds)
+            show_header(progress, name, spec)
             report = RunReport(
                 name,
                 spec,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.coordinator.preflight import PRELOAD, slot_count
 from flows.deployments.names import resident_deployment
 from flows.stored.runs import readable_history
+from flows.views.header import show_header
 from flows.views.progress import SafeReporter
-from flows.views.tables import describe
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.lease import StoreLease
@@ -76,7 +76,7 @@ def open_handles(
             what = "the log on Prefect's page"
             with report.views.showing(what):
                 log = page_log()
-                log.federation_started(name, describe(spec), spec.max_rounds)
+                show_header(log, name, spec)
                 if history:
                     log.resumed(history[-1].round, history)
                 safe.also_to(what, log)
