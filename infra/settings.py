@@ -42,6 +42,7 @@ from tasks.documents.by_type import settle
 from tasks.documents.errors import DocumentError, DuplicateKey
 from tasks.documents.json_text import read_json
 from tasks.documents.numbers import without_booleans
+from tasks.documents.regular_file import read_regular_text
 from tasks.documents.yaml_text import read_document
 
 log = logging.getLogger(__name__)
@@ -293,7 +294,7 @@ def load_settings() -> Settings:
     document: Any = {}
     if named or path.exists():
         try:
-            document = read_document(path.read_text(encoding="utf-8"), str(path)) or {}
+            document = read_document(read_regular_text(path), str(path)) or {}
         except OSError as error:
             raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from typing import Any
 from infra.store.foreign_json import read_foreign
 from infra.store.layout import NAME
 from infra.store.sealed import DIGEST, content_digest, unseal
+from tasks.documents.regular_file import read_regular
 from tasks.errors import SpecError
 from tasks.spec.base import RECORD_VERSION, parse
 from tasks.spec.suite import cells_of
@@ -48,7 +49,7 @@ def read_export(path: Path) -> SuiteExport:
         OSError: it cannot be read.
     """
     try:
-        document = read_foreign(path.read_bytes())
+        document = read_foreign(read_regular(path))
     except ValueError as error:
         raise SpecError(
             f"{path}: expected a whole file of fedbench suite export, found no JSON: {error}; it is cut off, damaged "

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from infra.errors import SettingsError
+from tasks.documents.regular_file import require_regular
 
 # Prefect's client reads the first, MLflow's the next two, and the store's the last.
 FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
@@ -41,6 +42,7 @@ def _fault(path: Path, *, folders: bool) -> str | None:
     if path.is_dir():
         return None if folders else "a folder"
     try:
+        require_regular(path)
         ssl.create_default_context(cafile=path)
     except FileNotFoundError:
         return "no such file"

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import exists, isfile
+from os.path import exists
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from tasks.data.assemble import assemble_own
 from tasks.data.coco_layout import ROBOFLOW_FILE, advice, unused_part, with_own_layout, without_headings
-from tasks.data.entries import Entry, Faults, Parsed, Region, Thing, box_with_area, inside, is_utf8, read_json, shown
+from tasks.data.entries import (
+    Entry,
+    Faults,
+    Parsed,
+    Region,
+    Thing,
+    box_with_area,
+    file_exists,
+    inside,
+    is_utf8,
+    read_json,
+    shown,
+)
 from tasks.data.samples import FederatedData
 from tasks.spec.clients import ByField
 from tasks.spec.data import Coco
@@ -103,7 +115,7 @@ class _Images:
         path = name if self.folder == "." else f"{self.folder}/{name}"
         from_root = path != name and "/" in name
         # The functions are os.path's, because Path.exists raises for names that are too long.
-        return name if from_root and not exists(self.root / path) and isfile(self.root / name) else path
+        return name if from_root and not exists(self.root / path) and file_exists(self.root / name) else path
 
 
 def _mappings(path: Path, document: Mapping[str, Any], key: str, faults: Faults) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from tasks.data.entries import file_exists
 from tasks.spec.data import Coco
 
 ANNOTATIONS = "annotations"
@@ -37,7 +38,7 @@ def own_layout(root: Path) -> dict[str, str] | None:
     COCO's own test images are not published. Roboflow's is ``train/_annotations.coco.json`` with the images beside it,
     and ``test/`` or else ``valid/`` likewise, which becomes the test set.
     """
-    roboflow = [folder for folder in ("train", *_ROBOFLOW_TESTS) if os.path.isfile(root / folder / ROBOFLOW_FILE)]
+    roboflow = [folder for folder in ("train", *_ROBOFLOW_TESTS) if file_exists(root / folder / ROBOFLOW_FILE)]
     if roboflow[:1] == ["train"] and len(roboflow) > 1:
         train, test = roboflow[:2]
         files = {"train": f"{train}/{ROBOFLOW_FILE}", "test": f"{test}/{ROBOFLOW_FILE}"}
@@ -58,7 +59,7 @@ def own_layout(root: Path) -> dict[str, str] | None:
 def unused_part(root: Path, spec: Coco) -> str | None:
     """Return the line that says which images of Roboflow's layout are not used; None: all are."""
     used, other = _ROBOFLOW_TESTS
-    if spec.test != f"{used}/{ROBOFLOW_FILE}" or not os.path.isfile(root / other / ROBOFLOW_FILE):
+    if spec.test != f"{used}/{ROBOFLOW_FILE}" or not file_exists(root / other / ROBOFLOW_FILE):
         return None
     return (
         f"{root}: the images of {other} are not used, because {used} is the test set; "

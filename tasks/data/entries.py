@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from tasks.data.notes import Notes
 from tasks.documents import json_text
 from tasks.documents.errors import DuplicateKey
+from tasks.documents.regular_file import read_regular
+from tasks.documents.text_number import is_digits
 from tasks.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -108,10 +111,16 @@ class Parsed:
         return tuple(sorted({thing.name for entry in self.train for thing in entry.things}))
 
 
+def file_exists(path: Path) -> bool:
+    """Return whether there is a file, even one that its reader refuses: a named pipe, a socket or a device."""
+    # The functions are os.path's, because Path.exists raises for names that are too long.
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
 def read_bytes(path: Path, faults: Faults) -> bytes | None:
     """Return the file's bytes, or report that it cannot be read and return None."""
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         faults.add_unread(f"{path}: cannot be read: {error.strerror}")
         return None
@@ -195,5 +204,5 @@ def without_address(error: BaseException) -> str:
 
 def natural(device: str) -> tuple[int, int, str]:
     """Return a sort key that puts device 10 after device 9, and names that are not numbers last."""
-    is_number = device.isascii() and device.isdecimal() and len(device) <= LONGEST_NUMBER
+    is_number = is_digits(device) and len(device) <= LONGEST_NUMBER
     return (0, int(device), device) if is_number else (1, 0, device)

@@ -13,6 +13,7 @@ from PIL import Image
 from tasks.data.entries import without_address
 from tasks.data.pixels import UNREADABLE, UPRIGHT, read_rgb
 from tasks.data.samples import ImageSample
+from tasks.documents.regular_file import read_regular
 from tasks.errors import ClientError
 
 
@@ -23,7 +24,7 @@ def read_sample(sample: ImageSample) -> Image.Image:
         ClientError: the file cannot be read or decoded, or has changed since the data set was loaded.
     """
     try:
-        data = sample.path.read_bytes()
+        data = read_regular(sample.path)
     except OSError as error:
         raise ClientError(f"{sample.path}: the image cannot be read: {error.strerror}") from None
     try:

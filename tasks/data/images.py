@@ -12,6 +12,7 @@ from tasks.data.entries import Box, Entry, Faults, Thing, is_utf8, without_addre
 from tasks.data.notes import Oriented
 from tasks.data.pixels import UNREADABLE, UPRIGHT, Header, read_header, turned
 from tasks.data.samples import ANY_CLASS, ImageSample, Regions
+from tasks.documents.regular_file import read_regular
 from tasks.spec.data import Exif
 
 # Fraction of the image's side. A shorter box can round to an empty one in 32 bits, here or when scaled to an input.
@@ -157,7 +158,7 @@ def _header(entry: Entry, path: Path, faults: Faults) -> tuple[Header, str] | No
         faults.add(f"{entry.where}: expected a file name in UTF-8, found {entry.inside!r}: rename the file")
         return None
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         faults.add(f"{entry.where}: {path}: the image cannot be read: {error.strerror}")
         return None

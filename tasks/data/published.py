@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks.data.entries import Faults, Parsed, read_bytes
 from tasks.data.pixels import IMAGE_SUFFIXES
 from tasks.data.voc_files import ImageFiles
+from tasks.documents.text_number import read_decimal
 
 # Pixels. Boxes of published sets extend beyond their images by fractions of a pixel.
 SLACK = 1.0
@@ -38,7 +39,7 @@ def read_rows(root: Path, file: str, parsed: Parsed, faults: Faults) -> Iterator
 def read_numbers(texts: Sequence[str]) -> list[float] | None:
     """Return the numbers, or None if one of the texts is none."""
     try:
-        return [float(text) for text in texts]
+        return [read_decimal(text) for text in texts]
     except ValueError:
         return None
 

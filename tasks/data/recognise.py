@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.data.coco_layout import own_layout
+from tasks.data.entries import file_exists
 from tasks.data.street import TRAIN_LABELS
 from tasks.data.voc import ANNOTATIONS
 from tasks.data.yolo import device_folders
+from tasks.documents.regular_file import open_regular
 from tasks.errors import SpecError
 from tasks.spec.clients import ByField, ByFolder, ByList, ByName, Iid
 from tasks.spec.data import Bdd100k, Coco, DataSpec, FederatedStreet, Kitti, VisDrone, VocFolders, Yolo
@@ -61,15 +63,15 @@ def recognise(root: Path, name: str, form: str | None = None) -> DataSpec:
 
 
 def _street(root: Path, name: str) -> DataSpec | None:
-    return FederatedStreet(name=name) if (root / TRAIN_LABELS).is_file() else None
+    return FederatedStreet(name=name) if file_exists(root / TRAIN_LABELS) else None
 
 
 def _coco(root: Path, name: str) -> DataSpec | None:
-    fields = {} if (root / "train.json").is_file() else own_layout(root)
+    fields = {} if file_exists(root / "train.json") else own_layout(root)
     if fields is None:
         return None
     spec = Coco.model_validate({"name": name, **fields})
-    listed, fielded = (root / ByList().file).is_file(), _has(root / spec.train, _DEVICE_KEY)
+    listed, fielded = file_exists(root / ByList().file), _has(root / spec.train, _DEVICE_KEY)
     return spec.model_copy(update={"clients": ByList() if listed else ByField() if fielded else Iid()})
 
 
@@ -81,7 +83,7 @@ def _voc(root: Path, name: str) -> DataSpec | None:
     with os.scandir(root / ANNOTATIONS) as items:
         first = min((item.path for item in items if item.name.endswith(".xml")), default=None)
     fielded = first is not None and _has(Path(first), re.compile(rb"<device>"))
-    listed = (root / ByList().file).is_file()
+    listed = file_exists(root / ByList().file)
     return VocFolders(name=name, clients=ByList() if listed else ByField() if fielded else Iid())
 
 
@@ -89,14 +91,14 @@ def _yolo(root: Path, name: str) -> DataSpec | None:
     default = Yolo(name=name)
     file = _yolo_file(root, default.file)
     if file is not None:
-        clients = ByList() if (root / ByList().file).is_file() else Iid()
+        clients = ByList() if file_exists(root / ByList().file) else Iid()
         return default.model_copy(update={"file": file, "clients": clients})
     return default.model_copy(update={"clients": ByFolder()}) if device_folders(root, default.file) else None
 
 
 def _yolo_file(root: Path, usual: str) -> str | None:
     """Return the name of the file of classes and folders: the usual one, or the only YAML file with their keys."""
-    if (root / usual).is_file():
+    if file_exists(root / usual):
         return usual
     with os.scandir(root) as items:
         names = [item.name for item in items if item.name.endswith((".yaml", ".yml")) and item.is_file()]
@@ -112,7 +114,7 @@ def _has_folder(root: Path, name: str) -> bool:
 
 def _has(file: Path, text: re.Pattern[bytes]) -> bool:
     """Return whether ``text`` is in the file, which may be larger than memory."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         if os.fstat(opened.fileno()).st_size == 0:
             return False
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -122,9 +124,9 @@ def _has(file: Path, text: re.Pattern[bytes]) -> bool:
 def _bdd100k(root: Path, name: str) -> DataSpec | None:
     spec = Bdd100k(name=name)
     parts = ((spec.train, spec.train_images), (spec.test, spec.test_images))
-    if not all((root / file).is_file() and (root / images).is_dir() for file, images in parts):
+    if not all(file_exists(root / file) and (root / images).is_dir() for file, images in parts):
         return None
-    listed, fielded = (root / ByList().file).is_file(), _has(root / spec.train, re.compile(rb'"scene"\s*:'))
+    listed, fielded = file_exists(root / ByList().file), _has(root / spec.train, re.compile(rb'"scene"\s*:'))
     return spec.model_copy(update={"clients": ByList() if listed else spec.clients if fielded else Iid()})
 
 
@@ -132,16 +134,16 @@ def _visdrone(root: Path, name: str) -> DataSpec | None:
     spec = VisDrone(name=name)
     if not all((root / part / "annotations").is_dir() for part in (spec.train, spec.test)):
         return None
-    return spec.model_copy(update={"clients": ByList()}) if (root / ByList().file).is_file() else spec
+    return spec.model_copy(update={"clients": ByList()}) if file_exists(root / ByList().file) else spec
 
 
 def _kitti(root: Path, name: str) -> DataSpec | None:
     spec = Kitti(name=name)
-    if not (root / spec.train).is_file() or not (root / spec.labels).is_dir():
+    if not file_exists(root / spec.train) or not (root / spec.labels).is_dir():
         return None
     # KITTI's own names are numbers.
     named = not _has(root / spec.train, re.compile(rb"^[^_\r\n]+\r?$", re.MULTILINE))
-    listed = (root / ByList().file).is_file()
+    listed = file_exists(root / ByList().file)
     return spec.model_copy(update={"clients": ByList() if listed else ByName() if named else spec.clients})
 
 

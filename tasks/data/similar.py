@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.data.entries import without_address
 from tasks.data.pixels import UNREADABLE, read_rgb
+from tasks.documents.regular_file import read_regular
 from tasks.errors import DataError
 
 HASH_SIDE = 16  # 16 x 16 comparisons: 256 bits
@@ -33,7 +34,7 @@ def thumbnail(path: Path) -> NDArray[np.uint8]:
         DataError: the file cannot be read or decoded.
     """
     try:
-        image = read_rgb(path.read_bytes())
+        image = read_rgb(read_regular(path))
     except UNREADABLE as error:
         raise DataError(f"{path}: expected an image that can be decoded: {without_address(error)}") from None
     return np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX))

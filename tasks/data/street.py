@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.data.assemble import assemble, check_devices, devices_in_all_or_none
-from tasks.data.entries import Box, Entry, Faults, Parsed, Thing, check_box, is_utf8, read_json, shown
+from tasks.data.entries import Box, Entry, Faults, Parsed, Thing, check_box, file_exists, is_utf8, read_json, shown
 from tasks.data.images import AS_STORED, Reading
 from tasks.data.samples import FederatedData
+from tasks.documents.text_number import read_decimal
 
 TRAIN_LABELS, TEST_LABELS, IMAGES = "train_label.json", "test_label.json", "Images"
 DEVICE_KEYS: dict[int, str] = {5: "device_2_id", 20: "device_1_id"}
@@ -46,7 +47,7 @@ def load_street(
     faults = faults or Faults()
     for path, kind in ((root, "folder"), (root / IMAGES, "folder"), (root / TRAIN_LABELS, "file"),
                        (root / TEST_LABELS, "file")):  # fmt: skip
-        if not (path.is_dir() if kind == "folder" else path.is_file()):
+        if not (path.is_dir() if kind == "folder" else file_exists(path)):
             needed = f"{IMAGES}/, {TRAIN_LABELS} and {TEST_LABELS}"
             faults.add(f"{path}: no such {kind}; data set {name!r} needs {needed}")
             return FederatedData(name=name, digest="", classes=(), train={}, test={})
@@ -128,7 +129,7 @@ def _read_box(at: str, value: Any, faults: Faults) -> Box | None:
     try:
         if not isinstance(value, list) or len(value) != 4 or any(isinstance(number, bool) for number in value):
             raise ValueError
-        box = [float(number) for number in value]
+        box = [read_decimal(number) if isinstance(number, str) else float(number) for number in value]
     except (TypeError, ValueError, OverflowError):
         faults.add(f"{at}: bbox: expected four numbers xmin, ymin, xmax, ymax, found {shown(value)}")
         return None

@@ -80,7 +80,8 @@ def _read_image(root: Path, prefix: str, stem: str, images: ImageFiles, parsed: 
 
 
 def _read_line(at: str, line: str, classes: tuple[str, ...], faults: Faults) -> Thing | Region | None:
-    texts = line.removesuffix(",").split(",")  # some published files have a comma at the end of a line
+    # Some published files have a comma at the end of a line. Other tools write blanks after commas.
+    texts = [text.strip(" \t") for text in line.removesuffix(",").split(",")]
     values = read_numbers(texts)
     if values is None or len(values) != _COLUMNS.count(",") + 1:
         faults.add(f"{at}: expected eight numbers {_COLUMNS}, found {shown(line)}")

@@ -26,10 +26,12 @@ from tasks.data.entries import (
 )
 from tasks.data.samples import FederatedData
 from tasks.data.voc_files import ImageFiles, list_images, read_list
+from tasks.documents.text_number import is_digits, read_decimal
 from tasks.spec.clients import ByField, ByFolder
 from tasks.spec.data import VocFolders
 
 JPEG_IMAGES, ANNOTATIONS, IMAGE_SETS = "JPEGImages", "Annotations", "ImageSets/Main"
+XML_BLANKS = " \t\r\n"
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -159,9 +161,9 @@ def _read_annotation(
 
 def _size(document: ElementTree.Element) -> tuple[int, int] | None:
     """Return the stated (width, height), or None: tools that do not know the size leave it out or write 0."""
-    texts = [document.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    texts = [document.findtext(f"size/{side}", "").strip(XML_BLANKS) for side in ("width", "height")]
     # The first digits of an absurdly long number are no image's size either.
-    width, height = (int(text[:LONGEST_NUMBER]) if text.isdecimal() else 0 for text in texts)
+    width, height = (int(text[:LONGEST_NUMBER]) if is_digits(text) else 0 for text in texts)
     return (width, height) if width and height else None
 
 
@@ -172,7 +174,7 @@ def _read_object(at: str, item: ElementTree.Element, faults: Faults) -> Thing | 
         return None
     texts = [item.findtext(f"bndbox/{edge}") for edge in _EDGES]
     try:
-        edges = [float(text or "") for text in texts]
+        edges = [read_decimal((text or "").strip(XML_BLANKS)) for text in texts]
     except ValueError:
         faults.add(f"{at}: bndbox: expected four numbers {', '.join(_EDGES)}, found {shown(texts)}")
         return None

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from tasks.data.entries import Faults, inside, is_utf8, shown
+from tasks.data.entries import Faults, file_exists, inside, is_utf8, shown
 from tasks.data.pixels import IMAGE_SUFFIXES, UNREADABLE
+from tasks.documents.regular_file import open_regular
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -86,7 +87,7 @@ def list_images(folder: Path, faults: Faults) -> ImageFiles | None:
     """List a folder of images, or report that it cannot be read and return None."""
     try:
         with os.scandir(folder) as items:
-            names = sorted(item.name for item in items if item.is_file())
+            names = sorted(item.name for item in items if item.is_file() or file_exists(Path(item.path)))
     except OSError as error:
         faults.add_unread(f"{folder}: the folder of images cannot be read: {error.strerror}")
         return None
@@ -98,7 +99,7 @@ def list_images(folder: Path, faults: Faults) -> ImageFiles | None:
 
 def _opens(path: Path) -> bool:
     try:
-        with Image.open(path):
+        with open_regular(path) as file, Image.open(file):
             return True
     except UNREADABLE:
         return False

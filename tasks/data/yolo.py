@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.data.assemble import assemble_own, check_devices
-from tasks.data.entries import Entry, Faults, Parsed, Thing, natural
+from tasks.data.entries import Entry, Faults, Parsed, Thing, file_exists, natural
 from tasks.data.samples import FederatedData
 from tasks.data.yolo_files import PARTS, SLACK, Part, YoloFile, label_file, read_labels, read_yolo_file
+from tasks.documents.regular_file import read_regular
 from tasks.spec.clients import ByFolder
 from tasks.spec.data import Yolo
 
@@ -86,7 +87,7 @@ class _Labels:
         """Return the objects in a label file, or None if there is no such file."""
         path = self._root / file
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -137,7 +138,7 @@ def _read_files(root: Path, spec: Yolo, devices: Sequence[str] | None, faults: F
 def device_folders(root: Path, file: str) -> list[str]:
     """Return the names of the folders in ``root`` that have a ``file``, in order."""
     with os.scandir(root) as items:
-        return sorted((item.name for item in items if os.path.isfile(root / item.name / file)), key=natural)
+        return sorted((item.name for item in items if file_exists(root / item.name / file)), key=natural)
 
 
 def _require_folders(root: Path, spec: Yolo, faults: Faults) -> list[str]:
@@ -149,7 +150,7 @@ def _require_folders(root: Path, spec: Yolo, faults: Faults) -> list[str]:
         return []
     if not found:
         hint = ""
-        if os.path.isfile(root / spec.file):
+        if file_exists(root / spec.file):
             hint = "; this folder itself has one: set data.clients.kind to list, iid, dirichlet or size"
         faults.add_unread(f"{root}: expected a folder with {spec.file} for each device{hint}")
     return found
@@ -157,7 +158,7 @@ def _require_folders(root: Path, spec: Yolo, faults: Faults) -> list[str]:
 
 def _hint_at_folders(root: Path, spec: Yolo, faults: Faults) -> None:
     """Report a missing data.yaml if folders have one. Other mistakes are left to the reader of the file."""
-    if os.path.isfile(root / spec.file) or not os.path.isdir(root):
+    if file_exists(root / spec.file) or not os.path.isdir(root):
         return
     found = device_folders(root, spec.file)
     if found:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from tasks.data.entries import Faults, Thing, box_with_area, is_utf8, read_bytes, shown
+from tasks.data.entries import Faults, Thing, box_with_area, file_exists, is_utf8, read_bytes, shown
 from tasks.data.notes import named
 from tasks.data.pixels import IMAGE_SUFFIXES
 from tasks.documents.errors import DocumentError
 from tasks.documents.plain import Plain
+from tasks.documents.text_number import read_decimal
 from tasks.documents.yaml_text import read_document
 
 # Fraction of the image's side. Files round fractions to a few digits.
@@ -279,7 +280,7 @@ def _listed(root: Path, base: str, file: str, faults: Faults) -> Iterator[str]:
         if not line.strip():
             continue
         places = (inside_root(root, start, line) for start in (os.path.dirname(file), base, ""))
-        found = next((place for place in places if place is not None and os.path.isfile(root / place)), None)
+        found = next((place for place in places if place is not None and file_exists(root / place)), None)
         if found is None or not is_utf8(line):
             faults.add_unread(
                 f"{path}: line {number}: expected the path of an image inside {root}, found {shown(line.strip())}"
@@ -333,7 +334,7 @@ def _read_line(at: str, columns: list[str], names: tuple[str, ...], faults: Faul
         )
         return None
     try:
-        label, *values = map(float, columns)
+        label, *values = map(read_decimal, columns)
     except ValueError:
         faults.add(f"{at}: expected numbers, found {shown(' '.join(columns))}")
         return None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.detectors.yolo_network import ConvBlock, YoloNetwork
+from tasks.documents.regular_file import open_regular
 from tasks.errors import DataError
 
 FLOAT_BYTES = 4
@@ -104,7 +105,7 @@ def read_header(path: Path) -> DarknetHeader:
         DataError: the file cannot be read, is too short for a header, or does not start with one.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(20)
     except OSError as error:
         raise DataError(f"{path}: the weight file cannot be read: {error.strerror}") from None
@@ -167,7 +168,7 @@ def _match(detector: YoloNetwork, path: Path, size: int, offset: int) -> tuple[l
     """Return the convolutions in a file of ``size`` bytes, and its number of classes if it is not the detector's."""
     every = _convolutions(detector)
     classes = detector.num_classes
-    named = re.search(r"\.conv\.(\d+)$", path.name)
+    named = re.search(r"\.conv\.([0-9]+)$", path.name)
     wanted = [item for item in every if item.number < int(named[1])] if named else every
     found, rest = divmod(size - offset, FLOAT_BYTES)
     if not rest:

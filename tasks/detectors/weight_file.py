@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkstemp
 
+from tasks.documents.regular_file import open_regular
 from tasks.errors import DataError
 from tasks.spec.detector import DetectorSpec
 from tasks.spec.detector_parts import DarknetWeights, TorchvisionHubWeights, TorchvisionWeights
@@ -156,5 +157,5 @@ def lite0_file() -> Path:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from tasks.data.entries import natural
 from tasks.figures.fractions import end_at_one
 from tasks.plain_text import plot_label
 from tasks.spec.federation import MapName
@@ -174,7 +175,7 @@ def client_losses_plot(records: Sequence[RoundRecord]) -> Figure:
     clients = sorted(
         {client for record in records if record.plan for client in record.plan.cohort}
         | {update.client for record in records for update in record.updates},
-        key=_natural,
+        key=natural,
     )
     rounds = [record.round for record in records]
     table = np.full((len(clients), len(rounds)), np.nan)
@@ -290,8 +291,3 @@ def _shade(losses: np.ndarray) -> Normalize:
     if least > 0:
         return LogNorm(least, max(greatest, least * 1.01))
     return Normalize(least, max(greatest, least + 0.01))
-
-
-def _natural(client: str) -> tuple[int, int | str]:
-    """Return a sort key that puts device 10 after device 9, and names that are not numbers last."""
-    return (0, int(client)) if client.isdecimal() else (1, client)

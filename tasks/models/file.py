@@ -22,6 +22,7 @@ from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import tensor_faults
 from tasks.documents.json_text import read_json
+from tasks.documents.regular_file import require_regular
 from tasks.errors import DataError, SpecError
 from tasks.plain_text import LIMIT, markdown, plain_name
 from tasks.spec.base import Frozen, Sha256, parse
@@ -111,8 +112,7 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         DataError: the file is missing or not a safetensors file, or has no valid card.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a model file (safetensors)")
+    _require_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -138,8 +138,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: the file is missing or not a safetensors file.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a model file (safetensors)")
+    _require_file(path)
     try:
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -246,6 +245,14 @@ def _usage(uri: str | None) -> list[str]:
             'of that image). Optional: `"params": {"score_threshold": 0.25, "max_detections": 100}`.',
         ]
     return lines
+
+
+def _require_file(path: Path) -> None:
+    try:
+        require_regular(path)
+    except (OSError, ValueError) as error:
+        found = error.strerror if isinstance(error, OSError) and path.exists() and not path.is_dir() else "no such file"
+        raise DataError(f"{path}: {found}; expected a model file (safetensors)") from None
 
 
 def _not_safetensors(path: Path, error: Exception) -> DataError:

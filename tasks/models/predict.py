@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tasks.data.entries import is_utf8, without_address
+from tasks.data.entries import file_exists, is_utf8, without_address
 from tasks.data.image_cache import to_input
 from tasks.data.pixels import IMAGE_SUFFIXES, UNREADABLE, has_orientation, read_rgb
 from tasks.detectors.base import Detector
+from tasks.documents.regular_file import read_regular
 from tasks.errors import DataError, SpecError
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.data import Exif
@@ -35,6 +36,8 @@ class Picture:
 def image_files(paths: Iterable[Path]) -> list[Path]:
     """Return the files that ``paths`` name, each once. A folder stands for the images directly in it, sorted by name.
 
+    A named pipe or the like is among them, so that :func:`read_picture` refuses it.
+
     Raises:
         DataError: a folder has no images, or cannot be read.
     """
@@ -44,7 +47,8 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
             files[path] = None
             continue
         try:
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.is_file())
+            named = [item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
+            inside = sorted(item for item in named if file_exists(item))
         except OSError as error:
             raise DataError(f"{path}: the folder cannot be read: {error.strerror}") from None
         if not inside:
@@ -84,7 +88,7 @@ def read_picture(path: Path, exif: Exif = "as-stored") -> Picture:
     if not is_utf8(str(path)):
         raise DataError(f"{str(path)!r}: expected a file name in UTF-8; rename the file")
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         return Picture(path, read_rgb(data, exif), exif == "as-stored" and has_orientation(data))
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:

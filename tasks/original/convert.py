@@ -88,7 +88,7 @@ def _split(task: OriginalTask) -> tuple[int, str]:
     """Return the number of devices, 5 or 20, and the evidence for it."""
     texts = [value for file in task.files for value in file.fields.values() if isinstance(value, str)]
     for text in (*texts, str(task.path.absolute())):
-        named = re.search(r"street_(5|20)(?!\d)", text)
+        named = re.search(r"street_(5|20)(?![0-9])", text)
         if named:
             return int(named[1]), f"{named[0]} is in {shown(text)}"
     workers = task.server.fields.get("MIN_NUM_WORKERS") if task.server else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.documents.regular_file import open_regular
+from tasks.documents.text_number import read_decimal
 from tasks.errors import SpecError
 
 # The number of convolutions in the cfg files of this benchmark's networks.
@@ -54,7 +55,7 @@ def read_network(path: Path) -> NetworkFile:
 
 def _sections(path: Path) -> list[tuple[str, dict[str, str]]]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(MAX_BYTES).decode()
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
@@ -73,10 +74,7 @@ def _sections(path: Path) -> list[tuple[str, dict[str, str]]]:
 
 def _numbers(path: Path, section: dict[str, str], key: str) -> list[float]:
     try:
-        numbers = [float(item) for item in section[key].split(",")]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError
-        return numbers
+        return [read_decimal(item.strip()) for item in section[key].split(",")]
     except KeyError:
         raise SpecError(f"{path}: [yolo] {key}: missing") from None
     except ValueError:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from tasks.documents.errors import DuplicateKey
 from tasks.documents.json_text import read_json
+from tasks.documents.regular_file import open_regular
 from tasks.errors import SpecError
 
 MAX_BYTES = 1_000_000
@@ -115,7 +116,7 @@ def _detector_of(file: OriginalFile) -> Detector:
 
 def _read(path: Path) -> OriginalFile:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
@@ -134,7 +135,7 @@ def _read(path: Path) -> OriginalFile:
 
 def _clients_of(server: Path) -> tuple[OriginalFile, ...]:
     """Read the clients' task files: ``yolo_task1.json`` or ``yolo_task_1.json``, … beside ``yolo_task.json``."""
-    pattern = re.compile(re.escape(server.stem) + r"_?(\d{1,4})" + re.escape(server.suffix))
+    pattern = re.compile(re.escape(server.stem) + r"_?([0-9]{1,4})" + re.escape(server.suffix))
     numbered = [
         (int(match[1]), path) for path in server.absolute().parent.iterdir() if (match := pattern.fullmatch(path.name))
     ]
@@ -142,7 +143,7 @@ def _clients_of(server: Path) -> tuple[OriginalFile, ...]:
 
 
 def _server_of(client: Path) -> OriginalFile | None:
-    match = re.fullmatch(r"(.+?)_?\d{1,4}", client.stem)
+    match = re.fullmatch(r"(.+?)_?[0-9]{1,4}", client.stem)
     path = client.with_name(match[1] + client.suffix) if match else None
     return _read(path) if path is not None and path.is_file() else None
 

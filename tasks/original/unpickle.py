@@ -18,6 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tasks.documents.regular_file import open_regular
 from tasks.errors import DataError
 from tasks.original.pickled_numpy import Array, Global, NumpyStandIns, PickleRefused, kind, pairs, short
 
@@ -46,7 +47,7 @@ def read_arrays(path: Path) -> list[NDArray[Any]]:
             names a global that is not allowed.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if not path.stat().st_size:
                 raise DataError(f"{path}: the file is empty; expected a pickled list of arrays")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.documents.errors import DocumentError
+from tasks.documents.regular_file import read_regular_text
 from tasks.documents.yaml_text import read_document
 from tasks.errors import SpecError
 
@@ -20,7 +21,7 @@ def read_yaml(path: Path) -> Any:
         SpecError: the file is missing, is no YAML, or has a key twice.
     """
     try:
-        document = read_document(path.read_text(encoding="utf-8"), str(path))
+        document = read_document(read_regular_text(path), str(path))
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

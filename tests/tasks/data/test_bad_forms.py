@@ -83,7 +83,10 @@ BAD_YOLO: dict[str, tuple[Change, str]] = {
     "four columns": (line("0 0.5 0.5 0.1"), LABEL + "expected " + NUMBERS + "4 columns"),
     "score": (line("0 0.5 0.5 0.1 0.1 0.9"), NUMBERS + "6 columns; a sixth column, a detection's score, is not read"),
     "half a point": (line("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4"), LABEL + "expected " + NUMBERS + "8 columns"),
-    "not a number": (line("0 nan 0.5 0.1 0.1"), LABEL + "expected fractions of the image's size, from 0 to 1"),
+    "not a number": (line("0 nan 0.5 0.1 0.1"), LABEL + "expected numbers, found '0 nan 0.5 0.1 0.1'"),
+    "an underscore": (line("0 0.5 0.5 0.1_0 0.1"), LABEL + "expected numbers, found '0 0.5 0.5 0.1_0 0.1'"),
+    "a class with an underscore": (line("0_1 0.5 0.5 0.1 0.1"), LABEL + "expected numbers, found '0_1 0.5 0.5 0"),
+    "digits of another script": (line("٠ 0.5 0.5 0.1 0.1"), LABEL + "expected numbers, found '٠ 0.5 0.5 0.1 0.1'"),
     "negative width": (line("0 0.5 0.5 -0.0005 0.1"), LABEL + "expected xmin < xmax and ymin < ymax, found the empty"),
     "box outside": (line("0 0.9 0.5 0.4 0.1"), LABEL + "bbox: expected a box inside the image of 64 x 48"),
     "labels of bytes": (

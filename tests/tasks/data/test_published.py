@@ -263,3 +263,13 @@ def test_a_second_reader_finds_the_same_boxes(tmp_path: Path, seed: int) -> None
         path.write_text("".join(f"{n} 0.00 0 1.85 {box} {published_folders.KITTI_END}\n" for n, box in pairs))
     found = boxes_of(load(kitti, PREPARE["kitti"][1]))
     assert found == torchvisions_kitti(kitti, tmp_path / "link")
+
+
+def test_visdrones_numbers_may_have_blanks_around_them(tmp_path: Path) -> None:
+    write_visdrone(tmp_path)
+    plain = load(tmp_path, VisDrone(name="mine"))
+    for path in tmp_path.rglob("annotations/*.txt"):
+        path.write_text(path.read_text().replace(",", " , "))
+    found = load(tmp_path, VisDrone(name="mine"))
+    assert boxes_of(found) == boxes_of(plain)
+    assert found.digest != plain.digest

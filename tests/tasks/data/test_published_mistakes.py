@@ -163,7 +163,9 @@ VISDRONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a score of detections": (line("1,2,3,4,0.97,4,-1,-1"), AT + "score: expected 0 or 1, found 0.97"),
     "negative width": (line("9,2,-3,4,1,4,0,0"), AT + "expected xmin < xmax .* empty box 9, 2, 6, 6"),
     "a region of negative height": (line("9,2,3,-4,0,0,0,0"), AT + "expected xmin < xmax"),
-    "a region that is not finite": (line("9,nan,3,4,0,0,0,0"), AT + "expected four numbers xmin"),
+    "a region that is not finite": (line("9,nan,3,4,0,0,0,0"), AT + "expected eight numbers .* found '9,nan,3,4"),
+    "an underscore": (line("1_0,2,3,4,1,4,0,0"), AT + "expected eight numbers .* found '1_0,2,3,4"),
+    "digits of another script": (line("٩,2,3,4,1,4,0,0"), AT + "expected eight numbers .* found '٩,2,3,4"),
     "outside": (line("60,2,30,4,1,4,0,0"), AT + "bbox: expected a box inside the image of 64 x 48 pixels, found 60"),
     "not UTF-8": (
         lambda root: (root / DRONES / "annotations/0000001_02999_d_0000005.txt").write_bytes(b"\xff\xfe1"),
@@ -218,7 +220,9 @@ KITTI: dict[str, tuple[Callable[[Path], object], str]] = {
     "a word": (row(f"Car 0 0 0 1 2 three 4 {KITTI_END}"), ROW + "expected the 15 columns"),
     "a type of two words": (row(f"traffic sign 0 0 0 1 2 3 4 {KITTI_END}"), ROW + "expected the 15 columns"),
     "turned around": (row(f"Car 0 0 0 9 2 3 4 {KITTI_END}"), ROW + "expected xmin < xmax .* empty box 9, 2, 3, 4"),
-    "not finite": (row(f"DontCare 0 0 0 1 2 inf 4 {KITTI_END}"), ROW + "expected four numbers xmin"),
+    "not finite": (row(f"DontCare 0 0 0 1 2 inf 4 {KITTI_END}"), ROW + "expected the 15 columns .* found 15"),
+    "an underscore": (row(f"Car 0 0 0 1 2 3_0 4 {KITTI_END}"), ROW + "expected the 15 columns .* found 15"),
+    "digits of another script": (row(f"Car 0 0 0 1 2 ٣ 4 {KITTI_END}"), ROW + "expected the 15 columns .* found 15"),
     "outside": (row(f"Car 0 0 0 1 2 3 90 {KITTI_END}"), ROW + "bbox: expected a box inside the image of 64 x 48"),
     "no labels": (
         lambda root: (root / "training/label_2/000002.txt").unlink(),

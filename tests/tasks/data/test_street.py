@@ -140,6 +140,8 @@ WRONG_LABELS: list[tuple[str, Edit, str]] = [
     ),
     ("box of words", set_box(["1", "2", "x", "4"]), r"000003: object 1: bbox: expected four numbers .*'x'"),
     ("box of three", set_box(["1", "2", "3"]), r"000003: object 1: bbox: expected four numbers"),
+    ("box with underscore", set_box(["1", "2", "3_0", "40"]), r"000003: object 1: bbox: expected four numbers .*'3_0'"),
+    ("box with a blank", set_box(["1", "2", " 30", "40"]), r"000003: object 1: bbox: expected four numbers .*' 30'"),
     ("box not finite", set_box(["1", "2", "nan", "4"]), r"000003: object 1: bbox: expected four numbers"),
     (
         "box of truth values",

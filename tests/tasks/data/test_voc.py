@@ -153,6 +153,8 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "word in a box": (annotation("<xmin>1<", "<xmin>one<"), r"a\.xml: object 1: bndbox: expected four numbers"),
     "edge missing": (annotation("<xmin>1</xmin>", ""), r"object 1: bndbox: expected four numbers.*None"),
     "not finite": (annotation("<xmin>1<", "<xmin>nan<"), r"object 1: bndbox: expected four numbers"),
+    "an underscore": (annotation("<xmin>1<", "<xmin>1_0<"), r"object 1: bndbox: expected four numbers.*'1_0'"),
+    "another script": (annotation("<xmin>1<", "<xmin>١<"), r"object 1: bndbox: expected four numbers.*'١'"),
     "empty box": (annotation("<xmin>1<", "<xmin>30<"), r"object 1: bndbox: expected xmin < xmax .* empty box 30, 2"),
     "box outside": (annotation("<xmax>30<", "<xmax>65<"), r"object 1: .*inside the image of 64 x 48 pixels, found 1"),
     "difficult": (annotation("<difficult>0", "<difficult>no"), r"object 1: difficult: expected 0 or 1, found 'no'"),
@@ -277,3 +279,14 @@ def test_a_missing_and_an_extra_street_device_are_named(cache: Path, tmp_path: P
     faults = Faults(collect=True)
     assert list(load(faults=faults).train) == ["1", "2", "4", "5"]
     assert "street_5/6: expected folders of the devices 1 to 5 only, found another" in "\n".join(faults.errors)
+
+
+def test_blanks_around_numbers_are_xml_formatting_and_digits_of_another_script_state_no_size(one_folder: Path) -> None:
+    plain = load_voc(one_folder, VocFolders(name="mine", clients=Iid(clients=1))).train["1"]
+    path = one_folder / "Annotations" / "a.xml"
+    text = path.read_text()
+    changed = text.replace("<xmin>1<", "<xmin>\n\t1\n<").replace("<width>64<", "<width>٩٩<")
+    assert changed.count("\n\t1") == changed.count("٩٩") == 1
+    path.write_text(changed)
+    found = load_voc(one_folder, VocFolders(name="mine", clients=Iid(clients=1))).train["1"]
+    assert samples_digest(found) == samples_digest(plain)

@@ -23,6 +23,7 @@ from tasks.models.predict import detect, drawn_files, image_files, read_picture,
 from tasks.spec.detector import YoloV3TinySpec
 from tasks.spec.training import EvaluationSpec
 from tasks.training.evaluation import evaluate
+from tests.special_files import never_waiting, put_pipe
 
 LOW: dict[str, Any] = {"score": 0.2, "nms_iou": 0.5, "max_detections": 100, "device": "cpu"}
 
@@ -169,6 +170,12 @@ def test_folders_are_searched_for_images_by_name(pixels: Image.Image, tmp_path: 
     assert image_files([named, folder, folder / "a.png"]) == [named, folder / "a.png", folder / "b.JPG"]
     with pytest.raises(DataError, match="expected images in this folder"):
         image_files([tmp_path])
+    (folder / "x.png").symlink_to(tmp_path / "nowhere")
+    put_pipe(folder / "y.png")
+    files = image_files([folder])
+    assert files == [folder / "a.png", folder / "b.JPG", folder / "y.png"]
+    with never_waiting(), pytest.raises(DataError, match=r"y\.png: the image cannot be read: expected a regular file"):
+        read_picture(files[-1])
 
 
 def test_copies_keep_their_names_and_overwrite_no_original(tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def test_the_cfg_determines_network_anchors_and_scales(root: Path) -> None:
         (cfg(anchors=""), r"\[yolo\] anchors: missing"),
         (cfg(anchors="10,14,x"), r"\[yolo\] anchors: expected numbers, found '10,14,x'"),
         (cfg(anchors="10,14,23"), r"\[yolo\] anchors: expected the same pairs"),
+        (cfg(mask="1_0"), r"\[yolo\] mask: expected numbers, found '1_0'"),
         (cfg(mask="inf"), r"\[yolo\] mask: expected numbers, found 'inf'"),
         (
             cfg() + "[yolo]\nmask=0\nanchors=10,14,23,27\nclasses=80\n",
