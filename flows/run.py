@@ -13,7 +13,7 @@ from flows.coordinator.session import OwnSession
 from flows.stored.runs import StoredRun, read_tuned, readable_history, require_scores, stopped
 from flows.views.files import FAILED_FILE, reported
 from flows.views.progress import Progress
-from flows.views.registration import noted
+from flows.views.registration import best_figure, noted
 from infra.errors import DiskFull
 from infra.settings import Settings, run_folder
 from infra.store.holding import Subject
@@ -104,8 +104,10 @@ def _finished(
             return None
         if spec.fine_tuning is not None and tuned is None:
             return None
+        if best_figure(found.records) is None:
+            model = None  # an earlier version registered one all the same
         # Without a shared model none is registered. The models of a suite's cells are the suite's to register.
-        if model is None and spec.strategy.shared_model and this_cell() is None:
+        elif model is None and spec.strategy.shared_model and this_cell() is None:
             return None
         views = Views(again or "", folder / FAILED_FILE)
         views.recall()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flows.commands.open_model import MODEL_SUFFIX, SCHEME, OpenedModel, open_round
 from flows.stored.runs import StoredRun, read_run, require_scores
-from flows.views.registration import best_record, files_of, version_tags
+from flows.views.registration import best_figure, best_record, files_of, version_tags
 from infra.errors import TrackingUnavailable
 from infra.files.lock import run_lock
 from infra.settings import Settings, run_folder
@@ -76,6 +76,12 @@ def register_model(
         _require_finished(run)
         if name not in (None, federation) and name in federations(settings.s3.prefix, objects.list(settings.s3.prefix)):
             raise SpecError(f"--name {name}: expected a name that no other run has; {name} is one in the store")
+        chosen_by_figure = not at or run.spec.strategy.personal
+        if number is None and chosen_by_figure and best_figure(run.records) is None:
+            raise SpecError(
+                f"{federation}: expected --round, because no round has a {run.records[-1].decision.best_name}, so none "
+                "is the best"
+            )
         with run_lock(settings.home, federation):
             opened = open_round(objects, settings, run, number, client if at else None)
             turn_mlflow_to(services.s3_endpoint())
@@ -112,7 +118,7 @@ def _register(
     weights_sha256 = state_sha256(state)
     # A fine-tuned model has the number of the last round and replaces no other one of its client.
     tuned = opened.client is not None and not spec.strategy.personal
-    is_best = tuned or record.round == best_record(run.records).round
+    is_best = tuned or (best_figure(run.records) is not None and record.round == best_record(run.records).round)
     uri = model_uri(name)
     is_new = registered_version(tracker, name, weights_sha256) is None
     if is_new:

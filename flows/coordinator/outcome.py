@@ -14,7 +14,8 @@ class Outcome:
     """The records of a finished run, and the folder of its plots.
 
     already_finished: whether nothing was left to do. model: URI of the best model in MLflow's registry; None if MLflow
-    failed. failed: why a part of the report failed, by the part's name. tuned: the record of fine-tuning.
+    failed, or if no round is the best. failed: why a part of the report failed, by the part's name. tuned: the record
+    of fine-tuning.
     """
 
     records: Sequence[RoundRecord]

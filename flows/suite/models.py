@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flows.stored.runs import read_run
 from flows.suite.handles import SuiteHandles
-from flows.views.registration import Trained, best_record, register
+from flows.views.registration import Trained, best_figure, best_record, register
 from infra.settings import run_folder
 from infra.store.weights import WeightStore
 from infra.tracking.federation import find_tracker
@@ -49,6 +49,8 @@ def _register(handles: SuiteHandles, cell: CellResult, experiment: str) -> None:
     if tracker is None:
         return  # MLflow did not answer during the run; fedbench report on the federation makes run and model
     run = read_run(objects, settings, cell.federation)
+    if best_figure(run.records) is None:  # the suite's metric is not the one that the run was decided by
+        return
     # Asked first, because torch, which writes the model file, takes seconds to import.
     if registered_version(tracker, cell.federation, best_record(run.records).model.sha256) is not None:
         return

@@ -17,7 +17,7 @@ from flows.views.mlflow_data import data_sets
 from flows.views.mlflow_figures import own_figures, round_figures
 from flows.views.mlflow_texts import description, filter_tags, parameters
 from flows.views.pictures import pictures
-from flows.views.registration import best_record, register
+from flows.views.registration import best_figure, best_record, register, without_best
 from infra.orchestrator.page_links import flow_run_page
 from infra.settings import Settings
 from infra.tracking.cell import this_cell
@@ -199,7 +199,8 @@ class RunReport:
         """Draw the plots and the sheet, register the best model, and end the MLflow run as FINISHED.
 
         With the setting ``plots: false`` nothing is drawn. If every evaluation failed, no round is the best: no model
-        is registered, and the MLflow run ends as FAILED.
+        is registered, and the MLflow run ends as FAILED. Without a mAP, as without an object in the test images, none
+        is the best either, and no model is registered.
         """
         self._wait()
         history = handles.history
@@ -245,14 +246,16 @@ class RunReport:
         scored = _scored(self.name, history)
         if scored and not self.spec.strategy.shared_model:
             handles.reporter.message(without_shared_model(self.name, self.spec, best))
+        elif scored and best_figure(history) is None:
+            handles.reporter.message(without_best(self.name, history))
         elif scored:
             with showing("the reference to the best weights in MLflow"):
                 uri = f"s3://{handles.objects.bucket}/{best.model.key}"
                 tracker.log_reference("best", uri, best.model.sha256)
-        if scored and self.spec.strategy.shared_model and self._cell is None:
-            with showing("registering the best model"):
-                handles.reporter.message("registering the best model")
-                self.model = register(handles, tracker, self.name, self.spec, self.folder).uri
+            if self._cell is None:
+                with showing("registering the best model"):
+                    handles.reporter.message("registering the best model")
+                    self.model = register(handles, tracker, self.name, self.spec, self.folder).uri
         with showing("the end of MLflow's run"):
             tracker.close("FINISHED" if scored else "FAILED")
         uri = self.services.mlflow_tracking_uri

@@ -43,6 +43,26 @@ def best_record(history: Sequence[RoundRecord]) -> RoundRecord:
     return history[history[-1].decision.best_round]
 
 
+def best_figure(history: Sequence[RoundRecord]) -> float | None:
+    """Return the figure for which the best round was chosen; None: no round has one, so none is the best.
+
+    A run has none if no image that decides has an object, for example.
+    """
+    decision = history[-1].decision
+    if decision.best is not None:
+        return decision.best
+    figure: float | None = getattr(best_record(history).figures_on(decision.on), decision.best_metric)
+    return figure
+
+
+def without_best(name: str, history: Sequence[RoundRecord]) -> str:
+    """Return why no model of the federation ``name`` is registered as the best, and how to register one."""
+    return (
+        f"no model is registered: no round has a {history[-1].decision.best_name}, so none is the best; fedbench "
+        f"register {name} --round N registers the model of round N"
+    )
+
+
 def model_files(spec: FederationSpec, record: RoundRecord, weights: Callable[[], Path], uri: str = "") -> ModelFiles:
     """Return the parts of the registered model for ``record``'s round, made by the installed code.
 
@@ -119,7 +139,7 @@ def register(
     folder: Path,
     tags: Mapping[str, str] | None = None,
 ) -> Registered:
-    """Register the best model of ``handles.history`` once, and note it in the run's ``folder``.
+    """Register the best model of ``handles.history``, which has a best round, once, and note it in ``folder``.
 
     tags: more tags of the model's version.
 

@@ -49,7 +49,10 @@ STOPPED = Decision(stop=True, reason="patience", best_round=0)
 
 @dataclass(frozen=True)
 class Place:
-    """A store with runs of two rounds, the first the best: ditto, plain, fedper, going (unfinished), unscored."""
+    """A store with runs of two rounds, the first the best: ditto, plain, fedper, going (unfinished), unscored.
+
+    No round of mapless has a mAP.
+    """
 
     settings: Settings
 
@@ -102,13 +105,14 @@ def place(s3_settings: S3Settings, tmp_path_factory: pytest.TempPathFactory) -> 
         ("ditto", DITTO, {}),
         ("plain", PLAIN, {}),
         ("fedper", FEDPER, {}),
+        ("mapless", DITTO, {"metrics": Metrics(loss=0.5)}),
         ("going", DITTO, {"decision": going}),
         ("unscored", DITTO, {"evaluations": (), "personal": (), "dropped": (failed,)}),
     ):
         layout = FederationLayout("registering", name)
         objects.put_json(layout.spec, spec.model_dump(mode="json"))
         for number in range(2):
-            model = put(layout.global_weights(number), number) if name in ("ditto", "plain") else WEIGHTS
+            model = put(layout.global_weights(number), number) if name in ("ditto", "mapless", "plain") else WEIGHTS
             states = {}
             if name == "ditto":
                 states = {
@@ -118,7 +122,7 @@ def place(s3_settings: S3Settings, tmp_path_factory: pytest.TempPathFactory) -> 
             record = record_of(name, spec, number, model, states=states)
             record = record.model_copy(update=fields)
             objects.put_json(layout.marker(number), record.model_dump(mode="json"))
-    for name in ("ditto", "fedper"):
+    for name in ("ditto", "fedper", "mapless"):
         Tracker.open(
             uri=mlflow_database_uri(settings),
             experiment=settings.mlflow_experiment,
@@ -231,7 +235,10 @@ def test_a_registered_model_may_have_a_name_of_ones_own(place: Place) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("nobody@3", "nobody: no such federation in the store; expected one of: ditto, fedper, going, plain, unscored"),
+        (
+            "nobody@3",
+            "nobody: no such federation in the store; expected one of: ditto, fedper, going, mapless, plain, unscored",
+        ),
         ("ditto@9", "ditto@9: no such client in round 0; the run has ditto@3, ditto@cam-4"),
         ("ditto@", "ditto@: no such client in round 0; the run has ditto@3, ditto@cam-4"),
         ("plain@3", "plain@3: expected a run whose clients keep models of their own, found strategy.kind fedavg"),
@@ -255,6 +262,15 @@ def test_a_round_that_is_not_there_is_refused(place: Place) -> None:
 def test_a_run_without_figures_is_refused(place: Place) -> None:
     with pytest.raises(FedbenchError, match=r"unscored: every evaluation failed, .* client 3: no memory"):
         place.register("unscored@3")
+
+
+def test_no_round_of_a_run_without_a_map_is_registered_as_the_best(place: Place) -> None:
+    for reference in ("mapless", "mapless@3"):
+        with pytest.raises(SpecError, match=r"^mapless: expected --round, because no round has a map50_voc10, so none"):
+            place.register(reference)
+    found = place.register("mapless", number=0)
+    assert found.uri == f"models:/mapless/{found.version}"
+    assert not place.client.get_registered_model("mapless").aliases
 
 
 def test_a_run_that_mlflow_does_not_have_is_refused_with_the_command_that_logs_it(place: Place) -> None:

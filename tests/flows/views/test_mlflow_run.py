@@ -168,6 +168,30 @@ def test_a_run_that_was_killed_and_resumed_has_everything_once(tmp_path: Path, u
     assert registered == ["street"]
 
 
+def test_without_a_map_no_model_is_registered_and_a_line_says_so(
+    tmp_path: Path, uri: str, registered: list[str]
+) -> None:
+    report = report_at(uri, tmp_path)
+    report.open([])
+    handles = handles_of(report)
+    handles.history = [record.model_copy(update={"metrics": Metrics(loss=0.5)}) for record in handles.history]
+    messages: list[str] = []
+    handles.reporter = SimpleNamespace(message=messages.append)
+    assert asyncio.run(report.finish(handles)).model is None
+    assert report.views.failed == {}
+    assert registered == []
+    assert messages == [
+        "no model is registered: no round has a map50_voc10, so none is the best; fedbench register street --round N "
+        "registers the model of round N"
+    ]
+    run_id = find_run(uri, "fedbench", "street")
+    assert run_id is not None
+    with answering(uri) as client:
+        run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert not any(name.startswith("best") for name in run.data.tags)
+
+
 def test_a_suites_cell_is_below_its_parent_from_the_start_and_registers_no_model(
     tmp_path: Path, uri: str, registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
