@@ -15,6 +15,8 @@ from tasks.spec.extensions import packages
 
 DIGITS = 8
 PACKAGES = ("flows", "infra", "tasks")
+# The module beside them, which every process starts with and which Prefect finds the worker type in.
+MODULE = "fedbench.py"
 # Files that only present or export results. Changing them does not change the results' digest.
 _PRESENTING = ("analysis", "figures", "portable", "report", "suite")
 
@@ -40,8 +42,9 @@ def installed_code() -> str:
 
 
 def code_below(root: Path) -> str:
-    """Return the version, and a digest of the sources of the packages below ``root``."""
-    return _versioned(root, [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))])
+    """Return the version, and a digest of the sources of the module and the packages below ``root``."""
+    below = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    return _versioned(root, [root / MODULE, *below])
 
 
 def sources(root: Path) -> list[Path]:

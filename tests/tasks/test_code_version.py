@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import tasks
-from tasks.code_version import PACKAGES, code_below, installed_code, sources
+from tasks.code_version import MODULE, PACKAGES, code_below, installed_code, sources
 
 
 def test_sources_that_learn_count_and_sources_that_plot_do_not() -> None:
@@ -20,8 +20,9 @@ def test_a_change_of_any_source_distinguishes_two_checkouts(tmp_path: Path) -> N
     root = Path(tasks.__file__).parents[1]
     for package in PACKAGES:
         shutil.copytree(root / package, tmp_path / package)
+    shutil.copyfile(root / MODULE, tmp_path / MODULE)
     assert code_below(tmp_path) == installed_code()
-    for file in ("flows/round.py", "infra/turns/resident_slots.py", "tasks/figures/plots.py"):
+    for file in ("fedbench.py", "flows/round.py", "infra/turns/resident_slots.py", "tasks/figures/plots.py"):
         (tmp_path / file).write_text((root / file).read_text() + "# changed")
         assert code_below(tmp_path) != installed_code()
         shutil.copyfile(root / file, tmp_path / file)
