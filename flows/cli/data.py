@@ -40,7 +40,7 @@ TestSets = Literal["global", "per-device"]
 
 EXIT_ERRORS = 1
 _MOST_DEVICES = 100
-_MOST_ERRORS = 100  # printed without --all; one mistake of a tool may be in every line of every file
+_MOST_KINDS = 20  # of errors, printed without --all
 _MESSAGE_LIMIT = 100_000  # characters; a message may list many files
 
 data_app = typer.Typer(name="data", help="Check a data set; divide it; write the synthetic one.", no_args_is_help=True)
@@ -62,9 +62,7 @@ def check(
     picture: Annotated[Path | None, typer.Option(help="File of the class-by-device picture. [below home]")] = None,
     every: Annotated[
         bool,
-        typer.Option(
-            "--all", help="List every error, not the first 100, and every place of each warning, not the first few."
-        ),
+        typer.Option("--all", help="List every error and every place of each warning, not the first few of each kind."),
     ] = False,
     home: Home = None,
 ) -> None:
@@ -271,11 +269,7 @@ def _print(report: DataReport, spec: DataSpec, out: Console, every: bool) -> Non
     """Print the counts, then errors, then warnings. Of data that could not be read, print the errors alone."""
     if report.was_read:
         _print_counts(report, spec, out)
-    for message in report.errors if every else report.errors[:_MOST_ERRORS]:
-        out.print(f"error: {plain(message, _MESSAGE_LIMIT)}", soft_wrap=True, highlight=False)
-    if not every and len(report.errors) > _MOST_ERRORS:
-        more = len(report.errors) - _MOST_ERRORS
-        out.print(f"and {more} errors more; --all lists them", soft_wrap=True, highlight=False)
+    _print_errors(report, out, every)
     for finding in report.findings if report.was_read else ():
         _print_finding(finding, out, every)
     counted = f"{len(report.errors)} errors, {len(report.findings)} warnings"
@@ -284,6 +278,22 @@ def _print(report: DataReport, spec: DataSpec, out: Console, every: bool) -> Non
     elif report.data.digest:
         counted += f" · content digest {report.data.digest}"
     out.print(counted, soft_wrap=True, highlight=False)
+
+
+def _print_errors(report: DataReport, out: Console, every: bool) -> None:
+    """Print the errors, a line each: the first few of each kind, or ``every`` one."""
+    from tasks.data.notes import MOST_NAMED
+
+    kinds = report.errors_by_kind if every else report.errors_by_kind[:_MOST_KINDS]
+    for messages in kinds:
+        named = messages if every else messages[:MOST_NAMED]
+        lines = [f"error: {plain(message, _MESSAGE_LIMIT)}" for message in named]
+        if len(named) < len(messages):
+            lines.append(f"  and {len(messages) - len(named)} more errors of this kind; --all lists them")
+        out.print("\n".join(lines), soft_wrap=True, highlight=False)
+    left = sum(map(len, report.errors_by_kind[len(kinds) :]))
+    if left:
+        out.print(f"and {left} errors of other kinds; --all lists them", soft_wrap=True, highlight=False)
 
 
 def _print_finding(finding: Finding, out: Console, every: bool) -> None:

@@ -43,11 +43,14 @@ def check_devices(
                 f"{where}: expected a device named by letters, digits, '.', '_' and '-', at most 64, "
                 f"found {shown(device)}"
             )
-    expected = set(known)
+    expected, present = set(known), {entry.device for entry in train}
+    strangers: dict[str, list[str]] = {}
     for entry in (*train, *test):
         if entry.device is not None and entry.device not in expected:
-            faults.add(f"{entry.where}: {where}: expected a device {listed}, found {entry.device!r}")
-    present = {entry.device for entry in train}
+            strangers.setdefault(entry.device, []).append(entry.where)
+    for device, places in strangers.items():
+        hint = "" if device in present else "; no training image is of it, so no client could be scored on it"
+        faults.add_summed(places, f"{where}: expected a device {listed}, found {device!r}{hint}", where)
     missing = [device for device in known if device not in present]
     if missing and not faults.unread:
         faults.add(f"{where}: no images of device {', '.join(missing)}; expected some of each device {listed}")
@@ -64,9 +67,8 @@ def require_devices(train: Sequence[Entry], field: str, where: str, faults: Faul
             "data.clients.field, or set data.clients.kind to list, name, iid, dirichlet or size"
         )
         return
-    for entry in train:
-        if entry.device is None:
-            faults.add(f"{entry.where}: {field}: missing; expected the device that the image came from")
+    without = [entry.where for entry in train if entry.device is None]
+    faults.add_summed(without, f"{field}: missing; expected the device that the image came from", where)
 
 
 def named_devices(root: Path, clients: Named, parsed: Parsed, where: str, faults: Faults) -> tuple[str, ...]:
@@ -122,9 +124,8 @@ def list_devices(root: Path, file: str, parsed: Parsed, faults: Faults) -> tuple
     parsed.train = [replace(entry, device=owner.get(entry.inside)) for entry in parsed.train]
     parsed.test = [replace(entry, device=owner.get(entry.inside)) for entry in parsed.test]
     if document:
-        for entry in parsed.train:
-            if entry.device is None:
-                faults.add(f"{entry.where}: expected the image in {path}, under the device that it came from")
+        without = [entry.where for entry in parsed.train if entry.device is None]
+        faults.add_summed(without, f"expected the image in {path}, under the device that it came from", str(path))
     return tuple(sorted(document, key=natural))
 
 
@@ -200,7 +201,7 @@ def assemble(
             ``faults`` collects mistakes.
     """
     _check_classes(root, parsed.classes, faults)
-    train, test = _each_once(parsed, faults)
+    train, test = _each_once(root, parsed, faults)
     samples: dict[str, ImageSample] = {}
     for entry in (*train, *test):
         sample = read_image(root, entry, parsed.classes, faults, reading)
@@ -259,22 +260,25 @@ def _check_classes(root: Path, classes: Sequence[str], faults: Faults) -> None:
             )
 
 
-def _each_once(parsed: Parsed, faults: Faults) -> tuple[list[Entry], list[Entry]]:
+def _each_once(root: Path, parsed: Parsed, faults: Faults) -> tuple[list[Entry], list[Entry]]:
     """Return the training and the test entries, and report and leave out repeated images.
 
     An image listed twice has two sets of labels. An image in both parts would be tested after training on it.
     """
     seen: dict[str, str] = {}
+    repeated: dict[tuple[str, str], list[str]] = {}  # by the lists that have the images
     kept: list[list[Entry]] = []
     for source, entries in zip(parsed.lists, (parsed.train, parsed.test), strict=True):
         once = []
         for entry in entries:
             if entry.inside in seen:
-                faults.add(f"{entry.where}: expected every image once, found it in {seen[entry.inside]} already")
+                repeated.setdefault((source, seen[entry.inside]), []).append(entry.where)
             else:
                 seen[entry.inside] = source
                 once.append(entry)
         kept.append(once)
+    for (source, first), places in repeated.items():
+        faults.add_summed(places, f"expected every image once, found it in {first} already", f"{root}: {source}")
     return kept[0], kept[1]
 
 

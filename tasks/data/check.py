@@ -43,6 +43,7 @@ class DeviceCounts:
 @dataclass(frozen=True)
 class DataReport:
     """The result of a check. ``data`` is the usable part of the data set; a set with ``errors`` cannot be loaded.
+    ``errors_by_kind`` has the same errors by kind, each kind at the place of its first one.
 
     ``ignore_regions`` is the number of ignore regions, in ``images_with_regions`` images of all parts.
 
@@ -57,6 +58,7 @@ class DataReport:
     test_images: int
     near_duplicates: int
     errors: tuple[str, ...]
+    errors_by_kind: tuple[tuple[str, ...], ...]
     findings: tuple[Finding, ...]
     ignore_regions: int = 0
     images_with_regions: int = 0
@@ -130,6 +132,7 @@ def check_data(
         test_images=len(tests),
         near_duplicates=len(same_bytes | {pair.test.sample.path for pair in near}),
         errors=tuple(faults.errors),
+        errors_by_kind=tuple(faults.by_kind()),
         findings=tuple(found),
         ignore_regions=sum(regions.values()),
         images_with_regions=len(regions),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.data.notes import Notes
+from tasks.data.notes import Notes, named
 from tasks.documents import json_text
 from tasks.documents.errors import DuplicateKey
 from tasks.documents.regular_file import read_regular
@@ -32,6 +33,7 @@ class Faults:
     def __init__(self, *, collect: bool = False) -> None:
         self.collect = collect
         self.errors: list[str] = []
+        self._kinds: dict[tuple[str, int], list[str]] = {}
         self.notes = Notes()
         self.unread = False
 
@@ -45,6 +47,11 @@ class Faults:
         if not self.collect:
             raise DataError(message)
         self.errors.append(message)
+        self._kinds.setdefault(_reporter(), []).append(message)
+
+    def by_kind(self) -> list[tuple[str, ...]]:
+        """Return the mistakes grouped by kind, in the order of the first of each. A kind is what one line reports."""
+        return [tuple(messages) for messages in self._kinds.values()]
 
     def add_unread(self, message: str) -> None:
         """Report a file or folder that cannot be read.
@@ -54,6 +61,29 @@ class Faults:
         """
         self.unread = True
         self.add(message)
+
+    def add_summed(self, places: Sequence[str], problem: str, where: str) -> None:
+        """Report a problem that several images have: one after its place, more as a problem of ``where``, summed up.
+
+        One cause, as a list of images that is named twice, has hundreds of places.
+
+        Raises:
+            DataError: as :meth:`add`.
+        """
+        if len(places) == 1:
+            self.add(f"{places[0]}: {problem}")
+        elif places:
+            begin = "" if problem.startswith(where) else f"{where}: "
+            self.add(f"{begin}{problem}; so in {len(places)} images: {named(places)}")
+
+
+def _reporter() -> tuple[str, int]:
+    """Return the file and line that called :class:`Faults`."""
+    frame = inspect.currentframe()
+    own = {function.__code__ for function in (_reporter, Faults.add, Faults.add_unread, Faults.add_summed)}
+    while frame is not None and frame.f_code in own:
+        frame = frame.f_back
+    return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
 @dataclass(frozen=True)

@@ -118,15 +118,39 @@ def test_errors_exit_1_and_are_all_printed(made: Path, tmp_path: Path, home: Pat
         root.rename(made / "voc")
 
 
-def test_of_very_many_errors_the_first_hundred_are_printed_and_with_all_every_one(tmp_path: Path) -> None:
+def test_of_each_kind_of_error_the_first_five_are_printed_and_with_all_every_one(tmp_path: Path) -> None:
     root = write_yolo_folder(tmp_path / "many")
     (root / "labels/train/1.txt").write_text("9 0.5 0.5 0.1 0.1\n" * 150)
+    (root / "labels/train/2.txt").write_text("0 0.5 0.5 0.1\n" * 2)
     few, every = call("check", root), call("check", root, "--all")
     assert few.exit_code == every.exit_code == 1
-    assert few.output.count("error: ") == 100
-    assert "\nand 50 errors more; --all lists them\n" in few.output
-    assert every.output.count("error: ") == 150
-    assert "150 errors, " in few.output
+    lines = [line for line in few.output.splitlines() if "error" in line]
+    first = f"error: {root}/labels/train/1.txt: line 1: expected a class from 0 to 2, found 9"
+    assert [lines[0], lines[5]] == [first, "  and 145 more errors of this kind; --all lists them"]
+    assert [line.partition(": expected ")[0] for line in lines[6:8]] == [
+        f"error: {root}/labels/train/2.txt: line {number}" for number in (1, 2)
+    ]
+    assert few.output.count("error: ") == 7
+    assert every.output.count("error: ") == 152
+    assert "of this kind" not in every.output
+    assert "152 errors, " in few.output
+
+
+@pytest.mark.parametrize("overlap", [1, 6])
+def test_images_that_two_lists_name_are_one_error(tmp_path: Path, overlap: int) -> None:
+    root = write_yolo_folder(tmp_path / "twice")
+    (root / "data.yaml").write_text("train: images/train\nval: [images/val, both.txt]\nnames: [ant, bee, cat]\n")
+    (root / "both.txt").write_text("".join(f"images/train/{number}.png\n" for number in range(1, overlap + 1)))
+    result = call("check", root)
+    assert result.exit_code == 1
+    (line,) = (line for line in result.output.splitlines() if line.startswith("error: "))
+    once = "expected every image once, found it in train already"
+    places = [f"{root}/labels/train/{number}.txt" for number in range(1, overlap + 1)]
+    if overlap == 1:
+        assert line == f"error: {places[0]}: {once}"
+    else:
+        assert line == f"error: {root}: val: {once}; so in 6 images: {', '.join(places[:5])}, and 1 more"
+    assert "1 errors, " in result.output
 
 
 def test_of_data_that_could_not_be_read_only_errors_are_printed(made: Path, tmp_path: Path, home: Path) -> None:

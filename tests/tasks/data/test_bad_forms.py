@@ -224,7 +224,7 @@ BAD_DEVICES: dict[str, tuple[DataSpec, Change, str]] = {
     "image of two devices": (
         Yolo(name="mine", clients=ByFolder()),
         shared_image,
-        "{root}/a/labels/train/1.txt: expected every image once, found it in train already",
+        "{root}: train: expected every image once, found it in train already; so in 6 images: {root}/a/labels/train/1",
     ),
     "no list": (Yolo(name="mine", clients=ByList()), write_yolo_folder, "{root}/clients.yaml: cannot be read: No such"),
 }

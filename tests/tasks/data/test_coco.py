@@ -277,7 +277,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     ),
     "test of an unknown device": (
         lambda train, test: [image.update(device="north") for image in test["images"]],
-        r"test\.json: image 5 .*expected a device from east to west, found 'north'",
+        r"train\.json: device: expected a device from east to west, found 'north'; no .* in 2 images: .*json: image 5 ",
     ),
     "test category": (
         lambda train, test: test["categories"][1].update(name="cat"),

@@ -12,6 +12,7 @@ import pytest
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults, Parsed
 from tasks.data.samples import FederatedData
+from tasks.errors import DataError
 from tasks.spec.clients import ByField, ByList, Iid
 from tasks.spec.data import Bdd100k, DataSpec, Kitti, VisDrone
 from tasks.spec.data_forms import VISDRONE_CLASSES
@@ -63,6 +64,37 @@ def test_bdd100k_is_divided_by_an_attribute(tmp_path: Path) -> None:
     assert {device: len(own) for device, own in data.test.items()} == {"partly-cloudy": 0, "rainy": 2}
     for field, device in (("scene", "city-street"), ("timeofday", "dawn-dusk")):
         assert list(load(tmp_path, Bdd100k(name="mine", clients=ByField(field=field))).train) == [device]
+
+
+def test_an_attribute_of_test_images_alone_is_one_error_that_counts_them(tmp_path: Path) -> None:
+    train, test = bdd100k(tmp_path)
+    for frame in test:
+        frame["attributes"]["weather"] = "foggy"
+    write_frames(tmp_path, train, test)
+    labels = tmp_path / "labels/det_20"
+    with pytest.raises(DataError) as refused:
+        load(tmp_path, WEATHER)
+    assert str(refused.value) == (
+        f"{labels}/det_train.json: attributes: weather: expected a device from partly-cloudy to rainy, found 'foggy'; "
+        "no training image is of it, so no client could be scored on it; so in 2 images: "
+        f"{labels}/det_val.json: frame 1 (t.jpg), {labels}/det_val.json: frame 2 (u.jpg)"
+    )
+    faults = Faults(collect=True)
+    load(tmp_path, WEATHER, faults)
+    assert len(faults.errors) == 1
+
+
+def test_a_mistake_of_many_images_is_one_error(tmp_path: Path) -> None:
+    train, test = bdd100k(tmp_path)
+    for frame in train[:3]:
+        del frame["attributes"]["weather"]
+    write_frames(tmp_path, train, [*test, *test])
+    faults = Faults(collect=True)
+    load(tmp_path, WEATHER, faults)
+    missing, twice = faults.errors
+    assert "weather: missing; expected the device that the image came from; so in 3 images: " in missing
+    assert "expected every image once, found it in labels/det_20/det_val.json already; so in 2 images" in twice
+    assert faults.by_kind() == [(missing,), (twice,)]
 
 
 def test_frames_without_labels_and_labels_without_boxes_are_no_objects(tmp_path: Path) -> None:
