@@ -105,7 +105,8 @@ def list_runs(
 
     A suite run is one line. `--suite SUITE_RUN` lists its cells.
     """
-    from flows.commands.listing import listing_table, read_listing, since_of
+    from flows.commands.listing import read_listing, since_of
+    from flows.commands.listing_table import listing_table
     from flows.stored.runs import opened_store
 
     with plain_errors():

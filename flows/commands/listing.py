@@ -1,4 +1,4 @@
-"""List what the store has: federations, and suite runs with their cells folded, as a table and as JSON."""
+"""List what the store has: federations, and suite runs with their cells folded. ``listing_table`` prints the list."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from rich.table import Table
-from rich.text import Text
-
 from flows.stored.runs import DamagedRun, StoredRun, is_running, listed, read_runs
 from flows.suite.plan import SuitePlan, read_plan, read_start
 from flows.views import documents
-from flows.views.progress import clock
 from infra.errors import StoreCorrupt
 from infra.settings import Settings
 from infra.store.layout import FederationLayout, federations
@@ -24,7 +20,6 @@ from infra.store.suite_layout import suite_runs
 from tasks.errors import FedbenchError, SpecError
 from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.federation import FederationSpec
-from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.suite import Cell
 from tasks.spec.suite_records import CellRecord, CellResult
 
@@ -276,76 +271,3 @@ def _cell(plan: SuitePlan, cell: Cell, found: ListedRun | None) -> ListedRun:
 def _imported_course(result: CellResult) -> dict[str, Any]:
     course = documents.course_document([])
     return {**course, "rounds": result.last.round, "clients": result.clients, "seconds": result.last.seconds}
-
-
-# --- the table for the terminal ----------------------------------------------------------------------------
-
-
-def listing_table(listing: Listing, *, wide: bool, now: datetime | None = None) -> Table:
-    """Return a table with a row for each line. wide: the terminal has room for the specification in words."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
-    for head in ("name", "state", "rounds", "best", "seed", "date", "took"):
-        right = head in ("rounds", "seed", "took")
-        # Names can be copied, so they stay whole. Only the best figure may take two lines.
-        table.add_column(head, justify="right" if right else "left", no_wrap=head != "best", overflow="fold")
-    table.add_column("specification" if wide else "digest", overflow="fold", min_width=8)
-    present = now or datetime.now(UTC)
-    for suite in listing.suites:
-        table.add_row(
-            suite.name,
-            suite.state,
-            "–",
-            "–",
-            "–",
-            date_of(suite.updated, present),
-            _took(suite.seconds),
-            f"suite {suite.suite or '–'} · {cells_text(suite.cells)}",
-        )
-    for run in listing.federations:
-        best = run.course["best"]
-        rounds = run.course["rounds"]
-        table.add_row(
-            Text(run.name),
-            run.state,
-            "–" if run.spec is None or run.state == "damaged" else f"{rounds or 0}/{run.spec.max_rounds}",
-            "–" if best is None else _best(best),
-            "–" if run.spec is None else str(run.spec.seed),
-            date_of(run.updated, present),
-            _took(run.seconds),
-            described(run.spec, wide=wide),
-        )
-    return table
-
-
-def cells_text(cells: Mapping[str, int]) -> str:
-    """Return the number of a suite run's cells by state, as ``6 cells: 4 done, 2 waiting``."""
-    total = sum(cells.values())
-    counts = ", ".join(f"{number} {state}" for state, number in cells.items() if number)
-    return f"{total} cell{'' if total == 1 else 's'}: {counts}" if total else "no cells"
-
-
-def date_of(time: datetime | None, present: datetime) -> str:
-    """Return a time of this machine's zone: day and minute, or for another year the date. A dash for None."""
-    if time is None:
-        return "–"
-    local = time.astimezone()
-    return local.strftime("%m-%d %H:%M" if local.year == present.astimezone().year else "%Y-%m-%d")
-
-
-def _best(best: Mapping[str, Any]) -> str:
-    held_out = "held-out " if best["on"] == "holdout" else ""
-    return f"{held_out}{best['metric']} {best['value']:.3f}"
-
-
-def _took(seconds: float | None) -> str:
-    return "–" if seconds is None else clock(seconds)
-
-
-def described(spec: FederationSpec | None, *, wide: bool = True) -> str:
-    """Return data, detector, method unless it is plain FedAvg, and digest of a run; the digest alone if not wide."""
-    if spec is None:
-        return "–"
-    if not wide:
-        return spec.digest[:8]
-    method = "" if spec.strategy == FedAvgSpec() else f"{spec.strategy.label} · "
-    return f"{spec.data.kind} · {spec.detector.kind} · {method}{spec.digest[:8]}"

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from flows.cli.shared import out
-from flows.commands.listing import cells_text, date_of, listing_table, read_listing, since_of
+from flows.commands.listing import read_listing, since_of
+from flows.commands.listing_table import cells_text, date_of, listing_table
 from flows.suite.plan import SuitePlan, claim
 from infra.files.lock import run_lock
 from infra.settings import Settings

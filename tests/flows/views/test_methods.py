@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.listing import described
+from flows.commands.listing_table import described
 from flows.deployments.table import of_file
 from flows.views.mlflow_figures import method_tags, suite_figures
 from flows.views.prefect_page import summary
