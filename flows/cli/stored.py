@@ -151,6 +151,7 @@ def compare(
     `fedbench compare street5-ed9332d5 street5-0a1b2c3d-centralised`
     """
     from flows.commands import compare as comparison
+    from flows.commands.compare_table import BYTES_NOTE, comparison_table
     from flows.suite.image_intervals import stored_methods
 
     with plain_errors():
@@ -168,8 +169,8 @@ def compare(
         if views.failed:
             raise typer.Exit(EXIT_FAILED)
         return
-    out.print(comparison.comparison_table(compared, metric))
-    print_note(comparison.BYTES_NOTE)
+    out.print(comparison_table(compared, metric))
+    print_note(BYTES_NOTE)
     lines = [f"warning: {line}" for line in comparison.warnings(compared)]
     lines += [*comparison.gaps(compared, metric), *comparison.gains(result), *comparison.differences(compared)]
     if paths:

@@ -1,4 +1,7 @@
-"""Compare federations: a table of figures and costs, the fields that differ, and a report with plots."""
+"""Compare federations: lines on gaps, gains and fields that differ, and a report with plots.
+
+:mod:`flows.commands.compare_table` has the table of figures and costs.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from flows.stored.runs import StoredRun, opened_store, read_run
 from flows.suite.files import made_files, write_files
 from infra.errors import SettingsError
@@ -20,15 +20,12 @@ from infra.settings import Settings
 from infra.views import Views
 from tasks.errors import SpecError
 from tasks.metrics.over_rounds import Costs, best_round, costs_by_round
-from tasks.plain_text import plain_name
 from tasks.report import text
 from tasks.report.text import signed_number as signed
-from tasks.spec.federation import MAP_NAMES, MapName, changed_fields
+from tasks.spec.federation import MapName, changed_fields
 from tasks.spec.records import Metrics, RoundRecord
-from tasks.spec.references import is_reference, is_twin
-from tasks.spec.strategies import FedAvgSpec
+from tasks.spec.references import is_twin
 from tasks.spec.suite_records import SuiteResult
-from tasks.spec.training import PART_NAMES
 from tasks.suite.grouping import Run, result_of_runs, training_images
 from tasks.suite.methods import Compared as ComparedMethod
 from tasks.suite.summary import summarise
@@ -96,81 +93,7 @@ def read_compared(settings: Settings, names: Sequence[str], metric: MapName) -> 
     return compared
 
 
-# --- the table and lines for the terminal ------------------------------------------------------------------
-
-
-def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
-    """Return a table with a column for each federation.
-
-    Brackets compare it with the first federation: by differences of figures, and by factors of costs.
-    """
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for item in compared:
-        table.add_column(Text(item.name), justify="right", overflow="fold")
-    table.add_row("state", *(item.run.status for item in compared))
-    table.add_row("rounds", *(f"{item.records[-1].round}/{item.run.spec.max_rounds}" for item in compared))
-    table.add_row("clients", *(_clients(item) for item in compared))
-    if any(item.run.spec.strategy != FedAvgSpec() for item in compared):
-        table.add_row("method", *(_method(item) for item in compared))
-    table.add_row("image passes", *(f"{item.costs[-1].passes:.4g}" for item in compared))
-    table.add_row("best round", *(str(item.best_round) for item in compared))
-    if any(item.run.spec.evaluation.on != "test" for item in compared):
-        table.add_row("chosen by", *(f"{PART_NAMES[item.run.spec.evaluation.decides]} images" for item in compared))
-        table.add_row("figures on", *(f"{PART_NAMES[item.records[-1].shown_on]} images" for item in compared))
-    _figures(table, f"{metric} best", [getattr(item.best, metric) for item in compared], bold=True)
-    _figures(table, f"{metric} last", [getattr(item.last, metric) for item in compared])
-    table.add_row(Text("at the best round", "dim"))
-    others = [name for name in MAP_NAMES if name != metric]
-    for name in (*others, "recall", "loss"):
-        parts = dict.fromkeys(PART_NAMES[item.records[-1].shown_on] for item in compared)
-        label = f"{' or '.join(parts)} loss" if name == "loss" else name
-        _figures(table, label, [getattr(item.best, name) for item in compared])
-    classes = list(dict.fromkeys(name for item in compared for name in item.best.per_class))
-    if classes:
-        table.add_row(Text("AP50 voc10 by class", "dim"))
-    for name in classes:
-        _figures(table, f"  {plain_name(name)}", [item.best.per_class.get(name) for item in compared])
-    table.add_row(Text("over all rounds", "dim"))
-    _factors(table, "seconds", [item.costs[-1].seconds for item in compared], ".0f")
-    exchanged = [None if is_reference(item.run.spec) else item.costs[-1].exchanged / 1e6 for item in compared]
-    _factors(table, "MB exchanged", exchanged, ".1f")
-    _factors(table, "MB moved", [item.costs[-1].moved / 1e6 for item in compared], ".1f")
-    return table
-
-
-def _clients(item: Compared) -> str:
-    if item.run.spec.data.local_only is not None:
-        return f"{item.run.spec.data.local_only} alone"
-    return "centralised" if item.run.spec.data.pooled else str(len(item.records[-1].clients))
-
-
-def _method(item: Compared) -> Text:
-    """Return the method with the fields that are not defaults. A reference has one client, and so no method."""
-    spec = item.run.spec
-    return Text("–" if is_reference(spec) else spec.strategy.label, overflow="fold")
-
-
-def _figures(table: Table, label: str, values: Sequence[float | None], *, bold: bool = False) -> None:
-    first = values[0]
-    cells = []
-    for number, value in enumerate(values):
-        cell = "–" if value is None else f"{value:.3f}"
-        if number and value is not None and first is not None:
-            cell += f" ({signed(value - first)})"
-        cells.append(Text(cell, "bold" if bold else ""))
-    table.add_row(Text(label), *cells)
-
-
-def _factors(table: Table, label: str, values: Sequence[float | None], form: str) -> None:
-    first = values[0]
-    cells = []
-    for number, value in enumerate(values):
-        cell = "–" if value is None else format(value, form)
-        if number and value is not None and first:
-            cell += f" (×{value / first:.2f})"
-        cells.append(cell)
-    table.add_row(label, *cells)
+# --- the lines for the terminal ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -225,13 +148,6 @@ def _after(item: Compared, passes: float, metric: MapName) -> float | None:
     within = [number for number, costs in enumerate(item.costs) if costs.passes <= passes * (1 + 1e-9)]
     value: float | None = getattr(item.records[within[-1]].shown, metric)
     return value
-
-
-# Below the table.
-BYTES_NOTE = (
-    "MB exchanged: weights that clients needed and sent, from a cache or not. MB moved: what turns sent to the store "
-    "and fetched from it"
-)
 
 
 def gains(result: SuiteResult) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows.commands import compare
+from flows.commands.compare_table import comparison_table
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -108,7 +109,7 @@ def store(object_store: ObjectStore, command_settings: Settings) -> Store:
 def rows(compared: list[compare.Compared], metric: Any = "map50_voc10") -> dict[str, list[str]]:
     """Return the table's cells by the label of their row."""
     console = Console(file=io.StringIO(), width=200, record=True)
-    table = compare.comparison_table(compared, metric)
+    table = comparison_table(compared, metric)
     console.print(table)
     labels = [str(cell) for cell in table.columns[0].cells]
     cells = [[str(cell) for cell in column.cells] for column in table.columns[1:]]
