@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cli.shared import log_kept
 from flows.commands.arguments import choose_spec
-from flows.commands.open_model import OpenedModel, open_model
+from flows.commands.open_model import open_model
+from flows.commands.opened_model import OpenedModel
 from flows.commands.run_name import find_run
 from flows.stored.runs import opened_store
 from flows.stored.runs import read_run as read_stored

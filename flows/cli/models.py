@@ -16,7 +16,7 @@ from tasks.errors import DataError, SpecError
 from tasks.plain_text import plain_name
 
 if TYPE_CHECKING:
-    from flows.commands.open_model import OpenedModel
+    from flows.commands.opened_model import OpenedModel
     from tasks.metrics.detections import ImageDetections
 
 EXIT_ERRORS = 1

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.arguments import ChosenData, choose_data
-from flows.commands.open_model import OpenedModel
+from flows.commands.opened_model import OpenedModel
 from infra.files.private import data_cache
 from infra.settings import Settings
 from tasks.analysis.analyse import DetectionAnalysis, analyse

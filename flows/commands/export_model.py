@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flows.commands.open_model import OpenedModel
+from flows.commands.opened_model import OpenedModel
 from infra.errors import SettingsError
 from infra.files.private import data_cache
 from infra.settings import Settings

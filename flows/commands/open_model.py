@@ -6,9 +6,9 @@ import dataclasses
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from flows.commands.opened_model import OpenedModel
 from flows.stored.runs import StoredRun, check_client, listed, opened_store, read_run, read_tuned
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
@@ -18,19 +18,15 @@ from infra.store.weights import WeightStore
 from infra.tracking.registered import fetch_registered, registered_models
 from infra.tracking.registry import CLIENT_MARK
 from tasks.client_eval import load_personal_state
-from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import load_state, state_of, state_sha256
 from tasks.errors import DataError, SpecError
 from tasks.metrics.own_record import of_client
 from tasks.models.card import card_of
-from tasks.models.file import ModelCard, load_model, read_card, read_state
+from tasks.models.file import load_model, read_card, read_state
 from tasks.spec.base import check_name
-from tasks.spec.data import DataSpec
-from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.plans import WeightRef
 from tasks.spec.records import RoundRecord
-from tasks.spec.training import EvaluationSpec
 from tasks.strategies.tensor_file import TensorFile
 
 MODEL_SUFFIX = ".safetensors"
@@ -40,40 +36,6 @@ EXPECTED = (
     f"({SCHEME}NAME/VERSION, {SCHEME}NAME@ALIAS); a client's own model is called RUN@CLIENT"
 )
 _URI = re.compile(re.escape(SCHEME) + r"(?P<name>[^/@:']+)(?:/(?P<version>[0-9]+|latest)|(?P<alias>@[^/@]+))")
-
-
-@dataclass(frozen=True)
-class OpenedModel:
-    """A detector in evaluation mode, on the CPU, with its card.
-
-    ``title`` names it on the terminal. ``spec`` and ``record`` are those of its run; None for a model file.
-    ``client``: whose own model it is, and whose view of the round ``record`` is; None for a shared model.
-    """
-
-    title: str
-    detector: Detector
-    card: ModelCard
-    spec: FederationSpec | None = None
-    record: RoundRecord | None = None
-    client: str | None = None
-
-    @property
-    def data(self) -> DataSpec | None:
-        """The data that the model was trained on; None if the card names none.
-
-        Raises:
-            SpecError: this version of fedbench does not know the kind of the card's data, or a field of them.
-        """
-        if self.spec is not None:
-            return self.spec.data
-        if self.card.data is None:
-            return None
-        return parse_spec({"data": self.card.data}, source=f"{self.title}: card").data
-
-    @property
-    def evaluation(self) -> EvaluationSpec:
-        """The rules that scored the run; the default rules if the card of a model file has none."""
-        return (self.spec or self.card).evaluation or EvaluationSpec()
 
 
 def open_model(reference: str, settings: Settings, number: int | None = None) -> OpenedModel:

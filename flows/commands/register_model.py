@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flows.commands.open_model import MODEL_SUFFIX, SCHEME, OpenedModel, open_round
+from flows.commands.open_model import MODEL_SUFFIX, SCHEME, open_round
+from flows.commands.opened_model import OpenedModel
 from flows.stored.runs import StoredRun, read_run, require_scores
 from flows.views.registration import best_figure, best_record, files_of, version_tags
 from infra.errors import TrackingUnavailable

@@ -16,7 +16,7 @@ from flows.commands.evaluate_model import (
     figures_table,
     write_analyses,
 )
-from flows.commands.open_model import OpenedModel
+from flows.commands.opened_model import OpenedModel
 from infra.settings import Settings
 from tasks.data.catalog import load_data
 from tasks.data.samples import samples_digest
