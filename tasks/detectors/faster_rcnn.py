@@ -13,18 +13,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
 from tasks.data.transfer import constant
 from tasks.detectors.base import Detections, Detector, Targets
+from tasks.detectors.faster_rcnn_loss import head_terms, leave_out, masked
 from tasks.detectors.faster_rcnn_parts import maps_of, parts_of
-from tasks.detectors.ignored import in_region
 from tasks.detectors.suppression import suppress
 from tasks.spec.faster_rcnn import FasterRcnnSpec
 
@@ -221,7 +220,7 @@ class FasterRcnn(Detector):
     ) -> dict[str, Tensor]:
         anchors = [outputs.anchors] * len(truth)
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, truth)
-        if _leave_out(labels, anchors, truth) and not (torch.cat(labels) >= 0).any():
+        if leave_out(labels, anchors, truth) and not (torch.cat(labels) >= 0).any():
             # torchvision's means over no samples are not numbers.
             zero = outputs.objectness[images].sum() * 0
             return {"objectness": zero, "rpn_box": zero}
@@ -237,7 +236,7 @@ class FasterRcnn(Detector):
         """Return the box head's terms. The head scores a sample of the proposals here."""
         boxes, chosen, labels, wanted = self._sample(outputs.proposals, truth)
         logits, deltas = self._score(outputs, [box[index] for box, index in zip(boxes, chosen, strict=True)])
-        return _head_terms(_masked(logits, labelled), deltas, labels, wanted)
+        return head_terms(masked(logits, labelled), deltas, labels, wanted)
 
     def _scored_terms(
         self, outputs: FasterRcnnOutputs, truth: list[dict[str, Tensor]], labelled: Tensor | None
@@ -249,10 +248,10 @@ class FasterRcnn(Detector):
             [torch.cat(pair) for pair in zip(of_proposals, of_truth, strict=True)]
             for of_proposals, of_truth in zip(scored, added, strict=True)
         )
-        logits = _masked(logits, labelled)
+        logits = masked(logits, labelled)
         sample = self._sample(outputs.proposals, truth)
         return [
-            _head_terms([logits[i][index]], [deltas[i][index]], [sample.labels[i]], [sample.wanted[i]])
+            head_terms([logits[i][index]], [deltas[i][index]], [sample.labels[i]], [sample.wanted[i]])
             for i, index in enumerate(sample.chosen)
         ]
 
@@ -263,7 +262,7 @@ class FasterRcnn(Detector):
         matched, labels = self.roi_heads.assign_targets_to_proposals(
             boxes, true_boxes, [item["labels"] for item in truth]
         )
-        _leave_out(labels, boxes, truth)
+        leave_out(labels, boxes, truth)
         chosen = self.roi_heads.subsample(labels)
         # In an image without objects, background samples match box 0: an empty box, whose deltas are never used.
         some = [box if len(box) else box.new_zeros(1, 4) for box in true_boxes]
@@ -290,39 +289,3 @@ class FasterRcnn(Detector):
             suppress(box, score, score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
             for box, score in self.decode(outputs)
         ]
-
-
-def _leave_out(labels: list[Tensor], boxes: list[Tensor], truth: list[dict[str, Tensor]]) -> bool:
-    """Set the label of background boxes in an ignore region to -1, which is never drawn. Return whether any box is one.
-
-    labels: a number [n] for each of an image's ``boxes``, 0 for background. They are changed in place.
-    """
-    found = False
-    for label, box, item in zip(labels, boxes, truth, strict=True):
-        regions = item.get("regions")
-        if regions is not None and len(regions):
-            label[(label == 0) & in_region(box, regions)] = -1
-            found = True
-    return found
-
-
-def _masked(logits: Sequence[Tensor], labelled: Tensor | None) -> list[Tensor]:
-    """Return each image's logits [n, 1 + C], -inf for its unlabelled classes: the softmax runs over the others.
-
-    labelled: bool [images, C]; None: all classes are labelled in all images.
-    """
-    if labelled is None:
-        return list(logits)
-    known = functional.pad(labelled, (1, 0), value=True)
-    return [rows.masked_fill(~of_image, -torch.inf) for rows, of_image in zip(logits, known, strict=True)]
-
-
-def _head_terms(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: list[Tensor], wanted: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Return the terms ``classifier`` and ``box`` of one or more images: means over their samples, 0 without any."""
-    every, changes = torch.cat(list(logits)), torch.cat(list(deltas))
-    if not len(every):
-        return {"classifier": every.sum(), "box": changes.sum()}
-    classifier, box = fastrcnn_loss(every, changes, labels, list(wanted))
-    return {"classifier": classifier, "box": box}

@@ -13,7 +13,8 @@ from pydantic import Field
 from tasks.spec.base import CHOSEN, MOST, AddedLater, Frozen
 from tasks.spec.detector import DetectorSpec
 from tasks.spec.faster_rcnn import FasterRcnnPyramidSpec, FasterRcnnVgg16Spec
-from tasks.spec.training import Sgd, TrainingSpec
+from tasks.spec.strategy_faults import frozen_norm_faults, plain_sgd_faults
+from tasks.spec.training import TrainingSpec
 
 Weighting = Literal["images", "uniform", "objects"]
 
@@ -164,7 +165,7 @@ class ScaffoldSpec(UniformSpec, title="SCAFFOLD"):
     server_lr: float = Field(1.0, gt=0, le=MOST, description=_SERVER_LR)
 
     def faults(self, experiment: Experiment) -> Iterator[str]:
-        yield from _plain_sgd_faults(self.kind, experiment.training, momentum=False, clipping=False)
+        yield from plain_sgd_faults(self.kind, experiment.training, momentum=False, clipping=False)
 
 
 class FedNovaSpec(WeightedSpec, title="FedNova"):
@@ -176,7 +177,7 @@ class FedNovaSpec(WeightedSpec, title="FedNova"):
     kind: Literal["fednova"] = Field("fednova", description=CHOSEN)
 
     def faults(self, experiment: Experiment) -> Iterator[str]:
-        yield from _plain_sgd_faults(self.kind, experiment.training, momentum=True, clipping=True)
+        yield from plain_sgd_faults(self.kind, experiment.training, momentum=True, clipping=True)
 
 
 class FedExPSpec(UniformSpec, title="FedExP"):
@@ -216,7 +217,7 @@ class FedBNSpec(PartlyLocalSpec, title="FedBN"):
                 f"{detector.kind}, which has none; it runs with -s detector.kind=faster-rcnn-resnet50-fpn"
             )
         elif isinstance(detector, FasterRcnnPyramidSpec):
-            yield from _frozen_norm_faults(self.kind, detector)
+            yield from frozen_norm_faults(self.kind, detector)
 
 
 class FedPerSpec(PartlyLocalSpec, title="FedPer"):
@@ -282,46 +283,3 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.12g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def _frozen_norm_faults(kind: str, detector: FasterRcnnPyramidSpec) -> Iterator[str]:
-    """Yield why the method ``kind``, which keeps trained normalisation layers at the client, finds none there."""
-    wrong, options = [], []
-    if detector.norm == "frozen-batch-norm":
-        wrong.append(f"detector.norm {detector.norm}")
-        options.append("-s detector.norm=batch-norm")
-    if detector.frozen >= detector.stages:
-        # Only the backbone has normalisation layers.
-        wrong.append(f"detector.frozen_layers {detector.frozen}")
-        options.append(f"-s detector.frozen_layers={detector.stages - 1}")
-    if wrong:
-        yield (
-            f"strategy.kind {kind}: expected a detector with trained normalisation layers, found "
-            f"{', '.join(wrong)}; it runs with {' '.join(options)}"
-        )
-
-
-def _plain_sgd_faults(kind: str, training: TrainingSpec, *, momentum: bool, clipping: bool) -> Iterator[str]:
-    """Yield one text on all fields of ``training`` in which it is not the SGD that the method ``kind`` needs.
-
-    momentum, clipping: whether these are allowed.
-    """
-    optimizer = training.optimizer
-    wrong, options = [], []
-    if not isinstance(optimizer, Sgd):
-        wrong.append(f"training.optimizer.kind {optimizer.kind}")
-        options.append("-s training.optimizer.kind=sgd")
-    if not momentum and (not isinstance(optimizer, Sgd) or optimizer.momentum):
-        if isinstance(optimizer, Sgd):
-            wrong.append(f"training.optimizer.momentum {optimizer.momentum:g}")
-        options.append("-s training.optimizer.momentum=0")
-    if isinstance(optimizer, Sgd) and optimizer.nesterov:
-        wrong.append("training.optimizer.nesterov true")
-        options.append("-s training.optimizer.nesterov=false")
-    if not clipping and training.clip_norm is not None:
-        wrong.append(f"training.clip_norm {training.clip_norm:g}")
-        options.append("-s training.clip_norm=null")
-    if wrong:
-        needed = "SGD without Nesterov's momentum" if momentum else "SGD without momentum"
-        needed += "" if clipping else " and without clipping (training.clip_norm null)"
-        yield f"strategy.kind {kind}: expected {needed}, found {', '.join(wrong)}; it runs with {' '.join(options)}"
