@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Annotated
 
 from prefect import flow
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from flows.stored.leftovers import DAYS, CleanUp, clean, describe
 from flows.stored.toys import ToyCleanUp, clean_toys
+from infra.environment.certificates import trust
 from infra.orchestrator.stored_results import refuse_stored_results
 from infra.settings import load_settings
 from tasks.plain_text import plain
@@ -46,6 +48,7 @@ async def clean_up(
         InfraError: the store cannot be reached.
     """
     settings, logger = load_settings(), get_run_logger()
+    trust(os.environ, settings.ca_file)
     result: CleanUp | ToyCleanUp
     if toys:
         result = await asyncio.to_thread(

@@ -226,6 +226,11 @@ class Settings(BaseSettings):
         None, description="postgresql://… where MLflow keeps runs; none: SQLite under home."
     )
     ports: PortSettings = Field(PortSettings(), description="Where the servers of fedbench up listen.")
+    ca_file: Path | None = Field(
+        None,
+        description="Certificates (PEM) of the authorities that Prefect's, MLflow's and the store's clients trust for "
+        "servers over TLS (https); none: the public ones.",
+    )
     slots: int | None = Field(None, ge=1, le=1024, description="Turns at a time; none: cores // threads of a turn.")
     worker: WorkerSettings = Field(WorkerSettings(), description="The Prefect worker of this machine.")
     pools: PoolSettings = Field(PoolSettings(), description="Work pools that turns and coordinating runs go to.")

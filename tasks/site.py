@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import socket
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from infra.environment.certificates import trust
 from infra.files.private import private_home
 from infra.settings import Settings, load_settings
 from infra.store.layout import FederationLayout
@@ -117,4 +119,6 @@ def processor_name() -> str:
 @functools.cache
 def this_site() -> Site:
     """Return the site of this process, with settings from its environment."""
-    return Site(load_settings())
+    settings = load_settings()
+    trust(os.environ, settings.ca_file)
+    return Site(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from flows.coordinator.restarts import Attempts
 from flows.views.header import show_header
 from flows.views.mlflow_run import RunReport
 from flows.views.terminal import LogProgress
+from infra.environment.certificates import trust
 from infra.errors import SettingsError
 from infra.orchestrator.flow_runs import close_dead_runs
 from infra.servers.database import mlflow_database_uri
@@ -108,6 +110,7 @@ def deployed_settings() -> Settings:
         SettingsError: they name no store that workers on other machines can reach too.
     """
     settings = load_settings()
+    trust(os.environ, settings.ca_file)
     if settings.s3.endpoint is None:
         raise SettingsError(
             "s3.endpoint: expected the URL of the store that coordinator and workers share, found none; "

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
 from flows.coordinator.planted import hold_back_planted
 from flows.coordinator.restarts import Attempts
+from infra.environment.certificates import PREFECT, require_trusted
 from infra.errors import StoreUnavailable
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.orchestrator.page_links import front_page
@@ -121,11 +122,13 @@ class OwnSession:
 
         Raises:
             ServiceFailed: a server did not come up.
+            SettingsError: the certificate of a Prefect server that the settings name is refused.
             KeyboardInterrupt: Ctrl-C or SIGTERM; the servers are stopped.
         """
         self._say("starting services")
         own_prefect(self.settings)
         start_services(self.services, modules, preload=preload)
+        require_trusted(self.settings.prefect_api_url, PREFECT, os.environ)
         os.environ.update(self.services.prefect_environment())  # from here on, Prefect may be imported
         prefect = self.services.prefect
         if prefect is not None:

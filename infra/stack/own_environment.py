@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from infra.environment.certificates import use_certificates
+from infra.environment.certificates import trust, use_certificates
 from infra.environment.imports import keep_folder_out_of_imports
 from infra.environment.proxies import PROXIES, bypass_proxies, drop_unusable_proxies, is_direct
 from infra.errors import ServiceFailed
@@ -43,7 +43,8 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
     deploys: whether, without a stack, Prefect's server is the one that the user's own Prefect settings name.
 
     Raises:
-        SettingsError: a server is reached over TLS, and a variable names certificates that cannot be used.
+        SettingsError: a server is reached over TLS, and a variable names certificates that cannot be used; or ca_file
+            names such.
     """
     keep_folder_out_of_imports(os.environ)
     state = _state(settings)
@@ -78,6 +79,7 @@ def use_own_environment(settings: Settings, *, deploys: bool = False) -> None:
     if named.s3.endpoint is None:
         _remove(STORE_PREFIXES)
         os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    trust(os.environ, settings.ca_file)
 
 
 def _state(settings: Settings) -> StackState:

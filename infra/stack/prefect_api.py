@@ -10,6 +10,7 @@ import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from infra.environment.certificates import PREFECT, refused_certificate
 from infra.errors import PrefectUnavailable, SettingsError
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
@@ -25,7 +26,7 @@ def prefect_api(settings: Settings) -> Iterator[str]:
     (``PREFECT_API_URL`` or a profile).
 
     Raises:
-        SettingsError: none of them names a server.
+        SettingsError: none of them names a server, or its certificate is refused.
         PrefectUnavailable: the server does not answer, or refuses; the message says which.
     """
     named: dict[Any, str] = {}
@@ -50,6 +51,8 @@ def prefect_api(settings: Settings) -> Iterator[str]:
         except (httpx.TransportError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "API" not in str(error):
                 raise
+            if (words := refused_certificate(error, address, PREFECT)) is not None:
+                raise SettingsError(f"Prefect: {words}") from error
             raise PrefectUnavailable(f"Prefect at {address}: does not answer ({error})") from error
 
 

@@ -105,7 +105,9 @@ class StoreConnection:
             try:
                 return operation(self._s3())
             except (BotoCoreError, ClientError, Boto3Error, ResponseParserError, S3ValidationError) as error:
-                mapped = cause_of(request_error(error), self.settings, size) or as_infra_error(error, key, self._where)
+                mapped = cause_of(request_error(error), self.settings, size) or as_infra_error(
+                    error, key, self._where, self.settings.endpoint or ""
+                )
                 # Full jitter around a doubling delay, so that many slots do not return at one moment.
                 delay = min(0.2 * 2**attempt, 4.0) * random.uniform(0.5, 1.5)
                 if not isinstance(mapped, StoreUnavailable) or time.monotonic() + delay > deadline:

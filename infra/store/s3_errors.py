@@ -10,8 +10,10 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    SSLError,
 )
 
+from infra.environment.certificates import STORE, refused_certificate
 from infra.errors import InfraError, SettingsError, StoreCorrupt, StoreRefused, StoreUnavailable
 
 _REFUSED = frozenset(
@@ -59,8 +61,11 @@ def request_error(error: BaseException) -> BaseException | None:
     return error
 
 
-def as_infra_error(error: Exception, key: str, where: str) -> InfraError:
-    """Return fedbench's error for that of a request for ``key``. ``where``: bucket and endpoint, for messages."""
+def as_infra_error(error: Exception, key: str, where: str, endpoint: str = "") -> InfraError:
+    """Return fedbench's error for that of a request for ``key``.
+
+    where: bucket and endpoint, for messages. endpoint: its URL.
+    """
     cause = request_error(error)
     if isinstance(cause, ClientError):
         code = code_of(cause)
@@ -76,6 +81,8 @@ def as_infra_error(error: Exception, key: str, where: str) -> InfraError:
             return MissingObjectError(f"{key}: missing in {where}")
         if status < 500 and code not in _BUSY:
             return SettingsError(f"s3: {where} refused the request for {key!r}: {cause}")
+    if isinstance(cause, SSLError) and (words := refused_certificate(cause, endpoint, STORE)) is not None:
+        return SettingsError(f"s3: {words}")
     if isinstance(error, NoCredentialsError):
         return SettingsError(f"s3.access_key, s3.secret_key: no credentials for {where}")
     if isinstance(error, BotoCoreError) and not isinstance(error, _TRANSIENT):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from infra.environment.certificates import MLFLOW, refused_certificate
 from infra.errors import TrackingUnavailable
 from infra.files.disk import full_disk
 from infra.files.sqlite_files import damaged_tracking, says_damaged
@@ -151,6 +152,8 @@ def answers(uri: str) -> Iterator[None]:
                 ) from error
             if says_damaged(error):
                 raise TrackingUnavailable(damaged_tracking(database)) from error
+        if (words := refused_certificate(error, uri, MLFLOW)) is not None:
+            raise TrackingUnavailable(f"MLflow: {words}") from error
         raise TrackingUnavailable(
             f"MLflow at {where} failed: {first_line(error)}; check mlflow_tracking_uri and the server"
         ) from error

@@ -29,11 +29,13 @@ from uuid import UUID
 import anyio
 import anyio.abc
 import httpx
+from prefect.context import refresh_global_settings_context
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound, ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
+from infra.environment.certificates import PREFECT, STORE, require_trusted, trust
 from infra.files.private import private_home
 from infra.orchestrator.prefect_private import Supervision
 from infra.orchestrator.stored_results import refuse_stored_results
@@ -73,10 +75,12 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
     def __init__(self, work_pool_name: str, *, limit: int | None = None, **options: Any) -> None:
         """
         Raises:
-            SettingsError: a setting is wrong, or requires what this machine does not have.
+            SettingsError: a setting is wrong, requires what this machine does not have, or names a server whose
+                certificate is refused.
         """
         refuse_stored_results()  # parsing a run's state in this process would import what the state names
         self._settings = load_settings()
+        self._check_certificates()
         private_home(self._settings.home)
         slots = plan_slots(self._settings, find_gpus(), machine_cores())
         super().__init__(work_pool_name, limit=min(limit or len(slots), len(slots)), **options)
@@ -87,6 +91,22 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         self._environments: dict[UUID, dict[str, str]] = {}
         self._resources = contextlib.AsyncExitStack()
         self._waker = Waker(self._look_for_runs, lambda: self._work_pool.id if self._work_pool is not None else None)
+
+    def _check_certificates(self) -> None:
+        """Trust the authorities of ``ca_file``. Check the certificates of Prefect and the store.
+
+        Prefect's command has read its settings by now, and has sent requests. Those that failed did not end it.
+
+        Raises:
+            SettingsError: a certificate is refused.
+        """
+        trust(os.environ, self._settings.ca_file)
+        if self._settings.ca_file is not None:
+            refresh_global_settings_context()
+        api = get_current_settings().api
+        if not api.tls_insecure_skip_verify:
+            require_trusted(api.url, PREFECT, {**os.environ, PREFECT: api.ssl_cert_file or ""})
+        require_trusted(self._settings.s3.endpoint, STORE, os.environ)
 
     async def setup(self) -> None:
         """Start the warm process, while the worker registers itself with Prefect.
