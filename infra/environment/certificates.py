@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def trust(environment: MutableMapping[str, str], ca_file: Path | None) -> None:
-    """Hand ``ca_file`` to the clients of Prefect, MLflow and the store. A client's own variable wins over it.
+    """Hand ``ca_file`` to the clients of Prefect, MLflow and the store. It wins over their variables.
 
     Raises:
         SettingsError: it has no usable certificates.
@@ -41,9 +41,7 @@ def trust(environment: MutableMapping[str, str], ca_file: Path | None) -> None:
     fault = _fault(path, folders=False)
     if fault is not None:
         raise SettingsError(f"ca_file: expected a file of certificates (PEM), found {fault}: {path}")
-    for name in (PREFECT, MLFLOW, STORE):
-        if not environment.get(name):
-            environment[name] = str(path)
+    environment.update(dict.fromkeys((PREFECT, MLFLOW, STORE), str(path)))
 
 
 def use_certificates(environment: MutableMapping[str, str], *, over_tls: bool) -> None:

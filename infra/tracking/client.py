@@ -55,6 +55,9 @@ def mlflow_environment(endpoint: str | None, region: str, access_key: str, secre
         "AWS_DEFAULT_REGION": region,
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,
+        # Otherwise boto3 sends a file over TLS in chunks without a length, which some stores refuse (rclone does).
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     }
     if endpoint is not None:
         environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint

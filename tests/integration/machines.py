@@ -7,6 +7,7 @@ namespaces are removed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from tests.integration.homes import MARK
+from tests.integration.workers import registration
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +146,24 @@ def two_machines(folder: Path, *, hidden: Sequence[Path] = ()) -> Iterator[tuple
             machine.end()
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def stack_variables(path: Path) -> dict[str, str]:
+    """Return the variables that a stack's file (``stack.env``) sets."""
+    script = f'. "{path}"; exec "{sys.executable}" -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    found: dict[str, str] = json.loads(subprocess.check_output(["sh", "-c", script], text=True, env={}))
+    return found
+
+
+def start_worker(machine: Machine, home: Path, pool: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a worker of slots for ``pool``. Its log is ``worker.log`` in its home."""
+    own = {"FEDBENCH_HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    path = [machine.environment({})["PYTHONPATH"], *registration(home)]
+    return machine.start(
+        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "fedbench-gpu"),
+        log=home / "worker.log",
+        **{**environment, **own, "PYTHONPATH": ":".join(path)},
+    )
 
 
 def _ip(*arguments: str) -> None:

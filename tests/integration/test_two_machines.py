@@ -7,10 +7,8 @@ the same federation on one machine with all devices.
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +20,7 @@ import yaml
 from tasks.data.street_scenes import CLASSES
 from tasks.spec.records import RoundRecord
 from tests.integration.homes import FEDBENCH, PLAIN_SGD, Home, assert_consistent, digests, own_figures, state_digests
-from tests.integration.machines import Machine, two_machines, why_not
-from tests.integration.workers import _registration
+from tests.integration.machines import Machine, stack_variables, start_worker, two_machines, why_not
 from tests.waiting import eventually
 
 _WHY_NOT = why_not()
@@ -109,7 +106,8 @@ def silos(cameras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         up = silos.fedbench("up", "--servers-only")
         assert up.returncode == 0, up.stdout
         assert f"listening at {machines[0].address}, not on loopback alone" in up.stdout
-        silos.environment = _variables_for_silos(server.path / "stack.env")
+        found = stack_variables(server.path / "stack.env")
+        silos.environment = {name: found[name] for name in found if name.startswith(("FEDBENCH_S3__", "PREFECT_API_"))}
         made = silos.fedbench("deploy")
         assert made.returncode == 0, made.stdout
         for machine, pool in zip(machines, POOLS, strict=True):
@@ -127,27 +125,12 @@ def silos(cameras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
                     shutil.rmtree(cache, ignore_errors=True)
 
 
-def _variables_for_silos(path: Path) -> dict[str, str]:
-    """Return the variables that a silo needs from the stack's file: addresses and credentials of Prefect and store."""
-    script = f'. "{path}"; exec "{sys.executable}" -c "import json, os; print(json.dumps(dict(os.environ)))"'
-    found = json.loads(subprocess.check_output(["sh", "-c", script], text=True, env={}))
-    return {name: found[name] for name in found if name.startswith(("FEDBENCH_S3__", "PREFECT_API_"))}
-
-
 def _start_worker(machine: Machine, pool: str, environment: dict[str, str]) -> Path:
     home = machine.folder / "home"
     home.mkdir()
     settings = {"data_roots": {"cameras": str(machine.folder / "images")}, "worker": {"slots": "cpu"}, "slots": 1}
     (home / "settings.yaml").write_text(yaml.safe_dump(settings))
-    own = {"FEDBENCH_HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    path = [machine.environment({})["PYTHONPATH"], *_registration(home)]
-    machine.start(
-        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "fedbench-gpu"),
-        log=home / "worker.log",
-        **environment,
-        **own,
-        PYTHONPATH=":".join(path),
-    )
+    start_worker(machine, home, pool, environment)
     return home / "worker.log"
 
 

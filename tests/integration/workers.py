@@ -64,7 +64,7 @@ class Worker:
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *_registration(home)]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *registration(home)]),
             "FEDBENCH_HOME": str(home),
             "NO_COLOR": "1",
             **variables,
@@ -94,7 +94,7 @@ class Worker:
         self.process.wait()
 
 
-def _registration(home: Path) -> list[str]:
+def registration(home: Path) -> list[str]:
     if any(point.name == "fedbench" for point in entry_points(group="prefect.collections")):
         return []
     note = home / "registered" / "fedbench_checkout-0.dist-info"

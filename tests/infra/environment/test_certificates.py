@@ -75,16 +75,10 @@ def over_tls(home: Path, port: int, ca_file: Path | None = None) -> Settings:
     return Settings(home=home, prefect_api_url=f"{url}/api", mlflow_tracking_uri=url, s3=store, ca_file=ca_file)
 
 
-def test_a_clients_own_variable_wins(authority: Authority, tmp_path: Path) -> None:
-    other = Authority(tmp_path).file
-    os.environ[STORE] = str(other)
-    os.environ[MLFLOW] = ""
-    trust(os.environ, authority.file)
-    assert [os.environ[name] for name in (PREFECT, MLFLOW, STORE)] == [
-        str(authority.file),
-        str(authority.file),
-        str(other),
-    ]
+def test_the_setting_wins_over_the_clients_variables(authority: Authority, tmp_path: Path) -> None:
+    os.environ[STORE] = str(Authority(tmp_path).file)  # such as the machine's own
+    use_own_environment(over_tls(tmp_path, 1, authority.file))
+    assert {os.environ[name] for name in (PREFECT, MLFLOW, STORE)} == {str(authority.file)}
     trust(without := {}, None)
     assert without == {}
 
