@@ -90,7 +90,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
         trusted = second.folder / "ca.pem"
         shutil.copyfile(authority.file, trusted)
         base = f"https://{first.address}"
-        settings = {
+        settings: dict[str, Any] = {
             "prefect_api_url": f"{base}:{PREFECT}/api",
             "mlflow_tracking_uri": f"{base}:{MLFLOW}",
             "s3": {

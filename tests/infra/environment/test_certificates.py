@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from infra.environment.certificates import MLFLOW, PREFECT, STORE, refused_certificate, require_trusted, trust
 from infra.errors import SettingsError, TrackingUnavailable
@@ -71,7 +72,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def over_tls(home: Path, port: int, ca_file: Path | None = None) -> Settings:
     url = f"https://localhost:{port}"
-    store = S3Settings(endpoint=url, access_key="a", secret_key="b")  # type: ignore[arg-type]
+    store = S3Settings(endpoint=url, access_key=SecretStr("a"), secret_key=SecretStr("b"))
     return Settings(home=home, prefect_api_url=f"{url}/api", mlflow_tracking_uri=url, s3=store, ca_file=ca_file)
 
 
@@ -79,7 +80,8 @@ def test_the_setting_wins_over_the_clients_variables(authority: Authority, tmp_p
     os.environ[STORE] = str(Authority(tmp_path).file)  # such as the machine's own
     use_own_environment(over_tls(tmp_path, 1, authority.file))
     assert {os.environ[name] for name in (PREFECT, MLFLOW, STORE)} == {str(authority.file)}
-    trust(without := {}, None)
+    without: dict[str, str] = {}
+    trust(without, None)
     assert without == {}
 
 
