@@ -1,3 +1,5 @@
--- PostgreSQL runs this once in the database prefect, when its volume is empty.
-CREATE EXTENSION IF NOT EXISTS pg_trgm; -- Prefect's migrations need it
+-- postgres.sh runs this once, when its volume is empty.
+CREATE DATABASE prefect;
 CREATE DATABASE mlflow;
+\connect prefect
+CREATE EXTENSION pg_trgm; -- Prefect's migrations need it

@@ -1,4 +1,7 @@
-"""The form of the compose file, its Dockerfile and the Kubernetes template. The tests cannot run them."""
+"""The form of the compose files, the Dockerfile and the Kubernetes template.
+
+``tests/integration/test_containers.py`` runs compose.yaml. Nothing here runs compose.gpu.yaml and the template.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from infra.settings import Settings
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "compose"
 TEMPLATE = json.loads((ROOT / "infra" / "kubernetes" / "gpu-work-pool.json").read_text())
-OURS = ("s3", "prefect", "mlflow", "coordinator", "gpu-worker")
+SERVICES = ("postgres", "s3", "prefect", "mlflow", "coordinator", "worker")
 # ${NAME} or ${NAME:?message}; $$ is a dollar.
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z0-9_]+)(:\?[^}]*)?\}")
 SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|AUTH_KEY|_URI$|_URL$")
@@ -49,16 +52,38 @@ def texts(document: Any) -> list[str]:
 
 
 def test_the_compose_file_has_the_whole_stack(services: dict[str, dict[str, Any]]) -> None:
-    assert set(services) == {"postgres", *OURS}
-    assert services["postgres"]["image"] == "postgres:16"
-    commands = {name: " ".join(services[name]["command"]) for name in OURS}
-    assert "--pool gpu --type fedbench-gpu" in commands["gpu-worker"]
+    assert set(services) == set(SERVICES)
+    commands = {name: " ".join(services[name]["command"]) for name in SERVICES}
+    assert commands["postgres"] == "sh /etc/fedbench/postgres.sh"
+    assert "--pool gpu --type fedbench-gpu" in commands["worker"]
+    assert commands["coordinator"].startswith("sh -c fedbench deploy && exec ")
     assert "--pool fedbench --type process" in commands["coordinator"]
     assert "--app-name basic-auth" in commands["mlflow"]
     assert commands["prefect"].startswith("python -P -m infra.servers.prefect_closed server start")
-    (devices,) = services["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert not any("deploy" in service for service in services.values())
+
+
+def test_only_the_worker_gets_gpus_and_only_by_the_second_file() -> None:
+    text = (FOLDER / "compose.gpu.yaml").read_text(encoding="utf-8")
+    document = yaml.safe_load(text)
+    assert set(document["services"]) == {"worker"}
+    (devices,) = document["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert (devices["driver"], devices["capabilities"]) == ("nvidia", ["gpu"])
-    assert not any("deploy" in service for name, service in services.items() if name != "gpu-worker")
+    assert "It was not run." in text
+
+
+def test_every_service_is_of_one_image_without_rights(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert service["image"] == "fedbench:${FEDBENCH_VERSION}", name
+        assert service["build"]["dockerfile"] == "infra/compose/Dockerfile", name
+        assert service["build"]["args"] == {
+            argument: f"${{{argument}}}" for argument in ("BASE_IMAGE", "PIP_OPTIONS", "UV_OPTIONS")
+        }
+        assert service["read_only"] is True, name
+        assert service["tmpfs"] == ["/tmp"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not {"user", "privileged", "cap_add"} & set(service), name
 
 
 def test_every_service_has_a_health_check(services: dict[str, dict[str, Any]]) -> None:
@@ -66,7 +91,6 @@ def test_every_service_has_a_health_check(services: dict[str, dict[str, Any]]) -
         check = service["healthcheck"]
         assert {"test", "interval", "timeout", "retries", "start_period"} <= set(check), name
         assert check["test"][0] == "CMD", name
-        assert service.get("image") or service.get("build"), name
         assert service["restart"] == "unless-stopped", name
         if check["test"][1:3] == ["python", "-c"]:
             compile(check["test"][3], name, "exec")
@@ -82,7 +106,7 @@ def test_services_wait_only_for_services_of_the_file(services: dict[str, dict[st
 
     assert needed("postgres") == needed("s3") == set()
     assert needed("mlflow") == {"postgres", "s3"}
-    assert needed("coordinator") == needed("gpu-worker") == {"postgres", "s3", "prefect", "mlflow"}
+    assert needed("coordinator") == needed("worker") == {"postgres", "s3", "prefect", "mlflow"}
 
 
 def test_every_variable_is_in_the_example_and_every_secret_is_required(compose: dict[str, Any]) -> None:
@@ -109,7 +133,7 @@ def test_no_password_is_written_down(compose: dict[str, Any], services: dict[str
             assert credentials is None, f"{name}: {variable}"
             if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|AUTH_KEY", variable):
                 assert without.removeprefix("fedbench:") in ("", '","'), f"{name}: {variable}"
-        assert not VARIABLE.search(" ".join(texts(service.get("command", [])))), (
+        assert not VARIABLE.search(" ".join(texts(service["command"]))), (
             f"{name}: expected no variable in the command, which ps prints"
         )
 
@@ -156,8 +180,10 @@ def test_services_use_each_others_addresses(services: dict[str, dict[str, Any]])
 def test_workers_get_their_settings_from_the_environment(
     services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("coordinator", "gpu-worker"):
+    for name in ("coordinator", "worker"):
         environment = services[name]["environment"]
+        # The worker takes turns itself and sends none to another pool.
+        assert (environment.get("FEDBENCH_POOLS__TURNS") == "gpu") == (name == "coordinator")
         for variable, value in environment.items():
             if variable.startswith("FEDBENCH_"):
                 monkeypatch.setenv(variable, VARIABLE.sub("x", value))
@@ -192,15 +218,20 @@ def test_mlflows_users_are_in_its_volume_and_no_password_is_in_the_file(services
     assert file["mlflow"]["database_uri"] == "sqlite:////srv/mlflow/auth.db"
     assert "mlflow:/srv/mlflow" in services["mlflow"]["volumes"]
     databases = (FOLDER / "databases.sql").read_text()
-    assert "CREATE EXTENSION IF NOT EXISTS pg_trgm" in databases
-    assert "CREATE DATABASE mlflow" in databases
+    assert databases.index("\\connect prefect") < databases.index("CREATE EXTENSION pg_trgm")
+    for name in ("prefect", "mlflow"):
+        assert f"CREATE DATABASE {name};" in databases
+        assert services[name]["depends_on"]["postgres"] == {"condition": "service_healthy"}
 
 
 def test_the_image_runs_without_root_and_copies_existing_files() -> None:
     text = re.sub(r"\\\n\s*", "", (FOLDER / "Dockerfile").read_text(encoding="utf-8"))
     steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
-    assert {word for word, _ in steps} <= {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
-    assert [rest for word, rest in steps if word == "FROM"] == ["python:3.11-slim"]
+    assert {word for word, _ in steps} <= {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "CMD"}
+    assert [rest for word, rest in steps if word == "FROM"] == ["${BASE_IMAGE}"]
+    # The defaults are those of the example.
+    arguments = dict(rest.split("=", 1) for word, rest in steps if word == "ARG")
+    assert arguments == {name: example()[name] for name in ("BASE_IMAGE", "PIP_OPTIONS", "UV_OPTIONS")}
     copied = [name for word, rest in steps if word == "COPY" for name in rest.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
@@ -211,14 +242,13 @@ def test_the_image_runs_without_root_and_copies_existing_files() -> None:
     json.loads(steps[-1][1])
     made = re.search(r"chown fedbench:fedbench ([^&\n]*)", text)
     assert made is not None
-    assert set(made[1].split()) == {"/srv/home", "/srv/s3", "/srv/mlflow"}
+    assert set(made[1].split()) == {"/srv/home", "/srv/s3", "/srv/mlflow", "/srv/postgres"}
 
 
-def test_the_readme_of_each_folder_says_that_it_is_not_run_here() -> None:
-    for folder in ("compose", "kubernetes"):
-        text = " ".join((ROOT / "infra" / folder / "README.md").read_text(encoding="utf-8").split())
-        assert "checked for form" in text
-        assert "not run" in text
+def test_the_readme_says_that_the_template_was_not_run() -> None:
+    text = " ".join((ROOT / "infra" / "kubernetes" / "README.md").read_text(encoding="utf-8").split())
+    assert "checked for form" in text
+    assert "not run" in text
 
 
 def test_the_template_has_exactly_the_variables_that_its_job_uses() -> None:
