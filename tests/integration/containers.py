@@ -113,7 +113,10 @@ class Podman:
             f'network_config_dir = "{self.folder}/networks"\n'
         )
         storage.write_text(
-            f'[storage]\ndriver = "{self._driver()}"\ngraphroot = "{self.folder}/store"\nrunroot = "{self.folder}/run"\n'
+            "[storage]\n"
+            f'driver = "{self._driver()}"\n'
+            f'graphroot = "{self.folder}/store"\n'
+            f'runroot = "{self.folder}/run"\n'
         )
         foreign = ("FEDBENCH_", "PREFECT_", "MLFLOW_", "RCLONE_", "AWS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
