@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("podman", "runc", "debootstrap", "podman-compose")
+PROGRAMS = ("podman", "runc", "debootstrap", "podman-compose", "iptables", "catatonit")
+NETWORK_PROGRAMS = (Path("/usr/lib/podman/netavark"), Path("/usr/lib/podman/aardvark-dns"))
+PACKAGES = "podman runc netavark aardvark-dns iptables catatonit podman-compose debootstrap"
 # What the shipped Dockerfile wants of its base, besides apt.
 BASE_PACKAGES = ("python3", "python3-venv")
 # The files that the image is built from, and those beside them that compose.yaml names.
@@ -34,8 +36,9 @@ def why_not() -> str | None:
     if sys.platform != "linux" or os.geteuid() != 0:
         return "containers with a debootstrap base need root on Linux"
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    missing += [path.name for path in NETWORK_PROGRAMS if not path.exists()]
     if missing:
-        return f"needs {', '.join(missing)}: on Debian, apt install podman runc debootstrap netavark podman-compose"
+        return f"needs {', '.join(missing)}: on Debian, apt install {PACKAGES}"
     if mirror() is None:
         return "apt's configuration names no Debian mirror with the component main of this release"
     return None
