@@ -57,7 +57,7 @@ def test_the_compose_file_has_the_whole_stack(services: dict[str, dict[str, Any]
     commands = {name: " ".join(services[name]["command"]) for name in SERVICES}
     assert commands["postgres"] == "sh /etc/fedbench/postgres.sh"
     assert "--pool gpu --type fedbench-gpu" in commands["worker"]
-    assert commands["coordinator"].startswith("sh -c fedbench deploy && exec ")
+    assert commands["coordinator"].startswith("sh -c until fedbench deploy; do sleep 5; done; exec ")
     assert "--pool fedbench --type process" in commands["coordinator"]
     assert "--app-name basic-auth" in commands["mlflow"]
     assert commands["prefect"].startswith("python -P -m infra.servers.prefect_closed server start")
