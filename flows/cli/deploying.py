@@ -39,16 +39,23 @@ def deploy(
             metavar="BLOCK", help="Notification block that reports failed suites, such as slack-webhook/team."
         ),
     ] = None,
+    reset: Annotated[
+        bool,
+        typer.Option("--reset", help="Replace what was changed on Prefect's page: fields, job variables, schedules."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be made.")] = False,
     home: Home = None,
 ) -> None:
     """Make work pools and deployments on a Prefect server, or bring them up to date.
 
-    The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. Your changes there stay:
-    templates of pools, job variables, schedules.
+    The server is that of FEDBENCH_PREFECT_API_URL, of `fedbench up`, or of PREFECT_API_URL. What was changed on
+    Prefect's page stays, and is listed: parameters, job variables, schedules, tags and the like. --reset replaces it.
+    Templates of pools stay in any case.
 
     A suite whose result is worse than the accepted one fails. --notify sends its message through the named block.
     Make the block on Prefect's page (Blocks) or by `prefect block create`. A later --notify can name another block.
+
+    --schedule also takes deployments that are on the server and whose file is not given.
 
     A file becomes the deployment federation/NAME-OF-THE-FILE or suite/NAME-OF-THE-SUITE, which keeps a copy of the
     file's content. After you change the file, deploy it again.
@@ -57,7 +64,7 @@ def deploy(
     `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
     """
     with plain_errors():
-        _deploy(files or [], schedules or [], timezone, silo_pools or [], notify, dry_run, home)
+        _deploy(files or [], schedules or [], timezone, silo_pools or [], notify, reset, dry_run, home)
 
 
 def _deploy(
@@ -66,10 +73,12 @@ def _deploy(
     timezone: str,
     silo_pools: list[str],
     notify: str | None,
+    reset: bool,
     dry_run: bool,
     home: Home,
 ) -> None:
-    from flows.deployments.table import PoolNames, deployments, with_files, with_schedules
+    from flows.deployments.schedules import read_schedules
+    from flows.deployments.table import PoolNames, deployments, with_files
     from tasks.spec.base import check_name
 
     settings = machine_settings(home, deploys=True)
@@ -77,11 +86,11 @@ def _deploy(
         check_name(name, source="--silo-pool")
     names = PoolNames.of(settings.pools, silo_pools)
     table = with_files(deployments(names), files, names.coordinators)
-    asked = with_schedules(table, schedules, timezone)
+    asked = read_schedules(schedules, timezone)
 
     from flows.deployments.apply import deploy_to
 
-    address, done = deploy_to(settings, names, table, asked, notify=notify, dry_run=dry_run)
+    address, done = deploy_to(settings, names, table, asked, notify=notify, reset=reset, dry_run=dry_run)
     out.print(f"Prefect at {address}", soft_wrap=True, highlight=False)
     width = max(len(item.name) for item in done)
     for item in done:
@@ -89,3 +98,10 @@ def _deploy(
         out.print(line, soft_wrap=True, highlight=False)
         if item.note:
             out.print(f"{'':10} {item.note}", soft_wrap=True, highlight=False)
+        for line in item.kept:
+            out.print(f"{'':10} kept {line}", soft_wrap=True, highlight=False, markup=False)
+        for line in item.replaced:
+            verb = "would replace" if dry_run else "replaced"
+            out.print(f"{'':10} {verb} {line}", soft_wrap=True, highlight=False, markup=False)
+    if any(item.kept for item in done):
+        out.print("kept is what was changed on Prefect's page; fedbench deploy --reset replaces it", highlight=False)

@@ -41,6 +41,7 @@ def hold_back_planted(settings: Settings, service: PrefectService | None, say: C
 def own(settings: Settings) -> Own:
     """Return what ``fedbench deploy`` creates with these settings."""
     # Late: these import Prefect, which reads the environment that is set by now.
+    from flows.deployments.names import RECORDS
     from flows.deployments.table import SCHEDULE, PoolNames, deployments, pools
     from infra.orchestrator.automations import NAME, REGRESSIONS
     from infra.worker.work_pools import default_template
@@ -53,4 +54,5 @@ def own(settings: Settings) -> Own:
         schedule=SCHEDULE,
         pools={pool.name: default_template(pool.type) for pool in pools(names)},
         automations={NAME: frozenset({"change-flow-run-state"}), REGRESSIONS: frozenset({"send-notification"})},
+        records=RECORDS,
     )

@@ -7,6 +7,8 @@ FEDERATION_FLOW, SUITE_FLOW, RESIDENT_FLOW = "federation", "suite", "resident"
 FLOWS = (FEDERATION_FLOW, "round", "round-0", "clean-up", RESIDENT_FLOW, SUITE_FLOW)
 # Flows whose runs are started again after a crash, and go on from the last commit.
 RESUMED_FLOWS = (FEDERATION_FLOW, SUITE_FLOW)
+# The names of the variables in which `fedbench deploy` records what it wrote begin so.
+RECORDS = "fedbench-deployed-"
 
 
 def resident_deployment(pool: str) -> str:

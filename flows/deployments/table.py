@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.deployments.names import FEDERATION_FLOW, SUITE_FLOW
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.settings import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.names import name_of_file
 from tasks.spec.presets import PRESETS
-from tasks.spec.suite import SuiteSpec, suite_of
+from tasks.spec.suite import SuiteSpec, parse_suite, suite_of
 from tasks.spec.suite_presets import SUITES
 from tasks.spec.yaml_files import read_yaml
 
@@ -238,25 +239,19 @@ def form_values(spec: FederationSpec | SuiteSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_none=True)
 
 
-def with_schedules(table: Sequence[Deployment], asked: Sequence[str], timezone: str) -> dict[str, CronTimes | None]:
-    """Return schedules by the deployments' full names, from texts as ``street5=0 3 * * *``; ``off`` becomes None.
+def parameters_as_written(flow: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deployment's parameters in the form that :class:`Deployment` has: with defaults, without None.
+
+    A form on Prefect's page may leave out fields with defaults, or write None.
 
     Raises:
-        SpecError: a text has no cron fields, or does not name one deployment; or two texts name the same.
+        SpecError: the specification among them is not valid.
     """
-    found: dict[str, CronTimes | None] = {}
-    for item in asked:
-        name, equals, cron = (part.strip() for part in item.partition("="))
-        if not equals or not cron:
-            raise SpecError(f"--schedule {item}: expected NAME=CRON, as in 'street5-laptop=0 3 * * *', or NAME=off")
-        named = [deployment.full_name for deployment in table if name in (deployment.name, deployment.full_name)]
-        if len(named) != 1:
-            known = ", ".join(deployment.full_name for deployment in table)
-            what = f"more than one deployment, {' and '.join(named)}" if named else "no such deployment"
-            raise SpecError(f"--schedule {item}: {name}: {what}; expected one of: {known}")
-        if named[0] in found:
-            raise SpecError(f"--schedule {item}: {name}: expected one schedule a deployment, found a second")
-        found[named[0]] = None if cron == "off" else CronTimes(cron, timezone)
+    found = {name: value for name, value in parameters.items() if value is not None}
+    if "spec" in found and flow == SUITE_FLOW:
+        found["spec"] = form_values(parse_suite(found["spec"], source="spec"))
+    elif "spec" in found and flow == FEDERATION_FLOW:
+        found["spec"] = form_values(parse_spec(found["spec"], source="spec"))
     return found
 
 

@@ -12,6 +12,8 @@ What is held back, so that nothing planted runs:
   deployments are also cancelled when they are running or have crashed, because the stack restarts crashed runs.
 - Deployments that are not fedbench's are paused. fedbench's own get back the entry point and job variables that decide
   which code runs. Their schedules are switched off unless ``fedbench deploy`` made them.
+- The records of what ``fedbench deploy`` wrote are removed, so that the next one writes the deployments anew, and takes
+  nothing there for a person's change.
 - Work pools of fedbench get their job template back. Automations that are not fedbench's are disabled. A server-wide
   storage for results is switched off.
 
@@ -52,7 +54,8 @@ class Own:
     """What fedbench itself makes on a Prefect server.
 
     deployments: entry point by full name. job_variables: those of its deployments. schedule: slug of its schedules.
-    pools: job template by name. automations: types of their actions by name.
+    pools: job template by name. automations: types of their actions by name. records: how the names of the variables
+    begin that have what was written into deployments.
     """
 
     deployments: Mapping[str, str]
@@ -60,6 +63,7 @@ class Own:
     schedule: str
     pools: Mapping[str, Mapping[str, Any]]
     automations: Mapping[str, frozenset[str]]
+    records: str
 
 
 @dataclass(frozen=True)
@@ -240,11 +244,15 @@ class _Look:
             self._found("run", f"{item['name']} of {of}", item, "cancelled")
 
     def rest(self) -> None:
-        """Report what does nothing by itself: blocks and variables."""
+        """Report what does nothing by itself, blocks and variables, and remove the records of ``fedbench deploy``."""
         for item in self._api.all("block_documents", include_secrets=False):
             name = f"{(item.get('block_type') or {}).get('slug')}/{item.get('name') or item['id']}"
             self._found("block", name, item, "", f"prefect block delete --id {item['id']}")
-        for item in self._api.all("variables"):
+        for item in list(self._api.all("variables")):
+            if item["name"].startswith(self._own.records):
+                self._api.ask("DELETE", f"/variables/{item['id']}")
+                self.originals.append({"kind": "variable", "done": "removed", "found": item})
+                continue
             self._found("variable", item["name"], item, "", f"prefect variable delete {quoted(item['name'])}")
 
 

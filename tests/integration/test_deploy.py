@@ -15,16 +15,18 @@ from unittest import mock
 
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Running, State
 from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.coordinator.hooks import go_on
-from flows.deployments.names import RESUMED_FLOWS
+from flows.deployments.names import RECORDS, RESUMED_FLOWS
+from flows.deployments.records import record_name
 from flows.deployments.table import deployments
 from flows.federation import federation
 from infra.orchestrator.automations import NAME as AUTOMATION
@@ -136,10 +138,10 @@ def test_a_second_time_nothing_is_made_and_what_users_changed_stays(home: Path) 
     ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(job_variables={"env": {"A": "1"}})))
     again = deploy(home)
     assert again.count("there already") == len(NAMES) + 3, again
-    ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(description="mine", tags=["mine"])))
+    ask(lambda client: client.update_deployment(before.id, DeploymentUpdate(version="another")))
     assert deploy(home).count("brought up to date") == 1
     after = read(PRESET)
-    assert (after.id, after.description, after.job_variables) == (before.id, before.description, {"env": {"A": "1"}})
+    assert (after.id, after.version, after.job_variables) == (before.id, before.version, {"env": {"A": "1"}})
     assert ask(lambda client: client.read_work_pool("fedbench")).base_job_template == template
     assert len(ask(lambda client: client.read_automations_by_name(AUTOMATION))) == 1
 
@@ -174,6 +176,99 @@ def test_a_users_suite_is_scheduled_and_stays(home: Path) -> None:
     after = read("suite/yards")
     assert after.parameters["spec"]["experiments"][0]["name"] == "e2"
     assert [item.active for item in after.schedules] == [True]
+
+
+def records() -> dict[str, Any]:
+    found = ask(lambda client: client.read_variables(200))
+    return {item.name: item.value for item in found if item.name.startswith(RECORDS)}
+
+
+def test_what_was_changed_on_the_page_stays_and_is_listed_until_it_is_reset(home: Path) -> None:
+    file = home / "pages.yaml"
+    file.write_text("max_rounds: 9\nseed: 1\n")
+    deploy(home, str(file))
+    name = "federation/pages"
+    before = read(name)
+    changed = DeploymentUpdate(
+        parameters={"name": None, "spec": {**before.parameters["spec"], "max_rounds": 3}},
+        job_variables={"env": {"MINE": "1"}},
+        tags=["mine"],
+        description="My words.",
+        concurrency_limit=4,
+        paused=True,
+    )
+    ask(lambda client: client.update_deployment(before.id, changed))
+    times = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 7 * * *"), active=True)
+    ask(lambda client: client.create_deployment_schedules(before.id, [times]))
+    edited = read(name)
+    kept = {
+        "spec.max_rounds: 3, not 9",
+        "job_variables.env.MINE: 1, not none",
+        "description: My words., not The federation of pages.yaml.",
+        "concurrency_limit: 4, not 1",
+        "schedule: 0 7 * * * (UTC), not none",
+    }
+    file.write_text("max_rounds: 9\nseed: 2\n")  # the file changes another field
+    for done in ("brought up to date", "there already"):
+        printed = deploy(home, str(file))
+        assert f"{name} {done}" in " ".join(printed.split())
+        assert all(f"kept {line}" in printed for line in kept), printed
+        assert "fedbench deploy --reset replaces it" in printed
+    after = read(name)
+    fields = ("id", "job_variables", "tags", "description", "paused", "schedules")
+    assert [getattr(after, field) for field in fields] == [getattr(edited, field) for field in fields]
+    assert after.global_concurrency_limit is not None
+    assert after.global_concurrency_limit.limit == 4
+    assert after.parameters["spec"] == {**edited.parameters["spec"], "seed": 2}
+
+    assert "would replace spec.max_rounds: 9, was 3" in deploy(home, str(file), "--reset", "--dry-run")
+    assert read(name) == after
+    assert "replaced spec.max_rounds: 9, was 3" in deploy(home, str(file), "--reset")
+    put_back = read(name)
+    assert put_back.parameters == {"spec": {**before.parameters["spec"], "seed": 2}}
+    same_again = ("id", "job_variables", "tags", "description")
+    assert [getattr(put_back, field) for field in same_again] == [getattr(before, field) for field in same_again]
+    assert [item.active for item in put_back.schedules] == [False]
+    printed = deploy(home, str(file))
+    assert not any(line in printed for line in kept)
+
+
+def test_a_deployment_that_was_made_again_has_no_edits_and_the_record_of_a_deleted_one_is_removed(home: Path) -> None:
+    file = home / "again.yaml"
+    file.write_text("max_rounds: 3\n")
+    deploy(home, str(file))
+    name = "federation/again"
+    assert records()[record_name(name)]["deployment"] == str(read(name).id)
+    delete(name)
+    file.write_text("max_rounds: 4\n")
+    assert "kept spec" not in deploy(home, str(file))
+    assert read(name).parameters["spec"]["max_rounds"] == 4
+    assert records()[record_name(name)]["deployment"] == str(read(name).id)
+    delete(name)
+    deploy(home, "--dry-run")
+    assert record_name(name) in records()
+    deploy(home)
+    assert record_name(name) not in records()
+    assert record_name(PRESET) in records()
+
+
+def test_a_deployment_is_scheduled_without_its_file(home: Path) -> None:
+    file = home / "shapes.yaml"
+    file.write_text("max_rounds: 3\n")
+    deploy(home, str(file))
+    file.unlink()
+    before = read("federation/shapes")
+    printed = deploy(home, "--schedule", "federation/shapes=0 4 * * *")
+    assert "runs at 0 4 * * * (UTC)" in printed
+    assert [item.active for item in read("federation/shapes").schedules] == [True]
+    assert "deployment federation/shapes" in deploy(home, "--schedule", "shapes=off")
+    after = read("federation/shapes")
+    assert [item.active for item in after.schedules] == [False]
+    fields = ("id", "parameters", "job_variables", "entrypoint", "tags", "work_pool_name", "concurrency_options")
+    assert {field: getattr(after, field) for field in fields} == {field: getattr(before, field) for field in fields}
+    file.write_text("max_rounds: 4\n")
+    assert "kept spec" not in deploy(home, str(file))
+    assert read("federation/shapes").parameters["spec"]["max_rounds"] == 4
 
 
 def test_one_field_is_changed_for_one_run(home: Path) -> None:

@@ -13,6 +13,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.deployments.cron import cron_schedule
+from flows.deployments.schedules import by_full_names, read_schedules
 from flows.deployments.table import (
     GPU_WORKER,
     PROCESS,
@@ -25,7 +26,6 @@ from flows.deployments.table import (
     pools,
     prefect_yaml,
     with_files,
-    with_schedules,
 )
 from infra.errors import PrefectUnavailable, SettingsError
 from infra.settings import Settings
@@ -40,6 +40,11 @@ from tasks.spec.suite import SuiteSpec, load_suite
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = {item.full_name: item for item in deployments()}
 FEDERATIONS = [item for item in TABLE.values() if item.flow == "federation"]
+
+
+def with_schedules(table: list[Deployment], asked: list[str], timezone: str) -> dict[str, CronTimes | None]:
+    """Return the schedules of a command with ``asked`` by the full names of deployments."""
+    return by_full_names(read_schedules(asked, timezone), [item.full_name for item in table])
 
 
 def schema_of(item: Deployment) -> dict[str, Any]:
@@ -217,8 +222,9 @@ def test_schedules_are_chosen_by_name() -> None:
     }.items():
         with pytest.raises(SpecError, match=says):
             with_schedules(table, [wrong], "UTC")
-    with pytest.raises(SpecError, match="expected one schedule a deployment"):
-        with_schedules(table, ["street5=0 3 * * *", "street5=0 4 * * *"], "UTC")
+    for name in ("street5", "federation/street5"):
+        with pytest.raises(SpecError, match="expected one schedule a deployment"):
+            with_schedules(table, ["street5=0 3 * * *", f"{name}=0 4 * * *"], "UTC")
 
 
 def test_an_unreadable_schedule_is_refused() -> None:

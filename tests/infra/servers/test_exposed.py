@@ -99,7 +99,14 @@ def test_a_job_template_in_other_words_is_put_back_without_alarm(
 ) -> None:
     """An older fedbench had other descriptions of the same variables."""
     ours = _template(description="Never used.")
-    own = Own(deployments={}, job_variables={}, schedule="fedbench", pools={"gpu": ours}, automations={})
+    own = Own(
+        deployments={},
+        job_variables={},
+        schedule="fedbench",
+        pools={"gpu": ours},
+        automations={},
+        records="fedbench-deployed-",
+    )
     server = _PoolsServer(json.loads(json.dumps(found)))
     findings, path = hold_back(cast(PrefectJson, server), own, tmp_path)
     assert server.pool["base_job_template"] == ours
