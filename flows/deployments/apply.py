@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -177,8 +177,7 @@ async def _deploy(
     # Not RunnerDeployment.aapply, tried in Prefect 3.9.1: on an existing deployment it replaces the pull steps, the
     # parameters and the job variables, which users may have changed. Also, it has no dry run, and does not return what
     # it has changed.
-    flow: Flow[..., Any] = load_flow_from_entrypoint(item.entrypoint, use_placeholder_flow=False)
-    schema = parameter_schema(flow).model_dump(exclude_unset=True)
+    schema = _schema(item.entrypoint)
     fixed: dict[str, Any] = {
         "version": metadata.version("fedbench"),
         "entrypoint": item.entrypoint,
@@ -186,7 +185,7 @@ async def _deploy(
         "parameter_openapi_schema": schema,
     }
     try:
-        before: DeploymentResponse | None = await client.read_deployment_by_name(f"{flow.name}/{item.name}")
+        before: DeploymentResponse | None = await client.read_deployment_by_name(item.full_name)
     except ObjectNotFound:
         before = None
     page = None if before is None else Page.of(before, records.written(item.full_name, before.id))
@@ -220,10 +219,9 @@ def _changed(before: DeploymentResponse, page: Page, wanted: Plan, fixed: Mappin
     The pool is among them only if it changes, because writing it resets the queue that was chosen on the page.
     """
     names = [name for name in {**wanted.fields, **page.fields} if wanted.fields.get(name) != page.fields.get(name)]
-    there = before.model_dump()
     return {
         **_request(wanted.fields, names),
-        **{name: value for name, value in fixed.items() if (there[name] or None) != (value or None)},
+        **{name: value for name, value in fixed.items() if (getattr(before, name) or None) != (value or None)},
     }
 
 
@@ -264,6 +262,13 @@ async def _set_schedules(client: PrefectClient, there: DeploymentResponse, page:
             await client.update_deployment_schedule(
                 there.id, found.id, active=after.active, schedule=after.schedule, parameters=after.parameters
             )
+
+
+@cache  # it takes a tenth of a second, and most deployments have the same flow
+def _schema(entrypoint: str) -> dict[str, Any]:
+    """Return the schema of the parameters of the flow. It is not to be changed."""
+    flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    return parameter_schema(flow).model_dump(exclude_unset=True)
 
 
 def _accepts(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:

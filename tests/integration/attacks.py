@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
+from flows.deployments.names import RECORDS
 from infra.orchestrator.plain_api import PrefectJson
 from infra.servers.credentials import basic_auth
 from tests.planted import Plant, make_plants
@@ -116,6 +117,8 @@ def plant_in_database(by: Attacker) -> dict[str, str]:
     schedule = {"schedule": {"interval": 3600}, "active": True, "parameters": {"apply": True}, "slug": "fedbench"}
     ask("POST", f"/deployments/{made['changed']}/schedules", [schedule])
     ask("POST", "/variables/", {"name": "planted", "value": "red"})
+    record = {"deployment": made["changed"], "fields": {}, "schedule": None}  # makes every value a person's change
+    ask("POST", "/variables/", {"name": f"{RECORDS}planted", "value": record})
     ask("PUT", "/admin/storage", {"default_result_storage_block_id": by.plants["block"].data["storage_block_id"]})
     trigger = {"type": "event", "posture": "Reactive", "expect": ["any.event"], "threshold": 1, "within": 0}
     action = {"type": "run-deployment", "source": "selected", "deployment_id": made["foreign"], "parameters": {}}
@@ -149,6 +152,7 @@ def assert_held_back(by: Attacker, made: dict[str, str]) -> None:
     assert "command" not in changed["job_variables"]
     assert by.folder.name not in str(ask("GET", "/work_pools/fedbench"))
     assert not ask("GET", f"/automations/{made['automation']}")["enabled"]
+    assert f"{RECORDS}planted" not in {item["name"] for item in by.api.all("variables")}
     assert ask("GET", "/admin/storage")["default_result_storage_block_id"] is None
     assert [schedule["active"] for schedule in changed["schedules"]] == [False]
     assert ask("GET", f"/flow_runs/{made['crashed run of changed']}")["state"]["type"] == "CRASHED"

@@ -245,8 +245,6 @@ def test_a_deployment_that_was_made_again_has_no_edits_and_the_record_of_a_delet
     assert read(name).parameters["spec"]["max_rounds"] == 4
     assert records()[record_name(name)]["deployment"] == str(read(name).id)
     delete(name)
-    deploy(home, "--dry-run")
-    assert record_name(name) in records()
     deploy(home)
     assert record_name(name) not in records()
     assert record_name(PRESET) in records()

@@ -76,6 +76,38 @@ class _PoolsServer:
         return {"default_result_storage_block_id": None}
 
 
+class _VariablesServer(_PoolsServer):
+    """Answers as a Prefect server that has nothing but variables."""
+
+    def __init__(self, *names: str) -> None:
+        self.variables = [{"id": name, "name": name} for name in names]
+
+    def all(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        return list(self.variables) if kind == "variables" else []
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        if method == "DELETE":
+            self.variables = [item for item in self.variables if path != f"/variables/{item['id']}"]
+        return {"default_result_storage_block_id": None}
+
+
+def test_records_of_deploy_are_removed_and_other_variables_reported(tmp_path: Path) -> None:
+    own = Own(
+        deployments={}, job_variables={}, schedule="fedbench", pools={}, automations={}, records="fedbench-deployed-"
+    )
+    server = _VariablesServer("fedbench-deployed-suite-cpu-1", "mine", "fedbench-deployed-suite-cpu-2")
+    findings, path = hold_back(cast(PrefectJson, server), own, tmp_path)
+    assert [item["name"] for item in server.variables] == ["mine"]
+    assert [finding.name for finding in findings] == ["mine"]
+    assert path is not None
+    assert [item["found"]["name"] for item in json.loads(path.read_text())] == [
+        "fedbench-deployed-suite-cpu-1",
+        "mine",
+        "fedbench-deployed-suite-cpu-2",
+    ]
+    assert hold_back(cast(PrefectJson, _VariablesServer("fedbench-deployed-x")), own, tmp_path) == ([], None)
+
+
 def _template(**field: Any) -> dict[str, Any]:
     return {
         "job_configuration": {"command": "{{ command }}"},
