@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
-from flows.coordinator.changed_spec import MaxRounds, Overrides, changed_spec
+from flows.coordinator.changed_spec import MaxRounds, Overrides, Spec, changed_spec
 from flows.coordinator.deployed import deployed_name, run_deployed
 from flows.coordinator.hooks import go_on, let_residents_go
 from flows.coordinator.mending import mended_history
@@ -44,7 +44,7 @@ def run_name() -> str:
 )
 async def federation(
     name: ScheduledName = None,
-    spec: FederationSpec = FederationSpec(),  # noqa: B008
+    spec: Spec = FederationSpec(),  # noqa: B008
     max_rounds: MaxRounds = None,
     overrides: Overrides = None,
 ) -> int:
@@ -53,9 +53,11 @@ async def federation(
     Args:
         name: The federation's name, in the store and everywhere else. An existing federation of this name is
             continued. Left out: deployment and scheduled time, so that every run is a new federation.
-        spec: The experiment.
-        max_rounds: Another number of the last round, in place of spec's. From a shell: -p max_rounds=1.
-        overrides: Other fields of spec by their dotted names. From a shell: -p overrides='{"training.batch_size": 2}'.
+        spec: The experiment, with all of its fields. A change here is of this run alone.
+        max_rounds: On a page, change Max rounds of the specification. In a command, this is the last round's number
+            in place of the specification's: prefect deployment run ... -p max_rounds=1
+        overrides: On a page, change the fields of the specification. In a command, these are fields in place of the
+            specification's, by their dotted names: -p overrides='{"training.batch_size": 2}'
 
     Raises:
         FedbenchError, InfraError: the federation cannot start or go on; the message says why.

@@ -13,7 +13,8 @@ from tasks.spec.federation import FederationSpec, with_fields
 _MOST_ROUNDS = 100_000
 # Parameters of the flow. Prefect checks a run's parameters against the schemas before it makes the run. The
 # restrictions stand beside the choices: in a choice, Prefect's message would not say what is wrong. The titles name the
-# choices in a form.
+# parameters and their choices in a form, which has the fields of the specification too.
+Spec = Annotated[FederationSpec, Field(json_schema_extra={"title": "Specification"})]
 MaxRounds = Annotated[
     Annotated[int, Field(ge=1, le=_MOST_ROUNDS)] | None,
     WithJsonSchema(
@@ -23,6 +24,7 @@ MaxRounds = Annotated[
             "maximum": _MOST_ROUNDS,
         }
     ),
+    Field(json_schema_extra={"title": "Max rounds, from a shell"}),
 ]
 Overrides = Annotated[
     dict[str, Any] | None,
@@ -32,6 +34,7 @@ Overrides = Annotated[
             **overrides_schema(FederationSpec),
         }
     ),
+    Field(json_schema_extra={"title": "Other fields, from a shell"}),
 ]
 
 

@@ -37,7 +37,7 @@ STORE_VERSION: Literal[1] = 1
 ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FederationName = Annotated[str, StringConstraints(pattern=_NAME)]
-# A flow's parameter. The titles name the two choices in a form.
+# A flow's parameter. The titles name it, and its two choices, in a form.
 ScheduledName = Annotated[
     FederationName | None,
     WithJsonSchema(
@@ -48,6 +48,7 @@ ScheduledName = Annotated[
             ]
         }
     ),
+    Field(json_schema_extra={"title": "Name"}),
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 

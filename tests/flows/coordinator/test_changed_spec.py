@@ -25,6 +25,21 @@ def schema() -> dict[str, Any]:
     return {"type": "object", "properties": {name: whole["properties"][name] for name in names}}
 
 
+def test_a_form_has_words_for_the_parameters_and_says_where_to_change_a_field() -> None:
+    properties = parameter_schema(federation).model_dump(exclude_unset=True)["properties"]
+    by_position = sorted(properties, key=lambda name: int(properties[name]["position"]))
+    assert {name: properties[name]["title"] for name in by_position} == {
+        "name": "Name",
+        "spec": "Specification",
+        "max_rounds": "Max rounds, from a shell",
+        "overrides": "Other fields, from a shell",
+    }
+    assert by_position == ["name", "spec", "max_rounds", "overrides"]
+    for name in ("max_rounds", "overrides"):
+        assert f"-p {name}=" in properties[name]["description"]
+        assert "of the specification" in properties[name]["description"]
+
+
 def test_fields_are_changed_by_their_dotted_names() -> None:
     assert changed_spec(SPEC, None, None) is SPEC
     assert changed_spec(SPEC, None, {}) is SPEC
