@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-import typer
 from rich.console import Console
 
+from flows.commands.browser import open_pages
 from flows.coordinator.planted import hold_back_planted
 from infra.files.private import private_process
 from infra.orchestrator.page_links import flow_run_page, runs_page
@@ -64,8 +64,9 @@ def serve_pages(
                 by_hand = credentials_lines(services.keys) if show_login else [what_pages_ask("--show-login")]
                 for line in (how_to_log_in(login), *by_hand):
                     console.print(line, soft_wrap=True, highlight=False, markup=False)
-            if open_browser:
-                _open(services, pages, {"Prefect": services.prefect is not None, "MLflow": own_mlflow})
+            ours = {"Prefect": services.prefect is not None, "MLflow": own_mlflow}
+            if open_browser and not _open(services, pages, ours):
+                console.print(no_browser(pages), soft_wrap=True, highlight=False, markup=False)
             console.print("Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -104,15 +105,19 @@ def is_suite_run(objects: ObjectStore, settings: Settings, names: Sequence[str])
     return False
 
 
-def _open(services: EmbeddedServices, pages: Mapping[str, str], ours: Mapping[str, bool]) -> None:
-    """Open the pages in the browser, those of our own servers logged in."""
+def _open(services: EmbeddedServices, pages: Mapping[str, str], ours: Mapping[str, bool]) -> bool:
+    """Open the pages in the browser, those of our own servers logged in. Return whether there is a browser."""
     opened = [page for title, page in pages.items() if not ours[title]]
     if any(ours.values()):
         prefect, mlflow = (pages[title] if ours[title] else None for title in ("Prefect", "MLflow"))
         files = write_openers(services.settings.home, services.keys, prefect, mlflow)
         opened += [file.as_uri() for file in files]
-    for page in opened:
-        typer.launch(page)  # other users see it in `ps`: an address, or a file that they cannot read
+    return open_pages(opened)  # other users see these in `ps`: addresses, or files that they cannot read
+
+
+def no_browser(pages: Mapping[str, str]) -> str:
+    """Return the line for a machine without a browser. ``pages``: addresses by title."""
+    return f"no browser on this machine; open in one: {' · '.join(pages.values())}"
 
 
 def prefect_page(services: EmbeddedServices, name: str) -> str:
