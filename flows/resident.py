@@ -2,11 +2,13 @@
 
 A coordinator starts it (:mod:`infra.turns.resident_slots`). The resident receives its turns through the coordinator's
 store and Prefect API. An idle resident gives its slot back; the coordinator starts another when there are turns again.
+A resident whose worker ends finishes its turn and leaves. If its process is ended first, it gives the turn back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -25,6 +27,7 @@ from infra.files.disk import full_disk
 from infra.orchestrator.stored_results import refuse_stored_results
 from infra.turns.bell import Bell, coordinator_of, resident_of
 from infra.turns.mailbox import MAILBOX_VERSION, Mailbox, require_session
+from infra.worker.leases import asked_to_leave
 from tasks.code_version import installed_code
 from tasks.plain_text import few_of
 from tasks.site import this_site
@@ -84,7 +87,7 @@ def _settle(future: asyncio.Future[Any], value: Any, failure: BaseException | No
 
 @flow(name="resident", flow_run_name="{federation} · resident {number} of pool {pool}", persist_result=False)
 async def resident(federation: FederationName, session: str, pool: str, number: int, idle_seconds: float = 60.0) -> int:
-    """Take turns until the coordinator dismisses this resident, or no turn came for ``idle_seconds``.
+    """Take turns until the coordinator dismisses this resident, its worker ends, or no turn came for ``idle_seconds``.
 
     Returns the number of turns taken.
 
@@ -111,6 +114,9 @@ async def resident(federation: FederationName, session: str, pool: str, number: 
         idle_since = time.monotonic()
         while True:
             rung.clear()
+            if asked_to_leave(site.settings.home):
+                log.info("its worker ends: no further turn is taken")
+                break
             ask = await asyncio.to_thread(mailbox.get_ask, taken + 1)
             if ask is None:
                 left = idle_seconds - (time.monotonic() - idle_since)
@@ -121,7 +127,13 @@ async def resident(federation: FederationName, session: str, pool: str, number: 
             if ask["phase"] == "leave":
                 break
             taken += 1
-            answer = await _take(ask, thread, lambda: send("fedbench.resident.alive"))
+            try:
+                answer = await _take(ask, thread, lambda: send("fedbench.resident.alive"))
+            except BaseException:  # cancelled or terminated; a failure of the turn is an answer
+                # Without await: this process is about to be killed.
+                with contextlib.suppress(InfraError):
+                    mailbox.give_back(taken, "its process was asked to end")
+                raise
             await asyncio.to_thread(mailbox.put_answer, taken, answer)
             await send("fedbench.turn.answered")
             idle_since = time.monotonic()

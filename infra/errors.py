@@ -66,6 +66,14 @@ class SlotLost(InfraError):
     """The process of a slot died in the middle of a turn."""
 
 
+class TurnReturned(InfraError):
+    """A slot gave a turn back before its end, because its worker or process ends. The turn runs again elsewhere."""
+
+
+class SlurmFailed(InfraError):
+    """A command of Slurm is missing, fails, or prints what was not expected."""
+
+
 class BadReply(InfraError):
     """A turn's reply does not match its request, or reports that the turn's program failed. The turn runs again."""
 

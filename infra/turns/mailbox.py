@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import BadReply, SettingsError, SlotLost, StoreRefused
+from infra.errors import BadReply, SettingsError, SlotLost, StoreRefused, TurnReturned
 from infra.plain_text import cut
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -54,6 +54,12 @@ class Mailbox:
     def put_answer(self, number: int, document: dict[str, Any]) -> None:
         self.objects.put_json(f"{self.folder}{number:04d}{ANSWER}", document)
 
+    def give_back(self, number: int, reason: str) -> None:
+        """Answer turn ``number`` with the turn itself. Nothing is written if the coordinator has closed the session."""
+        session = self.objects.get_json(f"{session_folder(self.layout, self.pool, self.session)}session.json")
+        if session is not None:
+            self.put_answer(number, {"version": MAILBOX_VERSION, "returned": reason})
+
     def get_answer(self, number: int, limit: int) -> Any:
         """Return the answer to turn ``number``, unchecked; None if it is not there yet.
 
@@ -70,6 +76,7 @@ def reply_in(answer: Any) -> Any:
 
     Raises:
         SlotLost: the answer reports that the turn was lost with its slot.
+        TurnReturned: the answer gives the turn back.
         BadReply: the answer reports that the turn failed, or is not an answer.
     """
     version = answer.get("version") if isinstance(answer, dict) else None
@@ -78,11 +85,11 @@ def reply_in(answer: Any) -> Any:
         raise BadReply(f"expected an answer of version {MAILBOX_VERSION}, found {found}")
     if "reply" in answer:
         return answer["reply"]
-    for field, error in (("lost", SlotLost), ("error", BadReply)):
+    for field, error in (("lost", SlotLost), ("returned", TurnReturned), ("error", BadReply)):
         reason = answer.get(field)
         if isinstance(reason, str) and reason:
             raise error(cut(reason))
-    raise BadReply("expected an answer with a reply, or with a reason under lost or error")
+    raise BadReply("expected an answer with a reply, or with a reason under lost, returned or error")
 
 
 def session_folder(layout: FederationLayout, pool: str, session: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from infra.errors import BadReply, DeadlineExceeded, PoolUnusable, SlotLost, StoreCorrupt
+from infra.errors import BadReply, DeadlineExceeded, PoolUnusable, SlotLost, StoreCorrupt, TurnReturned
 from infra.settings import PoolSettings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
@@ -33,6 +33,8 @@ WATCH_SECONDS = 5.0
 FAILED_STARTS = 3
 # An idle resident may leave just when a turn comes. A turn fails after so many in a row: that is no coincidence.
 NOT_TAKEN = 5
+# A turn that was given back so often counts as lost: it may take longer than any worker's time.
+RETURNED = 5
 CLOSE_SECONDS = 20.0
 
 
@@ -124,11 +126,11 @@ class ResidentSlots:
             SlotLost, BadReply, DeadlineExceeded: as :class:`~infra.turns.local.TurnRunner` raises them. On a silo's own
                 pool SlotLost can also mean that no resident starts there, and DeadlineExceeded that none was ready for
                 ``deadline`` seconds: the failure is that silo's alone. SlotLost is also raised if no resident takes
-                the turn.
+                the turn, or if each gives it back.
             PoolUnusable: no resident starts on the pool that clients share.
         """
         pool = self._pools[self.pool_of(argument.clients[0])]
-        not_taken = 0
+        not_taken = returned = 0
         document = {
             "version": MAILBOX_VERSION,
             "phase": argument.phase,
@@ -144,6 +146,13 @@ class ResidentSlots:
                 if not_taken < NOT_TAKEN:
                     continue
                 raise SlotLost(f"pool {pool.name}: {not_taken} residents left without taking the turn") from None
+            except TurnReturned as error:
+                self._lose(resident, str(error), left=True)
+                returned += 1
+                if returned < RETURNED:
+                    self._say(f"{resident}: {argument.phase} was given back and runs again: {error}")
+                    continue
+                raise SlotLost(f"pool {pool.name}: given back {returned} times: {error}") from None
             except SlotLost as error:
                 pool.offer(resident)
                 raise SlotLost(f"{resident}: {error}") from None

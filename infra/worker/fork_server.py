@@ -191,7 +191,10 @@ def _facts() -> dict[str, Any]:
 
 def main() -> None:
     began = time.monotonic()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal; only the worker acts on it
+    # Only the worker acts on Ctrl-C in a terminal, and on the SIGTERM that Slurm sends to all processes of a job. If
+    # this process ended, its children would be killed before they have given their turns back.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
@@ -199,8 +202,8 @@ def main() -> None:
     except fedbench.PackageHidden as error:
         sys.exit(f"error: {error}")  # what it imports below would fail less clearly
     server = ForkServer(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
-    for number in sys.argv[1:3]:
-        os.set_inheritable(int(number), False)
+    for descriptor in sys.argv[1:3]:
+        os.set_inheritable(int(descriptor), False)
     for name in sys.argv[3:]:
         importlib.import_module(name)
     engine_child.prepare()

@@ -8,8 +8,9 @@ already. It supports what Prefect's process worker supports: logs, cancellation,
 (``--with-healthcheck``) and a limit (``--limit``; never more than there are slots).
 
 Prefect's events make it look for new runs, so ``PREFECT_WORKER_QUERY_SECONDS`` matters only when those fail.
-On SIGTERM it takes no new run, gives its runs ``FEDBENCH_WORKER__DRAIN_SECONDS`` to finish, then ends them. A second
-SIGTERM ends all runs at once. They also end if the worker is killed; then the next worker of the same home reports
+On SIGTERM it takes no new run, asks residents to take no new turn, gives its runs
+``FEDBENCH_WORKER__DRAIN_SECONDS`` to finish, then ends them; residents then give their turns back. A second SIGTERM
+kills all runs at once. They also end if the worker is killed; then the next worker of the same home reports
 them.
 
 The code that finds and leases GPUs is the same that the tests run on CPU slots. It was not run on a GPU.
@@ -44,7 +45,7 @@ from infra.worker.configuration import GpuJobConfiguration, GpuVariables
 from infra.worker.engine_child import PRELOAD
 from infra.worker.forks import Forks
 from infra.worker.gpus import find_gpus
-from infra.worker.leases import SlotLeases, machine_cores, plan_slots
+from infra.worker.leases import SlotLeases, machine_cores, plan_slots, slots_folder
 from infra.worker.wake import Waker
 from infra.worker.warm_process import Child, ForkRequest
 
@@ -84,7 +85,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         private_home(self._settings.home)
         slots = plan_slots(self._settings, find_gpus(), machine_cores())
         super().__init__(work_pool_name, limit=min(limit or len(slots), len(slots)), **options)
-        self._leases = SlotLeases(slots, self._settings.home / "slots")
+        self._leases = SlotLeases(slots, slots_folder(self._settings.home))
         self._forks: Forks | None = None
         self._supervision = Supervision(self._run_hooks)
         self._children: dict[int, tuple[Child, float]] = {}
@@ -142,6 +143,7 @@ class GpuWorker(BaseWorker[GpuJobConfiguration, GpuVariables, GpuWorkerResult]):
         """Take no more runs, wait for those that are running, then end them."""
         self.is_setup = False
         await self._waker.stop()
+        self._leases.ask_to_leave()
         await self._drained(self._settings.worker.drain_seconds)
         grace = 0.0
         for child, seconds in list(self._children.values()):

@@ -4,13 +4,16 @@ A slot is a GPU, a fraction of one, or CPU threads. Its lease is an OS lock on `
 file is passed to the child that runs in the slot, so the kernel frees the lock when the last process that has the file
 open is gone, however it ended, and not before. So a worker that starts after a kill, or a second worker of the same
 home, waits for runs that still go on.
+
+A worker that ends asks the runs in its slots to leave, by a file beside each lock. A run that takes turns one after
+another looks for the file before each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +25,7 @@ from infra.worker.gpus import VISIBLE, Gpu
 
 # How often slots that another worker may have freed are tried again: it does not notify us.
 TRY_AGAIN_SECONDS = 0.5
+LEAVE_SUFFIX = ".leave"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,16 @@ def plan_slots(settings: Settings, gpus: Sequence[Gpu], cores: int) -> list[Slot
     ]
 
 
+def slots_folder(home: Path) -> Path:
+    return home / "slots"
+
+
+def asked_to_leave(home: Path, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the worker has asked the run of this process to leave. It has ``home`` and gave a slot."""
+    slot = environment.get("FEDBENCH_SLOT")
+    return slot is not None and (slots_folder(home) / f"{slot}{LEAVE_SUFFIX}").exists()
+
+
 def machine_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -122,6 +136,9 @@ class Lease:
         self._lock = lock
         self._leases = leases
         self._note = lock.path.with_suffix(".run")
+        self._notice = lock.path.with_suffix(LEAVE_SUFFIX)
+        self._notice.unlink(missing_ok=True)  # from a worker that was killed
+        leases._held.add(self)
 
     @property
     def descriptor(self) -> int:
@@ -131,9 +148,15 @@ class Lease:
         """Write beside the lock which run has the slot, for :meth:`SlotLeases.left_behind`."""
         self._note.write_text(run, encoding="ascii")
 
+    def ask_to_leave(self) -> None:
+        """Ask the run in the slot to leave soon; :func:`asked_to_leave` returns this there."""
+        self._notice.touch()
+
     def release(self) -> None:
         """Close the lock's file in this process. The slot is free once no child has it open either."""
+        self._leases._held.discard(self)
         self._note.unlink(missing_ok=True)
+        self._notice.unlink(missing_ok=True)
         self._lock.release()
         self._leases._freed.set()
 
@@ -145,6 +168,12 @@ class SlotLeases:
         self.slots = list(slots)
         self._folder = folder
         self._freed = asyncio.Event()
+        self._held: set[Lease] = set()
+
+    def ask_to_leave(self) -> None:
+        """Ask the runs in all slots to leave, because the worker ends."""
+        for lease in self._held:
+            lease.ask_to_leave()
 
     async def acquire(self, need: Need) -> Lease:
         """Wait for a slot that meets ``need``, and take it.

@@ -98,6 +98,10 @@ EVERY_PHASE: dict[str, tuple[Tamper, str]] = {
     "empty": (raw(b'{"version": 1}'), BAD + ".*expected an answer with a reply"),
     "an error": (raw(b'{"version": 1, "error": "a mistake"}'), BAD + ".*a mistake"),
     "lost": (raw(b'{"version": 1, "lost": "disk full"}'), "lost 2 times with its slot or store: .*: disk full"),
+    "given back": (
+        raw(b'{"version": 1, "returned": "its time"}'),
+        "lost 2 times with its slot or store: pool silo-2: given back 5 times: its time",
+    ),
     "a number": (changed(lambda reply: 7), BAD + ".*expected a mapping of fields, found int"),
     "surrogates": (answer_with(failures=[{"client": "\ud800"}]), BAD + ".*surrogates not allowed"),
     "unknown field": (answer_with(extra=1), BAD + ".*extra: no such field"),

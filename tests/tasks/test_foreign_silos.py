@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from infra.turns.resident_pool import Resident
+from infra.turns.resident_slots import RETURNED
 from tasks.errors import FedbenchError
 from tasks.spec.records import EvaluationRecord
 from tasks.spec.turns import AnyRequest
@@ -58,6 +59,24 @@ def test_without_bad_answers_all_clients_count(silos: Silos) -> None:
     silos.begin()
     outcomes = [PHASES[phase](silos, SPEC) for phase in PHASES]
     assert [(outcome.counted, outcome.dropped) for outcome in outcomes] == [(["1", "2", "3"], [])] * len(PHASES)
+
+
+def test_a_turn_that_is_given_back_runs_again_without_costing_a_retry(silos: Silos) -> None:
+    """A worker gives turns back when its time ends, which is nobody's fault. It takes no further turn."""
+    returned = 0
+
+    def give_back(request: AnyRequest, document: dict[str, Any]) -> bytes:
+        nonlocal returned
+        returned += 1
+        if returned <= RETURNED - 1:
+            return b'{"version": 1, "returned": "its time ends"}'
+        return json.dumps(document).encode()
+
+    silos.begin(give_back)
+    outcome = drawn(silos)
+    assert (outcome.counted, outcome.dropped) == (["1", "2", "3"], [])
+    assert silos.notes.of("client_retried") == []
+    assert returned == RETURNED  # more than a turn may be lost
 
 
 def test_another_silo_does_a_failed_part_with_the_same_figures(silos: Silos) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from infra.errors import SettingsError
+from infra.errors import SettingsError, TurnReturned
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from infra.turns.mailbox import MAILBOX_VERSION, close_session, open_session, require_session, session_folder
+from infra.turns.mailbox import (
+    MAILBOX_VERSION,
+    Mailbox,
+    close_session,
+    open_session,
+    reply_in,
+    require_session,
+    session_folder,
+)
 
 LAYOUT = FederationLayout("", "mailbox")
 
@@ -37,3 +45,16 @@ def test_a_resident_of_an_older_fedbench_finds_the_code_where_it_looks(object_st
     """It compares ``code_version`` with its own version, so it refuses, and its error names both."""
     document = object_store.get_json(f"{session_folder(LAYOUT, 'slots', session)}session.json")
     assert document == {"version": MAILBOX_VERSION, "code_version": "0.1.0-00000001"}
+
+
+def test_a_turn_that_is_given_back_is_told_from_a_lost_one(object_store: ObjectStore, session: str) -> None:
+    mailbox = Mailbox(object_store, LAYOUT, "slots", session, 1)
+    mailbox.give_back(3, "its time ends")
+    with pytest.raises(TurnReturned, match=r"^its time ends$"):
+        reply_in(mailbox.get_answer(3, 1000))
+
+
+def test_nothing_is_given_back_to_a_coordinator_that_has_ended(object_store: ObjectStore, session: str) -> None:
+    close_session(object_store, LAYOUT, "slots", session)
+    Mailbox(object_store, LAYOUT, "slots", session, 1).give_back(3, "its time ends")
+    assert list(object_store.list(session_folder(LAYOUT, "slots", session))) == []

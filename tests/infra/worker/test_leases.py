@@ -13,7 +13,7 @@ import pytest
 from infra.errors import SettingsError, SlotRefused
 from infra.settings import Settings, WorkerSettings
 from infra.worker.gpus import Gpu
-from infra.worker.leases import Lease, Need, Slot, SlotLeases, plan_slots
+from infra.worker.leases import Lease, Need, Slot, SlotLeases, asked_to_leave, plan_slots, slots_folder
 
 GPU = Gpu(0, "GPU-5a1c7f0e", "NVIDIA A100", 81920)
 OTHER = Gpu(1, "GPU-77aa0b1c", "NVIDIA T4", 15360)
@@ -151,3 +151,33 @@ def test_the_ended_runs_of_a_killed_worker_are_found_once(tmp_path: Path) -> Non
         assert leases.left_behind() == []
 
     asyncio.run(use())
+
+
+def test_only_runs_in_slots_of_a_worker_that_ends_are_asked_to_leave(tmp_path: Path) -> None:
+    leases = SlotLeases([CPU, Slot("cpu-2", 2)], slots_folder(tmp_path))
+
+    async def take() -> Lease:
+        return await leases.acquire(Need())
+
+    lease = asyncio.run(take())
+    first, second = ({"FEDBENCH_SLOT": name} for name in ("cpu-1", "cpu-2"))
+    assert not asked_to_leave(tmp_path, first)
+    leases.ask_to_leave()
+    assert asked_to_leave(tmp_path, first)
+    assert not asked_to_leave(tmp_path, second)
+    assert not asked_to_leave(tmp_path, {})  # not in a slot
+    lease.release()
+    assert not asked_to_leave(tmp_path, first)
+
+
+def test_a_request_to_leave_of_a_killed_worker_does_not_reach_the_next_run(tmp_path: Path) -> None:
+    killed = SlotLeases([CPU], slots_folder(tmp_path))
+
+    async def take(leases: SlotLeases) -> Lease:
+        return await leases.acquire(Need())
+
+    old = asyncio.run(take(killed))
+    killed.ask_to_leave()
+    old._lock.release()  # as the kernel does
+    asyncio.run(take(SlotLeases([CPU], slots_folder(tmp_path))))
+    assert not asked_to_leave(tmp_path, {"FEDBENCH_SLOT": "cpu-1"})
