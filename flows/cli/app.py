@@ -24,6 +24,7 @@ from flows.cli.runs import report, resume, run
 from flows.cli.served import serve, ui
 from flows.cli.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, out, print_error
 from flows.cli.silos import silo_policy
+from flows.cli.slurm import slurm_app
 from flows.cli.stack import down, logs, status, up
 from flows.cli.stored import compare, list_runs, show
 from flows.cli.suite import suite_app
@@ -82,6 +83,7 @@ suite_app.command("import")(import_cells)
 app.add_typer(suite_app)
 app.add_typer(data_app)
 app.add_typer(original_app)
+app.add_typer(slurm_app)
 
 
 def _drop_output() -> None:
