@@ -59,9 +59,10 @@ def slurm_up(
     `fedbench slurm up -p cpu --gpus 0 --cpus 8 --time 1:00:00 --dry-run`
     """
     with plain_errors():
+        from flows.deployments.names import resident_deployment
         from infra.settings import DEFAULT_TURN_POOL
         from infra.slurm.durations import read_duration
-        from infra.slurm.jobs import prepared_script, submit_jobs
+        from infra.slurm.jobs import check_pool, prepared_script, submit_jobs
         from infra.slurm.script import WorkerJobs, log_path
         from tasks.spec.base import check_name
 
@@ -81,6 +82,7 @@ def slurm_up(
             options=tuple(sbatch or ()),
         )
         script, servers = prepared_script(settings, jobs)
+        check_pool(settings, name, resident_deployment(name))
         if dry_run:
             typer.echo(script, nl=False)
             return

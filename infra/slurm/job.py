@@ -5,8 +5,8 @@
 It starts ``prefect worker start`` in a home of the job's own, and ends it
 
 * on SIGUSR1, which Slurm sends ``lead`` seconds ahead of the job's end. The worker takes no new turn. The turn at work
-  may finish, or is handed back. Then the job is queued again (``scontrol requeue``), unless no turn came for ``idle``
-  seconds;
+  may finish, or is handed back. Then the job is queued again (``scontrol requeue``) if it had a turn within the last
+  ``idle`` seconds;
 * when no turn came for ``idle`` seconds;
 * on SIGTERM (``scancel``, preemption, the job's end), which Slurm sends to the worker and its runs too. They hand their
   turns back themselves.
@@ -15,6 +15,7 @@ It starts ``prefect worker start`` in a home of the job's own, and ends it
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -48,10 +49,12 @@ class WorkerJob:
     """A job's worker, when it ends, and whether the job is queued again.
 
     lead, idle: seconds; see the module. home: the job's own.
+    ends: whether the worker was asked to end, by this program or by Slurm.
     """
 
     def __init__(self, allocation: Allocation, home: Path, *, lead: float, idle: float) -> None:
         self.allocation, self.home, self.lead, self.idle = allocation, home, lead, idle
+        self.ends = False
         self._signals: set[int] = set()
         self._wake = threading.Event()
 
@@ -62,8 +65,8 @@ class WorkerJob:
 
     def watch(self, worker: subprocess.Popen[bytes]) -> bool:
         """Wait for the end of ``worker``, and bring it about. Return whether the job is to be queued again."""
-        last_turn = time.monotonic()
-        draining, terminated = False, 0.0
+        began, last_turn = time.monotonic(), -math.inf
+        terminated = 0.0
         while worker.poll() is None:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
@@ -72,19 +75,20 @@ class WorkerJob:
                 last_turn = now
             if signal.SIGTERM in self._signals:
                 # The worker has got the signal too. A second one would kill it before its turns are handed back.
-                terminated = terminated or now
+                self.ends, terminated = True, terminated or now
                 if now - terminated > END_SECONDS:
                     worker.terminate()
-            elif draining:
+            elif self.ends:
                 continue
             elif signal.SIGUSR1 in self._signals:
                 self.say(f"its time ends in {self.lead:g} s: no new turn is taken")
-                draining = True
+                self.ends = True
                 worker.terminate()
-            elif now - last_turn > self.idle:
+            elif now - max(began, last_turn) > self.idle:
                 self.say(f"no turn for {self.idle:g} s: the worker ends")
-                draining = True
+                self.ends = True
                 worker.terminate()
+        # A job that had no turn at all is not queued again, even if its time is shorter than `idle`.
         recently = time.monotonic() - last_turn <= self.idle
         return signal.SIGUSR1 in self._signals and signal.SIGTERM not in self._signals and recently
 
@@ -103,10 +107,11 @@ class WorkerJob:
         if failure is not None:
             self.say(f"it could not be queued again: {failure}; submit new jobs: fedbench slurm up")
             return 1
-        self.say("queued again, because turns came until now")
+        self.say("queued again, because it had turns until now")
         deadline = time.monotonic() + REQUEUE_SECONDS
         while signal.SIGTERM not in self._signals and time.monotonic() < deadline:
             self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
         return 0
 
     def say(self, line: str) -> None:
@@ -166,7 +171,10 @@ def main() -> int:
         job.say(f"its worker has ended with exit code {worker.returncode}")
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    return job.requeue() if again else max(worker.returncode, 0)
+    if again:
+        return job.requeue()
+    # A worker that was asked to end before it had begun ends by the signal, which is no failure.
+    return 0 if job.ends else abs(worker.returncode)
 
 
 if __name__ == "__main__":

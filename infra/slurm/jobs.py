@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import time
@@ -78,6 +79,20 @@ def check_reach(servers: Servers, partition: Partition) -> None:
 def _is_here(host: str, address: str) -> bool:
     own = {socket.gethostname(), socket.gethostname().partition(".")[0], socket.getfqdn()}
     return host in own or address in LOOPBACK_HOSTS
+
+
+def check_pool(settings: Settings, pool: str, deployment: str) -> None:
+    """Check that Prefect's server has the work pool, and the ``deployment`` (``flow/deployment``) of its residents.
+
+    Raises:
+        PoolUnusable: one is missing.
+        PrefectUnavailable: the server does not answer, or refuses.
+    """
+    from infra.stack.prefect_api import prefect_api  # imports Prefect, which `status` and `down` do not need
+    from infra.turns.resident_runs import require_pool
+
+    with prefect_api(settings):
+        asyncio.run(require_pool(pool, deployment))
 
 
 def submit_jobs(settings: Settings, script: str, servers: Servers) -> str:

@@ -148,6 +148,10 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(stack: RunningStack, cl
         (("-p", PARTITION, "--gpus", "1", "--time", "1:00:00"), "--gpus: expected 0, partition work has no nodes"),
         ((*CPU_JOBS, "--time", "2:00:00"), "--time: expected at most 1:00:00, the limit of partition work"),
         ((*CPU_JOBS, "--time", "0:05:00"), r"--time: expected at least 0:06:00: .*\(--lead\).* found 0:05:00"),
+        (
+            (*CPU_JOBS, "--time", "1:00:00", "--pool", "other"),
+            "expected the work pool other .* make them: fedbench deploy",
+        ),
         ((*CPU_JOBS, "--time", "90"), "--time: expected H:MM:SS, as in 8:00:00, .* found 90"),
     ],
 )
@@ -155,7 +159,7 @@ def test_a_mistake_is_reported_before_anything_is_submitted(
     stack: RunningStack, cluster: Cluster, options: tuple[str, ...], message: str
 ) -> None:
     result = stack.home.run("slurm", "up", *options, timeout=PATIENCE)
-    assert result.returncode == 2, result.stdout
+    assert result.returncode == (1 if "--pool" in options else 2), result.stdout
     assert re.search(message, " ".join(result.stdout.split())), result.stdout
     assert cluster.run("squeue", "--noheader") == ""
 
@@ -296,13 +300,14 @@ def test_a_job_hands_its_turns_back_before_its_time_ends_and_is_queued_again(
         stack.home, "long", rounds + 1
     )
     log = log_of(stack, job)
-    assert "queued again, because turns came until now" in log
+    assert "queued again, because it had turns until now" in log
     assert int(cluster.show(job)["Restarts"]) >= 1
-    assert "DUE TO TIME LIMIT" not in log
+    # Nothing is left to do, so the job is not queued again for ever.
+    assert eventually(lambda: cluster.show(job)["JobState"] == "COMPLETED", PATIENCE), log_of(stack, job)
+    assert "DUE TO TIME LIMIT" not in log_of(stack, job)
 
 
 def test_a_job_without_turns_ends_by_itself(stack: RunningStack, cluster: Cluster) -> None:
-    assert stack.home.run("slurm", "down", timeout=PATIENCE).returncode == 0
     job = f"{up(stack, '--time', '0:20:00', '--idle', '0:00:05')}_1"
     began = time.monotonic()
     assert eventually(lambda: cluster.show(job)["JobState"] == "COMPLETED", PATIENCE), log_of(stack, job)

@@ -59,10 +59,17 @@ def test_ahead_of_its_end_the_worker_is_terminated_and_the_job_queued_again(tmp_
     assert (state.read_text(), worker.returncode) == ("terminated", 0)
 
 
+def test_a_job_that_had_no_turn_is_not_queued_again_though_its_time_is_shorter(tmp_path: Path, state: Path) -> None:
+    job, worker = job_in(tmp_path, idle=1000.0), begin(state)
+    job.receive(signal.SIGUSR1)
+    assert not job.watch(worker)
+    assert state.read_text() == "terminated"
+
+
 def test_a_job_without_a_turn_ends_and_is_not_queued_again(tmp_path: Path, state: Path) -> None:
     job, worker = job_in(tmp_path, idle=0.3), begin(state)
     assert not job.watch(worker)
-    assert state.read_text() == "terminated"
+    assert (state.read_text(), job.ends) == ("terminated", True)
 
 
 def test_a_job_with_a_run_in_a_slot_does_not_end_as_idle(tmp_path: Path, state: Path) -> None:
@@ -96,9 +103,9 @@ def test_a_cancelled_job_leaves_the_signal_to_slurm_and_is_not_queued_again(tmp_
 
 
 def test_a_worker_that_ends_by_itself_ends_the_job(tmp_path: Path) -> None:
-    worker = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
-    assert not job_in(tmp_path, idle=1000.0).watch(worker)
-    assert worker.returncode == 3
+    job, worker = job_in(tmp_path, idle=1000.0), subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    assert not job.watch(worker)
+    assert (worker.returncode, job.ends) == (3, False)
 
 
 def test_the_worker_has_a_home_of_the_jobs_own_and_no_server_of_prefects(tmp_path: Path) -> None:
