@@ -210,7 +210,10 @@ TABLE: dict[str, Row] = {
     "deploy: no server": command(
         "deploy", ends=FAILED, says=("Prefect at http://127.0.0.1:9/api: does not answer",), PREFECT_API_URL=NOBODY
     ),
-    "deploy: name": command("deploy", "--schedule", "street6=0 3 * * *", says=("street6: no such deployment",)),
+    # Which deployments there are, the server knows. Its test is in tests/flows/deployments/test_deployments.py.
+    "deploy: no server named": command(
+        "deploy", "--schedule", "street6=0 3 * * *", says=("prefect_api_url: expected the address of a Prefect server",)
+    ),
     "deploy: cron": command(
         "deploy", "--schedule", "street5=0 3", says=("--schedule: expected five cron fields",), PREFECT_API_URL=NOBODY
     ),
