@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from tasks.figures.plots import class_by_device_plot, client_losses_plot, rounds
 from tasks.hand_out import hand_out
 from tasks.handles import Handles
 from tasks.report.detections import analysis_plots
+from tasks.report.drawn import image_bytes
 from tasks.spec.federation import FederationSpec
 from tasks.spec.label_space import by_label_space
 from tasks.spec.records import RoundRecord
@@ -53,7 +53,7 @@ def _plots(spec: FederationSpec, history: Sequence[RoundRecord], views: Views) -
     files = {}
     for file, plot in plots.items():
         with views.showing(file):
-            files[file] = png(plot())
+            files[file] = image_bytes(plot(), "png")
     return files
 
 
@@ -64,7 +64,7 @@ def _analysis(name: str, handles: Handles) -> dict[str, bytes]:
     if analysis is None:
         return {}
     plots = analysis_plots(analysis, f"{name}, round {best.round}")
-    return {f"{plot}.png": png(draw()) for plot, draw in plots.items()}
+    return {f"{plot}.png": image_bytes(draw(), "png") for plot, draw in plots.items()}
 
 
 async def _sheet(name: str, spec: FederationSpec, handles: Handles) -> bytes | None:
@@ -105,9 +105,3 @@ async def _sheet(name: str, spec: FederationSpec, handles: Handles) -> bytes | N
         if sheets:
             return sheets[0]
     raise FedbenchError("; ".join(reasons))
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()

@@ -20,6 +20,7 @@ from flows.stored.runs import stopped
 from infra.views import Views
 from tasks.handles import Handles, Leavings
 from tasks.plain_text import link_target, markdown
+from tasks.report.drawn import image_bytes
 from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import PARTS
 from tasks.spec.records import RoundRecord
@@ -146,9 +147,8 @@ def _inlined(text: str, image: Image.Image, kind: str, **options: int) -> list[s
 def _curves(history: Sequence[RoundRecord]) -> list[str]:
     from tasks.figures.plots import rounds_plot
 
-    buffer = io.BytesIO()
-    rounds_plot(history, stacked=True).savefig(buffer, format="png", dpi=130)
-    with Image.open(buffer) as image:
+    png = image_bytes(rounds_plot(history, stacked=True), "png")
+    with Image.open(io.BytesIO(png)) as image:
         return _inlined("Loss, recall and mean average precision by round", image.convert("RGB").quantize(64), "png")
 
 

@@ -31,5 +31,5 @@ class DrawnOnce:
 def image_bytes(figure: Figure, kind: Kind) -> bytes:
     """Return ``figure`` as PNG or SVG. The same figure gives the same bytes: an SVG has no date."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {})
+    figure.savefig(buffer, format=kind, dpi="figure", metadata={"Date": None} if kind == "svg" else {})
     return buffer.getvalue()
