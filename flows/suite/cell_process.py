@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.suite.plan import SuitePlan
-from infra.processes import bound
+from infra.processes.launch import launcher
 from tasks.plain_text import plain
 from tasks.spec.suite import Cell
 from tasks.spec.suite_records import CellRecord
@@ -39,11 +38,10 @@ async def run_cell(
     command = [sys.executable, "-P", "-m", "flows.cli", "run", str(spec), "--name", federation]
     if slots is not None:
         command += ["--slots", str(slots)]
-    launcher = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
     with log.open("ab") as output:
         start = output.tell()
         process = await asyncio.create_subprocess_exec(
-            *launcher,
+            *launcher(),
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,

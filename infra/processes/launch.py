@@ -26,6 +26,12 @@ _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="service-starter
 LAUNCHER = str(Path(__file__).with_name("bound.py"))
 
 
+def launcher(*, group: bool = False, lock: int | None = None) -> list[str]:
+    """Return the words that stand before a command, so that it ends with this process; see :func:`launch`."""
+    bond = [str(os.getpid())] if lock is None else ["--detached", str(lock)]
+    return [sys.executable, "-I", "-S", LAUNCHER, *(["--group"] if group else []), *bond]
+
+
 def launch(
     command: Sequence[str],
     variables: Mapping[str, str],
@@ -43,8 +49,6 @@ def launch(
     lock: descriptor of an open lock file. The command holds it and outlives this process. None: it ends with this one.
     """
     inherited = [] if lock is None else [lock]
-    bond = ["--detached", str(lock)] if inherited else [str(os.getpid())]
-    launcher = [sys.executable, "-I", "-S", LAUNCHER, *(["--group"] if group else []), *bond]
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_VARIABLES)}
     allow_folder_in_imports(environment)  # services start in a folder of their own
     bypass_proxies(environment)
@@ -52,7 +56,7 @@ def launch(
     with open_log(log_path) as log:
         return _STARTER.submit(
             subprocess.Popen,
-            [*launcher, *command],
+            [*launcher(group=group, lock=lock), *command],
             env={**environment, **variables},
             cwd=folder,
             stdin=subprocess.DEVNULL,

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.errors import InfraError
-from infra.processes import bound
+from infra.processes.launch import launcher
 from infra.settings import load_settings
 from infra.slurm.allocation import Allocation, read_allocation, slot_variables
 from infra.worker.leases import slots_folder
@@ -138,10 +138,9 @@ def worker_environment(
 
 def start_worker(pool: str, name: str, folder: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the worker. The kernel kills it if this process dies."""
-    launcher = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "fedbench-gpu"]
     return subprocess.Popen(
-        [*launcher, *command, "--name", name], env=dict(variables), cwd=folder, stdin=subprocess.DEVNULL
+        [*launcher(), *command, "--name", name], env=dict(variables), cwd=folder, stdin=subprocess.DEVNULL
     )
 
 
