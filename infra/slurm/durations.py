@@ -7,7 +7,7 @@ import re
 from infra.errors import SettingsError
 
 _ASKED = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", re.ASCII)
-# Slurm also prints durations without hours (30:00) and without seconds (1-12).
+# Slurm also prints durations without hours (30:00).
 _PRINTED = re.compile(r"(?:(\d+)-(?=\d))?(?:(\d+):)?(\d+):(\d+)", re.ASCII)
 
 
@@ -20,8 +20,7 @@ def read_duration(text: str, source: str) -> int:
     found = _ASKED.fullmatch(text.strip())
     if found is None:
         raise SettingsError(f"{source}: expected H:MM:SS, as in 8:00:00, or D-HH:MM:SS, found {text}")
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    total = _seconds(found)
     if total == 0:
         raise SettingsError(f"{source}: expected more than zero, found {text}")
     return total
@@ -30,8 +29,10 @@ def read_duration(text: str, source: str) -> int:
 def printed_limit(text: str) -> int | None:
     """Return the seconds of a limit that Slurm printed; None: it has none, or another form."""
     found = _PRINTED.fullmatch(text.strip())
-    if found is None:
-        return None
+    return None if found is None else _seconds(found)
+
+
+def _seconds(found: re.Match[str]) -> int:
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from infra.files.private import private_home
 from infra.servers.credentials import read_keys
 from infra.settings import S3Settings, Settings
 from infra.slurm.script import environment_path, log_path
+from infra.stack.environment_file import export_lines
 from infra.stack.services import stack_s3
 from infra.stack.state import StackState, read_state, without_own_addresses
 from infra.stack.status import service_status
@@ -141,6 +141,6 @@ def write_job_environment(home: Path, variables: Mapping[str, str]) -> Path:
     path = environment_path(home)
     log_path(home, "job").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = ["# Written by fedbench slurm up; fedbench slurm down removes it. It holds credentials."]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
+    lines += export_lines(dict(sorted(variables.items())))
     write_durably(path, "\n".join(lines) + "\n")
     return path

@@ -46,8 +46,7 @@ def stack_environment(home: Path, addresses: Mapping[str, str], store: S3Setting
 def write_environment(home: Path, addresses: Mapping[str, str], store: S3Settings, keys: StackKeys) -> Path:
     """Write the file, for the shell's `source`. Return its path."""
     lines = ["# Written by fedbench up; fedbench down removes it. It holds credentials."]
-    for name, value in stack_environment(home, addresses, store, keys).items():
-        lines.append(f"export {name}={shlex.quote(value)}")
+    lines += export_lines(stack_environment(home, addresses, store, keys))
     servers = [urlsplit(address).hostname or "" for address in addresses.values()]
     hosts = ",".join(dict.fromkeys((*LOOPBACK_HOSTS, *filter(None, servers))))
     for name in NO_PROXY:  # added to what the shell has; * means every host, but only alone
@@ -55,6 +54,11 @@ def write_environment(home: Path, addresses: Mapping[str, str], store: S3Setting
     path = environment_path(home)
     write_durably(path, "\n".join(lines) + "\n")
     return path
+
+
+def export_lines(variables: Mapping[str, str]) -> list[str]:
+    """Return the lines of a shell that set the variables, for it and its programs."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def remove_environment(home: Path) -> None:
