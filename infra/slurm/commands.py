@@ -29,6 +29,8 @@ SCRIPT_VARIABLES = (
 )
 
 _NODE_FORMAT = "%n|%o|%l|%G"
+# What each of Slurm's commands prints where neither a file nor DNS names a cluster.
+_NO_CLUSTER = "Could not establish a configuration source"
 _JOB_FORMAT = "%i|%P|%k|%T|%M|%l|%N|%r"
 # States of jobs that wait, run, or are ending.
 OPEN_STATES = frozenset(
@@ -166,7 +168,12 @@ def _fields(line: str, count: int, program: str) -> list[str]:
 
 
 def _run(command: Sequence[str], text: str | None = None, environment: dict[str, str] | None = None) -> str:
-    """Run the command with ``text`` as its input. Return its output."""
+    """Run the command with ``text`` as its input. Return its output.
+
+    Raises:
+        SettingsError: this machine belongs to no cluster.
+        SlurmFailed: the command fails; the message has its reason.
+    """
     try:
         done = subprocess.run(
             command, input=text or "", env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
@@ -176,6 +183,11 @@ def _run(command: Sequence[str], text: str | None = None, environment: dict[str,
     except OSError as error:
         raise SlurmFailed(f"{command[0]}: cannot be run: {error.strerror}") from None
     if done.returncode != 0:
+        if _NO_CLUSTER in done.stderr:
+            raise SettingsError(
+                f"{command[0]}: this machine has no Slurm configuration (slurm.conf, or a record in DNS); expected a "
+                "machine that submits jobs to a Slurm cluster"
+            )
         lines = [line.removeprefix(f"{command[0]}: ").removeprefix("error: ") for line in done.stderr.splitlines()]
         raise SlurmFailed(f"{command[0]}: {'; '.join(filter(None, lines)) or f'exit code {done.returncode}'}")
     return done.stdout

@@ -57,10 +57,31 @@ def test_a_machine_without_slurm_is_named_as_such(tmp_path: Path, monkeypatch: p
         require_programs()
 
 
-def test_a_commands_own_message_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "squeue"
-    program.write_text("#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2\nexit 1\n")
+# Printed by squeue on a machine with Slurm's commands and no slurm.conf.
+NO_CLUSTER = """\
+squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+squeue: error: fetch_config: DNS SRV lookup failed
+squeue: error: _establish_config_source: failed to fetch config
+squeue: fatal: Could not establish a configuration source
+"""
+
+
+def squeue_that_fails(folder: Path, message: str) -> None:
+    (folder / "message").write_text(message)
+    program = folder / "squeue"
+    program.write_text(f"#!/bin/sh\n/bin/cat {folder}/message >&2\nexit 1\n")
     program.chmod(0o755)
+
+
+def test_a_commands_own_message_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue_that_fails(tmp_path, "squeue: error: Unable to contact slurm controller\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SlurmFailed, match=r"^squeue: Unable to contact slurm controller$"):
+        list_jobs("fedbench-1")
+
+
+def test_a_machine_that_belongs_to_no_cluster_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue_that_fails(tmp_path, NO_CLUSTER)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"^squeue: this machine has no Slurm configuration \(slurm.conf"):
         list_jobs("fedbench-1")
