@@ -7,6 +7,7 @@ trust. The setting ``ca_file`` sets all three.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -138,11 +139,21 @@ def _fault(path: Path, *, folders: bool) -> str | None:
         return None if folders else "a folder"
     try:
         require_regular(path)
-        ssl.create_default_context(cafile=path)
+        return None if _has_certificates(path, path.stat().st_ctime_ns) else "a file without certificates"
     except FileNotFoundError:
         return "no such file"
-    except ssl.SSLError:
-        return "a file without certificates"
     except OSError as error:
         return f"a file that cannot be read ({error.strerror})"
-    return None
+
+
+@functools.cache
+def _has_certificates(path: Path, changed: int) -> bool:
+    """Return whether the file has certificates. Several variables often name one file, which is read once.
+
+    changed: the time of the file's last change, so that it is read again after one.
+    """
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        return False
+    return True
