@@ -30,6 +30,12 @@ class DrawnOnce:
 
 def image_bytes(figure: Figure, kind: Kind) -> bytes:
     """Return ``figure`` as PNG or SVG. The same figure gives the same bytes: an SVG has no date."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi="figure", metadata={"Date": None} if kind == "svg" else {})
+    if kind == "png":
+        # The same bytes as those of savefig, which draws the figure twice.
+        FigureCanvasAgg(figure).print_png(buffer, metadata={})
+    else:
+        figure.savefig(buffer, format=kind, dpi="figure", metadata={"Date": None})
     return buffer.getvalue()
