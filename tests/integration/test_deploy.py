@@ -21,9 +21,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending, Running, State
-from typer.testing import CliRunner
 
-from flows.cli.app import app
 from flows.coordinator.hooks import go_on
 from flows.deployments.names import RECORDS, RESUMED_FLOWS
 from flows.deployments.records import record_name
@@ -33,6 +31,7 @@ from infra.orchestrator.automations import NAME as AUTOMATION
 from infra.servers.credentials import basic_auth
 from infra.stack.crashed_runs import MOST_CRASHES, MOST_STARTS, SETTLED_SECONDS, CrashedRuns
 from infra.worker.gpu_worker import GpuWorker
+from tests.flows.command import fedbench
 from tests.integration.homes import FEDBENCH
 from tests.integration.workers import ROOT, client_variables, make_pool, prefect_server
 from tests.waiting import eventually
@@ -89,7 +88,7 @@ def deploy(home: Path, *arguments: str) -> str:
         "COLUMNS": "160",
     }
     with mock.patch.dict(os.environ, variables):
-        done = CliRunner().invoke(app, ["deploy", *arguments])
+        done = fedbench("deploy", *arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from flows.cli.app import app
 from flows.coordinator.preflight import pin
 from infra.settings import PoolSettings, Settings
 from infra.turns.silo_policy import silo_policy
@@ -17,6 +15,7 @@ from tasks.errors import DataError, SpecError
 from tasks.spec.clients import Iid
 from tasks.spec.data import FederatedStreet, VocFolders
 from tasks.spec.federation import FederationSpec, Participation
+from tests.flows.command import fedbench
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "docs" / "silo-policy.json"
@@ -79,11 +78,10 @@ def test_the_policy_of_a_pools_devices_is_printed(tmp_path: Path, monkeypatch: p
         "s3: {bucket: ours, prefix: runs}\npools: {silos: {'1': silo-a, '3': silo-b, '4': silo-b}}\n"
     )
     monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path))
-    run = CliRunner().invoke
-    printed = run(app, ["silo-policy", "silo-b"])
+    printed = fedbench("silo-policy", "silo-b")
     assert printed.exit_code == 0
     assert json.loads(printed.output) == silo_policy("ours", "runs", "silo-b", ["3", "4"])
-    named = run(app, ["silo-policy", "silo-b", "--client", "9", "--federation", "street"])
+    named = fedbench("silo-policy", "silo-b", "--client", "9", "--federation", "street")
     assert json.loads(named.output) == silo_policy("ours", "runs", "silo-b", ["9"], "street")
     for arguments, says in (
         (
@@ -93,7 +91,7 @@ def test_the_policy_of_a_pools_devices_is_printed(tmp_path: Path, monkeypatch: p
         (["silo-b", "--client", "*"], "--client: expected letters, digits"),
         (["*", "--client", "1"], "POOL: expected letters, digits"),
     ):
-        refused = run(app, ["silo-policy", *arguments])
+        refused = fedbench("silo-policy", *arguments)
         assert (refused.exit_code, says in refused.output) == (2, True), refused.output
 
 
