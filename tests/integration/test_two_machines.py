@@ -1,7 +1,8 @@
 """Two machines without a common path: one has the servers, the coordinator and a silo, the other has another silo.
 
-Each silo has its own home, its own part of the devices, and a worker for its own pool. The weights must be those of
-the same federation on one machine with all devices.
+Each silo has its own home, its own part of the devices, and a worker for its own pool. The weights and states must be
+those of the same federation on one machine with all devices. The method is SCAFFOLD: it has a shared state, and one of
+each client, and each is first used in round 2.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ import yaml
 
 from tasks.data.street_scenes import CLASSES
 from tasks.spec.records import RoundRecord
-from tests.integration.homes import FEDBENCH, PLAIN_SGD, Home, assert_consistent, digests, own_figures, state_digests
+from tests.integration.homes import (
+    FEDBENCH,
+    PLAIN_SGD,
+    TINY,
+    Home,
+    assert_consistent,
+    digests,
+    own_figures,
+    state_digests,
+)
 from tests.integration.machines import Machine, stack_variables, start_worker, two_machines, why_not
 from tests.waiting import eventually
 
@@ -27,7 +37,7 @@ _WHY_NOT = why_not()
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))]
 
-ROUNDS = 2
+ROUNDS = 3
 PATIENCE = 600.0  # seconds that a worker may take to start
 DEVICES = (("1", "2"), ("3", "4", "5"))
 CLIENTS = [device for half in DEVICES for device in half]
@@ -35,17 +45,14 @@ POOLS = ("silo-a", "silo-b")
 SPEC: dict[str, Any] = {
     "max_rounds": ROUNDS,
     "data": {"kind": "voc-folders", "name": "cameras", "classes": list(CLASSES), "clients": {"kind": "folders"}},
-    "detector": {"kind": "yolov3-tiny", "width": 64, "height": 64},
-    "training": {"batch_size": 4},
+    "detector": TINY["detector"],
+    "training": {"batch_size": 4, **PLAIN_SGD},
+    "strategy": {"kind": "scaffold"},
     "evaluation": {"batch_size": 2},  # this makes several parts, so that both silos evaluate
     # The load of other tests on this machine must not exclude a client.
     "participation": {
         "clients": CLIENTS, "turn_retries": 5, "check_load": True, "max_load": 1000.0,
     },
-}  # fmt: skip
-# A method with a shared state, and a state of each client. Its states are first used in round 2.
-SCAFFOLD: dict[str, Any] = {
-    **SPEC, "max_rounds": 3, "strategy": {"kind": "scaffold"}, "training": {**SPEC["training"], **PLAIN_SGD},
 }  # fmt: skip
 DRAWN = ("train_images=40", "test_images=10", "width=96", "height=80")
 
@@ -135,20 +142,23 @@ def _start_worker(machine: Machine, pool: str, environment: dict[str, str]) -> P
 
 
 @pytest.fixture(scope="module")
-def on_one(silos: Silos, cameras: Path) -> list[RoundRecord]:
-    """Run the same federation on the first machine alone, with all devices and its own slots. Return its records."""
-    return run_on_one(silos, cameras, "one", SPEC)
+def whole(cameras: Path) -> Home:
+    """Return the home of one machine that has all devices."""
+    home = Home(cameras.parent / "whole")
+    (home.path / "settings.yaml").write_text(yaml.safe_dump({"data_roots": {"cameras": str(cameras)}}))
+    return home
 
 
-def run_on_one(silos: Silos, cameras: Path, name: str, document: dict[str, Any]) -> list[RoundRecord]:
-    machine = replace(silos.machines[0], hidden=())
-    settings = machine.folder / "alone.yaml"
-    settings.write_text(yaml.safe_dump({"home": str(silos.server.path), "data_roots": {"cameras": str(cameras)}}))
-    variables = {"FEDBENCH_HOME": str(silos.server.path), "FEDBENCH_SETTINGS": str(settings)}
-    specification = spec_file(machine.folder, name, document)
-    result = machine.run(FEDBENCH, "run", specification, "--name", name, "--slots", 2, "-q", variables=variables)
+def run_on_one(whole: Home, name: str, document: dict[str, Any]) -> list[RoundRecord]:
+    """Run the federation on one machine, on its own slots. Return its records."""
+    result = whole.run("run", whole.spec_file(document, name), "--name", name, "--slots", 2, "-q", timeout=900)
     assert result.returncode == 0, result.stdout
-    return assert_consistent(silos.server, name, rounds=document["max_rounds"])
+    return assert_consistent(whole, name, rounds=document["max_rounds"])
+
+
+@pytest.fixture(scope="module")
+def on_one(whole: Home) -> list[RoundRecord]:
+    return run_on_one(whole, "one", SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +208,8 @@ def test_the_weights_are_the_same_as_on_one_machine(on_one: list[RoundRecord], o
         assert second.model_dump(exclude=different) == first.model_dump(exclude=different)
 
 
-def run_on_both(
-    silos: Silos, cameras: Path, name: str, document: dict[str, Any]
-) -> tuple[list[RoundRecord], list[RoundRecord]]:
-    """Run a method with states on one machine and on two. Check its states. Return the records of both runs."""
-    one = run_on_one(silos, cameras, f"{name}-one", document)
-    result = silos.federate(f"{name}-two", document)
-    assert result.returncode == 0, result.stdout + silos.log_ends()
-    two = assert_consistent(silos.server, f"{name}-two", rounds=document["max_rounds"])
+def assert_same_states(silos: Silos, one: list[RoundRecord], two: list[RoundRecord]) -> None:
+    """Check the states of a run on two machines, and that they are those of the same run on one machine."""
     assert digests(two) == digests(one)
     assert state_digests(two) == state_digests(one)
     home_of = {device: machine.name for machine, half in zip(silos.machines, DEVICES, strict=True) for device in half}
@@ -218,18 +222,29 @@ def run_on_both(
             own = [before.states[update.client].sha256] if update.client in before.states else []
             assert list(update.started_from) == shared + own
             assert record.states[update.client] == update.state
-    return one, two
 
 
-def test_states_of_a_method_are_the_same_as_on_one_machine(silos: Silos, cameras: Path) -> None:
-    run_on_both(silos, cameras, "scaffold", SCAFFOLD)
+def test_states_of_a_method_are_the_same_as_on_one_machine(
+    silos: Silos, on_one: list[RoundRecord], on_two: list[RoundRecord]
+) -> None:
+    assert_same_states(silos, on_one, on_two)
+    for before, record in itertools.pairwise(on_two[1:]):
+        assert before.shared is not None
+        assert record.shared is not None
+        assert before.shared.sha256 != record.shared.sha256
+        assert all(before.states[client].sha256 != record.states[client].sha256 for client in CLIENTS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ditto", "fedper"])
-def test_own_models_are_the_same_as_on_one_machine(silos: Silos, cameras: Path, kind: str) -> None:
+def test_own_models_are_the_same_as_on_one_machine(silos: Silos, whole: Home, kind: str) -> None:
     """A client's own model is stored by its silo, trained further there in the next round, and scored there."""
-    one, two = run_on_both(silos, cameras, kind, {**SPEC, "max_rounds": 3, "strategy": {"kind": kind}})
+    document = {**SPEC, "strategy": {"kind": kind}}
+    one = run_on_one(whole, kind, document)
+    result = silos.federate(kind, document)
+    assert result.returncode == 0, result.stdout + silos.log_ends()
+    two = assert_consistent(silos.server, kind, rounds=ROUNDS)
+    assert_same_states(silos, one, two)
     figures = own_figures(two)
     assert figures == own_figures(one)
     assert all({client for item in items for client in item.clients} == set(CLIENTS) for items in figures)
