@@ -56,7 +56,8 @@ MODULES = frozenset(
         "uvicorn",
     }
 )
-SLOTS = "from multiprocessing.forkserver import main"
+# The beginning of code that starts with ``python -c``: the slots' fork server, and pytest-xdist's workers.
+SLOTS, WORKER = "from multiprocessing.forkserver import main", "import sys;exec(eval(sys.stdin.readline()))"
 # What the warm process imports: large requirements of ours, of Prefect and of MLflow, where they are installed.
 PACKAGES = (
     *("torch", "torchvision.transforms.v2", "torchvision.ops", "torch._dynamo", "scipy.optimize", "pycocotools.mask"),
@@ -94,6 +95,8 @@ READ_EARLY = (
     *("PREFECT_TASK_SCHEDULING_", "MLFLOW_WEBHOOK_", "DATABRICKS_"),
 )
 SAFE_PATH = "PYTHONSAFEPATH"
+# Torch sets it in the process that needs the folder, to a value that does not depend on the process.
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 ROOM = 1 << 16  # bytes for the command line, and for the environment, of a forked process
 ROOM_VARIABLE = "ROOM_OF_WARM_PROCESS"
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
@@ -103,8 +106,9 @@ PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 
 class Warm:
     """The side of a process that has a warm process forked for it."""
 
-    def __init__(self, channel: socket.socket, environment: Mapping[str, str]) -> None:
-        """environment: that of the warm process when it started."""
+    def __init__(self, channel: socket.socket, environment: Mapping[str, str], *, elsewhere: bool = False) -> None:
+        """environment: that of the warm process when it started. elsewhere: it is in other namespaces than this one."""
+        self.elsewhere = elsewhere
         self.environment = {name: value for name, value in environment.items() if name != ROOM_VARIABLE}
         self.is_off = False
         self._channel = channel
@@ -112,7 +116,7 @@ class Warm:
         self._lock = threading.Lock()
 
     def takes(self, arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-        if self.is_off or os.getpid() != self._owner or not _is_ours(arguments):
+        if self.is_off or os.getpid() != self._owner or not is_ours(arguments):
             return False
         return _read_early(environment) == _read_early(self.environment)
 
@@ -132,6 +136,11 @@ class Warm:
             self._channel.sendall(body)
             return int.from_bytes(_exactly(self._channel, 4), "big")
 
+    def end(self) -> None:
+        """Let the warm process end. Those that were forked from it stay."""
+        self.is_off = True
+        self._channel.close()
+
 
 _installed: Warm | None = None
 _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
@@ -139,18 +148,40 @@ _spawn = util.spawnv_passfds
 
 
 def install() -> None:
-    """Start this process's warm process, and use it from now on."""
+    """Start this process's warm process, unless it has one, and use it from now on."""
+    if _installed is None:
+        _use(_start([], os.environ, elsewhere=False))
+
+
+def start_elsewhere(launcher: Sequence[str], environment: Mapping[str, str]) -> Warm:
+    """Start a warm process by a command that enters other namespaces and then executes its last arguments."""
+    return _start(launcher, environment, elsewhere=True)
+
+
+def _start(launcher: Sequence[str], environment: Mapping[str, str], *, elsewhere: bool) -> Warm:
     ours, theirs = socket.socketpair()
-    environment = {name: value for name, value in os.environ.items() if name != SAFE_PATH}
+    environment = {name: value for name, value in environment.items() if name != SAFE_PATH}
     with theirs:
         subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(theirs.fileno()), "-" * ROOM],
-            env={**environment, ROOM_VARIABLE: "-" * ROOM},
+            [*launcher, sys.executable, os.path.abspath(__file__), str(theirs.fileno()), "-" * ROOM],
+            # MLflow looks for pytest's variable when it is imported, and a command that a test starts inherits it.
+            env={"PYTEST_CURRENT_TEST": "", **environment, ROOM_VARIABLE: "-" * ROOM},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
-    _use(Warm(ours, environment))
+    return Warm(ours, environment, elsewhere=elsewhere)
+
+
+@contextlib.contextmanager
+def through(warm: Warm) -> Iterator[None]:
+    """Start the commands of this block by ``warm``."""
+    global _installed
+    before, _installed = _installed, warm
+    try:
+        yield
+    finally:
+        _installed = before
 
 
 @contextlib.contextmanager
@@ -186,6 +217,7 @@ def _warm_execute_child(
     grouped = process_group not in (None, -1)
     assert _installed is not None
     if not plain or grouped or not _installed.takes(arguments, environment):
+        assert not _installed.elsewhere, f"{arguments} would start in this process's namespaces"
         _execute_child(
             self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
             p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
@@ -221,28 +253,33 @@ def _warm_spawn(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
     )
 
 
-def _is_ours(arguments: Sequence[str]) -> bool:
+def is_ours(arguments: Sequence[str]) -> bool:
+    """Return whether a warm process forks this command."""
     match arguments:
         case [python, "-I", "-S", launcher, *rest] if (python, launcher) == (sys.executable, LAUNCHER):
             rest = rest[1:] if rest[0] == "--group" else rest
-            return _is_ours(rest[2:] if rest[0] == "--detached" else rest[1:])
+            return is_ours(rest[2:] if rest[0] == "--detached" else rest[1:])
         case [program, *_] if program == SCRIPT:
             return True
         case [python, *rest] if python == sys.executable:
             _, rest = _options(rest)
             module, code = rest[:1] == ["-m"], rest[:1] == ["-c"]
-            return (module and rest[1] in MODULES) or (code and rest[1].startswith(SLOTS))
+            return (module and rest[1] in MODULES) or (code and rest[1].startswith((SLOTS, WORKER)))
     return False
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split off Python's own options: ``-B`` comes from ``PYTHONDONTWRITEBYTECODE``, which this process has too."""
-    count = next((n for n, one in enumerate(arguments) if one not in ("-P", "-B")), len(arguments))
+    """Split off Python's own options.
+
+    ``-B`` comes from ``PYTHONDONTWRITEBYTECODE``, which this process has too. ``-u`` is left out: pytest-xdist's
+    workers, which have it, write their messages past Python's streams.
+    """
+    count = next((n for n, one in enumerate(arguments) if one not in ("-P", "-B", "-u")), len(arguments))
     return list(arguments[:count]), list(arguments[count:])
 
 
 def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in environment.items() if k.startswith(READ_EARLY) and k != SAFE_PATH}
+    return {k: v for k, v in environment.items() if k.startswith(READ_EARLY) and k not in (SAFE_PATH, COMPILED)}
 
 
 def _umask() -> int:
@@ -435,6 +472,8 @@ def _execute(arguments: list[str]) -> None:
     elif option == "":
         runpy.run_path(what, run_name="__main__")
     else:
+        if what == WORKER:  # it imports this module, and has a warm process
+            sys.modules["tests.warm"] = _kept[0]
         main = sys.modules["__main__"] = ModuleType("__main__")
         exec(what, vars(main))
 

@@ -47,6 +47,12 @@ def images_of(run: FinishedRun) -> list[Path]:
     return sorted({sample.path for sample in samples})
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the warm process before pytest-xdist starts its workers, so that these are forked from it too."""
+    if sys.platform == "linux" and config.getoption("numprocesses", None):
+        warm.install()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def databases(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give new homes copies of databases that are made once for all of pytest's processes."""

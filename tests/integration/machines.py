@@ -16,10 +16,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from tests import warm
 from tests.integration.homes import MARK
 from tests.integration.workers import registration
 from tests.waiting import eventually
@@ -62,9 +65,26 @@ class Machine:
     def mark(self) -> str:
         return str(self.folder)
 
-    def _command(self, arguments: Sequence[object]) -> list[str]:
+    @property
+    def _enter(self) -> list[str]:
         inside = ["unshare", "-m", "-u", "sh", "-ec", _ENTER, "sh", self.name, *map(str, self.hidden), "--"]
-        return ["ip", "netns", "exec", self.name, *inside, *map(str, arguments)]
+        return ["ip", "netns", "exec", self.name, *inside]
+
+    @cached_property
+    def _warm(self) -> warm.Warm:
+        """A process inside the machine that forks fedbench's commands: each would import for seconds."""
+        return warm.start_elsewhere(self._enter, self.environment({}))
+
+    def _popen(self, arguments: Sequence[object], variables: Mapping[str, str], **files: Any) -> subprocess.Popen[Any]:
+        command = [str(one) for one in arguments]
+        options = {
+            "env": self.environment(variables), "cwd": self.folder, "stdin": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT, "start_new_session": True, **files,
+        }  # fmt: skip
+        if not warm.is_ours(command):
+            return subprocess.Popen([*self._enter, *command], **options)
+        with warm.through(self._warm):
+            return subprocess.Popen(command, **options)
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
@@ -77,18 +97,17 @@ class Machine:
         self, *arguments: object, timeout: float = 900.0, variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end. stdout and stderr are one text."""
-        return subprocess.run(
-            self._command(arguments), env=self.environment(variables or {}), cwd=self.folder,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
-            start_new_session=True, check=False,
-        )  # fmt: skip
+        with self._popen(arguments, variables or {}, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def start(self, *arguments: object, log: Path, **variables: str) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
-            return subprocess.Popen(
-                self._command(arguments), env=self.environment(variables), cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+            return self._popen(arguments, variables, stdout=file)
 
     def listening(self) -> list[str]:
         """Return the addresses, in the kernel's form, at which the machine accepts connections from outside."""
@@ -107,6 +126,8 @@ class Machine:
 
     def end(self, seconds: float = 20.0) -> None:
         """Terminate all processes of the machine, and kill those that still run after ``seconds``."""
+        if "_warm" in vars(self):
+            self._warm.end()
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.terminate()

@@ -193,10 +193,10 @@ def ended_as(run: UUID, kind: str) -> FlowRun:
 
 
 def test_the_warm_process_is_started_again(flows: dict[str, UUID], worker: Worker, tmp_path: Path) -> None:
-    (server,) = psutil.Process(worker.process.pid).children()
+    server = worker.fork_server()
     server.kill()
     assert ended(submit(flows["look"], {"marker": str(tmp_path / "seen")})).state_name == "Completed", worker.text()
-    assert [process.pid for process in psutil.Process(worker.process.pid).children()] != [server.pid]
+    assert worker.fork_server().pid != server.pid
 
 
 def test_runs_die_with_a_killed_worker_and_the_next_worker_closes_them(

@@ -64,11 +64,12 @@ class Worker:
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *registration(home)]),
             "FEDBENCH_HOME": str(home),
             "NO_COLOR": "1",
             **variables,
         }
+        if registered := registration(home):
+            environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *registered])
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, *arguments]
         # The launcher sets the signal handlers that a terminal would set, and ends the worker with this process.
         launcher = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
@@ -82,7 +83,12 @@ class Worker:
 
     def family(self) -> list[psutil.Process]:
         """Return the worker's descendants: the warm process and the processes forked from it."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in psutil.Process(self.process.pid).children(recursive=True) if not _is_of_tests(one)]
+
+    def fork_server(self) -> psutil.Process:
+        """Return the worker's warm process, which forks those of the runs."""
+        (found,) = [one for one in psutil.Process(self.process.pid).children() if not _is_of_tests(one)]
+        return found
 
     def await_ready(self) -> Worker:
         eventually(lambda: "started!" in self.text() or self.process.poll() is not None, 180)
@@ -94,7 +100,13 @@ class Worker:
         self.process.wait()
 
 
+def _is_of_tests(process: psutil.Process) -> bool:
+    """Return whether it is the process of :mod:`tests.warm` from which a worker's processes are forked in tests."""
+    return any(part.endswith("tests/warm.py") for part in process.cmdline())
+
+
 def registration(home: Path) -> list[str]:
+    """Return a folder for ``PYTHONPATH`` that registers the worker type with Prefect; none if fedbench is installed."""
     if any(point.name == "fedbench" for point in entry_points(group="prefect.collections")):
         return []
     note = home / "registered" / "fedbench_checkout-0.dist-info"
