@@ -31,8 +31,9 @@ def prefect_api(settings: Settings) -> Iterator[str]:
     """
     named: dict[Any, str] = {}
     services = EmbeddedServices(settings)
-    if settings.prefect_api_url is not None:
-        named = {PREFECT_API_URL: settings.prefect_api_url}
+    # Not those of the argument: in a shell that sourced stack.env they name the home's own stack, without credentials.
+    if services.settings.prefect_api_url is not None:
+        named = {PREFECT_API_URL: services.settings.prefect_api_url}
     elif services.uses_stack:
         services.ensure()
         environment = services.prefect_environment()

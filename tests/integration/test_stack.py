@@ -164,6 +164,7 @@ def test_commands_in_a_shell_that_sourced_the_file_use_the_stack(stack: RunningS
     {sys.executable} -m prefect flow-run ls --limit 20
     {sys.executable} -m mlflow experiments search
     fedbench list
+    fedbench deploy --dry-run
     fedbench up --servers-only
     """
     result = subprocess.run(
@@ -178,6 +179,7 @@ def test_commands_in_a_shell_that_sourced_the_file_use_the_stack(stack: RunningS
     assert "through" in result.stdout
     assert "fedbench" in result.stdout
     assert any(line.split()[:2] == ["through", "finished"] for line in result.stdout.splitlines())
+    assert "deployment federation/smoke" in result.stdout
     assert "is up already; nothing was changed" in result.stdout
     assert "is set, so runs here use" not in result.stderr
 
