@@ -84,6 +84,7 @@ def open_handles(
     history = readable_history(objects, layout).records  # mended_history mends damaged ones when the flow has begun
     if history:
         safe.resumed(history[-1].round, history)
+    safe.message("opening the run in MLflow")
     report.open(history)
     return Handles(
         settings=settings,

@@ -204,7 +204,10 @@ class RunReport:
         """
         self._wait()
         history = handles.history
-        files = await pictures(self.name, self.spec, handles, self.views) if self.settings.plots else {}
+        files: dict[str, bytes] = {}
+        if self.settings.plots:
+            handles.reporter.message("drawing the plots")
+            files = await pictures(self.name, self.spec, handles, self.views)
         page = self._track(handles, history, files)
         # The plot of rounds is written last: a folder that has it has the other files, or names those that failed.
         kept = files if self.settings.plots else {WITHOUT_PLOTS: f"{self._again} draws the plots.\n".encode()}

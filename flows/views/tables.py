@@ -170,8 +170,8 @@ def bytes_note(records: Sequence[RoundRecord]) -> str | None:
     if not exchanged:
         return None
     return (
-        "MB up, MB down: moved to and from the store; what this machine's cache has is not moved again. "
-        f"Exchanged: clients needed and sent {megabytes(exchanged)} MB, from a cache or not."
+        "MB up, MB down: to the store and from it; a model that this machine's cache has does not come again. "
+        f"In all, the clients needed and sent {megabytes(exchanged)} MB."
     )
 
 

@@ -181,8 +181,9 @@ def test_without_a_map_no_model_is_registered_and_a_line_says_so(
     assert report.views.failed == {}
     assert registered == []
     assert messages == [
+        "drawing the plots",
         "no model is registered: no round has a map50_voc10, so none is the best; fedbench register street --round N "
-        "registers the model of round N"
+        "registers the model of round N",
     ]
     run_id = find_run(uri, "fedbench", "street")
     assert run_id is not None

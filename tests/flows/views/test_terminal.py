@@ -117,8 +117,8 @@ def test_the_columns_of_bytes_are_explained() -> None:
     assert bytes_note([round_record(0)]) is None
     note = bytes_note([round_record(0), round_record(1, updates=updates), round_record(2, updates=updates)])
     assert note is not None
-    assert note.startswith("MB up, MB down: moved to and from the store; what this machine's cache has is not moved")
-    assert note.endswith("Exchanged: clients needed and sent 20.0 MB, from a cache or not.")
+    assert note.startswith("MB up, MB down: to the store and from it; a model that this machine's cache has does not")
+    assert note.endswith("In all, the clients needed and sent 20.0 MB.")
 
 
 def test_lines_are_flushed() -> None:
