@@ -92,6 +92,7 @@ def files_of(
     state: returns the weights; called when the model file is written.
     uri: the registered model's. client: whose own model it is; None for a shared one.
     """
+    from tasks.detectors.registry import DETECTORS
     from tasks.models.file import card_text, write_model
 
     def write(path: Path) -> None:
@@ -104,6 +105,7 @@ def files_of(
         write_model=write,
         card=card_text(card, uri=uri, client=client),
         config={"nms_iou": spec.evaluation.nms_iou},
+        modules=tuple(sorted({path.partition(":")[0] for path in DETECTORS.values()})),
     )
 
 

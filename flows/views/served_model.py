@@ -1,8 +1,8 @@
 """The registered model as MLflow loads it: a *model from code* over a model file, without any pickle.
 
-MLflow copies this file and the package ``tasks`` into the model, so it is served where fedbench is not installed. The
-input is the column ``image`` (base64 of a JPEG, PNG, …). The output has the detections of each image, best first:
-class, score and box (xmin, ymin, xmax, ymax in pixels of that image).
+MLflow copies this file and the modules of ``tasks`` that it needs into the model, so it is served where fedbench is not
+installed. The input is the column ``image`` (base64 of a JPEG, PNG, …). The output has the detections of each image,
+best first: class, score and box (xmin, ymin, xmax, ymax in pixels of that image).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import io
 import logging
 import platform
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from infra.tracking.needed_code import needed_files
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -35,11 +38,12 @@ class ModelFiles:
     """The parts of a model.
 
     code: the file with the pyfunc model; it finds ``write_model``'s file as the artifact ``model``.
-    packages: folders of Python code that are saved with it.
+    packages: folders of Python packages, of which the modules that ``code`` needs are saved with it.
     requirements: distributions that the packages need.
     write_model: writes the model file to the path that it gets.
     card: Markdown, ``MODEL_CARD.md``.
     config: the pyfunc model's ``model_config``.
+    modules: names of modules that the code needs and no import statement names.
     """
 
     code: Path
@@ -48,6 +52,7 @@ class ModelFiles:
     write_model: Callable[[Path], None]
     card: str
     config: Mapping[str, Any]
+    modules: tuple[str, ...] = ()
 
 
 def _now() -> str:
@@ -86,7 +91,9 @@ def read_origin(ml_model: str) -> Origin | None:
 
 
 def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
-    """Write the MLflow model to ``folder``, which must not exist; ``model.safetensors`` is written beside it.
+    """Write the MLflow model to ``folder``, which must not exist.
+
+    ``model.safetensors`` is written beside it, and the folder ``packages``.
 
     Raises:
         Whatever ``files.write_model`` raises.
@@ -100,12 +107,13 @@ def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it logs that it validates the example
     file = folder.with_name("model.safetensors")
     files.write_model(file)
+    packages = _copied(files, folder.with_name("packages"))
     pyfunc.save_model(
         path=str(folder),
         mlflow_model=Model(artifact_path="model"),
         python_model=str(files.code),
         artifacts={"model": str(file)},
-        code_paths=[str(package) for package in files.packages],
+        code_paths=[str(package) for package in packages],
         signature=signature(),
         input_example=(pd.DataFrame({"image": [_example_image()]}), {"score_threshold": SCORE_THRESHOLD}),
         pip_requirements=pinned(files.requirements),  # otherwise MLflow loads the model to find them
@@ -113,6 +121,17 @@ def save_folder(files: ModelFiles, folder: Path, origin: Origin) -> None:
     )
     (folder / CARD_FILE).write_text(files.card, encoding="utf-8")
     _settle(folder, files, origin)
+
+
+def _copied(files: ModelFiles, folder: Path) -> list[Path]:
+    """Copy the modules that the model needs to ``folder``. Return the packages there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in needed_files(files.code, files.packages, files.modules):
+        package = next(package for package in files.packages if file.is_relative_to(package))
+        path = folder / package.name / file.relative_to(package)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, path)
+    return [folder / package.name for package in files.packages]
 
 
 def _settle(folder: Path, files: ModelFiles, origin: Origin) -> None:

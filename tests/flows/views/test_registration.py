@@ -19,14 +19,15 @@ from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
 from flows.views import served_model
-from flows.views.registration import FILE, REQUIREMENTS, noted
+from flows.views.registration import FILE, REQUIREMENTS, files_of, noted
 from flows.views.served_model import ServedDetector
-from infra.tracking.model_folder import signature
+from infra.tracking.model_folder import Origin, save_folder, signature
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
 from tasks.models.answer_request import MAX_DETECTIONS, SCORE_THRESHOLD
 from tasks.models.file import ModelCard, write_model
 from tasks.spec.detector import YoloV3TinySpec
+from tasks.spec.federation import FederationSpec
 
 SHA = "a" * 64
 
@@ -83,6 +84,47 @@ def test_the_requirements_are_exactly_the_imported_packages() -> None:
     tops -= {*sys.stdlib_module_names, "tasks"}
     distributions = {"PIL": "pillow", "pydantic_core": "pydantic"}
     assert {distributions.get(name, name) for name in tops} == set(REQUIREMENTS)
+
+
+# Import all modules of the saved code, and answer a request with a detector of each family, without this checkout.
+SERVE = """
+import base64, importlib, io, pkgutil, sys
+sys.path.insert(0, sys.argv[1])
+import tasks
+names = [found.name for found in pkgutil.walk_packages(tasks.__path__, "tasks.")]
+for name in names:
+    importlib.import_module(name)
+from PIL import Image
+from tasks.detectors.registry import DETECTORS, build_detector, detector_class
+from tasks.models.answer_request import ModelAnswers
+from tasks.spec.detector import FcosLite0Spec, RandomWeights, YoloV3TinySpec
+from tasks.spec.faster_rcnn import FasterRcnnMobileNetV3Spec
+size = {"width": 64, "height": 64}
+fcos = FcosLite0Spec(**size, weights=RandomWeights(), frozen_blocks=0)
+picture = io.BytesIO()
+Image.linear_gradient("L").convert("RGB").save(picture, format="PNG")
+for spec in (YoloV3TinySpec(**size), fcos, FasterRcnnMobileNetV3Spec(**size)):
+    answers = ModelAnswers(build_detector(spec, 2, seed=1), ("chair", "table"), nms_iou=0.5, exif="as-stored")
+    answers.answer([base64.b64encode(picture.getvalue()).decode()], score_threshold=0.0, max_detections=3)
+assert {path.partition(":")[0] for path in DETECTORS.values()} <= set(names)
+print(tasks.__path__[0])
+"""
+
+
+def test_a_registered_model_carries_the_code_that_it_needs_and_no_other(tmp_path: Path) -> None:
+    spec = YoloV3TinySpec(width=64, height=64)
+    card = ModelCard(detector=spec, classes=("chair", "table"))
+    files = files_of(FederationSpec(), card, lambda: state_of(build_detector(spec, 2, seed=3)), "models:/street@best")
+    save_folder(files, tmp_path / "mlflow", Origin("m-" + "0" * 32, "0" * 32))
+    code = tmp_path / "mlflow" / "code"
+    saved = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    assert {"tasks/models/file.py", "tasks/detectors/fcos_loss.py", "tasks/detectors/yolo_network.py"} <= saved
+    assert not any(path.startswith(("tasks/report/", "tasks/suite/", "tasks/strategies/")) for path in saved)
+    # -I: neither this folder nor PYTHONPATH is searched.
+    command = [sys.executable, "-I", "-c", SERVE, str(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(code / "tasks")
 
 
 def test_a_note_counts_only_for_the_weights_that_it_names(tmp_path: Path) -> None:
