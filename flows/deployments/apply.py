@@ -19,7 +19,6 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
-from prefect.utilities.urls import url_for
 
 from flows.deployments.cron import cron_schedule
 from flows.deployments.names import FLOWS, SUITE_FLOW
@@ -33,6 +32,7 @@ from infra.orchestrator.automations import (
     notification_block,
     regression_automation,
 )
+from infra.orchestrator.page_links import object_page
 from infra.settings import Settings
 from infra.stack.prefect_api import prefect_api
 from infra.worker.work_pools import Done, ensure_pool, find_pool
@@ -138,7 +138,7 @@ async def deploy_all(
                 made = await ensure_pool(client, pool.name, pool.type, pool.description, limit)
             elif there is not None and limit is not None and there.concurrency_limit != limit:
                 made = "changed"
-            url = _url("work-pool", pool.name) if made != "made" or not dry_run else None
+            url = object_page("work-pool", pool.name) if made != "made" or not dry_run else None
             note = await _hint(client, pool, exists=url is not None)
             done.append(Deployed("pool", pool.name, made, url, note))
         records = await Records.read(client)
@@ -203,7 +203,7 @@ async def _deploy(
             await _set_schedules(client, before, page, wanted)
     if identifier is not None and not dry_run and wanted.written is not None:
         await records.write(item.full_name, identifier, wanted.written)
-    url = _url("deployment", str(identifier)) if identifier is not None else None
+    url = object_page("deployment", str(identifier)) if identifier is not None else None
     return Deployed("deployment", item.full_name, done, url, wanted.times(), wanted.kept, wanted.replaced)
 
 
@@ -250,7 +250,7 @@ async def _reschedule(
         if wanted.written is not None:
             await records.write(name, there.id, wanted.written)
     done: Done = "changed" if wanted.reschedules else "there"
-    return Deployed("deployment", name, done, _url("deployment", str(there.id)), wanted.times())
+    return Deployed("deployment", name, done, object_page("deployment", str(there.id)), wanted.times())
 
 
 async def _set_schedules(client: PrefectClient, there: DeploymentResponse, page: Page, wanted: Plan) -> None:
@@ -285,7 +285,7 @@ async def _automate(client: PrefectClient, wanted: AutomationCore, dry_run: bool
     if dry_run:
         return Deployed("automation", wanted.name, "there" if found else "made", None)
     identifier, done = await ensure_automation(wanted)
-    return Deployed("automation", wanted.name, done, _url("automation", str(identifier)))
+    return Deployed("automation", wanted.name, done, object_page("automation", str(identifier)))
 
 
 async def _hint(client: PrefectClient, pool: PoolRow, *, exists: bool) -> str:
@@ -294,7 +294,3 @@ async def _hint(client: PrefectClient, pool: PoolRow, *, exists: bool) -> str:
     if exists and await client.read_workers_for_work_pool(pool.name, worker_filter=online):
         return ""
     return f"no worker serves it; start one: prefect worker start --pool {pool.name} --type {pool.type}"
-
-
-def _url(kind: str, identifier: str) -> str | None:
-    return url_for(kind, obj_id=identifier)
