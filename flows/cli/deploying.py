@@ -23,7 +23,9 @@ def deploy(
     schedules: Annotated[
         list[str] | None,
         typer.Option(
-            "--schedule", metavar="NAME=CRON", help="When to run a deployment; NAME=off: no longer. Repeatable."
+            "--schedule",
+            metavar="NAME=CRON",
+            help="When to run a deployment, as federation/NAME=CRON; NAME=off: no longer. Repeatable.",
         ),
     ] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of --schedule.")] = "UTC",
@@ -61,7 +63,7 @@ def deploy(
     file's content. After you change the file, deploy it again.
 
     `fedbench deploy` · `fedbench deploy suite.yaml --schedule "suite/yards=0 1 * * 6"` ·
-    `fedbench deploy --schedule "street5-laptop=0 3 * * *" --timezone Europe/Berlin`
+    `fedbench deploy --schedule "federation/street5-laptop=0 3 * * *" --timezone Europe/Berlin`
     """
     with plain_errors():
         _deploy(files or [], schedules or [], timezone, silo_pools or [], notify, reset, dry_run, home)

@@ -18,7 +18,9 @@ def read_schedules(asked: Sequence[str], timezone: str) -> dict[str, CronTimes |
     for item in asked:
         name, equals, cron = (part.strip() for part in item.partition("="))
         if not equals or not cron:
-            raise SpecError(f"--schedule {item}: expected NAME=CRON, as in 'street5-laptop=0 3 * * *', or NAME=off")
+            raise SpecError(
+                f"--schedule {item}: expected NAME=CRON, as in 'federation/street5-laptop=0 3 * * *', or NAME=off"
+            )
         if name in found:
             raise SpecError(f"--schedule {item}: {name}: expected one schedule a deployment, found a second")
         found[name] = None if cron == "off" else CronTimes(cron, timezone)

@@ -43,7 +43,7 @@ _HEADER = """\
 # Written by: python -m flows.deployments.table > prefect.yaml
 # The flows are installed with fedbench where a worker runs, so there is nothing to build, push or pull.
 # A schedule with active: false is an example. Switch it on here, in the UI, or by
-#     fedbench deploy --schedule "street5-laptop=0 3 * * *"
+#     fedbench deploy --schedule "federation/street5-laptop=0 3 * * *"
 """
 
 
