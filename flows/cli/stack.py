@@ -75,6 +75,8 @@ def up(
     out.print(what_pages_ask(f"{ui} --show-login"), soft_wrap=True, highlight=False, markup=False)
     print_command(out, "both at once, logged in: ", ui)
     print_command(out, "credentials: ", f"source {shell_quoted(environment_path(settings.home))}")
+    if workers:
+        out.print(deployments_line(settings), soft_wrap=True, highlight=False, markup=False)
     print_command(out, "end: ", f"fedbench down{home_option(settings)}")
 
 
@@ -146,6 +148,17 @@ def logs(
                 follow_logs(paths, offsets, show)
             except KeyboardInterrupt:
                 return
+
+
+def deployments_line(settings: Settings) -> str:
+    """Return how many deployments ``up`` makes, and the commands that list them and start one."""
+    from flows.deployments.table import PoolNames, deployments
+
+    count = len(deployments(PoolNames.of(settings.pools)))
+    return (
+        f"deployments: {count} (fedbench deploy --dry-run{home_option(settings)} lists them); "
+        "with these credentials, start one: prefect deployment run federation/smoke"
+    )
 
 
 def _deploy(settings: Settings) -> None:

@@ -58,6 +58,7 @@ def test_up_prints_the_addresses_and_which_port_was_taken(stack: RunningStack) -
         assert f"http://127.0.0.1:{stack.ports[name]}" in stack.output
     assert f"source {stack.home.path / 'stack.env'}" in stack.output
     assert how_to_log_in(login_path(stack.home.path, "up")) in stack.output
+    assert "start one: prefect deployment run federation/smoke\n" in stack.output
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.stack import deployments_line
+from flows.deployments.table import deployments
+from infra.settings import Settings
 from tests.flows.command import fedbench
 
 pytestmark = pytest.mark.usefixtures("own_environment")
@@ -44,6 +47,14 @@ def test_a_database_url_that_prefect_cannot_use_is_refused(home: Path) -> None:
     assert result.exit_code == 2
     assert "prefect_database_url: expected a URL that starts with postgresql+asyncpg://" in result.output
     assert not (home / "logs").exists()
+
+
+def test_the_line_about_deployments_names_one_and_lists_them_by_a_command(home: Path) -> None:
+    line = deployments_line(Settings(home=home))
+    names = [item.full_name for item in deployments()]
+    assert line.startswith(f"deployments: {len(names)} (fedbench deploy --dry-run --home {home} lists them)")
+    assert line.endswith("prefect deployment run federation/smoke")
+    assert "federation/smoke" in names
 
 
 def test_logs_of_all_services_or_of_one_are_printed(home: Path) -> None:
