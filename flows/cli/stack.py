@@ -85,7 +85,11 @@ def down(home: Home = None) -> None:
     with plain_errors():
         settings = machine_settings(home)
         ended = _stack(settings).down(_say)
-    out.print("down" if ended else "is down already; nothing was running", highlight=False)
+    if ended is None:
+        out.print("is down already; nothing was running", highlight=False)
+        return
+    what = f"ended {', '.join(ended)}" if ended else "nothing was running any more"
+    out.print(f"down: {what}; data are kept in {settings.home}", soft_wrap=True, highlight=False, markup=False)
 
 
 def status(home: Home = None) -> None:

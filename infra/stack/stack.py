@@ -153,17 +153,22 @@ class Stack:
                 raise
             return bool(pending)
 
-    def down(self, say: Callable[[str], None]) -> bool:
-        """End all services of the stack, the last started first. Return whether any was running."""
+    def down(self, say: Callable[[str], None]) -> tuple[str, ...] | None:
+        """End all services of the stack, the last started first. Return those that were running.
+
+        Return None if the stack was not up.
+        """
         if not (self.home / "services").exists():
-            return False
-        bare_of(self.settings, SUPERVISOR).end()  # before the lock: it holds that while a server comes up
+            return None
+        supervisor = bare_of(self.settings, SUPERVISOR).end()  # before the lock: it holds that while a server comes up
         with self._alone(say):
             state = read_state(self.home)
             write_state(self.home, state.model_copy(update={"up": False, "workers": False}))
             remove_environment(self.home)
-            ended = [bare_of(self.settings, name).end() for name in reversed(SERVICES)]
-            return state.up or any(ended)
+            ended = [name for name in reversed(SERVICES) if bare_of(self.settings, name).end()]
+            if supervisor and SUPERVISOR not in ended:
+                ended.insert(0, SUPERVISOR)
+            return tuple(ended) if state.up or ended else None
 
     def databases(self) -> dict[str, str]:
         """Return the URIs of the databases that Prefect and MLflow use, by service."""

@@ -237,7 +237,8 @@ def test_a_run_goes_on_when_the_stack_is_ended_and_no_process_is_left(stack: Run
         assert eventually(lambda: run.poll() is not None or "request_update: client" in output.read_text(), PATIENCE)
         ended = set(stack.pids().values())
         result = stack.home.run("down", timeout=PATIENCE)
-        assert (result.returncode, result.stdout) == (0, "down\n")
+        what = "supervisor, coordinator, worker, mlflow, prefect, s3"
+        assert (result.returncode, result.stdout) == (0, f"down: ended {what}; data are kept in {stack.home.path}\n")
         assert all(map(gone, ended))
         assert not (stack.home.path / "stack.env").exists()
         assert run.wait(PATIENCE) == 0, output.read_text()

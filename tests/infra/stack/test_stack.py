@@ -99,7 +99,7 @@ def test_a_process_with_a_reused_id_is_left_alone(home: Path) -> None:
         assert service.running() is None
         assert [found.state for found in Stack(Settings(home=home)).status()] == ["crashed"] * (len(SERVERS) + 1)
         assert not service.end()
-        assert Stack(Settings(home=home)).down(print)
+        assert Stack(Settings(home=home)).down(print) == ()
         service.ensure()
         assert stray.poll() is None
     finally:
@@ -163,7 +163,7 @@ def test_a_run_and_a_stack_exclude_each_other(home: Path) -> None:
             ("down", None),
             ("down", None),
         ]
-        assert not Stack(settings).down(print)
+        assert Stack(settings).down(print) is None
         assert run.ensure() == []  # nothing had to be restarted
         with pytest.raises(HomeInUse, match="a run of"):
             S3Service(home, detached=True).ensure()

@@ -115,7 +115,7 @@ def test_nothing_is_restarted_during_up_or_down_nor_after_down(home: Path) -> No
     assert _pid(home) is None
     write_state(home, read_state(home).model_copy(update={"addresses": {}}))  # as a killed `up` leaves it
     assert supervisor.look()
-    assert Stack(Settings(home=home)).down(print)
+    assert Stack(Settings(home=home)).down(print) == ()
     assert not supervisor.look()
     assert S3Service(home).running() is None
 
@@ -136,7 +136,7 @@ def test_the_supervisors_process_restarts_servers_and_ends_with_the_stack(home: 
     supervisor = found["supervisor"].pid
     assert supervisor is not None
     assert eventually(lambda: "s3 had died; it is back at http://" in service.log_path.read_text(), 30)
-    assert Stack(Settings(home=home)).down(print)
+    assert Stack(Settings(home=home)).down(print) == ("supervisor", "s3")
     assert gone(supervisor)
     assert S3Service(home).running() is None
     assert service.running() is None
