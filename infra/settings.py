@@ -305,7 +305,7 @@ def load_settings() -> Settings:
         except UnicodeDecodeError as error:
             raise SettingsError(f"{path}: expected YAML: {error}") from None
         except DocumentError as error:
-            raise SettingsError(f"{path}: {error}") from None
+            raise SettingsError(error.of(path)) from None
         if not isinstance(document, dict):
             raise SettingsError(f"{path}: expected a mapping of settings, found {type(document).__name__}")
         unknown = sorted(str(name) for name in document.keys() - Settings.model_fields.keys())

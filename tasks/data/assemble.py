@@ -140,7 +140,7 @@ def _read_list(path: Path, parsed: Parsed, file: str, faults: Faults) -> Mapping
         faults.add_unread(f"{path}: expected YAML or JSON: {error}")
         return {}
     except DocumentError as error:
-        faults.add_unread(f"{path}: {str(error).replace('expected YAML', 'expected YAML or JSON')}")
+        faults.add_unread(error.of(path).replace("expected YAML", "expected YAML or JSON"))
         return {}
     if not isinstance(document, dict) or not all(isinstance(names, list) for names in document.values()):
         faults.add(f"{path}: expected a mapping of devices to lists of image names, found {shown(document)}")

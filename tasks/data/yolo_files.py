@@ -62,7 +62,7 @@ def read_yolo_file(root: Path, file: str, faults: Faults, parts: Sequence[Part] 
         faults.add_unread(f"{path}: expected YAML: {error}")
         return None
     except DocumentError as error:
-        faults.add_unread(f"{path}: {error}")
+        faults.add_unread(error.of(path))
         return None
     if not isinstance(document, dict):
         faults.add_unread(f"{path}: expected a mapping with names, train and val, found {shown(document)}")

@@ -46,17 +46,25 @@ def read_yaml_text(text: str, source: str, *, lines: bool = True) -> Any:
     """
     import yaml  # here, so that the core loads without it
 
-    loader = _loader()(text)
+    loader = None
     try:
+        loader = _loader()(text)  # it refuses control characters
         node = loader.get_single_node()
         value = None if node is None else _YamlReader(source, lines=lines).read(node, ())
         return None if isinstance(value, Plain) and value.is_null else value
     except DocumentError:
         raise
+    except yaml.MarkedYAMLError as error:
+        raise _marked(error) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        raise DocumentError(f"expected YAML: unacceptable character #x{error.character:04x}", line, column) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DocumentError(f"expected YAML: {' '.join(str(error).split())}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _no_json(name: str) -> float:
@@ -96,7 +104,7 @@ class _YamlReader:
         if id(node) in self._made:
             return self._made[id(node)]
         if id(node) in self._open:
-            raise DocumentError(f"expected YAML: line {_line(node)}: an alias is inside the value that it names")
+            raise DocumentError("expected YAML: an alias is inside the value that it names", _line(node))
         self._open.add(id(node))
         value: Any
         if node.id == "scalar":
@@ -117,8 +125,9 @@ class _YamlReader:
         size = self._sizes[id(node)] = 1 + sum(self._sizes[id(item)] for item in inner)
         if size > len(self._made) + MOST_REPEATED:
             raise DocumentError(
-                f"expected YAML: line {_line(node)}: expected aliases that stand for at most {MOST_REPEATED} values, "
-                "found more: write the values out"
+                f"expected YAML: expected aliases that stand for at most {MOST_REPEATED} values, found more: write the "
+                "values out",
+                _line(node),
             )
 
     def _scalar(self, node: Any) -> Any:
@@ -143,13 +152,14 @@ class _YamlReader:
 
     def _key(self, node: Any) -> str:
         if node.id != "scalar":
-            raise DocumentError(f"expected YAML: line {_line(node)}: expected a text as key, found a {node.id}")
+            raise DocumentError(f"expected YAML: expected a text as key, found a {node.id}", _line(node))
         if node.written_tag not in (None, "!", _TEXT):
             raise _unknown_tag(node)
         if node.value == "<<" and node.style is None and node.written_tag is None:
             raise DocumentError(
-                f"line {_line(node)}: << puts one mapping into another in YAML 1.1, and is a key like others in YAML "
-                "1.2: write the fields out, or put it in quotes"
+                "<< puts one mapping into another in YAML 1.1, and is a key like others in YAML 1.2: write the fields "
+                "out, or put it in quotes",
+                _line(node),
             )
         return str(node.value)
 
@@ -164,5 +174,19 @@ def _line(node: Any) -> int:
 def _unknown_tag(node: Any) -> DocumentError:
     tag = getattr(node, "written_tag", None) or node.tag
     return DocumentError(
-        f"expected YAML: line {_line(node)}: could not determine what {tag} is; expected a value without a tag"
+        f"expected YAML: could not determine what {tag} is; expected a value without a tag", _line(node)
     )
+
+
+def _marked(error: Any) -> DocumentError:
+    """Return PyYAML's error without its excerpt and its name of the text, which is not the file's."""
+    start, place = error.context_mark, error.problem_mark or error.context_mark
+    context = error.context or ""
+    if context and start is not None and start.line != place.line:
+        context = f"{context} (from line {start.line + 1})"
+    words = ", ".join(word for word in (context, error.problem) if word).replace(
+        "'<stream end>'", "the end of the file"
+    )
+    if place is None:
+        return DocumentError(f"expected YAML: {words}")
+    return DocumentError(f"expected YAML: {words}", place.line + 1, place.column + 1)

@@ -27,5 +27,5 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: expected YAML: {error}") from None
     except DocumentError as error:
-        raise SpecError(f"{path}: {error}") from None
+        raise SpecError(error.of(path)) from None
     return {} if document is None else document

@@ -98,7 +98,7 @@ BAD_YOLO: dict[str, tuple[Change, str]] = {
         "{root}: none of the 6 training images has a label file; expected labels/train/1.txt for images/train/1.png",
     ),
     "no data.yaml": (lambda root: (root / "data.yaml").unlink(), DATA + "cannot be read: No such file"),
-    "no YAML": (data("nc: 3", "nc: [3"), DATA + "expected YAML: "),
+    "no YAML": (data("nc: 3", "nc: [3"), "{root}/data.yaml, line 5, column 6: expected YAML: "),
     "key twice": (data("nc: 3", "nc: 3\ntrain: images/val"), DATA + "train: "),
     "a list": (lambda root: (root / "data.yaml").write_text("- 1"), "expected a mapping with names, train and val"),
     "no names": (data("names: [ant, bee, cat]", ""), DATA + "names: expected the classes, as a list or by nu"),

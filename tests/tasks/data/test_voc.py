@@ -91,7 +91,7 @@ LISTS: list[tuple[str, str]] = [
     ("x y: [a, b, c]", r"expected a device named by letters.* found 'x y'"),
     ("x: a", r"clients.yaml: expected a mapping of devices to lists of image names, found"),
     ("- a", r"expected a mapping of devices"),
-    ("x: [", r"clients.yaml: expected YAML or JSON"),
+    ("x: [", r"clients.yaml, line 1, column 5: expected YAML or JSON"),
     ("x: [a]\nx: [b, c]", r"clients.yaml: x: expected each key once, found it twice on lines 1 and 2"),
     ('{"x": ["a"],\n"x": ["b", "c"]}', r"clients.yaml: x: expected each key once, found it twice on lines 1 and 2"),
     ("x: [010]", r"clients.yaml: device x: no image '010'"),
