@@ -281,7 +281,9 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
         highest = next(iter(_as_json(everything, classes)), None)
     save_picture(draw_detections(picture.image, found, classes, score=options["score"]), target)
     counts = Counter(classes[label] for label in found.labels)
-    what = ", ".join(f"{count} {plain_name(name)}" for name, count in counts.most_common()) or _nothing(highest)
+    what = ", ".join(f"{count} {plain_name(name)}" for name, count in counts.most_common()) or _nothing(
+        highest, options["score"]
+    )
     note = " (its orientation in EXIF is not applied)" if picture.turned else ""
     entry = {
         "file": str(file),
@@ -295,15 +297,15 @@ def _predict_one(opened: OpenedModel, file: Path, target: Path, options: dict[st
     return f"{file}: {what} → {shell_quoted(target)}{note}", entry
 
 
-def _nothing(highest: dict[str, Any] | None) -> str:
-    """Return that nothing was found, with the highest score under the threshold and the option that shows it."""
+def _nothing(highest: dict[str, Any] | None, least: float) -> str:
+    """Return that nothing scored ``least``, with the highest score under it and the option that shows it."""
     from tasks.models.predict import score_below
 
     if highest is None:
-        return "nothing, at any score"
+        return "no detection at any score"
     score = highest["score"]
     return (
-        f"nothing; the highest score is {score:.3g} ({plain_name(highest['class'])}), "
+        f"no detection with a score of {least:g} or more; the highest is {score:.3g} ({plain_name(highest['class'])}), "
         f"which --score {score_below(score):g} shows"
     )
 

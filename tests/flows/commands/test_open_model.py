@@ -269,7 +269,8 @@ def test_predict_prints_its_detections_and_warns_of_a_rotated_image(
     assert result.exit_code == 0, result.output
     drawn = tmp_path / "out" / "turned.jpg"
     found = re.fullmatch(
-        rf"{turned}: nothing; the highest score is ([0-9.]+) \(\w+\), which --score ([0-9.]+) shows "
+        rf"{turned}: no detection with a score of 0.99 or more; the highest is ([0-9.]+) \(\w+\), "
+        rf"which --score ([0-9.]+) shows "
         rf"→ {drawn} \(its orientation in EXIF is not applied\)\n",
         result.output,
     )
@@ -278,7 +279,7 @@ def test_predict_prints_its_detections_and_warns_of_a_rotated_image(
     assert SCORE == DRAWN_SCORE
     shown = call("predict", file, turned, "--out", tmp_path / "out", "--score", found[2])
     assert shown.exit_code == 0, shown.output
-    assert "nothing" not in shown.output
+    assert "no detection" not in shown.output
 
 
 def test_predict_and_evaluate_print_json_alone(call: Any, file: Path, picture: Path, tmp_path: Path) -> None:
