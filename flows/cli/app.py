@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -48,6 +49,24 @@ def version() -> None:
     out.print(
         " · ".join(f"{package} {metadata.version(package)}" for package in ("fedbench", "torch", "prefect", "mlflow"))
     )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the versions, as `version` does."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 for _command in (
