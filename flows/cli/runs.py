@@ -245,7 +245,7 @@ def _run(
             progress.message(line)
     command = f"{variable}fedbench resume {name}" + home_option(settings)
     try:
-        again = f"{variable}fedbench report {name}{home_option(settings, lasting=True)}"
+        again = f"{variable}fedbench report {name}{home_option(settings)}"
         with full_disk_named(settings.home):
             outcome = run_federation(
                 name, spec, settings, progress, again=again, report_only=report_only, pinned=found is not None

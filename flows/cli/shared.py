@@ -32,9 +32,6 @@ if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = WIDE  # a file or pipe has no width of its own
 err = PlainConsole(stderr=True)
 
-# The shell's FEDBENCH_HOME, by the value of --home that this process has put in its place.
-_REPLACED: dict[str, str | None] = {}
-
 Home = Annotated[
     Path | None, typer.Option("--home", help="Folder of all that fedbench keeps on this machine. [~/.fedbench]")
 ]
@@ -135,10 +132,7 @@ def machine_settings(
     gets ``deploys``. reads_only: leave the home's rights as they are.
     """
     if home is not None:
-        named, before = str(home.expanduser().absolute()), os.environ.get("FEDBENCH_HOME")
-        if named != before:
-            _REPLACED[named] = before
-        os.environ["FEDBENCH_HOME"] = named
+        os.environ["FEDBENCH_HOME"] = str(home.expanduser().absolute())
     if slots is not None:
         os.environ["FEDBENCH_SLOTS"] = str(slots)
     settings = load_settings()
@@ -237,17 +231,9 @@ def log_to(path: Path, settings: Settings, verbose: int = 0) -> Path:
     return path
 
 
-def home_option(settings: Settings, *, lasting: bool = False) -> str:
-    """Return the option by which another command of this shell finds this home; empty if it needs none.
-
-    It needs none if the shell's ``FEDBENCH_HOME`` names the home, or for the default home without that variable.
-
-    lasting: for a text that is read in other shells too, which may not have the variable.
-    """
-    now = os.environ.get("FEDBENCH_HOME", "")
-    shells = None if lasting else _REPLACED.get(now, now)
-    without = Path(shells) if shells else Settings.model_fields["home"].default  # the home of a command without it
-    return "" if settings.home == without else f" --home {shell_quoted(settings.home)}"
+def home_option(settings: Settings) -> str:
+    """Return the option by which another command finds this home; empty for the default home."""
+    return "" if settings.home == Settings.model_fields["home"].default else f" --home {shell_quoted(settings.home)}"
 
 
 def shell_quoted(path: Path) -> str:

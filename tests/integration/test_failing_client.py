@@ -100,7 +100,7 @@ def test_without_its_quorum_a_run_fails_and_names_the_missing_clients(
     assert "4 of 5" in failed
     assert "client 3" in failed
     assert "expected an image that can be decoded" in failed
-    assert any(line.endswith("go on with: fedbench resume strict") for line in lines)
+    assert any(line.endswith(f"go on with: fedbench resume strict --home {bad_home.path}") for line in lines)
     assert not any("Traceback" in line for line in lines)
     records = bad_home.records("strict")
     assert [record.round for record in records] == [0]

@@ -54,7 +54,7 @@ def test_a_full_disk_stops_a_run_which_resumes_when_there_is_room(
     assert "Traceback" not in stopped.stdout
     (message,) = [line for line in stopped.stdout.splitlines() if "no space left" in line]
     assert f"no space left under {home.path} (" in message
-    assert f"make room, then `fedbench resume {name}`" in message
+    assert f"make room, then `fedbench resume {name} --home {home.path}`" in message
 
     subprocess.run(["mount", "-o", "remount,size=2g", str(home.path.parent)], check=True)
     resumed = home.run(*command, environment=environment)

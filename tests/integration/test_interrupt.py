@@ -29,7 +29,7 @@ def test_ctrl_c_and_resume(undisturbed: FinishedRun, tmp_path: Path) -> None:
         process.kill()
         process.wait()
     text = output.read_text()
-    assert "go on with: fedbench resume tiny" in " ".join(text.split()).replace("Go", "go")
+    assert f"go on with: fedbench resume tiny --home {home.path}" in " ".join(text.split()).replace("Go", "go")
     assert "Traceback" not in text
     assert_no_process_left(home)
     records = home.records("tiny")

@@ -28,7 +28,7 @@ def test_a_run_prints_its_rounds_and_where_its_results_are(undisturbed: Finished
     assert any("request_update: client 4 done" in line for line in lines)
     folder = undisturbed.home.path / "runs" / "tiny"
     assert f"plots: {folder}" in lines
-    assert "pages: fedbench ui tiny" in lines
+    assert f"pages: fedbench ui tiny --home {undisturbed.home.path}" in lines
     for file in ("rounds.png", "class-by-device.png", "client-losses.png", "sheet.png", "errors.png"):
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.log").stat().st_size > 0

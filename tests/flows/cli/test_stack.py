@@ -52,7 +52,7 @@ def test_a_database_url_that_prefect_cannot_use_is_refused(home: Path) -> None:
 def test_the_line_about_deployments_names_one_and_lists_them_by_a_command(home: Path) -> None:
     line = deployments_line(Settings(home=home))
     names = [item.full_name for item in deployments()]
-    assert line.startswith(f"deployments: {len(names)} (fedbench deploy --dry-run lists them)")
+    assert line.startswith(f"deployments: {len(names)} (fedbench deploy --dry-run --home {home} lists them)")
     assert line.endswith("prefect deployment run federation/smoke")
     assert "federation/smoke" in names
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.app import main
-from flows.cli.shared import home_option, machine_settings
+from flows.cli.shared import home_option
 from infra.settings import Settings
 
 # The arguments of each command. Their files and runs need not exist, because home and folder are checked first.
@@ -156,29 +156,9 @@ def test_counts_are_printed_even_if_the_picture_has_no_home(
     assert "failed: home: /proc/x cannot be made" in line
 
 
-def test_the_home_in_a_printed_command_is_quoted_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FEDBENCH_HOME", raising=False)
+def test_the_home_in_a_printed_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
     home = tmp_path / "my [b]home[/b] 'x'"
     assert shlex.split(home_option(Settings(home=home))) == ["--home", str(home)]
-
-
-@pytest.mark.usefixtures("own_environment")
-def test_a_printed_command_names_the_home_unless_the_shells_variable_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine, other = tmp_path / "mine", tmp_path / "other"
-    monkeypatch.setenv("FEDBENCH_HOME", str(mine))
-    assert home_option(machine_settings(None)) == home_option(machine_settings(mine)) == ""
-    assert home_option(machine_settings(mine), lasting=True) == f" --home {mine}"
-    for _ in range(2):  # the second time, this process's variable has the value of the option
-        assert home_option(machine_settings(other)) == f" --home {other}"
-    monkeypatch.delenv("FEDBENCH_HOME")
-    assert home_option(machine_settings(mine)) == f" --home {mine}"
-    default = Settings.model_fields["home"].default
-    monkeypatch.delenv("FEDBENCH_HOME")
-    assert home_option(Settings(home=default)) == ""
-    monkeypatch.setenv("FEDBENCH_HOME", str(tmp_path / "third"))
-    assert home_option(Settings(home=default)) == f" --home {default}"
 
 
 def test_variables_with_unusable_certificates_are_refused_over_tls_only(tmp_path: Path) -> None:

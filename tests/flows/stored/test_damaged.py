@@ -157,7 +157,7 @@ def test_only_finished_federations_are_reported(
     with pytest.raises(typer.Exit) as ended:
         report("it")
     assert ended.value.exit_code == 2
-    assert "found one that is stopped; go on with: fedbench resume it" in capsys.readouterr().err
+    assert "found one that is stopped; go on with: fedbench resume it --home " in capsys.readouterr().err
     with run_lock(settings.home, "it"), pytest.raises(typer.Exit) as ended:
         report("it")
     assert ended.value.exit_code == 2
