@@ -40,8 +40,7 @@ IMAGES = {"a": 48, "b": 48}
 TEST_IMAGES = 32
 SEEDS = (1, 2, 3)
 SCORE = 0.3
-# A class counts as learned if the model finds this part of its objects. Without the rule YOLOv3-tiny, which is trained
-# for longer, finds half of the objects of both classes with one of the three seeds.
+# A class counts as learned if the model finds this part of its objects.
 LEARNED = 0.7
 
 _SIZE = {"width": SIDE, "height": SIDE}
