@@ -51,7 +51,6 @@ def run_federation(
     """
     if not settings.pools.used:  # with work pools, turns do not run on this machine
         slot_count(settings, spec)
-    # Prefect has its own handler of SIGTERM while a flow runs. Its exception leaves the flow here.
     with OwnSession(settings, Subject.federation(settings, name), progress.message) as session, stops_as_interrupt():
         if not pinned:
             progress.message("reading data, opening the store")

@@ -55,7 +55,7 @@ def test_ctrl_c_and_resume(undisturbed: FinishedRun, tmp_path: Path) -> None:
 def test_sigterm_in_a_round_ends_the_run_with_the_line_that_goes_on(
     tmp_path: Path, to: Callable[[int, int], None]
 ) -> None:
-    """Prefect handles SIGTERM itself while a flow runs."""
+    """Prefect would handle SIGTERM itself while a flow runs."""
     home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
     process = home.start("run", home.spec_file(TINY), "--name", "tiny", "--slots", 1, output=output)
     try:
