@@ -25,11 +25,12 @@ from tasks.documents.yaml_text import read_yaml_text
 from tasks.errors import DataError, FedbenchError, SpecError
 
 WIDE = 100  # columns of a terminal that has room for all four mAPs
+UNWRAPPED = 10_000  # columns of a file or pipe: no table is wider
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 out = PlainConsole()
-if not out.is_terminal and "COLUMNS" not in os.environ:
-    out.width = WIDE  # a file or pipe has no width of its own
+if not out.is_terminal:
+    out.width = UNWRAPPED  # a file or pipe has no width of its own, and programs read its lines
 err = PlainConsole(stderr=True)
 
 Home = Annotated[

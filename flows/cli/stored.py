@@ -41,8 +41,9 @@ def show(
     from rich.text import Text
 
     from flows.stored.runs import opened_store, read_run, read_tuned
-    from flows.views.documents import run_document
+    from flows.views.documents import run_document, seconds
     from flows.views.label_spaces import label_space_lines
+    from flows.views.progress import clock
     from flows.views.tables import best_line, bytes_note, class_table, describe, own_lines, own_table, round_table
     from tasks.held_out import without_figure
 
@@ -54,7 +55,9 @@ def show(
         if as_json:
             print_json(run_document(name, stored.status, stored.spec, stored.records, tuned))
             return
-        what = f" · {describe(stored.spec)} · spec {stored.spec.digest[:12]} · {stored.status}"
+        spec, took = stored.spec, seconds(stored.records)
+        time = "" if took is None else f" · took {clock(took)}"
+        what = f" · {describe(spec)} · seed {spec.seed} · spec {spec.digest[:12]} · {stored.status}{time}"
         out.print(Text.assemble((name, "bold"), what))
         for line in label_space_lines(stored.spec):
             out.print(line, soft_wrap=True, highlight=False)
@@ -84,6 +87,10 @@ def show(
                     soft_wrap=True,
                     highlight=False,
                 )
+        if not stored.records:
+            out.print("no round is committed yet")
+        if stored.status == "stopped":
+            print_command(out, "go on: ", f"fedbench resume {name}{home_option(settings)}")
 
 
 def list_runs(

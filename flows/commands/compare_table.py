@@ -15,6 +15,9 @@ from tasks.spec.references import is_reference
 from tasks.spec.strategies import FedAvgSpec
 from tasks.spec.training import PART_NAMES
 
+# Of a smaller difference, three decimals leave one digit or none: 0.001 | 0.001 (−0.001).
+SMALL = 0.0015
+
 
 def comparison_table(compared: Sequence[Compared], metric: MapName) -> Table:
     """Return a table with a column for each federation.
@@ -70,13 +73,21 @@ def _method(item: Compared) -> Text:
 
 def _figures(table: Table, label: str, values: Sequence[float | None], *, bold: bool = False) -> None:
     first = values[0]
+    digits = _digits(values)
     cells = []
     for number, value in enumerate(values):
-        cell = "–" if value is None else f"{value:.3f}"
+        cell = "–" if value is None else f"{value:.{digits}f}"
         if number and value is not None and first is not None:
-            cell += f" ({signed(value - first)})"
+            cell += f" ({signed(value - first, digits)})"
         cells.append(Text(cell, "bold" if bold else ""))
     table.add_row(Text(label), *cells)
+
+
+def _digits(values: Sequence[float | None]) -> int:
+    """Return the decimals of a row: one more if a small difference would contradict the rounded figures beside it."""
+    first = values[0]
+    differences = [] if first is None else [abs(value - first) for value in values if value is not None]
+    return 4 if any(0 < difference < SMALL for difference in differences) else 3
 
 
 def _factors(table: Table, label: str, values: Sequence[float | None], form: str) -> None:

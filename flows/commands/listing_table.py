@@ -18,7 +18,7 @@ from tasks.spec.strategies import FedAvgSpec
 def listing_table(listing: Listing, *, wide: bool, now: datetime | None = None) -> Table:
     """Return a table with a row for each line. wide: the terminal has room for the specification in words."""
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
-    for head in ("name", "state", "rounds", "best", "seed", "date", "took"):
+    for head in ("name", "state", "rounds", "best", "seed", "last commit", "took"):
         right = head in ("rounds", "seed", "took")
         # Names can be copied, so they stay whole. Only the best figure may take two lines.
         table.add_column(head, justify="right" if right else "left", no_wrap=head != "best", overflow="fold")
@@ -32,7 +32,7 @@ def listing_table(listing: Listing, *, wide: bool, now: datetime | None = None) 
             "–",
             "–",
             date_of(suite.updated, present),
-            _took(suite.seconds),
+            _took(suite.seconds or None),  # 0 until a cell has ended
             f"suite {suite.suite or '–'} · {cells_text(suite.cells)}",
         )
     for run in listing.federations:

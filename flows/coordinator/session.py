@@ -152,10 +152,12 @@ class OwnSession:
         """Run ``work``, which calls flows, with Prefect's clients at the present address of its server."""
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+        from infra.orchestrator.prefect_private import own_sigterm
+
         # Prefect keeps the address that it read first, but a restarted server may have another port.
         names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
         variables = self.services.prefect_environment()
-        with temporary_settings({names[name]: value for name, value in variables.items()}):
+        with temporary_settings({names[name]: value for name, value in variables.items()}), own_sigterm():
             return asyncio.run(work)
 
 

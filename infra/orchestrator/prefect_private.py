@@ -11,9 +11,10 @@ Two other files use private parts: :mod:`infra.orchestrator.stored_results` and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Protocol
 from uuid import UUID
@@ -31,7 +32,8 @@ from infra.orchestrator.versions import require_tested
 require_tested()
 
 # Imported after the check, because other versions may not have them.
-import prefect._internal.metrics  # noqa: E402, F401 (every run's engine imports it; so the warm process imports it once)
+import prefect._internal.metrics  # noqa: E402 (every run's engine imports it; so the warm process imports it once)
+import prefect.flow_engine  # noqa: E402 (its handler of SIGTERM)
 from prefect.runner._flow_run_executor import FlowRunExecutorContext  # noqa: E402 (submits, watches and reports a run)
 from prefect.runner._hook_runner import HookRunner  # noqa: E402 (runs a flow's hooks outside its process)
 from prefect.runner._process_manager import ProcessHandle  # noqa: E402 (the type of process that the executor accepts)
@@ -41,6 +43,22 @@ log = logging.getLogger(__name__)
 CANCEL_ATTEMPTS = 6
 # Seconds after which Prefect kills a process by force; a longer grace would have no effect.
 LONGEST_GRACE = 30
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM while flows run in the block. Use it where no runner of Prefect's waits.
+
+    Prefect's own handler raises an exception that asyncio only logs if it comes within a callback of the event loop.
+    The signal is lost then. asyncio raises KeyboardInterrupt, which our handler raises, everywhere.
+    """
+    engine: Any = prefect.flow_engine
+    captured = engine.capture_sigterm
+    engine.capture_sigterm = contextlib.nullcontext
+    try:
+        yield
+    finally:
+        engine.capture_sigterm = captured
 
 
 class RunProcess(Protocol):

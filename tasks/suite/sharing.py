@@ -39,11 +39,13 @@ class Sharing:
         count = len(self.shared) + len(self.alone) + len(self.unknown)
         runs = f"{count} run{'' if count == 1 else 's'}"
         if self.shared:
-            ran = f"{len(self.shared)} of {runs} shared a machine with other runs of this report"
+            ran = f"{len(self.shared)} of {runs} shared a machine with other runs of this report at the same time"
             return f"Wall time: {ran}, so it does not compare, and plots over time are left out"
         if self.unknown:
-            return f"Wall time: it is not on record whether {len(self.unknown)} of {runs} shared a machine with others"
-        return f"Wall time: no two of {runs} shared a machine; other load on the machines is not on record"
+            unknown = f"{len(self.unknown)} of {runs} shared a machine with others at the same time"
+            return f"Wall time: it is not on record whether {unknown}"
+        ran = f"no two of {runs} shared a machine at the same time"
+        return f"Wall time: {ran}; other load on the machines is not on record"
 
 
 def sharing_of(result: SuiteResult) -> Sharing:

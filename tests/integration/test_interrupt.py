@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,34 @@ def test_ctrl_c_and_resume(undisturbed: FinishedRun, tmp_path: Path) -> None:
     assert digests(finished) == digests(undisturbed.records)
     assert_tracked_once(home, "tiny", "FINISHED", finished)
     assert_no_process_left(home)
+    home.remove_weights()
+
+
+@pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["process", "group"])
+def test_sigterm_in_a_round_ends_the_run_with_the_line_that_goes_on(
+    tmp_path: Path, to: Callable[[int, int], None]
+) -> None:
+    """Prefect would handle SIGTERM itself while a flow runs."""
+    home, output = Home(tmp_path / "home"), tmp_path / "output.txt"
+    process = home.start("run", home.spec_file(TINY), "--name", "tiny", "--slots", 1, output=output)
+    try:
+        assert eventually(
+            lambda: process.poll() is not None or "round 1 request_update starts" in output.read_text(), 120
+        )
+        to(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 130, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    text = output.read_text()
+    assert f"Go on with: fedbench resume tiny --home {home.path}" in " ".join(text.split())
+    assert "Traceback" not in text
+    assert "TerminationSignal" not in text
+    assert_no_process_left(home)
+    records = home.records("tiny")
+    assert [record.round for record in records] == [0]
+    assert_tracked_once(home, "tiny", "KILLED", records)
+    assert {state for _, state in home.flow_runs("tiny")} <= {"COMPLETED", "CANCELLED", "CRASHED"}
     home.remove_weights()
 
 

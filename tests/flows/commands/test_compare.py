@@ -138,6 +138,26 @@ def test_figures_costs_and_differences_against_the_first(store: Store) -> None:
     assert found["MB moved"] == ["12.5", "7.5 (×0.60)"]
 
 
+@pytest.mark.parametrize(
+    ("scores", "cells"),
+    [
+        ((0.0012, 0.0006), ["0.0012", "0.0006 (−0.0006)"]),
+        ((0.25, 0.2514), ["0.2500", "0.2514 (+0.0014)"]),
+        ((0.25, 0.2516), ["0.250", "0.252 (+0.002)"]),
+        ((0.25, 0.25), ["0.250", "0.250 (0.000)"]),
+        ((None, 0.0006), ["–", "0.001"]),
+    ],
+)
+def test_a_row_with_a_small_difference_has_a_digit_more(
+    store: Store, scores: tuple[float | None, ...], cells: list[str]
+) -> None:
+    for name, score in zip(("a", "b"), scores, strict=True):
+        store.put(name, SPEC, [0.0, score], SIZES)
+    found = rows(store.read("a", "b"))
+    assert found["map50_voc10 last"] == cells
+    assert found["recall"] == ["0.750", "0.750 (0.000)"]
+
+
 def test_methods_are_named_with_their_fields_unless_all_are_fedavg(store: Store) -> None:
     adam = parse_spec({**SPEC.model_dump(), "strategy": {"kind": "fedadam", "server_lr": 0.03}}, source="x")
     store.put("plain", SPEC, [0.0, 0.2], SIZES)

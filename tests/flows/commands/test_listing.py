@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -110,12 +113,33 @@ def test_each_federation_has_its_date_duration_and_seed(store: Store, monkeypatc
     result = fedbench("list")
     assert result.exit_code == 0, result.output
     head, *lines = result.output.splitlines()
-    assert head.split() == ["name", "state", "rounds", "best", "seed", "date", "took", "specification"]
+    assert head.split() == ["name", "state", "rounds", "best", "seed", "last", "commit", "took", "specification"]
     done, half = (" ".join(line.split()) for line in lines if line.split()[0] in ("done", "half"))
     date = date_of(NOW, NOW)
     assert done.startswith(f"done finished 2/2 map50_voc10 0.250 7 {date} 0:04:30 synthetic-street ·")
     assert half.startswith(f"half stopped 1/2 map50_voc10 0.250 9 {date_of(NOW - timedelta(days=3), NOW)} 0:03:00 ")
     assert SPEC.digest[:8] in result.output
+
+
+def test_tables_are_not_wrapped_in_a_pipe(store: Store) -> None:
+    """Not even where the environment has the width of a terminal."""
+    names = [f"{'long-name-' * 9}{number}" for number in range(2)]
+    for name in names:
+        store.put(name, 3)
+    command = [sys.executable, "-m", "flows.cli", "list"]
+    result = subprocess.run(
+        command, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=120, check=True
+    )
+    _, *lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == names
+    assert all(line.rstrip().endswith(SPEC.digest[:8]) for line in lines)
+
+
+def test_a_suite_run_has_no_duration_before_a_cell_has_ended(store: Store) -> None:
+    store.begin("mine")
+    (line,) = fedbench("list").output.splitlines()[1:]
+    assert line.split()[:2] == ["mine", "stopped"]
+    assert "0:00:00" not in line
 
 
 def test_a_date_of_another_year_has_no_time() -> None:

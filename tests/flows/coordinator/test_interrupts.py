@@ -9,6 +9,7 @@ import time
 import weakref
 from typing import Any
 
+import prefect.flow_engine
 import pytest
 from prefect.exceptions import Abort, CancelledRun, CrashedRun, TerminationSignal
 
@@ -18,6 +19,7 @@ from flows.coordinator.interrupts import (
     terminate_as_interrupt,
     was_stopped,
 )
+from infra.orchestrator.prefect_private import own_sigterm
 from tasks.errors import FedbenchError
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
@@ -159,3 +161,17 @@ def test_sigterm_raises_keyboard_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_in_a_callback_of_the_event_loop_of_a_flow_is_not_lost() -> None:
+    """asyncio raises KeyboardInterrupt there, and only logs the exception of Prefect's handler."""
+
+    async def work() -> None:
+        with prefect.flow_engine.capture_sigterm():  # as the engine of every flow does
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGTERM)
+            await asyncio.sleep(30)
+
+    before = prefect.flow_engine.capture_sigterm
+    with pytest.raises(KeyboardInterrupt), terminate_as_interrupt(), own_sigterm():
+        asyncio.run(work())
+    assert prefect.flow_engine.capture_sigterm is before
