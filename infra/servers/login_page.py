@@ -31,6 +31,15 @@ MLFLOW_FRONT = "/#/experiments?workflowType=machine_learning"
 
 _HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
 
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:40rem;padding:0 1rem;color:#1f2430}"
+    "form,p,details{margin:.4rem 0}"
+    "button,.button{display:inline-block;font:inherit;min-width:12rem;padding:.5rem 1rem;text-align:center;border:0;"
+    "border-radius:.4rem;background:#2a5bd7;color:#fff;cursor:pointer;text-decoration:none}"
+    ".address,summary{color:#5b6270;font-size:.9rem}.address{margin-top:0}details{margin-bottom:1.6rem}"
+    "code{overflow-wrap:anywhere}"
+)
+
 
 def login_path(home: Path, command: str) -> Path:
     """Return the path of the file that ``command`` (``run``, ``ui``, ``up``) writes."""
@@ -62,7 +71,10 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
     It has the credentials as text too, to be pasted: some browsers may not read files in hidden folders.
     prefect, mlflow: URLs of the pages; None: there is none, or it does not ask for our credentials.
     """
-    parts = ["<h1>fedbench: log in</h1>"]
+    parts = [
+        f"<style>{_STYLE}</style><h1>fedbench: log in</h1>",
+        f"<p>The servers of <code>{html.escape(str(home.absolute()))}</code></p>",
+    ]
     if prefect is not None and mlflow is not None:
         # One click may open one tab, so Prefect's page opens in this one.
         opened = html.escape(
@@ -72,17 +84,31 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
         parts.append(f'<p><button onclick="{opened}">Open both</button></p>')
     if prefect is not None:
         parts.append(
-            f"{_prefect_form(keys, prefect, '<button>Open Prefect</button>')}"
-            f"<p>Prefect asks for one string: <code>{html.escape(keys.prefect_auth)}</code></p>"
+            f"{_prefect_form(keys, prefect, '<button>Open Prefect</button>')}{_shown_address(prefect)}"
+            + _hidden(f"Prefect asks for one string: <code>{html.escape(keys.prefect_auth)}</code>")
         )
     if mlflow is not None:
         user, _, password = keys.mlflow_auth.partition(":")
+        login = html.escape(_mlflow_login(keys, mlflow))
         parts.append(
-            f'<p><a href="{html.escape(_mlflow_login(keys, mlflow))}" target="mlflow">Open MLflow</a></p>'
-            f"<p>MLflow asks for the user <code>{html.escape(user)}</code> and the password "
-            f"<code>{html.escape(password)}</code></p>"
+            f'<p><a class="button" href="{login}" target="mlflow">Open MLflow</a></p>'
+            + _shown_address(mlflow)
+            + _hidden(
+                f"MLflow asks for the user <code>{html.escape(user)}</code> and the password "
+                f"<code>{html.escape(password)}</code>"
+            )
         )
     return _write(login_path(home, command), "".join(parts))
+
+
+def _shown_address(page: str) -> str:
+    """Return a line with scheme, host and port of the page."""
+    return f"<p class=address>{html.escape('{0.scheme}://{0.netloc}'.format(urlsplit(page)))}</p>"
+
+
+def _hidden(credentials: str) -> str:
+    """Return a line that a click shows, so that nobody who looks at the screen reads it."""
+    return f"<details><summary>to log in by hand</summary><p>{credentials}</p></details>"
 
 
 def write_openers(home: Path, keys: StackKeys, prefect: str | None, mlflow: str | None) -> list[Path]:

@@ -48,6 +48,10 @@ def test_the_file_opens_each_page_and_has_what_each_asks_for(home: Path) -> None
     assert text.count("fedbench:p-secret</code>") == 1
     assert "user <code>fedbench</code> and the password <code>m-secret</code>" in text
     assert text.count("Open both") == 1
+    # Nobody who looks at the screen reads a password: both are shown on a click.
+    seen = re.sub(r"<details>.*?</details>|<script>.*?</script>", "", text)
+    assert not re.search(r"<code>[^<]*secret", seen)
+    assert str(home) in seen
 
 
 def test_a_server_of_others_is_not_on_the_file(home: Path) -> None:
