@@ -45,8 +45,9 @@ $(BIN)/uv:
 # the same for uv and the build tools. fedbench is installed last, without dependencies, so it adds no other package.
 .venv/.installed: requirements.txt requirements-setup.txt pyproject.toml | $(BIN)/uv
 	$(INSTALL_TOOLS)
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.txt
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@echo "installing the pinned requirements into .venv: a minute or two, the first time"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 run: setup

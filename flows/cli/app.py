@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flows.cli.accepting import accept
 from flows.cli.cleaning import clean, remove
@@ -32,8 +34,19 @@ from flows.cli.suite import suite_app
 from infra.files.disk import says_full
 from tasks.plain_text import visible
 
+
+class _ByHeading(TyperGroup):
+    """The commands in the order of :data:`COMMANDS`. Typer would list groups of commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names for ``--help``."""
+        headings = list(COMMANDS)
+        return sorted(super().list_commands(ctx), key=lambda name: headings.index(self.commands[name].rich_help_panel))  # type: ignore[attr-defined]
+
+
 app = typer.Typer(
     name="fedbench",
+    cls=_ByHeading,
     help="Federated object-detection benchmark: detectors trained by FedAvg over street cameras.\n\n"
     "Start with `fedbench run` (synthetic cameras, minutes on two cores). The same command continues a run "
     "that was killed.",
@@ -69,40 +82,26 @@ def _options(
     """Take the options that stand before a command."""
 
 
-for _command in (
-    run,
-    resume,
-    report,
-    show,
-    compare,
-    evaluate,
-    predict,
-    save_model,
-    export_model,
-    register,
-    verify,
-    serve,
-    ui,
-    up,
-    down,
-    status,
-    logs,
-    deploy,
-    accept,
-    silo_policy,
-    export,
-    clean,
-    remove,
-    version,
-):
-    app.command()(_command)
-app.command(name="list")(list_runs)
+# The commands by the heading that they have in ``--help`` and in docs/commands.md.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Federations": (run, resume, report, list_runs, show, compare, ui, export, remove),
+    "Suites": (accept,),
+    "Models": (evaluate, predict, save_model, export_model, register, serve, verify),
+    "Data": (),
+    "Servers and machines": (up, down, status, logs, deploy, silo_policy, clean, version),
+}
+for _heading, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command("list" if _command is list_runs else None, rich_help_panel=_heading)(_command)
 suite_app.command("export")(export_cells)
 suite_app.command("import")(import_cells)
-app.add_typer(suite_app)
-app.add_typer(data_app)
-app.add_typer(original_app)
-app.add_typer(slurm_app)
+for _heading, _group in (
+    ("Suites", suite_app),
+    ("Data", data_app),
+    ("Data", original_app),
+    ("Servers and machines", slurm_app),
+):
+    app.add_typer(_group, rich_help_panel=_heading)
 
 
 def _drop_output() -> None:

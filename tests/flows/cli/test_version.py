@@ -17,4 +17,4 @@ def test_the_option_prints_what_the_command_prints() -> None:
 def test_the_option_stands_before_a_command_alone() -> None:
     assert fedbench("version", "--version").exit_code == 2
     assert "Start with fedbench run" in fedbench("--help").output
-    assert "Commands" in fedbench().output
+    assert "Federations" in fedbench().output
