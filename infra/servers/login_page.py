@@ -103,7 +103,11 @@ def write_login_page(home: Path, command: str, keys: StackKeys, prefect: str | N
 
 def _shown_address(page: str) -> str:
     """Return a line with scheme, host and port of the page."""
-    return f"<p class=address>{html.escape('{0.scheme}://{0.netloc}'.format(urlsplit(page)))}</p>"
+    return f"<p class=address>{html.escape(_server_of(page))}</p>"
+
+
+def _server_of(page: str) -> str:
+    return "{0.scheme}://{0.netloc}".format(urlsplit(page))
 
 
 def _hidden(credentials: str) -> str:
@@ -129,7 +133,7 @@ def _write(path: Path, body: str) -> Path:
 
 
 def _prefect_form(keys: StackKeys, page: str, button: str) -> str:
-    base = "{0.scheme}://{0.netloc}".format(urlsplit(page))
+    base = _server_of(page)
     return (
         f'<form method="post" action="{html.escape(base + LOGIN_PATH)}">'
         f'<input type="hidden" name="auth" value="{html.escape(keys.prefect_auth)}">'

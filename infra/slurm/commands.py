@@ -29,9 +29,9 @@ SCRIPT_VARIABLES = (
 )
 
 _NODE_FORMAT = "%n|%o|%l|%G"
+_JOB_FORMAT = "%i|%P|%k|%T|%M|%l|%N|%r"
 # What each of Slurm's commands prints where neither a file nor DNS names a cluster.
 _NO_CLUSTER = "Could not establish a configuration source"
-_JOB_FORMAT = "%i|%P|%k|%T|%M|%l|%N|%r"
 # States of jobs that wait, run, or are ending.
 OPEN_STATES = frozenset(
     {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}

@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from infra.processes import bound
+from infra.processes.launch import launcher
 from infra.servers.prefect_server import PrefectService
 from tests.integration.databases import copy_databases
 from tests.waiting import eventually
@@ -72,10 +72,9 @@ class Worker:
             environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *registered])
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, *arguments]
         # The launcher sets the signal handlers that a terminal would set, and ends the worker with this process.
-        launcher = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid())]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*launcher, *command], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home
+                [*launcher(), *command], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home
             )
 
     def text(self) -> str:
