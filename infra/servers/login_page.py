@@ -34,8 +34,8 @@ _HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:40rem;padding:0 1rem;color:#1f2430}"
     "form,p,details{margin:.4rem 0}"
-    "button,.button{display:inline-block;font:inherit;min-width:12rem;padding:.5rem 1rem;text-align:center;border:0;"
-    "border-radius:.4rem;background:#2a5bd7;color:#fff;cursor:pointer;text-decoration:none}"
+    "button,.button{box-sizing:border-box;display:inline-block;font:inherit;min-width:12rem;padding:.5rem 1rem;"
+    "text-align:center;border:0;border-radius:.4rem;background:#2a5bd7;color:#fff;cursor:pointer;text-decoration:none}"
     ".address,summary{color:#5b6270;font-size:.9rem}.address{margin-top:0}details{margin-bottom:1.6rem}"
     "code{overflow-wrap:anywhere}"
 )
