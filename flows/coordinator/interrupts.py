@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from types import FrameType
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 0.05
 # Prefect's exceptions for a run that was cancelled or whose process was asked to end. Its module is not imported here.
@@ -17,12 +23,65 @@ _OF_PREFECT = ("CancelledRun", "TerminationSignal", "Abort", "Pause")
 
 
 def was_stopped(error: BaseException) -> bool:
-    """Return whether ``error`` means that somebody stopped the run, by Ctrl-C, a signal or Prefect. Else it failed."""
-    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+    """Return whether ``error`` means that somebody stopped the run, by Ctrl-C, a signal or Prefect. Else it failed.
+
+    Prefect's engine can fail while it handles such a stop: a task that has no run yet ends with a ValueError. So the
+    errors that were handled when ``error`` was raised count too. Only a cancelled coroutine has other reasons, like a
+    time limit; it counts where it is the error itself.
+    """
+    if isinstance(error, asyncio.CancelledError):
         return True
     prefect = sys.modules.get("prefect.exceptions")
     kinds = tuple(kind for name in _OF_PREFECT if (kind := getattr(prefect, name, None)) is not None)
-    return isinstance(error, kinds)
+    handled: BaseException | None = error
+    seen: set[int] = set()
+    while handled is not None and id(handled) not in seen:
+        if isinstance(handled, (KeyboardInterrupt, *kinds)):
+            return True
+        seen.add(id(handled))
+        handled = handled.__cause__ or handled.__context__
+    return False
+
+
+def run_until_stopped(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run ``work`` in a new event loop. The first Ctrl-C or SIGTERM cancels it, the second raises at once.
+
+    ``asyncio.run`` does so for Ctrl-C only, and not where a shell started this process in the background. An exception
+    that a handler raises at any instruction is worse: Prefect may turn it into another one, or drop it.
+
+    Raises:
+        KeyboardInterrupt: a signal came and ``work`` raised after it, whatever it raised.
+    """
+    interrupted = False
+    task: asyncio.Task[Any] | None = None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted or task is None or task.done():
+            interrupted = True
+            raise KeyboardInterrupt
+        interrupted = True
+        task.cancel()
+        task.get_loop().call_soon_threadsafe(lambda: None)  # wakes a loop that waits for its sockets
+
+    async def cancellable() -> Result:
+        nonlocal task
+        task = asyncio.current_task()
+        return await work
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        return asyncio.run(cancellable())
+    except BaseException as error:
+        if not interrupted or isinstance(error, KeyboardInterrupt):
+            raise
+        if not was_stopped(error):
+            log.info("raised while the run was being stopped", exc_info=error)
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import os
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from flows.coordinator.interrupts import interrupts_deferred, terminate_as_interrupt
+from flows.coordinator.interrupts import interrupts_deferred, run_until_stopped, terminate_as_interrupt
 from flows.coordinator.planted import hold_back_planted
 from flows.coordinator.restarts import Attempts
 from infra.environment.certificates import PREFECT, require_trusted
@@ -149,7 +148,11 @@ class OwnSession:
         self.services.ensure()
 
     def run_flow(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run ``work``, which calls flows, with Prefect's clients at the present address of its server."""
+        """Run ``work``, which calls flows, with Prefect's clients at the present address of its server.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM cancelled the work.
+        """
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
         from infra.orchestrator.prefect_private import own_sigterm
@@ -158,7 +161,7 @@ class OwnSession:
         names = {setting.name: setting for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
         variables = self.services.prefect_environment()
         with temporary_settings({names[name]: value for name, value in variables.items()}), own_sigterm():
-            return asyncio.run(work)
+            return run_until_stopped(work)
 
 
 def own_prefect(settings: Settings) -> None:

@@ -50,7 +50,7 @@ def own_sigterm() -> Iterator[None]:
     """Keep this process's handler of SIGTERM while flows run in the block. Use it where no runner of Prefect's waits.
 
     Prefect's own handler raises an exception that asyncio only logs if it comes within a callback of the event loop.
-    The signal is lost then. asyncio raises KeyboardInterrupt, which our handler raises, everywhere.
+    The signal is lost then.
     """
     engine: Any = prefect.flow_engine
     captured = engine.capture_sigterm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from prefect.exceptions import Abort, CancelledRun, CrashedRun, TerminationSigna
 
 from flows.coordinator.interrupts import (
     interrupts_deferred,
+    run_until_stopped,
     stops_as_interrupt,
     terminate_as_interrupt,
     was_stopped,
@@ -41,6 +43,31 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 )
 def test_a_run_that_somebody_stopped_has_not_failed(error: BaseException, stopped: bool) -> None:
     assert was_stopped(error) is stopped
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM), CancelledRun()])
+def test_an_error_raised_while_a_stop_was_handled_is_a_stop(stop: BaseException) -> None:
+    """As Prefect's engine does, for a task that was stopped before it had a run."""
+
+    def fail() -> None:
+        try:
+            raise stop
+        finally:
+            raise ValueError("Task run is not set")
+
+    with pytest.raises(ValueError, match="not set") as caught:
+        fail()
+    assert was_stopped(caught.value)
+
+
+def test_a_time_limit_is_no_stop() -> None:
+    async def slow() -> None:
+        async with asyncio.timeout(0.001):
+            await asyncio.sleep(30)
+
+    with pytest.raises(TimeoutError) as caught:
+        asyncio.run(slow())
+    assert not was_stopped(caught.value)
 
 
 @pytest.mark.parametrize("error", [TerminationSignal(signal.SIGTERM), CancelledRun(), asyncio.CancelledError()])
@@ -164,7 +191,7 @@ def test_sigterm_raises_keyboard_interrupt() -> None:
 
 
 def test_sigterm_in_a_callback_of_the_event_loop_of_a_flow_is_not_lost() -> None:
-    """asyncio raises KeyboardInterrupt there, and only logs the exception of Prefect's handler."""
+    """asyncio only logs the exception of Prefect's handler there."""
 
     async def work() -> None:
         with prefect.flow_engine.capture_sigterm():  # as the engine of every flow does
@@ -173,5 +200,74 @@ def test_sigterm_in_a_callback_of_the_event_loop_of_a_flow_is_not_lost() -> None
 
     before = prefect.flow_engine.capture_sigterm
     with pytest.raises(KeyboardInterrupt), terminate_as_interrupt(), own_sigterm():
-        asyncio.run(work())
+        run_until_stopped(work())
     assert prefect.flow_engine.capture_sigterm is before
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_cancels_the_work(number: signal.Signals) -> None:
+    ended = []
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_later(0.01, signal.raise_signal, number)
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)  # it may still say goodbye
+            ended.append("cleanly")
+            raise
+
+    before = [signal.getsignal(each) for each in NUMBERS]
+    with pytest.raises(KeyboardInterrupt):
+        run_until_stopped(work())
+    assert ended == ["cleanly"]
+    assert [signal.getsignal(each) for each in NUMBERS] == before
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_whatever_the_work_raises_after_a_signal_is_an_interrupt(number: signal.Signals) -> None:
+    async def work() -> None:
+        signal.raise_signal(number)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        raise ValueError("Task run is not set")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_until_stopped(work())
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_second_signal_ends_work_that_awaits_nothing(number: signal.Signals) -> None:
+    async def work() -> None:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        raise AssertionError("the second signal did not raise")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until_stopped(work())
+
+
+def test_an_error_without_a_signal_stays_as_it_is() -> None:
+    async def work() -> None:
+        raise ValueError("a port")
+
+    with pytest.raises(ValueError, match="a port"):
+        run_until_stopped(work())
+
+
+def test_sigterm_cancels_the_work_of_a_process_that_ignores_ctrl_c() -> None:
+    """A shell's background job ignores it."""
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(30)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_until_stopped(work())
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
