@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ names). In the environment, mappings are JSON, and an empty variable counts as u
 """
 COLUMNS = ("Field", "Type", "Default", "Limits", "Meaning")
 
+LEAST_KINDS = 3  # from so many on, fields that all kinds of a model have in the same way get a table of their own
+
 Schema = dict[str, Any]
 
 
@@ -78,23 +80,52 @@ class _Chapter:
         self.definitions, self.known, self.prefix = definitions, known, prefix
         self.described: set[tuple[str, str]] = set()
 
-    def tables(self, model: Schema, path: str) -> Iterator[str]:
-        """Yield the table of ``model``'s fields, then a section for each model that a field at ``path`` can hold."""
-        yield _row(COLUMNS)
-        yield _row(["---"] * len(COLUMNS))
-        fields = {f"{path}{name}": field for name, field in _in_order(model["properties"])}
-        required = {f"{path}{name}" for name in model.get("required", ())}
-        for name, field in fields.items():
-            yield _row(self._cells(name, field, name in required))
-        yield ""
-        for name, field in fields.items():
-            for reference, where in self._models(name, field):
-                if reference in self.known or (where, reference) in self.described:
-                    continue
-                self.described.add((where, reference))
-                inner = self.definitions[reference]
-                yield f"### {self._heading(where, reference)}\n\n{_text(inner['description'])}\n"
-                yield from self.tables(inner, f"{where}.")
+    def tables(self, model: Schema, path: str, elsewhere: Sequence[str] = ()) -> Iterator[str]:
+        """Yield the table of ``model``'s fields, then a section for each model that a field at ``path`` can hold.
+
+        elsewhere: names of fields that another table has.
+        """
+        rows = {name: cells for name, cells in self._rows(model, path).items() if name not in elsewhere}
+        yield from _table(rows.values())
+        for name in rows:
+            field = model["properties"][name]
+            by_path: dict[str, list[str]] = {}
+            for reference, where in self._models(f"{path}{name}", field):
+                if reference not in self.known and (where, reference) not in self.described:
+                    self.described.add((where, reference))
+                    by_path.setdefault(where, []).append(reference)
+            for where, references in by_path.items():
+                yield from self._sections(where, references)
+
+    def _sections(self, path: str, references: list[str]) -> Iterator[str]:
+        """Yield a section for each model. Fields that several kinds have in the same way come once, before them."""
+        models = [self.definitions[reference] for reference in references]
+        common: dict[str, list[str]] = {}
+        if len(models) >= LEAST_KINDS:
+            first, *others = (self._rows(model, f"{path}.") for model in models)
+            common = {
+                name: cells
+                for name, cells in first.items()
+                if name != "kind" and all(rows.get(name) == cells for rows in others)
+            }
+        also = ""
+        if common:
+            heading = f"`{path}`: fields of every kind"
+            yield f"### {heading}\n"
+            properties = {name: models[0]["properties"][name] for name in common}
+            yield from self.tables({**models[0], "properties": properties}, f"{path}.")
+            also = f" It also has the [fields of every kind](#{_anchor(heading)})."
+        for reference, model in zip(references, models, strict=True):
+            yield f"### {self._heading(path, reference)}\n\n{_text(model['description'])}{also}\n"
+            yield from self.tables(model, f"{path}.", tuple(common))
+
+    def _rows(self, model: Schema, path: str) -> dict[str, list[str]]:
+        """Return the row of each field, by its name, in the order of a form."""
+        required = model.get("required", ())
+        return {
+            name: self._cells(f"{path}{name}", field, name in required)
+            for name, field in _in_order(model["properties"])
+        }
 
     def _heading(self, path: str, reference: str) -> str:
         model = self.definitions[reference]
@@ -147,6 +178,13 @@ class _Chapter:
         if isinstance(value, dict):
             return f"`kind: {value['kind']}`" if "kind" in value else "see its fields"
         return f"`{_value(value)}`"
+
+
+def _table(rows: Iterable[list[str]]) -> Iterator[str]:
+    yield _row(COLUMNS)
+    yield _row(["---"] * len(COLUMNS))
+    yield from map(_row, rows)
+    yield ""
 
 
 def _in_order(fields: dict[str, Schema]) -> list[tuple[str, Schema]]:

@@ -275,7 +275,7 @@ def _run(
 
 
 def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
-    """Print the table of rounds, the folder of the plots, and the command that opens the run's pages."""
+    """Print the table of rounds, the folder of the plots, and how to open the run's pages."""
     from flows.views.files import WITHOUT_PLOTS
     from flows.views.tables import best_line, bytes_note, own_lines, own_table, round_table
 
@@ -299,3 +299,5 @@ def print_outcome(name: str, outcome: Outcome, settings: Settings) -> None:
     else:
         out.print(f"plots: {shell_quoted(outcome.folder)}", soft_wrap=True, highlight=False)
     print_command(out, "pages: ", f"fedbench ui {name}{home_option(settings)}")
+    for page in outcome.pages:
+        out.print(f"  {page}", soft_wrap=True, highlight=False)

@@ -45,6 +45,7 @@ def show(
     from flows.views.label_spaces import label_space_lines
     from flows.views.progress import clock
     from flows.views.tables import best_line, bytes_note, class_table, describe, own_lines, own_table, round_table
+    from infra.store.holding import Subject
     from tasks.held_out import without_figure
 
     with plain_errors():
@@ -52,6 +53,10 @@ def show(
         with opened_store(settings) as objects:
             stored = read_run(objects, settings, name)
             tuned = read_tuned(objects, settings, stored)
+            elsewhere = None
+            if stored.status == "stopped":  # on this machine; another one may run it
+                lease = Subject.federation(settings, name).lease(objects, settings, "fedbench show", locked=False)
+                elsewhere = lease.holder()
         if as_json:
             print_json(run_document(name, stored.status, stored.spec, stored.records, tuned))
             return
@@ -90,7 +95,8 @@ def show(
         if not stored.records:
             out.print("no round is committed yet")
         if stored.status == "stopped":
-            print_command(out, "go on: ", f"fedbench resume {name}{home_option(settings)}")
+            held = f"held by {elsewhere}; if that is gone, " if elsewhere else ""
+            print_command(out, f"{held}go on: ", f"fedbench resume {name}{home_option(settings)}")
 
 
 def list_runs(

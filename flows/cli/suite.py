@@ -72,7 +72,8 @@ def run(
         settings = machine_settings(home, slots)
         outcome = _run(name, suite, settings, verbose, compare=compare)
         _print_figures(outcome.result)
-        out.print(f"report: {shell_quoted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
+        if outcome.already_finished:  # else the suite's flow has printed it
+            out.print(f"report: {shell_quoted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
 
 
 def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *, compare: bool) -> SuiteOutcome:

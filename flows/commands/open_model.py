@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.opened_model import OpenedModel
-from flows.stored.runs import StoredRun, check_client, listed, opened_store, read_run, read_tuned
+from flows.stored.runs import StoredRun, check_client, listed, no_such_federation, opened_store, read_run, read_tuned
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.layout import FederationLayout, federations
 from infra.store.objects import ObjectStore
+from infra.store.suite_layout import suite_runs
 from infra.store.weights import WeightStore
 from infra.tracking.registered import fetch_registered, registered_models
 from infra.tracking.registry import CLIENT_MARK
@@ -148,9 +149,14 @@ def _read(objects: ObjectStore, settings: Settings, reference: str) -> StoredRun
     Raises:
         SpecError: there is no such run; the message says whether ``reference`` is a file or folder.
     """
-    known = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
+    prefix = settings.s3.prefix
+    keys = objects.list(prefix)
+    known = federations(prefix, keys)
     if reference in known:
         return read_run(objects, settings, reference)
+    suites = suite_runs(prefix, keys)
+    if reference in suites:
+        raise no_such_federation(reference, known, suites)
     try:
         check_name(reference, source="MODEL")
         tried = f"no run of this name in the store (it has: {listed(known, reference)})"

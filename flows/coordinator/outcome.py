@@ -15,7 +15,7 @@ class Outcome:
 
     already_finished: whether nothing was left to do. model: URI of the best model in MLflow's registry; None if MLflow
     failed, or if no round is the best. failed: why a part of the report failed, by the part's name. tuned: the record
-    of fine-tuning.
+    of fine-tuning. pages: addresses of the run's pages in Prefect and MLflow, if servers serve them after this command.
     """
 
     records: Sequence[RoundRecord]
@@ -24,3 +24,4 @@ class Outcome:
     model: str | None
     failed: Mapping[str, str] = field(default_factory=dict)
     tuned: FineTunedRecord | None = None
+    pages: Sequence[str] = ()

@@ -64,6 +64,7 @@ def run_until_done(
                     model=report.model,
                     failed=report.views.failed,
                     tuned=handles.tuned,
+                    pages=report.pages,
                 )
     return outcome
 

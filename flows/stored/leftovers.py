@@ -94,7 +94,7 @@ def clean(
     result = CleanUp(apply)
     with opened_store(settings) as objects:
         known = known_federations(objects, settings)
-        require_federations(names, known)
+        require_federations(objects, settings, names, known)
         _clean_federations(result, objects, settings, names or known, retention, now, say)
         if not names:
             if run_folders:
@@ -150,7 +150,7 @@ def _clean_federations(
         with _unlocked(result, settings, name, hold=result.applied) as free:
             if free:
                 lease = lease_of(name)
-                if lease.is_free():
+                if lease.holder() is None:
                     clean_one(name, lease)
                 else:
                     waiting.append(name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.stored.runs import listed, opened_store
+from flows.stored.runs import no_such_federation, opened_store
 from infra.errors import InfraError
 from infra.leftovers.machine import remove_path
 from infra.leftovers.store import Leftover, removal_steps
@@ -16,7 +16,7 @@ from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout, federations
 from infra.store.leased import LeasedStore
 from infra.store.objects import ObjectStore
-from tasks.errors import SpecError
+from infra.store.suite_layout import SuiteLayout, suite_runs
 from tasks.spec.base import check_name
 
 log = logging.getLogger(__name__)
@@ -94,12 +94,13 @@ def _sizes(objects: ObjectStore, settings: Settings, name: str) -> dict[str, int
     listing = objects.list(layout.root)
     sizes = {key: size for key, size in listing.items() if not key.startswith(layout.lease)}
     if layout.spec not in sizes:
-        require_federations([name], federations(settings.s3.prefix, objects.list(settings.s3.prefix)))
+        known = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
+        require_federations(objects, settings, [name], known)
     return sizes
 
 
-def require_federations(names: Sequence[str], known: Sequence[str]) -> None:
-    """Check that all ``names`` are among the ``known`` federations.
+def require_federations(objects: ObjectStore, settings: Settings, names: Sequence[str], known: Sequence[str]) -> None:
+    """Check that all ``names`` are among the ``known`` federations, those of the store.
 
     Raises:
         SpecError: a name is not valid, or is not among them.
@@ -107,4 +108,6 @@ def require_federations(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         check_name(name, source="federation")
         if name not in known:
-            raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")
+            prefix = settings.s3.prefix
+            suites = suite_runs(prefix, objects.list(SuiteLayout(prefix, "any").all_runs))
+            raise no_such_federation(name, known, suites)

@@ -14,6 +14,7 @@ from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.layout import FederationLayout, federations, first_missing
 from infra.store.objects import ObjectStore
+from infra.store.suite_layout import suite_runs
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, SPEC_VERSION, check_name
 from tasks.spec.federation import FederationSpec
@@ -65,6 +66,20 @@ def listed(names: Sequence[str], wanted: str) -> str:
         near = difflib.get_close_matches(wanted, names, n=MOST_LISTED, cutoff=0)
         ordered = [*near, *(name for name in names if name not in near)]
     return f"{first_of(ordered, most=MOST_LISTED)}{did_you_mean(wanted, names)}"
+
+
+def no_such_federation(name: str, known: Sequence[str], suites: Sequence[str]) -> SpecError:
+    """Return the error that the store has no federation ``name``. It says so if the name is that of a suite run.
+
+    known: the store's federations. suites: its suite runs.
+    """
+    if name not in suites:
+        return SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")
+    cells = [federation for federation in known if federation.startswith(f"{name}.")]
+    return SpecError(
+        f"{name}: expected a federation, found a suite run (fedbench suite show {name}); its federations: "
+        f"{listed(cells, name)}"
+    )
 
 
 def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:
@@ -135,8 +150,9 @@ def read_spec(objects: ObjectStore, settings: Settings, name: str) -> Federation
                 f"{error.reason.removeprefix('damaged: ')}; it is written again by fedbench run SPEC --name {name}, "
                 "with the specification that the federation was begun with",
             ) from None
-    names = federations(settings.s3.prefix, objects.list(settings.s3.prefix))
-    raise SpecError(f"{name}: no such federation in the store; expected one of: {listed(names, name)}")
+    prefix = settings.s3.prefix
+    there = objects.list(prefix)
+    raise no_such_federation(name, federations(prefix, there), suite_runs(prefix, there))
 
 
 def read_history(objects: ObjectStore, layout: FederationLayout, last: int | None = None) -> list[RoundRecord]:

@@ -79,7 +79,7 @@ def find_toys(
     found = []
     with opened_store(settings) as objects:
         known = known_federations(objects, settings)
-        require_federations(names, known)
+        require_federations(objects, settings, names, known)
         suites = suite_runs(prefix, objects.list(SuiteLayout(prefix, "any").all_runs))
         for name in names or known:
             if any(name.startswith(f"{suite}.") for suite in suites):

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from flows.stored.runs import listed
+from flows.suite.plan import read_start
 from infra.store.flush import flush
 from infra.store.objects import ObjectStore
-from infra.store.suite_layout import ReferenceLayout, SuiteLayout, accepted_suites, suite_runs
+from infra.store.suite_layout import ReferenceLayout, SuiteLayout, accepted_suites
 from tasks.errors import SpecError
 from tasks.spec.base import RECORD_VERSION, check_name, parse
 from tasks.spec.suite import RegressionRule
@@ -36,10 +36,8 @@ def suite_result(objects: ObjectStore, prefix: str, suite_run: str) -> SuiteResu
     result = find_whole(objects, layout.result, SuiteResult, RECORD_VERSION)
     if result is not None:
         return result
-    if objects.exists(layout.suite):
-        raise SpecError(f"{suite_run}: expected a result, found none yet; run the suite to its end first")
-    known = suite_runs(prefix, objects.list(layout.all_runs))
-    raise SpecError(f"{suite_run}: no such suite run in the store; expected one of: {listed(known, suite_run)}")
+    read_start(objects, prefix, suite_run)
+    raise SpecError(f"{suite_run}: expected a result, found none yet; run the suite to its end first")
 
 
 def suite_rule(objects: ObjectStore, prefix: str, suite_run: str) -> RegressionRule:

@@ -11,6 +11,7 @@ from flows.coordinator.preflight import pin
 from flows.stored.runs import listed
 from infra.settings import Settings
 from infra.store.flush import flush
+from infra.store.layout import federations
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import DIGEST_DIGITS, SuiteLayout, suite_runs
 from tasks.code_version import DIGITS, code_version
@@ -151,8 +152,12 @@ def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:
     check_name(name, source="suite run")
     layout = SuiteLayout(prefix, name)
     if not objects.exists(layout.suite):
-        names = suite_runs(prefix, objects.list(prefix))
-        raise SpecError(f"{name}: no such suite run in the store; expected one of: {listed(names, name)}")
+        there = objects.list(prefix)
+        if name in federations(prefix, there):
+            raise SpecError(f"{name}: expected a suite run, found a federation (fedbench show {name})")
+        raise SpecError(
+            f"{name}: no such suite run in the store; expected one of: {listed(suite_runs(prefix, there), name)}"
+        )
     return read_whole(objects, layout.suite, SuiteStart, RECORD_VERSION)
 
 

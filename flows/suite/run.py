@@ -23,11 +23,12 @@ from tasks.spec.suite_records import SuiteResult
 
 @dataclass(frozen=True)
 class SuiteOutcome:
-    """The result of a suite run, and the folder of its report."""
+    """The result of a suite run, and the folder of its report. already_finished: nothing was left to do."""
 
     name: str
     result: SuiteResult
     folder: Path
+    already_finished: bool = False
 
 
 def run_suite(
@@ -52,7 +53,7 @@ def run_suite(
         )
         if finished is not None:
             say(f"{name} is finished; nothing was left to do.")
-            return SuiteOutcome(name, finished, folder / REPORT.parent)
+            return SuiteOutcome(name, finished, folder / REPORT.parent, already_finished=True)
         # Before session.start sets the variables of our Prefect: a cell sets those of its own.
         environment = child_environment(settings)
         plan = session.hold(

@@ -94,6 +94,7 @@ class RunReport:
         self._metrics: SystemMetrics | None = None
         self.views = Views(again, folder / FAILED_FILE)
         self.model: str | None = None  # URI of the registered model, once there is one
+        self.pages: tuple[str, ...] = ()  # of the finished run, in Prefect and MLflow, if their servers go on
         # A round is logged while the next one runs. If the run is killed before that, the next attempt logs the round.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._logging: Future[None] | None = None
@@ -217,6 +218,7 @@ class RunReport:
                 (self.folder / file).write_bytes(data)
                 if file == PLOTTED:
                     (self.folder / WITHOUT_PLOTS).unlink(missing_ok=True)
+        self.pages = tuple(address for address in (self._prefect, page) if address is not None)
         return Leavings(files, self.model, page, drawn=self.settings.plots)
 
     def _track(self, handles: Handles, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:

@@ -122,11 +122,14 @@ class StoreLease:
                 return self
             self._done.wait(random.uniform(0.2, 1.0) * LOOK_SECONDS)
 
-    def is_free(self) -> bool:
-        """Return whether nobody holds the lease, as far as that is known without waiting."""
+    def holder(self) -> str | None:
+        """Return who holds the lease, as far as that is known without waiting; None if nobody does.
+
+        A holder on another machine that died a moment ago is not known to be dead.
+        """
         notes = self.notes()
         top = max((note.generation for note in notes), default=0)
-        return all(self._free(note) for note in notes if note.generation == top)
+        return next((note.holder for note in notes if note.generation == top and not self._free(note)), None)
 
     def require_free(self) -> None:
         """Wait until nobody holds the lease, without taking it.

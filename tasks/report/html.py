@@ -69,12 +69,15 @@ def _view(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the template's variables."""
     summary = summarise(result)
+    roles = {row.role for row in summary.rows}
     return {
         "result": result,
         "summary": summary,
         "notes": [*notes, *held_out_notes(summary)],
         "seeds": {between.experiment: _seeds(between) for between in summary.experiments},
         "main": main_table(summary),
+        "roles": roles,
+        "references": bool(roles - {"federated"}),
         "strips": [_strip(between, summary.metric) for between in summary.experiments],
         "methods": methods_table(result, compared),
         "images_note": images_note(compared),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from tasks.plain_text import plain
 from tasks.report import text
-from tasks.report.tables import MEASURES, ORDER
+from tasks.report.tables import MEASURES, ORDER, shown_columns
 from tasks.spec.suite_records import SuiteResult
 from tasks.suite.intervals import CONFIDENCE, LEAST_SEEDS, Interval
 from tasks.suite.methods import Compared, compare_methods
@@ -44,19 +45,21 @@ def escaped(name: str) -> str:
 
 
 def _between_references(result: SuiteResult, summary: Summary) -> list[str]:
-    metric = summary.metric
+    metric, shown = summary.metric, shown_columns(summary)
     spreads = [_spreads(between, metric) for between in summary.experiments]
     n = _common_n(spread for row in spreads for spread in row)
     body = []
     for between, row in zip(summary.experiments, spreads, strict=True):
         cells = [_figure(spread, sign=place >= len(ORDER), n=n is None) for place, spread in enumerate(row)]
-        body.append(_line([escaped(between.experiment), *cells]))
-    heads = ["Experiment", "Local only", "Federated", "Centralised", "Gap to centralised", "Gain over local only"]
-    caption = (
-        f"{_HEADS[metric]} at the last round, {_over(n)}. Gap and gain are differences of the same seed's runs after "
-        "as many passes over the training images."
-    )
-    return _table(caption, f"tab:{result.suite}", "lrrrrr", heads, body)
+        body.append(_line([escaped(between.experiment), *itertools.compress(cells, shown)]))
+    heads = ["Local only", "Federated", "Centralised", "Gap to centralised", "Gain over local only"]
+    caption = f"{_HEADS[metric]} at the last round, {_over(n)}."
+    if any(shown[len(ORDER) :]):
+        caption += (
+            " Gap and gain are differences of the same seed's runs after as many passes over the training images."
+        )
+    columns = ["Experiment", *itertools.compress(heads, shown)]
+    return _table(caption, f"tab:{result.suite}", "l" + "r" * sum(shown), columns, body)
 
 
 def _measures(result: SuiteResult, summary: Summary) -> list[str]:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+
 from tasks.plain_text import plain_name, web_address
 from tasks.report import text
-from tasks.report.tables import MEASURES, ORDER, Table, TableCell, n_of, ordered, paired_cell, single, who
+from tasks.report.tables import (
+    MEASURES,
+    ORDER,
+    Table,
+    TableCell,
+    n_of,
+    ordered,
+    paired_cell,
+    shown_columns,
+    single,
+    who,
+)
 from tasks.spec.suite_records import CellResult, SuiteResult
 from tasks.suite.summary import Between, Row, Summary, summarise, worst_class
 
 
 def main_table(summary: Summary) -> Table:
-    """Return the table of each federation's metric between its references, with gap and gain, paired by seed."""
+    """Return the table of each federation's metric between its references, with gap and gain, paired by seed.
+
+    Columns without any figure are left out.
+    """
+    shown = shown_columns(summary)
     rows = []
     for between in summary.experiments:
         cells = [TableCell(between.experiment, strong=True)]
@@ -20,8 +37,9 @@ def main_table(summary: Summary) -> Table:
             note = n_of(spread) + (_devices(row, between) if row is not None and role == "local-only" else "")
             cells.append(TableCell(text.figure(spread), note, strong=role == "federated"))
         cells += [paired_cell(between.gap), paired_cell(between.gain)]
-        rows.append(cells)
-    head = ["experiment", "local only", "federated", "centralised", "gap to centralised", "gain over local only"]
+        rows.append([cells[0], *itertools.compress(cells[1:], shown)])
+    heads = ["local only", "federated", "centralised", "gap to centralised", "gain over local only"]
+    head = ["experiment", *itertools.compress(heads, shown)]
     return Table(f"{summary.metric} at the last round", head, rows, cards=True)
 
 

@@ -10,7 +10,7 @@ from tasks.spec.federation import MAP_NAMES
 from tasks.spec.suite import Role
 from tasks.spec.suite_records import CellResult
 from tasks.suite.sharing import Sharing
-from tasks.suite.summary import Between, Paired, Row, Spread
+from tasks.suite.summary import Between, Paired, Row, Spread, Summary
 
 # In the order of the expected figures, lowest first.
 ORDER: tuple[Role, ...] = ("local-only", "federated", "centralised")
@@ -45,6 +45,17 @@ class Table:
     rows: Sequence[Sequence[TableCell]]
     cards: bool = False
     prose: bool = False
+
+
+def shown_columns(summary: Summary) -> list[bool]:
+    """Return whether a table of federations between their references shows each of its columns of figures.
+
+    The columns are the roles in ``ORDER``, the gap and the gain. A reference is left out if no experiment has it, and
+    the gap or the gain if there is none. The federated column is always there.
+    """
+    roles = [role == "federated" or any(role in each.rows for each in summary.experiments) for role in ORDER]
+    pairs = [any(getattr(each, kind) is not None for each in summary.experiments) for kind in ("gap", "gain")]
+    return [*roles, *pairs]
 
 
 def ordered(between: Between) -> list[Row]:

@@ -234,7 +234,8 @@ def _written_out(item: Any, path: Path) -> Any:
     if fields:
         spec = parse_spec(base or {}, source=where, fields_follow=True)
         base = with_fields(spec, fields, source=where).model_dump(mode="json")
-    return {**{key: value for key, value in item.items() if key != "set"}, "spec": base}
+    others = {key: value for key, value in item.items() if key not in ("set", "spec")}
+    return others if base is None else {**others, "spec": base}
 
 
 def _preset(name: str, where: str) -> FederationSpec:

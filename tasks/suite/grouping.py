@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -93,7 +94,7 @@ def cells_of_runs(runs: Sequence[Run]) -> list[tuple[Cell, Run]]:
     names: list[str] = []
     cells = []
     for group in experiments:
-        names.append(_experiment_name(group.first, names))
+        names.append(_experiment_name(group, names))
         for (role, seed, device), run in group.runs.items():
             cells.append((Cell(experiment=names[-1], role=role, seed=seed, device=device, spec=run.spec), run))
     return cells
@@ -135,9 +136,18 @@ def training_images(run: Run, device: str | None = None) -> tuple[int, Counter[s
     return sum(info.train_size for info in chosen), boxes
 
 
-def _experiment_name(run: Run, taken: Sequence[str]) -> str:
-    """Return the run's name without its seed, as a valid name of an experiment that is not in ``taken``."""
-    name = re.sub(rf"[._-]s{run.spec.seed}$", "", run.name)
+def _experiment_name(group: _Group, taken: Sequence[str]) -> str:
+    """Return what the names of a group's runs begin with, as a valid name of an experiment that is not in ``taken``.
+
+    The runs are those in the role of the first, at several seeds. If their names have nothing in common, or if there is
+    one, it is the first's name without its seed.
+    """
+    first = group.first
+    role = next(role for (role, _, _), run in group.runs.items() if run.name == first.name)
+    names = [run.name for (each, _, _), run in group.runs.items() if each == role]
+    parts = zip(*(re.split(r"[._-]", name) for name in names), strict=False)
+    common = "-".join(same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, parts))
+    name = common if len(names) > 1 and common else re.sub(rf"[._-]s{first.spec.seed}$", "", first.name)
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     name = _cut(name, _LONGEST_EXPERIMENT)
     number, found = 2, name

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from flows.cli.shared import out
 from infra.files.lock import run_lock
 from infra.settings import Settings
+from infra.store.holding import Subject
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.federation import FederationSpec
@@ -58,6 +61,18 @@ def test_a_stopped_run_ends_with_the_command_that_goes_on(store: Store) -> None:
     assert lines[0].endswith("stopped · took 0:03:00")
     assert lines[-1] == f"go on: fedbench resume half --home {store.settings.home}"
     assert "no round is committed yet" not in lines
+
+
+def test_a_run_that_another_home_holds_may_go_on_there(store: Store, tmp_path: Path) -> None:
+    store.put("half", 2)
+    other = store.settings.model_copy(update={"home": tmp_path / "other"})
+    with Subject.federation(other, "half").lease(store.objects, other, "fedbench run", locked=False) as lease:
+        lease.acquire()
+        line = store.shown("half")[-1]
+    assert line.startswith("held by fedbench run on ")
+    assert f"home {tmp_path}/other)" in line
+    assert line.endswith(f"; if that is gone, go on: fedbench resume half --home {store.settings.home}")
+    assert store.shown("half")[-1].startswith("go on: ")
 
 
 def test_a_run_without_a_committed_round_says_so(store: Store) -> None:

@@ -17,6 +17,7 @@ from flows.commands.compare_table import comparison_table
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
+from infra.store.suite_layout import SuiteLayout
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.plans import WeightRef
 from tasks.spec.records import Metrics, RoundRecord
@@ -232,9 +233,7 @@ def test_the_gain_over_local_only_uses_the_seeds_that_have_both(store: Store) ->
             store.put(f"alone-{seed}-{device}", alone, [0.0, 0.1, 0.1 * int(device)], {device: size})
     names = ["apart-1", "apart-2", "alone-1-1", "alone-1-2", "alone-2-1", "alone-2-2"]
     compared = store.read(*names)
-    line = (
-        "apart-1: gain over local only: +0.400 ± 0.071 map50_voc10 after 4 image passes, 2 seeds, mean over 2 devices"
-    )
+    line = "apart: gain over local only: +0.400 ± 0.071 map50_voc10 after 4 image passes, 2 seeds, mean over 2 devices"
     assert compare.gains(compare.result_of(compared, "map50_voc10", 0.5)) == [line]
     assert compare.gaps(compared, "map50_voc10") == []
     found = rows(compared)
@@ -265,7 +264,7 @@ def test_the_command_prints_all_and_writes_a_report_plots_and_every_round(store:
     assert "the test sets of apart and its-twin differ" in page
     assert "−0.125" in page
     assert "the target is map50_voc10 0.3" in page
-    assert r"apart & -- & $0.250$ & $0.375$ & $-0.125$ & -- \\" in (folder / "table.tex").read_text()
+    assert r"apart & $0.250$ & $0.375$ & $-0.125$ \\" in (folder / "table.tex").read_text()
     assert any(line.startswith(f"written: {folder}/report.html; beside it by-bytes.png, ") for line in lines)
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
@@ -289,7 +288,11 @@ def test_without_out_the_folder_is_named_after_the_runs(store: Store) -> None:
     [
         (("one",), "RUN: expected at least two federations to compare, found 1"),
         (("one", "one"), "RUN: expected each federation once, found one more than once"),
-        (("one", "nobody"), "nobody: no such federation in the store; expected one of: empty, one"),
+        (
+            ("one", "nine"),
+            "nine: expected a federation, found a suite run (fedbench suite show nine); its federations: nine.a.s1",
+        ),
+        (("one", "nobody"), "nobody: no such federation in the store; expected one of: empty, nine.a.s1, one"),
         (("one", "empty"), "empty: expected at least one committed round to compare, found none"),
         (("one", "../x"), "federation: expected letters, digits"),
     ],
@@ -297,6 +300,8 @@ def test_without_out_the_folder_is_named_after_the_runs(store: Store) -> None:
 def test_runs_that_cannot_be_compared_are_refused(store: Store, names: tuple[str, ...], says: str) -> None:
     store.put("one", SPEC, [0.1], SIZES)
     store.put("empty", SPEC, [], SIZES)
+    store.put("nine.a.s1", SPEC, [0.1], SIZES)
+    store.objects.put_json(SuiteLayout(store.settings.s3.prefix, "nine").suite, {})
     result = fedbench("compare", *names)
     assert result.exit_code == 2
     assert says in result.output

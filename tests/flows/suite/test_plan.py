@@ -10,6 +10,7 @@ import pytest
 
 from flows.suite.plan import claim, default_name, pinned, read_plan, read_start
 from infra.settings import S3Settings, Settings
+from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import DataError, SpecError
 from tasks.spec.data import Coco, FederatedStreet
@@ -109,6 +110,9 @@ def test_a_name_belongs_to_one_suite(s3_settings: S3Settings, prefix: str) -> No
         claim(objects, prefix, "n" * 96, SUITE)
     with pytest.raises(SpecError, match="yours: no such suite run in the store; expected one of: mine"):
         read_start(objects, prefix, "yours")
+    objects.put_json(FederationLayout(prefix, "street").spec, {})
+    with pytest.raises(SpecError, match=r"street: expected a suite run, found a federation \(fedbench show street\)"):
+        read_start(objects, prefix, "street")
 
 
 def test_data_are_checked_before_anything_runs(tmp_path: Path) -> None:

@@ -164,6 +164,22 @@ def test_the_report_suits_screen_readers_and_phones(page: Page) -> None:
     )
 
 
+def test_references_that_no_experiment_has_are_not_mentioned_beside_the_figures() -> None:
+    alone = result(cell("a", "federated", 1, [0.0, 0.25]), cell("b", "federated", 1, [0.0, 0.5]))
+    page = Page(report_html(alone))
+    assert page.table("map50_voc10 at the last round") == [
+        ["experiment", "federated", "0 to 1"], ["a", "0.250 n = 1", ""], ["b", "0.500 n = 1", ""],
+    ]  # fmt: skip
+    figures = page.words.split("All measures")[0]
+    assert "references" not in figures
+    assert "centralised" not in figures
+    assert "Gap and gain" not in latex_tables(alone)
+    one = Page(report_html(result(*alone.cells, cell("b", "centralised", 1, [0.0, 0.6]))))
+    assert one.table("map50_voc10 at the last round")[1:] == [
+        ["a", "0.250 n = 1", "–", "–", ""], ["b", "0.500 n = 1", "0.600 n = 1", "−0.100 n = 1", ""],
+    ]  # fmt: skip
+
+
 def test_failures_and_notes_come_first_and_are_escaped() -> None:
     bad = between().model_copy(
         update={"failed": (FailedCell(cell="apart.s4", reason="<b>&lost"),), "missing": ("apart.s5", "apart.s6")}
@@ -193,7 +209,7 @@ def test_one_seed_has_no_spread_and_a_run_links_to_its_mlflow_page() -> None:
     links = [(tag, attributes["href"]) for tag, attributes in page.tags if "href" in attributes]
     assert links == [("a", "http://127.0.0.1:5/#/x")]
     row = page.table("map50_voc10 at the last round")[1]
-    assert row == ["a", "–", "0.250 n = 1", "0.500 n = 1", "−0.250 n = 1", "–", ""]
+    assert row == ["a", "0.250 n = 1", "0.500 n = 1", "−0.250 n = 1", ""]
     assert "seeds of a" in page.words
     assert "Before comparing" not in page.words
 
@@ -265,7 +281,7 @@ def test_the_latex_tables_use_booktabs_and_have_mean_and_deviation() -> None:
 def test_the_caption_gives_the_number_of_seeds_if_all_have_the_same() -> None:
     same = latex_tables(result(*(cell("a", "federated", seed, [0.1]) for seed in (1, 2))))
     assert "sample standard deviation over 2 seeds." in same
-    assert r"a & -- & $0.100 \pm 0.000$ & -- & -- & -- \\" in same
+    assert r"a & $0.100 \pm 0.000$ \\" in same
     assert "over one seed" not in same
     assert "at the last round, one seed." in latex_tables(result(cell("a", "federated", 1, [0.1])))
 

@@ -133,6 +133,7 @@ def test_a_file_may_start_from_presets_and_files(tmp_path: Path) -> None:
     ("experiment", "says"),
     [
         ({"name": "a", "spec": "nothing.yaml"}, "nothing.yaml: cannot be read"),
+        ({"name": "a"}, r"experiments\.0\.spec: missing"),
         ({"name": "a", "spec": "smoke", "set": ["x"]}, "experiments.a: set: expected a mapping"),
         ({"name": "a", "spec": "smoke", "set": {"training.epochs": 5}}, "experiments.a: training.epochs"),
         ("a", "experiments"),

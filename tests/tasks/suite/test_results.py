@@ -13,6 +13,7 @@ from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import WeightRef
 from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.references import local_only, twin
+from tasks.spec.strategies import FedProxSpec
 from tasks.spec.suite import Cell
 from tasks.spec.training import TrainingSpec
 from tasks.suite.grouping import Run, cells_of_runs, result_of_runs
@@ -176,6 +177,20 @@ def test_runs_that_differ_only_in_the_seed_are_one_experiment_with_their_referen
     ]
 
 
+def test_an_experiment_has_the_name_that_its_seeds_begin_with() -> None:
+    names = ["street-20261130T145505", "street-20261130T145810", "other.s1"]
+    fedprox = SPEC.model_copy(update={"strategy": FedProxSpec()})
+    runs = [
+        run_of(names[0], SPEC, seed=1),
+        run_of(names[1], SPEC, seed=2),
+        run_of("street-twin", twin(SPEC), seed=2),
+        run_of(names[2], fedprox, seed=1),
+    ]
+    assert list(dict.fromkeys(experiment for experiment, *_ in grouped(*runs))) == ["street", "other"]
+    runs.append(run_of("street", fedprox, seed=1))  # a second run of that seed
+    assert list(dict.fromkeys(experiment for experiment, *_ in grouped(*runs))) == ["street", "other", "street-2"]
+
+
 def test_a_second_run_of_a_seed_is_another_experiment_and_both_share_their_twin() -> None:
     runs = [run_of("first", SPEC), run_of("again", SPEC), run_of("central", twin(SPEC))]
     assert grouped(*runs) == [
@@ -196,8 +211,8 @@ def test_references_without_a_federation_of_the_same_images_stand_alone() -> Non
         run_of("device", local_only(SPEC, "2")),
     ]
     assert [(experiment, role, name) for experiment, role, _, _, name in grouped(*runs)] == [
-        ("alone-1", "local-only", "alone-1"),
-        ("alone-1", "local-only", "alone-2"),
+        ("alone", "local-only", "alone-1"),
+        ("alone", "local-only", "alone-2"),
         ("fewer", "federated", "fewer"),
         ("central", "centralised", "central"),
         ("device", "local-only", "device"),
