@@ -218,7 +218,8 @@ class RunReport:
                 (self.folder / file).write_bytes(data)
                 if file == PLOTTED:
                     (self.folder / WITHOUT_PLOTS).unlink(missing_ok=True)
-        self.pages = tuple(address for address in (self._prefect, page) if address is not None)
+        prefect = self._prefect if self.services.prefect_stays else None  # the stack may have been ended meanwhile
+        self.pages = tuple(address for address in (prefect, page) if address is not None)
         return Leavings(files, self.model, page, drawn=self.settings.plots)
 
     def _track(self, handles: Handles, history: Sequence[RoundRecord], files: Mapping[str, bytes]) -> str | None:

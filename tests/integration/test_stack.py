@@ -118,6 +118,10 @@ def test_a_run_uses_the_stack_and_leaves_it_running(stack: RunningStack) -> None
     result = stack.home.run("run", spec, "--name", "through", "-q", timeout=PATIENCE)
     assert result.returncode == 0, result.stdout
     assert "model: models:/through@best" in result.stdout
+    *_, command, prefect, mlflow = result.stdout.splitlines()
+    assert command.startswith("pages: fedbench ui through ")
+    assert prefect.strip().startswith(f"{stack.prefect}/v2/runs/flow-run/")
+    assert mlflow.strip().startswith(f"{stack.mlflow}/#/experiments/")
     assert stack.pids() == before
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
     assert statuses(stack) == {"before": "FINISHED", "through": "FINISHED"}
@@ -245,6 +249,7 @@ def test_a_run_goes_on_when_the_stack_is_ended_and_no_process_is_left(stack: Run
     finally:
         run.kill()
         run.wait()
+    assert output.read_text().splitlines()[-1].startswith("pages: fedbench ui alone ")  # the stack's pages are gone
     assert_no_process_left(stack.home)
     records = assert_consistent(stack.home, "alone", rounds=2)
     assert_tracked_once(stack.home, "alone", "FINISHED", records)
