@@ -75,7 +75,7 @@ async def _run(
     async with lease.ends_with_it():
         try:
             await close_dead_runs(name)
-            await call(federation, name=name, spec=spec)
+            await call(federation, name, name=name, spec=spec)
         finally:
             await handles.slots.close()
 

@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterName,
+    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -30,6 +31,7 @@ calm_cancellations()
 
 log = logging.getLogger(__name__)
 
+LIMIT = 200  # of the runs in one answer of Prefect's server
 
 # Id of the task run (a suite's cell) of which a federation's flow run is a child.
 PARENT_VARIABLE = "FEDBENCH_PARENT_TASK_RUN"
@@ -55,26 +57,53 @@ async def tag_run(flow_run_id: UUID, name: str, *, kind: str) -> None:
         await client.update_flow_run(flow_run_id, tags=list(dict.fromkeys([*tags, f"{kind}:{name}"])))
 
 
-async def call(flow: Flow[..., Any], **parameters: Any) -> Any:
-    """Run ``flow`` in this process and return its result. If the environment names a task run, it is the parent."""
+async def call(flow: Flow[..., Any], run_name: str, **parameters: Any) -> Any:
+    """Run ``flow`` in this process and return its result. If the environment names a task run, it is the parent.
+
+    The flow run has its name from the beginning. Prefect would name it when it starts, so a run that was stopped before
+    would not be found again.
+    """
     parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None:
-        return await flow(**parameters)
     async with get_client() as client:
-        run = await client.create_flow_run(flow, parameters=parameters, parent_task_run_id=UUID(parent))
+        run = await client.create_flow_run(
+            flow, parameters=parameters, name=run_name, parent_task_run_id=None if parent is None else UUID(parent)
+        )
     return await run_flow(flow, flow_run=run, parameters=parameters)  # type: ignore[misc]
 
 
-async def runs_of(name: str, *, only_open: bool) -> list[FlowRun]:
-    """Return the flow runs of the federation, its rounds and its residents, the newest first."""
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES)) if only_open else None
+async def newest_run(name: str) -> FlowRun | None:
+    """Return the newest run of the federation's own flow; None if there is none."""
+    return next(iter(await _own_runs(name, limit=1)), None)
+
+
+async def _own_runs(name: str, limit: int = LIMIT) -> list[FlowRun]:
+    """Return the runs of the federation's own flow, without those of its rounds, the newest first."""
+    async with get_client() as client:
+        return await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])),
+            sort=FlowRunSort.START_TIME_DESC,
+            limit=limit,
+        )
+
+
+async def _open_runs(name: str) -> list[FlowRun]:
+    """Return the open flow runs of the federation, its rounds and its residents.
+
+    Prefect names a round's run when it starts. One that was stopped before is found as a child of the federation's.
+    """
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES))
+    parents = [run.id for run in await _own_runs(name)]
     async with get_client() as client:
         runs = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=name), state=state),
-            sort=FlowRunSort.START_TIME_DESC,
-            limit=200,
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=name), state=state), limit=LIMIT
         )
-    return [run for run in runs if run.name == name or run.name.startswith(f"{name} · ")]
+        runs = [run for run in runs if run.name == name or run.name.startswith(f"{name} · ")]
+        if parents:
+            below = FlowRunFilterParentFlowRunId(any_=parents)
+            runs += await client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(parent_flow_run_id=below, state=state), limit=LIMIT
+            )
+    return list({run.id: run for run in runs}.values())
 
 
 async def close_dead_runs(name: str, *, interrupted: bool = False, keep: UUID | None = None) -> int:
@@ -90,8 +119,7 @@ async def close_dead_runs(name: str, *, interrupted: bool = False, keep: UUID | 
         if interrupted
         else Crashed(message="The process of this run is gone; the federation goes on in a new one.")
     )
-    runs = await runs_of(name, only_open=True)
-    runs = [run for run in runs if run.id != keep]
+    runs = [run for run in await _open_runs(name) if run.id != keep]
     async with get_client() as client:
         for run in runs:
             if is_resident(name, run):
@@ -104,8 +132,3 @@ async def close_dead_runs(name: str, *, interrupted: bool = False, keep: UUID | 
 
 def is_resident(name: str, run: FlowRun) -> bool:
     return run.name.startswith(f"{name} · resident ")
-
-
-async def newest_run(name: str) -> FlowRun | None:
-    """Return the newest run of the federation's own flow; None if there is none."""
-    return next((run for run in await runs_of(name, only_open=False) if run.name == name), None)

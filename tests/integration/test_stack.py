@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.orchestrator.flow_runs import close_dead_runs
 from infra.servers.login_page import how_to_log_in, login_path
 from infra.servers.s3 import S3Service
 from infra.settings import S3Settings
@@ -126,6 +127,28 @@ def test_a_run_uses_the_stack_and_leaves_it_running(stack: RunningStack) -> None
     assert stack.states() == (0, dict.fromkeys(SERVICES, "up"))
     assert statuses(stack) == {"before": "FINISHED", "through": "FINISHED"}
     assert stack.runs_of("through")["through · round 1"] == "COMPLETED"
+
+
+def test_open_runs_of_a_federation_are_closed_even_before_they_have_their_name(stack: RunningStack) -> None:
+    """Prefect names the run of a round when it starts, so Ctrl-C can leave one with a name that Prefect drew."""
+
+    def make(kind: str, **fields: object) -> str:
+        return str(stack.call(f"/api/{kind}/", fields)["id"])
+
+    flow, pending = make("flows", name="round"), {"type": "PENDING"}
+    federation = make("flow_runs", flow_id=flow, name="ended", state={"type": "CRASHED"})
+    step = make("task_runs", flow_run_id=federation, task_key="round", dynamic_key="0")
+    made = {
+        name: make("flow_runs", flow_id=flow, name=name, state=pending, parent_task_run_id=parent)
+        for name, parent in (("mellow-degu", step), ("ended · round 1", step), ("ended-too", None), ("degu", None))
+    }
+    assert stack.ask(lambda _: close_dead_runs("ended", interrupted=True)) == 2
+    states = {name: stack.call(f"/api/flow_runs/{run}")["state"]["type"] for name, run in made.items()}
+    for run in made.values():
+        stack.call(f"/api/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    assert states == {
+        "mellow-degu": "CANCELLED", "ended · round 1": "CANCELLED", "ended-too": "PENDING", "degu": "PENDING",
+    }  # fmt: skip
 
 
 def test_ui_and_serve_use_the_stacks_servers_too(stack: RunningStack, tmp_path: Path) -> None:
