@@ -11,12 +11,13 @@ from uuid import UUID
 
 from prefect import flow, runtime
 
+from flows.commit import apply_retention
 from flows.coordinator.changed_spec import MaxRounds, Overrides, Spec, changed_spec
 from flows.coordinator.deployed import deployed_name, run_deployed
 from flows.coordinator.hooks import go_on, let_residents_go
 from flows.coordinator.mending import mended_history
 from flows.fine_tuning import fine_tuned, tuning_is_due
-from flows.round import apply_retention, federated_round, initial_round
+from flows.round import federated_round, initial_round
 from flows.stored.runs import require_scores, stopped
 from flows.views.prefect_page import RunArtifacts, show_clients
 from infra.orchestrator.flow_runs import tag_run

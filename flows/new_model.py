@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from infra.orchestrator.flow_runs import unsearched
-from tasks.aggregate import aggregate, require_quorum
+from tasks.aggregate import aggregate
 from tasks.hand_out import report_failures
 from tasks.handles import Handles
 from tasks.metrics.scored import ScoredImages
+from tasks.quorum import require_quorum
 from tasks.replies import failure_of
 from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord, WeightRef

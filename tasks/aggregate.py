@@ -15,20 +15,20 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from infra.errors import StoreCorrupt
-from tasks.data.loading import cut_batches
+from tasks.data.batches import cut_batches
 from tasks.detectors.initial import initial_detector
 from tasks.detectors.roles import roles_of, tensor_roles
 from tasks.detectors.state import is_finite, state_of, write_state
-from tasks.errors import ClientError, FedbenchError
+from tasks.errors import ClientError
 from tasks.hand_out import report_failures
 from tasks.handles import Handles, current_handles
 from tasks.partial_sums import by_object, incomplete_sums
-from tasks.plain_text import plain
+from tasks.quorum import _how_to_go_on, counted_weights, require_quorum
 from tasks.replies import failure_of, not_counted
 from tasks.request_update import update_fault
 from tasks.spec.federation import FederationSpec
 from tasks.spec.plans import ClientFailure, RoundPlan, UpdateRecord, WeightRef
-from tasks.spec.shares import Weight, limiting_factors, lowered
+from tasks.spec.shares import Weight
 from tasks.strategies.base import Planned, ServerResult, ServerRound, Strategy
 from tasks.strategies.registry import build_strategy
 from tasks.strategies.sums import Counted, Sums
@@ -81,66 +81,6 @@ def store_global(handles: Handles, round_number: int, state: Mapping[str, Tensor
     """Store ``state`` as the global weights of a round. Return their reference."""
     stored = handles.weights.put(handles.layout.global_weights(round_number), partial(write_state, state))
     return WeightRef.of(stored)
-
-
-def quorum(spec: FederationSpec, cohort: int) -> int:
-    """Return the number of updates that a round needs: ``min_updates``, by default more than half of the cohort."""
-    return spec.participation.min_updates or cohort // 2 + 1
-
-
-def require_quorum(
-    spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord], dropped: Sequence[ClientFailure]
-) -> None:
-    """
-    Raises:
-        FedbenchError: there are too few updates. The message names each missing client and why it is missing. The
-            round stays open.
-    """
-    needed, share = quorum(spec, len(plan.cohort)), spec.participation.max_weight_share
-    if len(updates) < needed:
-        rule = f"participation.min_updates is {needed}"
-    elif counted_weights(spec, plan, updates) is None:
-        rule = f"too few for participation.max_weight_share ({share:g})"
-    else:
-        return
-    reasons = "; ".join(f"client {failure.client} ({failure.kind}): {plain(failure.reason)}" for failure in dropped)
-    raise FedbenchError(
-        f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, {rule}; missing: {reasons}"
-        + _how_to_go_on(plan, dropped)
-    )
-
-
-def _how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
-    """Return the command that discards the refused updates; empty if ``aggregate`` refused none.
-
-    A refused update is in the store and would be refused again whenever the round is resumed.
-    """
-    clients = dict.fromkeys(failure.client for failure in dropped if failure.phase == "aggregate")
-    if not clients:
-        return ""
-    options = "".join(f" --retrain {client}" for client in clients)
-    return f"; to discard stored updates and train again: fedbench resume {plan.federation}{options}"
-
-
-def counted_weights(spec: FederationSpec, plan: RoundPlan, updates: Sequence[UpdateRecord]) -> dict[str, Weight] | None:
-    """Return the weight of each of ``updates`` by client, if these are all that count.
-
-    The plan's weights keep to ``max_weight_share`` within the whole cohort. When clients are dropped, the shares of the
-    others grow, so the limit is applied again over ``updates``. The weight of a partial sum is lowered as a whole.
-
-    Returns None when there are too few updates for the limit; the round then fails like one below its quorum.
-    """
-    weights = {update.client: plan.weight_of(update) for update in updates}
-    share = spec.participation.max_weight_share
-    if share is None:
-        return weights
-    objects = [[weights[update.client] for update in shared] for shared in by_object(updates)]
-    factors = limiting_factors([(sum(parts), max(parts)) for parts in objects], share)
-    if factors is None:
-        return None
-    for shared, factor in zip(by_object(updates), factors, strict=True):
-        weights |= {update.client: lowered(weights[update.client], factor) for update in shared}
-    return weights
 
 
 def aggregate_updates(

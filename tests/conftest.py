@@ -60,7 +60,7 @@ LONGEST = (
 )
 
 if TYPE_CHECKING:
-    from infra.settings import S3Settings
+    from infra.settings_groups import S3Settings
     from infra.store.objects import ObjectStore
 
 

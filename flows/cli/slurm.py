@@ -60,7 +60,7 @@ def slurm_up(
     """
     with plain_errors():
         from flows.deployments.names import resident_deployment
-        from infra.settings import DEFAULT_TURN_POOL
+        from infra.settings_groups import DEFAULT_TURN_POOL
         from infra.slurm.durations import read_duration
         from infra.slurm.jobs import check_pool, prepared_script, submit_jobs
         from infra.slurm.script import WorkerJobs, log_path

@@ -18,9 +18,10 @@ from flows.commands.opened_model import OpenedModel
 from infra.files.private import data_cache
 from infra.settings import Settings
 from tasks.analysis.analyse import DetectionAnalysis, analyse
+from tasks.data.batches import Batch
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
-from tasks.data.loading import Batch, EvaluationLoader
+from tasks.data.loading import EvaluationLoader
 from tasks.errors import DataError, SpecError
 from tasks.metrics.over_clients import aggregate_metrics
 from tasks.metrics.scored import ScoredModel

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from flows.stored.runs import DamagedRun, StoredRun, is_running, listed, read_runs
+from flows.stored.names import listed
+from flows.stored.runs import DamagedRun, StoredRun, is_running, read_runs
 from flows.suite.plan import SuitePlan, read_plan, read_start
 from flows.views import documents
 from infra.errors import StoreCorrupt

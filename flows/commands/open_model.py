@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.opened_model import OpenedModel
-from flows.stored.runs import StoredRun, check_client, listed, no_such_federation, opened_store, read_run, read_tuned
+from flows.stored.names import listed, no_such_federation
+from flows.stored.runs import StoredRun, check_client, opened_store, read_run, read_tuned
 from infra.settings import Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.layout import FederationLayout, federations

@@ -83,7 +83,8 @@ def is_suite_run(objects: ObjectStore, settings: Settings, names: Sequence[str])
     Raises:
         SpecError: there is no federation or suite run of one of the names, or a suite run is not alone.
     """
-    from flows.stored.runs import listed, read_run
+    from flows.stored.names import listed
+    from flows.stored.runs import read_run
     from infra.store.layout import federations
     from infra.store.suite_layout import suite_runs
     from tasks.errors import SpecError

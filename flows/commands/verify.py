@@ -20,7 +20,8 @@ from pathlib import Path
 
 from flows.commands.open_model import SCHEME, open_round, parsed_uri, record_of_weights
 from flows.commands.opened_model import OpenedModel
-from flows.stored.runs import StoredRun, listed, opened_store, read_run
+from flows.stored.names import listed
+from flows.stored.runs import StoredRun, opened_store, read_run
 from flows.views.registration import best_record, files_of, model_files
 from infra.files.folder_difference import Difference, compared, fault, shown
 from infra.settings import Settings

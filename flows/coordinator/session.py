@@ -22,7 +22,8 @@ from infra.errors import StoreUnavailable
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
 from infra.orchestrator.page_links import front_page
 from infra.servers.login_page import how_to_log_in
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.embedded import EmbeddedServices, supervised
 from infra.stack.own_environment import use_own_environment
 from infra.store.holding import Subject, machine_held

@@ -22,7 +22,7 @@ from typing import Any
 
 from flows.deployments.names import FEDERATION_FLOW, SUITE_FLOW
 from infra.orchestrator.automations import HEARTBEAT_SECONDS, HEARTBEAT_VARIABLE
-from infra.settings import DEFAULT_TURN_POOL, PoolSettings
+from infra.settings_groups import DEFAULT_TURN_POOL, PoolSettings
 from tasks.errors import SpecError
 from tasks.spec.federation import FederationSpec, parse_spec
 from tasks.spec.names import name_of_file

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.stored.runs import no_such_federation, opened_store
+from flows.stored.names import no_such_federation
+from flows.stored.runs import opened_store
 from infra.errors import InfraError
 from infra.leftovers.machine import remove_path
 from infra.leftovers.store import Leftover, removal_steps

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from flows.stored.names import listed, no_such_federation
 from flows.stored.spec_copy import kept_spec
 from infra.errors import StoreCorrupt
 from infra.files.lock import FileLock, run_lock_path
@@ -18,12 +18,8 @@ from infra.store.suite_layout import suite_runs
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.base import RECORD_VERSION, SPEC_VERSION, check_name
 from tasks.spec.federation import FederationSpec
-from tasks.spec.nearest import did_you_mean
-from tasks.spec.nearest import listed as first_of
 from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.whole import DamagedObject, find_whole, read_whole
-
-MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -52,34 +48,6 @@ def opened_store(settings: Settings) -> Iterator[ObjectStore]:
         objects = ObjectStore(services.s3_endpoint())
         objects.ensure_bucket()
         yield objects
-
-
-def listed(names: Sequence[str], wanted: str) -> str:
-    """Return ``names`` as text for a message, and the one nearest to ``wanted``.
-
-    Of many names, list those most like ``wanted``, and count the others.
-    """
-    if not names:
-        return "(none yet)"
-    ordered = list(names)
-    if len(names) > MOST_LISTED:
-        near = difflib.get_close_matches(wanted, names, n=MOST_LISTED, cutoff=0)
-        ordered = [*near, *(name for name in names if name not in near)]
-    return f"{first_of(ordered, most=MOST_LISTED)}{did_you_mean(wanted, names)}"
-
-
-def no_such_federation(name: str, known: Sequence[str], suites: Sequence[str]) -> SpecError:
-    """Return the error that the store has no federation ``name``. It says so if the name is that of a suite run.
-
-    known: the store's federations. suites: its suite runs.
-    """
-    if name not in suites:
-        return SpecError(f"{name}: no such federation in the store; expected one of: {listed(known, name)}")
-    cells = [federation for federation in known if federation.startswith(f"{name}.")]
-    return SpecError(
-        f"{name}: expected a federation, found a suite run (fedbench suite show {name}); its federations: "
-        f"{listed(cells, name)}"
-    )
 
 
 def read_run(objects: ObjectStore, settings: Settings, name: str) -> StoredRun:

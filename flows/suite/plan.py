@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from flows.coordinator.preflight import pin
-from flows.stored.runs import listed
+from flows.stored.names import listed
 from infra.settings import Settings
 from infra.store.flush import flush
 from infra.store.layout import federations

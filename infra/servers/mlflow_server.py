@@ -21,7 +21,7 @@ from infra.processes.ports import LOOPBACK, page_origins
 from infra.processes.service import Service
 from infra.servers import mlflow_gate
 from infra.servers.credentials import USER, StackKeys, basic_auth, draw_keys
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 
 
 class MlflowService(Service):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from infra.errors import ServiceFailed
 from infra.files.durable import write_durably
 from infra.processes.service import Service
-from infra.settings import LocalS3Settings, S3Settings
+from infra.settings_groups import LocalS3Settings, S3Settings
 
 
 class S3Keys(BaseModel):

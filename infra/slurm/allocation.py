@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infra.errors import SettingsError
-from infra.settings import WorkerSettings
+from infra.settings_groups import WorkerSettings
 from infra.worker.gpus import VISIBLE
 
 

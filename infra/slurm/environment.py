@@ -15,7 +15,8 @@ from infra.errors import SettingsError
 from infra.files.durable import write_durably
 from infra.files.private import private_home
 from infra.servers.credentials import read_keys
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.slurm.script import environment_path, log_path
 from infra.stack.environment_file import export_lines
 from infra.stack.services import stack_s3

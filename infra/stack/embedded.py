@@ -20,7 +20,8 @@ from infra.servers.login_page import write_login_page
 from infra.servers.mlflow_server import MlflowService
 from infra.servers.prefect_server import PrefectService
 from infra.servers.s3 import S3Service
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.services import running_stack, stack_mlflow, stack_prefect, stack_s3
 from infra.stack.state import StackState, read_state, without_own_addresses
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from infra.environment.proxies import LOOPBACK_HOSTS, NO_PROXY
 from infra.files.durable import write_durably
 from infra.servers.credentials import USER, StackKeys
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 
 
 def environment_path(home: Path) -> Path:

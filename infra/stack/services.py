@@ -9,7 +9,8 @@ from infra.servers.credentials import read_keys
 from infra.servers.mlflow_server import MlflowService
 from infra.servers.prefect_server import PrefectService
 from infra.servers.s3 import S3Service, with_folder
-from infra.settings import DEFAULT_TURN_POOL, S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import DEFAULT_TURN_POOL, S3Settings
 from infra.stack.state import StackState, read_state
 from infra.stack.supervisor_service import SupervisorService
 from infra.stack.workers import CoordinatorWorker, TurnWorker

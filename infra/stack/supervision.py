@@ -26,7 +26,8 @@ from infra.plain_text import first_line, printable
 from infra.processes.ports import LOOPBACK
 from infra.processes.service import Service
 from infra.servers.credentials import read_keys
-from infra.settings import S3Settings, Settings, load_settings
+from infra.settings import Settings, load_settings
+from infra.settings_groups import S3Settings
 from infra.stack.crashed_runs import CrashedRuns, Sightings
 from infra.stack.environment_file import stack_environment
 from infra.stack.services import (

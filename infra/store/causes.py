@@ -6,7 +6,7 @@ from botocore.exceptions import ClientError, SSLError
 
 from infra.errors import ClockWrong, DiskFull, InfraError
 from infra.files.disk import without_room
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.clock import clock_words, difference, is_too_early_or_late, server_date
 
 _SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})

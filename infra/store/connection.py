@@ -24,7 +24,7 @@ from s3transfer.exceptions import S3ValidationError
 
 from infra.environment.proxies import is_direct
 from infra.errors import SettingsError, StoreUnavailable
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.causes import cause_of
 from infra.store.s3_errors import as_infra_error, request_error
 

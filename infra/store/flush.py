@@ -13,7 +13,7 @@ from pathlib import Path
 from infra.errors import StoreCorrupt, StoreUnavailable
 from infra.files.disk import existing
 from infra.files.durable import sync
-from infra.settings import LocalS3Settings
+from infra.settings_groups import LocalS3Settings
 from infra.store.objects import ObjectStore
 
 # Inode of each folder whose entry in its parent folder this process has synced.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import StoreUnavailable
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectEntry, ObjectStore
 from infra.store.s3_errors import MissingObjectError
 

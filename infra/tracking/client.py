@@ -18,7 +18,7 @@ from infra.files.disk import full_disk
 from infra.files.sqlite_files import damaged_tracking, says_damaged
 from infra.files.sqlite_urls import sqlite_path
 from infra.plain_text import first_line
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.tracking.client import answering, turn_mlflow_to
 
 # Error codes of MLflow's servers and databases for a missing name, version or alias.

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from infra.errors import BadReply, DeadlineExceeded, PoolUnusable, SlotLost, StoreCorrupt, TurnReturned
-from infra.settings import PoolSettings
+from infra.settings_groups import PoolSettings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.turns import resident_runs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,98 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tasks.data import augment
 from tasks.data.augment_batch import apply_to_batch
+from tasks.data.batches import Batch, Batches, Item, cut_batches, item_of, load_item, stack
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
 from tasks.data.samples import ImageSample
 from tasks.errors import ClientError
 from tasks.spec.training import Augmentation
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Images of one size with their objects. ``images`` is uint8 [B, 3, H, W].
-
-    Each image has ``boxes``, float32 [n, 4] xyxy in pixels of the input, ``labels``, int64 [n], and its index in the
-    list of samples. ``regions`` and ``region_labels`` have the same form and hold each image's ignore regions. A label
-    of -1 stands for any class. Both are None if no image of the batch has a region. ``labelled`` is bool [B, classes]:
-    the classes that were annotated in each image; None if all were in all of them.
-    """
-
-    images: Tensor
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    indices: list[int]
-    regions: list[Tensor] | None = None
-    region_labels: list[Tensor] | None = None
-    labelled: Tensor | None = None
-
-    def pin_memory(self) -> Batch:
-        """Return the batch with its images in pinned memory, from which a copy to a GPU need not be waited for."""
-        return replace(self, images=self.images.pin_memory())
-
-
-class Batches(Protocol):
-    """The batches of a turn, all epochs in a row."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-
-class Item(NamedTuple):
-    """One image of a batch, with its objects and ignore regions; ``number`` is its place in the list of samples.
-
-    ``labelled`` is as in :class:`tasks.data.samples.ImageSample`.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    number: int
-    regions: Tensor | None = None
-    region_labels: Tensor | None = None
-    labelled: Tensor | None = None
-
-
-def _load(sample: ImageSample, index: int, *, width: int, height: int, cache: ImageCache) -> Item:
-    """Return the image as a tensor apart from the cache's, and its boxes in pixels of the input."""
-    image = torch.from_numpy(cache.get(sample, width=width, height=height).copy())
-    return _item(sample, index, image, width=width, height=height)
-
-
-def _item(sample: ImageSample, index: int, image: Tensor, *, width: int, height: int) -> Item:
-    """Return the item of ``image``, the input of ``sample``, with boxes in pixels of the input."""
-    scale = np.array([width / sample.width, height / sample.height] * 2, dtype=np.float32)
-    item = Item(image, torch.from_numpy(sample.boxes * scale), torch.from_numpy(sample.labels.copy()), index)
-    if sample.labelled is not None:
-        item = item._replace(labelled=torch.from_numpy(sample.labelled.copy()))
-    if sample.regions is None:
-        return item
-    return item._replace(
-        regions=torch.from_numpy(sample.regions.boxes * scale),
-        region_labels=torch.from_numpy(sample.regions.labels.copy()),
-    )
-
-
-def stack(items: Sequence[Item]) -> Batch:
-    """Return the batch of ``items``."""
-    images, boxes, labels, indices, regions, region_labels, labelled = zip(*items, strict=True)
-    batch = Batch(torch.stack(images), list(boxes), list(labels), list(indices), labelled=_stacked(labelled))
-    if all(found is None for found in regions):
-        return batch
-    return replace(
-        batch,
-        regions=[torch.zeros(0, 4) if found is None else found for found in regions],
-        region_labels=[torch.zeros(0, dtype=torch.int64) if found is None else found for found in region_labels],
-    )
-
-
-def _stacked(labelled: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the label spaces of a batch's images, bool [B, classes]; None if all classes were annotated in all."""
-    some = next((found for found in labelled if found is not None), None)
-    if some is None:
-        return None
-    return torch.stack([torch.ones_like(some) if found is None else found for found in labelled])
 
 
 def _generator(seed: int, round: int, client: str, *rest: int) -> np.random.Generator:
@@ -148,7 +62,7 @@ class TrainingSet(Dataset[Item | ClientError]):
         """
         epoch, index = item
         try:
-            plain = _load(self.samples[index], index, width=self.width, height=self.height, cache=self.cache)
+            plain = load_item(self.samples[index], index, width=self.width, height=self.height, cache=self.cache)
         except ClientError as error:
             return error
         draws = self.draws(epoch, index)
@@ -160,7 +74,7 @@ class TrainingSet(Dataset[Item | ClientError]):
 
     def plain(self, index: int, image: Tensor) -> Item:
         """Return sample ``index`` before augmentation. image: its input."""
-        return _item(self.samples[index], index, image, width=self.width, height=self.height)
+        return item_of(self.samples[index], index, image, width=self.width, height=self.height)
 
     def moved(self, plain: Item, draws: augment.Draws) -> Item:
         """Return ``plain`` with its objects and regions as augmentation moves them, and its image as it is."""
@@ -180,22 +94,6 @@ def _collate(items: Sequence[Item | ClientError]) -> Batch | ClientError:
             return item
         good.append(item)
     return stack(good)
-
-
-def cut_batches(count: int, batch_size: int, *, drop_last: bool = False) -> list[slice]:
-    """Return the slices of an epoch of ``count`` images that form its batches.
-
-    A last batch of a single image joins the one before (``batch_size`` + 1 images), because one image gives BatchNorm
-    poor statistics. With ``drop_last`` an incomplete last batch is left out, unless it is the only one.
-    """
-    cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    if len(cuts) > 1 and cuts[-1].stop - cuts[-1].start < batch_size:
-        last = cuts[-1]
-        if drop_last:
-            cuts.pop()
-        elif last.stop - last.start == 1:
-            cuts[-2:] = [slice(cuts[-2].start, last.stop)]
-    return cuts
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -362,8 +260,8 @@ class EvaluationLoader:
         chosen = self.samples[start : start + self.batch_size]
         size, held = {"width": self.width, "height": self.height}, self.on_device
         if held is not None and held.hold(chosen, **size, threads=self.threads):
-            return stack([_item(s, index, held.get(s, **size), **size) for index, s in enumerate(chosen, start)])
-        return stack([_load(s, index, **size, cache=self.cache) for index, s in enumerate(chosen, start)])
+            return stack([item_of(s, index, held.get(s, **size), **size) for index, s in enumerate(chosen, start)])
+        return stack([load_item(s, index, **size, cache=self.cache) for index, s in enumerate(chosen, start)])
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[number] for number in range(len(self)))

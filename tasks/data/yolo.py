@@ -16,7 +16,8 @@ from typing import Literal
 from tasks.data.assemble import assemble_own, check_devices
 from tasks.data.entries import Entry, Faults, Parsed, Thing, file_exists, natural
 from tasks.data.samples import FederatedData
-from tasks.data.yolo_files import PARTS, SLACK, Part, YoloFile, label_file, read_labels, read_yolo_file
+from tasks.data.yolo_files import PARTS, Part, YoloFile, read_yolo_file
+from tasks.data.yolo_labels import SLACK, label_file, read_labels
 from tasks.documents.regular_file import read_regular
 from tasks.spec.clients import ByFolder
 from tasks.spec.data import Yolo

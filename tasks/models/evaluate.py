@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
+from tasks.data.batches import Batch
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, EvaluationLoader
+from tasks.data.loading import EvaluationLoader
 from tasks.data.samples import ANY_CLASS, FederatedData, ImageSample, Regions, samples_digest
 from tasks.data.truth import truth_of
 from tasks.detectors.base import Detector

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from tasks.errors import SpecError
 from tasks.spec.data import DataSpec
-from tasks.spec.federation import FederationSpec, Participation, changed_fields
+from tasks.spec.federation import FederationSpec, changed_fields
+from tasks.spec.participation import Participation
 from tasks.spec.strategies import FedAvgSpec
 
 # Fields that only matter with several clients: with one there is nothing to draw, wait for or pack. A turn's deadline

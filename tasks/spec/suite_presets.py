@@ -9,8 +9,9 @@ from tasks.errors import SpecError
 from tasks.spec.data import FederatedStreet, SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, YoloV3Spec
 from tasks.spec.detector_parts import RandomWeights
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
 from tasks.spec.nearest import did_you_mean
+from tasks.spec.participation import Participation
 from tasks.spec.presets import STREET_DIGEST, preset
 from tasks.spec.strategies import AnyStrategy, FedAvgSpec, StrategySpec
 from tasks.spec.street_suites import SGD_RATE, scored_on_held_out, with_second_trials

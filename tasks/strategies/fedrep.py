@@ -14,7 +14,7 @@ from itertools import islice
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Detector
 from tasks.spec.strategies import FedRepSpec
 from tasks.strategies.base import LocalTurn

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.data.samples import ImageSample
 from tasks.data.transfer import moved_together
 from tasks.detectors.base import Detections, Detector

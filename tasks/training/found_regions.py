@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Detections
 
 

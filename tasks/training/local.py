@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Detector, Targets
 from tasks.errors import ClientError
 from tasks.spec.training import TrainingSpec

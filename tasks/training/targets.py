@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Targets
 
 

@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tasks.data.batches import Batch, Batches
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, Batches, training_loader
+from tasks.data.loading import training_loader
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detector
 from tasks.errors import ClientError

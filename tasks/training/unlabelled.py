@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch, Batches
+from tasks.data.batches import Batch, Batches
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detector
 from tasks.spec.federation import FederationSpec

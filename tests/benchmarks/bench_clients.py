@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from tasks.spec.detector import YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tests.benchmarks.figures_text import table
 from tests.benchmarks.measured_runs import HERE, MEGABYTE, data_of, run, write_data

@@ -37,7 +37,8 @@ from infra.settings import Settings
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
 from tasks.spec.detector import YoloV3Spec, YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tests.benchmarks.figures_text import table
 from tests.benchmarks.measured_runs import (

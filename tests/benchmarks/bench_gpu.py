@@ -32,10 +32,11 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
+from tasks.data.batches import Batch
 from tasks.data.catalog import load_data
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, EvaluationLoader, training_loader
+from tasks.data.loading import EvaluationLoader, training_loader
 from tasks.data.samples import FederatedData, ImageSample, samples_digest
 from tasks.detectors.base import Detector, Targets
 from tasks.detectors.registry import build_detector

@@ -28,9 +28,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasks.data.batches import Batch
 from tasks.data.catalog import load_data
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, training_loader
+from tasks.data.loading import training_loader
 from tasks.data.samples import ImageSample
 from tasks.detectors.registry import build_detector
 from tasks.detectors.roles import Roles, tensor_roles

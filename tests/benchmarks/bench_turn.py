@@ -29,7 +29,7 @@ from flows.stored.runs import opened_store, read_run
 from infra.settings import Settings
 from infra.store.objects import ObjectStore
 from tasks.client_update import train_client
-from tasks.data.loading import Batches
+from tasks.data.batches import Batches
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.site import Site

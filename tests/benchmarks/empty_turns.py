@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.data.loading import Batch
+    from tasks.data.batches import Batch
     from tasks.data.samples import ImageSample
     from tasks.detectors.base import Detector
     from tasks.spec.training import EvaluationSpec, TrainingSpec

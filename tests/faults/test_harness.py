@@ -15,7 +15,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ResponseStreamingError
 
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from tests.faults.damage import all_lasting, drop_unsynced, flip_bit, synced_since, tear
 from tests.faults.draws import KINDS, PLACES, Fault, draw, hits_requests, kind_and_place

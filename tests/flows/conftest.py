@@ -9,7 +9,8 @@ from unittest import mock
 
 import pytest
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 
 
 @pytest.fixture

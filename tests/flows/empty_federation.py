@@ -27,7 +27,8 @@ import flows.round
 import tasks.client_eval
 import tasks.training.turn
 from flows.coordinator.preflight import claim_name
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
@@ -38,7 +39,8 @@ from tasks.metrics.detections import ImageDetections
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.records import RoundRecord
 from tasks.spec.training import EvaluationSpec, TrainingSpec
 from tasks.take_turn import PHASES

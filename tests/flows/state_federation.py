@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.records import RoundRecord
 from tasks.spec.strategies import FedAdamSpec, ScaffoldSpec
 from tasks.spec.training import Sgd, TrainingSpec

@@ -11,7 +11,7 @@ from rich.console import Console
 from flows.views.mlflow_figures import round_figures
 from flows.views.prefect_page import client_table, round_description, summary
 from flows.views.tables import best_line, class_table, round_table
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.views import Views
 from tasks.client_eval import client_eval
 from tasks.decide import decide_stop

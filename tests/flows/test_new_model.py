@@ -20,7 +20,8 @@ from infra.store.objects import ObjectStore
 from tasks.aggregate import aggregate
 from tasks.errors import FedbenchError
 from tasks.handles import Handles, set_handles
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import ClientFailure, UpdateRecord, WeightRef
 from tasks.spec.records import EvaluationRecord
 from tasks.stop_and_eval import Evaluations

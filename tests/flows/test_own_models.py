@@ -22,14 +22,15 @@ import tasks.training.turn
 from flows.commands.open_model import open_model
 from flows.views.mlflow_run import without_shared_model
 from infra.leftovers.store import Retention, federation_leftovers
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.weights import WeightStore
 from tasks.detectors.roles import roles_of
 from tasks.errors import FedbenchError, SpecError
 from tasks.metrics.detections import ImageDetections
 from tasks.metrics.own_record import of_client
 from tasks.original.rounds_csv import rounds_csv
-from tasks.spec.federation import FederationSpec, Participation, with_fields
+from tasks.spec.federation import FederationSpec, with_fields
+from tasks.spec.participation import Participation
 from tasks.spec.plans import WeightRef
 from tasks.spec.records import FineTunedRecord, RoundRecord
 from tasks.strategies.registry import build_strategy

@@ -13,9 +13,10 @@ import torch
 
 import tasks.client_update
 from infra.errors import DeadlineExceeded
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from tasks.errors import ClientError
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.records import RoundRecord
 from tests.flows.empty_federation import EmptyFederation, without_prefect_and_learning
 from tests.flows.state_federation import FEDADAM, SCAFFOLD, bits

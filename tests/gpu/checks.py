@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from tasks.data.augment import change_pixels, draw
 from tasks.data.augment_batch import apply_to_batch
+from tasks.data.batches import Batch, Batches
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, Batches, EvaluationLoader, training_loader
+from tasks.data.loading import EvaluationLoader, training_loader
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of

@@ -24,7 +24,7 @@ import boto3
 from botocore.config import Config
 from pydantic import SecretStr
 
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from tests.integration.debian import program
 from tests.waiting import eventually
 

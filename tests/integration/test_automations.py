@@ -25,7 +25,8 @@ from infra.orchestrator.automations import (
     dead_run_automation,
     ensure_automation,
 )
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.embedded import EmbeddedServices
 from tests.integration.homes import Home
 from tests.waiting import eventually

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from pydantic import SecretStr
 
 from infra.processes.ports import free_port
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.spec.records import RoundRecord

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from infra.errors import StoreRefused
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.turns.silo_policy import silo_policy

@@ -27,7 +27,8 @@ from infra.processes.publication import Publication
 from infra.servers.credentials import basic_auth, read_keys
 from infra.servers.mlflow_server import MlflowService
 from infra.servers.prefect_server import PrefectService
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.embedded import EmbeddedServices
 from tests.strangers import MLFLOW_PUBLIC, PREFECT_PUBLIC, Listing, Stranger, Target
 

@@ -24,7 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.objects import ObjectStore
 from infra.tracking.client import mlflow_environment

@@ -18,7 +18,7 @@ import pytest
 from infra.orchestrator.flow_runs import close_dead_runs
 from infra.servers.login_page import how_to_log_in, login_path
 from infra.servers.s3 import S3Service
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from tests.integration.homes import TINY, Home, assert_consistent, assert_no_process_left, assert_tracked_once
 from tests.integration.stacks import PATIENCE, SERVERS, RunningStack, environment_of, free_ports, running_stack

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from flows.resident import REQUEST
-from infra.settings import PoolSettings, S3Settings
+from infra.settings_groups import PoolSettings, S3Settings
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import ANSWER
 from infra.turns.resident_pool import Resident
@@ -34,7 +34,8 @@ from tasks.handles import Handles, set_handles
 from tasks.metrics.detections import ImageDetections, pack
 from tasks.metrics.truth import pack_truth
 from tasks.replies import answer_limit, batches_of, images_of, read_reply
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import ClientInfo, Draw, RoundPlan, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import AnyRequest, EvaluationRequest, SheetRequest, UpdateRequest

@@ -19,7 +19,8 @@ from tasks.errors import ClientError
 from tasks.handles import set_handles
 from tasks.request_update import request_update
 from tasks.site import Site
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import UpdateRecord
 from tasks.spec.turns import TurnReply, UpdateRequest
 from tasks.strategies.base import Strategy

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.foreign_json import read_foreign
 from infra.store.objects import ObjectStore
 from infra.turns.mailbox import MAILBOX_VERSION, reply_in

@@ -14,7 +14,8 @@ from infra.store.objects import ObjectStore
 from tasks.hand_out import hand_out
 from tasks.handles import set_handles
 from tasks.request_update import request_update
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import WeightRef
 from tasks.spec.turns import TurnReply, UpdateRequest, WakeUpRequest
 from tasks.stop_and_eval import Evaluations, stop_and_eval

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from tasks.aggregate import aggregate_updates, initial_weights
 from tasks.client_update import client_update
 from tasks.detectors.registry import build_detector
@@ -22,7 +23,8 @@ from tasks.request_update import stored_updates
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import FcosLite0Spec, RandomWeights, YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation, parse_spec
+from tasks.spec.federation import FederationSpec, parse_spec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import RoundPlan, UpdateRecord
 from tasks.spec.presets import preset
 from tasks.spec.references import twin

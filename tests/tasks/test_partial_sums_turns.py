@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from flows.round import GatheredUpdates, apply_retention, gather_updates
-from infra.settings import S3Settings, Settings
+from flows.commit import apply_retention
+from flows.round import GatheredUpdates, gather_updates
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from tasks.handles import set_handles
 from tasks.request_update import answers_plan, damaged_updates, stored_updates

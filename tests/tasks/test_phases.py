@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tasks.aggregate import aggregate_updates, quorum, require_quorum
+from tasks.aggregate import aggregate_updates
 from tasks.check_client_resource import draw_clients, pack_shards, qualified_clients, read_plan
 from tasks.decide import best_round, decide_stop, rounds_without_progress
 from tasks.errors import ClientError, FedbenchError, SpecError
 from tasks.handles import Handles
+from tasks.quorum import quorum, require_quorum
 from tasks.request_update import answers_plan, damaged_updates, stored_updates, update_fault
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import ClientFailure, ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord, WeightRef
 from tasks.spec.records import Metrics, RoundRecord
 from tasks.spec.strategies import ScaffoldSpec

@@ -18,7 +18,8 @@ from tasks.replies import (
     not_counted,
     read_reply,
 )
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import ClientFailure, WeightRef
 from tasks.spec.training import EvaluationSpec
 from tasks.spec.turns import (

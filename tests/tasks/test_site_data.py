@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from tasks.client_wake_up import client_wake_up
 from tasks.data.export.voc import write_voc
 from tasks.draw_sheet import draw_sheet
@@ -14,7 +15,8 @@ from tasks.errors import DataError
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet, VocFolders
 from tasks.spec.detector import YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import WeightRef
 from tasks.spec.turns import SheetRequest, WakeUpRequest
 from tests.tasks.drawn_data import drawn_data

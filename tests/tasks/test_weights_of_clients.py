@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import save
 
 from infra.store.objects import ObjectStore
-from tasks.aggregate import aggregate_updates, counted_weights, require_quorum
+from tasks.aggregate import aggregate_updates
 from tasks.check_client_resource import check_client_resource, read_plan
 from tasks.errors import FedbenchError
 from tasks.handles import Handles, set_handles
+from tasks.quorum import counted_weights, require_quorum
 from tasks.request_update import answers_plan, stored_updates
 from tasks.spec.base import RECORD_VERSION, parse
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import ClientInfo, ResourceAnswer, RoundPlan, UpdateRecord
 from tasks.spec.turns import ResourceRequest, TurnReply
 from tasks.wake_up import wake_up

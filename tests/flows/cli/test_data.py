@@ -24,7 +24,8 @@ from tasks.data.samples import samples_digest
 from tasks.errors import SpecError
 from tasks.spec.clients import ByFolder, ByName
 from tasks.spec.data import Bdd100k, Coco, DataSpec, FederatedStreet, Kitti, VocFolders, Yolo
-from tasks.spec.federation import FederationSpec, Participation, parse_spec
+from tasks.spec.federation import FederationSpec, parse_spec
+from tasks.spec.participation import Participation
 from tasks.spec.presets import preset
 from tests.flows.command import fedbench
 from tests.tasks.data.yolo_folder import write_yolo_folder

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data

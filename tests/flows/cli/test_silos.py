@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from flows.coordinator.preflight import pin
-from infra.settings import PoolSettings, Settings
+from infra.settings import Settings
+from infra.settings_groups import PoolSettings
 from infra.turns.silo_policy import silo_policy
 from tasks.errors import DataError, SpecError
 from tasks.spec.clients import Iid
 from tasks.spec.data import FederatedStreet, VocFolders
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tests.flows.command import fedbench
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -19,7 +19,8 @@ from typer.testing import Result
 from flows.cli.models import SCORE
 from flows.commands.evaluate_model import evaluate_opened
 from flows.commands.open_model import open_model
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore

@@ -21,7 +21,8 @@ from flows.commands.verify import verify_model
 from infra.errors import RunLocked, TrackingUnavailable
 from infra.files.lock import run_lock
 from infra.servers.database import mlflow_database_uri
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore

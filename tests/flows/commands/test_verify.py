@@ -19,7 +19,8 @@ from flows.commands.open_model import open_model
 from flows.commands.verify import Verified, verify_model
 from flows.views.registration import model_files
 from infra.servers.database import mlflow_database_uri
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore

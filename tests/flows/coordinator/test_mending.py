@@ -12,7 +12,7 @@ import flows.round
 from flows.coordinator.preflight import claim_name
 from flows.stored.runs import read_history, read_spec, stored_spec
 from flows.stored.spec_copy import keep_spec
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.records import RoundRecord
 from tests.flows.empty_federation import SPEC, EmptyFederation, Said, without_prefect_and_learning

@@ -12,7 +12,7 @@ import torch
 import flows.round
 from flows.coordinator.resuming import discard_updates, go_back
 from flows.stored.leftovers import best_rounds, clean
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from tasks.errors import FedbenchError, SpecError
 from tasks.spec.federation import FederationSpec
 from tasks.spec.records import RoundRecord

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from flows.commit import clear_up, commit
 from flows.coordinator.preflight import claim_name
 from flows.coordinator.resuming import discard_updates, go_back, prepare
-from flows.round import clear_up, commit
 from flows.stored.leftovers import best_rounds
 from flows.stored.runs import DamagedRun, StoredRun, read_history, read_runs
 from infra.errors import RunLocked, StoreUnavailable
 from infra.files.lock import run_lock
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store import lease
 from infra.store.holding import Subject, subject_held
 from infra.store.objects import ObjectStore

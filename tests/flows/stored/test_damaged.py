@@ -16,7 +16,8 @@ from flows.stored.leftovers import clean
 from flows.stored.removal import remove_federation
 from flows.stored.runs import DamagedRun, StoredRun, read_run, read_runs, stored_spec
 from infra.files.lock import run_lock
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.suite_layout import SuiteLayout

@@ -13,7 +13,7 @@ import tasks.client_eval
 import tasks.training.turn
 from flows.stored.detections import read_scored
 from infra.leftovers.store import Retention, kept_rounds
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from tasks.errors import DataError
 from tasks.metrics.detections import ImageDetections
 from tasks.spec.federation import FederationSpec, with_fields

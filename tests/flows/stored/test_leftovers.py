@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from flows.commit import commit
 from flows.coordinator.preflight import claim_name
-from flows.round import commit
 from flows.stored.leftovers import CleanUp, clean, describe
 from flows.stored.removal import remove_federation, remove_leftovers
 from flows.stored.runs import opened_store, read_history
 from infra.errors import RunLocked
 from infra.files.lock import run_lock
 from infra.leftovers.store import OLD_STATE, Leftover
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store import lease
 from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from flows.commit import clear_up, commit
 from flows.coordinator.preflight import claim_name, pin_data, slot_count
-from flows.round import Clock, clear_up, commit, shard_label
-from flows.stored.runs import StoredRun, listed, read_history, read_run, read_runs, require_scores, stopped
+from flows.round import Clock, shard_label
+from flows.stored.names import listed
+from flows.stored.runs import StoredRun, read_history, read_run, read_runs, require_scores, stopped
 from flows.views.prefect_page import client_table, round_description
 from infra.errors import SettingsError
 from infra.files.lock import run_lock

@@ -18,7 +18,8 @@ from flows.suite.moving import Import, export_suite, import_suite, write_export
 from flows.suite.plan import SuitePlan, claim, read_plan
 from flows.suite.result import build_result
 from infra.errors import RunLocked
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store import lease
 from infra.store.holding import Subject, subject_held
 from infra.store.layout import FederationLayout

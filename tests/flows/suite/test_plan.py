@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.suite.plan import claim, default_name, pinned, read_plan, read_start
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.errors import DataError, SpecError

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from flows.suite.schedule import Estimate, duration, run_all, slots_of
-from tasks.spec.federation import Participation
+from tasks.spec.participation import Participation
 from tasks.spec.presets import preset
 from tasks.spec.suite import Cell, Experiment, SuiteSpec, cells_of
 

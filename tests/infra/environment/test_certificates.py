@@ -15,7 +15,8 @@ from pydantic import SecretStr
 
 from infra.environment.certificates import MLFLOW, PREFECT, STORE, refused_certificate, require_trusted, trust
 from infra.errors import SettingsError, TrackingUnavailable
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.own_environment import use_own_environment
 from infra.store.objects import ObjectStore
 from tests.authority import Authority

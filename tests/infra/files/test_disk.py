@@ -25,7 +25,8 @@ from flows.coordinator.restarts import Restarts
 from infra.errors import DiskFull, SlotLost, StoreUnavailable, TrackingUnavailable
 from infra.files.disk import full_disk, full_disk_named, says_full, without_room
 from infra.servers.s3 import S3Service
-from infra.settings import S3Settings, Settings, load_settings
+from infra.settings import Settings, load_settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from infra.tracking.client import answering
 from tasks.data.synthetic import make_synthetic_street

@@ -15,7 +15,8 @@ from infra.files.sqlite_files import damage
 from infra.servers.exposed import is_guarded
 from infra.servers.mlflow_server import MlflowService
 from infra.servers.prefect_server import PrefectService
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.tracking.client import answering
 
 KNOWN = "8f5eda7c1dd7"  # a revision that the pinned Prefect has

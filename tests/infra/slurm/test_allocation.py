@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from infra.errors import SettingsError
-from infra.settings import Settings, WorkerSettings
+from infra.settings import Settings
+from infra.settings_groups import WorkerSettings
 from infra.slurm.allocation import Allocation, read_allocation, slot_variables
 from infra.worker.gpus import Gpu
 from infra.worker.leases import plan_slots

@@ -12,7 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from infra.errors import SettingsError
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.slurm.commands import Node, Partition
 from infra.slurm.environment import Servers, find_servers, job_environment, write_job_environment
 from infra.slurm.jobs import check_partition, check_reach

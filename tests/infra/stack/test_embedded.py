@@ -20,7 +20,8 @@ from infra.servers.credentials import basic_auth, read_keys
 from infra.servers.mlflow_server import MlflowService
 from infra.servers.prefect_server import PrefectService
 from infra.servers.s3 import S3Service
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.stack.embedded import EmbeddedServices
 from infra.store.objects import ObjectStore
 from tests.infra.processes import WithChildren, session

@@ -27,7 +27,8 @@ from infra.errors import SettingsError
 from infra.processes.launch import launch
 from infra.servers.credentials import draw_keys
 from infra.servers.mlflow_server import MlflowService
-from infra.settings import PortSettings, S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import PortSettings, S3Settings
 from infra.stack.environment_file import write_environment
 from infra.stack.own_environment import use_own_environment
 from infra.stack.state import StackState, write_state

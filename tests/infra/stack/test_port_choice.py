@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.settings import PortSettings, Settings
+from infra.settings import Settings
+from infra.settings_groups import PortSettings
 from infra.stack.port_choice import moved_ports, with_asked_ports
 from infra.stack.state import PortChoice, StackState
 

@@ -26,7 +26,8 @@ from infra.servers.database import (
     shown,
 )
 from infra.servers.s3 import S3Service
-from infra.settings import S3Settings, Settings, load_settings
+from infra.settings import Settings, load_settings
+from infra.settings_groups import S3Settings
 from infra.stack.environment_file import remove_environment, stack_environment, write_environment
 from infra.stack.services import stack_mlflow, stack_prefect, stack_s3
 from infra.stack.stack import Stack

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from flows.coordinator.restarts import Restarts
 from infra.errors import ClockWrong, StoreRefused
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.clock import clock_behind, clock_words, difference, server_date
 from infra.store.objects import ObjectStore
 

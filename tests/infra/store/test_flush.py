@@ -11,7 +11,7 @@ import pytest
 from infra.errors import StoreCorrupt, StoreUnavailable
 from infra.files.durable import write_durably
 from infra.servers.s3 import with_folder
-from infra.settings import LocalS3Settings, S3Settings
+from infra.settings_groups import LocalS3Settings, S3Settings
 from infra.store.flush import flush, flush_removal
 from infra.store.objects import ObjectStore
 

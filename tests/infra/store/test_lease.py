@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from infra.errors import RunLocked
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store import lease as leases
 from infra.store import lease_note
 from infra.store.conditional import honours_conditions

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from infra.errors import SettingsError, StoreCorrupt, StoreUnavailable
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from infra.store.transfers import PART_BYTES, WHOLE_BYTES
 

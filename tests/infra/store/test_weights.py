@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from infra.errors import StoreCorrupt
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from infra.store.transfers import PART_BYTES
 from infra.store.weights import IN_USE_SECONDS, WeightStore

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import TrackingUnavailable
-from infra.settings import S3Settings
+from infra.settings_groups import S3Settings
 from infra.tracking.registered import fetch_registered, registered_models
 
 STORE = S3Settings()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import load_file
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
@@ -24,7 +25,8 @@ from tasks.handles import Handles
 from tasks.site import Site
 from tasks.spec.data import SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.strategies import ScaffoldSpec
 from tasks.spec.training import EvaluationSpec, Sgd, TrainingSpec
 from tasks.spec.turns import EvaluationRequest, ResourceRequest, SheetRequest, UpdateRequest, WakeUpRequest

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import SettingsError, SlotRefused
-from infra.settings import Settings, WorkerSettings
+from infra.settings import Settings
+from infra.settings_groups import WorkerSettings
 from infra.worker.gpus import Gpu
 from infra.worker.leases import Lease, Need, Slot, SlotLeases, asked_to_leave, plan_slots, slots_folder
 

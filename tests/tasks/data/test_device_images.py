@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.data.batches import Batches
 from tasks.data.device_images import DeviceImages
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batches, DeviceLoader, EvaluationLoader, TrainingLoader, training_loader
+from tasks.data.loading import DeviceLoader, EvaluationLoader, TrainingLoader, training_loader
 from tasks.data.samples import ImageSample, Regions
 from tasks.errors import ClientError
 from tasks.spec.training import Augmentation

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from flows.cli import data as command
+from flows.cli import data_report as command
 from tasks.data.catalog import load_data
 from tasks.data.check import check_data
 from tasks.data.entries import Faults

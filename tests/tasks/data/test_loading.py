@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tasks.data.batches import Batch, Batches, cut_batches
 from tasks.data.image_cache import ImageCache, decode
-from tasks.data.loading import Batch, Batches, EvaluationLoader, cut_batches, training_loader
+from tasks.data.loading import EvaluationLoader, training_loader
 from tasks.data.samples import ANY_CLASS, ImageSample, Regions
 from tasks.errors import ClientError
 from tasks.spec.data import SyntheticStreet

@@ -15,7 +15,8 @@ from tasks.data.entries import Faults
 from tasks.data.export.yolo import write_yolo
 from tasks.data.samples import FederatedData, samples_digest
 from tasks.data.yolo import load_yolo
-from tasks.data.yolo_files import inside_root, label_file
+from tasks.data.yolo_files import inside_root
+from tasks.data.yolo_labels import label_file
 from tasks.errors import DataError
 from tasks.spec.clients import ByFolder, ByList, Iid
 from tasks.spec.data import SyntheticStreet, Yolo

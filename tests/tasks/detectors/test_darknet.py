@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from flows.coordinator.preflight import pin_weights, require_weights
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from tasks.aggregate import initial_weights
 from tasks.detectors.darknet import DarknetHeader, load_darknet, read_header

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.data.samples import ImageSample
 from tasks.detectors import suppression, yolo_boxes
 from tasks.detectors.base import Targets

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Targets
 from tasks.detectors.registry import build_detector
 from tasks.detectors.yolo_boxes import decode

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from flows.coordinator.preflight import pin, require_kinds
-from infra.settings import PoolSettings, Settings
+from infra.settings import Settings
+from infra.settings_groups import PoolSettings
 from tasks.detectors.base import Detector
 from tasks.detectors.fcos import FcosLite0
 from tasks.detectors.registry import require_masks

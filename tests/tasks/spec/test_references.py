@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save
 
-from infra.settings import S3Settings, Settings
+from infra.settings import Settings
+from infra.settings_groups import S3Settings
 from infra.store.objects import ObjectStore
 from infra.store.weights import WeightStore
 from tasks.client_update import client_update
@@ -26,7 +27,8 @@ from tasks.site import Site
 from tasks.spec.clients import ByField
 from tasks.spec.data import Coco, SyntheticStreet
 from tasks.spec.detector import YoloV3TinySpec
-from tasks.spec.federation import FederationSpec, Participation, changed_fields, parse_spec, with_fields
+from tasks.spec.federation import FederationSpec, changed_fields, parse_spec, with_fields
+from tasks.spec.participation import Participation
 from tasks.spec.plans import WeightRef
 from tasks.spec.presets import preset
 from tasks.spec.references import is_local_only, is_twin, local_only, twin

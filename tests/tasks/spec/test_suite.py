@@ -11,7 +11,8 @@ import yaml
 from tasks.errors import SpecError
 from tasks.spec.clients import ByField
 from tasks.spec.data import Coco
-from tasks.spec.federation import FederationSpec, Participation, flatten
+from tasks.spec.federation import FederationSpec, flatten
+from tasks.spec.participation import Participation
 from tasks.spec.presets import preset
 from tasks.spec.references import is_local_only, is_twin, twin
 from tasks.spec.strategies import AnyStrategy, FedAvgSpec, StrategySpec

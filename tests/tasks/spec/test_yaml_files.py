@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from tasks.errors import SpecError
 from tasks.spec.clients import ByList
 from tasks.spec.data import Coco, SyntheticStreet
-from tasks.spec.federation import FederationSpec, Participation, load_spec, parse_spec, with_fields
+from tasks.spec.federation import FederationSpec, load_spec, parse_spec, with_fields
+from tasks.spec.participation import Participation
 from tasks.spec.presets import PRESETS, preset
 from tasks.spec.references import twin
 from tasks.spec.suite import load_suite, parse_suite

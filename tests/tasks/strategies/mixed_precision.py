@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.strategies.base import LocalOutcome
 from tests.tasks.strategies.small_federation import PLAIN, Federation, quadratic
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.roles import Roles, TensorRole, tensor_roles
 from tasks.detectors.state import load_state, state_of, write_state

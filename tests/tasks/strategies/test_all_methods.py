@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Detector
 from tasks.detectors.registry import build_detector
 from tasks.detectors.roles import TensorRole, tensor_roles

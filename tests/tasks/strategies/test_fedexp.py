@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.errors import ClientError
 from tasks.spec.strategies import FedAvgSpec, FedExPSpec
 from tasks.strategies.base import LocalOutcome

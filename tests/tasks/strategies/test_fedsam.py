@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Targets
 from tasks.spec.strategies import FedAvgSpec, FedSamSpec
 from tasks.spec.training import AdamW, Sgd, TrainingSpec

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from tasks.data.loading import Batch
+from tasks.data.batches import Batch
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.registry import build_detector
 from tasks.detectors.roles import Roles, tensor_roles

@@ -14,7 +14,8 @@ from tasks.aggregate import aggregate_updates
 from tasks.detectors.roles import Roles, TensorRole, tensor_roles
 from tasks.errors import ClientError, FedbenchError
 from tasks.handles import Handles
-from tasks.spec.federation import FederationSpec, Participation
+from tasks.spec.federation import FederationSpec
+from tasks.spec.participation import Participation
 from tasks.spec.plans import UpdateRecord
 from tasks.spec.strategies import AnyStrategy, FedAvgMSpec, FedAvgSpec, FedDynSpec, ScaffoldSpec
 from tasks.strategies.registry import strategy_class

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from tasks.data.batches import Batch
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch, EvaluationLoader, training_loader
+from tasks.data.loading import EvaluationLoader, training_loader
 from tasks.data.samples import ImageSample
 from tasks.data.street import load_street
 from tasks.detectors.base import Detections, Detector, Targets

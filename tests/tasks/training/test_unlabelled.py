@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import tasks.client_eval
 import tasks.models.evaluate
+from tasks.data.batches import Batch
 from tasks.data.image_cache import ImageCache
-from tasks.data.loading import Batch
 from tasks.data.samples import ImageSample
 from tasks.detectors.base import Detections, Detector, Targets
 from tasks.detectors.registry import build_detector
