@@ -18,10 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
-from flows.views import served_model
 from flows.views.registration import FILE, REQUIREMENTS, files_of, noted
 from flows.views.served_model import ServedDetector
 from infra.tracking.model_folder import Origin, save_folder, signature
+from infra.tracking.needed_code import needed_files
 from tasks.detectors.registry import build_detector
 from tasks.detectors.state import state_of
 from tasks.models.answer_request import MAX_DETECTIONS, SCORE_THRESHOLD
@@ -67,16 +67,13 @@ def test_the_served_model_refuses_with_a_status(served: ServedDetector, images: 
 
 
 def test_the_requirements_are_exactly_the_imported_packages() -> None:
-    """Imports of served_model.py and of the modules of ``tasks`` that it loads, without the standard library's."""
-    code = (
-        "import sys, flows.views.served_model as served; "
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('tasks') and m.__file__), served.__file__)"
-    )
-    root = Path(served_model.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    """Imports of served_model.py and of the modules that a registered model carries, without the standard library's."""
+    spec = YoloV3TinySpec(width=64, height=64)
+    card = ModelCard(detector=spec, classes=("chair", "table"))
+    model = files_of(FederationSpec(), card, lambda: state_of(build_detector(spec, 2, seed=3)), "models:/street@best")
     tops: set[str] = set()
-    for file in done.stdout.split():
-        for node in ast.walk(ast.parse(Path(file).read_text())):
+    for file in (model.code, *needed_files(model.code, model.packages, model.modules)):
+        for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 tops |= {name.name.split(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom):
