@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from flows.coordinator.interrupts import stops_as_interrupt
 from flows.coordinator.outcome import Outcome
 from flows.coordinator.preflight import PRELOAD, claim_federation, pin, require_name, slot_count
 from flows.coordinator.session import OwnSession
@@ -51,7 +50,7 @@ def run_federation(
     """
     if not settings.pools.used:  # with work pools, turns do not run on this machine
         slot_count(settings, spec)
-    with OwnSession(settings, Subject.federation(settings, name), progress.message) as session, stops_as_interrupt():
+    with OwnSession(settings, Subject.federation(settings, name), progress.message) as session:
         if not pinned:
             progress.message("reading data, opening the store")
             spec = pin(spec, settings, progress.message)

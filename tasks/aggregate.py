@@ -23,7 +23,7 @@ from tasks.errors import ClientError
 from tasks.hand_out import report_failures
 from tasks.handles import Handles, current_handles
 from tasks.partial_sums import by_object, incomplete_sums
-from tasks.quorum import _how_to_go_on, counted_weights, require_quorum
+from tasks.quorum import counted_weights, how_to_go_on, require_quorum
 from tasks.replies import failure_of, not_counted
 from tasks.request_update import update_fault
 from tasks.spec.federation import FederationSpec
@@ -119,7 +119,7 @@ def aggregate_updates(
     ]
     if not counted:
         reasons = "; ".join(item.reason for item in dropped)
-        raise ClientError(f"round {plan.round}: no update counts: {reasons}{_how_to_go_on(plan, dropped)}")
+        raise ClientError(f"round {plan.round}: no update counts: {reasons}{how_to_go_on(plan, dropped)}")
     # A client whose first update counts is not dropped for a second one.
     return AggregatedState(strategy.new_model(sums, last), counted, list(not_counted(dropped, counted, ())))
 

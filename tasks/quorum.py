@@ -35,11 +35,11 @@ def require_quorum(
     reasons = "; ".join(f"client {failure.client} ({failure.kind}): {plain(failure.reason)}" for failure in dropped)
     raise FedbenchError(
         f"round {plan.round}: {len(updates)} of {len(plan.cohort)} updates came, {rule}; missing: {reasons}"
-        + _how_to_go_on(plan, dropped)
+        + how_to_go_on(plan, dropped)
     )
 
 
-def _how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
+def how_to_go_on(plan: RoundPlan, dropped: Sequence[ClientFailure]) -> str:
     """Return the command that discards the refused updates; empty if ``aggregate`` refused none.
 
     A refused update is in the store and would be refused again whenever the round is resumed.

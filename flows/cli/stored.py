@@ -54,7 +54,7 @@ def show(
             stored = read_run(objects, settings, name)
             tuned = read_tuned(objects, settings, stored)
             elsewhere = None
-            if stored.status == "stopped":  # on this machine; another one may run it
+            if stored.status == "stopped" and not as_json:  # on this machine; another one may run it
                 lease = Subject.federation(settings, name).lease(objects, settings, "fedbench show", locked=False)
                 elsewhere = lease.holder()
         if as_json:

@@ -50,7 +50,7 @@ def run_until_stopped(work: Coroutine[Any, Any, Result]) -> Result:
     that a handler raises at any instruction is worse: Prefect may turn it into another one, or drop it.
 
     Raises:
-        KeyboardInterrupt: a signal came and ``work`` raised after it, whatever it raised.
+        KeyboardInterrupt: a signal came and ``work`` raised after it, whatever it raised. Or Prefect stopped the run.
     """
     interrupted = False
     task: asyncio.Task[Any] | None = None
@@ -74,9 +74,11 @@ def run_until_stopped(work: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(cancellable())
     except BaseException as error:
-        if not interrupted or isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
             raise
         if not was_stopped(error):
+            if not interrupted:
+                raise
             log.info("raised while the run was being stopped", exc_info=error)
         raise KeyboardInterrupt from None
     finally:
@@ -109,17 +111,6 @@ def terminate_as_interrupt() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, old)
-
-
-@contextlib.contextmanager
-def stops_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt in place of the exceptions with which Prefect and asyncio end a run that was stopped."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or not was_stopped(error):
-            raise
-        raise KeyboardInterrupt from None
 
 
 class Interrupts:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.coordinator.interrupts import stops_as_interrupt
 from flows.coordinator.session import OwnSession
 from flows.suite.finished import REPORT, reported_result
 from flows.suite.handles import SuiteHandles, capacity_of, child_environment, set_suite_handles, suite_folder
@@ -47,7 +46,7 @@ def run_suite(
     suite = pinned(suite, settings)
     name = name or default_name(suite)
     folder = suite_folder(settings, name)
-    with OwnSession(settings, Subject.suite(settings, name), say) as session, stops_as_interrupt():
+    with OwnSession(settings, Subject.suite(settings, name), say) as session:
         finished = session.with_store(
             lambda objects: reported_result(objects, settings.s3.prefix, name, suite, folder, compare=compare)
         )

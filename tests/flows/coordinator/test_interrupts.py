@@ -17,7 +17,6 @@ from prefect.exceptions import Abort, CancelledRun, CrashedRun, TerminationSigna
 from flows.coordinator.interrupts import (
     interrupts_deferred,
     run_until_stopped,
-    stops_as_interrupt,
     terminate_as_interrupt,
     was_stopped,
 )
@@ -70,18 +69,22 @@ def test_a_time_limit_is_no_stop() -> None:
     assert not was_stopped(caught.value)
 
 
+async def failing(error: BaseException) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("error", [TerminationSignal(signal.SIGTERM), CancelledRun(), asyncio.CancelledError()])
 def test_a_stop_by_prefect_becomes_an_interrupt_without_its_traceback(error: BaseException) -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, stops_as_interrupt():
-        raise error
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_until_stopped(failing(error))
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("error", [FedbenchError("no quorum"), KeyboardInterrupt(), SystemExit(1)])
 def test_what_is_no_stop_stays_as_it_is(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, stops_as_interrupt():
-        raise error
+    with pytest.raises(type(error)) as caught:
+        run_until_stopped(failing(error))
     assert caught.value is error
 
 
