@@ -58,6 +58,9 @@ def run(
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Fail if the result is worse than the accepted one.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would happen to each cell. Start and write nothing.")
+    ] = False,
     home: Home = None,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to the terminal too.")] = 0,
 ) -> None:
@@ -69,11 +72,30 @@ def run(
         suite = choose_suite(what)
         if seeds:
             suite = with_seeds(suite, seeds)
+        if dry_run:
+            _dry_run(machine_settings(home, slots, reads_only=True), name, suite)
+            return
         settings = machine_settings(home, slots)
         outcome = _run(name, suite, settings, verbose, compare=compare)
         _print_figures(outcome.result)
         if outcome.already_finished:  # else the suite's flow has printed it
             out.print(f"report: {shell_quoted(outcome.folder / 'report.html')}", soft_wrap=True, highlight=False)
+
+
+def _dry_run(settings: Settings, name: str | None, suite: SuiteSpec) -> None:
+    from rich.table import Table
+
+    from flows.commands.suite_dry_run import dry_run_suite
+
+    found = dry_run_suite(settings, name, suite)
+    for line in found.lines:
+        out.print(plain(line), soft_wrap=True, highlight=False)
+    if found.refusal is not None:
+        raise found.refusal
+    table = Table("cell", "would", box=None, pad_edge=False)
+    for cell, would in found.cells.items():
+        table.add_row(cell, would)
+    out.print(table)
 
 
 def _run(name: str | None, suite: SuiteSpec, settings: Settings, verbose: int, *, compare: bool) -> SuiteOutcome:

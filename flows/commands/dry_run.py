@@ -5,37 +5,31 @@ The text is YAML: a specification file that ``fedbench run`` takes, with the res
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.commands.reading_only import aside, readable_store, with_published_weights
 from flows.commands.run_name import NamedRun, choose_run
 from flows.coordinator.preflight import pin, require_name, slot_count
 from flows.stored.runs import is_running, readable_history, stopped
 from flows.views.label_spaces import label_space_lines
 from infra.errors import RunLocked, SettingsError
 from infra.settings import Settings
-from infra.stack.state import read_state, without_own_addresses
-from infra.store.folder_store import FolderStore
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
 from tasks.data.catalog import load_data
 from tasks.data.entries import Faults
 from tasks.data.samples import FederatedData, has_global_test_set
-from tasks.data.synthetic import drawn_set
-from tasks.detectors.weight_file import PUBLISHED_SHA256, weight_file_name
+from tasks.detectors.weight_file import weight_file_name
 from tasks.errors import SpecError
 from tasks.plain_text import plain
-from tasks.spec.data import SyntheticStreet
-from tasks.spec.detector_parts import TorchvisionHubWeights
 from tasks.spec.federation import FederationSpec
 from tasks.spec.references import is_reference
 from tasks.whole import DamagedObject
 
 MOST_CLIENTS = 30  # clients that have a line each
-STORE_SECONDS = 5.0  # how long a store elsewhere is waited for
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,10 @@ def dry_run(settings: Settings, name: str | None, base: str, given: FederationSp
     """
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
-        aside = _aside(settings, given, Path(folder))
-        spec = pin(_with_published_weights(given), aside, notes.append)
-        data = _data(spec, aside)
-    objects = _readable(settings)
+        copied = aside(settings, [given], Path(folder))
+        spec = pin(with_published_weights(given), copied, notes.append)
+        data = _data(spec, copied)
+    objects = readable_store(settings)
     named = choose_run(objects, settings, base, given, spec) if name is None else NamedRun(name, spec)
     spec = named.spec
     refusal: SpecError | SettingsError | RunLocked | None = None
@@ -118,33 +112,6 @@ def what_happens(objects: ObjectStore, settings: Settings, name: str, spec: Fede
     if stopped(spec, found.records):
         return f"print the result of the finished federation: rounds 0 to {last}; nothing is trained"
     return f"go on after round {last}, the last commit: rounds {last + 1} to {spec.max_rounds}"
-
-
-def _readable(settings: Settings) -> ObjectStore:
-    """Return the store: the folder of this home's own, else the one that the settings name."""
-    named = without_own_addresses(settings, read_state(settings.home))
-    if named.s3.endpoint is None:
-        return FolderStore(named.s3, settings.home)
-    return ObjectStore(named.s3, outage_seconds=STORE_SECONDS)
-
-
-def _aside(settings: Settings, spec: FederationSpec, folder: Path) -> Settings:
-    """Return settings whose caches are in ``folder``. A synthetic set that the home's cache has is copied there."""
-    if isinstance(spec.data, SyntheticStreet):
-        below = Path("cache") / "data" / spec.data.kind / drawn_set(spec.data)
-        if (settings.home / below).is_dir():
-            shutil.copytree(settings.home / below, folder / below)
-    weights = settings.weights_dir or settings.home / "weights"
-    return settings.model_copy(update={"home": folder, "weights_dir": weights})
-
-
-def _with_published_weights(spec: FederationSpec) -> FederationSpec:
-    """Return ``spec`` with the digest of torchvision's published file, so that it need not be downloaded."""
-    weights, name = spec.detector.weights, weight_file_name(spec.detector)
-    if not isinstance(weights, TorchvisionHubWeights) or weights.sha256 is not None or name is None:
-        return spec
-    pinned = weights.model_copy(update={"sha256": PUBLISHED_SHA256[name]})
-    return spec.model_copy(update={"detector": spec.detector.model_copy(update={"weights": pinned})})
 
 
 def _data(spec: FederationSpec, settings: Settings) -> FederatedData | None:

@@ -79,6 +79,8 @@ async def cells(*, compare: bool) -> str:
     all_cells = plan.to_run
     done = [cell for cell in all_cells if await _is_done(cell)]
     waiting = [cell for cell in all_cells if cell not in done]
+    for note in await asyncio.to_thread(plan.notes_on_code, waiting):
+        handles.say(note)
     weights = {cell.name: 1 if handles.settings.pools.used else slots_of(cell, handles.capacity) for cell in all_cells}
     progress = SuiteProgress(waiting, len(done), Estimate(weights, handles.capacity))
     await progress.open(done)

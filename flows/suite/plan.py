@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -70,6 +72,17 @@ class SuitePlan:
             log.warning("%s: cell %s is run again, from its federation's last commit", error, cell.name)
             return None
 
+    def notes_on_code(self, cells: Iterable[Cell]) -> list[str]:
+        """Return a line for each other state of the code that has ended some of ``cells``, which would run again."""
+        digests = {cell.spec.digest[:DIGEST_DIGITS] for cell in cells}
+        keys = [key for key in self.objects.list(self.layout.cells) if self.layout.digest_of(key) in digests]
+        of_code = Counter(map(self.layout.code_of, keys))
+        return [
+            f"note: code {code} has run {count} of these cells; the installed code, {self.code}, runs them again"
+            for code, count in sorted(of_code.items())
+            if code != self.code
+        ]
+
     def keep(self, record: CellRecord) -> None:
         """Write the record of a cell that has ended to the store."""
         key = self.layout.cell(record.spec_digest, self.code)
@@ -102,11 +115,11 @@ def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
     return suite.model_copy(update={"experiments": tuple(experiments)})
 
 
-def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> SuitePlan:
-    """Begin the suite run ``name`` of ``suite``, or continue it if it exists. The caller holds its lease.
+def new_plan(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> SuitePlan:
+    """Return the plan of a run of ``suite`` under ``name`` with this code. Reads and writes nothing.
 
     Raises:
-        SpecError: the name is not valid, or belongs to a run of another suite.
+        SpecError: the name is not valid, or too long for the names of the cells' federations.
     """
     check_name(name, source="--name")
     plan = SuitePlan(name, suite, code_version(), SuiteLayout(prefix, name), objects)
@@ -114,33 +127,54 @@ def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> Sui
     if len(longest) > LONGEST_NAME:
         excess = len(longest) - LONGEST_NAME
         raise SpecError(f"--name {name}: expected a name that is {excess} characters shorter: {longest} is too long")
+    return plan
+
+
+def claim(objects: ObjectStore, prefix: str, name: str, suite: SuiteSpec) -> SuitePlan:
+    """Begin the suite run ``name`` of ``suite``, or continue it if it exists. The caller holds its lease.
+
+    Raises:
+        SpecError: the name is not valid, or belongs to a run of another suite.
+    """
+    plan = new_plan(objects, prefix, name, suite)
     start = SuiteStart(suite_run=name, suite=suite, digest=suite.digest, started=datetime.now(UTC))
     key = plan.layout.suite
     try:
-        there = read_start(objects, prefix, name) if objects.exists(key) else None
+        begun = is_begun(plan)
     except DamagedObject as error:
         if not _begun_with(plan):
             raise
-        there = None
+        begun = False
         objects.copy(key, f"{key}.damaged")
         log.warning("%s: written again from the given suite; the damaged one is kept as %s.damaged", error, key)
-    if there is None:
+    if not begun:
         objects.put_json(key, start.model_dump(mode="json"))
         flush(objects, [key])
-        return plan
-    if there.digest != start.digest:
-        raise SpecError(
-            f"--name {name}: expected the suite that was begun under this name (digest {there.digest[:8]}), found "
-            f"another one (digest {start.digest[:8]}); choose another name"
-        )
     return plan
+
+
+def is_begun(plan: SuitePlan) -> bool:
+    """Return whether the store has a suite run of the plan's name and suite.
+
+    Raises:
+        SpecError: the name belongs to a run of another suite.
+        DamagedObject: the record of the run's start is damaged.
+    """
+    if not plan.objects.exists(plan.layout.suite):
+        return False
+    there = read_whole(plan.objects, plan.layout.suite, SuiteStart, RECORD_VERSION)
+    if there.digest != plan.suite.digest:
+        raise SpecError(
+            f"--name {plan.name}: expected the suite that was begun under this name (digest {there.digest[:8]}), found "
+            f"another one (digest {plan.suite.digest[:8]}); choose another name"
+        )
+    return True
 
 
 def _begun_with(plan: SuitePlan) -> bool:
     """Return whether all cells that have ended under the run's name, with any code, are cells of the plan's suite."""
     known = {cell.spec.digest[:DIGEST_DIGITS] for cell in plan.to_run}
-    ended = plan.objects.list(plan.layout.cells)
-    return all(key.removeprefix(plan.layout.cells)[:DIGEST_DIGITS] in known for key in ended)
+    return all(plan.layout.digest_of(key) in known for key in plan.objects.list(plan.layout.cells))
 
 
 def read_start(objects: ObjectStore, prefix: str, name: str) -> SuiteStart:

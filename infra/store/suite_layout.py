@@ -63,6 +63,10 @@ class SuiteLayout:
         """Key of a cell's record, from its specification's digest (hex) and the version of the code that ran it."""
         return f"{self.cells}{digest[:DIGEST_DIGITS]}-{code_version}.json"
 
+    def digest_of(self, key: str) -> str:
+        """Return the first :data:`DIGEST_DIGITS` digits of the specification's digest in a cell's key."""
+        return key.removeprefix(self.cells)[:DIGEST_DIGITS]
+
     def code_of(self, key: str) -> str:
         """Return the code version in a cell's key."""
         return key.removeprefix(self.cells)[DIGEST_DIGITS + 1 :].removesuffix(".json")

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from flows.views.mlflow_texts import cell_title
 from infra.store.sealed import seal
 from infra.store.suite_layout import ReferenceLayout, SuiteLayout
+from tasks.spec.suite import cells_of, load_suite
 from tasks.spec.suite_presets import suite_preset
 from tasks.spec.suite_records import AcceptedResult, CellRecord, SuiteResult
 from tests.integration.homes import TINY, Home, assert_no_process_left
@@ -34,6 +35,7 @@ CELLS = {
     *("laptop.s1-central", "laptop.s1-local-1", "laptop.s1-local-2"),
 }
 LAYOUT = SuiteLayout("federations", "first")
+OTHER_CODE = "0.1.0-00000001"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     assert_no_process_left(home)
     before = {name: record for name, record in records_of(home).items() if record.state == "done"}
     assert before
+    failing = next(cell for cell in cells_of(load_suite(path)) if cell.experiment == "diverges")
+    of_other_code = home.object_path(LAYOUT.cell(failing.spec.digest, OTHER_CODE))
+    of_other_code.write_text("{}")
     done = home.run(*command, timeout=600)
+    of_other_code.unlink()
     return Finished(home, done.stdout, done.returncode, before, path)
 
 
@@ -98,6 +104,10 @@ def test_a_failed_cell_does_not_stop_the_others(finished: Finished) -> None:
     assert finished.code == 1
     assert "failed: cell diverges.s1 failed: " in finished.output
     assert "7 of 7 cells" in finished.output
+
+
+def test_it_says_that_cells_of_other_code_run_again(finished: Finished) -> None:
+    assert f"note: code {OTHER_CODE} has run 1 of these cells; the installed code, " in finished.output
 
 
 def test_the_result_has_every_run_with_its_rounds(finished: Finished) -> None:
