@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,6 +88,7 @@ def _dry_run(settings: Settings, name: str | None, suite: SuiteSpec) -> None:
 
     from flows.commands.suite_dry_run import dry_run_suite
 
+    logging.getLogger().addHandler(logging.NullHandler())  # warnings about the data are lines of the result
     found = dry_run_suite(settings, name, suite)
     for line in found.lines:
         out.print(plain(line), soft_wrap=True, highlight=False)

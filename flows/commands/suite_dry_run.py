@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from infra.store.holding import Subject
 from tasks.errors import FedbenchError, SpecError
 from tasks.plain_text import REASON_LIMIT, plain
 from tasks.spec.suite import Cell, SuiteSpec
+from tasks.spec.suite_records import CellRecord
 from tasks.whole import DamagedObject
 
 Refusal = SpecError | SettingsError | RunLocked
@@ -28,7 +29,7 @@ Refusal = SpecError | SettingsError | RunLocked
 class SuiteDryRun:
     """What ``fedbench suite run`` would do.
 
-    lines: on the suite as a whole. cells: by the name of each cell, in the order of the runs, what would happen to it.
+    lines: on the suite as a whole. cells: by the name of each cell, what would happen to it.
     refusal: why it would refuse to run.
     """
 
@@ -46,13 +47,15 @@ def dry_run_suite(settings: Settings, name: str | None, suite: SuiteSpec) -> Sui
         DataError, SpecError: the data cannot be used, or do not fit the suite. Or the name is not valid.
         InfraError: the store cannot be read.
     """
+    notes: list[str] = []
     experiments = tuple(
         experiment.model_copy(update={"spec": with_published_weights(experiment.spec)})
         for experiment in suite.experiments
     )
     with tempfile.TemporaryDirectory(prefix="fedbench-") as folder:
         specs = [experiment.spec for experiment in experiments]
-        suite = pinned(suite.model_copy(update={"experiments": experiments}), aside(settings, specs, Path(folder)))
+        suite = suite.model_copy(update={"experiments": experiments})
+        suite = pinned(suite, aside(settings, specs, Path(folder)), notes.append)
     plan = new_plan(readable_store(settings), settings.s3.prefix, name or default_name(suite), suite)
     head = ["nothing was started or written", f"name: {plan.name}", f"digest: {suite.digest}"]
     try:
@@ -60,8 +63,9 @@ def dry_run_suite(settings: Settings, name: str | None, suite: SuiteSpec) -> Sui
         capacity = capacity_of(settings, suite)
     except (SpecError, SettingsError, RunLocked) as error:
         return SuiteDryRun([*head, f"would refuse: {error}"], {}, error)
-    done, left = _parted(plan)
-    cells = {cell.name: "keep its result" for cell in done} | {cell.name: _would(plan, settings, cell) for cell in left}
+    done = plan.done()
+    left = [cell for cell in plan.to_run if cell.name not in done]
+    cells = {cell.name: _would(plan, settings, cell, done) for cell in plan.cells}
     total = len(plan.to_run)
     if not left:
         would = f"keep the results of all {total} cells; the report is written again if it is out of date"
@@ -74,8 +78,9 @@ def dry_run_suite(settings: Settings, name: str | None, suite: SuiteSpec) -> Sui
         f"at a time: {capacity} {'cells, on work pools' if settings.pools.used else 'turns, on this machine'}",
         *_time_lines(plan, done, left, capacity),
         *plan.notes_on_code(left),
+        *(f"warning: {note}" for note in notes),
     ]
-    return SuiteDryRun(lines, {cell.name: cells[cell.name] for cell in plan.to_run} | _shared(plan))
+    return SuiteDryRun(lines, cells)
 
 
 def _is_begun(settings: Settings, plan: SuitePlan) -> bool:
@@ -87,40 +92,22 @@ def _is_begun(settings: Settings, plan: SuitePlan) -> bool:
         return True
 
 
-def _parted(plan: SuitePlan) -> tuple[list[Cell], list[Cell]]:
-    """Return the cells that this code has done, and the others."""
-    done: list[Cell] = []
-    left: list[Cell] = []
-    for cell in plan.to_run:
-        record = plan.record(cell)
-        (done if record is not None and record.state == "done" else left).append(cell)
-    return done, left
-
-
-def _would(plan: SuitePlan, settings: Settings, cell: Cell) -> str:
-    """Return what would happen to a cell that is not done, to follow the word *would*."""
+def _would(plan: SuitePlan, settings: Settings, cell: Cell, done: Mapping[str, CellRecord]) -> str:
+    """Return what would happen to a cell, to follow the word *would*."""
+    first = plan.first(cell)
+    if first.name != cell.name:
+        return f"take the result of {first.name}, which has the same specification"
+    if cell.name in done:
+        return "keep its result"
     try:
         return what_happens(plan.objects, settings, plan.federation(cell), cell.spec)
     except (FedbenchError, RunLocked) as error:  # this cell would fail, and the others run
         return f"fail: {plain(str(error), REASON_LIMIT)}"
 
 
-def _time_lines(plan: SuitePlan, done: list[Cell], left: list[Cell], capacity: int) -> Iterator[str]:
+def _time_lines(plan: SuitePlan, done: Mapping[str, CellRecord], left: list[Cell], capacity: int) -> Iterator[str]:
     estimate = Estimate({cell.name: slots_of(cell, capacity) for cell in plan.to_run}, capacity)
-    for cell in done:
-        record = plan.record(cell)
-        if record is not None:
-            estimate.ended(cell, record.seconds)
-    seconds = estimate.left(left) if done and left else None
+    estimate.ended_before(plan.to_run, done)
+    seconds = estimate.left(left) if left else None
     if seconds is not None:
         yield f"about {duration(seconds)}, if each round takes as long as in the cells that are done"
-
-
-def _shared(plan: SuitePlan) -> dict[str, str]:
-    """Return the cells that have the specification of an earlier one, which is run for both."""
-    first: dict[str, str] = {}
-    shared = {}
-    for cell in plan.cells:
-        if first.setdefault(cell.spec.digest, cell.name) != cell.name:
-            shared[cell.name] = f"take the result of {first[cell.spec.digest]}, which has the same specification"
-    return shared

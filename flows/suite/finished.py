@@ -72,8 +72,7 @@ def reported_result(
     if note.result != _digest(result.model_dump(mode="json")) or result.code_version != code_version():
         return None
     plan = SuitePlan(name, suite, code_version(), SuiteLayout(prefix, name), objects)
-    records = [plan.record(cell) for cell in plan.to_run]
-    return result if all(record is not None and record.state == "done" for record in records) else None
+    return result if len(plan.done()) == len(plan.to_run) else None
 
 
 def _basis(objects: ObjectStore, prefix: str, suite: SuiteSpec, *, compare: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from tasks.errors import FedbenchError
 from tasks.plain_text import plain
 from tasks.spec.base import ScheduledName
 from tasks.spec.suite import Cell, SuiteSpec
+from tasks.spec.suite_records import CellRecord
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ async def cells(*, compare: bool) -> str:
     with handles.views.showing("the tag of Prefect's run"):
         await tag_run(UUID(runtime.flow_run.get_id()), plan.name, kind="suite")
     all_cells = plan.to_run
-    done = [cell for cell in all_cells if await _is_done(cell)]
-    waiting = [cell for cell in all_cells if cell not in done]
+    done = await asyncio.to_thread(plan.done)
+    waiting = [cell for cell in all_cells if cell.name not in done]
     for note in await asyncio.to_thread(plan.notes_on_code, waiting):
         handles.say(note)
     weights = {cell.name: 1 if handles.settings.pools.used else slots_of(cell, handles.capacity) for cell in all_cells}
@@ -102,11 +103,6 @@ async def cells(*, compare: bool) -> str:
     if problems:
         raise SuiteFailed("\n".join(problems))
     return plan.name
-
-
-async def _is_done(cell: Cell) -> bool:
-    record = await asyncio.to_thread(suite_handles().plan.record, cell)
-    return record is not None and record.state == "done"
 
 
 @task(name="cell", persist_result=False)
@@ -143,11 +139,9 @@ class SuiteProgress:
         self._artifact: UUID | None = None
         self._last_line = ""
 
-    async def open(self, done: Sequence[Cell]) -> None:
-        for cell in done:
-            record = await asyncio.to_thread(self._handles.plan.record, cell)
-            if record is not None:
-                self._estimate.ended(cell, record.seconds)
+    async def open(self, done: Mapping[str, CellRecord]) -> None:
+        """Begin to report. ``done``: the records of the cells that were done before, by name."""
+        self._estimate.ended_before(self._handles.plan.to_run, done)
         with self._handles.views.showing(_PROGRESS):
             self._artifact = await acreate_progress_artifact(
                 progress=self._per_cent(),

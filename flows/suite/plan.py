@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -56,12 +56,16 @@ class SuitePlan:
         """The cells to run: of each specification the first."""
         return list(self._first.values())
 
+    def first(self, cell: Cell) -> Cell:
+        """Return the first cell of the same specification, which is run for all of them."""
+        return self._first[cell.spec.digest]
+
     def federation(self, cell: Cell) -> str:
         """Return the name of a cell's federation, as ``cpu-9f31ab02.street5.s1-central.3f2a9c1e``.
 
         Its parts are the suite run, the first cell of the same specification, and the digest of the code.
         """
-        return f"{self.name}.{self._first[cell.spec.digest].name}.{self.code[-DIGITS:]}"
+        return f"{self.name}.{self.first(cell).name}.{self.code[-DIGITS:]}"
 
     def record(self, cell: Cell) -> CellRecord | None:
         """Return how the cell ended when this code last ran it; None if it has not ended yet."""
@@ -71,6 +75,11 @@ class SuitePlan:
         except DamagedObject as error:
             log.warning("%s: cell %s is run again, from its federation's last commit", error, cell.name)
             return None
+
+    def done(self) -> dict[str, CellRecord]:
+        """Return the records of the cells that this code has done, by the cells' names."""
+        records = {cell.name: self.record(cell) for cell in self.to_run}
+        return {name: record for name, record in records.items() if record is not None and record.state == "done"}
 
     def notes_on_code(self, cells: Iterable[Cell]) -> list[str]:
         """Return a line for each other state of the code that has ended some of ``cells``, which would run again."""
@@ -95,8 +104,10 @@ def default_name(suite: SuiteSpec) -> str:
     return f"{suite.name}-{suite.digest[:8]}"
 
 
-def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
+def pinned(suite: SuiteSpec, settings: Settings, say: Callable[[str], None] | None = None) -> SuiteSpec:
     """Return ``suite`` with digests and devices filled in, as :func:`flows.coordinator.preflight.pin` does.
+
+    say: called, beside the log, with a line for each fault of the data that may lower the figures.
 
     Raises:
         DataError, SpecError: as ``pin`` does.
@@ -106,7 +117,7 @@ def pinned(suite: SuiteSpec, settings: Settings) -> SuiteSpec:
     for experiment in suite.experiments:
         key = experiment.spec.model_dump_json(include={"data", "detector", "participation"})
         if key not in done:
-            done[key] = experiment.model_copy(update={"spec": pin(experiment.spec, settings)})
+            done[key] = experiment.model_copy(update={"spec": pin(experiment.spec, settings, say)})
         found = done[key].spec
         spec = experiment.spec.model_copy(
             update={"data": found.data, "detector": found.detector, "participation": found.participation}

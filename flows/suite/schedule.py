@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tasks.spec.suite import Cell
+from tasks.spec.suite_records import CellRecord
 
 
 async def run_all(
@@ -88,6 +89,12 @@ class Estimate:
         self._running.pop(cell.name, None)
         self._cells[cell.name] = cell
         self._round_seconds[cell.name] = seconds / cell.spec.max_rounds
+
+    def ended_before(self, cells: Sequence[Cell], done: Mapping[str, CellRecord]) -> None:
+        """Note those of ``cells`` that have a record, by name, in ``done``."""
+        for cell in cells:
+            if cell.name in done:
+                self.ended(cell, done[cell.name].seconds)
 
     def began(self, cell: Cell, rounds: int) -> None:
         """Note that ``cell`` has begun, with ``rounds`` committed before."""

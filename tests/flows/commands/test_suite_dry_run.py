@@ -16,19 +16,15 @@ from infra.files.lock import run_lock
 from infra.settings import Settings
 from infra.store.layout import FederationLayout
 from infra.store.objects import ObjectStore
-from tasks.spec.data import SyntheticStreet
-from tasks.spec.presets import preset
 from tasks.spec.records import Decision
 from tasks.spec.suite import Cell, Experiment, SuiteSpec
 from tasks.spec.suite_records import CellRecord
 from tests.flows.command import fedbench
-from tests.flows.commands.test_dry_run import files_below, printed
+from tests.flows.commands.test_dry_run import SPEC, files_below, printed
 from tests.records import round_record
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 
-SMALL = SyntheticStreet(train_images=40, test_images=5, width=64, height=64)
-SPEC = preset("smoke").model_copy(update={"data": SMALL, "max_rounds": 2})
 SUITE = SuiteSpec(
     name="test",
     experiments=(
