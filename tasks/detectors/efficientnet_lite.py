@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.detectors.depthwise import depthwise_same, same_padding
 from tasks.errors import DataError
 
 EPSILON = 1e-3  # of the pretrained BatchNorm, from TensorFlow
@@ -48,15 +49,14 @@ OUTPUT_CHANNELS = (40, 112, 320)
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding: at stride 2, even sizes get the odd pixel right and below."""
+    """A convolution, dense or depthwise, with TensorFlow's SAME padding."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        if stride == 1:
-            return functional.conv2d(x, self.weight, self.bias, 1, kernel // 2, groups=self.groups)
-        before = (kernel - stride) // 2
-        after = kernel - stride - before
-        return super().forward(functional.pad(x, (before, after, before, after)))
+        if self.groups > 1:
+            assert self.bias is not None
+            return depthwise_same(x, self.weight, self.bias, stride)
+        return super().forward(functional.pad(x, same_padding(kernel, stride)))
 
 
 class InvertedResidual(nn.Module):
