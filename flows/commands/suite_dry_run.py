@@ -65,7 +65,7 @@ def dry_run_suite(settings: Settings, name: str | None, suite: SuiteSpec) -> Sui
         return SuiteDryRun([*head, f"would refuse: {error}"], {}, error)
     done = plan.done()
     left = [cell for cell in plan.to_run if cell.name not in done]
-    cells = {cell.name: _would(plan, settings, cell, done) for cell in plan.cells}
+    cells = {cell.name: _would(plan, settings, cell, done) for cell in plan.in_order(plan.cells)}
     total = len(plan.to_run)
     if not left:
         would = f"keep the results of all {total} cells; the report is written again if it is out of date"

@@ -54,7 +54,15 @@ class SuitePlan:
     @property
     def to_run(self) -> list[Cell]:
         """The cells to run: of each specification the first."""
-        return list(self._first.values())
+        return self.in_order(self._first.values())
+
+    def in_order(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Return ``cells`` in the order in which they are run: the first seed of every experiment, then the second.
+
+        So a suite that is stopped has some seeds of all experiments, and not all seeds of some.
+        """
+        place = {(item.name, seed): n for item in self.suite.experiments for n, seed in enumerate(item.seeds)}
+        return sorted(cells, key=lambda cell: place[cell.experiment, cell.seed])
 
     def first(self, cell: Cell) -> Cell:
         """Return the first cell of the same specification, which is run for all of them."""

@@ -102,14 +102,14 @@ def test_a_new_suite_run_would_begin_every_cell(dry: Callable[..., dict[str, str
 def test_a_begun_one_keeps_what_is_done(
     dry: Callable[..., dict[str, str]], plan: SuitePlan, settings: Settings, object_store: ObjectStore
 ) -> None:
-    done, half = plan.to_run[:2]
+    done, failed, half = plan.to_run
     keep(plan, done)
     layout = FederationLayout(settings.s3.prefix, plan.federation(half))
     object_store.put_json(layout.spec, half.spec.model_dump(mode="json"))
     for number in range(2):
         record = round_record(number, federation=plan.federation(half), decision=Decision(stop=False, best_round=0))
         object_store.put_json(layout.marker(number), record.model_dump(mode="json"))
-    keep(plan, plan.to_run[2], "failed")
+    keep(plan, failed, "failed")
     lines = dry()
     assert lines["would"] == "go on with a suite run: 2 of 3 cells to run"
     assert lines["first.s1"] == "keep its result"

@@ -47,9 +47,9 @@ def test_a_suite_run_starts_once_and_then_goes_on(s3_settings: S3Settings, prefi
     assert [cell.name for cell in plan.to_run] == [
         "five.s1",
         "five.s1-central",
+        "twenty.s1",
         "five.s2",
         "five.s2-central",
-        "twenty.s1",
     ]
     assert len(plan.cells) == 6
     shared = next(cell for cell in plan.cells if cell.name == "twenty.s1-central")
