@@ -47,7 +47,7 @@ class SuiteFailed(FedbenchError):
 @flow(name="suite", flow_run_name=run_name, persist_result=False, on_crashed=[go_on])
 async def suite(
     name: ScheduledName = None,
-    preset: Literal["smoke", "cpu", "paper", "methods", "methods-smoke"] = "smoke",
+    preset: Literal["smoke", "cpu", "paper", "methods", "methods-final", "methods-smoke"] = "smoke",
     spec: SuiteSpec | None = None,
     compare: bool = True,
 ) -> str:

@@ -105,6 +105,14 @@ def smoke() -> FederationSpec:
     )
 
 
+def with_passes(spec: FederationSpec, passes: int, *, local_epochs: int = 1) -> FederationSpec:
+    """Return ``spec`` with ``passes`` over the images: the learning rate is full for half of the rounds, then falls."""
+    rounds = passes // local_epochs
+    schedule = spec.training.schedule.model_copy(update={"hold": rounds - rounds // 2, "decay": rounds // 2})
+    training = spec.training.model_copy(update={"local_epochs": local_epochs, "schedule": schedule})
+    return spec.model_copy(update={"max_rounds": rounds, "training": training})
+
+
 def own_data(data: DataSpec) -> FederationSpec:
     """Other data with the detector, training and rounds of street5_laptop. It is no preset: it needs the data."""
     return street5_laptop().model_copy(update={"data": data})

@@ -10,7 +10,7 @@ import yaml
 
 from tasks.errors import SpecError
 from tasks.spec.clients import ByField
-from tasks.spec.data import Coco
+from tasks.spec.data import Coco, FederatedStreet
 from tasks.spec.federation import FederationSpec, flatten
 from tasks.spec.participation import Participation
 from tasks.spec.presets import preset
@@ -147,6 +147,17 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, experiment: Any, says: str
         load_suite(path)
 
 
+# The experiments of the final tier, and the screening's trials that their recipes are from.
+RECIPES = {
+    "fedavg-adamw": "fedavg-adamw",
+    "fedavg-sgd": "fedavg-sgd",
+    "fedexp": "fedexp-b",
+    "fedavg-objects": "fedavg-objects",
+    "fedprox": "fedprox",
+    "ditto": "ditto",
+}
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_the_presets_of_suites_are_valid(name: str) -> None:
     found = suite_preset(name)
@@ -203,6 +214,31 @@ def test_every_method_of_the_screening_has_two_trials_on_held_out_images() -> No
         assert len(changed) == 1, changed
         assert {spec.evaluation.on, second.evaluation.on} == {"holdout"}
         assert spec.data.holdout == second.data.holdout is not None
+
+
+def test_the_final_tier_has_the_recipes_of_the_screening_on_all_training_images() -> None:
+    trials = {experiment.name: experiment.spec for experiment in suite_preset("methods").experiments}
+    final = {experiment.name: experiment for experiment in suite_preset("methods-final").experiments}
+    of_data = {"clean-": "clean", "street20-": "published", "yolov3-tiny-": "published"}
+    for name, experiment in final.items():
+        prefix = next((prefix for prefix in of_data if name.startswith(prefix)), "")
+        spec, trial = experiment.spec, trials[RECIPES[name.removeprefix(prefix)]]
+        assert isinstance(spec.data, FederatedStreet)
+        assert (spec.data.holdout, spec.evaluation.on, spec.participation.shards) == (None, "test", 1)
+        assert spec.data.division == of_data.get(prefix, "published")
+        assert spec.data.split == (20 if prefix == "street20-" else 5)
+        assert spec.strategy == trial.strategy
+        assert experiment.seeds == ((1, 2, 3) if prefix in ("", "clean-") else (1,))
+        if prefix == "yolov3-tiny-":
+            assert (spec.detector, spec.training) == (preset("street5").detector, preset("street5").training)
+        else:
+            assert spec.training == trial.training.model_copy(update={"schedule": spec.training.schedule})
+            assert spec.max_rounds * spec.training.local_epochs == (100 if prefix == "street20-" else 40)
+    assert {name for name, experiment in final.items() if experiment.centralised} == {
+        "fedavg-adamw",
+        "yolov3-tiny-fedavg-adamw",
+    }
+    assert len(cells_of(suite_preset("methods-final"))) == 6 * 3 + 3 + 2 * 3 + 2 + 3
 
 
 def kind_of(spec: type[StrategySpec]) -> str:
