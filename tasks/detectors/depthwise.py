@@ -30,14 +30,18 @@ def depthwise_same(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tens
 
     Returns [B, C, H // stride, W // stride].
     """
-    kernel = weight.shape[-1]
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return functional.conv2d(
-            functional.pad(x, same_padding(kernel, stride)), weight, bias, stride, groups=weight.shape[0]
-        )
-    if kernel == _COLUMNS and stride == 1:
-        return functional.conv2d(x, weight, bias, 1, 1, groups=weight.shape[0])
+    quick = weight.shape[-1] == _COLUMNS and stride == 1
+    if quick or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return torchs_own(x, weight, bias, stride)
     return _Depthwise.apply(x, weight, bias, stride)
+
+
+def torchs_own(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """Return what :func:`depthwise_same` returns, with torch's own gradient."""
+    kernel, groups = weight.shape[-1], weight.shape[0]
+    if stride == 1:
+        return functional.conv2d(x, weight, bias, 1, kernel // 2, groups=groups)
+    return functional.conv2d(functional.pad(x, same_padding(kernel, stride)), weight, bias, stride, groups=groups)
 
 
 class _Depthwise(torch.autograd.Function):

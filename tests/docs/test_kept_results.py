@@ -76,6 +76,6 @@ def test_the_final_tier_has_the_screenings_best_trials() -> None:
 def figure(result: CellResult) -> float:
     """Return the figure of a trial: that of the shared model, or the mean over clients of their own models'."""
     metric = "map50_voc10"
-    mean = result.points[-1].figures.get(metric) if result.personal is None else result.personal.mean(metric)
+    mean = result.last.figures.get(metric) if result.personal is None else result.personal.mean(metric)
     assert mean is not None
     return mean
