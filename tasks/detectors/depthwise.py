@@ -30,10 +30,11 @@ def depthwise_same(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tens
 
     Returns [B, C, H // stride, W // stride].
     """
-    quick = weight.shape[-1] == _COLUMNS and stride == 1
-    if quick or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return torchs_own(x, weight, bias, stride)
-    return _Depthwise.apply(x, weight, bias, stride)
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, bias))
+    slow = weight.shape[-1] != _COLUMNS or stride != 1
+    if wants_gradient and slow and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return _Depthwise.apply(x, weight, bias, stride)
+    return torchs_own(x, weight, bias, stride)  # exporters of networks cannot translate a Function of ours
 
 
 def torchs_own(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:

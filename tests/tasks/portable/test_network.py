@@ -92,7 +92,7 @@ def test_the_network_of_fixed_shapes_detects_the_same(kind: str) -> None:
     assert int(labels.bincount().max()) <= RULES.max_detections
 
 
-@pytest.mark.parametrize("kind", ["yolov3-tiny", "faster-rcnn-mobilenetv3-320-fpn"])
+@pytest.mark.parametrize("kind", ["yolov3-tiny", "faster-rcnn-mobilenetv3-320-fpn", "fcos-lite0"])
 def test_a_torchscript_file_detects_the_same_and_has_the_card(kind: str, tmp_path: Path) -> None:
     detector, path, _ = exported(kind, tmp_path, write_torchscript)
     assert_agrees(detector, torchscript_runner(path))
